@@ -1,0 +1,238 @@
+"""Bytes that a forward pass keeps for its backward pass, and what both need for a moment.
+
+Counted per token from what autograd saves in the layers of transformers, for fused attention
+(flash or sdpa). `bench/plan_memory.py` compares the counts with allocated bytes.
+"""
+
+from dataclasses import dataclass
+
+from workloads.shapes import Linear, ModelShape, Tower
+
+# The fused head of TRL projects tiles of this many tokens by this many words at a time.
+_TILE_TOKENS, _TILE_WORDS = 4096, 32768
+_FUSED_PROJECTIONS = ("query_key_value", "qkv_proj")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One rank's micro-batch, in the numbers that the formulas need.
+
+    `rows` of `length` tokens. Bytes of one number: `compute` in matrix products, `stored` for a
+    trained weight, `residual` in the stream between the layers. `adapted` are LoRA's matrices,
+    empty where all weights are trained.
+    """
+
+    shape: ModelShape
+    rows: int
+    length: int
+    compute: int
+    stored: int
+    residual: int
+    full: bool
+    adapted: tuple[Linear, ...] = ()
+    rank: int = 0
+    dropout: bool = False
+    adapter_bytes: int = 4
+    checkpointing: bool = False
+    fused_head: bool = True
+    eager: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def query(self) -> int:
+        """Width of all query heads together."""
+        return self.shape.heads * self.shape.head_dim
+
+    @property
+    def key(self) -> int:
+        """Width of all key heads together; of the values too."""
+        return self.shape.kv_heads * self.shape.head_dim
+
+    @property
+    def casts(self) -> bool:
+        """Whether autocast copies every matrix and its input into the compute type."""
+        return self.stored > self.compute and self.residual > self.compute
+
+
+def layer(work: Work) -> int:
+    """Bytes a token that one decoder layer keeps."""
+    return _norms(work) + _attention(work) + _mlp(work) + _inputs(work)
+
+
+def _norms(work: Work) -> int:
+    """A norm computes in fp32: it keeps its input (4 h; in an fp32 stream that is the stream
+    itself, which nothing else keeps) and, where its weight is trained, the normalised value in the
+    stream's type; a LayerNorm recomputes the latter. One or two numbers of statistics a token.
+    """
+    shape = work.shape
+    value = 0 if shape.layer_norm or not work.full else work.residual * shape.hidden
+    inputs = 1 if shape.parallel and work.residual == 4 else shape.norms
+    return inputs * 4 * shape.hidden + shape.norms * (value + 8)
+
+
+def _attention(work: Work) -> int:
+    """Rotated queries and keys, values, the output, and the log-sum of each head in fp32.
+
+    The output is also what the output projection reads, but where queries, keys and values come
+    from one projection, which lays it out another way. Eager attention keeps the softmax in fp32
+    and in the compute type, the capped scores of Gemma 2, and keys and values for every query head.
+    """
+    shape, size = work.shape, work.compute
+    # A slice of a joint projection keeps the whole of it.
+    joint = any(one.name in _FUSED_PROJECTIONS for one in shape.linears)
+    value = work.query + 2 * work.key if joint else work.key
+    kept = size * (2 * work.query + work.key + value + (work.query if joint else 0))
+    kept += 4 * shape.heads
+    if work.eager:
+        scores = 4 + (size if size < 4 else 0) + (size if shape.family == "gemma2" else 0)
+        kept += shape.heads * work.length * scores + 2 * size * (work.query - work.key)
+    return kept
+
+
+def _mlp(work: Work) -> int:
+    """Gated: the gate before and after its activation, and the up projection: 3 m.
+    Otherwise the activation's input: m. The down projection's input is counted with `_inputs`.
+    """
+    return work.compute * work.shape.intermediate * (3 if work.shape.gated else 1)
+
+
+def _inputs(work: Work) -> int:
+    """Inputs of matrices, kept for the gradients of their weights.
+
+    All weights trained: autocast gives every matrix that reads an fp32 norm a copy of its own;
+    without it those behind one norm share. The output projection reads what attention keeps anyway.
+    """
+    if not work.full:
+        return _adapter_inputs(work)
+    hidden, size = work.shape.hidden, work.compute
+    down = size * work.shape.intermediate
+    if not (work.casts or (work.shape.layer_norm and size < 4)):
+        return 2 * size * hidden + down
+    readers = [one for one in _decoder(work.shape) if one.inputs == hidden]
+    count = len(readers) - (1 if any(one.name in ("o_proj", "dense") for one in readers) else 0)
+    return count * size * hidden + down
+
+
+def _decoder(shape: ModelShape) -> list[Linear]:
+    return [one for one in shape.linears if one.where in ("attention", "mlp")]
+
+
+def _in_layers(work: Work) -> list[Linear]:
+    return [one for one in work.adapted if one.where in ("attention", "mlp")]
+
+
+def _adapter_inputs(work: Work) -> int:
+    """What the adapters of one layer keep; without dropout and casts they share their inputs."""
+    adapters = _in_layers(work)
+    if work.dropout or work.adapter_bytes != work.compute:
+        return sum(_adapter_input(work, one) for one in adapters) // work.shape.layers
+    hidden, middle = work.shape.hidden, work.shape.intermediate
+    before_norm = {one.where for one in adapters if one.inputs == hidden and one.name != "o_proj"}
+    wide = any(one.inputs == middle for one in adapters)
+    products = len(adapters) * work.rank
+    return work.compute * (len(before_norm) * hidden + wide * middle + products)
+
+
+def _adapter_input(work: Work, one: Linear) -> int:
+    """LoRA keeps its own copy of the input, one byte of dropout mask each, and the small product.
+
+    The mask is one byte on a GPU; on a CPU it is a number of the adapter's type.
+    """
+    copy = work.compute + (1 if work.dropout else 0)
+    return one.count * (copy * one.inputs + work.compute * work.rank)
+
+
+def layer_backward(work: Work) -> int:
+    """Bytes that going back through one layer needs on top of what it keeps.
+
+    Gradients of the MLP's product and of its two factors (less the product itself, which is gone by
+    then where it was kept), the stream's, and one matrix's gradient in the compute type beside its
+    copy in the stored one.
+    """
+    shape, size = work.shape, work.compute
+    middle = (2 if work.full else 3) * size * shape.intermediate
+    moving = work.tokens * (middle + work.residual * shape.hidden)
+    weight = (size + work.stored) * shape.hidden * shape.intermediate if work.full else 0
+    return moving + weight
+
+
+def recomputed(work: Work) -> int:
+    """Bytes of the one layer that checkpointing computes again, beside the stream already kept."""
+    if not work.checkpointing:
+        return 0
+    stream = 4 * work.shape.hidden if work.residual == 4 else 0
+    return work.tokens * (layer(work) - stream)
+
+
+def stack(work: Work) -> int:
+    """Bytes that all layers and towers keep from the forward pass to the backward pass.
+
+    With checkpointing only the stream before each layer; the rest is computed again.
+    """
+    each = work.residual * work.shape.hidden if work.checkpointing else layer(work)
+    return work.tokens * work.shape.layers * each + towers(work)
+
+
+def head_input(work: Work) -> int:
+    """The last norm, and the head's input where its weight is trained or the head is fused."""
+    hidden = work.shape.hidden
+    norm = (4 + (work.residual if work.full else 0)) * hidden
+    reads = work.full or work.fused_head
+    return work.tokens * (norm + (work.compute * hidden if reads else 0))
+
+
+def towers(work: Work) -> int:
+    """Bytes that vision towers keep; nothing where no weight in or before them is trained."""
+    seen = work.full or any(one.where == "vision" for one in work.adapted)
+    if not seen:
+        return 0
+    return sum(work.rows * one.patches * one.layers * _tower_layer(work, one) for one in
+               work.shape.towers)  # fmt: skip
+
+
+def _tower_layer(work: Work, tower: Tower) -> int:
+    """Two norms in fp32, queries, keys, values and output, and the MLP, as in a decoder layer."""
+    if work.checkpointing:
+        return work.residual * tower.hidden
+    size = work.compute
+    middle = (3 if tower.gated else 1) * size * tower.intermediate
+    kept = 8 * tower.hidden + 4 * size * tower.hidden + middle
+    if work.full:
+        return kept + 2 * size * tower.hidden + size * tower.intermediate
+    adapted = [one for one in work.adapted if one.where == "vision" and one.count == tower.layers]
+    return kept + sum(_adapter_input(work, one) for one in adapted) // tower.layers
+
+
+def logits_forward(work: Work) -> int:
+    """Bytes of the head at the end of the forward pass.
+
+    Unfused: logits in the compute type, as fp32, and their log-softmax. Fused: one tile.
+    """
+    if work.fused_head:
+        return _tile(work)
+    return work.tokens * work.shape.vocab * (8 if work.compute == 4 else work.compute + 8)
+
+
+def logits_backward(work: Work) -> int:
+    """Bytes of the head at the start of the backward pass, the gradient of its weight included.
+
+    Unfused: the log-softmax and two gradients of its size, 12 bytes a logit, 2 more than the
+    forward pass; when they are gone, the logits' gradient and the weight's, in two types.
+    Fused: a tile, the input's gradient in fp32 and as it goes on, the weight's in fp32.
+    """
+    table = work.shape.vocab * work.shape.hidden if work.full else 0
+    if work.fused_head:
+        cast = work.stored if work.stored < 4 else 0
+        inputs = work.tokens * work.shape.hidden * (4 + work.residual)
+        return _tile(work) + inputs + table * (4 + cast)
+    logits = work.tokens * work.shape.vocab
+    copy = work.stored if work.stored != work.compute else 0
+    return max(12 * logits, work.compute * logits + table * (work.compute + copy))
+
+
+def _tile(work: Work) -> int:
+    weights = _TILE_WORDS * work.shape.hidden * (work.compute if work.casts else 0)
+    return min(work.tokens, _TILE_TOKENS) * _TILE_WORDS * work.compute + weights

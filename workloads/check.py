@@ -1,0 +1,197 @@
+"""Find mistakes before any GPU time is spent: quick looks here, every row with `--deep`.
+
+A workload adds its own looks in `workloads/<workload>/check.py`: `shallow(config, env)` and
+`deep(config, env)` return findings.
+"""
+
+import importlib
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from workloads import device, plan
+from workloads import run as runs
+from workloads.errors import UserError
+from workloads.sections import Profile
+
+if TYPE_CHECKING:
+    from workloads.launch import Job
+
+Level = Literal["ok", "warning", "error"]
+_GIB = 1 << 30
+_MIN_FREE = _GIB
+_MAY_FIT = 1.15
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what, how it is, what was found, what to do."""
+
+    name: str
+    level: Level
+    found: str
+    mend: str = ""
+
+    def line(self) -> str:
+        mark = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}[self.level]
+        return f"{mark} {self.name}: {self.found}" + (f"; {self.mend}" if self.mend else "")
+
+
+def shallow(config: Profile, env: Mapping[str, str]) -> list[Finding]:
+    """Looks that take well under a second and load no library."""
+    findings = [
+        _outputs(env),
+        _precision(config),
+        _compute(config, env),
+        _batch(config, env),
+        _options(config),
+    ]
+    found = [one for one in findings if one] + list(_of_workload(config, "shallow", env))
+    if any(one.level == "error" for one in found):
+        return found
+    return found + _plan(config, env)
+
+
+def deep(config: Profile, env: Mapping[str, str]) -> list[Finding]:
+    """Read every row and count its tokens."""
+    return list(_of_workload(config, "deep", env))
+
+
+def _of_workload(config: Profile, name: str, env: Mapping[str, str]) -> list[Finding]:
+    module = f"workloads.{config.workload}.check"
+    if importlib.util.find_spec(module) is None:
+        return []
+    found: list[Finding] = getattr(importlib.import_module(module), name)(config, env)
+    return found
+
+
+def _outputs(env: Mapping[str, str]) -> Finding:
+    folder = runs.outputs(dict(env))
+    here = _existing(folder)
+    if not os.access(here, os.W_OK):
+        return Finding(
+            "outputs", "error", f"{here} is not writable by you", "run `make setup`, or chown it"
+        )
+    free = shutil.disk_usage(here).free
+    if free < _MIN_FREE:
+        return Finding(
+            "outputs", "error", f"{free / 2**20:.0f} MiB free in {here}", "free at least 1 GiB"
+        )
+    return Finding("outputs", "ok", f"{folder}, {free / 2**30:.0f} GiB free")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    here = folder.absolute()
+    while not here.exists():
+        here = here.parent
+    return here
+
+
+def _precision(config: Profile) -> Finding | None:
+    """1e-6 steps vanish in bf16: near 1 its numbers are 0.4 % apart."""
+    train = config.train
+    low = train.precision == "bf16" and train.master_weights == "compute"
+    if low and config.adapter.method == "full" and config.optim.learning_rate < 1e-4:
+        return Finding(
+            "precision",
+            "warning",
+            f"a learning rate of {config.optim.learning_rate:g} rounds away in bf16 weights",
+            "set train.master_weights=fp32",
+        )
+    return None
+
+
+def _compute(config: Profile, env: Mapping[str, str]) -> Finding | None:
+    """fp16 needs a GPU for its loss scaling; bf16 one that has it."""
+    gpus = device.gpus(env)
+    precision = config.train.precision
+    if precision == "fp16" and not gpus:
+        found = "train.precision=fp16 needs a GPU, and none is here"
+        return Finding("compute", "error", found, "set train.precision=bf16 or fp32")
+    old = [gpu.name for gpu in gpus if not gpu.has_bf16]
+    if precision == "bf16" and old:
+        return Finding("compute", "error", f"{old[0]} has no bf16", "set train.precision=fp16")
+    return None
+
+
+def _batch(config: Profile, env: Mapping[str, str]) -> Finding | None:
+    """The global batch against the ranks that this machine would start."""
+    gpus, nodes = device.gpu_count(env), config.parallel.nodes
+    here = gpus if env.get("NODE_RANK") else gpus // nodes  # else all nodes share this machine
+    try:
+        config.accumulation_steps(nodes * config.ranks_per_node(here))
+    except UserError as error:
+        return Finding("batch", "error", str(error))
+    return None
+
+
+def _options(config: Profile) -> Finding | None:
+    """Options whose package is not part of every installation."""
+    wanted = {
+        "bitsandbytes": config.adapter.method == "qlora" or config.optim.optimizer == "adamw_8bit",
+        "deepspeed": config.parallel.strategy in ("zero2", "zero3"),
+    }
+    missing = [name for name, on in wanted.items() if on and not importlib.util.find_spec(name)]
+    if missing:
+        return Finding(
+            "packages",
+            "error",
+            f"this profile needs {', '.join(missing)}, which is not installed here",
+            f"pip install {' '.join(missing)}, or use the image of the workload",
+        )
+    return None
+
+
+def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
+    """The plan against the GPUs and the disk that are here."""
+    gpus = device.gpus(env)
+    breakdown = plan.estimate(config, len(gpus) or None, env)
+    if breakdown.total is None:
+        return [Finding("memory", "warning", f"not planned: {breakdown.unknown}")]
+    findings = []
+    if gpus:
+        size = min(gpu.total for gpu in gpus)
+        need = f"{breakdown.total / _GIB:.1f} GiB planned, {size / _GIB:.1f} GiB in the GPU"
+        over = breakdown.total / size
+        # The plan counts every row at the longest length: a little over may well fit.
+        level: Level = "ok" if over <= 1 else "warning" if over <= _MAY_FIT else "error"
+        fixes = [] if over <= 1 else plan.advice(breakdown, config, size)
+        findings.append(Finding("memory", level, need, "; ".join(fixes)))
+    free = shutil.disk_usage(_existing(runs.outputs(dict(env)))).free
+    text = f"{breakdown.disk / _GIB:.1f} GiB planned, {free / _GIB:.1f} GiB free"
+    short = breakdown.disk > free
+    mend = "free some, or set checkpoints.keep_last=1" if short else ""
+    return [*findings, Finding("disk", "error" if short else "ok", text, mend)]
+
+
+def before_start(job: "Job") -> None:
+    """The shallow looks before a run; UserError with every error at once."""
+    findings = shallow(job.config, job.env)
+    for one in findings:
+        if one.level == "warning":
+            print(f"tatara: {one.line()}", file=sys.stderr)
+    errors = [one.line() for one in findings if one.level == "error"]
+    if errors:
+        raise UserError("this profile cannot start:\n  " + "\n  ".join(errors))
+    address = job.env.get("MASTER_ADDR")
+    if address and job.nodes > 1 and not job.is_local:
+        _resolvable(address)
+
+
+def _resolvable(address: str) -> None:
+    """A name that does not resolve now may do so when its container is up: say it, go on."""
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError:
+        print(f"tatara: MASTER_ADDR {address!r} does not resolve yet", file=sys.stderr)
+
+
+def as_json(findings: list[Finding]) -> list[dict[str, Any]]:
+    return [one.__dict__ for one in findings]

@@ -1,0 +1,40 @@
+"""Look for mistakes in PROFILE, its data and this machine; `--deep` reads every row."""
+
+import argparse
+from collections.abc import Sequence
+
+from workloads.commands.common import loaded_environment, print_json, resolved
+from workloads.config import leaves
+from workloads.errors import EXIT_DONE, EXIT_USER
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("profile", metavar="PROFILE", help="file, or name of one in profiles/")
+    parser.add_argument("--deep", action="store_true", help="read every row, count its tokens")
+    parser.add_argument("--json", action="store_true", help="print findings and settings as JSON")
+
+
+def main(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from workloads import check
+
+    env = loaded_environment()
+    config, provenance = resolved(args.profile, env, words)
+    findings = check.shallow(config, env)
+    if args.deep and not any(one.level == "error" for one in findings):
+        findings += check.deep(config, env)
+    failed = any(one.level == "error" for one in findings)
+    if args.json:
+        settings = {
+            name: {"value": value, "source": provenance[name]}
+            for name, value in leaves(config).items()
+        }
+        found = check.as_json(findings)
+        print_json({"ok": not failed, "findings": found, "settings": settings})
+    else:
+        for name, source in provenance.items():
+            if source != "default" and not source.startswith(args.profile):
+                print(f"{name} = {leaves(config)[name]}   ({source})")
+        for one in findings:
+            print(one.line())
+        print("this profile cannot start" if failed else "no mistakes found")
+    return EXIT_USER if failed else EXIT_DONE

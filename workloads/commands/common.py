@@ -1,0 +1,58 @@
+"""What several verbs do first: environment, config, and the lines that say what was taken."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workloads import environment
+from workloads.errors import UserError
+
+if TYPE_CHECKING:
+    from workloads.config import Provenance
+
+
+def loaded_environment() -> dict[str, str]:
+    """This process's environment with `.env` and secrets, made its own."""
+    env = environment.load(os.environ)
+    environment.apply(env)
+    return env
+
+
+def resolved(profile: str, env: dict[str, str], words: Sequence[str]) -> "tuple[Any, Provenance]":
+    """The config of a profile; names that are set but not honoured are told of."""
+    from workloads.config import resolve
+
+    config, provenance = resolve(profile_path(profile), env, words)
+    report_ignored(profile, provenance)
+    return config, provenance
+
+
+def report_ignored(profile: str, provenance: "Provenance") -> None:
+    """Tell of short names that are set but not honoured."""
+    for name in provenance.ignored:
+        print(f"tatara: {name} is set but {profile} does not honour it", file=sys.stderr)
+
+
+def profile_path(profile: str) -> Path:
+    """A profile by its path, or by its name in profiles/ and profiles/recipes/."""
+    path = Path(profile)
+    if path.suffix in (".yaml", ".yml") or "/" in profile:
+        return path
+    for folder in (Path("profiles"), Path("profiles/recipes")):
+        if (folder / f"{profile}.yaml").is_file():
+            return folder / f"{profile}.yaml"
+    known = sorted(path.stem for path in Path("profiles").glob("**/*.yaml"))
+    raise UserError(f"no profile {profile!r} in profiles/; there are: {', '.join(known)}")
+
+
+def no_settings(words: Sequence[str]) -> None:
+    """Refuse left-over words where a verb takes no settings."""
+    if words:
+        raise UserError(f"unexpected {words[0]!r}; see --help")
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))

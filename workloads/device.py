@@ -1,0 +1,227 @@
+"""What this machine has, without loading torch: GPUs by NVML, host memory, processors.
+
+Every count honours what limits this process: CUDA_VISIBLE_DEVICES, control groups, affinity.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workloads.processes import memory_limit
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU, or one MIG slice of it, as this process may use it; sizes in bytes."""
+
+    index: int
+    uuid: str
+    name: str
+    total: int
+    free: int
+    capability: tuple[int, int]
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether its tensor cores compute in bf16 (Ampere and later)."""
+        return self.capability >= (8, 0)
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The NVIDIA driver's own version and the newest CUDA it serves."""
+
+    version: str
+    cuda: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of host memory: installed, free for new work, and the control group's limit."""
+
+    total: int
+    available: int
+    limit: int | None
+
+    @property
+    def usable(self) -> int:
+        """What this process may take in all."""
+        return min(self.total, self.limit) if self.limit else self.total
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything above in one."""
+
+    gpus: tuple[Gpu, ...]
+    driver: Driver | None
+    memory: HostMemory
+    shared_memory: int
+    cpus: int
+
+
+def machine(env: Mapping[str, str] = os.environ) -> Machine:
+    """Look at this machine once."""
+    return Machine(gpus(env), driver(), host_memory(), shared_memory(), cpu_count())
+
+
+def gpus(env: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
+    """The GPUs that CUDA will show to this process, in CUDA_VISIBLE_DEVICES' order.
+
+    Empty where there is no driver. Without CUDA_VISIBLE_DEVICES the order is that of the bus,
+    which CUDA follows too where CUDA_DEVICE_ORDER=PCI_BUS_ID is set or all GPUs are alike.
+    """
+    with _nvml() as nvml:
+        if nvml is None:
+            return ()
+        found = [_describe(nvml, number, handle) for number, handle in _handles(nvml)]
+        return visible(found, env.get("CUDA_VISIBLE_DEVICES"), lambda uuid: _slice(nvml, uuid))
+
+
+def gpu_count(env: Mapping[str, str] = os.environ) -> int:
+    """How many GPUs this process may use."""
+    return len(gpus(env))
+
+
+def driver() -> Driver | None:
+    """The NVIDIA driver, None where none answers."""
+    with _nvml() as nvml:
+        if nvml is None:
+            return None
+        cuda = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+        return Driver(_text(nvml.nvmlSystemGetDriverVersion()), (cuda // 1000, cuda % 1000 // 10))
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVML while it is open; None where the library or the driver is missing."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _handles(nvml: Any) -> Iterator[tuple[int, Any]]:
+    """Every GPU that answers; one that has fallen off the bus is not one to count on."""
+    for number in range(nvml.nvmlDeviceGetCount()):
+        try:
+            yield number, nvml.nvmlDeviceGetHandleByIndex(number)
+        except nvml.NVMLError:
+            continue
+
+
+def _describe(nvml: Any, number: int, handle: Any) -> Gpu:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return Gpu(
+        index=number,
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        name=_text(nvml.nvmlDeviceGetName(handle)),
+        total=int(memory.total),
+        free=int(memory.free),
+        capability=(int(major), int(minor)),
+    )
+
+
+def visible(
+    found: Sequence[Gpu],
+    wanted: str | None,
+    slice_of: Callable[[str], Gpu | None] = lambda uuid: None,
+) -> tuple[Gpu, ...]:
+    """CUDA's rule: entries in order, up to the first that names no GPU; none if one comes twice.
+
+    wanted: CUDA_VISIBLE_DEVICES, None where it is not set. slice_of: a MIG slice by its UUID.
+    """
+    if wanted is None:
+        return tuple(found)
+    chosen: list[Gpu] = []
+    for entry in wanted.split(","):
+        gpu = _named(found, entry.strip(), slice_of)
+        if gpu is None:
+            break
+        if gpu in chosen:
+            return ()
+        chosen.append(gpu)
+    return tuple(chosen)
+
+
+def _named(found: Sequence[Gpu], entry: str, slice_of: Callable[[str], Gpu | None]) -> Gpu | None:
+    """A GPU by its number, the start of its UUID, or a MIG slice by its UUID."""
+    if entry.isdigit():
+        return next((gpu for gpu in found if gpu.index == int(entry)), None)
+    if entry.startswith("MIG-"):
+        return slice_of(entry)
+    matching = [gpu for gpu in found if entry and gpu.uuid.startswith(entry)]
+    return matching[0] if len(matching) == 1 else None
+
+
+def _slice(nvml: Any, uuid: str) -> Gpu | None:
+    try:
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid.encode())
+        parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        capability = nvml.nvmlDeviceGetCudaComputeCapability(parent)
+        name = _text(nvml.nvmlDeviceGetName(handle))
+        number = int(nvml.nvmlDeviceGetIndex(parent))
+    except nvml.NVMLError:
+        return None
+    major, minor = (int(part) for part in capability)
+    return Gpu(number, uuid, name, int(memory.total), int(memory.free), (major, minor))
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def host_memory() -> HostMemory:
+    """Host memory as the kernel and the control group tell it."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if ":" in line}
+    return HostMemory(
+        kibibytes["MemTotal"] * 1024, kibibytes["MemAvailable"] * 1024, memory_limit()
+    )
+
+
+def shared_memory() -> int:
+    """Bytes of /dev/shm, through which loader processes and NCCL hand data over; 0 without it."""
+    try:
+        space = os.statvfs("/dev/shm")
+    except OSError:
+        return 0
+    return space.f_blocks * space.f_frsize
+
+
+def cpu_count() -> int:
+    """Processors this process may use: its affinity, and the control group's share of time."""
+    allowed = len(os.sched_getaffinity(0))
+    quota = _cpu_quota()
+    return max(1, min(allowed, int(quota))) if quota else allowed
+
+
+def _cpu_quota() -> float | None:
+    """Processors' worth of time that the control group gives, None without a limit."""
+    try:
+        limit, _, period = Path("/sys/fs/cgroup/cpu.max").read_text().strip().partition(" ")
+    except OSError:
+        return _cpu_quota_v1()
+    return int(limit) / int(period) if limit.isdigit() else None
+
+
+def _cpu_quota_v1() -> float | None:
+    folder = Path("/sys/fs/cgroup/cpu")
+    try:
+        limit = int((folder / "cpu.cfs_quota_us").read_text())
+        period = int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+    return limit / period if limit > 0 else None

@@ -1,0 +1,201 @@
+"""What needs an account or the network: the hub's model, Weights & Biases, and the time out there.
+
+The hub is asked with the standard library alone, so that it works before anything is installed, and
+in the words of `engine/hub.py`, which downloads.
+"""
+
+import http.client
+import os
+import re
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
+
+from workloads.doctor.facts import Facts
+from workloads.doctor.finding import Finding, Verdict
+
+HUB = "https://huggingface.co"
+PATIENCE = 5.0
+_OFFSET = 300  # seconds: a certificate or a token may be refused beyond that
+_REDIRECTS = 3
+_ON = ("1", "true", "yes", "on")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An HTTP answer: its status and headers by lower-case name, or why there is none."""
+
+    status: int | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
+
+
+def checks(facts: Facts) -> list[Finding]:
+    """The hub and the clock, where the profile names a model there, and Weights & Biases."""
+    config = facts.config
+    if config is None:
+        why = facts.settings.missing or "the profile has a mistake"
+        return [Finding("hub", "skipped", why)]
+    found = _hub(facts, config.model)
+    if config.tracking.wandb == "online":
+        found.append(_wandb(facts))
+    return found
+
+
+def _hub(facts: Facts, model: Any) -> list[Finding]:
+    if Path(model.name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model.name):
+        return [Finding("hub", "skipped", f"{model.name} is a folder of this machine")]
+    cached = is_cached(model.name, facts)
+    if (facts.env.get("HF_HUB_OFFLINE") or "").lower() in _ON:
+        return [_offline(model.name, cached)]
+    base = (facts.env.get("HF_ENDPOINT") or HUB).rstrip("/")
+    revision = quote(model.revision or "main", safe="")
+    reply = ask(f"{base}/{model.name}/resolve/{revision}/config.json", facts.env.get("HF_TOKEN"))
+    found = judge(reply, model.name, base, bool(facts.env.get("HF_TOKEN")), cached)
+    if found.verdict == "error" and model.fallbacks:
+        rest = f"{found.found}; the profile falls back on {', '.join(model.fallbacks)}"
+        found = Finding(found.check, "warning", rest, found.needed, found.mend)
+    clock = offset(reply)
+    return [found, clock] if clock else [found]
+
+
+def _offline(name: str, cached: bool) -> Finding:
+    if cached:
+        return Finding("hub", "ok", f"HF_HUB_OFFLINE is set and {name} is in the cache")
+    told = f"HF_HUB_OFFLINE is set and {name} is not in the cache"
+    return Finding("hub", "error", told, "a copy, or the network", "unset HF_HUB_OFFLINE once")
+
+
+def is_cached(name: str, facts: Facts) -> bool:
+    """Whether the hub's cache of this run holds something of a model."""
+    env = facts.env
+    if facts.in_docker:
+        folder = facts.cache / "huggingface" / "hub"
+    else:
+        home = env.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+        folder = Path(env.get("HF_HUB_CACHE") or Path(home) / "hub")
+    return any((folder / f"models--{name.replace('/', '--')}" / "snapshots").glob("*/config.json"))
+
+
+def judge(reply: Reply, name: str, base: str, has_token: bool, cached: bool) -> Finding:
+    """What an answer says of token, licence, name and network, told apart."""
+    needed = f"{name} readable" + (" with your token" if has_token else "")
+    code, status = reply.headers.get("x-error-code", ""), reply.status
+    licence = f"accept the licence at {base}/{name}"
+    token = f"a new token from {base}/settings/tokens as HF_TOKEN in .env"
+
+    def bad(told: str, mend: str, verdict: Verdict = "error") -> Finding:
+        return Finding("hub", verdict, told, needed, mend)
+
+    if status is None or status in (408, 429) or status >= 500:
+        told = reply.problem or f"{base} answers {status}: trouble that may pass"
+        if cached:
+            return Finding("hub", "ok", f"{told}; {name} is in the cache", needed)
+        return bad(told, "check network, proxy and HF_ENDPOINT, or try again later", "warning")
+    if status < 400 or code == "EntryNotFound":
+        return Finding("hub", "ok", f"{base} answers; the model can be read", needed)
+    if code == "GatedRepo":
+        if has_token:
+            return bad("a gated model that the token's account may not read", licence)
+        return bad("a gated model, and no token", f"{licence} and set HF_TOKEN in .env")
+    if status == 401 and has_token:
+        return bad("a token that the hub refuses (401)", token)
+    if status == 403:
+        return bad("a token without the right to read this (403)", token)
+    if code == "RevisionNotFound":
+        return bad("no such revision (404)", f"choose one from {base}/{name}/commits/main")
+    private = "" if has_token else ", or set HF_TOKEN if it is private"
+    return bad(f"no such model ({status})", f"correct model.name{private}")
+
+
+def ask(url: str, token: str | None, seconds: float = PATIENCE) -> Reply:
+    """Ask for the headers at an address, waiting no longer than that whatever the network does."""
+    replies: list[Reply] = []
+    thread = threading.Thread(
+        target=lambda: replies.append(_asked(url, token, seconds)), daemon=True
+    )
+    thread.start()
+    thread.join(seconds)
+    host = urlsplit(url).netloc
+    return replies[0] if replies else Reply(None, problem=f"{host} gave no answer in {seconds:g} s")
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows nothing by itself: a token must not reach another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _asked(url: str, token: str | None, seconds: float) -> Reply:
+    """One answer, after redirects within the same host; one that leads elsewhere is an answer."""
+    opener = urllib.request.build_opener(_Stay)
+    for _ in range(_REDIRECTS):
+        reply = _once(opener, url, token, seconds)
+        target = urljoin(url, reply.headers.get("location", ""))
+        moved = reply.status is not None and 300 <= reply.status < 400
+        if not moved or urlsplit(target)[:2] != urlsplit(url)[:2] or target == url:
+            return reply
+        url = target
+    return reply
+
+
+def _once(opener: Any, url: str, token: str | None, seconds: float) -> Reply:
+    headers = {"User-Agent": "tatara-doctor"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        request = urllib.request.Request(url, method="HEAD", headers=headers)
+        with opener.open(request, timeout=seconds) as answer:
+            return Reply(answer.status, _headers(answer.headers))
+    except urllib.error.HTTPError as error:
+        return Reply(error.code, _headers(error.headers))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return Reply(None, problem=f"{urlsplit(url).netloc} cannot be reached: {why(error)}")
+
+
+def _headers(headers: Message) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def why(error: Exception) -> str:
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return f"{reason.verify_message} (is the clock right?)"
+    return str(reason) or type(reason).__name__
+
+
+def offset(reply: Reply) -> Finding | None:
+    """This machine's clock against the hub's; None where the hub does not tell."""
+    try:
+        there = parsedate_to_datetime(reply.headers["date"]).timestamp()
+    except (KeyError, ValueError, TypeError):
+        return None
+    away = round(time.time() - there)
+    told = f"{abs(away)} s {'ahead of' if away > 0 else 'behind'} the hub's"
+    if abs(away) > _OFFSET:
+        mend = "sudo timedatectl set-ntp true"
+        return Finding("clock offset", "warning", told, f"within {_OFFSET} s", mend)
+    return Finding("clock offset", "ok", told, f"within {_OFFSET} s")
+
+
+def _wandb(facts: Facts) -> Finding:
+    if facts.env.get("WANDB_API_KEY") or (not facts.in_docker and _in_netrc()):
+        return Finding("Weights & Biases", "ok", "a key", "WANDB_API_KEY")
+    told = "tracking.wandb=online and no key: the run goes on without it"
+    mend = "set WANDB_API_KEY in .env, or USE_WANDB=offline"
+    return Finding("Weights & Biases", "warning", told, "WANDB_API_KEY", mend)
+
+
+def _in_netrc() -> bool:
+    path = Path(os.path.expanduser("~/.netrc"))
+    return path.is_file() and "api.wandb.ai" in path.read_text(errors="replace")

@@ -1,0 +1,61 @@
+"""Asking other programs, with an end to every wait."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a program ended: `code` is None where it is not there or took too long."""
+
+    code: int | None
+    out: str = ""
+    problem: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        return self.code == 0
+
+
+def has(program: str, env: Mapping[str, str]) -> bool:
+    """Whether a program is on that environment's PATH."""
+    return shutil.which(program, path=env.get("PATH", os.defpath)) is not None
+
+
+def ask(words: Sequence[str], env: Mapping[str, str], seconds: float = 20) -> Answer:
+    """Run a program to its end, at most so long, and say how it ended.
+
+    problem: one line of what it complained, or why there is no answer.
+    """
+    if not has(words[0], env):
+        return Answer(None, problem=f"{words[0]} is not on PATH")
+    program = subprocess.Popen(
+        words,
+        env=dict(env),
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        out, told = program.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        # What it started holds the pipes open: the whole group has to go.
+        os.killpg(program.pid, signal.SIGKILL)
+        program.communicate()
+        return Answer(None, problem=f"{Path(words[0]).name} gave no answer within {seconds:g} s")
+    return Answer(program.returncode, out, _complaint(told or out) if program.returncode else "")
+
+
+def _complaint(text: str) -> str:
+    """The line that says what went wrong: the last with the word error, else the last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["no word of why"])[-1]

@@ -1,0 +1,69 @@
+"""The command line, the same for `tatara doctor` and `python3 -m workloads.doctor`."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+
+from workloads.doctor import accounts, containers, deep, gpus, host
+from workloads.doctor.facts import Facts, look
+from workloads.doctor.finding import Finding, as_json, is_bad, summary, table
+from workloads.errors import EXIT_DONE, EXIT_FAILED, UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "profile", nargs="?", metavar="PROFILE", help="look at what this one needs, too"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    parser.add_argument("--brief", action="store_true", help="print only what is to be mended")
+    parser.add_argument(
+        "--deep", action="store_true", help="import, compute and let two ranks speak, in minutes"
+    )
+    # What is said to `train` may be said here too.
+    parser.add_argument("--resume", nargs="?", help=argparse.SUPPRESS)
+
+
+def main(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """Look, print, and end with 1 where a run could not start."""
+    if args.resume and "=" in args.resume:
+        words = [args.resume, *words]
+    if words and args.profile is None:
+        raise UserError(f"expected a PROFILE before {words[0]!r}; name one, or see --help")
+    facts = look(os.environ, args.profile, words)
+    findings = examine(facts)
+    if args.deep:
+        findings += deep.checks(facts)
+    failed = any(one.verdict == "error" for one in findings)
+    if args.json:
+        print(json.dumps(_object(facts, findings, not failed), indent=1, ensure_ascii=False))
+    elif args.brief:
+        for one in filter(is_bad, findings):
+            print(one.line())
+    else:
+        print(table(findings))
+        subject = f"{args.profile} ({facts.runtime})" if args.profile else "a run"
+        print(f"\n{summary(findings, subject)}")
+    return EXIT_FAILED if failed else EXIT_DONE
+
+
+def _object(facts: Facts, findings: Sequence[Finding], ok: bool) -> dict[str, object]:
+    return {
+        "ok": ok,
+        "profile": facts.profile,
+        "runtime": facts.runtime,
+        "checks": as_json(findings),
+    }
+
+
+def examine(facts: Facts) -> list[Finding]:
+    """Every look, in the order in which things are mended."""
+    found = [Finding("runtime", "ok", f"{facts.runtime}: {facts.why}")]
+    if facts.settings.mistake:
+        mend = f"tatara check {facts.profile}"
+        found.append(Finding("profile", "error", facts.settings.mistake, "no mistake", mend))
+    elif facts.settings.missing and facts.profile:
+        found.append(Finding("profile", "skipped", facts.settings.missing))
+    for part in (gpus, containers, host, accounts):
+        found += part.checks(facts)
+    return found

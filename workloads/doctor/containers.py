@@ -1,0 +1,138 @@
+"""The Docker engine: old enough to fail, willing to hand over a GPU, and whose files it writes."""
+
+from pathlib import Path
+
+from workloads.doctor import docker, nvidia
+from workloads.doctor.answer import has
+from workloads.doctor.docker import Engine
+from workloads.doctor.facts import SETUP, Facts
+from workloads.doctor.finding import Finding, Verdict
+
+OLDEST_ENGINE, OLDEST_COMPOSE = (20, 10), (2, 24)
+_TOOLKIT = (
+    "sudo apt-get install -y nvidia-container-toolkit && sudo nvidia-ctk runtime configure "
+    "--runtime=docker && sudo systemctl restart docker"
+)
+_LINKS = "sudo nvidia-ctk system create-dev-char-symlinks --create-all"
+_CGROUPFS = '"exec-opts": ["native.cgroupdriver=cgroupfs"] in /etc/docker/daemon.json'
+
+
+def checks(facts: Facts) -> list[Finding]:
+    """Every look at Docker; one line where no run would use it."""
+    engine = facts.engine
+    if isinstance(engine, str):
+        return [_no_engine(facts, engine)]
+    found = [_engine(engine, facts), _compose(engine, facts)]
+    if facts.complaint:
+        found.append(Finding("compose.yaml", "error", facts.complaint, "a file that Compose reads"))
+    if facts.in_docker:
+        found += [_users(engine), *_gpu(facts, engine)]
+    return found
+
+
+def _no_engine(facts: Facts, why: str) -> Finding:
+    if not facts.in_docker and not has("docker", facts.env):
+        return Finding("Docker Engine", "skipped", f"{why}; runs use .venv")
+    mend = "sudo systemctl start docker"
+    if "permission denied" in why.lower():
+        mend = "sudo usermod -aG docker $USER, then log in again"
+    elif "not on PATH" in why:
+        mend = (
+            "install Docker Engine (docker-ce) with docker-compose-plugin, or unset TATARA_RUNTIME"
+        )
+    verdict: Verdict = "error" if facts.in_docker else "warning"
+    return Finding("Docker Engine", verdict, why, "an engine that answers", mend)
+
+
+def _engine(engine: Engine, facts: Facts) -> Finding:
+    return _version("Docker Engine", engine.version, OLDEST_ENGINE, "docker-ce", facts)
+
+
+def _compose(engine: Engine, facts: Facts) -> Finding:
+    """2.24 knows `env_file: required: false` and `!reset`."""
+    found = engine.compose or "none"
+    return _version("Docker Compose", found, OLDEST_COMPOSE, "docker-compose-plugin", facts)
+
+
+def _version(name: str, found: str, oldest: nvidia.Version, package: str, facts: Facts) -> Finding:
+    needed = f"{'.'.join(map(str, oldest))} or newer"
+    if nvidia.numbers(found) >= oldest:
+        return Finding(name, "ok", found, needed)
+    verdict: Verdict = "error" if facts.in_docker else "warning"
+    return Finding(name, verdict, found, needed, f"sudo apt-get install -y {package}")
+
+
+def _users(engine: Engine) -> Finding:
+    """Files that a container writes must belong to the caller, so uids must mean the same."""
+    if engine.maps_users:
+        told = "an engine that is rootless or remaps users: a container's uid is another one here"
+        mend = "docker context use default, for an engine of the system; or TATARA_RUNTIME=local"
+        return Finding("uids in containers", "error", told, "the host's own uids", mend)
+    return Finding("uids in containers", "ok", "the host's own")
+
+
+def _gpu(facts: Facts, engine: Engine) -> list[Finding]:
+    """Whether the engine hands over a GPU, and keeps it handed over."""
+    if facts.ignores_gpu:
+        return []
+    if not facts.smi.cards and not facts.needs_gpu:
+        return [Finding("GPU in containers", "skipped", "there is no GPU to hand over")]
+    found = [_toolkit(facts, engine), _handed(facts)]
+    if facts.smi.cards:
+        found.append(cgroups(engine))
+    return [one for one in found if one is not None]
+
+
+def _toolkit(facts: Facts, engine: Engine) -> Finding:
+    """The NVIDIA Container Toolkit, by its command and by what the engine lists.
+
+    `--gpus` needs its hook beside the engine; the runtime in the engine's list comes with it.
+    """
+    version = docker.toolkit_version(facts.env)
+    hook = has("nvidia-container-runtime-hook", facts.env)
+    listed = any("nvidia" in name for name in (*engine.runtimes, *engine.devices))
+    needed = "NVIDIA Container Toolkit, known to the engine"
+    handed = facts.handed is not None and facts.handed.is_good
+    if handed or listed or hook:
+        how = "registered with the engine" if listed else "found by the engine"
+        return Finding(
+            "container toolkit", "ok", f"{version or 'a version unknown'}, {how}", needed
+        )
+    runtimes = ", ".join(name for name in engine.runtimes if "." not in name)
+    told = f"{version or 'none'}; the engine's runtimes are: {runtimes}"
+    mend = _TOOLKIT.partition(" && ")[2] if version else _TOOLKIT
+    return Finding("container toolkit", "error", told, needed, mend)
+
+
+def _handed(facts: Facts) -> Finding | None:
+    """A container that asked for every GPU, where there is an image of ours to start one from."""
+    answer = facts.handed
+    if answer is None:
+        why = f"not tried: no image of ours yet (`{SETUP}` builds one)"
+        return Finding("GPU in containers", "skipped", why)
+    needed = "a container that sees the GPUs"
+    seen = [line for line in answer.out.splitlines() if line.startswith("GPU ")]
+    if answer.is_good:
+        here = len(facts.smi.cards)
+        return Finding("GPU in containers", "ok", f"{len(seen)} of {here} GPUs seen", needed)
+    told = answer.problem
+    if "Unknown Error" in answer.out + told:
+        told += " (the engine's cgroups hide the devices)"
+    mend = "sudo systemctl restart docker" if "Unknown Error" in told else _TOOLKIT
+    return Finding("GPU in containers", "error", told, needed, mend)
+
+
+def cgroups(engine: Engine, devices: Path = Path("/dev/char")) -> Finding:
+    """`systemctl daemon-reload` takes GPUs from containers whose cgroups systemd manages.
+
+    They then say "Failed to initialize NVML: Unknown Error". Links in /dev/char, or the other
+    driver of cgroups, keep them (NVIDIA/nvidia-docker issue 1730).
+    """
+    found = f"cgroup driver {engine.cgroup_driver or 'unknown'}, v{engine.cgroup_version or '?'}"
+    needed = "GPUs that stay after `systemctl daemon-reload`"
+    if engine.cgroup_driver != "systemd":
+        return Finding("cgroups", "ok", found, needed)
+    if docker.has_device_links(devices):
+        return Finding("cgroups", "ok", f"{found}, devices linked in /dev/char", needed)
+    told = f"{found}, no links in /dev/char: a daemon-reload ends a training with 'Unknown Error'"
+    return Finding("cgroups", "warning", told, needed, f"{_LINKS} (at each boot); or {_CGROUPFS}")

@@ -1,0 +1,89 @@
+"""`--deep`: import the packages, compute forwards and backwards, let two ranks speak.
+
+Each in a process of its own with an end to its time, by the Python that runs this; `trial.py` is
+what they run.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+from workloads.doctor.answer import Answer, ask
+from workloads.doctor.facts import Facts
+from workloads.doctor.finding import Finding
+
+_COMMON = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "pyarrow")
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "llm": (*_COMMON, "trl"),
+    "grpo": (*_COMMON, "trl", "math_verify", "PIL"),
+    "vla": (*_COMMON, "PIL", "av", "google_crc32c"),
+}
+_IMPORT_SECONDS, _COMPUTE_SECONDS, _SPEAK_SECONDS = 300.0, 120.0, 120.0
+
+
+def checks(facts: Facts) -> list[Finding]:
+    """Three trials; a reason to skip them where this Python has no torch."""
+    if importlib.util.find_spec("torch") is None:
+        name = facts.services[0].name if facts.services else "SERVICE"
+        profile = facts.profile or "PROFILE"
+        inside = f"docker compose --profile {profile} run --rm {name} doctor {profile} --deep"
+        how = inside if facts.in_docker else "make setup"
+        return [Finding("trials", "skipped", f"no torch in this Python; `{how}` has it")]
+    names = PACKAGES.get(facts.config.workload if facts.config else "", _COMMON)
+    return [packages(facts, names), compute(facts), collective(facts)]
+
+
+def _run(facts: Facts, words: list[str], seconds: float) -> Answer:
+    path = os.pathsep.join(part for part in sys.path if part)
+    env = {**facts.env, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    return ask([sys.executable, *words], env, seconds)
+
+
+def _told(answer: Answer) -> dict[str, str]:
+    """The JSON object that a trial printed; libraries print other lines around it."""
+    for line in reversed(answer.out.splitlines()):
+        if line.startswith("{"):
+            found: dict[str, str] = json.loads(line)
+            return found
+    return {}
+
+
+def packages(facts: Facts, names: Sequence[str]) -> Finding:
+    """Import them, and name the versions."""
+    answer = _run(facts, ["-m", "workloads.doctor.trial", "imports", *names], _IMPORT_SECONDS)
+    told = _told(answer)
+    failed = {name: what for name, what in told.items() if not re.match(r"\d", what)}
+    if not told or failed:
+        found = "; ".join(f"{name}: {what}" for name, what in failed.items()) or answer.problem
+        return Finding("packages", "error", found, ", ".join(names), "make setup")
+    found = ", ".join(f"{name} {version}" for name, version in told.items())
+    return Finding("packages", "ok", found, "imports without errors")
+
+
+def compute(facts: Facts) -> Finding:
+    """A small layer on the device, against the same on the CPU."""
+    answer = _run(facts, ["-m", "workloads.doctor.trial", "compute"], _COMPUTE_SECONDS)
+    told = _told(answer)
+    needed = "finite gradients that agree with the CPU's"
+    if not answer.is_good or not told:
+        mend = "compare driver and compute capability above with torch's build"
+        return Finding("forward and backward", "error", answer.problem, needed, mend)
+    found = f"{told['device']}, {told['dtype']}: off by {told['error']}"
+    return Finding("forward and backward", "ok", found, needed)
+
+
+def collective(facts: Facts) -> Finding:
+    """Two ranks under torchrun add up their numbers."""
+    # Both ranks are here: a host whose own name resolves to nothing need not keep them apart.
+    here = ["--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
+    words = ["-m", "torch.distributed.run", *here, "-m", "workloads.doctor.trial", "collective"]
+    answer = _run(facts, words, _SPEAK_SECONDS)
+    told = _told(answer)
+    needed = "2 ranks that add up their numbers"
+    if not told:
+        mend = "NCCL_DEBUG=INFO shows where they wait; see the rows on P2P and interfaces"
+        return Finding("collective", "error", answer.problem, needed, mend)
+    return Finding("collective", "ok", f"{told['backend']} on {told['device']}", needed)

@@ -1,0 +1,261 @@
+"""Everything that the checks look at, gathered once."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from workloads import environment
+from workloads.doctor import docker, nvidia
+from workloads.doctor.answer import Answer
+from workloads.doctor.docker import Engine, Service
+from workloads.doctor.nvidia import Build, Card, Smi
+from workloads.errors import UserError
+
+if TYPE_CHECKING:
+    from workloads.plan import Breakdown
+    from workloads.sections import Profile
+
+SETUP = "make setup"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A profile's settings, or why there are none: `missing` is no fault, `mistake` is one."""
+
+    config: "Profile | None" = None
+    missing: str = ""
+    mistake: str = ""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node that would run here: the GPUs that it sees, and its ranks where they are known."""
+
+    name: str
+    cards: tuple[Card, ...]
+    ranks: int | None
+    listed: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of this machine and of what is to run on it."""
+
+    env: Mapping[str, str] = field(repr=False)  # may hold a token
+    profile: str | None
+    runtime: Literal["docker", "local"]
+    why: str
+    engine: Engine | str
+    services: tuple[Service, ...]
+    complaint: str
+    smi: Smi
+    build: Build
+    handed: Answer | None
+    settings: Settings
+    plan: "Breakdown | None" = None
+
+    @property
+    def config(self) -> "Profile | None":
+        return self.settings.config
+
+    @property
+    def in_docker(self) -> bool:
+        return self.runtime == "docker"
+
+    @property
+    def needs_gpu(self) -> bool:
+        """A service that reserves a GPU does not start without one."""
+        return any(one.reserves_gpu for one in self.services)
+
+    @property
+    def ignores_gpu(self) -> bool:
+        """What runs here is a container without a GPU, or was told to see none."""
+        if self.in_docker:
+            return self.profile is not None and not self.needs_gpu
+        return self.env.get("CUDA_VISIBLE_DEVICES") == ""
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """The cards that a run here may use."""
+        if self.in_docker:
+            return self.smi.cards
+        return nvidia.visible(self.smi.cards, self.env.get("CUDA_VISIBLE_DEVICES"))
+
+    @property
+    def used_cards(self) -> tuple[Card, ...]:
+        """The cards of all nodes that would run here."""
+        used = {card.index: card for node in self.nodes for card in node.cards}
+        return tuple(used.values()) if self.profile else self.cards
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes of the job that run on this machine."""
+        if self.in_docker:
+            return tuple(_container(one, self) for one in self.services if one.reserves_gpu)
+        here = self.nodes_here
+        share = len(self.cards) // here
+        parts = [self.cards[at * share : (at + 1) * share] for at in range(here)]
+        ranks = self.config.ranks_per_node(share) if self.config else None
+        return tuple(Node(f"node {at}", part, ranks) for at, part in enumerate(parts))
+
+    @property
+    def nodes_here(self) -> int:
+        """How many nodes of the job share this machine."""
+        if self.in_docker:
+            return max(1, sum(one.trains for one in self.services))
+        whole = self.config.parallel.nodes if self.config else 1
+        return 1 if self.env.get("NODE_RANK") else whole
+
+    def setting(self, name: str) -> str:
+        """An environment variable as the run will see it."""
+        if self.in_docker and self.services:
+            return self.services[0].env.get(name, "")
+        return self.env.get(name, "")
+
+    @property
+    def outputs(self) -> Path:
+        return Path(self.env.get("TATARA_OUTPUTS") or "outputs")
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.env.get("TATARA_CACHE") or ".cache")
+
+
+def _container(service: Service, facts: Facts) -> Node:
+    wanted = service.env.get("CUDA_VISIBLE_DEVICES")
+    cards = nvidia.visible(facts.smi.cards, wanted)
+    listed = None if wanted is None else tuple(part.strip() for part in wanted.split(",") if part)
+    config = facts.config
+    ranks = config.ranks_per_node(len(cards)) if config and service.trains else None
+    return Node(service.name, cards, ranks, listed)
+
+
+def look(env: Mapping[str, str], profile: str | None, words: Sequence[str]) -> Facts:
+    """Ask everything once: the engine, Compose, nvidia-smi, and the profile's settings."""
+    env = load_environment(env)
+    engine = docker.engine(env)
+    runtime, why = _runtime(env, engine)
+    services, complaint = _services(runtime, profile, env)
+    if runtime == "docker" and profile and not services and not complaint:
+        runtime, why = "local", f"no service of compose.yaml runs {Path(profile).stem}"
+    smi = nvidia.smi(env)
+    image = _image(profile, services, smi, env) if runtime == "docker" else ""
+    handed, found = docker.hand_over(image, env) if image else (None, None)
+    facts = Facts(
+        *(env, profile, runtime, why, engine, services, complaint, smi),
+        build=found or _build(runtime, env),
+        handed=handed,
+        settings=read_settings(profile, words, env, services),
+    )
+    return _planned(facts)
+
+
+def _planned(facts: Facts) -> Facts:
+    """With the plan of one node, where there are settings to make one from."""
+    if facts.config is None:
+        return facts
+    from workloads.plan import estimate
+
+    gpus = min((len(node.cards) for node in facts.nodes), default=0)
+    try:
+        return replace(facts, plan=estimate(facts.config, gpus or None, facts.env))
+    except UserError as error:
+        return replace(facts, settings=Settings(mistake=str(error)))
+
+
+def load_environment(env: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]:
+    """The environment with `.env` and secrets under it, also where python-dotenv is missing."""
+    try:
+        return environment.load(env, dotenv)
+    except ModuleNotFoundError:
+        given = {name: value for name, value in env.items() if value}
+        return environment.load({**_plain_dotenv(dotenv), **given}, Path(os.devnull))
+
+
+_LINE = re.compile(
+    r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:'([^']*)'|\"([^\"]*)\"|(.*?))\s*(?:\s#.*)?"
+)
+
+
+def _plain_dotenv(path: Path) -> dict[str, str]:
+    found = map(_LINE.fullmatch, path.read_text(encoding="utf-8").splitlines())
+    pairs = [(line[1], line[2] or line[3] or line[4] or "") for line in found if line]
+    return {name: value for name, value in pairs if value}
+
+
+def _runtime(
+    env: Mapping[str, str], engine: Engine | str
+) -> tuple[Literal["docker", "local"], str]:
+    """What the scripts choose: see choose_runtime in scripts/_common.sh."""
+    forced = env.get("TATARA_RUNTIME")
+    if forced == "docker":
+        return "docker", "TATARA_RUNTIME says so"
+    if forced == "local":
+        return "local", "TATARA_RUNTIME says so"
+    if forced:
+        raise UserError(f"expected TATARA_RUNTIME=docker or local, found {forced!r}; set one")
+    if isinstance(engine, Engine) and engine.compose:
+        return "docker", "a Docker engine answers"
+    return "local", "no Docker engine with Compose answers"
+
+
+def _services(
+    runtime: str, profile: str | None, env: Mapping[str, str]
+) -> tuple[tuple[Service, ...], str]:
+    if runtime != "docker" or profile is None:
+        return (), ""
+    found = docker.services(Path(profile).stem, env)
+    return ((), found) if isinstance(found, str) else (found, "")
+
+
+def _image(
+    profile: str | None, services: Sequence[Service], smi: Smi, env: Mapping[str, str]
+) -> str:
+    """An image of ours to ask for a GPU with, where one has been built."""
+    images = [one.image for one in services if one.reserves_gpu]
+    if profile is None and smi.cards:
+        images = [f"tatara/demo:{env.get('TATARA_TAG') or 'local'}"]
+    return images[0] if images and docker.is_there(images[0], env) else ""
+
+
+def _build(runtime: str, env: Mapping[str, str]) -> Build:
+    """The torch installed here, or the one that setup would install."""
+    installed = nvidia.installed_build() if runtime == "local" else None
+    wanted = nvidia.build_of_index(env.get("TORCH_INDEX_URL") or "")
+    return installed or wanted or Build(nvidia.USUAL_CUDA, "the usual build")
+
+
+def read_settings(
+    profile: str | None,
+    words: Sequence[str],
+    env: Mapping[str, str],
+    services: Sequence[Service] = (),
+) -> Settings:
+    """The profile's settings as the run will have them."""
+    if profile is None:
+        return Settings(missing="no profile was named")
+    try:
+        from workloads.config import resolve
+    except ModuleNotFoundError as error:
+        return Settings(missing=f"needs `{SETUP}` ({error.name} is not installed)")
+    train = next((one for one in services if one.trains), None)
+    path, given = _profile_file(profile), list(words)
+    if train is not None:
+        env = {**env, **train.env}
+        path, given = Path(train.words[1]), [*train.words[2:], *words]
+    try:
+        config, _ = resolve(path, env, given)
+    except UserError as error:
+        return Settings(mistake=str(error))
+    return Settings(config)
+
+
+def _profile_file(profile: str) -> Path:
+    """A profile by its path, or by its name in profiles/ and below."""
+    path = Path(profile)
+    if path.suffix in (".yaml", ".yml") or "/" in profile:
+        return path
+    return next(iter(sorted(Path("profiles").glob(f"**/{profile}.yaml"))), path)

@@ -1,0 +1,240 @@
+"""The machine beside its GPUs: Python, memory, disk, network, folders, files, clock."""
+
+import errno
+import os
+import shutil
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+from workloads import device
+from workloads.doctor.docker import Engine
+from workloads.doctor.facts import SETUP, Facts
+from workloads.doctor.finding import Finding, Verdict
+
+GIB, MIB = 1 << 30, 1 << 20
+_OLDEST_PYTHON, _FIRST_TOO_NEW = (3, 11), (3, 13)
+# NVIDIA's NCCL guide, "Troubleshooting": containers need --shm-size=1g; an engine gives 64 MiB.
+_SHARED, _SHARED_BY_ENGINE = GIB, 64 * MIB
+_FREE_AT_LEAST = GIB
+_FIRST_YEAR = 2026  # no commit of this project is older
+
+
+def checks(facts: Facts) -> list[Finding]:
+    """Every look at the machine beside its GPUs."""
+    found = [_python(facts), *_interfaces(facts), _shared_memory(facts), _disk(facts)]
+    found += [_host_memory(facts), _ports(facts), _folders(facts), _user(facts), _dotenv()]
+    found.append(_year())
+    return [one for one in found if one is not None]
+
+
+def _python(facts: Facts) -> Finding:
+    version = sys.version_info[:3]
+    found = ".".join(map(str, version))
+    if facts.in_docker:
+        return Finding("Python", "ok", f"{found}; the images bring their own")
+    needed = "3.11 or 3.12, with the project's packages"
+    if not _OLDEST_PYTHON <= version < _FIRST_TOO_NEW:
+        mend = f"sudo apt-get install -y python3.11 python3.11-venv && {SETUP}"
+        return Finding("Python", "error", found, needed, mend)
+    try:
+        return Finding("Python", "ok", f"{found} with torch {metadata.version('torch')}", needed)
+    except metadata.PackageNotFoundError:
+        return Finding("Python", "warning", f"{found} without torch", needed, SETUP)
+
+
+def _interfaces(facts: Facts) -> list[Finding]:
+    """NCCL's and Gloo's network interface: one that exists where the ranks run."""
+    bridged = facts.in_docker and any(not one.on_host_network for one in facts.services)
+    there = ["eth0", "lo"] if bridged else [name for _, name in socket.if_nameindex()]
+    found = []
+    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        value = facts.setting(name)
+        if value and not interface_exists(value, there, exact=name.startswith("GLOO")):
+            where = "in a container on its own network" if bridged else "on this machine"
+            needed = f"one of {', '.join(there)}, {where}"
+            mend = f"take {name} out of .env: `launch` finds the right one"
+            found.append(Finding(name, "error", value, needed, mend))
+    told = [facts.setting(name) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")]
+    text = ", ".join(dict.fromkeys(filter(None, told))) or "not set: chosen at the start of a run"
+    return found or [Finding("network interface", "ok", text)]
+
+
+def interface_exists(value: str, there: Iterable[str], exact: bool = False) -> bool:
+    """NCCL's rule: names begin so, `=` wants the whole name, `^` takes all others; Gloo: exact."""
+    there = list(there)
+    left_out = value.startswith("^")
+    whole = exact or value.lstrip("^").startswith("=")
+    wanted = [part.strip() for part in value.lstrip("^=").split(",") if part.strip()]
+    named = [
+        name
+        for name in there
+        if any(name == part if whole else name.startswith(part) for part in wanted)
+    ]
+    return len(named) < len(there) if left_out else bool(named)
+
+
+def _shared_memory(facts: Facts) -> Finding | None:
+    """/dev/shm, through which NCCL and loader processes hand data over."""
+    sizes = [one.shared_memory or _SHARED_BY_ENGINE for one in facts.services if one.trains]
+    if facts.in_docker and not sizes:
+        return None
+    size = min(sizes) if facts.in_docker else device.shared_memory()
+    config = facts.config
+    workers = config.train.workers if config else 0
+    ranks = sum(node.ranks or 1 for node in facts.nodes) if facts.used_cards else 1
+    told = f"{size / MIB:.0f} MiB" if size < GIB else f"{size / GIB:.1f} GiB"
+    if size >= _SHARED or (ranks < 2 and not workers):
+        return Finding("/dev/shm", "ok", told)
+    verdict: Verdict = "error" if size <= _SHARED_BY_ENGINE else "warning"
+    mend = "sudo mount -o remount,size=16g /dev/shm"
+    if facts.in_docker:
+        mend = "TATARA_SHM_SIZE=16gb in .env"
+    elif Path("/.dockerenv").exists():
+        mend = "start this container with --shm-size=16g"
+    needed = f"1 GiB for {ranks} GPU ranks and {workers} loader processes each"
+    return Finding("/dev/shm", verdict, told, needed, mend)
+
+
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    here = folder.absolute()
+    while not here.exists():
+        here = here.parent
+    return here
+
+
+def _disk(facts: Facts) -> Finding:
+    place = existing(facts.outputs)
+    free = shutil.disk_usage(place).free
+    found = f"{free / GIB:.1f} GiB free for {facts.outputs}"
+    mend = f"free some on the file system of {place}, or set TATARA_OUTPUTS to another one"
+    if free < _FREE_AT_LEAST:
+        return Finding("disk", "error", found, "1 GiB at least", mend)
+    plan = facts.plan
+    if plan is None or plan.total is None:
+        return Finding("disk", "ok", found, "1 GiB at least; more is not planned")
+    needed = f"{plan.disk / GIB:.1f} GiB for checkpoints and the final model, by the plan"
+    if plan.disk > free:
+        return Finding("disk", "error", found, needed, f"{mend}; or checkpoints.keep_last=1")
+    return Finding("disk", "ok", found, needed)
+
+
+def _host_memory(facts: Facts) -> Finding:
+    memory = device.host_memory()
+    size = memory.usable
+    if facts.in_docker and isinstance(facts.engine, Engine) and facts.engine.memory:
+        size = min(size, facts.engine.memory)
+    found = f"{size / GIB:.1f} GiB, {memory.available / GIB:.1f} GiB of them free"
+    plan = facts.plan
+    if plan is None or plan.total is None:
+        return Finding("host memory", "ok", found)
+    wanted = plan.host_memory * facts.nodes_here
+    needed = f"{wanted / GIB:.1f} GiB, by the plan"
+    # The plan counts processes with CUDA in them, and pages that are only read may be dropped.
+    verdict: Verdict = "ok" if wanted <= memory.available else "warning"
+    if wanted > 2 * size:
+        verdict = "error"
+    mend = "close other programs, add memory, or set train.workers=0" if verdict != "ok" else ""
+    return Finding("host memory", verdict, found, needed, mend)
+
+
+def _ports(facts: Facts) -> Finding | None:
+    """The rendezvous of node 0 and the port after it, where they are this machine's own."""
+    if facts.profile is None:
+        return None
+    if facts.in_docker and not any(one.on_host_network for one in facts.services):
+        return Finding("ports", "skipped", "the nodes meet on a network of their own")
+    if facts.env.get("NODE_RANK", "0") != "0":
+        return Finding("ports", "skipped", "node 0 listens, this one does not")
+    if facts.config is None:
+        return Finding("ports", "skipped", facts.settings.missing or "the profile has a mistake")
+    given = facts.env.get("MASTER_PORT") or facts.env.get("NODE_RANK")
+    if facts.config.parallel.nodes == 1 or not given:
+        return Finding("ports", "ok", "any two that are free when the run starts")
+    first = facts.config.parallel.master_port
+    busy = [port for port in (first, first + 1) if not is_free(port)]
+    needed = f"{first} and {first + 1} free"
+    if not busy:
+        return Finding("ports", "ok", "both free", needed)
+    told = f"{' and '.join(map(str, busy))} taken"
+    return Finding("ports", "error", told, needed, f"MASTER_PORT={_free_pair(first)} on all nodes")
+
+
+def is_free(port: int) -> bool:
+    """Whether a server may listen on a port of this machine."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        return error.errno not in (errno.EADDRINUSE, errno.EACCES)
+    return True
+
+
+def _free_pair(after: int) -> int:
+    ports = range(after + 2, min(after + 200, 65534))
+    return next((port for port in ports if is_free(port) and is_free(port + 1)), after + 2)
+
+
+def _caller(facts: Facts) -> tuple[int, int]:
+    """Whose files they are to be: the caller's, also behind sudo."""
+    uid, gid = facts.env.get("SUDO_UID", ""), facts.env.get("SUDO_GID", "")
+    return int(uid or os.getuid()), int(gid or os.getgid())
+
+
+def _folders(facts: Facts) -> Finding:
+    """Folders that a run writes to: the caller's own, not left to root by an engine."""
+    uid, gid = _caller(facts)
+    folders = [facts.outputs, facts.cache]
+    if facts.profile:
+        folders.append(facts.outputs / Path(facts.profile).stem)
+    bad = [place for place in map(existing, folders) if not may_write(place, uid, gid)]
+    if not bad:
+        return Finding("folders", "ok", f"{facts.outputs} and {facts.cache} are yours to write")
+    told = ", ".join(f"{place} (of uid {place.stat().st_uid})" for place in dict.fromkeys(bad))
+    mend = f"sudo chown -R {uid}:{gid} {' '.join(map(str, dict.fromkeys(bad)))}"
+    return Finding("folders", "error", f"not writable by uid {uid}: {told}", "yours to write", mend)
+
+
+def may_write(place: Path, uid: int, gid: int) -> bool:
+    """Whether a user may make files in a folder, by its mode."""
+    if uid == os.getuid():
+        return os.access(place, os.W_OK | os.X_OK)
+    facts = place.stat()
+    if uid in (0, facts.st_uid):
+        return uid == 0 or bool(facts.st_mode & stat.S_IWUSR)
+    return bool(facts.st_mode & (stat.S_IWGRP if gid == facts.st_gid else stat.S_IWOTH))
+
+
+def _user(facts: Facts) -> Finding | None:
+    """Containers run as UID and GID of .env; another user's files could not be written."""
+    users = {one.user for one in facts.services if one.user}
+    if not users:
+        return None
+    own = ":".join(map(str, _caller(facts)))
+    if users == {own}:
+        return Finding("user of containers", "ok", own, own)
+    told = f"{', '.join(sorted(users))} where `docker compose` is called by hand"
+    mend = "scripts/setup_environment.sh    (writes UID and GID into .env)"
+    return Finding("user of containers", "warning", told, own, mend)
+
+
+def _dotenv(path: Path = Path(".env")) -> Finding:
+    if not path.is_file():
+        return Finding(".env", "ok", "none: every variable has a default")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        told = f"mode {mode:o}: others on this machine can read your tokens"
+        return Finding(".env", "warning", told, "mode 600", f"chmod 600 {path}")
+    return Finding(".env", "ok", f"mode {mode:o}", "yours alone to read")
+
+
+def _year() -> Finding:
+    year = time.gmtime().tm_year
+    if year < _FIRST_YEAR:
+        mend = "sudo timedatectl set-ntp true"
+        return Finding("clock", "warning", f"the year {year}", f"{_FIRST_YEAR} or later", mend)
+    return Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))

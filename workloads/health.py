@@ -1,0 +1,69 @@
+"""Whether the ranks in this container are alive: `python -m workloads.health`, for health checks.
+
+Looks at the processes that are there and at the heartbeats they write; needs only the standard
+library. Ends with 0 while every rank has a fresh heartbeat, and while there are no ranks, which is
+so when nodes meet, between two attempts and at the end: then the supervisor's life is the health.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+LIMIT = 60.0  # seconds; heartbeats are written every second, a loaded disk may hold some back
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A rank's process, as /proc shows it; `age` in seconds since it was started."""
+
+    pid: int
+    rank: int
+    run: Path
+    age: float
+
+    def silence(self) -> float:
+        """Seconds since its last heartbeat, or since its start where there is none yet."""
+        try:
+            status = json.loads((self.run / "status" / f"{self.rank}.json").read_text())
+        except (OSError, ValueError):
+            return self.age
+        if status["pid"] != self.pid:
+            return self.age
+        return time.monotonic() - float(status["monotonic"])
+
+
+def ranks(proc: Path = Path("/proc")) -> Iterator[Rank]:
+    """The ranks among the processes that this user may look at."""
+    for folder in proc.glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if b"workloads.worker" not in words or b"workloads.agent" in words:
+                continue
+            pairs = (folder / "environ").read_bytes().split(b"\0")
+            started = (folder / "stat").read_text().rpartition(")")[2].split()[19]
+        except OSError:
+            continue  # it ended while it was looked at
+        env = dict(pair.decode().split("=", 1) for pair in pairs if b"=" in pair)
+        if "RANK" in env and "TATARA_RUN" in env:
+            born = int(started) / os.sysconf("SC_CLK_TCK")
+            age = time.clock_gettime(time.CLOCK_BOOTTIME) - born
+            yield Rank(int(folder.name), int(env["RANK"]), Path(env["TATARA_RUN"]), age)
+
+
+def main(limit: float = LIMIT) -> int:
+    """Print one line; 1 where a rank is silent for longer than `limit` seconds."""
+    found = sorted(ranks(), key=lambda one: one.rank)
+    silent = [one for one in found if one.silence() > limit]
+    for one in silent:
+        print(f"rank {one.rank} (pid {one.pid}): no heartbeat for {one.silence():.0f} s")
+    if not silent:
+        print(f"{len(found)} ranks, all with a heartbeat" if found else "no ranks: setting up")
+    return 1 if silent else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(os.environ.get("TATARA_HEALTH_LIMIT") or LIMIT)))

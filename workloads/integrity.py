@@ -1,0 +1,150 @@
+"""Checkpoints that are whole or do not count: sealed with digests, verified before use."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+SEAL = "complete.json"
+PREFIX = "checkpoint-"
+_CHUNK = 8 << 20
+
+
+def digest(path: Path) -> str:
+    """XXH3-128 of a file: finds every accidental change at the speed of memory."""
+    import xxhash
+
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            state.update(chunk)
+    return str(state.hexdigest())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file in one step: a reader sees the old text or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Bring every file of a folder to disk and write `complete.json` last.
+
+    Returns the seal: the facts given, and each file's size in bytes and digest.
+    """
+    files = {}
+    found = _files(folder)
+    # The disk writes while the digests are taken from memory.
+    with ThreadPoolExecutor(1) as disk:
+        synced = disk.map(_sync, found)
+        for path in found:
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"size": path.stat().st_size, "xxh3_128": digest(path)}
+        list(synced)  # raises what went wrong there
+    for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        _sync(inner)
+    record = {**facts, "files": files}
+    write_atomically(folder / SEAL, json.dumps(record, indent=1))
+    _sync(folder)
+    return record
+
+
+def verify_checkpoint(path: str | os.PathLike[str]) -> list[str]:
+    """Everything wrong with a checkpoint, a sentence each; empty if it is whole."""
+    folder = Path(path)
+    try:
+        record = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        files = dict(record["files"])
+    except FileNotFoundError:
+        return [f"{SEAL}: missing, so the checkpoint was never finished"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{SEAL}: unreadable: {error}"]
+    if not files:
+        return [f"{SEAL}: lists no files"]
+    return [text for name, fact in files.items() if (text := _damage(folder / name, name, fact))]
+
+
+def _damage(path: Path, name: str, fact: dict[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != fact["size"]:
+            return f"{name}: expected {fact['size']} bytes, found {size}"
+        if digest(path) != fact["xxh3_128"]:
+            return f"{name}: its content changed after it was written (digest differs)"
+    except FileNotFoundError:
+        return f"{name}: missing"
+    except OSError as error:
+        return f"{name}: unreadable: {error}"
+    return None
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step in a checkpoint's name, -1 where the name is another."""
+    digits = path.name.removeprefix(PREFIX)
+    return int(digits) if path.name.startswith(PREFIX) and digits.isdigit() else -1
+
+
+def sealed(folder: Path) -> list[Path]:
+    """Checkpoints in a folder by step, oldest first; unfinished and set-aside ones left out."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if step_of(path) >= 0 and (path / SEAL).is_file()]
+    return sorted(found, key=step_of)
+
+
+def newest_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that verifies; damaged ones are set aside and told of in one line."""
+    for path in reversed(sealed(folder)):
+        damage = verify_checkpoint(path)
+        if not damage:
+            return path
+        aside = _free_name(path.with_name(f"damaged-{path.name}"))
+        path.rename(aside)
+        tell(f"{path.name} is damaged ({damage[0]}); set aside as {aside.name}")
+    return None
+
+
+def _free_name(path: Path) -> Path:
+    name, number = path, 1
+    while name.exists():
+        number += 1
+        name = path.with_name(f"{path.name}-{number}")
+    return name
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Give a sealed folder its name in one step; a name once used is never written again."""
+    if final.exists():
+        final.rename(_free_name(final.with_name(f"replaced-{final.name}")))
+    os.rename(staged, final)
+    _sync(final.parent)
+
+
+def rotate(folder: Path, keep_last: int, best: Path | None) -> list[Path]:
+    """Delete checkpoints beyond the newest `keep_last`, by number, but never the best one."""
+    old = sealed(folder)[:-keep_last]
+    gone = [path for path in old if best is None or path.name != best.name]
+    for path in gone:
+        # The seal goes first: a deletion cut short leaves no folder that looks whole.
+        (path / SEAL).unlink()
+        shutil.rmtree(path)
+    return gone

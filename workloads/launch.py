@@ -1,0 +1,331 @@
+"""The supervisor of a run on one node: meets the other nodes, starts torchrun, restarts, ends.
+
+Environment contract: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, NPROC_PER_NODE, RUN_ID. Without
+NODE_RANK a job of several nodes runs here, each node as an own group of local processes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from workloads import run as runs
+from workloads.config import Provenance
+from workloads.errors import EXIT_DONE, EXIT_RETRY, EXIT_STOPPED, TataraError, UserError
+from workloads.lobby import Alone, Coordinator, Hello, Lobby, Meeting, Member, Outcome, Terms
+from workloads.network import free_address, interface_to
+from workloads.processes import die_with_parent
+from workloads.run import Owner, Run
+from workloads.sections import Profile
+from workloads.watch import Attempt, Stop
+
+# Set for the other nodes of a job whose nodes are all here: node 0 speaks for them.
+_LOCAL_CHILD = "TATARA_LOCAL_CHILD"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be run, as the command line and the environment say."""
+
+    config: Profile
+    provenance: Provenance
+    env: Mapping[str, str]
+    words: Sequence[str]
+    resume: str | None = None
+    gpus: int = 0
+
+    @property
+    def is_spoken_for(self) -> bool:
+        """One of several local nodes that is not node 0."""
+        return bool(self.env.get(_LOCAL_CHILD))
+
+    @property
+    def nodes(self) -> int:
+        return self.config.parallel.nodes
+
+    @property
+    def is_local(self) -> bool:
+        """Several nodes and no word on which one this is: run them all here."""
+        return self.nodes > 1 and not self.env.get("NODE_RANK")
+
+    @property
+    def node(self) -> int:
+        text = self.env.get("NODE_RANK") or "0"
+        if not text.isdigit() or int(text) >= self.nodes:
+            raise UserError(
+                f"expected NODE_RANK from 0 to {self.nodes - 1}, found {text!r}; set it to this "
+                "node's number, 0 on the master"
+            )
+        return int(text)
+
+    @property
+    def ranks(self) -> int:
+        """Processes on this node."""
+        gpus = self.gpus // self.nodes if self.is_local else self.gpus
+        return self.config.ranks_per_node(gpus)
+
+    @property
+    def outputs(self) -> Path:
+        return runs.outputs(dict(self.env))
+
+
+def launch(job: Job) -> int:
+    """Run the job's part on this node to its end and return the exit code."""
+    if job.is_spoken_for:
+        die_with_parent()
+    stop = Stop()
+    stop.listen()
+    job.config.accumulation_steps(job.nodes * job.ranks)
+    if job.is_local:
+        job = replace(job, env={**job.env, "MASTER_ADDR": "127.0.0.1", **_free_port(job)})
+    tell = _teller(job)
+    owner, target = _claim(job) if job.node == 0 else (None, None)
+    lobby = _open_lobby(job, target, stop, tell)
+    children = _start_local_nodes(job) if job.is_local else []
+    try:
+        outcome = _supervise(job, lobby, stop, tell)
+    except TataraError as error:
+        outcome = Outcome(error.exit_code, str(error))
+        if isinstance(lobby, Coordinator):
+            lobby.end(outcome)
+        if outcome.code not in (EXIT_STOPPED, EXIT_RETRY):
+            if target is not None:
+                target.event("failed", code=outcome.code, reason=outcome.reason)
+            raise
+    finally:
+        lobby.close()
+        _wait_for(children)
+    del owner
+    return _report(job, outcome, target, tell)
+
+
+def _teller(job: Job) -> Callable[[str], None]:
+    """Prints for a person; the local nodes beside node 0 would only repeat it."""
+    name = "" if job.nodes == 1 else f" node {job.node}"
+
+    def tell(text: str) -> None:
+        if not job.is_spoken_for:
+            print(f"tatara{name}: {text}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _free_port(job: Job) -> dict[str, str]:
+    """Local nodes need no agreed port: take two neighbours that are free now."""
+    if job.env.get("MASTER_PORT"):
+        return {}
+    for _ in range(64):
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port = first.getsockname()[1]
+        try:
+            socket.create_server(("127.0.0.1", port + 1)).close()
+        except OSError:
+            continue
+        return {"MASTER_PORT": str(port)}
+    raise UserError("expected two free ports next to each other on this machine, found none")
+
+
+def _claim(job: Job) -> tuple[Owner, Run]:
+    """Node 0 chooses or finds the run and makes it its own."""
+    folder = job.outputs / job.config.name
+    if job.resume:
+        target = runs.find(job.outputs, job.config.name, job.resume)
+    else:
+        target = Run(folder / _run_id(job))
+    owner = Owner(target)
+    owner.take()
+    known = (target.path / "config.json").is_file()
+    if known:
+        _same_run(job, target)
+    return owner, target
+
+
+def _run_id(job: Job) -> str:
+    """RUN_ID, which becomes a folder's name, or a new id."""
+    wanted = job.env.get("RUN_ID") or runs.new_id()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", wanted):
+        raise UserError(f"expected RUN_ID of letters, digits, '.', '_' and '-', found {wanted!r}")
+    return wanted
+
+
+# A run goes on as what it is; these may not change under it. Those of the optimizer stand in its
+# saved state, which would win over new ones in silence.
+_IDENTITY = ("workload", "model", "adapter", "data")
+_OF_OPTIMIZER = ("optimizer", "weight_decay", "beta1", "beta2", "epsilon")
+
+
+def _same_run(job: Job, target: Run) -> None:
+    before, now = _identity(target.config()), _identity(job.config)
+    for name in before:
+        if before[name] != now.get(name):
+            raise UserError(
+                f"{target.path}: `{name}` differs from what this run was started with; give the "
+                "same settings, or start a new run without --resume"
+            )
+
+
+def _identity(config: Profile) -> dict[str, Any]:
+    groups = {name: config.__dict__.get(name) for name in _IDENTITY}
+    optim = {f"optim.{name}": config.optim.__dict__[name] for name in _OF_OPTIMIZER}
+    return groups | optim
+
+
+def _digest(config: Profile) -> str:
+    """What all nodes must agree on: every setting but the port, which has its own meaning here."""
+    dump = config.model_dump(mode="json", exclude={"parallel": {"master_port"}})
+    text = json.dumps(dump, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _open_lobby(job: Job, target: Run | None, stop: Stop, tell: Callable[[str], None]) -> Lobby:
+    host = socket.gethostname()
+    parallel = job.config.parallel
+    terms = Terms(parallel.node_timeout, parallel.peer_timeout, stop, tell)
+    address, port = _master(job)
+    if job.nodes == 1 and target is not None:
+        if job.env.get("MASTER_PORT"):
+            free_address("127.0.0.1", port, terms.pause)
+        return Alone(target.id, host)
+    hello = Hello(job.node, host, job.ranks, _digest(job.config))
+    if target is not None:
+        return Coordinator(hello, job.nodes, address, port + 1, target.id, job.outputs, terms)
+    return Member(hello, address, port + 1, job.outputs, terms)
+
+
+def _master(job: Job) -> tuple[str, int]:
+    address = job.env.get("MASTER_ADDR")
+    if not address and job.nodes > 1:
+        raise UserError("MASTER_ADDR is missing; set it to the address or name of node 0")
+    port = job.env.get("MASTER_PORT") if job.is_local else None
+    return address or "127.0.0.1", int(port or job.config.parallel.master_port)
+
+
+def _start_local_nodes(job: Job) -> list[subprocess.Popen[bytes]]:
+    """The other nodes as processes of the same command; they end with this one."""
+    found = []
+    for node in range(1, job.nodes):
+        env = {**os.environ, **job.env, "NODE_RANK": str(node), _LOCAL_CHILD: "1"}
+        env.update(_gpu_share(job, node))
+        command = [sys.executable, "-m", "workloads.cli", *job.words]
+        found.append(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL))
+    return found
+
+
+def _gpu_share(job: Job, node: int) -> dict[str, str]:
+    """A local node's part of this machine's GPUs."""
+    if job.gpus == 0:
+        return {}
+    visible = job.env.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(job.gpus)))
+    names = visible.split(",")
+    share = max(1, len(names) // job.nodes)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[node * share : (node + 1) * share])}
+
+
+def _wait_for(children: list[subprocess.Popen[bytes]]) -> None:
+    """Local nodes have the verdict; one that does not leave by itself is ended."""
+    for child in children:
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _supervise(job: Job, lobby: Lobby, stop: Stop, tell: Callable[[str], None]) -> Outcome:
+    """Attempt after attempt, until the job is done, stopped, failed, or out of restarts."""
+    budget = job.config.parallel.restarts
+    delay = job.config.parallel.restart_delay
+    for restarts in range(budget + 1):
+        meeting = lobby.meet(restarts)
+        run = _prepare(job, meeting)
+        first = job.node * job.ranks
+        ranks = range(first, first + job.ranks)
+        attempt = Attempt(
+            run, meeting.attempt, ranks, lobby, stop, job.config.parallel.hang_timeout
+        )
+        mine = attempt.go(_agent_words(job), _rank_env(job, run, meeting))
+        outcome = lobby.settle(mine, may_restart=restarts < budget and not stop())
+        if not outcome.again:
+            return outcome
+        if job.node == 0:
+            run.event("restarted", reason=outcome.reason, restart=restarts + 1, budget=budget)
+        tell(f"{outcome.reason}; restart {restarts + 1} of {budget} in {delay:.0f} s")
+        _pause(delay, stop)
+        delay *= 2
+    return outcome
+
+
+def _pause(seconds: float, stop: Stop) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop():
+        time.sleep(0.05)
+
+
+def _prepare(job: Job, meeting: Meeting) -> Run:
+    """The run directory on this node, with the config that the ranks read."""
+    run = Run(job.outputs / job.config.name / meeting.run_id)
+    if job.node == 0 or not meeting.shared:
+        facts = {"hosts": meeting.hosts, "shared_outputs": meeting.shared}
+        runs.start(run, job.config, job.provenance, facts)
+    if job.node == 0:
+        run.event("started", attempt=meeting.attempt, hosts=meeting.hosts, shared=meeting.shared)
+    return run
+
+
+def _agent_words(job: Job) -> list[str]:
+    """torchrun's arguments: a static rendezvous, so that rank 0 is on NODE_RANK 0."""
+    address, port = _master(job)
+    if job.nodes == 1:
+        port = int(_free_port(job).get("MASTER_PORT", port))
+    return [
+        f"--nnodes={job.nodes}",
+        f"--node-rank={job.node}",
+        f"--nproc-per-node={job.ranks}",
+        f"--master-addr={address}",
+        f"--master-port={port}",
+        "--max-restarts=0",
+    ]
+
+
+def _rank_env(job: Job, run: Run, meeting: Meeting) -> dict[str, str]:
+    env = {**os.environ, **job.env}
+    if job.is_local:
+        env.update(_gpu_share(job, job.node))
+    threads = max(1, (os.cpu_count() or 1) // (job.ranks * (job.nodes if job.is_local else 1)))
+    env.setdefault("OMP_NUM_THREADS", str(threads))
+    if job.gpus == 0:
+        # Without it accelerate cannot place a multi-process checkpoint on a CPU.
+        env.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
+        env.setdefault("CUDA_VISIBLE_DEVICES", "")
+    if job.nodes > 1 and (interface := interface_to(_master(job)[0])):
+        # Asked anew at each attempt: a network that was cut may come back under another name.
+        env.setdefault("NCCL_SOCKET_IFNAME", interface)
+        env.setdefault("GLOO_SOCKET_IFNAME", interface)
+    env["TATARA_RUN"] = str(run.path)
+    env["TATARA_ATTEMPT"] = str(meeting.attempt)
+    env["TATARA_SHARED"] = "1" if meeting.shared else "0"
+    env["TOKENIZERS_PARALLELISM"] = "false"
+    return env
+
+
+def _report(job: Job, outcome: Outcome, target: Run | None, tell: Callable[[str], None]) -> int:
+    if target is not None:
+        names = {EXIT_DONE: "finished", EXIT_STOPPED: "stopped"}
+        target.event(names.get(outcome.code, "failed"), code=outcome.code, reason=outcome.reason)
+    if outcome.code == EXIT_DONE:
+        return EXIT_DONE
+    if target is not None and outcome.code in (EXIT_STOPPED, EXIT_RETRY):
+        words = shlex.join([*job.words, "--resume", target.id])
+        tell(f"{outcome.reason}; go on with: tatara {words}")
+    elif outcome.code:
+        tell(outcome.reason)
+    return outcome.code

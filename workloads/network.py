@@ -1,0 +1,63 @@
+"""Which interface leads to another host, and which port is free, without any package."""
+
+import fcntl
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+from workloads.errors import UserError
+
+_PORT_WAIT = 10.0  # seconds that a port of a job that has just ended may take to come free
+
+_SIOCGIFADDR = 0x8915  # the request for an interface's IPv4 address, from linux/sockios.h
+
+
+def interface_to(address: str) -> str | None:
+    """The interface whose address this host would speak from; None for loopback and IPv6.
+
+    On a host that has the address itself it is that interface too, so that all nodes of a job may
+    ask the same question. A name that leads to loopback tells nothing that another host could use.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # a datagram socket sends nothing when it connects
+            own = probe.getsockname()[0]
+            if own.startswith("127."):
+                return None
+            names = [name for _, name in socket.if_nameindex()]
+            return next((name for name in names if _address_of(probe, name) == own), None)
+    except OSError:
+        return None
+
+
+def _address_of(some: socket.socket, interface: str) -> str | None:
+    request = struct.pack("256s", interface.encode())
+    try:
+        answer = fcntl.ioctl(some.fileno(), _SIOCGIFADDR, request)
+    except OSError:
+        return None  # an interface without an IPv4 address
+    return socket.inet_ntoa(answer[20:24])
+
+
+def free_address(
+    address: str, port: int, pause: Callable[[float], bool], patience: float = _PORT_WAIT
+) -> tuple[str, int]:
+    """Where to listen for the other nodes; UserError where the port stays taken.
+
+    Loopback stays on loopback; any other address means the private network of the nodes. `pause`
+    waits a moment, and is false once the monotonic time that it is given has passed.
+    """
+    host = "127.0.0.1" if address in ("127.0.0.1", "localhost") else ""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_server((host, port)).close()
+            return host, port
+        except OSError as error:
+            if not pause(until):
+                why = os.strerror(error.errno or 0)  # the error's own text repeats the address
+                raise UserError(
+                    f"port {port} is taken ({why}); choose another one with MASTER_PORT"
+                ) from None

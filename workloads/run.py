@@ -1,0 +1,260 @@
+"""The run directory: a public format that training writes and every other tool only reads.
+
+outputs/<profile>/<run-id>/ holds config.json, manifest.json, metrics.jsonl, events.jsonl,
+status/<rank>.json, logs/, checkpoints/, evaluation/ and final/; docs/run-directory.md describes it.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from workloads.errors import UserError
+from workloads.integrity import newest_whole, sealed, verify_checkpoint, write_atomically
+
+# What only reads a run's files, such as the monitor, does without the schema and its memory.
+if TYPE_CHECKING:
+    from workloads.config import Provenance
+    from workloads.sections import Profile
+
+FORMAT = 1
+OWNER = ".owner"
+_PACKAGES = [
+    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
+    *("safetensors", "bitsandbytes", "liger-kernel", "kernels", "flash-attn", "vllm"),
+    *("deepspeed", "wandb"),
+]
+
+
+def new_id() -> str:
+    """A run id that sorts by time and does not collide: date, time, four random digits."""
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(2)
+
+
+def now() -> dict[str, Any]:
+    """Both clocks: wall time for people, monotonic time for order."""
+    return {"time": round(time.time(), 3), "monotonic": round(time.monotonic(), 3)}
+
+
+def _warn(text: str) -> None:
+    print(f"tatara: {text}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's directory; cheap to make, opens nothing by itself."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    def make(self) -> None:
+        """Create the directory and its folders; UserError where that is not possible."""
+        try:
+            for folder in ("status", "logs", "checkpoints", "evaluation"):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be created: {error.strerror}; choose another folder with "
+                "TATARA_OUTPUTS, or give yourself the right to write there"
+            ) from None
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Append one event; a full disk must not end a run that only wanted to tell something."""
+        self._append(self.events, {**now(), "event": name, **facts})
+
+    def metric(self, row: dict[str, Any]) -> None:
+        """Append one row of metrics; rows carry `step`, and `loss` where it is a training row."""
+        self._append(self.metrics, {**row, **now()})
+
+    def _append(self, path: Path, row: dict[str, Any]) -> None:
+        line = json.dumps(_plain(row), ensure_ascii=False) + "\n"
+        try:
+            # One write of one line with O_APPEND: lines of several processes never mix.
+            with path.open("ab", buffering=0) as file:
+                file.write(line.encode())
+        except OSError as error:
+            print(f"tatara: {path.name} could not be written: {error.strerror}", file=sys.stderr)
+
+    def config(self) -> Any:
+        """The frozen config that this run was started with."""
+        from workloads.config import load_dump
+
+        return load_dump(self.path / "config.json")
+
+    def write_status(self, rank: int, status: dict[str, Any]) -> None:
+        """Replace a rank's heartbeat."""
+        path = self.path / "status" / f"{rank}.json"
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        # No fsync: a heartbeat is worth nothing after a power cut, and is written every second.
+        beside.write_text(json.dumps(_plain({**status, **now()})))
+        os.replace(beside, path)
+
+    def statuses(self) -> dict[int, dict[str, Any]]:
+        """The last heartbeat of every rank."""
+        found = {}
+        for path in (self.path / "status").glob("[0-9]*.json"):
+            try:
+                found[int(path.stem)] = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+        return dict(sorted(found.items()))
+
+    def resume_point(self, tell: Callable[[str], None] = _warn) -> Path | None:
+        """The newest whole checkpoint; damaged ones are set aside, with an event and a line."""
+
+        def damaged(text: str) -> None:
+            tell(text)
+            self.event("checkpoint damaged", text=text)
+
+        return newest_whole(self.checkpoints, damaged)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: write the names that Python, and people, read."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def outputs(env: dict[str, str] | os._Environ[str]) -> Path:
+    """Where runs are: TATARA_OUTPUTS, or `outputs` here."""
+    return Path(env.get("TATARA_OUTPUTS") or "outputs")
+
+
+def find(root: Path, profile: str, wanted: str) -> Run:
+    """A run by its id, its folder or the word `latest`; UserError names what there is.
+
+    profile: the one it must belong to, `*` for any.
+    """
+    if (Path(wanted) / "config.json").is_file():
+        return Run(Path(wanted))
+    dumps = root.glob(f"{profile}/*/config.json")
+    ordered = sorted(dumps, key=lambda path: (path.stat().st_mtime_ns, path))
+    known = [path.parent for path in ordered]
+    found = [path for path in known if wanted in ("latest", path.name)]
+    if found:
+        return Run(found[-1])
+    names = ", ".join(path.name for path in known[-5:])
+    have = f"runs there: {names}" if names else "there are none yet"
+    raise UserError(f"expected a run in {root / profile}, found no {wanted!r}; {have}")
+
+
+def start(run: Run, config: "Profile", provenance: "Provenance", facts: dict[str, Any]) -> None:
+    """Write what a new run is: its config with provenance and its manifest."""
+    run.make()
+    dump = {"format": FORMAT, "config": config.model_dump(), "provenance": dict(provenance)}
+    write_atomically(run.path / "config.json", json.dumps(dump, indent=1, ensure_ascii=False))
+    write_manifest(run, {"profile": config.name, "workload": config.workload, **facts})
+
+
+def write_manifest(run: Run, facts: dict[str, Any]) -> None:
+    """Merge facts into the manifest: code, versions, host, data, devices."""
+    path = run.path / "manifest.json"
+    known = json.loads(path.read_text()) if path.is_file() else _birth()
+    text = json.dumps(_plain({**known, **facts}), indent=1, ensure_ascii=False)
+    write_atomically(path, text)
+
+
+def _birth() -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "git": _git(),
+        "image": os.environ.get("TATARA_IMAGE"),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git() -> dict[str, Any]:
+    """Commit and whether files differ from it; empty outside a checkout or without git."""
+    here = Path(__file__).parent
+    try:
+        words = ["git", "-C", str(here), "rev-parse", "HEAD"]
+        commit = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10)
+        words = ["git", "-C", str(here), "status", "--porcelain", "-uno"]
+        changed = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit.stdout.strip(), "changed": bool(changed.stdout.strip())}
+
+
+@dataclass
+class Owner:
+    """The right to write a run: one supervisor at a time, given back when its process ends."""
+
+    run: Run
+    _file: IO[str] | None = field(default=None, repr=False)
+
+    def take(self) -> None:
+        """UserError that names the owner where another process has the run."""
+        self.run.make()
+        file = (self.run.path / OWNER).open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"{self.run.path}: this run belongs to {owner}; stop that one first, or start a "
+                "new run by leaving out --resume and RUN_ID"
+            ) from None
+        file.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
+        file.flush()
+        self._file = file
+
+
+__all__ = ["Owner", "Run", "find", "new_id", "sealed", "start", "verify_checkpoint"]

@@ -1,0 +1,222 @@
+"""The sections that every workload's config shares; each setting is declared here once."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from workloads.errors import UserError
+
+
+def _no_truth_as_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+def _switch(value: Any) -> Any:
+    """`--use_wandb` and `USE_WANDB=true` are the same wish as `wandb: online`."""
+    return {True: "online", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _text(value: Any) -> Any:
+    """A name such as `1234` is read as a number from YAML or the environment; it is a name."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_as_number)]
+Number = Annotated[float, BeforeValidator(_no_truth_as_number), Field(allow_inf_nan=False)]
+Text = Annotated[str, BeforeValidator(_text)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(Section):
+    name: Text = Field(description="Hub id or local folder of the model.")
+    fallbacks: tuple[Text, ...] = Field(
+        (), description="Tried in order where `name` cannot be loaded; each failure is reported."
+    )
+    revision: Text | None = Field(None, description="Branch, tag or commit on the hub.")
+    trust_remote_code: bool = Field(
+        False, description="Run code of the model's repository; needs a 40-digit `revision`."
+    )
+    random_init: bool = Field(
+        False, description="Start from random weights of the model's config, for demos and benches."
+    )
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = Field(
+        "auto", description="auto takes the first that works: flash, sdpa, eager."
+    )
+
+    @model_validator(mode="after")
+    def _pinned_code(self) -> "Model":
+        commit = self.revision or ""
+        pinned = len(commit) == 40 and all(digit in "0123456789abcdef" for digit in commit)
+        if self.trust_remote_code and not pinned:
+            raise ValueError(
+                "trust_remote_code needs a full 40-digit revision, so that the code cannot change"
+            )
+        return self
+
+
+class Optim(Section):
+    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="Optimizer.")
+    learning_rate: Number = Field(2e-5, gt=0, lt=1, description="Peak learning rate.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Course of the learning rate after the warm-up."
+    )
+    warmup_steps: Number = Field(
+        0, ge=0, description="Steps of warm-up; below 1 it is a share of all steps."
+    )
+    weight_decay: Number = Field(0.0, ge=0, description="Decoupled weight decay.")
+    beta1: Number = Field(0.9, ge=0, lt=1, description="AdamW's first decay rate.")
+    beta2: Number = Field(0.999, ge=0, lt=1, description="AdamW's second decay rate.")
+    epsilon: Number = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    max_grad_norm: Number = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+
+
+class Train(Section):
+    epochs: Number = Field(1, gt=0, description="Passes over the training data.")
+    max_steps: Whole | None = Field(
+        None, ge=1, description="Stop after so many optimizer steps, whatever `epochs` says."
+    )
+    per_device_batch_size: Whole = Field(1, ge=1, description="Samples a rank and micro-batch.")
+    global_batch_size: Whole | None = Field(
+        None, ge=1, description="Samples an optimizer step; accumulation follows from it."
+    )
+    precision: Literal["bf16", "fp16", "fp32"] = Field(
+        "bf16", description="Compute type; fp16 scales the loss dynamically."
+    )
+    master_weights: Literal["fp32", "compute"] = Field(
+        "fp32", description="Type of trained weights: fp32, or the same as the compute type."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, slower."
+    )
+    compile: bool = Field(False, description="torch.compile the model.")
+    fused_cross_entropy: bool = Field(
+        True, description="Never hold the logits of all tokens at once, where the stack can."
+    )
+    seed: Whole = Field(42, ge=0, lt=2**32, description="Seed of weights, order and dropout.")
+    workers: Whole = Field(0, ge=0, description="Data loader processes a rank.")
+    log_every: Whole = Field(1, ge=1, description="Steps between two rows of metrics.jsonl.")
+    max_nonfinite_steps: Whole = Field(
+        3, ge=0, description="Steps with a non-finite loss or gradient to skip before stopping."
+    )
+
+
+class Parallel(Section):
+    strategy: Literal["auto", "single", "ddp", "fsdp2", "zero2", "zero3"] = Field(
+        "auto", description="auto: one rank alone, ddp for adapters, fsdp2 otherwise."
+    )
+    nodes: Whole = Field(1, ge=1, le=64, description="Machines or containers of the job.")
+    ranks_per_node: Whole | Literal["auto"] = Field(
+        "auto", description="Processes on each node; auto: one for each GPU, one without GPU."
+    )
+    master_port: Whole = Field(
+        37171, ge=1024, le=65533, description="Port of the rendezvous; the next one is used too."
+    )
+    node_timeout: Number = Field(
+        300, gt=0, description="Seconds to wait for all nodes; then the missing ones are named."
+    )
+    peer_timeout: Number = Field(
+        20, gt=0, description="Seconds without a word after which another node counts as lost."
+    )
+    hang_timeout: Number = Field(
+        600, gt=0, description="Seconds without progress after which a rank counts as hung."
+    )
+    restarts: Whole = Field(3, ge=0, description="Restarts after lost ranks before giving up.")
+    restart_delay: Number = Field(
+        2, ge=0, description="Seconds before the first restart; doubles with each further one."
+    )
+
+
+class Checkpoints(Section):
+    every_steps: Whole | None = Field(
+        None, ge=1, description="Steps between checkpoints; none: only at a stop and at the end."
+    )
+    keep_last: Whole = Field(2, ge=1, description="Newest checkpoints to keep.")
+    keep_best: bool = Field(True, description="Also keep the one with the lowest evaluation loss.")
+
+
+class Adapter(Section):
+    method: Literal["full", "lora", "qlora"] = Field(
+        "full", description="Train all weights, LoRA, or LoRA over a quantised base."
+    )
+    name: Text = Field("default", description="Name of the adapter, to keep several side by side.")
+    r: Whole = Field(16, ge=1, description="Rank of the adapter.")
+    alpha: Number = Field(32, gt=0, description="Scale of the adapter (alpha / r).")
+    dropout: Number = Field(0.05, ge=0, lt=1, description="Dropout before the adapter.")
+    targets: tuple[Text, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Modules that get an adapter."
+    )
+    quantisation: Literal["nf4", "int8"] = Field("nf4", description="Base weights under qlora.")
+    double_quantisation: bool = Field(True, description="Quantise the nf4 constants too.")
+    resume_from: Text | None = Field(None, description="Folder of an adapter to go on with.")
+
+
+class Tracking(Section):
+    tensorboard: bool = Field(True, description="Write TensorBoard files into the run.")
+    wandb: Annotated[Literal["off", "online", "offline"], BeforeValidator(_switch)] = Field(
+        "off", description="Weights & Biases; a run never waits for it or fails with it."
+    )
+    wandb_project: Text = Field("tatara", description="Project on Weights & Biases.")
+    wandb_entity: Text | None = Field(None, description="Team or user on Weights & Biases.")
+
+
+class Export(Section):
+    enabled: bool = Field(True, description="Export the final model into the run by itself.")
+    hub_model_id: Text | None = Field(None, description="Repository for `--push-to-hub`.")
+
+
+class Profile(Section):
+    """What every workload's config holds; a workload adds its data and evaluation."""
+
+    workload: Text = Field(description="The code that trains: llm, vla or grpo.")
+    name: Text = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the profile; its runs are under outputs/<name>/.",
+    )
+    summary: Text = Field("", description="One line that says what this profile does.")
+    honours: tuple[Text, ...] = Field(
+        (), description="Short names of `.env` and flags that this profile takes."
+    )
+    model: Model
+    adapter: Adapter = Adapter()
+    optim: Optim = Optim()
+    train: Train = Train()
+    parallel: Parallel = Parallel()
+    checkpoints: Checkpoints = Checkpoints()
+    tracking: Tracking = Tracking()
+    export: Export = Export()
+
+    def ranks_per_node(self, gpus: int) -> int:
+        """Processes on each node, given the GPUs that one node has."""
+        wanted = self.parallel.ranks_per_node
+        return max(1, gpus) if wanted == "auto" else wanted
+
+    def accumulation_steps(self, world_size: int) -> int:
+        """Micro-batches an optimizer step; UserError where the global batch does not divide."""
+        whole = self.train.global_batch_size
+        step = self.train.per_device_batch_size * world_size
+        if whole is None:
+            return 1
+        if whole % step:
+            raise UserError(
+                f"expected train.global_batch_size to be a multiple of {step} "
+                f"({self.train.per_device_batch_size} a device x {world_size} ranks), "
+                f"found {whole}; set it to {max(step, whole // step * step)}"
+            )
+        return whole // step
+
+    def strategy(self, world_size: int) -> str:
+        """The parallel strategy that `auto` stands for."""
+        wanted = self.parallel.strategy
+        if wanted != "auto":
+            return wanted
+        if world_size == 1:
+            return "single"
+        return "fsdp2" if self.adapter.method == "full" else "ddp"

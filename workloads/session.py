@@ -1,0 +1,159 @@
+"""One rank's life inside a run: its heartbeat, its log, its phase, and the wish to stop."""
+
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from workloads.environment import without_secrets
+from workloads.errors import EXIT_STOPPED, Stopped
+from workloads.processes import resident_bytes
+from workloads.run import Run
+
+BEAT = 1.0  # seconds between two heartbeats
+# Phases that a stop may cut short at once, because nothing would be lost.
+_INTERRUPTIBLE = ("starting", "preparing")
+
+
+@dataclass
+class Session:
+    """Made once by each rank; `phase`, `progress` and `tell` are what training code calls.
+
+    A thread writes the heartbeat, so that a rank that waits for its peers still shows as alive;
+    `progress` counts what the main thread has done, so that a rank that hangs is told apart.
+    """
+
+    run: Run
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    node: int = 0
+    attempt: int = 0
+    shared: bool = True
+    stopping: bool = False
+    _status: dict[str, Any] = field(default_factory=dict)
+    _console: TextIO = sys.stdout
+    _done: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def log(self) -> Path:
+        """What this rank and its libraries print."""
+        return self.run.path / "logs" / f"{self.node}-{self.rank}.log"
+
+    def begin(self) -> None:
+        """Take over signals and output, and start the heartbeat."""
+        self._status = {
+            "rank": self.rank,
+            "node": self.node,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "attempt": self.attempt,
+            "phase": "starting",
+            "step": 0,
+            "progress": 0,
+            "beat": 0,
+        }
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        self._own_log()
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+        self._write()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _own_log(self) -> None:
+        """Send everything this rank and its libraries print to its log; keep the console apart."""
+        self._console = os.fdopen(os.dup(1), "w", buffering=1)
+        file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
+
+    @property
+    def console(self) -> TextIO:
+        """Where the person who started the run reads."""
+        return self._console
+
+    def tell(self, text: str) -> None:
+        """Say something once for the whole job: rank 0 prints, every rank logs; never a secret."""
+        text = without_secrets(text, os.environ)
+        print(text, file=sys.stderr, flush=True)
+        if self.is_main:
+            print(text, file=self._console, flush=True)
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Write an event of the job; only rank 0 does."""
+        if self.is_main:
+            self.run.event(name, **facts)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show what this rank is doing; a stop in a phase with nothing to lose ends it at once."""
+        before = self._status["phase"]
+        self.enter(name)
+        try:
+            yield
+        except BaseException:
+            self.progress(phase=before)  # whoever catches this goes on where it was
+            raise
+        self.enter(before)
+
+    def enter(self, name: str) -> None:
+        """Go into a phase; a stop that has been asked for is honoured at the door."""
+        self.progress(phase=name)
+        if self.stopping and name in _INTERRUPTIBLE:
+            raise Stopped("stopped before the first step; nothing was lost")
+
+    def progress(self, **facts: Any) -> None:
+        """Note that the main thread got further; written with the next heartbeat."""
+        with self._lock:
+            self._status.update(facts)
+            self._status["progress"] += 1
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stopping:
+            os._exit(EXIT_STOPPED)
+        self.stopping = True
+        if self._status["phase"] in _INTERRUPTIBLE:
+            raise Stopped("stopped before the first step; nothing was lost")
+
+    def _beat(self) -> None:
+        while not self._done.wait(BEAT):
+            self._write()
+
+    def _write(self) -> None:
+        # Held to the end: a beat that began before the last word must not be written over it.
+        with self._writing:
+            with self._lock:
+                self._status["beat"] += 1
+                self._status["memory"] = resident_bytes()
+                status = dict(self._status)
+            try:
+                self.run.write_status(self.rank, status)
+            except OSError as error:
+                # A full disk must not end a run; the next beat tries again.
+                print(f"heartbeat: {error.strerror}", file=sys.stderr)
+
+    def finish(self, phase: str, code: int, reason: str = "") -> None:
+        """Write the last heartbeat: done, stopped or failed, with the exit code and the reason."""
+        self._done.set()
+        reason = without_secrets(reason, os.environ)
+        with self._lock:
+            self._status.update(phase=phase, code=code, reason=reason, ended=time.time())
+        self._write()

@@ -1,0 +1,238 @@
+"""One attempt on one node: the agent process, its ranks' heartbeats, and how it ended."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workloads.errors import EXIT_DONE, EXIT_FAILED, EXIT_RETRY, EXIT_STOPPED, EXIT_USER
+from workloads.lobby import Lobby, Outcome
+from workloads.processes import is_stopped, memory_limit, out_of_memory_kills
+from workloads.run import Run
+
+_TICK = 0.1
+_LOOK = 1.0  # seconds between two looks at the heartbeats, which come once a second
+# Once another node is in trouble, this node's ranks get this long to notice and end by themselves.
+_GRACE = 15.0
+_LATE = 5.0  # where all stand still, a rank without a heartbeat for so long is the one to name
+_FROZEN = 60.0  # seconds without a heartbeat; less where hang_timeout is less
+_WAITING_PHASES = ("training", "evaluating", "saving")
+
+
+@dataclass
+class Stop:
+    """The wish to stop, as the signals of this process tell it; a second one means now."""
+
+    count: int = 0
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.count += 1
+
+    def __call__(self) -> bool:
+        return self.count > 0
+
+    @property
+    def now(self) -> bool:
+        return self.count > 1
+
+
+@dataclass
+class _Seen:
+    """What was last new of a rank, and when, by this process's own clock."""
+
+    beat: int = -1
+    beat_at: float = field(default_factory=time.monotonic)
+    progress: int = -1
+    progress_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Attempt:
+    """Starts the agent and watches over it until it has ended."""
+
+    run: Run
+    number: int
+    ranks: Sequence[int]
+    lobby: Lobby
+    stop: Stop
+    hang_timeout: float
+    _process: subprocess.Popen[bytes] | None = None
+    _seen: dict[int, _Seen] = field(default_factory=dict)
+    _asked: bool = False
+    _trouble: tuple[float, str] | None = None
+
+    def go(self, words: Sequence[str], env: Mapping[str, str]) -> Outcome:
+        """Run to the end; the outcome is this node's part only."""
+        kills = out_of_memory_kills()
+        command = [sys.executable, "-m", "workloads.agent", *words, "-m", "workloads.worker"]
+        log = self.run.path / "logs" / f"agent-{min(self.ranks)}.log"
+        self._forget()
+        with log.open("ab") as output:
+            # An own session: a Ctrl-C in the terminal reaches this process alone, which passes it
+            # on to the ranks. The ranks speak to the person over standard output; what torchrun
+            # and the libraries write to standard error goes to a log.
+            self._process = subprocess.Popen(
+                command,
+                env=dict(env),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),
+                stderr=output,
+            )
+        try:
+            reason = self._watch(self._process)
+        finally:
+            self._end()
+        if reason is not None:
+            return reason
+        return self._outcome(self._process.returncode, out_of_memory_kills() - kills)
+
+    def _forget(self) -> None:
+        """Heartbeats of an earlier attempt must not be read as this one's."""
+        for rank in self.ranks:
+            (self.run.path / "status" / f"{rank}.json").unlink(missing_ok=True)
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> Outcome | None:
+        looked, hung = time.monotonic(), None
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_TICK)
+            if self.stop.now:
+                return Outcome(EXIT_STOPPED, "stopped at once; the last checkpoint is the newest")
+            if not self._asked and (self.stop() or self.lobby.stop_asked()):
+                self.lobby.ask_stop()
+                self._asked = self._ask_to_stop(process)
+            if time.monotonic() - looked > _LOOK:
+                looked, hung = time.monotonic(), self._hung()
+            if hung:
+                self._dump_stacks()
+                return Outcome(EXIT_RETRY, hung)
+            if late := self._peer_trouble():
+                return Outcome(EXIT_RETRY, late)
+        return None
+
+    def statuses(self) -> dict[int, dict[str, Any]]:
+        """Heartbeats of this node's ranks in this attempt."""
+        every = self.run.statuses()
+        return {
+            rank: status
+            for rank, status in every.items()
+            if rank in self.ranks and status.get("attempt") == self.number
+        }
+
+    def _ask_to_stop(self, process: subprocess.Popen[bytes]) -> bool:
+        """Signal the ranks themselves: torchrun would kill them before a long save has ended."""
+        statuses = self.statuses()
+        if len(statuses) < len(self.ranks):
+            # Some rank has not even begun, so nothing can be lost.
+            process.terminate()
+            return True
+        for status in statuses.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(status["pid"], signal.SIGTERM)
+        return True
+
+    def _hung(self) -> str | None:
+        """The name of a rank that is frozen, or that holds up all the others."""
+        now = time.monotonic()
+        statuses = self.statuses()
+        for rank, status in statuses.items():
+            seen = self._seen.setdefault(rank, _Seen())
+            if status["beat"] != seen.beat:
+                seen.beat, seen.beat_at = status["beat"], now
+            if status["progress"] != seen.progress:
+                seen.progress, seen.progress_at = status["progress"], now
+        alive = {rank: one for rank, one in statuses.items() if "code" not in one}
+        for rank, status in alive.items():
+            if now - self._seen[rank].beat_at > min(_FROZEN, self.hang_timeout):
+                return f"{_name(rank, status)} hangs: no heartbeat for {self._age(rank):.0f} s"
+        busy = [rank for rank, one in alive.items() if one["phase"] in _WAITING_PHASES]
+        if busy and len(busy) == len(alive):
+            newest = max(self._seen[rank].progress_at for rank in busy)
+            if now - newest > self.hang_timeout:
+                for rank in busy:
+                    if self._age(rank) > _LATE:
+                        return f"{_name(rank, statuses[rank])} hangs: no heartbeat"
+                rank = min(busy, key=lambda one: statuses[one]["progress"])
+                return f"{_name(rank, statuses[rank])} hangs: no progress for {now - newest:.0f} s"
+        return None
+
+    def _age(self, rank: int) -> float:
+        return time.monotonic() - self._seen[rank].beat_at
+
+    def _dump_stacks(self) -> None:
+        """Have every rank write its stacks into its log; a suspended one cannot and is named."""
+        for rank, status in self.statuses().items():
+            if is_stopped(status["pid"]):
+                self.run.event("suspended", rank=rank, pid=status["pid"], host=status["host"])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(status["pid"], signal.SIGUSR1)
+        time.sleep(0.5)  # faulthandler writes from the signal handler and tells nobody when done
+
+    def _peer_trouble(self) -> str | None:
+        """Another node's trouble, once the ranks here had their time to end by themselves."""
+        if self._trouble is None:
+            text = self.lobby.trouble()
+            self._trouble = (time.monotonic(), text) if text else None
+        if self._trouble and time.monotonic() - self._trouble[0] > _GRACE:
+            return self._trouble[1]
+        return None
+
+    def _end(self) -> None:
+        """Leave nothing behind: the ranks die with the agent."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _outcome(self, code: int, memory_kills: int) -> Outcome:
+        statuses = self.statuses()
+        ended = [one for one in statuses.values() if "code" in one]
+        failed = [one for one in ended if one["phase"] == "failed"]
+        if len(ended) == len(self.ranks) and all(one["phase"] == "done" for one in ended):
+            return Outcome(EXIT_DONE, "")
+        if memory_kills > 0:
+            limit = memory_limit()
+            text = f" (limit {limit / 2**30:.1f} GiB)" if limit else ""
+            return Outcome(EXIT_RETRY, f"the kernel killed a process for host memory{text}")
+        for wanted in (EXIT_USER, EXIT_FAILED):
+            for one in failed:
+                if one["code"] == wanted:
+                    return Outcome(wanted, one["reason"])
+        if self._asked:
+            return Outcome(EXIT_STOPPED, _stop_reason(ended))
+        if code > 128:
+            gone = [rank for rank in self.ranks if "code" not in statuses.get(rank, {})]
+            name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else code
+            return Outcome(EXIT_RETRY, f"rank {', '.join(map(str, gone))} was ended by {name}")
+        if failed:
+            return Outcome(EXIT_RETRY, failed[0]["reason"])
+        if ended and all(one["phase"] == "stopped" for one in ended):
+            return Outcome(EXIT_STOPPED, _stop_reason(ended))
+        return Outcome(EXIT_FAILED, f"the ranks ended without a reason; see {self._logs()}")
+
+    def _logs(self) -> Path:
+        return self.run.path / "logs"
+
+
+def _stop_reason(ended: list[dict[str, Any]]) -> str:
+    return next((one["reason"] for one in ended if one["phase"] == "stopped"), "stopped")
+
+
+def _name(rank: int, status: Mapping[str, Any]) -> str:
+    suspended = ", suspended" if is_stopped(status["pid"]) else ""
+    here = status["host"] == socket.gethostname()
+    place = f"pid {status['pid']}{suspended}" if here else status["host"]
+    return f"rank {rank} (node {status['node']}, {place})"

@@ -1,0 +1,93 @@
+"""One rank of a job, started by the agent: `python -m workloads.worker` with the run in TATARA_RUN.
+
+Its exit code is 0 when it is done or has stopped in order; the heartbeat tells which.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from workloads.environment import without_secrets
+from workloads.errors import EXIT_DONE, EXIT_FAILED, EXIT_RETRY, Stopped, TataraError
+from workloads.processes import die_with_parent
+from workloads.run import Run
+from workloads.session import Session
+
+
+def main() -> None:
+    """Train; then leave without the interpreter's teardown, in which gloo sometimes aborts."""
+    die_with_parent()
+    env = os.environ
+    session = Session(
+        run=Run(Path(env["TATARA_RUN"])),
+        rank=int(env["RANK"]),
+        local_rank=int(env["LOCAL_RANK"]),
+        world_size=int(env["WORLD_SIZE"]),
+        node=int(env["GROUP_RANK"]),
+        attempt=int(env["TATARA_ATTEMPT"]),
+        shared=env["TATARA_SHARED"] == "1",
+    )
+    code = _live(session)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _live(session: Session) -> int:
+    try:
+        session.begin()
+        config = session.run.config()
+        workload = importlib.import_module(f"workloads.{config.workload}.train")
+        workload.train(config, session)
+    except Stopped as stop:
+        session.finish("stopped", stop.exit_code, str(stop))
+        return EXIT_DONE
+    except TataraError as error:
+        print(without_secrets(f"error: {error}", os.environ), file=sys.stderr)
+        session.finish("failed", error.exit_code, str(error))
+        return error.exit_code
+    except Exception as error:
+        print(without_secrets(traceback.format_exc(), os.environ), file=sys.stderr)
+        code, reason = explain(error)
+        if code == EXIT_FAILED:
+            reason = f"{reason} (rank {session.rank}; the whole story is in {session.log})"
+        session.finish("failed", code, reason)
+        return code
+    session.finish("done", EXIT_DONE)
+    return EXIT_DONE
+
+
+# What torch's back ends say when the other side of a collective is gone; they have no own type.
+_LOST_PEER = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "no route to host",
+    "timed out waiting",
+    "timed out after",
+    "socket closed",
+    "nccl error: remote process exited",
+    "nccl communicator was aborted",
+    "connectfullmesh failed",
+    "read timeout",
+    "application timeout caused pair closure",
+    "failed to recv",
+    "broken connection",
+)
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Exit code and sentence for an exception that no layer below has understood."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    text = f"{type(error).__name__}: {error}"
+    lost = any(sign in text.lower() for sign in _LOST_PEER)
+    if "DistError" in kinds or (lost and ("RuntimeError" in kinds or "OSError" in kinds)):
+        return EXIT_RETRY, f"lost contact with another rank ({str(error).splitlines()[0][:160]})"
+    return EXIT_FAILED, text.splitlines()[0][:400]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""LoRA and QLoRA by peft: several named adapters on one base, saved, resumed and merged.
+
+The layout on disk is peft's: an adapter named `default` lies in the folder itself, every other one
+in a folder of its name inside it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from workloads.engine.pretrained import ADAPTER_CONFIG, read_json
+from workloads.errors import UserError
+from workloads.sections import Adapter
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ALL_LINEAR = "all-linear"
+# The largest logit difference allowed between a base with its adapter and the two merged, as a
+# share of the largest logit: what rounding the merged weights to this type explains, and no more.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_PROBE_SHAPE = (2, 48)
+
+
+def add_adapter(model: nn.Module, adapter: Adapter) -> "PeftModel":
+    """The model with a new trainable adapter of that name, the active one; the base is frozen.
+
+    A model that has adapters already keeps them side by side. With `resume_from` the adapter
+    starts from a saved one, which must have the same shape. Its weights are fp32 whatever the base
+    is held in. Raises UserError for targets that the model does not have.
+    """
+    from peft import PeftModel, get_peft_model
+
+    wrapped = model if isinstance(model, PeftModel) else None
+    if wrapped is not None and adapter.name in wrapped.peft_config:
+        raise UserError(
+            f"adapter.name: expected a new name, found {adapter.name!r}, which this model has "
+            "already; choose another"
+        )
+    _check_targets(model, adapter)
+    saved = adapter_folder(Path(adapter.resume_from), adapter.name) if adapter.resume_from else None
+    config = lora_config(adapter)
+    if saved is not None:
+        _check_same_shape(saved, adapter)
+    if wrapped is None:
+        wrapped = get_peft_model(model, config, adapter_name=adapter.name)
+    else:
+        wrapped.add_adapter(adapter.name, config)
+    if saved is not None:
+        _take_weights(wrapped, saved, adapter.name)
+    wrapped.set_adapter(adapter.name)
+    return wrapped
+
+
+def lora_config(adapter: Adapter) -> "LoraConfig":
+    """Our section in peft's words; no other place names them."""
+    from peft import LoraConfig
+
+    everywhere = adapter.targets == (ALL_LINEAR,)
+    return LoraConfig(
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=ALL_LINEAR if everywhere else list(adapter.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _check_targets(model: nn.Module, adapter: Adapter) -> None:
+    """peft itself is content when one of several targets exists."""
+    if adapter.targets == (ALL_LINEAR,):
+        return
+    names = set(_linear_names(model))
+    missing = [
+        target
+        for target in adapter.targets
+        if not any(name == target or name.endswith(f".{target}") for name in names)
+    ]
+    if missing:
+        known = sorted({name.rpartition(".")[2] for name in names})
+        raise UserError(
+            f"adapter.targets: expected modules of the model, found {missing[0]!r}; it has "
+            f"{', '.join(known)}, or take [{ALL_LINEAR}]"
+        )
+
+
+def _linear_names(model: nn.Module) -> Iterator[str]:
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and ".lora_" not in name:
+            # Where another adapter wraps a layer, the layer itself is its `base_layer`.
+            yield name.removesuffix(".base_layer")
+
+
+def adapter_folder(folder: Path, name: str) -> Path:
+    """Where in a folder the adapter of that name lies; UserError says which ones there are."""
+    for place in (folder / name, folder):
+        if (place / ADAPTER_CONFIG).is_file() and (place / ADAPTER_WEIGHTS).is_file():
+            return place
+    known = ", ".join(saved_adapters(folder)) or "none"
+    raise UserError(
+        f"{folder}: expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} of adapter {name!r}, found "
+        f"adapters: {known}; correct adapter.resume_from or adapter.name"
+    )
+
+
+def saved_adapters(folder: Path) -> dict[str, Path]:
+    """The adapters in a folder by name."""
+    found = {}
+    if (folder / ADAPTER_CONFIG).is_file():
+        found["default"] = folder
+    for inner in sorted(folder.glob(f"*/{ADAPTER_CONFIG}")):
+        found[inner.parent.name] = inner.parent
+    return found
+
+
+def _check_same_shape(saved: Path, adapter: Adapter) -> None:
+    own = read_json(saved / ADAPTER_CONFIG)
+    targets = own.get("target_modules") or []
+    pairs: list[tuple[str, Any, Any]] = [
+        ("r", own.get("r"), adapter.r),
+        ("alpha", own.get("lora_alpha"), adapter.alpha),
+    ]
+    # peft writes the modules that `all-linear` stood for.
+    if adapter.targets != (ALL_LINEAR,) and targets != ALL_LINEAR:
+        pairs.append(("targets", sorted(targets), sorted(adapter.targets)))
+    for name, there, here in pairs:
+        if there != here:
+            raise UserError(
+                f"adapter.{name}: expected {there}, as the adapter in {saved} has, found {here}; "
+                "set it to the same, or leave out adapter.resume_from"
+            )
+
+
+def _take_weights(model: "PeftModel", saved: Path, name: str) -> None:
+    from peft import load_peft_weights, set_peft_model_state_dict
+    from safetensors import SafetensorError
+
+    try:
+        weights = load_peft_weights(str(saved), device="cpu")
+        found = set_peft_model_state_dict(model, weights, adapter_name=name)
+    except SafetensorError as error:
+        raise UserError(f"{saved / ADAPTER_WEIGHTS}: damaged ({error}); copy it again") from error
+    except RuntimeError as error:
+        raise UserError(
+            f"{saved}: expected an adapter of this model, found other shapes: "
+            f"{str(error).strip().splitlines()[-1].strip()}"
+        ) from error
+    if found.unexpected_keys:
+        raise UserError(
+            f"{saved}: expected an adapter of this model, found weights for "
+            f"{found.unexpected_keys[0]}, which it does not have"
+        )
+    absent = [key for key in found.missing_keys if "lora_" in key and f".{name}." in key]
+    if absent:
+        raise UserError(f"{saved}: expected weights for {absent[0]}, found none; is it whole?")
+
+
+def load_adapter(
+    model: nn.Module, folder: Path, name: str = "default", trainable: bool = False
+) -> "PeftModel":
+    """The model with a saved adapter, active, of whatever shape it was saved with."""
+    from peft import PeftConfig, PeftModel, get_peft_model
+
+    saved = adapter_folder(folder, name)
+    config = PeftConfig.from_pretrained(str(saved))
+    config.inference_mode = not trainable
+    try:
+        if isinstance(model, PeftModel):
+            wrapped = model
+            wrapped.add_adapter(name, config)
+        else:
+            wrapped = get_peft_model(model, config, adapter_name=name)
+    except ValueError as error:
+        raise UserError(
+            f"{saved}: expected an adapter of this model, found one that does not fit: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    _take_weights(wrapped, saved, name)
+    wrapped.set_adapter(name, inference_mode=not trainable)
+    return wrapped
+
+
+def save_adapters(model: "PeftModel", folder: Path) -> None:
+    """Write every adapter of a model, as safetensors, without the base."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """How far merged weights are from the base with its adapter, in logits on a fixed input.
+
+    difference: the largest absolute one; scale: the largest absolute logit; agreement: the share
+    of positions where both name the same next token; quantised_difference and
+    quantised_agreement: the same against the quantised base that the adapter was trained on.
+    """
+
+    difference: float
+    scale: float
+    tolerance: float
+    agreement: float
+    quantised_difference: float | None = None
+    quantised_agreement: float | None = None
+
+    def line(self) -> str:
+        text = (
+            f"merged: logits differ by at most {self.difference:.3g} of {self.scale:.3g} "
+            f"(allowed {self.tolerance * self.scale:.3g}), same next token at "
+            f"{self.agreement:.1%} of positions"
+        )
+        if self.quantised_difference is not None:
+            text += (
+                f"; from the quantised base it was trained on by {self.quantised_difference:.3g}, "
+                f"same next token at {self.quantised_agreement:.1%}"
+            )
+        return text
+
+    def as_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+def merge_into(
+    base: nn.Module,
+    folder: Path,
+    name: str = "default",
+    quantised: nn.Module | None = None,
+    tolerance: float | None = None,
+) -> tuple[nn.Module, MergeReport]:
+    """Merge a saved adapter into a base held in full precision, and compare the logits.
+
+    quantised: the base as the adapter was trained over it; the difference to it is reported, not
+    judged, because dequantised weights are other weights. tolerance: allowed share of the largest
+    logit, by default what the base's type explains. Raises UserError past it.
+    """
+    dtype = next(base.parameters()).dtype
+    if dtype not in TOLERANCES or _is_quantised(base):
+        raise UserError(
+            "merge: expected a base in fp32, bf16 or fp16, found a quantised one; load it without "
+            "quantisation"
+        )
+    allowed = TOLERANCES[dtype] if tolerance is None else tolerance
+    wrapped = load_adapter(base, folder, name).eval()
+    inputs = _probe_inputs(base)
+    before = _logits(wrapped, inputs)
+    try:
+        merged = wrapped.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise UserError(
+            f"{folder}: merged weights would not be finite ({error}); keep the adapter unmerged"
+        ) from error
+    after = _logits(merged, inputs)
+    scale = float(before.abs().max())
+    difference = float((after - before).abs().max())
+    report = MergeReport(difference, scale, allowed, _agreement(before, after))
+    if not difference <= allowed * scale:
+        raise UserError(
+            f"merge: expected logits within {allowed * scale:.3g}, found a difference of "
+            f"{difference:.3g}; merge into the base in fp32, or keep the adapter unmerged"
+        )
+    if quantised is not None:
+        report = _against_quantised(report, quantised, folder, name, after, inputs)
+    return merged, report
+
+
+def _is_quantised(model: nn.Module) -> bool:
+    return any(
+        type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules()
+    )
+
+
+def _against_quantised(
+    report: MergeReport,
+    quantised: nn.Module,
+    folder: Path,
+    name: str,
+    after: torch.Tensor,
+    inputs: torch.Tensor,
+) -> MergeReport:
+    trained = _logits(load_adapter(quantised, folder, name).eval(), inputs)
+    return MergeReport(
+        report.difference,
+        report.scale,
+        report.tolerance,
+        report.agreement,
+        quantised_difference=float((after - trained).abs().max()),
+        quantised_agreement=_agreement(trained, after),
+    )
+
+
+def _probe_inputs(model: nn.Module) -> torch.Tensor:
+    """Token ids that are the same every time, spread over the vocabulary."""
+    size = model.get_input_embeddings().num_embeddings
+    return torch.randint(size, _PROBE_SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Logits in fp32 on the host, (rows, positions, vocabulary)."""
+    device = next(model.parameters()).device
+    result: torch.Tensor = model(input_ids=inputs.to(device), use_cache=False).logits
+    return result.float().cpu()
+
+
+def _agreement(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first.argmax(-1) == second.argmax(-1)).float().mean())

@@ -1,0 +1,181 @@
+"""What happens at the end of a step: the agreed stop, metrics, progress."""
+
+import math
+import time
+import zlib
+from typing import Any
+
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from workloads.engine import distributed
+from workloads.engine.trackers import trackers
+from workloads.processes import resident_bytes
+from workloads.sections import Profile
+from workloads.session import Session
+
+# Keys of the Trainer's logs that are ours under another name, or of no use in a row of metrics.
+_DROPPED = ("total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+
+
+class RunCallback(TrainerCallback):
+    """Connects a Trainer to its run."""
+
+    def __init__(self, profile: Profile, session: Session) -> None:
+        self.profile, self.session = profile, session
+        self.stopping = False
+        self.tokens = 0
+        self.batches = 0
+        self.dropped = 0
+        self._since = time.monotonic()
+        self._since_step = 0
+        self._told = 0.0
+        self._memory, self._weighed = 0, -math.inf
+        self.trackers = trackers(profile.tracking, session, profile.model_dump(mode="json"))
+
+    def count(self, rows: Any, tokens: int) -> None:
+        """Note one micro-batch: its tokens, and a digest of which rows it has, in their order."""
+        self.tokens += tokens
+        self.batches = zlib.crc32(f"{self.session.rank} {rows}".encode(), self.batches)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._since, self._since_step = time.monotonic(), state.global_step
+        optimizer, loader = kwargs["optimizer"], kwargs["train_dataloader"]
+        before = take_rate(optimizer, kwargs["lr_scheduler"], args.learning_rate)
+        if before is not None:
+            rate = f"{args.learning_rate:g}"
+            self.session.tell(f"learning rate {rate} from here on; the checkpoint has {before:g}")
+        self.session.event(
+            "training",
+            step=state.global_step,
+            max_steps=state.max_steps,
+            world_size=args.world_size,
+            strategy=self.profile.strategy(args.world_size),
+            **_parameters(kwargs["model"]),
+            accumulation_steps=args.gradient_accumulation_steps,
+            per_device_batch_size=loader.total_batch_size // max(1, args.world_size),
+            param_groups=[
+                {
+                    name: group[name]
+                    for name in ("lr", "initial_lr", "weight_decay")
+                    if name in group
+                }
+                for group in optimizer.param_groups
+            ],
+        )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.session.progress(step=state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """All ranks stop at the same step: they save it and leave the loop."""
+        self.session.progress(step=state.global_step)
+        if distributed.agree(self.session.stopping) and state.global_step < state.max_steps:
+            self.stopping = True
+            self.session.event("stop requested", step=state.global_step)
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trackers.close()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        tokens, batches = distributed.totals([self.tokens, self.batches])
+        self.tokens = self.batches = 0
+        if not self.session.is_main or logs is None or "train_runtime" in logs:
+            return
+        row = {name: value for name, value in logs.items() if name not in _DROPPED}
+        if "loss" in row:
+            row |= {"batches": batches, **self._loss(state.global_step, row["loss"])}
+            row |= self._speed(state.global_step, tokens)
+        self.session.run.metric({"step": state.global_step, "epoch": state.epoch, **row})
+        self.trackers.write(state.global_step, row)
+        self._show(state, row)
+
+    def _loss(self, step: int, mean: float) -> dict[str, Any]:
+        """The mean over the steps that were applied; NaN where none was."""
+        dropped, self.dropped = self.dropped, 0
+        if not dropped:
+            return {"loss": mean}
+        applied = step - self._since_step - dropped
+        loss = mean * (applied + dropped) / applied if applied > 0 else math.nan
+        return {"loss": loss, "dropped_steps": dropped}
+
+    def _speed(self, step: int, tokens: int) -> dict[str, Any]:
+        seconds = max(1e-9, time.monotonic() - self._since)
+        steps = max(1, step - self._since_step)
+        self._since, self._since_step = time.monotonic(), step
+        if self._since - self._weighed >= 1.0:  # short steps do not pay for it every time
+            self._memory, self._weighed = resident_bytes(), self._since
+        speed = {"seconds_per_step": seconds / steps, "memory": self._memory}
+        return speed | ({"tokens_per_second": tokens / seconds} if tokens else {})
+
+    def _show(self, state: TrainerState, row: dict[str, Any]) -> None:
+        """One line at a time on a terminal, now and then elsewhere."""
+        last = state.global_step >= state.max_steps
+        live = self.session.console.isatty()
+        if not last and time.monotonic() - self._told < (0.2 if live else 5.0):
+            return
+        self._told = time.monotonic()
+        line = progress_line(state.global_step, state.max_steps, row)
+        end = "\n" if last or not live else ""
+        print(f"\r\x1b[K{line}" if live else line, end=end, file=self.session.console, flush=True)
+
+
+def take_rate(optimizer: Any, scheduler: Any, rate: float) -> float | None:
+    """Have the optimizer go on at the peak rate that is set now, and return a checkpoint's other.
+
+    A loaded optimizer and its schedule bring their own rate, which would win in silence. Where it
+    is the same nothing is touched, so that a resumed run stays what it was.
+    """
+    before = {group.get("initial_lr", rate) for group in optimizer.param_groups}
+    if all(math.isclose(one, rate) for one in before):
+        return None
+    for group in optimizer.param_groups:
+        # Every schedule is a multiple of the peak.
+        group["lr"] *= rate / group["initial_lr"]
+        group["initial_lr"] = rate
+    inner = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps some
+    inner.base_lrs = [rate] * len(inner.base_lrs)
+    return float(max(before))
+
+
+def _parameters(model: nn.Module) -> dict[str, int]:
+    """How many parameters there are, are trained, and are really split over ranks."""
+    every = list(model.parameters())
+    return {
+        "parameters": sum(one.numel() for one in every),
+        "trained_parameters": sum(one.numel() for one in every if one.requires_grad),
+        "sharded_parameters": sum(one.numel() for one in every if isinstance(one, DTensor)),
+    }
+
+
+def progress_line(step: int, steps: int, row: dict[str, Any]) -> str:
+    """`step 12/80  loss 2.41  …` as far as the row has it."""
+    parts = [f"step {step}/{steps}"]
+    names = {"loss": "loss", "eval_loss": "held-out loss", "learning_rate": "lr"}
+    for name, label in names.items():
+        value = row.get(name)
+        if isinstance(value, int | float):
+            parts.append(f"{label} {value:.4g}")
+    seconds = row.get("seconds_per_step")
+    if seconds:
+        left = math.ceil((steps - step) * seconds)
+        parts.append(f"{seconds:.2f} s/step, {left // 60}:{left % 60:02d} left")
+    return "  ".join(parts)

@@ -1,0 +1,148 @@
+"""Saving and finding checkpoints as all ranks of a job, with or without a shared disk.
+
+A checkpoint is written under `checkpoints/.staging`, gathered to node 0 where the nodes share no
+disk, sealed with digests, and only then gets its name.
+"""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from workloads.engine import distributed
+from workloads.errors import UserError
+from workloads.integrity import PREFIX, publish, rotate, seal, sealed, step_of
+from workloads.session import Session
+
+STAGING = ".staging"
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be written; the older ones are untouched."""
+
+
+def save(session: Session, step: int, write: Callable[[], None], facts: dict[str, Any]) -> Path:
+    """Have every rank `write` into the staging folder, then seal and publish the result.
+
+    Raises SaveFailed on every rank where it failed on any; nothing half-written stays.
+    """
+    staging = session.run.checkpoints / STAGING
+    _clear(session, staging)
+    staged = staging / f"{PREFIX}{step}"
+    problem = _try(lambda: _check_space(session))
+    problem = _first(problem) or _first(_try(write))
+    if problem is None and not session.shared:
+        gather_files(session, staged)
+    final = session.run.checkpoints / staged.name
+    if problem is None and session.is_main:
+        problem = _try(lambda: _publish(session, staged, final, facts))
+    problem = _first(problem)
+    _clear(session, staging)
+    if problem is not None:
+        raise SaveFailed(problem)
+    return final
+
+
+def _publish(session: Session, staged: Path, final: Path, facts: dict[str, Any]) -> None:
+    record = seal(staged, {"step": step_of(staged), "world_size": session.world_size, **facts})
+    publish(staged, final)
+    size = sum(fact["size"] for fact in record["files"].values())
+    session.event("checkpoint", step=step_of(final), bytes=size, path=str(final))
+
+
+def _check_space(session: Session) -> None:
+    """Refuse before writing what the last checkpoint's size says cannot fit."""
+    old = sealed(session.run.checkpoints)
+    if not session.is_main or not old:
+        return
+    needed = sum(path.stat().st_size for path in old[-1].rglob("*") if path.is_file())
+    free = shutil.disk_usage(session.run.path).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{needed / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free")
+
+
+def _try(action: Callable[[], None]) -> str | None:
+    """What went wrong while writing; anything else is a fault of ours and ends the run."""
+    try:
+        action()
+    except OSError as error:
+        return f"{error.strerror or error}"
+    except Exception as error:
+        # torch and safetensors wrap the operating system's error in types of their own.
+        if not _is_write_error(error):
+            raise
+        return str(error).splitlines()[0]
+    return None
+
+
+def _is_write_error(error: BaseException) -> bool:
+    signs = ("no space left", "file write failed", "i/o error", "os error", "disk quota")
+    names = ("CheckpointException", "SafetensorError")
+    text = f"{error} {error.__cause__}".lower()
+    return any(sign in text for sign in signs) or type(error).__name__ in names
+
+
+def _first(problem: str | None) -> str | None:
+    """The first problem that any rank has, the same on all."""
+    return next((text for text in distributed.gather(problem) if text), None)
+
+
+def _clear(session: Session, staging: Path) -> None:
+    """Leave no remains, on each node's own disk where they share none."""
+    if session.is_main or (not session.shared and session.local_rank == 0):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True, exist_ok=True)
+    distributed.barrier()
+
+
+def _other_leaders(session: Session) -> list[int]:
+    """The first rank of every node but node 0."""
+    found = distributed.gather((session.node, session.rank, session.local_rank))
+    return [rank for node, rank, local in found if node != 0 and local == 0]
+
+
+def gather_files(session: Session, folder: Path) -> None:
+    """Bring what other nodes wrote to node 0's disk."""
+    for leader in _other_leaders(session):
+        distributed.send_folder(folder, leader, [0])
+
+
+def spread_files(session: Session, folder: Path) -> None:
+    """Bring node 0's checkpoint to the other nodes' disks."""
+    targets = _other_leaders(session)
+    if targets:
+        distributed.send_folder(folder, 0, targets)
+
+
+def resume_point(session: Session) -> Path | None:
+    """The checkpoint to go on from, present on every node; the same on all ranks."""
+    found = session.run.resume_point(session.tell) if session.is_main else None
+    name = distributed.from_main(found.name if found else None)
+    if name is None:
+        return None
+    path = session.run.checkpoints / name
+    if not session.shared:
+        spread_files(session, path)
+    distributed.barrier()
+    return path
+
+
+def same_shape(path: Path, facts: dict[str, Any]) -> None:
+    """Refuse to go on where the order of samples could not be the same."""
+    record = json.loads((path / "complete.json").read_text())
+    for name, now in facts.items():
+        if name in record and record[name] != now:
+            raise UserError(
+                f"{path.name} was written with {name} {record[name]}, found {now}; use the same "
+                "number of nodes and ranks and the same batch, or start a new run"
+            )
+
+
+def tidy(session: Session, keep_last: int, best_step: int | None) -> None:
+    """Rotate by number, keeping the newest and the best."""
+    if session.is_main:
+        folder = session.run.checkpoints
+        best = folder / f"{PREFIX}{best_step}" if best_step is not None else None
+        rotate(folder, keep_last, best)

@@ -1,0 +1,132 @@
+"""The process group of a job, and what all ranks agree on or hand to each other."""
+
+import datetime
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from workloads.errors import TataraError
+
+_CHUNK = 16 << 20
+
+
+def join(hang_timeout: float) -> None:
+    """Join the process group; with GPUs it carries CPU tensors over gloo as well.
+
+    The back end's own timeout is far longer than `hang_timeout`: the supervisor names a rank that
+    hangs before torch gives up without a name.
+    """
+    if int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
+        return
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    seconds = max(1800.0, 4 * hang_timeout)
+    dist.init_process_group(
+        backend="cuda:nccl,cpu:gloo" if gpu else "gloo",
+        timeout=datetime.timedelta(seconds=seconds),
+    )
+
+
+def leave() -> None:
+    """Leave together: a rank that is gone early would look like a lost one."""
+    if dist.is_initialized():
+        barrier()
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Wait for all ranks, over the CPU back end."""
+    agree(False)
+
+
+def agree(mine: bool) -> bool:
+    """Whether any rank says yes; the same answer on all."""
+    if not dist.is_initialized():
+        return mine
+    flag = torch.tensor([int(mine)], dtype=torch.int32)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def totals(mine: list[int]) -> list[int]:
+    """The sums of every rank's numbers."""
+    if not dist.is_initialized():
+        return mine
+    numbers = torch.tensor(mine, dtype=torch.int64)
+    dist.all_reduce(numbers)
+    return [int(number) for number in numbers]
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def all_or_none(problem: Exception | None, what: str) -> None:
+    """Raise on every rank where any has a problem, so that none waits for one that has left."""
+    texts = [text for text in gather(str(problem) if problem else None) if text]
+    if problem is not None:
+        raise problem
+    if texts:
+        raise TataraError(f"{what}: {texts[0]}")
+
+
+def send_folder(folder: Path, source: int, targets: list[int]) -> None:
+    """Copy every file of `folder` from one rank's disk to the others'; all ranks take part.
+
+    A rank that is neither only waits. Files that a target has already are replaced.
+    """
+    me = rank()
+    listing: Any = None
+    if me == source:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        listing = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+    box = [listing]
+    dist.broadcast_object_list(box, src=source, device=torch.device("cpu"))
+    for name, size in box[0]:
+        if me == source:
+            _send(folder / name, size, targets)
+        elif me in targets:
+            _receive(folder / name, size, source)
+
+
+def _send(path: Path, size: int, targets: list[int]) -> None:
+    with path.open("rb") as file:
+        for _ in range(0, size, _CHUNK):
+            piece = torch.frombuffer(bytearray(file.read(_CHUNK)), dtype=torch.uint8)
+            for target in targets:
+                dist.send(piece, dst=target)
+
+
+def _receive(path: Path, size: int, source: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for start in range(0, size, _CHUNK):
+            piece = torch.empty(min(_CHUNK, size - start), dtype=torch.uint8)
+            dist.recv(piece, src=source)
+            file.write(piece.numpy().tobytes())

@@ -1,0 +1,369 @@
+"""The hub: files from it, and what can go wrong with it, told apart within seconds.
+
+A mistake of the user's (token, licence, name, offline without a copy) is a UserError that says what
+to do; what may pass by itself (too many requests, a server's fault, no network) is a Retry.
+HF_ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN are read when a function is called.
+"""
+
+import difflib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from workloads.errors import Retry, TataraError, UserError
+
+Kind = Literal["model", "dataset"]
+PROBE_SECONDS = 4.5
+DEFAULT_ENDPOINT = "https://huggingface.co"
+_TRUE = ("1", "true", "yes", "on")
+
+
+def endpoint() -> str:
+    """Address of the hub, without a slash at its end."""
+    return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+
+
+def is_offline() -> bool:
+    """Whether the user has forbidden the network."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any((os.environ.get(name) or "").lower() in _TRUE for name in names)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def page(repo_id: str, kind: Kind) -> str:
+    """The repository's page, where a licence is accepted."""
+    return f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+
+
+def probe(
+    repo_id: str,
+    kind: Kind = "model",
+    revision: str | None = None,
+    seconds: float = PROBE_SECONDS,
+) -> Literal["online", "cached"]:
+    """Whether a repository can be read: from the hub, or only from the cache.
+
+    Answers within `seconds`, whatever the network does. Raises UserError or Retry as the module
+    says; trouble with the network is no error where a copy is in the cache.
+    """
+    _check_name(repo_id)
+    if is_offline():
+        if not _is_cached(repo_id, kind, revision):
+            raise _not_cached(repo_id)
+        return "cached"
+    try:
+        with explained(repo_id, kind, revision):
+            _within(seconds, lambda: _touch(repo_id, kind, revision, seconds), repo_id)
+    except Retry:
+        if _is_cached(repo_id, kind, revision):
+            return "cached"
+        raise
+    return "online"
+
+
+def fetch(
+    repo_id: str,
+    patterns: Iterable[str],
+    revision: str | None = None,
+    kind: Kind = "model",
+    tell: Callable[[str], None] | None = None,
+) -> Path:
+    """Download the files that match `patterns`, unless cached, and return the snapshot's folder."""
+    from huggingface_hub import snapshot_download
+
+    cached = probe(repo_id, kind, revision) == "cached"
+    if cached and not is_offline() and tell is not None:
+        tell(f"{repo_id}: {endpoint()} cannot be reached; using the copy in the cache")
+    with explained(repo_id, kind, revision):
+        folder = snapshot_download(
+            repo_id,
+            repo_type=kind,
+            revision=revision,
+            cache_dir=cache_folder(),
+            endpoint=endpoint(),
+            allow_patterns=list(patterns),
+            local_files_only=cached,
+        )
+    return Path(folder)
+
+
+def account(seconds: float = PROBE_SECONDS) -> str:
+    """The name of the account that the token belongs to, asked within `seconds`."""
+    from huggingface_hub import HfApi
+
+    if is_offline():
+        raise UserError(f"expected to reach {endpoint()}, found HF_HUB_OFFLINE set; unset it")
+    if _token() is None:
+        raise UserError(
+            f"expected a token to write with, found none; make one at {endpoint()}/settings/tokens "
+            "and set HF_TOKEN"
+        )
+    names: list[str] = []
+
+    def ask() -> None:
+        names.append(str(HfApi(endpoint=endpoint()).whoami()["name"]))
+
+    with explained("token"):
+        _within(seconds, ask, "token")
+    return names[0]
+
+
+def push(folder: Path, repo_id: str, private: bool = True) -> str:
+    """Upload a model's folder as one commit and return its address.
+
+    private: of a repository that is made for it; an existing one keeps what it is. Raises UserError
+    for a token that may not write, Retry for trouble on the way.
+    """
+    from huggingface_hub import HfApi
+
+    _check_name(repo_id)
+    if not (folder / "README.md").is_file():
+        raise UserError(f"{folder}: expected an exported model, found none; export it first")
+    account()
+    hub = HfApi(endpoint=endpoint())
+    with explained(repo_id):
+        made = hub.create_repo(repo_id, private=private, exist_ok=True)
+        commit = hub.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            commit_message="Upload model",
+            ignore_patterns=[".*"],
+        )
+    return str(commit.commit_url)
+
+
+@contextmanager
+def explained(repo_id: str, kind: Kind = "model", revision: str | None = None) -> Iterator[None]:
+    """Turn the libraries' exceptions about a repository into UserError or Retry.
+
+    What is not about the hub passes through unchanged.
+    """
+    try:
+        yield
+    except TataraError:
+        raise
+    except Exception as error:
+        known = explain(error, repo_id, kind, revision)
+        if known is None:
+            raise
+        raise known from error
+
+
+def explain(
+    error: BaseException, repo_id: str, kind: Kind = "model", revision: str | None = None
+) -> TataraError | None:
+    """What an exception, or one that it was raised from, says about the hub; None if nothing."""
+    import httpx
+    from huggingface_hub import errors
+
+    chain = list(_chain(error))
+    for one in chain:
+        if isinstance(one, errors.HfHubHTTPError):
+            return _of_response(one, repo_id, kind, revision)
+    for one in chain:
+        if isinstance(one, errors.OfflineModeIsEnabled):
+            return _not_cached(repo_id)
+        if isinstance(one, httpx.TimeoutException):
+            return Retry(f"{repo_id}: {endpoint()} did not answer in time; try again later")
+        if isinstance(one, httpx.TransportError):
+            return _unreachable(repo_id, one)
+        if isinstance(one, errors.HFValidationError):
+            return _bad_name(repo_id)
+    for one in chain:
+        if isinstance(one, errors.LocalEntryNotFoundError | errors.IncompleteSnapshotError):
+            return _not_cached(repo_id)
+        if type(one).__name__ == "DatasetNotFoundError":
+            return _not_found(repo_id, kind)
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _of_response(error: Any, repo_id: str, kind: Kind, revision: str | None) -> TataraError:
+    """Read an HTTP answer: its status and, where the hub gives one, its error code."""
+    status = int(error.response.status_code)
+    code = error.response.headers.get("X-Error-Code")
+    has_token = "authorization" in error.response.request.headers
+    if code == "GatedRepo":
+        return _gated(repo_id, kind, has_token)
+    if status == 401 and has_token:
+        return UserError(
+            f"{repo_id}: expected a valid token, found one that the hub refuses (401); make a new "
+            f"one at {endpoint()}/settings/tokens and set HF_TOKEN, or unset it for a public "
+            f"{kind}"
+        )
+    if status == 403:
+        return UserError(
+            f"{repo_id}: the token has no right to this (403); give it read access to this {kind}, "
+            f"or write access for a push, at {endpoint()}/settings/tokens"
+        )
+    if code == "RevisionNotFound":
+        return UserError(
+            f"{repo_id}: expected revision {revision or 'main'!r}, found none of that name; choose "
+            f"a branch, tag or commit from {page(repo_id, kind)}/commits/main"
+        )
+    if code == "EntryNotFound":
+        return UserError(f"{repo_id}: the hub has no {error.response.url.path} (404)")
+    if status in (401, 404):
+        return _not_found(repo_id, kind)
+    if status == 429:
+        return Retry(f"{repo_id}: too many requests to {endpoint()} (429){_wait(error.response)}")
+    if status >= 500 or status == 408:
+        return Retry(f"{repo_id}: {endpoint()} has trouble of its own ({status}); try again later")
+    reason = (error.server_message or str(error)).strip().splitlines()[0]
+    return UserError(f"{repo_id}: the hub refuses ({status}): {reason}")
+
+
+def _gated(repo_id: str, kind: Kind, has_token: bool) -> UserError:
+    accept = f"accept its licence at {page(repo_id, kind)}"
+    if has_token:
+        return UserError(
+            f"{repo_id}: expected a {kind} that your account may read, found a gated one; {accept} "
+            "with the token's account, and let a fine-grained token read gated repositories"
+        )
+    return UserError(f"{repo_id}: this {kind} is gated and no token is set; {accept}, set HF_TOKEN")
+
+
+def _wait(response: Any) -> str:
+    """When to come back, from the headers that servers use for it."""
+    after = response.headers.get("Retry-After", "")
+    window = re.search(r"\bt\s*=\s*(\d+)", response.headers.get("RateLimit", ""))
+    seconds = after if after.isdigit() else window[1] if window else None
+    return f"; try again in {seconds} s" if seconds else "; try again later"
+
+
+def _not_found(repo_id: str, kind: Kind) -> UserError:
+    private = "" if _token() else ", or set HF_TOKEN if it is private"
+    return UserError(
+        f"{repo_id}: expected a {kind} on {endpoint()} or a local folder, found neither; "
+        f"correct the name{private}{nearest_folder(repo_id)}"
+    )
+
+
+def _token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def nearest_folder(name: str) -> str:
+    """A hint at the local folder that a mistyped name may mean, as the end of a sentence."""
+    path = Path(name)
+    parent = path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        return ""
+    rest = path.relative_to(parent).parts
+    folders = [inner.name for inner in parent.iterdir() if inner.is_dir()]
+    close = difflib.get_close_matches(rest[0], folders, n=1, cutoff=0.6) if rest else []
+    if close:
+        return f" (did you mean the folder {parent / close[0]}?)"
+    return f" (the folder {parent} has no {rest[0]})" if rest and parent != Path(".") else ""
+
+
+def _bad_name(repo_id: str) -> UserError:
+    return UserError(
+        f"expected a hub name such as owner/name or an existing folder, found {repo_id!r}; "
+        f"correct it{nearest_folder(repo_id)}"
+    )
+
+
+def _not_cached(repo_id: str) -> UserError:
+    return UserError(
+        f"{repo_id}: the network is off and {cache_folder()} holds no whole copy; unset "
+        "HF_HUB_OFFLINE once to download it, or give a local folder"
+    )
+
+
+def _unreachable(repo_id: str, error: BaseException) -> Retry:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return Retry(
+        f"{repo_id}: {endpoint()} cannot be reached ({reason}) and there is no copy in the cache; "
+        "check the network, the proxy and HF_ENDPOINT"
+    )
+
+
+def _check_name(repo_id: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise _bad_name(repo_id) from None
+
+
+def _touch(repo_id: str, kind: Kind, revision: str | None, seconds: float) -> None:
+    """Ask for one file's header, as a download would; that the file is missing is an answer too.
+
+    The repository's description would not do: of a gated repository anyone may read that.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    file = "config.json" if kind == "model" else "README.md"
+    address = hf_hub_url(repo_id, file, repo_type=kind, revision=revision, endpoint=endpoint())
+    try:
+        get_hf_file_metadata(address, timeout=seconds, endpoint=endpoint())
+    except RemoteEntryNotFoundError:
+        return
+
+
+def _within(seconds: float, action: Callable[[], None], repo_id: str) -> None:
+    """Run an action, but wait no longer: looking up a name knows no time limit of its own."""
+    problems: list[Exception] = []
+    thread = threading.Thread(target=lambda: _keep(action, problems), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise Retry(f"{repo_id}: {endpoint()} did not answer within {seconds:g} s; try again later")
+    if problems:
+        raise problems[0]
+
+
+def _keep(action: Callable[[], None], problems: list[Exception]) -> None:
+    try:
+        action()
+    except Exception as error:
+        problems.append(error)
+
+
+def _is_cached(repo_id: str, kind: Kind, revision: str | None) -> bool:
+    """Whether the hub's cache, or for data the `datasets` cache, has something of a repository."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(
+            repo_id,
+            repo_type=kind,
+            revision=revision,
+            cache_dir=cache_folder(),
+            allow_patterns=["config.json", "README.md"],
+            local_files_only=True,
+        )
+    except (LocalEntryNotFoundError, IncompleteSnapshotError):
+        return kind == "dataset" and _prepared_data(repo_id).is_dir()
+    return True
+
+
+def _prepared_data(repo_id: str) -> Path:
+    named = os.environ.get("HF_DATASETS_CACHE")
+    home = Path(named) if named else cache_folder().parent / "datasets"
+    return home / repo_id.replace("/", "___")

@@ -1,0 +1,71 @@
+"""What a person sees when a run has ended: a curve, what got better, where everything is."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from workloads.run import Run
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    """Metrics by step; where a restart went over steps again, the last row of each counts."""
+    training: dict[int, dict[str, Any]] = {}
+    held_out: dict[int, dict[str, Any]] = {}
+    if run.metrics.is_file():
+        for line in run.metrics.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            (held_out if "eval_loss" in row else training)[row["step"]] = row
+    every = [*training.values(), *held_out.values()]
+    return sorted(every, key=lambda row: (row["step"], "eval_loss" in row))
+
+
+def series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and numbers of one metric."""
+    points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+    return [step for step, _ in points], [float(value) for _, value in points]
+
+
+def draw_curve(run: Run) -> Path | None:
+    """Write `<run>/loss.png`; None where there is nothing to draw."""
+    from matplotlib.figure import Figure
+
+    rows = rows_of(run)
+    steps, losses = series(rows, "loss")
+    if not steps:
+        return None
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="#9db4d3", linewidth=1, label="training loss")
+    axes.plot(steps, _smooth(losses), color="#1f4e8c", linewidth=2, label="smoothed")
+    held_out = series(rows, "eval_loss")
+    if held_out[0]:
+        axes.plot(*held_out, color="#c8553d", marker="o", linewidth=1.5, label="held-out loss")
+    axes.set(xlabel="step", ylabel="loss", title=f"{run.path.parent.name} · {run.id}")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    path = run.path / "loss.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
+    """Exponential mean, corrected at the start as Adam's moments are."""
+    mean, found = 0.0, []
+    for count, value in enumerate(values, start=1):
+        mean = weight * mean + (1 - weight) * value
+        found.append(mean / (1 - weight**count))
+    return found
+
+
+def change(before: float | None, after: float | None, form: str = "{:.3g}") -> str:
+    """`5.41 → 1.02`, or what is known of it."""
+    known = [form.format(value) for value in (before, after) if value is not None]
+    return " → ".join(known) if known else "not measured"
+
+
+def show(title: str, facts: Sequence[tuple[str, str]], file: TextIO) -> None:
+    """Print facts as two columns; values are never cut, so that paths can be copied."""
+    wide = max(len(name) for name, _ in facts) + 2
+    lines = [f"  {name:<{wide}}{value}" for name, value in facts]
+    print("", title, *lines, sep="\n", file=file, flush=True)

@@ -1,0 +1,214 @@
+"""What Tatara adds to any transformers Trainer: safe saves, agreed stops, no non-finite update.
+
+`class LlmTrainer(RunTrainer, SFTTrainer)`: the mixin goes first. The loop stays the library's.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from workloads.engine import checkpoints, distributed
+from workloads.engine.callbacks import RunCallback
+from workloads.engine.memory import out_of_memory
+from workloads.errors import Stopped, TataraError
+from workloads.integrity import sealed, step_of
+from workloads.sections import Profile
+from workloads.session import Session
+
+
+def _numbers(rows: Sequence[int]) -> list[str]:
+    return [f"row {row}" for row in rows]
+
+
+class RunTrainer(Trainer):
+    """Mixin for Trainer classes; takes `profile` and `session` besides the Trainer's arguments.
+
+    places: names rows of the training data, as `file:line`, by the numbers in a batch's `row_ids`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        profile: Profile,
+        session: Session,
+        places: Callable[[Sequence[int]], list[str]] = _numbers,
+        **kwargs: Any,
+    ) -> None:
+        self.profile, self.session, self.places = profile, session, places
+        self.watch = RunCallback(profile, session)
+        self._staging: Path | None = None
+        self._step_rows: list[Any] = []
+        self._nonfinite_steps = 0
+        self._flops_of_one: int | None = None
+        super().__init__(*args, **kwargs)
+        self.add_callback(self.watch)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        promote_fsdp_on_cpu(self)
+
+    def fit(self, resume: Path | None) -> None:
+        """Train to the end; Stopped when all ranks have agreed to stop and a checkpoint is safe."""
+        self.session.enter("training")
+        try:
+            self.train(resume_from_checkpoint=str(resume) if resume else None)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(self.profile, self.session, error) from error
+        step = self.state.global_step
+        if self.watch.stopping:
+            whole = self.state.max_steps
+            raise Stopped(f"stopped at step {step} of {whole}; checkpoint-{step} saved")
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Turn a non-finite loss into non-finite gradients, which every rank then sees."""
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if not self.model.training:
+            return result
+        if isinstance(result, tuple):
+            return poisoned(result[0]), *result[1:]
+        return poisoned(result)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._step_rows.append(inputs.pop("row_ids", None))
+        self.watch.count(self._step_rows[-1], inputs.pop("tokens", 0))
+        self.session.progress()
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        # The Trainer sums losses between two logs, and a NaN would stay in that sum for good. The
+        # callback puts the gap right.
+        return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """The library's estimate; it would count all parameters again in every micro-batch."""
+        main = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        if main is None:
+            return 0
+        if self._flops_of_one is None:
+            self._flops_of_one = super().floating_point_ops(inputs) // main.numel()
+        return self._flops_of_one * int(main.numel())
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clip, and drop the gradients of a step whose norm is not finite.
+
+        The norm is over all ranks, so all of them drop the same step. AdamW leaves a parameter
+        without a gradient as it is, moments included. With fp16 the scaler does this by itself.
+        """
+        norm = super()._clip_grad_norm(model)
+        rows, self._step_rows = self._step_rows, []
+        if self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
+            self._drop_step(model, float(norm), rows)
+        return norm
+
+    def _drop_step(self, model: Any, norm: float, rows: list[Any]) -> None:
+        for parameter in model.parameters():
+            parameter.grad = None
+        self._nonfinite_steps += 1
+        self.watch.dropped += 1
+        step = self.state.global_step + 1
+        every = distributed.gather(
+            [number for batch in rows for row in batch or [] for number in row]
+        )
+        self.session.event(
+            "nonfinite",
+            step=step,
+            grad_norm=norm,
+            rows_by_rank=every,
+            places_by_rank=[self.places(one) for one in every],
+        )
+        self.session.tell(f"step {step}: non-finite loss or gradient; the step was not applied")
+        if self._nonfinite_steps > self.profile.train.max_nonfinite_steps:
+            raise TataraError(
+                f"{self._nonfinite_steps} steps had a non-finite loss or gradient, the last one "
+                f"step {step}; the weights hold none of them. Lower optim.learning_rate, use bf16, "
+                "or look at the rows named in events.jsonl"
+            )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.session.phase("evaluating"):
+            return super().evaluate(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save through the staging folder; a failed save keeps the older ones and goes on."""
+        step = self.state.global_step
+        if (self.session.run.checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{step}").exists():
+            return
+        self._staging = self.session.run.checkpoints / checkpoints.STAGING
+        try:
+            with self.session.phase("saving"):
+                # Trainer's own, not TRL's, which writes a model card beside every checkpoint.
+                checkpoints.save(
+                    self.session,
+                    step,
+                    lambda: Trainer._save_checkpoint(self, model, trial),
+                    self.facts(),
+                )
+        except checkpoints.SaveFailed as error:
+            self._tell_failed_save(step, str(error))
+        else:
+            checkpoints.tidy(self.session, self.profile.checkpoints.keep_last, self.best_step())
+        finally:
+            self._staging = None
+
+    def _tell_failed_save(self, step: int, reason: str) -> None:
+        self.session.event("checkpoint failed", step=step, reason=reason)
+        text = f"step {step}: the checkpoint could not be saved: {reason}; older ones are untouched"
+        self.session.tell(text)
+        if self.control.should_training_stop:
+            raise TataraError(f"{text}; free disk space, then resume")
+
+    def facts(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to see the same samples in the same order."""
+        return {
+            "world_size": distributed.world_size(),
+            "per_device_batch_size": self.args.per_device_train_batch_size,
+            "accumulation_steps": self.args.gradient_accumulation_steps,
+            "seed": self.args.seed,
+        }
+
+    def best_step(self) -> int | None:
+        """The saved step with the lowest evaluation loss."""
+        if not self.profile.checkpoints.keep_best:
+            return None
+        saved = {step_of(path) for path in sealed(self.session.run.checkpoints)}
+        rows = [row for row in self.state.log_history if "eval_loss" in row]
+        rows = [row for row in rows if row["step"] in saved]
+        return min(rows, key=lambda row: row["eval_loss"])["step"] if rows else None
+
+
+def poisoned(loss: torch.Tensor) -> torch.Tensor:
+    """The loss itself; where it is not finite, one whose gradients are not either.
+
+    An infinite loss can have finite gradients, and then only one rank would know. No value is
+    brought to the host for this.
+    """
+    finite = torch.isfinite(loss.detach())
+    return loss * torch.where(finite, 1.0, float("nan")).to(loss.dtype)
+
+
+def promote_fsdp_on_cpu(trainer: Trainer) -> None:
+    """Make accelerate shard on CPU too: it takes the FSDP plugin there and then runs plain DDP.
+
+    Its AcceleratorState turns only multi-device types into FSDP (accelerate 1.15). Called once,
+    right after the Accelerator has been made.
+    """
+    plugin_args = trainer.args.fsdp_plugin_args
+    state = trainer.accelerator.state
+    if plugin_args is None or state.distributed_type != DistributedType.MULTI_CPU:
+        return
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    plugin = FullyShardedDataParallelPlugin(**plugin_args)
+    if state.mixed_precision != "no":
+        plugin.set_mixed_precision(state.mixed_precision)
+    AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = plugin
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    trainer.is_fsdp_enabled = True

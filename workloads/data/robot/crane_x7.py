@@ -1,0 +1,345 @@
+"""CRANE-X7 recordings as TFRecord: one file an episode, one tf.train.Example a step.
+
+Two schemas are in the field and told apart by their keys: v1 (`observation/state`,
+`observation/image`) and v2 (`observation/proprio`, `observation/image_<camera>`).
+"""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from workloads.data.cached import Arrays, load_or_build
+from workloads.data.robot import pictures
+from workloads.data.robot.episode import decode_instruction
+from workloads.data.robot.example import ExampleError, Feature, parse
+from workloads.data.robot.files import read_json
+from workloads.data.tfrecord import Damage, DamagedRecord, Frame, read_at, scan
+
+FPS = 10.0
+DATASET_NAME = "crane_x7"
+JOINTS = (
+    "shoulder_pan",
+    "shoulder_tilt",
+    "upper_arm_twist",
+    "upper_arm_rotate",
+    "lower_arm_fixed",
+    "lower_arm_revolute",
+    "wrist",
+    "gripper",
+)
+# rad, in the order of JOINTS; the maker's limits
+JOINT_LIMITS = (
+    (-2.74017, 2.74017),
+    (-1.5708, 1.5708),
+    (-2.74017, 2.74017),
+    (-2.77507, 1.7e-5),
+    (-2.74017, 2.74017),
+    (-1.5708, 1.5708),
+    (-2.9147, 2.9147),
+    (-0.0873, 1.5708),
+)
+
+STATE_KEYS = ("observation/proprio", "observation/state")
+ACTION_KEYS = ("action",)
+INSTRUCTION_KEYS = ("task/language_instruction", "language_instruction", "prompt")
+TIMESTEP_KEY = "observation/timestep"
+TIMESTAMP_KEY = "observation/timestamp"
+NAME_KEY = "dataset_name"
+
+_VERSION = "crane-x7-1"
+_CAMERA = re.compile(r"observation/image(?:s?[/_](?P<name>.+))?$")
+_DEPTH = re.compile(r"observation/depth(?:s?[/_](?P<name>.+))?$")
+_NOT_CAMERAS = {"height", "width", "channels", "format", "encoding"}
+MAIN_CAMERA = "primary"
+
+
+class _Step(NamedTuple):
+    record: int
+    offset: int
+    length: int
+    state: np.ndarray
+    action: np.ndarray
+    timestep: int | None
+    timestamp: float | None
+    pictures: dict[str, str]  # camera → key
+    depths: dict[str, str]
+    instruction: str
+    dataset_name: str
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is known of a file without its pictures; arrays hold the good records only."""
+
+    path: Path
+    records: np.ndarray  # int64 [T]
+    offsets: np.ndarray  # int64 [T]
+    lengths: np.ndarray  # int64 [T]
+    states: np.ndarray  # float32 [T, D]
+    actions: np.ndarray  # float32 [T, A]
+    timesteps: np.ndarray | None  # int64 [T]
+    timestamps: np.ndarray | None  # float64 [T]
+    cameras: dict[str, str]
+    depths: dict[str, str]
+    instruction: str
+    dataset_name: str
+    seen: int
+    damage: tuple[Damage, ...]
+
+
+def load(path: Path, cache_dir: Path | None) -> Recording:
+    """Read a file once, checksums included, or take what is known of it from `cache_dir`."""
+    arrays = load_or_build(path, _VERSION, cache_dir, lambda: _arrays(path))
+    facts = json.loads(str(arrays["facts"]))
+    damage = tuple(Damage(str(path), *item) for item in facts.pop("damage"))
+    return Recording(
+        path=path,
+        damage=damage,
+        timesteps=arrays.get("timesteps"),
+        timestamps=arrays.get("timestamps"),
+        records=arrays["records"],
+        offsets=arrays["offsets"],
+        lengths=arrays["lengths"],
+        states=arrays["states"],
+        actions=arrays["actions"],
+        **facts,
+    )
+
+
+def _arrays(path: Path) -> Arrays:
+    steps: list[_Step] = []
+    damage: list[Damage] = []
+    for item in scan(path):
+        step = _step(str(path), item) if isinstance(item, Frame) else item
+        if isinstance(step, _Step):
+            steps.append(step)
+        else:
+            damage.append(step)
+    seen = len(steps) + len(damage)
+    cameras, depths = _usual(steps, "pictures"), _usual(steps, "depths")
+    steps, odd = _without_odd(str(path), steps, {*cameras.values(), *depths.values()})
+    facts = {
+        "cameras": cameras,
+        "depths": depths,
+        "instruction": next((step.instruction for step in steps if step.instruction.strip()), ""),
+        "dataset_name": next((step.dataset_name for step in steps if step.dataset_name), ""),
+        "seen": seen,
+        "damage": sorted(tuple(item[1:]) for item in [*damage, *odd]),
+    }
+    return {"facts": np.array(json.dumps(facts)), **_columns(steps)}
+
+
+def _columns(steps: list[_Step]) -> Arrays:
+    columns = {
+        "records": np.array([step.record for step in steps], np.int64),
+        "offsets": np.array([step.offset for step in steps], np.int64),
+        "lengths": np.array([step.length for step in steps], np.int64),
+        "states": _stacked([step.state for step in steps]),
+        "actions": _stacked([step.action for step in steps]),
+    }
+    if steps and all(step.timestep is not None for step in steps):
+        columns["timesteps"] = np.array([step.timestep for step in steps], np.int64)
+    if steps and all(step.timestamp is not None for step in steps):
+        columns["timestamps"] = np.array([step.timestamp for step in steps], np.float64)
+    return columns
+
+
+def _stacked(vectors: list[np.ndarray]) -> np.ndarray:
+    return np.stack(vectors) if vectors else np.empty((0, len(JOINTS)), np.float32)
+
+
+def _usual(steps: list[_Step], column: str) -> dict[str, str]:
+    """Cameras that more than half of the steps have: a step without one of them is damaged."""
+    tables: list[dict[str, str]] = [
+        step.pictures if column == "pictures" else step.depths for step in steps
+    ]
+    counts = Counter(item for table in tables for item in table.items())
+    usual = {name: key for (name, key), count in counts.items() if 2 * count > len(steps)}
+    # The main camera first, whatever the order of the map in the file.
+    return dict(sorted(usual.items(), key=lambda item: (item[0] != MAIN_CAMERA, item[0])))
+
+
+def _without_odd(
+    file: str, steps: list[_Step], expected: set[str]
+) -> tuple[list[_Step], list[Damage]]:
+    """Keep the steps whose vectors have the usual size and that lack no usual picture."""
+    sizes = Counter((len(step.state), len(step.action)) for step in steps)
+    usual = sizes.most_common(1)[0][0] if sizes else (0, 0)
+    good, odd = [], []
+    for step in steps:
+        size = (len(step.state), len(step.action))
+        missing = sorted(expected - {*step.pictures.values(), *step.depths.values()})
+        if size != usual:
+            cause = f"wrong_dim: wrong dimension, state and action of {size}, expected {usual}"
+        elif missing:
+            cause = f"missing_feature: missing feature {', '.join(missing)}"
+        else:
+            good.append(step)
+            continue
+        odd.append(Damage(file, step.record, step.offset, cause))
+    return good, odd
+
+
+def _step(file: str, frame: Frame) -> _Step | Damage:
+    try:
+        features = parse(frame.payload)
+        return _checked_step(frame, features)
+    except ExampleError as error:
+        cause = f"bad_example: no tf.train.Example, {error}"
+    except _Unusable as error:
+        cause = str(error)
+    return Damage(file, frame.record, frame.offset, cause)
+
+
+class _Unusable(Exception):
+    """Why a record that parses cannot be used."""
+
+
+def _checked_step(frame: Frame, features: dict[str, Feature]) -> _Step:
+    timesteps = features.get(TIMESTEP_KEY)
+    timestamps = features.get(TIMESTAMP_KEY)
+    return _Step(
+        frame.record,
+        frame.offset,
+        len(frame.payload),
+        _vector(features, STATE_KEYS),
+        _vector(features, ACTION_KEYS),
+        int(timesteps.values[0]) if timesteps and timesteps.kind == "int64" else None,
+        float(timestamps.values[0]) if timestamps and timestamps.kind == "float" else None,
+        _pictures(features),
+        _depths(features),
+        _text(features, INSTRUCTION_KEYS),
+        _text(features, (NAME_KEY,)),
+    )
+
+
+def _vector(features: dict[str, Feature], keys: tuple[str, ...]) -> np.ndarray:
+    for key in keys:
+        feature = features.get(key)
+        if feature is None or not len(feature.values):
+            continue
+        if feature.kind != "float":
+            raise _Unusable(f"missing_feature: {key} holds {feature.kind}, expected float")
+        # Copied: a view would keep the whole record, pictures and all, in memory.
+        vector = np.array(feature.values, np.float32)
+        if not np.isfinite(vector).all():
+            raise _Unusable(f"non_finite: non-finite value in {key}")
+        return vector
+    raise _Unusable(f"missing_feature: missing feature {' or '.join(keys)}")
+
+
+def _text(features: dict[str, Feature], keys: tuple[str, ...]) -> str:
+    for key in keys:
+        feature = features.get(key)
+        if feature is None or feature.kind != "bytes" or not len(feature.values):
+            continue
+        text = decode_instruction(feature.values[0])
+        if text is None:
+            raise _Unusable(f"bad_utf8: {key} is not UTF-8")
+        if text.strip():
+            return text
+    return ""
+
+
+def _pictures(features: dict[str, Feature]) -> dict[str, str]:
+    found = {}
+    for key, feature in features.items():
+        match = _CAMERA.match(key)
+        if not match or match["name"] in _NOT_CAMERAS or feature.kind != "bytes":
+            continue
+        encoded = feature.values[0] if len(feature.values) else b""
+        if not encoded:
+            continue
+        if not pictures.looks_like_picture(encoded):
+            raise _Unusable(f"bad_image: image decode error, {key} holds no picture")
+        found[match["name"] or MAIN_CAMERA] = key
+    return found
+
+
+def _depths(features: dict[str, Feature]) -> dict[str, str]:
+    found = {}
+    for key, feature in features.items():
+        match = _DEPTH.match(key)
+        wanted = match and match["name"] not in _NOT_CAMERAS and feature.kind in ("bytes", "float")
+        if match and wanted and len(feature.values):
+            found[match["name"] or MAIN_CAMERA] = key
+    return found
+
+
+class TFRecordSource:
+    """Pictures of one file, read record by record when asked for."""
+
+    def __init__(self, recording: Recording, depth_shape: tuple[int, int] | None) -> None:
+        self.recording = recording
+        self.depth_shape = depth_shape
+
+    def encoded(self, camera: str, row: int) -> bytes | None:
+        key = self.recording.cameras[camera]
+        feature = self._features(row).get(key)
+        if feature is None or feature.kind != "bytes" or not len(feature.values):
+            raise self._damaged(row, f"missing_feature: missing feature {key}")
+        return bytes(feature.values[0])
+
+    def pixels(self, camera: str, row: int) -> np.ndarray:
+        encoded = self.encoded(camera, row)
+        try:
+            return pictures.decode(encoded or b"")
+        except pictures.PictureError as error:
+            cause = f"bad_image: {self.recording.cameras[camera]}: {error}"
+            raise self._damaged(row, cause) from error
+
+    def depth(self, camera: str, row: int) -> np.ndarray:
+        features = self._features(row)
+        key = self.recording.depths[camera]
+        values = _raw_floats(features[key])
+        for shape in self._depth_shapes(features, key, camera):
+            if shape[0] * shape[1] == len(values):
+                return values.reshape(shape)
+        raise self._damaged(row, f"wrong_dim: wrong dimension, {key} of {len(values)} values")
+
+    def _depth_shapes(
+        self, features: dict[str, Feature], key: str, camera: str
+    ) -> list[tuple[int, int]]:
+        """Shapes to try: stored with the values, the camera's picture, the episode's meta.json."""
+        shapes = []
+        height, width = features.get(f"{key}/height"), features.get(f"{key}/width")
+        if height and width and len(height.values) and len(width.values):
+            shapes.append((int(height.values[0]), int(width.values[0])))
+        picture = features.get(self.recording.cameras.get(camera, ""))
+        if picture and len(picture.values):
+            shapes.append(pictures.shape_of(bytes(picture.values[0])))
+        return [*shapes, self.depth_shape] if self.depth_shape else shapes
+
+    def _features(self, row: int) -> dict[str, Feature]:
+        place = self._place(row)
+        recording = self.recording
+        offset, length = int(recording.offsets[place]), int(recording.lengths[place])
+        return parse(read_at(recording.path, offset, length, row))
+
+    def _place(self, row: int) -> int:
+        return int(np.searchsorted(self.recording.records, row))
+
+    def _damaged(self, row: int, cause: str) -> DamagedRecord:
+        offset = int(self.recording.offsets[self._place(row)])
+        return DamagedRecord(Damage(str(self.recording.path), row, offset, cause))
+
+
+def _raw_floats(feature: Feature) -> np.ndarray:
+    """Depth is written as a list of floats or as the bytes of one array."""
+    if isinstance(feature.values, np.ndarray):
+        return np.array(feature.values, np.float32)
+    raw = feature.values[0]
+    return np.frombuffer(raw[: len(raw) // 4 * 4], "<f4").copy()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The episode's meta.json, {} where there is none."""
+    file = folder / "meta.json"
+    if not file.is_file():
+        return {}
+    return read_json(file)

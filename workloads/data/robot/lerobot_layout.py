@@ -1,0 +1,168 @@
+"""The files of a LeRobot v3.0 data set, field by field."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workloads.data.robot.crane_x7 import DATASET_NAME, JOINTS
+from workloads.data.robot.episode import Dataset
+from workloads.data.robot.lerobot_stats import NAMES, Described
+
+VERSION = "v3.0"
+CHUNK_SIZE = 1000
+DATA_FILE_MEGABYTES = 100
+DATA_FILE_BYTES = DATA_FILE_MEGABYTES * 1024 * 1024
+VIDEO_FILE_MEGABYTES = 200
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+
+_SCALARS = {
+    "timestamp": "float32",
+    "frame_index": "int64",
+    "episode_index": "int64",
+    "index": "int64",
+    "task_index": "int64",
+}
+_VECTORS = ("observation.state", "action")
+_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_CUBE = pa.list_(pa.list_(pa.list_(pa.float64())))
+
+
+def camera_key(camera: str) -> str:
+    """The feature of a camera."""
+    return f"observation.images.{camera}"
+
+
+def in_order(described: dict[str, Described]) -> dict[str, Described]:
+    """Features in the order LeRobot lists them: vectors, pictures, scalars."""
+    cameras = [name for name in described if name not in _VECTORS and name not in _SCALARS]
+    return {name: described[name] for name in (*_VECTORS, *cameras, *_SCALARS)}
+
+
+def info(
+    dataset: Dataset,
+    sizes: tuple[int, int],
+    shapes: dict[str, tuple[int, ...]],
+    fps: float,
+    episodes: int,
+    frames: int,
+    tasks: int,
+) -> dict[str, Any]:
+    """meta/info.json."""
+    features: dict[str, Any] = {
+        name: {"dtype": "float32", "shape": [size], "names": _names(dataset, size)}
+        for name, size in zip(_VECTORS, sizes, strict=True)
+    }
+    for camera, shape in shapes.items():
+        features[camera_key(camera)] = {
+            "dtype": "image",
+            "shape": list(shape),
+            "names": ["height", "width", "channels"],
+        }
+    for name, dtype in _SCALARS.items():
+        features[name] = {"dtype": dtype, "shape": [1], "names": None}
+    return {
+        "codebase_version": VERSION,
+        "robot_type": dataset.name,
+        "total_episodes": episodes,
+        "total_frames": frames,
+        "total_tasks": tasks,
+        "chunks_size": CHUNK_SIZE,
+        "data_files_size_in_mb": DATA_FILE_MEGABYTES,
+        "video_files_size_in_mb": VIDEO_FILE_MEGABYTES,
+        "fps": int(fps) if float(fps).is_integer() else fps,
+        "splits": {"train": f"0:{episodes}"},
+        "data_path": DATA_PATH,
+        "video_path": None,
+        "features": features,
+    }
+
+
+def _names(dataset: Dataset, size: int) -> list[str]:
+    if dataset.name == DATASET_NAME and size == len(JOINTS):
+        return list(JOINTS)
+    return [f"dimension_{number}" for number in range(size)]
+
+
+def data_schema(states: int, actions: int, cameras: list[str]) -> pa.Schema:
+    """The columns of a data file, with the types as the datasets library wants them stated."""
+    fields = [
+        pa.field("observation.state", pa.list_(pa.float32(), states)),
+        pa.field("action", pa.list_(pa.float32(), actions)),
+        *(pa.field(key, _PICTURE) for key in cameras),
+        *(pa.field(name, pa.type_for_alias(dtype)) for name, dtype in _SCALARS.items()),
+    ]
+    stated: dict[str, Any] = {
+        name: {"feature": {"dtype": "float32", "_type": "Value"}, "length": size, "_type": "List"}
+        for name, size in zip(_VECTORS, (states, actions), strict=True)
+    }
+    stated |= {key: {"_type": "Image"} for key in cameras}
+    stated |= {name: {"dtype": dtype, "_type": "Value"} for name, dtype in _SCALARS.items()}
+    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": stated}})})
+
+
+def array(
+    values: np.ndarray | None, cells: list[dict[str, Any]] | None, kind: pa.DataType
+) -> pa.Array:
+    """A column of a data file, from vectors [steps, size], scalars [steps, 1] or pictures."""
+    if values is None:
+        return pa.array(cells, kind)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), kind.list_size)
+    return pa.array(values.ravel().astype(kind.to_pandas_dtype()))
+
+
+def write_tasks(file: Path, tasks: list[str]) -> None:
+    """meta/tasks.parquet: a data frame whose index is the text, so its metadata is stated too."""
+    index = "__index_level_0__"
+    table = pa.table(
+        {
+            "task_index": pa.array(range(len(tasks)), pa.int64()),
+            index: pa.array(tasks, pa.large_string()),
+        }
+    )
+    number = {"name": "task_index", "field_name": "task_index", "metadata": None}
+    text = {"name": None, "field_name": index, "metadata": None}
+    names = {"name": None, "field_name": None, "metadata": {"encoding": "UTF-8"}}
+    facts = {
+        "index_columns": [index],
+        "column_indexes": [names | {"pandas_type": "unicode", "numpy_type": "object"}],
+        "columns": [
+            number | {"pandas_type": "int64", "numpy_type": "int64"},
+            text | {"pandas_type": "unicode", "numpy_type": "object"},
+        ],
+        "attributes": {},
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.3.3",
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(facts)}), file)
+
+
+def write_episodes(
+    file: Path, rows: list[dict[str, Any]], stats: list[dict[str, Described]]
+) -> None:
+    """meta/episodes: where each episode lies, its tasks and its statistics."""
+    columns: dict[str, pa.Array] = {}
+    for name in rows[0]:
+        kind = pa.list_(pa.string()) if name == "tasks" else pa.int64()
+        columns[name] = pa.array([row[name] for row in rows], kind)
+    for feature in stats[0]:
+        tables = [episode[feature].as_json() for episode in stats]
+        for statistic in NAMES:
+            values = [table[statistic] for table in tables]
+            columns[f"stats/{feature}/{statistic}"] = pa.array(values, _kind(feature, statistic))
+    zeros = pa.array([0] * len(rows), pa.int64())
+    columns |= {"meta/episodes/chunk_index": zeros, "meta/episodes/file_index": zeros}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), file, compression="snappy")
+
+
+def _kind(feature: str, statistic: str) -> pa.DataType:
+    whole = _SCALARS.get(feature) == "int64" and statistic in ("min", "max")
+    if statistic == "count" or whole:
+        return pa.list_(pa.int64())
+    return pa.list_(pa.float64()) if feature in _VECTORS or feature in _SCALARS else _CUBE

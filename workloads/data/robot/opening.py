@@ -1,0 +1,90 @@
+"""Which format a folder is in, by what lies in it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from workloads.data.robot import recordings
+from workloads.data.robot.episode import ColorOrder, Dataset, Options
+from workloads.errors import UserError
+
+LEROBOT_INFO = Path("meta/info.json")
+RLDS_FEATURES = "features.json"
+
+
+def open_dataset(
+    path: str | os.PathLike[str],
+    drop_last_placeholder: bool = True,
+    *,
+    color_order: ColorOrder | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    instruction: str | None = None,
+    damage_budget: float | None = None,
+    split: str | None = None,
+    state_keys: Sequence[str] = (),
+    action_keys: Sequence[str] = (),
+) -> Dataset:
+    """Open a folder (or a single episode file) of demonstrations, whatever its format.
+
+    drop_last_placeholder: leave out the last step of an episode where its action is its own state.
+    color_order: how pictures are stored where an episode's meta.json does not say; by default
+    "bgr" for CRANE-X7 TFRecords, whose recorders exchange red and blue, and "rgb" for all else.
+    cache_dir: where indices are kept; without it nothing is written anywhere.
+    instruction: for episodes without one; by default "manipulate the object".
+    damage_budget: damaged records tolerated, by default max(10, 0.1 %); math.inf to look at
+    anything. split, state_keys, action_keys: for RLDS; the keys' vectors are joined in order.
+    Raises UserError where nothing known is found, and past the budget.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise UserError(f"expected a data set, found nothing at {root}; check the path")
+    if color_order not in (None, "rgb", "bgr"):
+        raise UserError(f"expected a color_order of rgb or bgr, found {color_order!r}")
+    options = Options(
+        drop_last_placeholder,
+        color_order,
+        None if cache_dir is None else Path(cache_dir),
+        instruction,
+        damage_budget,
+        split,
+        tuple(state_keys),
+        tuple(action_keys),
+    )
+    return _opened(root, options)
+
+
+def _opened(root: Path, options: Options) -> Dataset:
+    # Only the reader that is needed loads its libraries: pyarrow takes half a second.
+    if (root / LEROBOT_INFO).is_file():
+        from workloads.data.robot import lerobot
+
+        return lerobot.LeRobot(root, options)
+    builder = _rlds_folder(root)
+    if builder is not None:
+        from workloads.data.robot import rlds
+
+        return rlds.Rlds(builder, options)
+    if recordings.find(root):
+        return recordings.Recordings(root, options)
+    raise UserError(
+        f"expected a data set in {root}, found none: no {LEROBOT_INFO} (LeRobot), no "
+        f"{RLDS_FEATURES} (RLDS), no **/episode_data.tfrecord or .npz (CRANE-X7); check the path"
+    )
+
+
+def _rlds_folder(root: Path) -> Path | None:
+    """The folder with features.json: the one given, or the newest version below it."""
+    if not root.is_dir():
+        return None
+    if (root / RLDS_FEATURES).is_file():
+        return root
+    found = [*root.glob(f"*/{RLDS_FEATURES}"), *root.glob(f"*/*/{RLDS_FEATURES}")]
+    names = sorted({file.parent.parent for file in found})
+    if len(names) > 1:
+        listed = ", ".join(str(name) for name in names)
+        raise UserError(f"expected one RLDS data set in {root}, found {listed}; name one of them")
+    return max((file.parent for file in found), key=_version, default=None)
+
+
+def _version(folder: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in folder.name.split(".") if part.isdigit())

@@ -1,0 +1,58 @@
+"""Encoded pictures to arrays, with what is wrong with them in words."""
+
+import io
+import struct
+import warnings
+
+import numpy as np
+from PIL import Image
+
+# The first bytes of what recorders write: a picture that begins otherwise is none.
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"RIFF")
+
+
+class PictureError(ValueError):
+    """Bytes that are no readable picture."""
+
+
+def looks_like_picture(encoded: bytes) -> bool:
+    """Whether the bytes begin as a JPEG, PNG, BMP, GIF or WebP does: a check that costs nothing."""
+    return encoded.startswith(_SIGNATURES)
+
+
+def decode(encoded: bytes) -> np.ndarray:
+    """JPEG, PNG, … → uint8 [H, W, 3] in the file's own order of colours; raises PictureError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(encoded)) as picture:
+                return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    # What Pillow's decoders raise on broken input, each format its own.
+    except (
+        OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error,
+        Image.DecompressionBombError,
+    ) as error:  # fmt: skip
+        raise PictureError(f"image decode error: {error}") from error
+
+
+def shape_of(encoded: bytes) -> tuple[int, int]:
+    """Height and width, from the header alone; raises PictureError."""
+    try:
+        with Image.open(io.BytesIO(encoded)) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise PictureError(f"image decode error: {error}") from error
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] → PNG, without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
+    """uint8 [H, W, 3] → JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()

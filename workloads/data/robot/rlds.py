@@ -1,0 +1,388 @@
+"""RLDS folders as the Open X-Embodiment sets come: TFRecord shards beside a features.json.
+
+A record is an episode: one tf.train.Example whose `steps/…` features hold the values of all steps
+one after another, pictures encoded.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workloads.data.cached import Arrays, load_or_build
+from workloads.data.robot import pictures
+from workloads.data.robot.episode import (
+    Dataset,
+    Episode,
+    Options,
+    decode_instruction,
+    instruction_of,
+)
+from workloads.data.robot.example import ExampleError, Feature, parse
+from workloads.data.robot.files import read_json
+from workloads.data.robot.recent import Recent
+from workloads.data.tfrecord import Damage, DamagedRecord, Frame, read_at, scan
+from workloads.errors import UserError
+
+STATE_KEYS = ("observation/proprio", "observation/state", "observation/joint_state")
+ACTION_KEYS = ("action",)
+INSTRUCTION_KEYS = (
+    "steps/language_instruction",
+    "steps/observation/natural_language_instruction",
+    "steps/natural_language_instruction",
+    "steps/observation/language_instruction",
+    "steps/instruction",
+    "episode_metadata/language_instruction",
+    "language_instruction",
+)
+_VERSION = "rlds-1"
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>\d+)-of-(?P<count>\d+)$")
+_DEFAULT_SPLIT = "train"
+_EPISODES_KEPT = 4
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One feature of a step: kind "tensor", "image" or "text", its shape and type."""
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which features of a step are used; keys are without the leading `steps/`."""
+
+    states: tuple[tuple[str, int], ...]  # key, values a step
+    actions: tuple[tuple[str, int], ...]
+    cameras: dict[str, str]
+
+
+class Rlds(Dataset):
+    """The episodes of one split, shard after shard."""
+
+    format = "rlds"
+    fps: float | None = None
+
+    def __init__(self, path: Path, options: Options) -> None:
+        super().__init__(path, options)
+        specs = step_specs(read_json(path / "features.json"), path)
+        self.layout = _layout(specs, path, options)
+        self.name, shards = _shards(path, options.split)
+        self._shards = [
+            _load(file, self.layout, options.cache_dir) for file in shards if file.exists()
+        ]
+        self._places = [(s, e) for s, shard in enumerate(self._shards) for e in range(len(shard))]
+        self.records = _Records()
+        self.damage.extend(
+            Damage(str(file), 0, None, "missing_file: missing file")
+            for file in shards
+            if not file.exists()
+        )
+        for shard in self._shards:
+            self.damage.extend(shard.damage)
+        # An episode is a record, but a share of steps is what the budget is about.
+        self.report([], sum(shard.seen for shard in self._shards))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def episode(self, number: int) -> Episode:
+        place, inner = self._places[number]
+        shard = self._shards[place]
+        steps = slice(int(shard.starts[inner]), int(shard.starts[inner + 1]))
+        return Episode(
+            name=f"{shard.path.name}#{int(shard.records[inner])}",
+            states=shard.states[steps],
+            actions=shard.actions[steps],
+            instruction=instruction_of([shard.instructions[inner]], self.options),
+            cameras=tuple(self.layout.cameras),
+            rows=shard.rows[steps],
+            source=_Source(self, shard, inner),
+            file=str(shard.path),
+            color_order=self.options.color_order or "rgb",
+        )
+
+
+def step_specs(features: dict[str, Any], path: Path) -> dict[str, Spec]:
+    """The features of a step by key, from features.json; those of other kinds are left out."""
+    try:
+        steps = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path / 'features.json'}: expected a sequence of steps, found no {error}; "
+            "only RLDS data sets, one episode a record, are read"
+        ) from error
+    found: dict[str, Spec] = {}
+    _collect(steps, "", found)
+    return found
+
+
+def _collect(node: dict[str, Any], key: str, found: dict[str, Spec]) -> None:
+    if "featuresDict" in node:
+        for name, child in node["featuresDict"].get("features", {}).items():
+            _collect(child, f"{key}/{name}" if key else name, found)
+        return
+    for kind in ("image", "tensor", "text"):
+        if kind in node:
+            facts = node[kind]
+            dimensions = facts.get("shape", {}).get("dimensions", [])
+            # -1 stands for any size.
+            shape = tuple(int(size) for size in dimensions)
+            found[key] = Spec(kind, shape, str(facts.get("dtype", "")))
+
+
+def _layout(specs: dict[str, Spec], path: Path, options: Options) -> Layout:
+    states = _vector_keys(specs, options.state_keys, STATE_KEYS, "state_keys", path)
+    actions = _vector_keys(specs, options.action_keys, ACTION_KEYS, "action_keys", path)
+    return Layout(states, actions, _cameras(specs))
+
+
+def _vector_keys(
+    specs: dict[str, Spec],
+    asked: tuple[str, ...],
+    usual: tuple[str, ...],
+    option: str,
+    path: Path,
+) -> tuple[tuple[str, int], ...]:
+    keys = asked or next(((key,) for key in usual if _is_vector(specs.get(key))), ())
+    unknown = [key for key in keys if not _is_vector(specs.get(key))]
+    if unknown or not keys:
+        there = ", ".join(key for key, spec in specs.items() if _is_vector(spec))
+        found = f"{unknown[0]!r}" if unknown else f"none of {', '.join(usual)}"
+        raise UserError(
+            f"{path / 'features.json'}: expected vectors for {option}, found {found}; "
+            f"name some of: {there or 'none there'}"
+        )
+    return tuple((key, math.prod(specs[key].shape)) for key in keys)
+
+
+def _is_vector(spec: Spec | None) -> bool:
+    if spec is None or spec.kind != "tensor" or any(size < 0 for size in spec.shape):
+        return False
+    return spec.dtype.startswith(("float", "double", "int", "uint", "bool"))
+
+
+def _cameras(specs: dict[str, Spec]) -> dict[str, str]:
+    """Colour pictures by camera: observation/image_x is "x", observation/image "primary"."""
+    found = {}
+    for key, spec in specs.items():
+        if spec.kind != "image" or spec.dtype not in ("uint8", "") or spec.shape[-1:] == (1,):
+            continue
+        match = re.fullmatch(r"observation/image(?:s?[/_](?P<name>.+))?", key)
+        name = (match["name"] or "primary") if match else key.removeprefix("observation/")
+        found[name] = key
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "primary", item[0])))
+
+
+def _shards(path: Path, split: str | None) -> tuple[str, list[Path]]:
+    """The data set's name and all shards of the split, those that should be there included."""
+    matches = [m for m in (_SHARD.match(file.name) for file in sorted(path.iterdir())) if m]
+    splits = sorted({match["split"] for match in matches})
+    chosen = split or (_DEFAULT_SPLIT if _DEFAULT_SPLIT in splits else None)
+    if chosen is None and len(splits) == 1:
+        chosen = splits[0]
+    mine = [match for match in matches if match["split"] == chosen]
+    if not mine:
+        raise UserError(
+            f"{path}: expected TFRecord shards of split {chosen or 'train'}, found splits: "
+            f"{', '.join(splits) or 'none'}; name one with split, or download the shards"
+        )
+    stem, count, digits = mine[0]["stem"], int(mine[0]["count"]), len(mine[0]["count"])
+    names = [
+        f"{stem}-{chosen}.tfrecord-{number:0{digits}d}-of-{count:0{digits}d}"
+        for number in range(count)
+    ]
+    return stem, [path / name for name in names]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What is known of a file without its pictures; steps of all its episodes in one row."""
+
+    path: Path
+    records: np.ndarray  # int64 [episodes]
+    offsets: np.ndarray
+    lengths: np.ndarray
+    starts: np.ndarray  # int64 [episodes + 1], first step of each
+    rows: np.ndarray  # int64 [steps], number within the episode
+    states: np.ndarray
+    actions: np.ndarray
+    instructions: list[str]
+    seen: int
+    damage: tuple[Damage, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+def _load(path: Path, layout: Layout, cache_dir: Path | None) -> _Shard:
+    version = f"{_VERSION} {layout}"
+    arrays = load_or_build(path, version, cache_dir, lambda: _arrays(path, layout))
+    facts = json.loads(str(arrays.pop("facts")))
+    damage = tuple(Damage(str(path), *item) for item in facts["damage"])
+    return _Shard(
+        path=path,
+        instructions=facts["instructions"],
+        seen=facts["seen"],
+        damage=damage,
+        **arrays,
+    )
+
+
+def _arrays(path: Path, layout: Layout) -> Arrays:
+    damage: list[Damage] = []
+    places: list[tuple[int, int, int]] = []
+    columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    instructions: list[str] = []
+    seen = 0
+    for item in scan(path):
+        if not isinstance(item, Frame):
+            damage.append(item)
+            seen += 1
+            continue
+        try:
+            features = parse(item.payload)
+            states, actions, wrong = _episode_vectors(features, layout)
+            instructions.append(_instruction(features))
+        except (ExampleError, _Unusable) as error:
+            cause = str(error) if isinstance(error, _Unusable) else f"bad_example: {error}"
+            damage.append(Damage(str(path), item.record, item.offset, cause))
+            seen += 1
+            continue
+        seen += len(actions)
+        damage.extend(
+            Damage(str(path), item.record, item.offset, cause) for cause in wrong.values()
+        )
+        good = np.array([row for row in range(len(actions)) if row not in wrong], np.int64)
+        columns.append((good, states[good], actions[good]))
+        places.append((item.record, item.offset, len(item.payload)))
+    facts = {
+        "damage": [tuple(item[1:]) for item in damage],
+        "instructions": instructions,
+        "seen": seen,
+    }
+    return {"facts": np.array(json.dumps(facts)), **_joined(places, columns, layout)}
+
+
+def _joined(
+    places: list[tuple[int, int, int]],
+    columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    layout: Layout,
+) -> Arrays:
+    table = np.array(places, np.int64).reshape(-1, 3)
+    sizes = [sum(size for _, size in keys) for keys in (layout.states, layout.actions)]
+    rows = [np.empty(0, np.int64), *(column[0] for column in columns)]
+    states = [np.empty((0, sizes[0]), np.float32), *(column[1] for column in columns)]
+    actions = [np.empty((0, sizes[1]), np.float32), *(column[2] for column in columns)]
+    return {
+        "records": table[:, 0],
+        "offsets": table[:, 1],
+        "lengths": table[:, 2],
+        "starts": np.cumsum([len(block) for block in rows]),
+        "rows": np.concatenate(rows),
+        "states": np.concatenate(states),
+        "actions": np.concatenate(actions),
+    }
+
+
+class _Unusable(Exception):
+    """Why an episode that parses cannot be used."""
+
+
+def _episode_vectors(
+    features: dict[str, Feature], layout: Layout
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """States [T, D], actions [T, A], and for each step that cannot be used its cause."""
+    actions = _matrix(features, layout.actions)
+    states = _matrix(features, layout.states)
+    if len(states) != len(actions):
+        raise _Unusable(f"wrong_dim: {len(states)} states and {len(actions)} actions")
+    wrong: dict[int, str] = {}
+    finite = np.isfinite(states).all(1) & np.isfinite(actions).all(1)
+    for row in np.flatnonzero(~finite).tolist():
+        wrong[row] = f"non_finite: non-finite value in step {row}"
+    for key in layout.cameras.values():
+        feature = features.get(f"steps/{key}")
+        if feature is None or feature.kind != "bytes" or len(feature.values) != len(actions):
+            count = 0 if feature is None else len(feature.values)
+            raise _Unusable(f"missing_feature: {count} pictures of {key} for {len(actions)} steps")
+        for row, encoded in enumerate(feature.values):
+            if not pictures.looks_like_picture(encoded):
+                wrong.setdefault(row, f"bad_image: image decode error, {key} of step {row}")
+    return states, actions, wrong
+
+
+def _matrix(features: dict[str, Feature], keys: tuple[tuple[str, int], ...]) -> np.ndarray:
+    blocks = []
+    for key, size in keys:
+        feature = features.get(f"steps/{key}")
+        if feature is None or not isinstance(feature.values, np.ndarray):
+            raise _Unusable(f"missing_feature: missing feature steps/{key}")
+        if len(feature.values) % size:
+            raise _Unusable(
+                f"wrong_dim: steps/{key} of {len(feature.values)} values, {size} a step"
+            )
+        blocks.append(feature.values.reshape(-1, size).astype(np.float32))
+    if len({len(block) for block in blocks}) > 1:
+        raise _Unusable(f"wrong_dim: {', '.join(key for key, _ in keys)} differ in steps")
+    return np.concatenate(blocks, axis=1)
+
+
+def _instruction(features: dict[str, Feature]) -> str:
+    for key in INSTRUCTION_KEYS:
+        feature = features.get(key)
+        if feature is None or feature.kind != "bytes":
+            continue
+        for raw in feature.values:
+            text = decode_instruction(bytes(raw))
+            if text is None:
+                raise _Unusable(f"bad_utf8: {key} is not UTF-8")
+            if text.strip():
+                return text
+    return ""
+
+
+class _Records:
+    """The episodes last used: a record is read and checked as a whole."""
+
+    def __init__(self) -> None:
+        self._recent: Recent[tuple[Path, int], dict[str, Feature]] = Recent(_EPISODES_KEPT)
+
+    def get(self, shard: _Shard, inner: int) -> dict[str, Feature]:
+        record, offset = int(shard.records[inner]), int(shard.offsets[inner])
+        length = int(shard.lengths[inner])
+        return self._recent.get(
+            (shard.path, record),
+            lambda: parse(read_at(shard.path, offset, length, record)),
+        )
+
+
+class _Source:
+    """Pictures of one episode."""
+
+    def __init__(self, dataset: Rlds, shard: _Shard, inner: int) -> None:
+        self.dataset = dataset
+        self.shard = shard
+        self.inner = inner
+
+    def encoded(self, camera: str, row: int) -> bytes | None:
+        key = self.dataset.layout.cameras[camera]
+        return bytes(self.dataset.records.get(self.shard, self.inner)[f"steps/{key}"].values[row])
+
+    def pixels(self, camera: str, row: int) -> np.ndarray:
+        try:
+            return pictures.decode(self.encoded(camera, row) or b"")
+        except pictures.PictureError as error:
+            shard = self.shard
+            record, offset = int(shard.records[self.inner]), int(shard.offsets[self.inner])
+            cause = f"bad_image: {self.dataset.layout.cameras[camera]} of step {row}: {error}"
+            raise DamagedRecord(Damage(str(shard.path), record, offset, cause)) from error
+
+    def depth(self, camera: str, row: int) -> np.ndarray:
+        raise UserError(f"{self.shard.path}: expected depth of {camera!r}, found none")

@@ -1,0 +1,93 @@
+"""Single frames out of videos, exactly the one asked for."""
+
+import os
+from bisect import bisect_left, bisect_right
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workloads.data.robot.recent import Recent
+
+_VIDEOS_OPEN = 4
+_FRAMES_KEPT = 8
+
+
+class VideoError(ValueError):
+    """The video cannot be read, or has no frame at the time asked for."""
+
+
+class Videos:
+    """The videos last used stay open, each with its last frames; every process has its own."""
+
+    def __init__(self) -> None:
+        self._open: Recent[Path, _Video] = Recent(_VIDEOS_OPEN, _Video.close)
+        self._process = os.getpid()
+
+    def frame(self, path: Path, seconds: float) -> np.ndarray:
+        """The frame nearest to `seconds`, at most half a frame away: uint8 [H, W, 3] RGB."""
+        if self._process != os.getpid():  # a forked worker must not share file positions
+            self._open, self._process = Recent(_VIDEOS_OPEN, _Video.close), os.getpid()
+        return self._open.get(path, lambda: _Video(path)).frame(seconds)
+
+
+class _Video:
+    def __init__(self, path: Path) -> None:
+        import av  # loads ffmpeg: only where there are videos
+
+        self._errors: tuple[type[Exception], ...] = (av.FFmpegError, ValueError, EOFError)
+        self.path = path
+        try:
+            self._container = av.open(str(path))
+            self._stream = self._container.streams.video[0]
+            self._times, self._keys = self._timetable()
+        except (*self._errors, OSError, IndexError) as error:
+            raise VideoError(f"not a readable video: {error}") from error
+        self._frames: Recent[int, np.ndarray] = Recent(_FRAMES_KEPT)
+        self._decoder: Any = None
+        self._last: int | None = None
+
+    def close(self) -> None:
+        self._container.close()
+
+    def frame(self, seconds: float) -> np.ndarray:
+        wanted = self._nearest(seconds)
+        return self._frames.get(wanted, lambda: self._decode(wanted)).copy()
+
+    def _timetable(self) -> tuple[list[int], list[int]]:
+        """Times of all frames and of key frames in stream units, without decoding any."""
+        packets = [p for p in self._container.demux(self._stream) if p.pts is not None]
+        if not packets:
+            raise ValueError("no frames")
+        times = sorted(packet.pts for packet in packets)
+        return times, sorted(packet.pts for packet in packets if packet.is_keyframe)
+
+    def _nearest(self, seconds: float) -> int:
+        wanted = seconds / float(self._stream.time_base)
+        at = bisect_left(self._times, wanted)
+        near = min(self._times[max(at - 1, 0) : at + 1], key=lambda time: abs(time - wanted))
+        spacing = (self._times[-1] - self._times[0]) / max(len(self._times) - 1, 1)
+        if abs(near - wanted) > spacing / 2 + 1e-6 * abs(wanted):
+            raise VideoError(f"no frame at {seconds:.3f} s, {len(self._times)} frames in all")
+        return near
+
+    def _decode(self, wanted: int) -> np.ndarray:
+        try:
+            if not self._ahead(wanted):
+                self._container.seek(wanted, stream=self._stream)
+                self._decoder = self._container.decode(self._stream)
+            for frame in self._decoder:
+                self._last = frame.pts
+                if frame.pts == wanted:
+                    return np.asarray(frame.to_ndarray(format="rgb24"))
+        except self._errors as error:
+            self._decoder, self._last = None, None
+            raise VideoError(f"frame cannot be decoded: {error}") from error
+        self._decoder, self._last = None, None
+        raise VideoError("frame cannot be decoded: the video ends before it")
+
+    def _ahead(self, wanted: int) -> bool:
+        """Whether decoding on reaches the frame as soon as a new start at its key frame would."""
+        if self._decoder is None or self._last is None or self._last >= wanted:
+            return False
+        return bisect_right(self._keys, self._last) == bisect_right(self._keys, wanted)

@@ -1,0 +1,63 @@
+"""Write demonstrations as CRANE-X7 TFRecords of schema v2, colours right and said so."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from workloads.data import tfrecord
+from workloads.data.robot import crane_x7, example, pictures
+from workloads.errors import UserError
+
+FILE_NAME = "episode_data.tfrecord"
+
+
+def write_episode(
+    folder: Path,
+    states: np.ndarray,
+    images: Mapping[str, Sequence[np.ndarray]],
+    instruction: str,
+    *,
+    actions: np.ndarray | None = None,
+    dataset_name: str = crane_x7.DATASET_NAME,
+    fps: float = crane_x7.FPS,
+    quality: int = 95,
+) -> Path:
+    """Write one episode into `folder` and return its TFRecord.
+
+    states [T, D] in rad; images: camera → T pictures uint8 [H, W, 3] RGB, written as JPEG. Actions
+    [T, A] are by default the next state, and the last its own as a placeholder, as the robot's
+    recorder has it. A meta.json beside it says that the colours are in order.
+    """
+    vectors = np.asarray(states, np.float32)
+    goals = _next_states(vectors) if actions is None else np.asarray(actions, np.float32)
+    counts = {"actions": len(goals)} | {name: len(frames) for name, frames in images.items()}
+    for what, count in counts.items():
+        if count != len(vectors):
+            raise UserError(f"expected {len(vectors)} {what}, one a state, found {count}")
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"schema": "v2", "fps": fps, "num_steps": len(vectors), "image_color_order": "rgb"}
+    (folder / "meta.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+    def records() -> Iterator[bytes]:
+        for t, (state, action) in enumerate(zip(vectors, goals, strict=True)):
+            features: dict[str, example.Value] = {
+                "observation/proprio": state,
+                "observation/timestep": np.array([t]),
+                "action": action,
+                crane_x7.NAME_KEY: dataset_name,
+                "task/language_instruction": instruction,
+            }
+            for camera, frames in images.items():
+                jpeg = pictures.encode_jpeg(frames[t], quality)
+                features[f"observation/image_{camera}"] = jpeg
+            yield example.build(features)
+
+    target = folder / FILE_NAME
+    tfrecord.write(target, records())
+    return target
+
+
+def _next_states(states: np.ndarray) -> np.ndarray:
+    return np.concatenate([states[1:], states[-1:]])

@@ -1,0 +1,48 @@
+"""What can be wrong with an llm profile before it starts; `deep` reads every row."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from workloads.check import Finding
+from workloads.data.rows import data_files
+from workloads.errors import UserError
+from workloads.llm.config import LlmConfig
+
+
+def shallow(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
+    """Whether the files that the profile names are there."""
+    found = [_data("data.source", config.data.source)]
+    if config.data.eval_source:
+        found.append(_data("data.eval_source", config.data.eval_source))
+    return found
+
+
+def _data(name: str, source: str) -> Finding:
+    from workloads.llm.source import Source
+
+    place = Source(source)
+    if not place.is_local:
+        return Finding(name, "ok", f"{source} on the hub")
+    try:
+        files = data_files(place.path)
+    except UserError as error:
+        return Finding(name, "error", str(error))
+    return Finding(name, "ok", f"{source}, {sum(file.stat().st_size for file in files):,} bytes")
+
+
+def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
+    """Read and tokenise every row, as the first phase of training does; the cache keeps it."""
+    from workloads.llm.data import prepare
+    from workloads.llm.model import load_tokenizer
+
+    try:
+        data = prepare(
+            config, load_tokenizer(config.model), Path(env.get("TATARA_CACHE") or ".cache")
+        )
+    except UserError as error:
+        return [Finding("rows", "error", str(error))]
+    splits = [data.report.train, data.report.evaluation]
+    bad = [
+        Finding("bad row", "warning", one) for split in splits if split for one in split.bad_rows
+    ]
+    return [*bad, *(Finding("rows", "ok", line) for line in data.report.lines())]

@@ -1,0 +1,303 @@
+"""From a profile's data section to tokenised, packed, cached data sets.
+
+    prepared = prepare(config, tokenizer, Path(".cache"))
+
+Rows are rendered (template.py), encoded (tokenise.py), brought to length, packed, and written as
+Arrow files under a name that stands for the rows, the tokenizer, the settings and this code. What
+is there under its name is only mapped into memory again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import tokenizers
+import transformers
+from datasets import Dataset
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from workloads.data import packing
+from workloads.data import rows as local_rows
+from workloads.data.once import built_once, nothing
+from workloads.errors import UserError
+from workloads.llm import source, template, tokenise
+from workloads.llm.config import LlmConfig, LlmData
+from workloads.llm.report import Report, SplitReport
+from workloads.llm.source import Rows, Split, Splits, load_rows
+from workloads.llm.template import Rendered, RowError, Template
+from workloads.llm.tokenise import IGNORED, Encoder, Tokens
+
+_BATCH = 1000  # rows rendered and encoded at a time
+_CHUNK = 4_000_000  # tokens written at a time
+_SHOWN = 5
+_SCHEMA = pa.schema(
+    {
+        "input_ids": pa.list_(pa.int32()),
+        "labels": pa.list_(pa.int32()),
+        "seq_lengths": pa.list_(pa.int32()),
+        "row_ids": pa.list_(pa.int64()),
+    }
+)
+_PLACES = pa.schema({"row_id": pa.int64(), "place": pa.string()})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data sets with the columns input_ids, labels, seq_lengths and row_ids, one sequence a row.
+
+    seq_lengths: tokens of each row in the sequence. row_ids: numbers of those rows in their source.
+    """
+
+    train: Dataset
+    evaluation: Dataset | None
+    report: Report
+    folder: Path
+
+    def places(self, row_ids: Sequence[int], split: Split = "train") -> list[str]:
+        """`file:line` of rows, by the row_ids of a batch."""
+        with pa.memory_map(str(self.folder / f"{split}.places.arrow")) as file:
+            table = pa.ipc.open_stream(file).read_all()
+        found = np.searchsorted(table["row_id"].to_numpy(), np.asarray(row_ids))
+        return [str(place) for place in table["place"].take(pa.array(found))]
+
+
+def prepare(
+    config: LlmConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    cache_dir: Path,
+    progress: Callable[[], None] = nothing,
+) -> Prepared:
+    """Tokenise what the profile names, or map what an earlier call has made of the same.
+
+    All ranks may call it at once: one of each machine builds, the others wait. `progress` is called
+    again and again on the way. Raises UserError naming rows by file and line.
+    """
+    splits = Splits(config.data)
+    folder = Path(cache_dir) / "llm" / fingerprint(config.data, splits, tokenizer)
+    built_once(
+        folder, lambda part: _build(config.data, splits, tokenizer, part, progress), progress
+    )
+    report = Report.from_dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    held_out = Dataset.from_file(str(folder / "eval.arrow")) if report.evaluation else None
+    return Prepared(Dataset.from_file(str(folder / "train.arrow")), held_out, report, folder)
+
+
+def fingerprint(data: LlmData, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A name for everything that decides the tokens: rows, tokenizer, settings, code."""
+    told = (
+        splits.fingerprint(),
+        data.model_dump_json(),
+        _tokenizer_state(tokenizer),
+        *(Path(str(one.__file__)).read_bytes() for one in _code()),
+        *(one.__version__ for one in (transformers, tokenizers, jinja2)),
+    )
+    digest = hashlib.blake2b(digest_size=16)
+    for part in told:
+        content = part if isinstance(part, bytes) else part.encode()
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+def _code() -> tuple[Any, ...]:
+    import workloads.llm.data as this
+
+    return this, source, template, tokenise, packing, local_rows
+
+
+def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
+    vocabulary = (
+        tokenizer.backend_tokenizer.to_str()
+        if tokenizer.is_fast
+        else repr((type(tokenizer), sorted(tokenizer.get_vocab().items())))
+    )
+    return repr((vocabulary, tokenizer.chat_template, sorted(tokenizer.special_tokens_map.items())))
+
+
+def _build(
+    data: LlmData,
+    splits: Splits,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    progress: Callable[[], None],
+) -> None:
+    rendering = Template(data, tokenizer)
+    encoder = Encoder(tokenizer)
+    reports: dict[Split, SplitReport] = {}
+    for split in ("train", "eval"):
+        rows = splits.rows(split)
+        if split == "train" or len(rows) or rows.bad:
+            maker = _Maker(data, rendering, encoder, rows, SplitReport(twins=rows.twins))
+            reports[split] = maker.make(folder, split, progress)
+    report = Report(
+        data.max_length, data.too_long, reports["train"], reports.get("eval"), rendering.notes()
+    )
+    (folder / "report.json").write_text(json.dumps(report.as_dict()), encoding="utf-8")
+
+
+@dataclass
+class _Maker:
+    """Makes the files of one split."""
+
+    data: LlmData
+    template: Template
+    encoder: Encoder
+    rows: Rows
+    report: SplitReport
+    # Rows over the limit: their names and lengths, the first few.
+    _over: list[str] = field(default_factory=list)
+
+    def make(self, folder: Path, split: Split, progress: Callable[[], None]) -> SplitReport:
+        flat = folder / f"{split}.ids.bin", folder / f"{split}.labels.bin"
+        with flat[0].open("wb") as ids, flat[1].open("wb") as labels:
+            numbers, lengths = self._write_flat(ids, labels, progress)
+        self._settle(len(numbers))
+        groups = self._groups(lengths)
+        self.report.rows, self.report.sequences = len(numbers), len(groups)
+        self.report.tokens = int(lengths.sum())
+        if self.data.packing:
+            room = len(groups) * self.data.max_length
+            self.report.packing_efficiency = round(self.report.tokens / room, 6)
+        _write_sequences(folder / f"{split}.arrow", flat, groups, lengths, numbers, progress)
+        self._write_places(folder / f"{split}.places.arrow", numbers)
+        for file in flat:
+            file.unlink()
+        return self.report
+
+    def _write_flat(
+        self, ids: BinaryIO, labels: BinaryIO, progress: Callable[[], None]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All tokens one behind the other; returns the numbers and lengths of their rows."""
+        numbers, lengths = [], []
+        for batch, rows in self.rows.batches(_BATCH):
+            progress()
+            for number, tokens in self._tokens(batch, rows):
+                if (fitting := self._fitting(number, tokens)) is None:
+                    continue
+                ids.write(fitting.ids.tobytes())
+                labels.write(fitting.labels.tobytes())
+                self.report.learnt_tokens += int(np.count_nonzero(fitting.labels != IGNORED))
+                numbers.append(number)
+                lengths.append(len(fitting.ids))
+        return np.array(numbers, np.int64), np.array(lengths, np.int64)
+
+    def _tokens(
+        self, numbers: Sequence[int], rows: list[dict[str, Any]]
+    ) -> Iterator[tuple[int, Tokens]]:
+        good: list[tuple[int, Rendered]] = []
+        for number, rendered in zip(numbers, self.template.render(rows), strict=True):
+            if isinstance(rendered, RowError):
+                self._bad(number, str(rendered))
+            else:
+                good.append((number, rendered))
+        encoded = self.encoder.encode([rendered for _, rendered in good])
+        for (number, rendered), tokens in zip(good, encoded, strict=True):
+            self.report.rebuilt += rendered.rebuilt
+            self.report.parted += tokens.parted
+            yield number, tokens
+
+    def _fitting(self, number: int, tokens: Tokens) -> Tokens | None:
+        """The row within max_length, as the policy has it; None where it is left out."""
+        found, limit = len(tokens.ids), self.data.max_length
+        self.report.longest = max(self.report.longest, found)
+        if found > limit:
+            self.report.too_long += 1
+            if self.data.too_long != "truncate":
+                if len(self._over) < _SHOWN:
+                    self._over.append(f"{self.rows.place(number)}: {found:,} tokens")
+                return None
+            tokens = Tokens(tokens.ids[:limit], tokens.labels[:limit])
+        # The first token of a row follows on nothing, so it cannot be learnt.
+        if not np.any(tokens.labels[1:] != IGNORED):
+            cut = f"cutting it to {limit} tokens leaves nothing of the answer; raise max_length"
+            self._bad(number, cut if found > limit else "the answer has no tokens")
+            return None
+        return tokens
+
+    def _bad(self, number: int, reason: str) -> None:
+        self.report.bad_rows.append(f"{self.rows.place(number)}: {reason}")
+
+    def _settle(self, good: int) -> None:
+        """Stop where rows are too long or too many are bad."""
+        self.report.bad_rows[:0] = self.rows.bad
+        bad, limit = self.report.bad_rows, self.data.max_length
+        if self.data.too_long == "error" and self.report.too_long:
+            shown = "".join(f"\n  {row}" for row in self._over)
+            raise UserError(
+                f"expected rows of at most {limit:,} tokens, found {self.report.too_long:,} longer "
+                f"ones; set data.max_length to {self.report.longest}, or data.too_long to truncate "
+                f"or drop. The first ones:{shown}"
+            )
+        total = len(self.rows) + len(self.rows.bad)
+        allowed = self.data.max_bad_rows
+        allowed = max(10, total // 1000) if allowed is None else allowed
+        if len(bad) <= allowed and good:
+            return
+        wanted = f"at most {allowed} bad rows" if len(bad) > allowed else "rows to learn from"
+        left = f" and {self.report.too_long} too long" if self.report.too_long else ""
+        shown = "".join(f"\n  {row}" for row in bad[:_SHOWN])
+        raise UserError(
+            f"expected {wanted}, found {len(bad)} bad{left} among {total}; mend them or raise "
+            f"data.max_bad_rows.{shown}"
+        )
+
+    def _groups(self, lengths: NDArray[np.int64]) -> list[list[int]]:
+        if self.data.packing:
+            return packing.pack(lengths, self.data.max_length)
+        return [[row] for row in range(len(lengths))]
+
+    def _write_places(self, path: Path, numbers: NDArray[np.int64]) -> None:
+        numbers = np.sort(numbers)
+        places = [self.rows.place(int(number)) for number in numbers]
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _PLACES) as writer:
+            writer.write_batch(pa.record_batch([pa.array(numbers), pa.array(places)], _PLACES))
+
+
+def _write_sequences(
+    path: Path,
+    flat: tuple[Path, Path],
+    groups: list[list[int]],
+    lengths: NDArray[np.int64],
+    numbers: NDArray[np.int64],
+    progress: Callable[[], None],
+) -> None:
+    """Gather the rows of each group from the flat files, in pieces that fit into memory."""
+    ids, labels = (np.memmap(file, dtype=np.int32, mode="r") for file in flat)
+    starts = np.cumsum(lengths) - lengths
+    longest = max(int(lengths[group].sum()) for group in groups)
+    step = max(1, _CHUNK // longest)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        for first in range(0, len(groups), step):
+            progress()
+            part = groups[first : first + step]
+            rows = np.concatenate([np.asarray(group) for group in part])
+            counts = np.array([len(group) for group in part])
+            mine = lengths[rows]
+            ends = np.cumsum(mine)
+            tokens = np.repeat(starts[rows] - (ends - mine), mine) + np.arange(int(mine.sum()))
+            in_rows = _offsets(counts)
+            in_tokens = np.concatenate(([0], ends))[in_rows]
+            columns = [
+                _lists(in_tokens, ids[tokens]),
+                _lists(in_tokens, labels[tokens]),
+                _lists(in_rows, mine.astype(np.int32)),
+                _lists(in_rows, numbers[rows]),
+            ]
+            writer.write_batch(pa.record_batch(columns, _SCHEMA))
+
+
+def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(counts)))
+
+
+def _lists(offsets: NDArray[np.int64], values: NDArray[Any]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+
+
+__all__ = ["Prepared", "Report", "Rows", "fingerprint", "load_rows", "prepare"]

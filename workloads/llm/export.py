@@ -1,0 +1,378 @@
+"""From a run to a model folder that transformers loads: weights, config, tokenizer, card.
+
+`export(run)` reads the newest whole checkpoint from disk, whatever strategy wrote it; no GPU and no
+other rank is needed. `export_state` writes weights that are in memory. Both write beside `out` and
+give it its name only when the folder has been read back.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from workloads.engine import weights
+from workloads.engine.adapter import (
+    ADAPTER_WEIGHTS,
+    MergeReport,
+    adapter_folder,
+    lora_config,
+    merge_into,
+)
+from workloads.engine.card import Card, card_of, licence_of, write_card
+from workloads.engine.hub import push
+from workloads.engine.pretrained import (
+    Tell,
+    candidates,
+    compute_dtype,
+    load_config,
+    locate,
+    read_json,
+)
+from workloads.errors import TataraError, UserError
+from workloads.integrity import SEAL, step_of, verify_checkpoint, write_atomically
+from workloads.llm.config import LlmConfig
+from workloads.llm.model import load_for_use, load_model, load_tokenizer, valid_generation
+from workloads.run import Run
+from workloads.sections import Adapter, Model
+
+SHARD_SIZE = "4GB"
+# Where a run may keep its model's config and tokenizer, so that export needs neither hub nor cache.
+SKELETON = "model"
+SOURCE = "source.json"
+# What an exported folder says about itself, for our own tools.
+FACTS = "tatara.json"
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """Everything of a model folder but the weights; `folder` is where it was read from."""
+
+    config: PreTrainedConfig
+    generation: GenerationConfig | None
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: `kind` is model, adapter or merged."""
+
+    folder: Path
+    kind: str
+    step: int | None
+    dtype: str
+    report: MergeReport | None = None
+
+    def line(self) -> str:
+        at = f" of step {self.step}" if self.step is not None else ""
+        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return f"exported {self.kind}{at} to {self.folder}/ ({self.dtype}, {size / 2**20:,.0f} MiB)"
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def export(
+    run: Run,
+    out: Path | None = None,
+    *,
+    checkpoint: Path | None = None,
+    merge: bool | None = None,
+    tell: Tell = _silent,
+) -> Exported:
+    """Export a run's checkpoint to `out`, by default its newest whole one to the run's `final/`.
+
+    merge: write an adapter's run as a whole model instead of the adapter alone; by default only
+    where its base are random weights, which nobody else has. Weights are in the type that the run
+    computed in. Raises UserError for a run without a whole checkpoint.
+    """
+    config = settled_config(run)
+    source = _checked(checkpoint) if checkpoint else _newest(run, tell)
+    dtype = compute_dtype(config.train)
+    skeleton = read_skeleton(run, config, tell)
+    step = step_of(source) if step_of(source) >= 0 else None
+    out = out or run.final
+
+    def card(kind: str) -> Card:
+        return card_of(run, config, kind, _name(dtype), step, skeleton.folder)
+
+    report = None
+    if config.adapter.method == "full":
+        kind = "model"
+        export_state(weights.read_state(source, dtype), skeleton, out, card(kind))
+    elif merge or (merge is None and config.model.random_init):
+        kind = "merged"
+        report = _export_merged(config, source, skeleton, out, card(kind), tell)
+    else:
+        kind = "adapter"
+        _export_adapter(config.adapter, config.model.name, source, skeleton, out, card(kind))
+    done = Exported(out, kind, step, _name(dtype), report)
+    tell(done.line())
+    return done
+
+
+def refresh_card(run: Run, folder: Path | None = None) -> None:
+    """Write an exported model's card anew, when evaluations have come in since."""
+    folder = folder or run.final
+    facts = read_json(folder / FACTS)
+    config = settled_config(run)
+    skeleton = read_skeleton(run, config, _silent)
+    card = card_of(run, config, facts["kind"], facts["dtype"], facts["step"], skeleton.folder)
+    write_card(folder, replace(card, notes=tuple(facts["notes"])))
+
+
+def _checked(checkpoint: Path) -> Path:
+    """A checkpoint that was named; one that was never sealed is taken as it is."""
+    damage = verify_checkpoint(checkpoint) if (checkpoint / SEAL).is_file() else []
+    if damage:
+        raise UserError(f"{checkpoint}: damaged ({damage[0]}); choose another checkpoint")
+    return checkpoint
+
+
+def _newest(run: Run, tell: Tell) -> Path:
+    found = run.resume_point(tell)
+    if found is None:
+        raise UserError(
+            f"{run.path}: expected a whole checkpoint to export, found none; train first"
+        )
+    return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def keep_skeleton(
+    config: LlmConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run
+) -> None:
+    """Keep config, tokenizer and the base's card in the run: export then needs nothing else."""
+    folder = run.path / SKELETON
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        valid_generation(model.generation_config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_atomically(folder / SOURCE, config.model.model_dump_json(indent=1))
+    card = locate(next(candidates(config.model)), _silent, weights=False) / "README.md"
+    if card.is_file():
+        shutil.copyfile(card, folder / "README.md")
+
+
+def settled_config(run: Run) -> LlmConfig:
+    """The run's config with the model that was truly used, where it had a list to choose from."""
+    config: LlmConfig = run.config()
+    if not (run.path / SKELETON / SOURCE).is_file():
+        return config
+    used = Model.model_validate(read_json(run.path / SKELETON / SOURCE))
+    return config.model_copy(update={"model": used})
+
+
+def read_skeleton(run: Run, config: LlmConfig, tell: Tell) -> Skeleton:
+    """Config, generation config and tokenizer: the run's own where it has them, else the base's."""
+    kept = run.path / SKELETON
+    model = next(candidates(config.model))
+    if (kept / "config.json").is_file():
+        own = {"name": str(kept), "revision": None, "trust_remote_code": False}
+        model = model.model_copy(update=own)
+    folder = locate(model, tell, weights=False)
+    loaded = load_config(model, folder)
+    loaded.name_or_path = config.model.name
+    generation = None
+    if (folder / "generation_config.json").is_file():
+        generation = valid_generation(GenerationConfig.from_pretrained(folder))
+    return Skeleton(loaded, generation, load_tokenizer(model), folder)
+
+
+def export_state(
+    state: Mapping[str, torch.Tensor], skeleton: Skeleton, out: Path, card: Card
+) -> None:
+    """Write weights that are in memory, whole and on the host, as a model folder.
+
+    state: by the model's own names, in the type to write. The folder is read back before it takes
+    its name: every weight must be there in the model's shape, tied ones tied.
+    """
+    weights.check_finite(state)
+    dtype = next(value.dtype for value in state.values() if value.is_floating_point())
+    config = type(skeleton.config).from_dict(skeleton.config.to_dict())
+    config.use_cache = True
+    with torch.device("meta"):
+        shell: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    _check_names(shell, state)
+    if skeleton.generation is not None:
+        shell.generation_config = skeleton.generation
+    with weights.whole_folder(out, needed=int(1.02 * weights.size_of(state))) as folder:
+        shell.save_pretrained(folder, state_dict=dict(state), max_shard_size=SHARD_SIZE)
+        skeleton.tokenizer.save_pretrained(folder)
+        _describe(folder, card)
+        _check_model(folder)
+
+
+def _describe(folder: Path, card: Card) -> None:
+    """The card for people, and the facts that a new card will need."""
+    write_card(folder, card)
+    facts = {"kind": card.kind, "dtype": card.dtype, "step": card.step, "notes": card.notes}
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _check_names(shell: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> None:
+    """The weights must be exactly those of the model; tied ones may be named once."""
+    wanted = {name: tuple(value.shape) for name, value in shell.state_dict().items()}
+    tied = set(shell.all_tied_weights_keys)
+    missing = sorted(name for name in wanted if name not in state and name not in tied)
+    extra = sorted(set(state) - set(wanted))
+    if missing or extra:
+        what = f"{missing[0]} is missing" if missing else f"{extra[0]} is not part of the model"
+        raise UserError(f"export: expected the weights of a {type(shell).__name__}, but {what}")
+    for name, value in state.items():
+        if tuple(value.shape) != wanted[name]:
+            raise UserError(
+                f"export: expected {name} of shape {wanted[name]}, found {tuple(value.shape)}"
+            )
+
+
+def _check_model(folder: Path) -> None:
+    """Read the folder as a user will, without filling the weights in."""
+    try:
+        shell, found = AutoModelForCausalLM.from_pretrained(
+            folder, device_map={"": "meta"}, output_loading_info=True, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TataraError(f"export: what was written does not load: {error}") from error
+    wrong = sorted([*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]])
+    if wrong or found["error_msgs"]:
+        raise TataraError(f"export: what was written does not load: {(wrong or [''])[0]}")
+    size = shell.config.get_text_config().vocab_size
+    if len(tokenizer) > size:
+        raise TataraError(f"export: the tokenizer has {len(tokenizer)} tokens, the model {size}")
+
+
+def _adapter_state(source: Path, adapter: Adapter) -> tuple[dict[str, torch.Tensor], Any]:
+    """An adapter's weights as peft names them, and its config, from any kind of checkpoint."""
+    from peft import PeftConfig
+    from safetensors.torch import load_file
+
+    if weights.layout(source) == "sharded":
+        state = weights.read_state(source, torch.float32)
+        own = {
+            name.replace(f".{adapter.name}.", "."): value
+            for name, value in state.items()
+            if ".lora_" in name
+        }
+        return own, lora_config(adapter)
+    folder = adapter_folder(source, adapter.name)
+    return load_file(folder / ADAPTER_WEIGHTS), PeftConfig.from_pretrained(str(folder))
+
+
+def _export_adapter(
+    adapter: Adapter, base: str, source: Path, skeleton: Skeleton, out: Path, card: Card
+) -> None:
+    """The adapter alone, at the folder's root whatever its name was among others."""
+    from safetensors.torch import save_file
+
+    state, config = _adapter_state(source, adapter)
+    weights.check_finite(state)
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    with weights.whole_folder(out, needed=int(1.05 * weights.size_of(state))) as folder:
+        save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        config.save_pretrained(folder)
+        skeleton.tokenizer.save_pretrained(folder)
+        _describe(folder, card)
+        shapes = {name: tuple(value.shape) for name, value in state.items()}
+        if weights.load_shapes(folder) != shapes:
+            raise TataraError("export: the adapter that was written is not the one that was read")
+
+
+def _export_merged(
+    config: LlmConfig, source: Path, skeleton: Skeleton, out: Path, card: Card, tell: Tell
+) -> MergeReport:
+    """Base and adapter in one, after a comparison of logits; a quantised base is never merged."""
+    # Under `lora` the base is frozen and whole: held in the compute type, not quantised.
+    plain = config.adapter.model_copy(update={"method": "lora"})
+    base = load_model(config.model_copy(update={"adapter": plain}), tell)
+    quantised = _quantised_base(config, tell)
+    with TemporaryDirectory(prefix="tatara-") as spare:
+        place = _as_peft_folder(source, config, Path(spare))
+        merged, report = merge_into(base, place, config.adapter.name, quantised=quantised)
+    tell(report.line())
+    noted = replace(card, notes=(report.line(),))
+    export_state(merged.state_dict(), skeleton, out, noted)
+    return report
+
+
+def merge(
+    base: str,
+    adapter: Path,
+    out: Path,
+    *,
+    precision: str = "bf16",
+    name: str = "default",
+    quantised: PreTrainedModel | None = None,
+    tell: Tell = _silent,
+) -> MergeReport:
+    """Merge a saved adapter, of a run or not, into a base by hub id or folder; write it to `out`.
+
+    precision: the type that the base is held and written in. quantised: the base as the adapter was
+    trained over it, for the comparison. Raises UserError where the logits differ by too much.
+    """
+    loaded = load_for_use(base, precision, tell)
+    model = loaded.model.to("cpu")
+    folder = locate(Model(name=base), tell, weights=False)
+    skeleton = Skeleton(model.config, model.generation_config, loaded.tokenizer, folder)
+    dtype = model.dtype
+    merged, report = merge_into(model, adapter, name, quantised=quantised)
+    tell(report.line())
+    licence = licence_of(folder)
+    card = Card(out.name, base, "merged", _name(dtype), licence=licence, notes=(report.line(),))
+    export_state(merged.state_dict(), skeleton, out, card)
+    return report
+
+
+def _as_peft_folder(source: Path, config: LlmConfig, spare: Path) -> Path:
+    """Where peft can read the adapter: the checkpoint itself, or what its shards hold."""
+    from safetensors.torch import save_file
+
+    if weights.layout(source) == "adapter":
+        return source
+    state, own = _adapter_state(source, config.adapter)
+    save_file(state, spare / ADAPTER_WEIGHTS)
+    own.save_pretrained(spare)
+    return spare
+
+
+def _quantised_base(config: LlmConfig, tell: Tell) -> PreTrainedModel | None:
+    if config.adapter.method != "qlora":
+        return None
+    if find_spec("bitsandbytes") is None:
+        tell("merge: bitsandbytes is not installed; not compared with the quantised base")
+        return None
+    return load_model(config, tell)
+
+
+__all__ = [
+    "Exported",
+    "Skeleton",
+    "export",
+    "export_state",
+    "keep_skeleton",
+    "merge",
+    "push",
+    "read_skeleton",
+    "refresh_card",
+    "settled_config",
+]

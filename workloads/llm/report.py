@@ -1,0 +1,90 @@
+"""What preparing the data has found: for the terminal, the manifest, and `check --deep`."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+_SHOWN = 5
+
+
+@dataclass
+class SplitReport:
+    """One split. `rows` are those in it; tokens are counted after rows were cut to length."""
+
+    rows: int = 0
+    tokens: int = 0
+    learnt_tokens: int = 0  # those with a label
+    longest: int = 0  # tokens of the longest row as it was found
+    too_long: int = 0  # rows longer than max_length
+    sequences: int = 0  # the same as rows without packing
+    packing_efficiency: float | None = None  # share of the sequences' room that holds tokens
+    twins: int = 0  # training rows left out since they equal a held-out one
+    rebuilt: int = 0  # rows whose template reads differently once they are answered
+    parted: int = 0  # rows whose tokens would span the end of the prompt
+    bad_rows: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """Both splits, the policy for long rows, and what else there is to say."""
+
+    max_length: int
+    too_long: str
+    train: SplitReport
+    evaluation: SplitReport | None
+    notes: list[str]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Report":
+        evaluation = values["evaluation"]
+        return cls(
+            values["max_length"],
+            values["too_long"],
+            SplitReport(**values["train"]),
+            None if evaluation is None else SplitReport(**evaluation),
+            list(values["notes"]),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; `from_dict` takes it back."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people, a line each."""
+        lines = list(self._split("training rows", self.train))
+        if self.evaluation is not None:
+            lines += self._split("held-out rows", self.evaluation)
+        return lines + self.notes
+
+    def _split(self, name: str, split: SplitReport) -> Iterator[str]:
+        yield (
+            f"{name}: {split.rows:,}, {split.tokens:,} tokens "
+            f"({split.learnt_tokens:,} to learn), longest {split.longest:,}"
+        )
+        if split.packing_efficiency is not None:
+            yield (
+                f"  packed into {split.sequences:,} sequences of {self.max_length:,} tokens, "
+                f"{split.packing_efficiency:.2%} full"
+            )
+        if split.too_long:
+            done = "cut to it" if self.too_long == "truncate" else "left out"
+            yield f"  {split.too_long:,} rows over {self.max_length:,} tokens, {done}"
+        if split.twins:
+            yield f"  {split.twins:,} left out that equal a held-out row"
+        if split.rebuilt:
+            yield (
+                f"  {split.rebuilt:,} rows read differently once answered (chat template): "
+                "only their last answer is learnt, behind the prompt as a model is given it"
+            )
+        if split.parted:
+            yield f"  {split.parted:,} rows cut into prompt and answer before tokens were made"
+        yield from _bad(split.bad_rows)
+
+
+def _bad(rows: list[str]) -> Iterator[str]:
+    if not rows:
+        return
+    yield f"  {len(rows):,} bad {'row' if len(rows) == 1 else 'rows'} skipped:"
+    yield from (f"    {row}" for row in rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        yield f"    and {len(rows) - _SHOWN:,} more"

@@ -1,0 +1,115 @@
+"""Supervised fine-tuning, from data to exported model: `tatara train profiles/demo.yaml`."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from workloads.engine import checkpoints, distributed
+from workloads.engine.adapter import add_adapter
+from workloads.engine.arguments import trainer_arguments
+from workloads.engine.trainer import RunTrainer
+from workloads.llm.collate import Collate
+from workloads.llm.config import LlmConfig
+from workloads.llm.data import Prepared, prepare
+from workloads.llm.export import keep_skeleton
+from workloads.llm.finish import evaluate_before, finish
+from workloads.llm.model import load_model, load_tokenizer, settled
+from workloads.run import write_manifest
+from workloads.session import Session
+
+
+def train(config: LlmConfig, session: Session) -> None:
+    """Fine-tune as the config says; Stopped where the run was asked to stop on the way."""
+    session.enter("preparing")
+    distributed.join(config.parallel.hang_timeout)
+    config = settled(config, session.tell)
+    tokenizer = load_tokenizer(config.model, session.tell)
+    data = prepare_data(config, session, tokenizer)
+    resume = checkpoints.resume_point(session)
+    model = load_model(config, session.tell)
+    if session.is_main:
+        keep_skeleton(config, model, tokenizer, session.run)
+    evaluate_before(config, session, model, tokenizer)
+    trainer = build_trainer(config, session, model, tokenizer, data)
+    trainer.args.eval_on_start = config.evaluation.before and resume is None
+    if resume is not None:
+        checkpoints.same_shape(resume, trainer.facts())
+        session.tell(f"going on from {resume.name}")
+    trainer.fit(resume)
+    finish(config, session, trainer, tokenizer)
+    distributed.leave()
+
+
+def prepare_data(
+    config: LlmConfig, session: Session, tokenizer: PreTrainedTokenizerBase
+) -> Prepared:
+    """Tokenised rows, and what there is to say about them."""
+    cache = Path(os.environ.get("TATARA_CACHE") or ".cache")
+    data = prepare(config, tokenizer, cache, session.progress)
+    for line in data.report.lines():
+        session.tell(line)
+    if session.is_main:
+        write_manifest(session.run, {"data": data.report.as_dict()})
+    return data
+
+
+class LeanSFTTrainer(SFTTrainer):
+    """TRL's trainer with its fused head, without reading statistics back in every step."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean negative log-likelihood over the labelled tokens of all ranks."""
+        inputs["use_cache"] = False
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch, fused_lm_head=self.fused)
+        loss = outputs.loss
+        if num_items_in_batch is not None:
+            # The count is over all ranks, and the gradients are averaged over them.
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+
+class LlmTrainer(RunTrainer, LeanSFTTrainer):
+    """The llm workload's trainer."""
+
+    def __init__(self, *args: Any, profile: LlmConfig, **kwargs: Any) -> None:
+        self.fused = profile.train.fused_cross_entropy
+        super().__init__(*args, profile=profile, **kwargs)
+
+
+def build_trainer(
+    config: LlmConfig,
+    session: Session,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Prepared,
+) -> LlmTrainer:
+    """The trainer of this rank."""
+    if config.adapter.method != "full":
+        set_seed(config.train.seed)
+        model = add_adapter(model, config.adapter)
+    return LlmTrainer(
+        profile=config,
+        session=session,
+        places=data.places,
+        model=model,
+        args=arguments(config, session, bool(data.evaluation)),
+        processing_class=tokenizer,
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        data_collator=Collate(tokenizer.pad_token_id),
+    )
+
+
+def arguments(config: LlmConfig, session: Session, has_evaluation: bool) -> SFTConfig:
+    """Our config in TRL's words; no other place names them."""
+    every = config.evaluation.every_steps if has_evaluation else None
+    return SFTConfig(
+        **trainer_arguments(config, session, every),
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )

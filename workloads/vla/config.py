@@ -1,0 +1,123 @@
+"""Settings of the vla workload: OpenVLA and its OFT variant on robot demonstrations."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from workloads.sections import Number, Profile, Section, Text, Whole
+
+
+class Source(Section):
+    """One data set of demonstrations, in any format that `tatara data inspect` knows."""
+
+    source: Text = Field(description="Folder of demonstrations: CRANE-X7, LeRobot or RLDS.")
+    weight: Number = Field(
+        1, gt=0, description="How often an epoch sees each step: 2 is twice, 0.5 another half."
+    )
+    name: Text | None = Field(
+        None, description="Its key in the statistics (unnorm_key); default: what the files say."
+    )
+    instruction: Text | None = Field(
+        None, description="For episodes without one; default: manipulate the object."
+    )
+    color_order: Literal["rgb", "bgr"] | None = Field(
+        None, description="Order of colours in the pictures where no meta.json says it."
+    )
+    split: Text | None = Field(None, description="Split to read (RLDS).")
+    state_keys: tuple[Text, ...] = Field((), description="Vectors that make the state (RLDS).")
+    action_keys: tuple[Text, ...] = Field((), description="Vectors that make the action (RLDS).")
+
+
+class Augmentation(Section):
+    """OpenVLA's own values; inference then crops the centre of the same area."""
+
+    enabled: bool = Field(True, description="Vary pictures while training.")
+    crop_area: Number = Field(0.9, gt=0, le=1, description="Share of the area that is kept.")
+    brightness: Number = Field(0.2, ge=0, lt=1, description="Added to all pixels, at most.")
+    contrast: Number = Field(0.2, ge=0, lt=1, description="Factor 1 ± this about the mean.")
+    saturation: Number = Field(0.2, ge=0, lt=1, description="Factor 1 ± this.")
+    hue: Number = Field(0.05, ge=0, le=0.5, description="Turn of the colour circle, at most.")
+
+
+class VlaData(Source):
+    """The data set, those mixed into it, and how its steps become samples.
+
+    Actions are normalised from q01..q99 to -1..1 (BOUNDS_Q99), which is what OpenVLA's own tools
+    undo; masked dimensions pass as they are.
+    """
+
+    mixed_with: tuple[Source, ...] = Field((), description="Further data sets, by weight.")
+    cameras: tuple[Text, ...] = Field(
+        (), description="Cameras to look through, in order; default: primary, or the first."
+    )
+    eval_share: Number = Field(
+        0.05, ge=0, lt=1, description="Share of the episodes held out, at least one; 0: none."
+    )
+    action_mask: tuple[bool, ...] | None = Field(
+        None, description="One for each action dimension; false is not normalised."
+    )
+    statistics: Text | None = Field(
+        None, description="A dataset_statistics.json to use instead of computing them."
+    )
+    drop_last_placeholder: bool = Field(
+        True, description="Leave out a last step whose action is its own state."
+    )
+    max_damaged: Whole | None = Field(
+        None, ge=0, description="Damaged records to skip before stopping; default 10 or 0.1 %."
+    )
+    augmentation: Augmentation = Augmentation()
+
+    def sources(self) -> tuple[Source, ...]:
+        """All data sets, this one first."""
+        own = {name: self.__dict__[name] for name in Source.model_fields}
+        return (Source.model_validate(own), *self.mixed_with)
+
+
+class ActionHead(Section):
+    """How actions come out of the model: as 256-bin tokens, or as a chunk in one pass (OFT)."""
+
+    kind: Literal["tokens", "oft"] = Field(
+        "tokens", description="OpenVLA's action tokens, or OFT's parallel decoding."
+    )
+    chunk: Whole = Field(8, ge=1, description="Steps predicted at once (oft).")
+    decode: Literal["l1", "discrete"] = Field("l1", description="Regression, or tokens (oft).")
+    proprio: bool = Field(True, description="Give the robot's state to the model (oft).")
+
+
+class VlaEvaluation(Section):
+    every_steps: Whole | None = Field(
+        None, ge=1, description="Steps between looks at held-out episodes; none: only at the end."
+    )
+    samples: Whole | None = Field(
+        512, ge=1, description="Held-out steps to look at, spread over all; none: all."
+    )
+    before: bool = Field(False, description="Look at them before the first step too.")
+
+
+class VlaConfig(Profile):
+    data: VlaData
+    action_head: ActionHead = ActionHead()
+    evaluation: VlaEvaluation = VlaEvaluation()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "VlaConfig":
+        if self.model.trust_remote_code:
+            raise ValueError("model.trust_remote_code: vla never runs code of a checkpoint")
+        if self.model.fallbacks:
+            raise ValueError("model.fallbacks: vla takes one model; name it as model.name")
+        if self.action_head.kind == "oft" and self.model.attention == "eager":
+            raise ValueError("model.attention: oft needs sdpa or flash_attention_2")
+        sharded = self.parallel.strategy in ("fsdp2", "zero2", "zero3")
+        if sharded and self.adapter.method != "full":
+            raise ValueError("parallel.strategy: adapters of vla train on one rank or under ddp")
+        return self
+
+    @property
+    def chunk(self) -> int:
+        """Action steps that one sample holds."""
+        return self.action_head.chunk if self.action_head.kind == "oft" else 1
+
+    @property
+    def regresses(self) -> bool:
+        """Whether actions are numbers of an L1 head rather than tokens."""
+        return self.action_head.kind == "oft" and self.action_head.decode == "l1"

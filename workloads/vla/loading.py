@@ -1,0 +1,183 @@
+"""The policy that a profile asks for: its base, its head, its adapter, ready to be trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from workloads.engine import distributed
+from workloads.engine.adapter import ALL_LINEAR, load_adapter, lora_config
+from workloads.engine.pretrained import (
+    choose_attention,
+    compute_dtype,
+    has_flash_kernel,
+    locate,
+    weights_dtype,
+)
+from workloads.errors import TataraError, UserError
+from workloads.sections import Model
+from workloads.vla.config import VlaConfig
+from workloads.vla.model import load_pretrained, random_init
+from workloads.vla.openvla.config import OftSpec, OpenVLASpec, parse, read_json
+from workloads.vla.openvla.lora import linear_suffixes, used_linears
+from workloads.vla.openvla.modeling import OpenVLA
+from workloads.vla.openvla.quantise import Quantisation
+from workloads.vla.processing import FILE, ImageProcessor, preprocessor_fields
+from workloads.vla.sources import Statistics
+
+Tell = Callable[[str], None]
+
+
+def base_folder(model: Model, tell: Tell) -> Path:
+    """The base's files, downloaded by rank 0 alone where there are none; the same on all ranks."""
+    problem: TataraError | None = None
+    if distributed.rank() == 0:
+        try:
+            locate(model, tell, weights=not model.random_init)
+        except TataraError as error:
+            problem = error
+    problem = distributed.from_main(problem)
+    if problem is not None:
+        raise problem
+    return locate(model, tell, weights=not model.random_init)
+
+
+def spec_of(folder: Path) -> OpenVLASpec:
+    """What config.json in a base's folder says."""
+    return parse(read_json(folder / "config.json"), str(folder / "config.json"))
+
+
+def image_processor(folder: Path) -> ImageProcessor:
+    """The base's own, or, where its folder has none, the one that belongs to its towers."""
+    if (folder / FILE).is_file():
+        return ImageProcessor.from_pretrained(folder)
+    return ImageProcessor(preprocessor_fields(spec_of(folder)))
+
+
+def oft_spec(config: VlaConfig, action_dim: int, proprio_dim: int) -> OftSpec | None:
+    """The OFT head of a profile for this robot; None for action tokens."""
+    head = config.action_head
+    if head.kind != "oft":
+        return None
+    return OftSpec(
+        action_dim,
+        head.chunk,
+        proprio_dim=proprio_dim if head.proprio else None,
+        head=head.decode,
+    )
+
+
+def load_model(
+    config: VlaConfig, folder: Path, oft: OftSpec | None, statistics: Statistics, tell: Tell
+) -> OpenVLA:
+    """The base with the head, in the types that the profile asks for, without an adapter.
+
+    On the CPU, except for a quantised base. Random parts follow from `train.seed`.
+    """
+    dtype = weights_dtype(config.train, config.adapter)
+    attention = choose_attention(
+        config.model.attention,
+        OpenVLA,
+        compute_dtype(config.train),
+        torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
+        has_flash_kernel,
+    )
+    tell(attention.line())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        if config.model.random_init:
+            model = _random(config, folder, dtype, attention.name, oft)
+        else:
+            model = _pretrained(config, folder, dtype, attention.name, oft)
+    model.name_or_path = model.config.name_or_path = config.model.name
+    model.norm_stats = statistics
+    model.label_logits_only = True
+    return model
+
+
+def _random(
+    config: VlaConfig, folder: Path, dtype: torch.dtype, attention: str, oft: OftSpec | None
+) -> OpenVLA:
+    if config.adapter.method == "qlora":
+        raise UserError(
+            "adapter.method=qlora: expected pretrained weights to quantise, found "
+            "model.random_init=true; use adapter.method=lora"
+        )
+    return random_init(folder, config.train.seed, dtype, attention, oft)
+
+
+def _pretrained(
+    config: VlaConfig, folder: Path, dtype: torch.dtype, attention: str, oft: OftSpec | None
+) -> OpenVLA:
+    adapter = config.adapter
+    quantisation = None
+    device = torch.device("cpu")
+    if adapter.method == "qlora":
+        quantisation = Quantisation(
+            adapter.quantisation, adapter.double_quantisation, compute_dtype(config.train)
+        )
+        if torch.cuda.is_available():
+            device = torch.device("cuda", torch.cuda.current_device())
+    return load_pretrained(folder, dtype, attention, device, oft, quantisation)
+
+
+def trainable(model: OpenVLA, config: VlaConfig) -> nn.Module:
+    """The model as it is trained: all of it, or under an adapter with the OFT head beside it.
+
+    What the forward pass never uses stays frozen. Adapter and head are fp32 whatever the base is.
+    """
+    if config.adapter.method == "full":
+        model.freeze_unused()
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        wrapped = _adapted(model, config)
+    for head in model.heads():
+        head.float().requires_grad_(True)
+    return wrapped
+
+
+def _adapted(model: OpenVLA, config: VlaConfig) -> nn.Module:
+    from peft import get_peft_model
+
+    adapter = config.adapter
+    if adapter.resume_from:
+        return load_adapter(model, Path(adapter.resume_from), adapter.name, trainable=True)
+    own = lora_config(adapter)
+    # For peft a causal model takes text alone.
+    own.task_type = None
+    own.base_model_name_or_path = config.model.name
+    own.target_modules = set(_targets(model, config))
+    if adapter.targets == (ALL_LINEAR,):
+        # What belongs to the name in OpenVLA's own recipe.
+        own.init_lora_weights = "gaussian"
+    wrapped = get_peft_model(model, own, adapter_name=adapter.name)
+    # As a set they would be written in another order by every process.
+    own.target_modules = sorted(own.target_modules)
+    return wrapped
+
+
+def _targets(model: OpenVLA, config: VlaConfig) -> list[str]:
+    """Modules to adapt. `all-linear` leaves out those whose adapters would never get gradients."""
+    wanted = config.adapter.targets
+    if wanted == (ALL_LINEAR,):
+        head = "language_model.lm_head"
+        return [name for name in used_linears(model) if not (config.regresses and name == head)]
+    known = linear_suffixes(model)
+    missing = [name for name in wanted if name.rpartition(".")[2] not in known]
+    if missing:
+        raise UserError(
+            f"adapter.targets: expected modules of the model, found {missing[0]!r}; it has "
+            f"{', '.join(known)}, or take [{ALL_LINEAR}]"
+        )
+    return list(wanted)
+
+
+def plain(model: nn.Module) -> OpenVLA:
+    """The OpenVLA module inside what an adapter has made of it."""
+    from peft import PeftModel
+
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, OpenVLA)
+    return inner

@@ -1,0 +1,233 @@
+"""Fine-tuning of a robot policy, from data to exported model: `tatara train profiles/vla.yaml`."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from workloads.data.tfrecord import Damage
+from workloads.engine import checkpoints, distributed
+from workloads.engine.arguments import trainer_arguments
+from workloads.engine.trainer import RunTrainer
+from workloads.run import write_manifest
+from workloads.session import Session
+from workloads.vla.config import VlaConfig
+from workloads.vla.data import Collate, Maker, Steps
+from workloads.vla.export import keep_skeleton, write_statistics
+from workloads.vla.finish import finish
+from workloads.vla.loading import (
+    base_folder,
+    image_processor,
+    load_model,
+    oft_spec,
+    plain,
+    spec_of,
+    trainable,
+)
+from workloads.vla.metrics import ActionMeter
+from workloads.vla.openvla.layout import OFT_WEIGHTS, is_head
+from workloads.vla.openvla.modeling import OpenVLA
+from workloads.vla.sources import Sources, open_sources
+from workloads.vla.tokenizer import LlamaTokenizer
+
+
+def train(config: VlaConfig, session: Session) -> None:
+    """Fine-tune as the config says; Stopped where the run was asked to stop on the way."""
+    session.enter("preparing")
+    distributed.join(config.parallel.hang_timeout)
+    folder = base_folder(config.model, session.tell)
+    sources = prepare_data(config, session)
+    resume = checkpoints.resume_point(session)
+    oft = oft_spec(config, sources.action_dim, sources.proprio_dim)
+    model = load_model(config, folder, oft, sources.statistics, session.tell)
+    if session.is_main:
+        keep_skeleton(config, folder, model, session.run)
+    trainer = build_trainer(config, session, folder, model, sources)
+    trainer.args.eval_on_start = (
+        config.evaluation.before and resume is None and trainer.eval_dataset is not None
+    )
+    if resume is not None:
+        checkpoints.same_shape(resume, trainer.facts())
+        session.tell(f"going on from {resume.name}")
+    trainer.fit(resume)
+    finish(config, session, trainer)
+    distributed.leave()
+
+
+def prepare_data(config: VlaConfig, session: Session) -> Sources:
+    """The data sets, split and described, and what there is to say about them."""
+    cache = Path(os.environ.get("TATARA_CACHE") or ".cache")
+    kept = session.run.path / "dataset_statistics.json"
+    sources = open_sources(config, cache, session.progress, kept)
+    for line in sources.lines:
+        session.tell(line)
+    if session.is_main:
+        write_statistics(session.run.path, sources.statistics)
+        write_manifest(session.run, {"data": sources.as_dict()})
+    return sources
+
+
+class PolicyTrainer(Trainer):
+    """transformers' trainer for batches with actions: their errors counted, their epochs told."""
+
+    meters: dict[bool, ActionMeter]
+    session: Session
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's own loss; actions are compared on the way."""
+        inputs = dict(inputs)
+        parts = inputs.pop("parts")
+        self.note_damage(inputs.pop("damage"))
+        for name in ("row_ids", "tokens"):
+            inputs.pop(name, None)
+        loss, outputs = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        self.meters[self.model.training].add(outputs, parts, inputs.get("actions"))
+        return (loss, outputs) if return_outputs else loss
+
+    def note_damage(self, damage: list[Damage]) -> None:
+        """Tell of pictures that could not be read; UserError past the budget of their data set."""
+        for item in damage:
+            for part in self.train_dataset.parts:
+                is_new = item not in part.dataset.damage
+                if is_new and Path(item.file).is_relative_to(part.dataset.path):
+                    self.session.run.event("damaged record", text=str(item))
+                    self.session.tell(f"left out, and another step taken for it: {item}")
+                    part.dataset.report([item], int(part.dataset.lengths.sum()))
+
+
+class VlaTrainer(RunTrainer, PolicyTrainer):
+    """The vla workload's trainer."""
+
+    def __init__(self, *args: Any, profile: VlaConfig, sources: Sources, **kwargs: Any) -> None:
+        model = plain(kwargs["model"])
+        self.sources = sources
+        steps = {True: kwargs["train_dataset"], False: kwargs["eval_dataset"]}
+        self.meters = {
+            training: ActionMeter(
+                model.action_tokenizer, sources.statistics, some.parts, profile.chunk
+            )
+            for training, some in steps.items()
+            if some is not None
+        }
+        super().__init__(*args, profile=profile, **kwargs)
+        # An L1 loss is a mean over values of which every sample has as many.
+        self.model_accepts_loss_kwargs = not profile.regresses
+        self.add_callback(Epochs(self.train_dataset))
+        self._since = time.monotonic()
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add what the meters have; all ranks are here together."""
+        if "eval_loss" in logs:
+            values = self._measured(training=False)
+            values.pop("samples", None)
+            logs |= {f"eval_{name}": value for name, value in values.items()}
+        elif "loss" in logs:
+            values = self._measured(training=True)
+            seconds, self._since = time.monotonic() - self._since, time.monotonic()
+            logs |= {name: values[name] for name in ("action_accuracy", "l1") if name in values}
+            logs["samples_per_second"] = values.get("samples", 0.0) / max(seconds, 1e-9)
+        super().log(logs, *args, **kwargs)
+
+    def _measured(self, training: bool) -> dict[str, float]:
+        return self.meters[training].take(
+            lambda sums: self.accelerator.reduce(sums, "sum"), self.args.device
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "data": self.sources.fingerprint}
+
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """The library's own, with the statistics that the weights belong to, and the OFT head."""
+        super().save_model(output_dir, *args, **kwargs)
+        if not self.args.should_save or output_dir is None:
+            return
+        # Shards are written after this, and nothing before it makes the folder.
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        write_statistics(Path(output_dir), self.sources.statistics)
+        model = plain(self.model)
+        if self.profile.adapter.method != "full" and not self.is_fsdp_enabled and model.heads():
+            save_file(_head(model), Path(output_dir) / OFT_WEIGHTS, metadata={"format": "pt"})
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """The library's own, and the OFT head, which lies in a file of its own."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        file = Path(resume_from_checkpoint) / OFT_WEIGHTS
+        if file.is_file():
+            plain(self.model if model is None else model).load_state_dict(
+                load_file(file), strict=False
+            )
+
+
+class Epochs(TrainerCallback):
+    """Tells the data set which epoch comes, before its workers are made."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A run that goes on in the middle of an epoch is between two whole numbers.
+        self.steps.epoch = int((state.epoch or 0) + 1e-6)
+
+
+def _head(model: OpenVLA) -> dict[str, torch.Tensor]:
+    state = model.state_dict()
+    return {name: value.detach().contiguous() for name, value in state.items() if is_head(name)}
+
+
+def build_trainer(
+    config: VlaConfig, session: Session, folder: Path, model: OpenVLA, sources: Sources
+) -> VlaTrainer:
+    """The trainer of this rank."""
+    maker = Maker(
+        processor=image_processor(folder),
+        tokenizer=LlamaTokenizer(folder),
+        actions=model.action_tokenizer,
+        statistics=sources.statistics,
+        augmentation=config.data.augmentation,
+        chunk=config.chunk,
+        proprio=config.action_head.kind == "oft" and config.action_head.proprio,
+    )
+    seed, samples = config.train.seed, config.evaluation.samples
+    held_out = Steps(sources.held_out, maker, seed, False, samples) if sources.held_out else None
+    spec = spec_of(folder)
+    return VlaTrainer(
+        profile=config,
+        session=session,
+        sources=sources,
+        model=trainable(model, config),
+        args=arguments(config, session, held_out is not None),
+        train_dataset=Steps(sources.train, maker, seed, True),
+        eval_dataset=held_out,
+        data_collator=Collate(
+            spec.pad_token_id, spec.patches * len(sources.train[0].cameras), config.regresses
+        ),
+    )
+
+
+def arguments(config: VlaConfig, session: Session, has_held_out: bool) -> TrainingArguments:
+    """Our config in transformers' words; no other place names them."""
+    every = config.evaluation.every_steps if has_held_out else None
+    return TrainingArguments(
+        **trainer_arguments(config, session, every),
+        label_names=["labels"],
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )

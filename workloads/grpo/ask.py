@@ -1,0 +1,216 @@
+"""SuperCLEVR counting or GEOQA on the exported model of a run, or on any vision-language model.
+
+Questions, extraction and scores are R1-V's. The same command goes on where it stopped.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from workloads.errors import EXIT_DONE, UserError
+from workloads.run import Run, find, outputs
+
+PRECISIONS = ("bf16", "fp16", "fp32")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", help="a run's folder, its id, or latest: its final/ is asked")
+    what.add_argument("--model", help="a model's folder or hub id")
+    parser.add_argument("--prompts", type=Path, required=True, help="JSONL file of the questions")
+    parser.add_argument(
+        "--images", type=Path, required=True, help="their folder, or a zip or tar file of them"
+    )
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the run's, or bf16")
+    parser.add_argument("--batch-size", type=int, default=1, help="questions at a time")
+    parser.add_argument("--rows", type=int, help="ask only the first so many")
+    parser.add_argument("--max-pixels", type=int, help="scale larger images down to it")
+    parser.add_argument("--out", type=Path, help="JSON file of the result")
+
+
+def main(args: argparse.Namespace, env: dict[str, str]) -> int:
+    """Ask, score, and print a table beside the published scores."""
+    from workloads.grpo.evaluate import TASKS, evaluate, read_questions, table
+
+    for name in ("batch_size", "rows", "max_pixels"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
+    task = TASKS[args.task]
+    run = find(outputs(env), "*", args.run) if args.run else None
+    name = str(_final(run)) if run else args.model
+    precision = args.precision or (run.config().train.precision if run else "bf16")
+    questions = read_questions(task, args.prompts, image_folder(args.images))[: args.rows]
+    out = args.out or _place(run, env, args.model) / f"{task.name}.json"
+    load = _vllm if args.engine == "vllm" else _transformers
+    generate = load(name, precision, args.max_pixels)
+    result = evaluate(
+        task, questions, generate, out, _identity(name, args), args.batch_size, _progress
+    )
+    _tell("")
+    print(table(task, result, name))
+    print(f"answers: {out}")
+    return EXIT_DONE
+
+
+def _final(run: Run) -> Path:
+    if not run.final.is_dir():
+        raise UserError(
+            f"{run.path}: expected an exported model in final/, found none; do: "
+            f"tatara export {run.path}"
+        )
+    return run.final
+
+
+def _place(run: Run | None, env: dict[str, str], model: str | None) -> Path:
+    if run is not None:
+        return run.evaluation / "eval"
+    return outputs(env) / "eval" / str(model).strip("/.").replace("/", "--")
+
+
+def _identity(name: str, args: argparse.Namespace) -> str:
+    """What the answers depend on: the model and the step it was exported at, and the pixels."""
+    facts = Path(name) / "tatara.json"
+    at = ""
+    if facts.is_file():
+        from workloads.engine.pretrained import read_json
+
+        at = f" at step {read_json(facts).get('step')}"
+    return f"{name}{at}" + (f", max_pixels {args.max_pixels}" if args.max_pixels else "")
+
+
+def image_folder(place: Path) -> Path:
+    """The folder of the images; an archive is unpacked beside itself, once."""
+    if not place.is_file():
+        if place.is_dir():
+            return place
+        raise UserError(f"--images: expected a folder or an archive, found none at {place}")
+    from workloads.data.archives import unpack
+
+    name = place.name
+    for suffix in (".gz", ".bz2", ".xz", ".tgz", ".tar", ".zip"):
+        name = name.removesuffix(suffix)
+    folder = place.with_name(name if name != place.name else f"{name}-images")
+    if not folder.is_dir():
+        _tell(f"unpacking {place}")
+        unpack(place, folder)
+    return folder
+
+
+def _transformers(name: str, precision: str, max_pixels: int | None) -> Callable[..., list[str]]:
+    """Answers by transformers, left-padded; a batch that does not fit is halved."""
+    from workloads.grpo.config import Grpo
+    from workloads.grpo.model import load_for_use, sees_images
+
+    loaded = load_for_use(name, precision, Grpo(max_pixels=max_pixels), _tell)
+    if not sees_images(loaded.model.config):
+        raise UserError(
+            f"{name}: expected a vision-language model, found {loaded.model.config.model_type}, "
+            "which takes no images; name another model"
+        )
+    return lambda prompts: _answers(loaded.model, loaded.processing, list(prompts))
+
+
+def _answers(model: Any, processing: Any, prompts: Sequence[Any]) -> list[str]:
+    import torch
+
+    try:
+        return _batch(model, processing, prompts)
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+    # Outside of the handler: until it has ended, the error holds the tensors.
+    torch.cuda.empty_cache()
+    middle = len(prompts) // 2
+    parts = (prompts[:middle], prompts[middle:])
+    return [text for part in parts for text in _answers(model, processing, part)]
+
+
+def _batch(model: Any, processing: Any, prompts: Sequence[Any]) -> list[str]:
+    """Greedy answers; a repetition penalty of the model's own stays, as in the published scores."""
+    import torch
+
+    texts = _texts(processing, prompts)
+    begin = processing.tokenizer.bos_token
+    inputs = processing(
+        text=texts,
+        images=[prompt.image for prompt in prompts],
+        padding=True,
+        padding_side="left",
+        add_special_tokens=not (begin and texts[0].startswith(begin)),
+        return_tensors="pt",
+    ).to(model.device)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    with torch.no_grad():
+        result = model.generate(
+            **inputs,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+            max_new_tokens=prompts[0].max_new_tokens,
+            pad_token_id=processing.tokenizer.pad_token_id,
+        )
+    new = result[:, inputs["input_ids"].shape[1] :]
+    decoded: list[str] = processing.batch_decode(
+        new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return decoded
+
+
+def _texts(processing: Any, prompts: Sequence[Any]) -> list[str]:
+    return [
+        processing.apply_chat_template(prompt.turns, tokenize=False, add_generation_prompt=True)
+        for prompt in prompts
+    ]
+
+
+def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., list[str]]:
+    """Answers by vLLM, greedy too, with the same repetition penalty."""
+    if find_spec("vllm") is None:
+        raise UserError(
+            "--engine vllm: expected the package vllm, found none; use the image of grpo-h100, or "
+            "--engine transformers"
+        )
+    from vllm import LLM, SamplingParams
+
+    from workloads.engine.pretrained import compute_dtype, locate
+    from workloads.grpo.config import Grpo
+    from workloads.grpo.model import load_processing
+    from workloads.sections import Model, Train
+
+    model = Model(name=name)
+    processing = load_processing(model, Grpo(max_pixels=max_pixels), _tell)
+    options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}}
+    if max_pixels:
+        options["mm_processor_kwargs"] = {"max_pixels": max_pixels}
+    dtype = compute_dtype(Train.model_validate({"precision": precision}))
+    engine = LLM(model=str(locate(model, _tell, weights=True)), dtype=dtype, **options)
+    own = engine.get_default_sampling_params().repetition_penalty
+
+    def generate(prompts: Sequence[Any]) -> list[str]:
+        greedy = SamplingParams(
+            temperature=0.0, max_tokens=prompts[0].max_new_tokens, repetition_penalty=own
+        )
+        pairs = zip(_texts(processing, prompts), prompts, strict=True)
+        asked = [
+            {"prompt": text, "multi_modal_data": {"image": prompt.image}} for text, prompt in pairs
+        ]
+        return [answer.outputs[0].text for answer in engine.generate(asked, greedy)]
+
+    return generate
+
+
+def _progress(done: int, of: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{done} of {of} questions", end="", file=sys.stderr, flush=True)
+
+
+def _tell(text: Any) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,91 @@
+"""What can be wrong with a grpo profile before it starts; `deep` counts the tokens of every row."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+from workloads import device
+from workloads.check import Finding, Level
+from workloads.errors import TataraError, UserError
+from workloads.grpo.config import GENERATED, GrpoConfig
+
+
+def shallow(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
+    """Whether batch, rewards, engine and the files that the profile names fit together."""
+    return [_groups(config, env), *_rewards(config), _engine(config), _data(config)]
+
+
+def _groups(config: GrpoConfig, env: Mapping[str, str]) -> Finding:
+    world = config.parallel.nodes * config.ranks_per_node(len(device.gpus(env)))
+    try:
+        config.check_groups(world)
+        prompts = config.prompts_a_step(world)
+    except UserError as error:
+        return Finding("batch", "error", str(error))
+    if config.stage == "sft":
+        return Finding("batch", "ok", "the supervised stage has no groups")
+    group = config.grpo.num_generations
+    return Finding("batch", "ok", f"{prompts} prompts x {group} completions a step, {world} ranks")
+
+
+def _rewards(config: GrpoConfig) -> list[Finding]:
+    """Names only: a plug-in's module is imported when the run starts, not by a quick look."""
+    known = ("accuracy", "format", "accuracy_extracted")
+    findings = []
+    for reward in config.rewards:
+        if ":" not in reward.name and reward.name not in known:
+            found = f"expected {', '.join(known)} or module:function, found {reward.name!r}"
+            findings.append(Finding("rewards", "error", found))
+    names = ", ".join(f"{one.weight:g} x {one.name}" for one in config.rewards)
+    return findings or [Finding("rewards", "ok", names)]
+
+
+def _engine(config: GrpoConfig) -> Finding:
+    engine = config.generation.engine
+    if config.stage == "sft" or engine == "transformers":
+        return Finding("generation", "ok", "transformers")
+    if importlib.util.find_spec("vllm") is None:
+        return Finding(
+            "generation",
+            "error",
+            f"{engine} needs the package vllm, which is not installed here",
+            "use the image of grpo-h100, or set generation.engine=transformers",
+        )
+    return Finding("generation", "ok", engine)
+
+
+def _data(config: GrpoConfig) -> Finding:
+    from workloads.engine.pretrained import is_local
+
+    source = config.data.source
+    if source == GENERATED:
+        return Finding("data.source", "ok", f"{config.data.scenes.count:,} scenes, drawn")
+    if not is_local(source):
+        return Finding("data.source", "ok", f"{source} on the hub")
+    if not Path(source).expanduser().exists():
+        return Finding("data.source", "error", f"{source} does not exist", "correct the path")
+    return Finding("data.source", "ok", source)
+
+
+def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
+    """Count text and image tokens of every row against the limits; name the rows that break."""
+    from workloads.grpo.rewards import load_reward
+    from workloads.grpo.sources import count, read_source
+
+    findings = []
+    try:
+        for reward in config.rewards:
+            load_reward(reward.name, reward.weight)
+        found = read_source(config.data, Path(env.get("TATARA_CACHE") or ".cache"))
+        tokens, _ = count(config, found.rows)
+    except TataraError as error:
+        return [Finding("rows", "error", str(error))]
+    findings = [Finding("bad row", "warning", str(row)) for row in found.bad]
+    level: Level = "warning" if config.data.too_long == "drop" else "error"
+    findings += [Finding("row", level, line) for line in tokens.broken]
+    findings.append(Finding("rows", "ok", f"{tokens.rows - len(tokens.broken):,} fit the limits"))
+    if tokens.longest is not None:
+        findings.append(
+            Finding("longest prompt", "ok", f"{tokens.longest} at {tokens.longest.place}")
+        )
+    return findings

@@ -1,0 +1,232 @@
+"""Settings of the grpo workload: GRPO with verifiable rewards, and the supervised stage before it.
+
+Works for language models and for vision-language models; the model's own config says which it is.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from workloads.errors import UserError
+from workloads.sections import Number, Profile, Section, Text, Whole
+
+GENERATED = "scenes"
+# What GRPO optimises, by name. `r1v`: R1-V's objective, KL to a frozen reference and a mean over
+# tokens, then over sequences. `trl`: what TRL does unless told otherwise.
+OBJECTIVES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "r1v": {"beta": 0.04, "epsilon": 0.2, "loss_type": "grpo", "scale_rewards": "group"},
+        "trl": {"beta": 0.0, "epsilon": 0.2, "loss_type": "dapo", "scale_rewards": "group"},
+    }
+)
+
+
+class Scenes(Section):
+    """Drawn CLEVR-like scenes, where `data.source` is `scenes`."""
+
+    count: Whole = Field(1000, ge=1, description="Scenes to draw.")
+    seed: Whole = Field(0, ge=0, description="Seed of the scenes.")
+    palette: Literal["A", "B"] = Field("A", description="Colours by CoGenT's condition.")
+    least: Whole = Field(3, ge=1, le=10, description="Fewest objects in a scene.")
+    most: Whole = Field(10, ge=1, le=10, description="Most objects in a scene.")
+    width: Whole = Field(240, ge=16, description="Width of a picture in pixels.")
+    height: Whole = Field(160, ge=16, description="Height of a picture in pixels.")
+    questions: Literal["all", "colour", "shape", "mixed"] = Field(
+        "all", description="Count all items, those of one colour or shape, or any of these."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Scenes":
+        if self.least > self.most:
+            raise ValueError(f"least is {self.least}, which is more than most, {self.most}")
+        return self
+
+
+class GrpoData(Section):
+    source: Text = Field(
+        description="Hub id, local file or folder (imagefolder, Parquet, JSONL), or `scenes`."
+    )
+    revision: Text | None = Field(None, description="Branch, tag or commit on the hub.")
+    split: Text | None = Field(None, description="Train on the files of this split alone.")
+    image_root: Text | None = Field(None, description="Where paths of images count from.")
+    columns: dict[Literal["image", "problem", "solution"], Text] = Field(
+        default_factory=dict, description="Our column name → the data set's, where they differ."
+    )
+    prompt: Literal["r1v", "geoqa", "superclevr"] = Field(
+        "r1v", description="Wording around a question with an image; text only takes R1's system."
+    )
+    rows: Whole | None = Field(None, ge=1, description="Take only the first so many rows.")
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="What happens to rows that do not fit the limits; they are named."
+    )
+    max_bad_rows: Whole = Field(10, ge=0, description="Unreadable rows to skip before stopping.")
+    scenes: Scenes = Scenes()
+
+
+class Reward(Section):
+    name: Text = Field(
+        description="accuracy_extracted, accuracy, format, or a plug-in as module:function."
+    )
+    weight: Number = Field(1.0, description="Share in the sum.")
+
+    def __str__(self) -> str:
+        return self.name if self.weight == 1 else f"{self.weight:g} x {self.name}"
+
+    __repr__ = __str__
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Rewards = tuple[Annotated[Reward, BeforeValidator(_named)], ...]
+
+
+class Grpo(Section):
+    objective: Literal["r1v", "trl"] = Field(
+        "trl", description="Named choice of beta, epsilon, loss_type and scale_rewards below."
+    )
+    beta: Number | None = Field(
+        None, ge=0, description="Weight of the KL term; none: as `objective`. 0: no reference."
+    )
+    epsilon: Number | None = Field(
+        None, gt=0, lt=1, description="Clipping of the ratio; none: as `objective`."
+    )
+    loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo"] | None = Field(
+        None, description="How token losses are averaged; none: as `objective`."
+    )
+    scale_rewards: Literal["group", "batch", "none"] | None = Field(
+        None, description="What rewards are divided by; none: as `objective`."
+    )
+    num_generations: Whole = Field(8, ge=2, description="Completions of each prompt: a group.")
+    temperature: Number = Field(1.0, gt=0, description="Temperature of sampling.")
+    max_prompt_length: Whole = Field(
+        2048, ge=8, description="Longest prompt in tokens, images included."
+    )
+    max_completion_length: Whole = Field(512, ge=1, description="Longest completion in tokens.")
+    max_pixels: Whole | None = Field(
+        None, ge=1, description="Larger images are scaled down to it; none: as the model's own."
+    )
+    min_pixels: Whole | None = Field(
+        None, ge=1, description="Smaller images are scaled up to it; none: as the model's own."
+    )
+
+    def settled(self) -> dict[str, Any]:
+        """The objective's values, each replaced where the profile sets it itself."""
+        named = OBJECTIVES[self.objective]
+        own = {name: self.__dict__[name] for name in named}
+        return {name: named[name] if own[name] is None else own[name] for name in named}
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a frozen reference model is needed."""
+        return float(self.settled()["beta"]) > 0
+
+
+class Generation(Section):
+    engine: Literal["transformers", "vllm_colocate", "vllm_server"] = Field(
+        "transformers", description="What writes the completions."
+    )
+    gpu_memory_utilization: Number = Field(
+        0.3, gt=0, lt=1, description="Share of the GPU for vLLM (vllm_colocate)."
+    )
+    sleep_level: Whole = Field(
+        1,
+        ge=0,
+        le=2,
+        description="vLLM between rollouts (vllm_colocate): 0 stays, 1 moves its weights to the "
+        "host, 2 drops them, which vision models do not survive.",
+    )
+    tensor_parallel: Whole = Field(1, ge=1, description="GPUs of one engine (vllm_colocate).")
+    max_model_length: Whole | None = Field(
+        None, ge=16, description="Longest sequence of the engine; none: prompt and completion."
+    )
+    host: Text = Field("127.0.0.1", description="Where the engine listens (vllm_server).")
+    port: Whole = Field(8000, ge=1, le=65535, description="Its HTTP port (vllm_server).")
+    group_port: Whole = Field(
+        51216, ge=1024, le=65535, description="Port that weights travel over (vllm_server)."
+    )
+    start_timeout: Number = Field(
+        240, gt=0, description="Seconds to wait for the engine to come up (vllm_server)."
+    )
+
+
+class Rollouts(Section):
+    every_steps: Whole = Field(1, ge=1, description="Steps between two kept sets of rollouts.")
+    per_step: Whole = Field(4, ge=0, description="Completions kept of such a step; 0: none.")
+
+
+class Sft(Section):
+    answer: str = Field(
+        "{solution}", description="What the model is taught to say; {solution} is the row's own."
+    )
+
+    @model_validator(mode="after")
+    def _uses_the_row(self) -> "Sft":
+        if "{solution}" not in self.answer:
+            raise ValueError("answer: expected {solution} in it, which stands for the row's own")
+        return self
+
+
+class GrpoConfig(Profile):
+    stage: Literal["grpo", "sft"] = Field(
+        "grpo", description="GRPO, or the supervised stage that teaches the form of answers."
+    )
+    data: GrpoData
+    rewards: Rewards = Field(
+        (Reward(name="accuracy_extracted"), Reward(name="format")),
+        description="Rewards, each a name or {name, weight}; their weighted sum counts.",
+    )
+    grpo: Grpo = Grpo()
+    generation: Generation = Generation()
+    rollouts: Rollouts = Rollouts()
+    sft: Sft = Sft()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "GrpoConfig":
+        names = [reward.name for reward in self.rewards]
+        if not names:
+            raise ValueError("rewards: expected at least one; accuracy_extracted is the usual one")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"rewards: {twice[0]!r} is there twice; give it one weight instead")
+        if self.stage == "grpo":
+            self._possible_reference()
+        return self
+
+    def _possible_reference(self) -> None:
+        if not self.grpo.has_reference:
+            return
+        if self.model.random_init and self.adapter.method == "full":
+            raise ValueError(
+                "grpo.beta: a reference of random weights holds the model to noise; set "
+                "grpo.beta=0 or start from trained weights"
+            )
+        if self.adapter.method != "full" and self.adapter.name != "default":
+            raise ValueError(
+                "adapter.name: with grpo.beta over 0 the adapter has to be called default; "
+                "the reference is a second adapter beside it"
+            )
+
+    def check_groups(self, world_size: int) -> None:
+        """UserError where an optimizer step does not hold whole groups of completions."""
+        if self.stage != "grpo":
+            return
+        size, accumulation = self.train.per_device_batch_size, self.accumulation_steps(world_size)
+        whole, group = size * accumulation * world_size, self.grpo.num_generations
+        if whole % group == 0:
+            return
+        fitting = -(-whole // group) * group
+        while fitting % (size * world_size):
+            fitting += group
+        raise UserError(
+            f"expected a batch that divides by grpo.num_generations={group}, found {whole} "
+            f"({size} a device x {accumulation} accumulated x {world_size} ranks); set "
+            f"train.global_batch_size={fitting}, or another grpo.num_generations"
+        )
+
+    def prompts_a_step(self, world_size: int) -> int:
+        """Different prompts of one optimizer step, over all ranks."""
+        step = self.train.per_device_batch_size * self.accumulation_steps(world_size) * world_size
+        return step // self.grpo.num_generations

@@ -1,0 +1,317 @@
+"""SuperCLEVR counting and GEOQA: questions, scores and results as R1-V publishes them.
+
+    questions = read_questions(TASKS["superclevr"], Path("prompts.jsonl"), Path("images"))
+    result = evaluate(TASKS["superclevr"], questions, generate, Path("out.json"), model="...")
+    print(table(TASKS["superclevr"], result, "my model"))
+
+Generation is somebody else's: `generate` takes a batch of prompts and returns as many texts,
+greedily decoded. Prompts, extraction and scoring follow R1-V's two scripts to the letter (commit
+bbbbe3d), so that figures compare; results are JSON in the same layout.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from PIL import Image
+
+from workloads.data.rows import read_rows
+from workloads.errors import TataraError, UserError
+from workloads.grpo import prompts
+from workloads.grpo.math_checker import shared_checker
+from workloads.grpo.pictures import FilePicture, find_picture
+
+_COUNT = re.compile(r"<answer>\s*(\d+)\s*</answer>")
+_SHOWN = 10
+_MOST_DIGITS = 4000  # Python refuses to read longer numbers
+
+
+def score_superclevr(output: str, truth: int) -> bool:
+    """Whether the first `<answer>` with only digits in it holds `truth`; none is wrong."""
+    extracted = extract_superclevr(output)
+    return extracted is not None and extracted == truth
+
+
+def extract_superclevr(output: str) -> int | None:
+    """The count in the first `<answer>` with only digits and white space in it."""
+    found = _COUNT.search(output)
+    return int(found[1]) if found and len(found[1]) <= _MOST_DIGITS else None
+
+
+def score_geoqa(output: str, truth: str) -> bool:
+    """Whether math-verify, reading the whole output, takes it to say `truth`."""
+    return shared_checker().compare(output, truth).match
+
+
+def extract_geoqa(output: str) -> str | None:
+    """What math-verify reads first in the whole output, as text."""
+    return shared_checker().compare(output, "").first
+
+
+@dataclass(frozen=True)
+class Task:
+    """An evaluation: how it asks, how long an answer may be, how it scores.
+
+    `references`: published accuracies in percent, as (model, accuracy).
+    """
+
+    name: str
+    wording: str
+    max_new_tokens: int
+    truth: type
+    references: tuple[tuple[str, float], ...]
+    judge: Callable[[str, Any], dict[str, Any]]
+    ascii_only: bool
+
+
+def _judge_superclevr(output: str, truth: int) -> dict[str, Any]:
+    return {"extracted_answer": extract_superclevr(output)}
+
+
+def _judge_geoqa(output: str, truth: str) -> dict[str, Any]:
+    verdict = shared_checker().compare(output, truth)
+    return {"extracted_answer": verdict.first, "is_correct": verdict.match}
+
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        "superclevr": Task(
+            name="superclevr",
+            wording=prompts.SUPERCLEVR,
+            max_new_tokens=256,
+            truth=int,
+            references=(
+                ("Qwen2-VL-2B-Instruct", 48.0),
+                ("Qwen2-VL-2B-Instruct, GRPO 100 steps", 82.5),
+                ("Qwen2.5-VL-3B-Instruct", 55.0),
+                ("Qwen2.5-VL-3B-Instruct, GRPO 100 steps", 89.5),
+            ),
+            judge=_judge_superclevr,
+            ascii_only=True,
+        ),
+        "geoqa": Task(
+            name="geoqa",
+            wording=prompts.GEOQA,
+            max_new_tokens=1024,
+            truth=str,
+            references=(
+                ("Qwen2-VL-7B-Instruct", 30.63),
+                ("Qwen2-VL-7B-Instruct, GRPO 2 epochs", 38.72),
+                ("Qwen2.5-VL-3B-Instruct", 35.41),
+                ("Qwen2.5-VL-3B-Instruct, GRPO 1 epoch", 47.48),
+            ),
+            judge=_judge_geoqa,
+            ascii_only=False,
+        ),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row as it stands in the file (`image_path`, `question`, `ground_truth`), and its image."""
+
+    row: Mapping[str, Any]
+    picture: FilePicture
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What `generate` is given: turns for the chat template, the image, the longest answer."""
+
+    turns: prompts.Turns
+    image: Image.Image
+    max_new_tokens: int
+
+
+Generate = Callable[[Sequence[Prompt]], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """`accuracy` in percent, and one entry a question in the published layout."""
+
+    accuracy: float
+    results: list[dict[str, Any]]
+
+
+def read_questions(task: Task, file: Path, image_root: Path) -> list[Question]:
+    """The questions of a prompt file (JSONL), each with its image found below `image_root`.
+
+    A path counts from `image_root`, with or without its leading folders. Raises UserError that
+    names the rows which are bad or whose images are missing: an evaluation is of all questions.
+    """
+    columns = {"image_path": str, "question": str, "ground_truth": task.truth}
+    rows = read_rows(file, {}, budget=0)
+    questions, bad = [], []
+    for index, row in enumerate(rows.rows):
+        try:
+            _check_row(row, columns)
+            questions.append(Question(row, _find(row["image_path"], image_root)))
+        except ValueError as error:
+            bad.append(f"\n  {rows.place(index)}: {error}")
+    if bad:
+        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise UserError(
+            f"expected {len(rows.rows)} questions with images for {task.name}, found {len(bad)} "
+            f"without; unpack the images into {image_root}:{''.join(bad[:_SHOWN])}{more}"
+        )
+    return questions
+
+
+def _check_row(row: Mapping[str, Any], columns: Mapping[str, type]) -> None:
+    for name, kind in columns.items():
+        value = row.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"column {name!r}: expected {kind.__name__}, found {value!r:.80}")
+
+
+def _find(name: str, root: Path) -> FilePicture:
+    parts = Path(name).parts
+    for leading in range(len(parts)):
+        if (path := root.joinpath(*parts[leading:])).is_file():
+            return FilePicture(path)
+    return find_picture(name, root)
+
+
+def evaluate(
+    task: Task,
+    questions: Sequence[Question],
+    generate: Generate,
+    output: Path,
+    model: str,
+    batch_size: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Result:
+    """Answer `questions` in batches, score the answers and write the result to `output`.
+
+    Answers are kept in a file beside `output` after every batch; started again with the same
+    `model` and questions, an evaluation goes on behind the last whole batch.
+    """
+    if not questions:
+        raise UserError(f"expected questions for {task.name}, found none; name a prompt file")
+    kept = _Answers(output, _identity(task, questions, model))
+    answers = kept.read()
+    progress(len(answers), len(questions))
+    for start in range(len(answers), len(questions), batch_size):
+        batch = [_prompt(task, one) for one in questions[start : start + batch_size]]
+        texts = list(generate(batch))
+        if len(texts) != len(batch):
+            raise TataraError(f"expected {len(batch)} answers of a batch, found {len(texts)}")
+        kept.append(texts)
+        answers += texts
+        progress(len(answers), len(questions))
+    result = score(task, questions, answers)
+    _write(output, task, result)
+    kept.remove()
+    return result
+
+
+def score(task: Task, questions: Sequence[Question], answers: Sequence[str]) -> Result:
+    """The accuracy of `answers` to `questions` in percent, and the entries that show why."""
+    results, right = [], 0
+    for question, answer in zip(questions, answers, strict=True):
+        truth = question.row["ground_truth"]
+        judged = task.judge(answer, truth)
+        right += judged.get("is_correct", judged["extracted_answer"] == truth)
+        entry = {"question": dict(question.row), "ground_truth": truth, "model_output": answer}
+        results.append({**entry, **judged})
+    return Result(right / len(questions) * 100, results)
+
+
+def table(task: Task, result: Result, model: str) -> str:
+    """The accuracy beside the published ones, with the range that chance leaves open.
+
+    The range is Wilson's 95 % interval for as many questions.
+    """
+    count = len(result.results)
+    low, high = _interval(result.accuracy / 100, count)
+    own = f"{result.accuracy:6.2f} %  ({low:.1f} to {high:.1f}, {count} questions)"
+    lines = [(model, own), *((name, f"{value:6.2f} %") for name, value in task.references)]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _interval(share: float, count: int) -> tuple[float, float]:
+    z = 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count)
+    half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+
+
+def _prompt(task: Task, question: Question) -> Prompt:
+    text = str(question.row["question"])
+    try:
+        image = question.picture.load()
+    except ValueError as error:
+        raise UserError(f"{question.picture.path}: {error}; unpack the images again") from error
+    return Prompt(prompts.image_turns(text, task.wording), image, task.max_new_tokens)
+
+
+def _identity(task: Task, questions: Sequence[Question], model: str) -> str:
+    """Stands for everything that the answers depend on but the engine."""
+    rows = [dict(question.row) for question in questions]
+    facts = json.dumps([task.name, task.wording, task.max_new_tokens, model, rows], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def _write(output: Path, task: Task, result: Result) -> None:
+    """Write the published layout, whole or not at all."""
+    text = json.dumps(
+        {"accuracy": result.accuracy, "results": result.results},
+        indent=2,
+        ensure_ascii=task.ascii_only,
+    )
+    partial = output.with_name(f".{output.name}.new")
+    # A model may write half a character; it is kept as "?" rather than losing the evaluation.
+    partial.write_bytes(text.encode("utf-8", errors="replace"))
+    os.replace(partial, output)
+
+
+class _Answers:
+    """The answers so far, one line of JSON each, behind a line that says what they belong to."""
+
+    def __init__(self, output: Path, identity: str) -> None:
+        self._path = output.with_name(f"{output.name}.answers.jsonl")
+        self._identity = identity
+
+    def read(self) -> list[str]:
+        """The answers kept; UserError where they belong to another model or other questions."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.touch()
+        whole = self._whole_lines()
+        if not whole:
+            self.append([self._identity])
+        elif json.loads(whole[0]) != self._identity:
+            raise UserError(
+                f"expected answers of this model to these questions in {self._path}, found others; "
+                "remove the file or choose another output"
+            )
+        return [json.loads(line) for line in whole[1:]]
+
+    def _whole_lines(self) -> list[bytes]:
+        """The lines that were written to their end; what is left of a broken one is cut off."""
+        with self._path.open("rb+") as file:
+            whole = file.read()
+            whole = whole[: whole.rfind(b"\n") + 1]
+            file.truncate(len(whole))
+        return whole.splitlines()
+
+    def append(self, texts: Sequence[str]) -> None:
+        """Keep one batch, through a crash of the machine."""
+        with self._path.open("a", encoding="ascii") as file:
+            file.writelines(json.dumps(text) + "\n" for text in texts)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        """Forget the answers: the result holds them."""
+        self._path.unlink()

@@ -1,0 +1,282 @@
+"""From a run to a model folder that transformers loads: weights, config, processor, card.
+
+`export(run)` reads the newest whole checkpoint from disk, whatever strategy wrote it. What it
+writes takes its name only when the folder has been read back.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from workloads.engine import weights
+from workloads.engine.adapter import (
+    ADAPTER_WEIGHTS,
+    adapter_folder,
+    lora_config,
+    merge_into,
+)
+from workloads.engine.card import Card, card_of, write_card
+from workloads.engine.pretrained import Tell, compute_dtype, load_config, locate, read_json
+from workloads.errors import TataraError, UserError
+from workloads.grpo.config import Grpo, GrpoConfig
+from workloads.grpo.model import (
+    Processing,
+    auto_class,
+    load_model,
+    load_processing,
+    sees_images,
+    writable,
+)
+from workloads.integrity import SEAL, step_of, verify_checkpoint, write_atomically
+from workloads.run import Run
+from workloads.sections import Adapter, Model
+
+SHARD_SIZE = "4GB"
+SKELETON, SOURCE, FACTS = "model", "source.json", "tatara.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: `kind` is model, adapter or merged."""
+
+    folder: Path
+    kind: str
+    step: int | None
+    dtype: str
+
+    def line(self) -> str:
+        at = f" of step {self.step}" if self.step is not None else ""
+        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return f"exported {self.kind}{at} to {self.folder}/ ({self.dtype}, {size / 2**20:,.0f} MiB)"
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def export(
+    run: Run,
+    out: Path | None = None,
+    *,
+    checkpoint: Path | None = None,
+    merge: bool | None = None,
+    tell: Tell = _silent,
+) -> Exported:
+    """Export a run's checkpoint to `out`, by default its newest whole one to the run's `final/`.
+
+    merge: write an adapter's run as a whole model; by default only where its base are random
+    weights, which nobody else has. Raises UserError for a run without a whole checkpoint.
+    """
+    config = settled_config(run)
+    source = _checked(checkpoint) if checkpoint else _newest(run, tell)
+    dtype = str(compute_dtype(config.train)).removeprefix("torch.")
+    step = step_of(source) if step_of(source) >= 0 else None
+    out = out or run.final
+    whole = config.adapter.method == "full"
+    merged = not whole and (merge or (merge is None and config.model.random_init))
+    kind = "model" if whole else "merged" if merged else "adapter"
+    base = run.path / SKELETON
+    card = card_of(run, config, kind, dtype, step, base)
+    card = replace(card, task="image-text-to-text" if _has_images(base) else card.task)
+    if whole:
+        _write_model(_whole_model(source, run, config), run, config, out, card)
+    elif merged:
+        _write_merged(config, source, run, out, card, tell)
+    else:
+        _write_adapter(config, source, run, out, card)
+    done = Exported(out, kind, step, dtype)
+    tell(done.line())
+    return done
+
+
+def _checked(checkpoint: Path) -> Path:
+    damage = verify_checkpoint(checkpoint) if (checkpoint / SEAL).is_file() else []
+    if damage:
+        raise UserError(f"{checkpoint}: damaged ({damage[0]}); choose another checkpoint")
+    return checkpoint
+
+
+def _newest(run: Run, tell: Tell) -> Path:
+    found = run.resume_point(tell)
+    if found is None:
+        raise UserError(
+            f"{run.path}: expected a whole checkpoint to export, found none; train first"
+        )
+    return found
+
+
+def keep_skeleton(
+    config: GrpoConfig, model: PreTrainedModel, processing: Processing, run: Run
+) -> None:
+    """Keep config, processor and the base's card in the run: export then needs nothing else."""
+    folder = run.path / SKELETON
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        writable(model.generation_config).save_pretrained(folder)
+    _keep_processing(config, processing, folder)
+    write_atomically(folder / SOURCE, config.model.model_dump_json(indent=1))
+    card = locate(config.model, _silent, weights=False) / "README.md"
+    if card.is_file():
+        shutil.copyfile(card, folder / "README.md")
+
+
+def _keep_processing(config: GrpoConfig, processing: Processing, folder: Path) -> None:
+    """Save it as the model's own, without the limits of this training."""
+    if config.grpo.max_pixels or config.grpo.min_pixels:
+        processing = load_processing(config.model, Grpo(), _silent)
+    processing.save_pretrained(folder)
+
+
+def settled_config(run: Run) -> GrpoConfig:
+    """The run's config with the model that was truly used, where it had a list to choose from."""
+    config: GrpoConfig = run.config()
+    if not (run.path / SKELETON / SOURCE).is_file():
+        return config
+    used = Model.model_validate(read_json(run.path / SKELETON / SOURCE))
+    return config.model_copy(update={"model": used})
+
+
+def _skeleton(run: Run, config: GrpoConfig) -> tuple[Model, Path]:
+    """The model whose folder holds config and processor: the run's own where it has them."""
+    kept = run.path / SKELETON
+    model = config.model
+    if (kept / "config.json").is_file():
+        own = {"name": str(kept), "revision": None, "trust_remote_code": False}
+        model = model.model_copy(update=own)
+    return model, locate(model, _silent, weights=False)
+
+
+def _has_images(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and "vision_config" in read_json(
+        folder / "config.json"
+    )
+
+
+def _whole_model(source: Path, run: Run, config: GrpoConfig) -> PreTrainedModel:
+    """The trained model on the host, from whole weights or from shards.
+
+    Files of whole weights hold the names of the library's files, which for models with images are
+    not those of its modules: only the library itself knows how to read them.
+    """
+    dtype = compute_dtype(config.train)
+    model, folder = _skeleton(run, config)
+    own = load_config(model, folder)
+    if weights.layout(source) == "whole":
+        made, found = auto_class(own).from_pretrained(
+            source, config=own, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+        wrong = sorted([*found["missing_keys"], *found["unexpected_keys"]])
+    else:
+        made = auto_class(own).from_config(own, dtype=dtype)
+        fitted = made.load_state_dict(weights.read_state(source, dtype), strict=False)
+        tied = set(made.all_tied_weights_keys)
+        wrong = sorted({*fitted.missing_keys, *fitted.unexpected_keys} - tied)
+    if wrong:
+        raise UserError(
+            f"{source}: expected exactly the weights of a {type(made).__name__}, found {wrong[0]} "
+            "missing or unknown; export with the version that trained it"
+        )
+    result: PreTrainedModel = made
+    return result
+
+
+def _write_model(
+    made: PreTrainedModel, run: Run, config: GrpoConfig, out: Path, card: Card
+) -> None:
+    """Write a model that is on the host as a folder."""
+    state = made.state_dict()
+    weights.check_finite(state)
+    model, folder = _skeleton(run, config)
+    made.config.name_or_path = config.model.name
+    made.config.use_cache = True
+    if (folder / "generation_config.json").is_file():
+        made.generation_config = writable(GenerationConfig.from_pretrained(folder))
+    with weights.whole_folder(out, needed=int(1.02 * weights.size_of(state))) as part:
+        made.save_pretrained(part, max_shard_size=SHARD_SIZE)
+        load_processing(model, Grpo(), _silent).save_pretrained(part)
+        _describe(part, card)
+        _check_model(part)
+
+
+def _check_model(folder: Path) -> None:
+    """Read the folder as a user will, without filling the weights in."""
+    model = Model(name=str(folder))
+    own = load_config(model, folder)
+    try:
+        _, found = auto_class(own).from_pretrained(
+            folder, device_map={"": "meta"}, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TataraError(f"export: what was written does not load: {error}") from error
+    load_processing(model, Grpo(), _silent)
+    wrong = sorted([*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]])
+    if wrong or found["error_msgs"]:
+        raise TataraError(f"export: what was written does not load: {(wrong or [''])[0]}")
+
+
+def _describe(folder: Path, card: Card) -> None:
+    write_card(folder, card)
+    facts = {"kind": card.kind, "dtype": card.dtype, "step": card.step, "notes": card.notes}
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _adapter_state(source: Path, adapter: Adapter) -> tuple[dict[str, torch.Tensor], Any]:
+    """An adapter's weights as peft names them, and its config, from any kind of checkpoint."""
+    from peft import PeftConfig
+    from safetensors.torch import load_file
+
+    if weights.layout(source) == "sharded":
+        state = weights.read_state(source, torch.float32)
+        mark = f".{adapter.name}."
+        own = {
+            name.replace(mark, "."): value
+            for name, value in state.items()
+            if ".lora_" in name and mark in name
+        }
+        return own, lora_config(adapter)
+    folder = adapter_folder(source, adapter.name)
+    return load_file(folder / ADAPTER_WEIGHTS), PeftConfig.from_pretrained(str(folder))
+
+
+def _save_adapter(source: Path, config: GrpoConfig, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    state, own = _adapter_state(source, config.adapter)
+    weights.check_finite(state)
+    own.base_model_name_or_path = config.model.name
+    own.inference_mode = True
+    save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    own.save_pretrained(folder)
+
+
+def _write_adapter(config: GrpoConfig, source: Path, run: Run, out: Path, card: Card) -> None:
+    """The adapter alone, at the folder's root whatever its name was among others."""
+    size = sum(path.stat().st_size for path in source.rglob("adapter_model.safetensors"))
+    with weights.whole_folder(out, needed=int(1.05 * size)) as folder:
+        _save_adapter(source, config, folder)
+        model, _ = _skeleton(run, config)
+        load_processing(model, Grpo(), _silent).save_pretrained(folder)
+        _describe(folder, card)
+
+
+def _write_merged(
+    config: GrpoConfig, source: Path, run: Run, out: Path, card: Card, tell: Tell
+) -> None:
+    """Base and adapter in one, after a comparison of logits; a quantised base is never merged."""
+    plain = config.adapter.model_copy(update={"method": "lora"})
+    base = load_model(config.model_copy(update={"adapter": plain}), tell)
+    with TemporaryDirectory(prefix="tatara-") as spare:
+        _save_adapter(source, config, Path(spare))
+        merged, report = merge_into(base, Path(spare))
+    tell(report.line())
+    whole: Any = merged
+    _write_model(whole, run, config, out, replace(card, notes=(report.line(),)))
+
+
+__all__ = ["Exported", "export", "keep_skeleton", "sees_images", "settled_config"]

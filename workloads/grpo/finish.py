@@ -1,0 +1,98 @@
+"""After the training itself: export, and what it all came to."""
+
+import time
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from workloads.engine import distributed
+from workloads.engine.summary import change, draw_curve, rows_of, series, show
+from workloads.engine.trainer import RunTrainer
+from workloads.errors import TataraError
+from workloads.grpo.config import GrpoConfig
+from workloads.grpo.export import export
+from workloads.grpo.generation import stability_ladder
+from workloads.grpo.rollouts import FILE, FOLDER
+from workloads.session import Session
+
+# A reward's mean at the two ends of a run is taken over so many logged steps.
+_SPAN = 10
+_FALL = 0.02
+
+
+def finish(config: GrpoConfig, session: Session, trainer: RunTrainer) -> None:
+    """Export the trained model and say what got better. All ranks take part."""
+    training = _training_facts(config, trainer)
+    _forget(trainer)
+    problem: TataraError | None = None
+    if config.export.enabled:
+        with session.phase("exporting"):
+            if session.is_main:
+                try:
+                    export(session.run, tell=session.tell)
+                    session.event("exported", path=str(session.run.final))
+                except TataraError as error:
+                    problem = error
+            distributed.all_or_none(problem, "export")
+    if session.is_main:
+        _tell(config, session, training)
+
+
+def _forget(trainer: RunTrainer) -> None:
+    """Give the training's memory back before the exported model is loaded."""
+    trainer.accelerator.free_memory()
+    trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
+    if isinstance(trainer, GRPOTrainer):
+        trainer.ref_model = trainer._buffered_inputs = None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _training_facts(config: GrpoConfig, trainer: RunTrainer) -> dict[str, str]:
+    world = distributed.world_size()
+    model: Any = trainer.model
+    count = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    engine = config.generation.engine if config.stage == "grpo" else "supervised"
+    return {
+        "trained": f"{config.model.name}, {count:,} parameters, {config.adapter.method}",
+        "on": f"{config.data.source}, {len(trainer.train_dataset):,} rows",
+        "how": f"{trainer.state.global_step} steps on {world} rank{'s' if world > 1 else ''}, "
+        f"{config.strategy(world)}, {config.train.precision}, {engine}",
+    }
+
+
+def _tell(config: GrpoConfig, session: Session, training: dict[str, str]) -> None:
+    """The summary that a run ends with."""
+    run = session.run
+    facts = list(training.items())
+    facts += reward_changes(rows_of(run), config)
+    curve = draw_curve(run)
+    facts.append(("run", f"{run.path}/"))
+    if (run.path / FOLDER / FILE).is_file():
+        facts.append(("completions", f"{run.path / FOLDER / FILE}"))
+    if run.final.is_dir():
+        facts.append(("model", f"{run.final}/  (transformers loads it)"))
+    if curve:
+        facts.append(("curve", str(curve)))
+    facts.append(("next", f"tatara report {run.path}"))
+    show(f"{config.name}: done at {time.strftime('%H:%M:%S')}", facts, session.console)
+
+
+def reward_changes(rows: list[dict[str, Any]], config: GrpoConfig) -> list[tuple[str, str]]:
+    """Each reward's mean over the first and the last logged steps; advice where the sum fell."""
+    if config.stage != "grpo":
+        return []
+    names = {f"rewards/{one.name}/mean": one.name for one in config.rewards} | {"reward": "sum"}
+    facts, fell = [], False
+    for key, label in names.items():
+        _, values = series(rows, key)
+        if not values:
+            continue
+        span = min(_SPAN, len(values) // 2 or 1)
+        first, last = sum(values[:span]) / span, sum(values[-span:]) / span
+        facts.append((f"reward {label}", change(first, last)))
+        fell = fell or (label == "sum" and span == _SPAN and last < first - _FALL)
+    if fell and (steps := stability_ladder(config)):
+        facts.append(("it fell; try", ", ".join(steps)))
+    return facts

@@ -1,0 +1,209 @@
+"""What writes the completions: transformers, vLLM beside the trainer, or vLLM as a service.
+
+Refuses what cannot work, translates the settings, and names an engine that has died.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from workloads.errors import EXIT_RETRY, Retry, UserError
+from workloads.grpo.config import GrpoConfig
+from workloads.session import Session
+
+URL_VARIABLE = "TATARA_VLLM_URL"
+# An engine that does not answer its health address is given up after this many looks in a row.
+_LOOKS, _EVERY, _PATIENCE = 3, 10.0, 5.0
+
+
+def check(config: GrpoConfig, sees_images: bool) -> None:
+    """UserError for an engine that cannot serve this model here."""
+    engine = config.generation
+    if config.stage != "grpo" or engine.engine == "transformers":
+        return
+    if find_spec("vllm") is None:
+        raise UserError(
+            f"generation.engine={engine.engine}: expected the package vllm, found none; use the "
+            "image of grpo-h100, or set generation.engine=transformers"
+        )
+    if config.model.random_init:
+        raise UserError(
+            f"generation.engine={engine.engine}: expected a model with weights on disk, which vLLM "
+            "reads, found model.random_init=true; set generation.engine=transformers"
+        )
+    if engine.engine == "vllm_colocate" and engine.sleep_level == 2 and sees_images:
+        raise UserError(
+            "generation.sleep_level=2 drops the engine's weights, and what a vision tower computes "
+            "once when it is loaded does not come back with the next update: completions are "
+            "silently wrong from then on; set generation.sleep_level=1"
+        )
+
+
+def check_rows(config: GrpoConfig, rows: int, world_size: int) -> None:
+    """UserError where the rows do not fill a single step."""
+    needed = config.prompts_a_step(world_size)
+    if rows < needed:
+        raise UserError(
+            f"expected at least {needed} rows, one for each group of a step, found {rows}; lower "
+            "train.global_batch_size or add rows"
+        )
+
+
+def arguments(config: GrpoConfig) -> dict[str, Any]:
+    """The engine's settings in TRL's words."""
+    engine, grpo = config.generation, config.grpo
+    if engine.engine == "transformers":
+        return {"use_vllm": False}
+    length = engine.max_model_length or grpo.max_prompt_length + grpo.max_completion_length
+    if engine.engine == "vllm_colocate":
+        return {
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+            "vllm_gpu_memory_utilization": engine.gpu_memory_utilization,
+            "vllm_enable_sleep_mode": engine.sleep_level > 0,
+            "vllm_tensor_parallel_size": engine.tensor_parallel,
+            "vllm_max_model_length": length,
+        }
+    return {
+        "use_vllm": True,
+        "vllm_mode": "server",
+        "vllm_server_base_url": address(config),
+        "vllm_server_timeout": engine.start_timeout,
+        "vllm_group_port": engine.group_port,
+    }
+
+
+def address(config: GrpoConfig) -> str:
+    """Where the server is: TATARA_VLLM_URL, which compose sets, before host and port."""
+    own = f"http://{config.generation.host}:{config.generation.port}"
+    return (os.environ.get(URL_VARIABLE) or own).rstrip("/")
+
+
+@contextmanager
+def ready(config: GrpoConfig, session: Session) -> Iterator[None]:
+    """The engine as the profile wants it, from building the trainer to the end of training."""
+    engine = config.generation
+    if config.stage != "grpo" or engine.engine == "transformers":
+        yield
+    elif engine.engine == "vllm_colocate":
+        with _sleeping_at(engine.sleep_level):
+            yield
+    else:
+        with _watched(config, session):
+            yield
+
+
+@contextmanager
+def _sleeping_at(level: int) -> Iterator[None]:
+    """TRL always asks for level 2; vLLM gets the level of the profile instead.
+
+    TRL already sends the engine to sleep while it makes it, so that there is no object yet whose
+    method could be replaced.
+    """
+    from vllm import LLM
+
+    own = LLM.sleep
+
+    def sleep(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return own(self, level=level)
+
+    LLM.sleep = sleep
+    try:
+        yield
+    finally:
+        LLM.sleep = own
+
+
+@contextmanager
+def _watched(config: GrpoConfig, session: Session) -> Iterator[None]:
+    """Rank 0, which alone talks to the server, ends with exit 75 when the server is gone.
+
+    A request to a dead engine may wait for ever, so the look is taken beside it.
+    """
+    if not session.is_main:
+        yield
+        return
+    done = threading.Event()
+    url = address(config)
+    watch = threading.Thread(target=_watch, args=(url, session, done), daemon=True)
+    with named_failures(config):
+        watch.start()
+        try:
+            yield
+        finally:
+            done.set()
+
+
+def _watch(url: str, session: Session, done: threading.Event) -> None:
+    """Count looks in vain, from the first good one on: before it, TRL itself waits."""
+    seen, missed = False, 0
+    while not done.wait(_EVERY):
+        healthy = is_healthy(url)
+        seen = seen or healthy
+        missed = 0 if healthy or not seen else missed + 1
+        if missed >= _LOOKS:
+            reason = f"{gone(url)} (no answer for {_LOOKS * _EVERY:.0f} s)"
+            session.tell(f"error: {reason}")
+            session.finish("failed", EXIT_RETRY, reason)
+            os._exit(EXIT_RETRY)
+
+
+def is_healthy(url: str) -> bool:
+    """Whether the engine answers that it is well."""
+    try:
+        with urlopen(f"{url}/health", timeout=_PATIENCE) as answer:
+            return bool(200 <= answer.status < 300)
+    except (URLError, OSError, ValueError):
+        return False
+
+
+def gone(url: str) -> str:
+    """What to say of an engine that does not answer."""
+    return f"the generation engine at {url} is dead or hangs; look at the log of its service"
+
+
+@contextmanager
+def named_failures(config: GrpoConfig) -> Iterator[None]:
+    """Turn a lost connection to the server into Retry with the engine's name."""
+    try:
+        yield
+    except OSError as error:
+        lost = "requests" in type(error).__module__ or isinstance(error, ConnectionError)
+        if config.generation.engine != "vllm_server" or not lost:
+            raise
+        raise Retry(f"{gone(address(config))} ({str(error).splitlines()[0][:200]})") from error
+
+
+def memory_ladder(config: GrpoConfig) -> list[str]:
+    """What helps GRPO when a GPU is out of memory, in the order in which to try it."""
+    grpo, engine = config.grpo, config.generation
+    steps = []
+    if config.train.per_device_batch_size > 1:
+        steps.append("train.per_device_batch_size=1 (train.global_batch_size may stay)")
+    if grpo.max_pixels is None or grpo.max_pixels > 200704:
+        steps.append("grpo.max_pixels=200704")
+    if grpo.num_generations > 2:
+        steps.append("grpo.num_generations=2")
+    if engine.engine == "vllm_colocate" and engine.gpu_memory_utilization > 0.2:
+        steps.append("generation.gpu_memory_utilization=0.2")
+    if "expandable_segments" not in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""):
+        steps.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in .env")
+    if config.adapter.method == "full":
+        steps.append("parallel.strategy=zero2 (the optimizer moves to the host)")
+        steps.append("adapter.method=lora")
+    return [f"for GRPO: {step}" for step in steps]
+
+
+def stability_ladder(config: GrpoConfig) -> list[str]:
+    """What helps where rewards fall or the KL runs away."""
+    steps = []
+    if config.optim.learning_rate > 5e-7:
+        steps.append("optim.learning_rate=5e-7")
+    if config.grpo.temperature > 0.8:
+        steps.append("grpo.temperature=0.8")
+    return steps

@@ -1,0 +1,216 @@
+"""Images where they lie: files, or cells of a Parquet file; opened one at a time.
+
+Both kinds raise ValueError with what was expected and found; the caller knows the row and names it.
+"""
+
+import io
+import threading
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from workloads.errors import UserError
+
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_BATCH = 256
+
+
+class Picture(Protocol):
+    """An image that has not been opened yet."""
+
+    def size(self) -> tuple[int, int]:
+        """Upright (width, height) from the header alone."""
+
+    def load(self) -> Image.Image:
+        """The image, upright and RGB."""
+
+
+@dataclass(frozen=True)
+class FilePicture:
+    """An image in a file of its own."""
+
+    path: Path
+
+    def size(self) -> tuple[int, int]:
+        """Upright (width, height) from the header alone."""
+        with self._open() as stream:
+            return upright_size(stream)
+
+    def load(self) -> Image.Image:
+        """The image, upright and RGB."""
+        with self._open() as stream:
+            return decode(stream)
+
+    @contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
+        try:
+            stream = self.path.open("rb")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ValueError(f"expected an image at {self.path}, found: {reason}") from error
+        with stream:
+            yield stream
+
+
+class ParquetPictures:
+    """A Parquet file with images in it, read one group of rows at a time.
+
+    The last group stays in memory, so that going through the rows in order reads each once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._group: tuple[str, int, list[Any]] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+        return list(self._file.schema_arrow.names)
+
+    def texts(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """The rows in order, only `columns` of them."""
+        with _whole_file(self.path):
+            for batch in self._file.iter_batches(_BATCH, columns=columns):
+                yield from batch.to_pylist()
+
+    def cell(self, column: str, row: int) -> Any:
+        """One cell as a Python object."""
+        group, first = self._group_of(row)
+        with self._lock, _whole_file(self.path):
+            if self._group is None or self._group[:2] != (column, group):
+                table = self._file.read_row_group(group, columns=[column])
+                self._group = (column, group, table.column(column).to_pylist())
+            return self._group[2][row - first]
+
+    @cached_property
+    def _file(self) -> Any:
+        import pyarrow.parquet as pq
+
+        with _whole_file(self.path):
+            return pq.ParquetFile(self.path)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first row of each group, and the number of rows behind the last."""
+        starts = [0]
+        for group in range(self._file.metadata.num_row_groups):
+            starts.append(starts[-1] + self._file.metadata.row_group(group).num_rows)
+        return starts
+
+    def _group_of(self, row: int) -> tuple[int, int]:
+        group = bisect_right(self._starts, row) - 1
+        return group, self._starts[group]
+
+
+@dataclass(frozen=True)
+class ParquetPicture:
+    """An image inside a Parquet file: bytes, or {bytes, path} as the datasets library writes it.
+
+    A path without bytes is looked for below `root`.
+    """
+
+    table: ParquetPictures
+    column: str
+    row: int
+    root: Path
+
+    def size(self) -> tuple[int, int]:
+        """Upright (width, height) from the header alone."""
+        return self._stored().size()
+
+    def load(self) -> Image.Image:
+        """The image, upright and RGB."""
+        return self._stored().load()
+
+    def _stored(self) -> "FilePicture | _BytesPicture":
+        cell = only_one(self.table.cell(self.column, self.row))
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") or cell.get("path")
+        if isinstance(cell, bytes):
+            return _BytesPicture(cell)
+        return find_picture(cell, self.root)
+
+
+@dataclass(frozen=True)
+class _BytesPicture:
+    content: bytes
+
+    def size(self) -> tuple[int, int]:
+        return upright_size(io.BytesIO(self.content))
+
+    def load(self) -> Image.Image:
+        return decode(io.BytesIO(self.content))
+
+
+def only_one(cell: Any) -> Any:
+    """The image of a cell that may hold a list of them; ValueError unless there is one."""
+    if isinstance(cell, list):
+        if len(cell) != 1:
+            raise ValueError(f"expected one image, found {len(cell)}")
+        return cell[0]
+    return cell
+
+
+def find_picture(name: Any, root: Path) -> FilePicture:
+    """The image file called `name` below `root` or its folder `images`; ValueError without one."""
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"expected the path of an image, found {name!r:.80}")
+    path = Path(name.removeprefix("file://"))
+    places = [root / path, root / "images" / path]
+    for place in places:
+        if place.is_file():
+            return FilePicture(place)
+    raise ValueError(f"expected an image at {places[0]}, found no file there")
+
+
+def upright_size(stream: IO[bytes]) -> tuple[int, int]:
+    """(width, height) of the image in `stream` as it is seen, from its header."""
+    with _readable(), Image.open(stream) as image:
+        width, height = image.size
+        turned = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
+    return (height, width) if turned else (width, height)
+
+
+def decode(stream: IO[bytes]) -> Image.Image:
+    """The image in `stream`, turned upright and as RGB."""
+    with _readable(), Image.open(stream) as image:
+        image.load()
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Pillow's many ways of refusing a file, as one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except UnidentifiedImageError as error:
+        raise ValueError("expected an image, found bytes of no known format") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = Image.MAX_IMAGE_PIXELS
+        raise ValueError(f"expected at most {limit} pixels, found more: {error}") from error
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ValueError(f"expected a whole image, found: {error}") from error
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: expected a whole Parquet file, found: {reason}") from error

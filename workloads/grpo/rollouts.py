@@ -1,0 +1,113 @@
+"""What the model wrote while it was trained, for a person to read.
+
+`rollouts/rollouts.jsonl` in the run: one object a completion with step, place, prompt, completion,
+solution, rewards (before weighting), reward (their weighted sum), advantage, image (a PNG beside
+it, or null). A bounded number for a step, whole groups first, so that completions of one prompt
+can be compared.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workloads.grpo.config import Rollouts
+from workloads.grpo.rewards import completion_text
+from workloads.session import Session
+
+FOLDER, FILE, IMAGES = "rollouts", "rollouts.jsonl", "images"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion; `image` is a PIL image or None, `advantage` as the loss weighs it."""
+
+    place: str
+    prompt: Any
+    completion: Any
+    solution: str
+    rewards: Mapping[str, float]
+    reward: float
+    advantage: float
+    image: Any = None
+
+
+class RolloutLog:
+    """Writes rollouts into a run; made anew after a resume, it forgets the steps to be repeated."""
+
+    def __init__(self, session: Session, wanted: Rollouts, done_steps: int) -> None:
+        self._folder = session.run.path / FOLDER
+        self._every, self._most = wanted.every_steps, wanted.per_step
+        self._images: dict[str, str] = {}
+        if session.is_main:
+            self._forget_after(done_steps)
+
+    def wants(self, step: int) -> bool:
+        """Whether completions of this step are to be kept: the first one, and every n-th."""
+        return self._most > 0 and (step == 1 or step % self._every == 0)
+
+    def write(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Append the first completions of a step; an image that many share is written once."""
+        if not self.wants(step):
+            return
+        (self._folder / IMAGES).mkdir(parents=True, exist_ok=True)
+        self._images = {}
+        lines = [json.dumps(self._row(step, one)) for one in rollouts[: self._most]]
+        with (self._folder / FILE).open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+
+    def _row(self, step: int, one: Rollout) -> dict[str, Any]:
+        return {
+            "step": step,
+            "place": one.place,
+            "prompt": prompt_text(one.prompt),
+            "completion": completion_text(one.completion),
+            "solution": one.solution,
+            "rewards": dict(one.rewards),
+            "reward": one.reward,
+            "advantage": one.advantage,
+            "image": self._picture(step, one),
+        }
+
+    def _picture(self, step: int, one: Rollout) -> str | None:
+        if one.image is None:
+            return None
+        if one.place not in self._images:
+            name = f"{IMAGES}/step-{step:06d}-{len(self._images)}.png"
+            one.image.save(self._folder / name)
+            self._images[one.place] = name
+        return self._images[one.place]
+
+    def _forget_after(self, step: int) -> None:
+        """Steps after the checkpoint are done again; a line that was cut off is dropped too."""
+        path = self._folder / FILE
+        if not path.is_file():
+            return
+        kept = [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+        kept = [line for line in kept if json.loads(line)["step"] <= step]
+        partial = path.with_name(f".{FILE}.new")
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        partial.replace(path)
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt's turns as one text; an image stands as [image]."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{turn['role']}: {_content(turn['content'])}" for turn in prompt)
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    parts = [part.get("text") or f"[{part.get('type')}]" for part in content]
+    return " ".join(parts)
+
+
+def read_rollouts(run: Path) -> list[dict[str, Any]]:
+    """The rollouts of a run's folder, in the order in which they were written."""
+    path = run / FOLDER / FILE
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

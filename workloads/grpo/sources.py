@@ -1,0 +1,260 @@
+"""The rows that a profile trains on: read or drawn, counted in tokens, as trainers take them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workloads.data.once import built_once, nothing
+from workloads.engine import hub
+from workloads.engine.pretrained import is_local, locate
+from workloads.errors import UserError
+from workloads.grpo import prompts
+from workloads.grpo.config import GENERATED, GrpoConfig, GrpoData
+from workloads.grpo.data import (
+    Example,
+    Examples,
+    generate_scenes,
+    read_examples,
+    training_dataset,
+    write_imagefolder,
+)
+from workloads.grpo.tokens import (
+    ImageRules,
+    Limits,
+    RowTokens,
+    TokenReport,
+    count_rows,
+    read_image_rules,
+    read_prompt_text,
+    report,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_HUB_FILES = ("*.parquet", "*.jsonl", "*.csv", "*.png", "*.jpg", "*.jpeg", "*.webp")
+# Models whose image tokens follow from an image's size by known rules.
+_QWEN = ("qwen2_vl", "qwen2_5_vl")
+_SHOWN = 5
+
+
+@dataclass
+class Prepared:
+    """Rows that fit, and what there is to say about all of them."""
+
+    examples: list[Example]
+    lines: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+    tokens: TokenReport | None = None
+
+
+def place_of(data: GrpoData, cache: Path, progress: Callable[[], None] = nothing) -> Path:
+    """The file or folder that holds the rows: downloaded or drawn where it is not there yet."""
+    if data.source == GENERATED:
+        return _drawn(data, cache, progress)
+    if is_local(data.source):
+        path = Path(data.source).expanduser()
+        if not path.exists():
+            raise UserError(
+                f"data.source: expected a file, a folder or a hub id, found {data.source!r}, "
+                f"which does not exist; correct the path{hub.nearest_folder(data.source)}"
+            )
+        return path
+    return hub.fetch(data.source, _HUB_FILES, data.revision, kind="dataset")
+
+
+def _drawn(data: GrpoData, cache: Path, progress: Callable[[], None]) -> Path:
+    """The drawn scenes as an imagefolder in the cache, made once for the same settings."""
+    wanted = data.scenes
+    facts = json.dumps(wanted.model_dump(), sort_keys=True)
+    folder = cache / "scenes" / hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+    def build(part: Path) -> None:
+        rows = generate_scenes(
+            wanted.count,
+            wanted.seed,
+            wanted.palette,
+            (wanted.least, wanted.most),
+            (wanted.width, wanted.height),
+            wanted.questions,
+        )
+        write_imagefolder(rows, part)
+
+    built_once(folder, build, progress)
+    return folder
+
+
+def read_source(data: GrpoData, cache: Path, progress: Callable[[], None] = nothing) -> Examples:
+    """All readable rows, in order, and the ones left out; UserError past `max_bad_rows`."""
+    root = Path(data.image_root).expanduser() if data.image_root else None
+    columns = {str(name): column for name, column in data.columns.items()}
+    found = read_examples(
+        place_of(data, cache, progress), columns, data.split, root, budget=data.max_bad_rows
+    )
+    if data.rows is not None:
+        found.rows = found.rows[: data.rows]
+    return found
+
+
+def prepare(config: GrpoConfig, cache: Path, progress: Callable[[], None] = nothing) -> Prepared:
+    """Read every row and hold its prompt against the limits, before any GPU is used.
+
+    Rows that do not fit end the run with their names, or are left out with `data.too_long=drop`.
+    """
+    data = config.data
+    found = read_source(data, cache, progress)
+    progress()
+    tokens, counted = count(config, found.rows)
+    examples = found.rows
+    if tokens.broken and data.too_long == "error":
+        tokens.raise_if_broken()
+    elif tokens.broken:
+        examples = [one for one, good in zip(examples, counted, strict=True) if good]
+    if not examples:
+        raise UserError(f"{data.source}: expected rows that fit the limits, found none")
+    lines = _lines(data, examples, found, tokens)
+    facts = {
+        "source": data.source,
+        "rows": len(examples),
+        "bad_rows": [str(row) for row in found.bad],
+        "left_out": len(found.rows) - len(examples),
+        "longest_prompt": tokens.longest.prompt if tokens.longest else None,
+    }
+    return Prepared(examples, lines, facts, tokens)
+
+
+def count(config: GrpoConfig, examples: Sequence[Example]) -> tuple[TokenReport, list[bool]]:
+    """The tokens of all prompts against the limits, and for each row whether it fits."""
+    folder = locate(config.model, _silent, weights=False)
+    own = _read(folder / "config.json")
+    rules = _rules(config, folder, own, examples)
+    limits = _limits(config, own)
+    rows = list(count_rows(examples, read_prompt_text(folder), rules, turns_of(config.data)))
+    fits = [not report([row], limits).broken for row in rows]
+    return report(rows, limits), fits
+
+
+def _rules(
+    config: GrpoConfig, folder: Path, own: Mapping[str, Any], examples: Sequence[Example]
+) -> ImageRules:
+    """The model's own rules for images; rows of text need none."""
+    with_images = any(one.picture for one in examples)
+    if with_images and "vision_config" not in own:
+        raise UserError(
+            f"{config.data.source}: expected rows of text for {config.model.name}, which takes no "
+            "images, found rows with images; choose a vision-language model"
+        )
+    if not with_images:
+        return ImageRules()
+    if own.get("model_type") in _QWEN:
+        return read_image_rules(folder, config.grpo.min_pixels, config.grpo.max_pixels)
+    return _fixed_rules(own)
+
+
+def _fixed_rules(own: Mapping[str, Any]) -> ImageRules:
+    """Rules under which every image costs as many tokens as a fixed grid of patches does."""
+    vision = own.get("vision_config") or {}
+    side, patch = vision.get("image_size"), vision.get("patch_size")
+    if not isinstance(side, int) or not isinstance(patch, int):
+        raise UserError(
+            f"{own.get('model_type')}: expected a model whose image tokens can be counted ahead "
+            f"(Qwen2-VL, Qwen2.5-VL, or a fixed grid), found neither; choose another model"
+        )
+    # With the strategy `full` the tower's own summary token stays among the others.
+    whole = own.get("vision_feature_select_strategy") == "full"
+    return _Grid(tokens_each=(side // patch) ** 2 + whole, side=side)
+
+
+@dataclass(frozen=True)
+class _Grid(ImageRules):
+    """Every image is scaled to one square, and cut into the same number of tokens."""
+
+    tokens_each: int = 0
+    side: int = 0
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        return self.side, self.side
+
+    def tokens(self, width: int, height: int) -> int:
+        return self.tokens_each
+
+
+def _limits(config: GrpoConfig, own: Mapping[str, Any]) -> Limits:
+    text = own.get("text_config") or own
+    positions = text.get("max_position_embeddings") or own.get("max_position_embeddings")
+    engine = config.generation
+    uses_vllm = config.stage == "grpo" and engine.engine != "transformers"
+    context = (engine.max_model_length if uses_vllm else None) or positions
+    # TRL gives a colocated engine this many tokens at once; an image has to fit into them whole.
+    image = 4096 if uses_vllm and engine.engine == "vllm_colocate" else None
+    grpo = config.grpo
+    return Limits(grpo.max_completion_length, grpo.max_prompt_length, context, image)
+
+
+def _lines(
+    data: GrpoData, examples: Sequence[Example], found: Examples, tokens: TokenReport
+) -> list[str]:
+    pictures = sum(one.picture is not None for one in examples)
+    lines = [f"data: {len(examples):,} rows of {data.source}, {pictures:,} with an image"]
+    if tokens.longest is not None:
+        lines.append(f"longest prompt: {tokens.longest} at {tokens.longest.place}")
+    left_out = [*map(str, found.bad), *tokens.broken]
+    lines += [f"left out: {one}" for one in left_out[:_SHOWN]]
+    if len(left_out) > _SHOWN:
+        lines.append(f"left out: {len(left_out) - _SHOWN} more, named by `tatara check --deep`")
+    return lines
+
+
+def turns_of(data: GrpoData) -> Callable[[str, bool], prompts.Turns]:
+    """How a question is put: by its text, and whether an image comes with it."""
+    if data.prompt == "r1v":
+        return prompts.training_turns
+    wording = prompts.GEOQA if data.prompt == "geoqa" else prompts.SUPERCLEVR
+    return partial(_worded, wording=wording)
+
+
+def _worded(question: str, with_image: bool, wording: str) -> prompts.Turns:
+    return prompts.image_turns(question, wording) if with_image else prompts.text_turns(question)
+
+
+def dataset_of(examples: Sequence[Example], data: GrpoData) -> "Dataset":
+    """Columns prompt, solution, place, and image where there are any, opened row by row."""
+    from datasets import Dataset
+
+    base = training_dataset(examples)
+    if data.prompt == "r1v":
+        return base
+    turns = turns_of(data)
+
+    def reworded(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        chosen = [examples[row] for row in batch["row"]]
+        prompted = [turns(one.problem, one.picture is not None) for one in chosen]
+        return {**base[batch["row"]], "prompt": prompted}
+
+    return Dataset.from_dict({"row": list(range(len(examples)))}).with_transform(reworded)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from workloads.engine.pretrained import read_json
+
+    return read_json(path)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+__all__ = [
+    "Prepared",
+    "RowTokens",
+    "count",
+    "dataset_of",
+    "place_of",
+    "prepare",
+    "read_source",
+    "turns_of",
+]

@@ -1,0 +1,340 @@
+"""How many tokens each row's prompt has, before any GPU is used and without torch.
+
+An image's tokens follow from its width and height in the file's header by the rules of Qwen2-VL
+and Qwen2.5-VL; a text's from the model's own chat template and tokenizer. "Image features and
+image tokens do not match" and prompts that an engine cuts or refuses are found here, by row.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from workloads.errors import UserError
+from workloads.grpo.data import Example
+from workloads.grpo.prompts import Turns, training_turns
+
+IMAGE_TOKEN = "<|image_pad|>"
+_QWEN = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
+_MOST_STRETCHED = 200  # longer side to shorter side
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class ImageRules:
+    """How Qwen2-VL and Qwen2.5-VL scale an image and cut it into tokens.
+
+    A token stands for `merge` x `merge` patches of `patch` x `patch` pixels.
+    """
+
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    patch: int = 14
+    merge: int = 2
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """The size the model sees; ValueError for an image longer than 200 times its breadth.
+
+        Both sides become multiples of a token's side, rounded half to even, and are then shrunk
+        or grown together until the pixels are within bounds.
+        """
+        if max(width, height) > _MOST_STRETCHED * min(width, height):
+            raise ValueError(
+                f"expected an image at most {_MOST_STRETCHED} times as long as broad, "
+                f"found {width} x {height}"
+            )
+        side = self.patch * self.merge
+        across, down = round(width / side) * side, round(height / side) * side
+        if across * down > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            across = max(side, math.floor(width / shrink / side) * side)
+            down = max(side, math.floor(height / shrink / side) * side)
+        elif across * down < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            across = math.ceil(width * grow / side) * side
+            down = math.ceil(height * grow / side) * side
+        return across, down
+
+    def tokens(self, width: int, height: int) -> int:
+        """The number of image tokens in the prompt."""
+        across, down = self.scaled(width, height)
+        return (across // (self.patch * self.merge)) * (down // (self.patch * self.merge))
+
+
+def read_image_rules(
+    folder: Path, min_pixels: int | None = None, max_pixels: int | None = None
+) -> ImageRules:
+    """The rules in a checkpoint's processor_config.json or preprocessor_config.json.
+
+    `min_pixels` and `max_pixels` replace the checkpoint's own, as in a profile.
+    """
+    config, file = _image_processor(folder)
+    kind = str(config.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
+    if kind not in _QWEN:
+        raise UserError(
+            f"{file}: expected an image processor among {', '.join(_QWEN)}, found {kind or 'none'};"
+            " the image tokens of other models are counted by their own processor"
+        )
+    size = config.get("size") or {}
+    usual = ImageRules()
+    rules = ImageRules(
+        min_pixels=config.get("min_pixels") or size.get("shortest_edge", usual.min_pixels),
+        max_pixels=config.get("max_pixels") or size.get("longest_edge", usual.max_pixels),
+        patch=config.get("patch_size", usual.patch),
+        merge=config.get("merge_size", usual.merge),
+    )
+    given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    rules = replace(rules, **{name: value for name, value in given.items() if value is not None})
+    least = (rules.patch * rules.merge) ** 2
+    if not least <= rules.min_pixels <= rules.max_pixels:
+        raise UserError(
+            f"expected {least} <= min_pixels <= max_pixels, found {rules.min_pixels} and "
+            f"{rules.max_pixels}; raise max_pixels or lower min_pixels"
+        )
+    return rules
+
+
+def _image_processor(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The image processor's settings: nested where newer libraries put them, else on their own."""
+    nested, own = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if nested.is_file() and "image_processor" in (config := _read_json(nested)):
+        return config["image_processor"], nested
+    if own.is_file():
+        return _read_json(own), own
+    raise UserError(
+        f"expected {own.name} or {nested.name} in {folder}, found neither; "
+        "copy the model's processor files there"
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: expected readable JSON, found: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+class PromptText:
+    """A checkpoint's chat template and tokenizer, as the model sees a prompt.
+
+    `encode` gives the token ids of a text; `render` turns a conversation into that text.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[str], Sequence[int]],
+        render: Callable[[Turns], str],
+        image_token_id: int | None,
+    ) -> None:
+        self._encode = encode
+        self._render = render
+        self._image_token_id = image_token_id
+
+    def count(self, turns: Turns) -> tuple[int, int]:
+        """Tokens of the prompt besides images, and places that it keeps for images."""
+        ids = self._encode(self._render(turns))
+        places = sum(token == self._image_token_id for token in ids)
+        return len(ids) - places, places
+
+
+def read_prompt_text(folder: Path) -> PromptText:
+    """The prompt text of the checkpoint in `folder`: tokenizer.json and its chat template."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(f"expected {file.name} in {folder}, found none; save the tokenizer there")
+    tokenizer = Tokenizer.from_file(str(file))
+    special = _read_json(path) if (path := folder / "tokenizer_config.json").is_file() else {}
+    constants = {f"{name}_token": _token(special, f"{name}_token") for name in ("bos", "eos")}
+    begin = constants["bos_token"]
+
+    def encode(text: str) -> Sequence[int]:
+        # A template that writes the first token itself must not get it twice.
+        add = not (begin and text.startswith(begin))
+        return tokenizer.encode(text, add_special_tokens=add).ids
+
+    processor = _read_json(path) if (path := folder / "processor_config.json").is_file() else {}
+    image_token = _token(special, "image_token") or _token(processor, "image_token") or IMAGE_TOKEN
+    render = _renderer(_chat_template(folder, special), constants)
+    return PromptText(encode, render, tokenizer.token_to_id(image_token))
+
+
+def _token(tokenizer_config: dict[str, Any], name: str) -> str | None:
+    """A special token's text, which older files wrap together with its properties."""
+    token = tokenizer_config.get(name)
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str:
+    """The processor's template before the tokenizer's, as the libraries choose."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8")
+    template = tokenizer_config.get("chat_template")
+    if (file := folder / "chat_template.json").is_file():
+        template = _read_json(file).get("chat_template", template)
+    if not isinstance(template, str):
+        raise UserError(
+            f"expected a chat template in {folder} (chat_template.jinja, chat_template.json or "
+            "tokenizer_config.json), found none; use an instruction-tuned model"
+        )
+    return template
+
+
+def _renderer(template: str, constants: dict[str, Any]) -> Callable[[Turns], str]:
+    """The template in the environment that templates are written for."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what the model says, for training; the text is the same."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+    )
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    compiled = environment.from_string(template)
+
+    def render(turns: Turns) -> str:
+        return compiled.render(
+            messages=turns, tools=None, documents=None, add_generation_prompt=True, **constants
+        )
+
+    return render
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """The prompt of one row in tokens; `size` and `scaled` are (width, height) of its image."""
+
+    place: str
+    text: int
+    image: int
+    size: tuple[int, int] | None
+    scaled: tuple[int, int] | None
+
+    @property
+    def prompt(self) -> int:
+        """Text and image together."""
+        return self.text + self.image
+
+    def __str__(self) -> str:
+        if self.size is None or self.scaled is None:
+            return f"{self.prompt} prompt tokens"
+        width, height = self.size
+        return (
+            f"{self.prompt} prompt tokens ({self.text} text, {self.image} image: {width} x "
+            f"{height} seen as {self.scaled[0]} x {self.scaled[1]})"
+        )
+
+
+def count_rows(
+    examples: Iterable[Example],
+    text: PromptText,
+    rules: ImageRules,
+    turns_of: Callable[[str, bool], Turns] = training_turns,
+) -> Iterator[RowTokens | str]:
+    """The tokens of each row's prompt in order, or `place: what is wrong` with the row."""
+
+    @lru_cache(maxsize=4096)  # data sets ask the same few questions of many images
+    def text_tokens(problem: str, with_image: bool) -> tuple[int, int]:
+        return text.count(turns_of(problem, with_image))
+
+    for example in examples:
+        try:
+            size = example.picture.size() if example.picture else None
+            words, places = text_tokens(example.problem, size is not None)
+            if places != (size is not None):
+                raise ValueError(
+                    f"expected a prompt with room for {int(size is not None)} image, found "
+                    f"{places}; image tokens and image features would not match"
+                )
+            scaled = rules.scaled(*size) if size else None
+            image = rules.tokens(*size) if size else 0
+            yield RowTokens(example.place, words, image, size, scaled)
+        except ValueError as error:
+            yield f"{example.place}: {error}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a prompt has to fit into, in tokens; None where there is no such limit.
+
+    `prompt`: the longest prompt trained on. `context`: the engine's longest sequence (its
+    max_model_len or the model's positions), which has to hold `completion` as well. `image`: the
+    most image tokens that the engine takes at once (vLLM's max_num_batched_tokens).
+    """
+
+    completion: int
+    prompt: int | None = None
+    context: int | None = None
+    image: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenReport:
+    """The tokens of a data set: its extremes, and the rows that would break a run."""
+
+    rows: int
+    longest: RowTokens | None
+    largest_image: RowTokens | None
+    broken: list[str]
+
+    def raise_if_broken(self) -> None:
+        """UserError that names the first rows and counts the rest."""
+        if not self.broken:
+            return
+        shown = "".join(f"\n  {line}" for line in self.broken[:_SHOWN])
+        more = f"\n  and {len(self.broken) - _SHOWN} more" if len(self.broken) > _SHOWN else ""
+        raise UserError(
+            f"expected every prompt to fit, found {len(self.broken)} of {self.rows} rows that do "
+            f"not; lower max_pixels, raise the limit or remove the rows:{shown}{more}"
+        )
+
+
+def report(counted: Iterable[RowTokens | str], limits: Limits) -> TokenReport:
+    """What `count_rows` found, against `limits`."""
+    rows, broken = 0, []
+    longest: RowTokens | None = None
+    largest: RowTokens | None = None
+    for row in counted:
+        rows += 1
+        if isinstance(row, str):
+            broken.append(row)
+            continue
+        longest = max(longest or row, row, key=lambda one: one.prompt)
+        largest = max(largest or row, row, key=lambda one: one.image)
+        if breaches := list(_breaches(row, limits)):
+            broken.append(f"{row.place}: {'; '.join(breaches)}")
+    return TokenReport(rows, longest, largest, broken)
+
+
+def _breaches(row: RowTokens, limits: Limits) -> Iterator[str]:
+    if limits.prompt is not None and row.prompt > limits.prompt:
+        yield f"expected at most {limits.prompt} prompt tokens, found {row}"
+    if limits.context is not None and row.prompt + limits.completion > limits.context:
+        yield (
+            f"expected prompt and {limits.completion} completion tokens within the engine's "
+            f"{limits.context}, found {row}"
+        )
+    if limits.image is not None and row.image > limits.image:
+        yield f"expected at most {limits.image} image tokens at once, found {row}"

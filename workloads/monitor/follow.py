@@ -1,0 +1,132 @@
+"""Reading files that another process is writing: never waiting, never in its way."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+CHUNK = 1 << 18  # bytes read at a time; a longer line is no row of ours and is passed over
+
+
+class Follower:
+    """The rows of a JSON Lines file, each handed out once, as the file grows.
+
+    A half-written last line waits for its end. Where the file was replaced or cut, `forget` is
+    called and all of it is read again. Holds no more than two chunks of it in memory.
+    """
+
+    def __init__(self, path: Path, forget: Callable[[], None], tail: int | None = None) -> None:
+        """tail: begin with the lines that lie in the file's last so many bytes."""
+        self.path = path
+        self.damaged = 0  # whole lines that are no JSON object
+        self.behind = 0  # bytes that the last call left for the next one
+        self._forget = forget
+        self._tail = tail
+        self._known: tuple[int, int, int] | None = None
+        self._offset = 0
+        self._skipping = False
+
+    @property
+    def share(self) -> float:
+        """How much of the file has been read, 0 to 1."""
+        size = self._offset + self.behind
+        return self._offset / size if size else 1.0
+
+    def rows(self, limit: int = 4 << 20) -> Iterator[Row]:
+        """What is new since the last call, up to about `limit` bytes; nothing where no file is."""
+        try:
+            file = self.path.open("rb")
+        except OSError:
+            return
+        with file:
+            fact = os.fstat(file.fileno())
+            seen = (fact.st_ino, fact.st_size, fact.st_mtime_ns)
+            if seen == self._known and not self.behind:
+                return
+            if self._known and (fact.st_ino != self._known[0] or fact.st_size < self._offset):
+                self._start_again()
+            if self._tail is not None and self._known is None:
+                self._offset = _line_start(file.fileno(), fact.st_size - self._tail)
+            self._known = seen
+            end = min(fact.st_size, self._offset + limit)
+            yield from self._read(file.fileno(), end)
+            self.behind = max(0, fact.st_size - self._offset) if end < fact.st_size else 0
+
+    def _start_again(self) -> None:
+        self._offset = self.damaged = 0
+        self._skipping = False
+        self._forget()
+
+    def _read(self, file: int, end: int) -> Iterator[Row]:
+        while self._offset < end:
+            chunk = os.pread(file, CHUNK, self._offset)
+            whole = chunk.rfind(b"\n") + 1
+            if not whole:
+                if len(chunk) < CHUNK:
+                    return  # the last line, still being written
+                self._skipping = True
+                self._offset += len(chunk)
+                continue
+            self._offset += whole
+            yield from self._parse(chunk[:whole])
+
+    def _parse(self, text: bytes) -> Iterator[Row]:
+        lines = text.split(b"\n")[:-1]
+        if self._skipping:
+            self._skipping = False
+            self.damaged += 1
+            lines = lines[1:]
+        for line in lines:
+            row = parse_object(line)
+            if row is not None:
+                yield row
+            elif line.strip():
+                self.damaged += 1
+
+
+def _line_start(file: int, near: int) -> int:
+    """Where the first whole line behind a place begins."""
+    return near + os.pread(file, CHUNK, near).find(b"\n") + 1 if near > 0 else 0
+
+
+def parse_object(text: bytes) -> Row | None:
+    """One JSON object, None where the text is anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_object(path: Path) -> Row:
+    """A small JSON file; an empty object where it is not there or not whole."""
+    try:
+        return parse_object(path.read_bytes()) or {}
+    except OSError:
+        return {}
+
+
+def number(value: Any) -> float | None:
+    """A finite number of a row; None for words, truth values, nan, inf and what is missing."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if abs(found) != float("inf") and found == found else None
+
+
+def is_broken(value: Any) -> bool:
+    """Whether a row says that a number was not finite, in a word or as Python's JSON does."""
+    if isinstance(value, float):
+        return value != value or abs(value) == float("inf")
+    return value in ("nan", "inf", "-inf")
+
+
+def whole(value: Any) -> int | None:
+    """A number of a row as a whole one."""
+    found = number(value)
+    return None if found is None else int(found)

@@ -1,0 +1,129 @@
+"""This machine at this moment: its GPUs by NVML, its processors and memory."""
+
+import contextlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """One GPU; None for what it, or its driver, does not tell (a MIG slice has no power)."""
+
+    index: int
+    name: str
+    utilisation: int | None = None  # per cent of the last moments in which something ran
+    used: int | None = None  # bytes
+    total: int | None = None
+    temperature: int | None = None  # degrees Celsius
+    power: float | None = None  # watts
+    power_limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The machine; `cpu` in per cent of all processors, None before there was a span to measure."""
+
+    host: str
+    gpus: tuple[GpuReading, ...]
+    cpu: float | None
+    cpus: int
+    memory_used: int
+    memory_total: int
+
+
+_LEAST_SPAN = 0.1  # seconds of all processors together, below which a share says nothing
+
+
+class Hardware:
+    """Opens NVML once, reads it again and again; without GPUs only processors and memory."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._psutil = psutil
+        self._nvml = _opened()
+        self._before = _times(psutil)
+        self._cpu: float | None = None
+
+    def look(self) -> Reading:
+        memory = self._psutil.virtual_memory()
+        self._measure()
+        return Reading(
+            host=socket.gethostname(),
+            gpus=gpus(self._nvml) if self._nvml is not None else (),
+            cpu=self._cpu,
+            cpus=self._psutil.cpu_count() or 1,
+            memory_used=memory.total - memory.available,
+            memory_total=memory.total,
+        )
+
+    def _measure(self) -> None:
+        """psutil's own percentage counts for each thread apart; a server has many."""
+        busy, whole = _times(self._psutil)
+        span = whole - self._before[1]
+        if span >= _LEAST_SPAN:
+            self._cpu = min(100.0, max(0.0, 100 * (busy - self._before[0]) / span))
+            self._before = busy, whole
+
+    def close(self) -> None:
+        if self._nvml is not None:
+            with contextlib.suppress(self._nvml.NVMLError):
+                self._nvml.nvmlShutdown()
+            self._nvml = None
+
+
+def _times(psutil: Any) -> tuple[float, float]:
+    """Seconds that the processors were busy, and all their seconds, since the machine started."""
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    whole = sum(times[:8])  # what is spent for guests is counted under user and nice too
+    return whole - idle, whole
+
+
+def _opened() -> Any:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
+def gpus(nvml: Any) -> tuple[GpuReading, ...]:
+    """All GPUs that answer, in the driver's order."""
+    try:
+        count = int(nvml.nvmlDeviceGetCount())
+    except nvml.NVMLError:
+        return ()
+    found = (_gpu(nvml, index) for index in range(count))
+    return tuple(one for one in found if one is not None)
+
+
+def _gpu(nvml: Any, index: int) -> GpuReading | None:
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        name = nvml.nvmlDeviceGetName(handle)
+    except nvml.NVMLError:
+        return None  # it has fallen off the bus
+
+    def ask(question: Callable[..., Any], *words: Any) -> Any:
+        try:
+            return question(handle, *words)
+        except nvml.NVMLError:
+            return None
+
+    rates, memory = ask(nvml.nvmlDeviceGetUtilizationRates), ask(nvml.nvmlDeviceGetMemoryInfo)
+    power, limit = ask(nvml.nvmlDeviceGetPowerUsage), ask(nvml.nvmlDeviceGetEnforcedPowerLimit)
+    return GpuReading(
+        index=index,
+        name=name.decode() if isinstance(name, bytes) else str(name),
+        utilisation=None if rates is None else int(rates.gpu),
+        used=None if memory is None else int(memory.used),
+        total=None if memory is None else int(memory.total),
+        temperature=ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+        power=None if power is None else power / 1000,
+        power_limit=None if limit is None else limit / 1000,
+    )

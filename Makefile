@@ -1,0 +1,75 @@
+# `make` lists the targets. ARGS goes on to the command: make train ARGS="optim.learning_rate=1e-4"
+# TATARA_RUNTIME=docker|local chooses where a training runs; else Docker where an engine answers.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+ARGS ?=
+PROFILE ?= demo
+PYTHON_TOOL := .venv/bin/python
+TATARA := .venv/bin/tatara
+
+.PHONY: help setup venv train train-4090 train-vla train-h100 doctor monitor stop report build test \
+	test-full check lint format docs lock bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## .venv, .env and folders; with a Docker engine the image of PROFILE too
+	@scripts/setup_environment.sh $(PROFILE)
+	@scripts/local_setup.sh
+
+venv:
+	@scripts/local_setup.sh
+
+train: ## fine-tune a tiny model on two nodes, on any machine
+	@scripts/start_training.sh demo --wait $(ARGS)
+
+train-4090: ## fine-tune Llama-3.2-1B on GSM8K, 2 nodes x 2 RTX 4090
+	@scripts/start_training.sh llm-4090 --wait $(ARGS)
+
+train-vla: ## fine-tune a robot policy
+	@scripts/start_training.sh vla --wait $(ARGS)
+
+train-h100: ## GRPO with a vLLM sampler on H100
+	@scripts/start_training.sh grpo-h100 --wait $(ARGS)
+
+doctor: ## say what this machine can run and what it lacks
+	@scripts/test_environment.sh $(ARGS)
+
+monitor: ## watch the runs
+	@scripts/monitor_training.sh $(ARGS)
+
+stop: ## stop what trains; a checkpoint is saved first, a second call ends at once
+	@scripts/stop_training.sh $(ARGS)
+
+report: venv ## write the report of a run
+	@$(TATARA) report $(ARGS)
+
+build: ## build the image of PROFILE (demo, llm-4090, vla, grpo-h100)
+	@docker compose --profile $(PROFILE) build $(ARGS)
+
+test: venv check ## everything that needs neither GPU nor containers, in minutes
+	@$(PYTHON_TOOL) scripts/run_tests.py $(ARGS)
+
+test-full: venv check ## containers, the whole fault matrix and the GPU too
+	@$(PYTHON_TOOL) scripts/run_tests.py --full $(ARGS)
+
+check: venv ## lint, types, import contracts, house sizes, generated pages
+	@scripts/check.sh
+
+lint: check ## the same as check
+
+format: venv ## format the Python code and the scripts
+	@.venv/bin/ruff check --quiet --fix-only . && .venv/bin/ruff format . && .venv/bin/shfmt -i 2 -ci -w scripts .ci
+
+docs: venv ## write docs/configuration.md from the schemas
+	@$(PYTHON_TOOL) -m workloads.reference_docs
+
+lock: venv ## refresh every requirements lock
+	@scripts/lock_requirements.sh
+
+bench: venv ## list the benchmarks, or run one: make bench ARGS=bench/packing.py
+	@$(if $(ARGS),$(PYTHON_TOOL) $(ARGS),ls bench/[a-z]*.py)
+
+clean: ## remove what tools left behind; data/, outputs/ and .venv stay
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .cache/tests *.egg-info
+	@find workloads tests scripts bench -name __pycache__ -type d -prune -exec rm -rf {} +

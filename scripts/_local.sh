@@ -1,0 +1,52 @@
+# shellcheck shell=bash
+# Sourced by _common.sh: trainings as processes of the project's .venv. Each leaves a file in
+# .cache/running, named by its process, with the time that process began and its profile.
+
+services() { say "$1"; }
+is_set_up() { [[ -f .env ]] && .venv/bin/python -IS scripts/local_setup.py --is-ready 2>/dev/null; }
+
+# started PID: when a process began, which with its number names it for good.
+started() { awk '{ sub(/.*\) /, ""); print $20 }' "/proc/$1/stat" 2>/dev/null; }
+is_there() { [[ $(started "$1") == "$(head -n 1 ".cache/running/$1" 2>/dev/null)" ]]; }
+
+# running [PROFILE]: what trains now, as processes.
+running() {
+  local file
+  for file in .cache/running/*; do
+    [[ -f $file ]] || continue
+    if ! is_there "${file##*/}"; then
+      rm -f "$file"
+    elif [[ -z ${1:-} || $(tail -n 1 "$file") == "$1" ]]; then
+      say "${file##*/}"
+    fi
+  done
+}
+
+# begin PROFILE LIKE WORD…: start it beside this shell; sets JOB to its process.
+begin() {
+  mkdir -p .cache/running
+  LOG=.cache/$1.log
+  setsid .venv/bin/python -m workloads.cli train "$1" "${@:3}" >"$LOG" 2>&1 </dev/null &
+  JOB=$!
+  printf '%s\n%s\n' "$(started "$JOB")" "$2" >".cache/running/$JOB"
+}
+
+alive() { kill -0 "$JOB" 2>/dev/null; }
+# Sets CODE once the job has ended.
+await_end() {
+  CODE=0
+  # shellcheck disable=SC2034
+  wait "$JOB" || CODE=$?
+  rm -f ".cache/running/$JOB"
+}
+show_log() {
+  case $1 in
+    --follow) tail -n +1 -f --pid "$JOB" "$LOG" ;;
+    *) tail -n "$2" "$LOG" ;;
+  esac
+}
+how_to_log() { say "tail -f $LOG"; }
+ask_to_stop() { kill -TERM "$@"; }
+# The group too: nothing of a run outlives it.
+end_now() { for pid; do kill -KILL -- "-$pid"; done; }
+name_of() { say "$(tail -n 1 ".cache/running/$1") (process $1)"; }

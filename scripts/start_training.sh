@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Start a training, wait for its first step, and say how to watch and stop it.
+#
+#   scripts/start_training.sh [PROFILE] [--wait] [--node K --master ADDRESS] [--resume [RUN]] [SETTING…]
+#
+#   PROFILE            demo (the default), llm-4090, vla, grpo-h100, or one of profiles/recipes/
+#   --like PROFILE     the profile whose services train one of your own
+#   --wait             stay until the end and end with node 0's exit code; Ctrl-C stops and saves
+#   --node, --master   this host is node K of several, node 0 is at ADDRESS
+#   SETTING            optim.learning_rate=1e-5, or --learning_rate 1e-5 where the profile honours it
+#
+# NODES=1 trains on one node with all of this host's GPUs.
+set -euo pipefail
+# shellcheck source=_common.sh
+. "$(dirname "$0")/_common.sh"
+
+profile=demo like="" wait="" node="" master="" words=()
+if [[ $# -gt 0 && $1 != -* && $1 != *=* ]]; then
+  profile=$(basename "$1" .yaml)
+  shift
+fi
+while (($#)); do
+  case $1 in
+    --wait) wait=yes ;;
+    --like) like=${2:-} && shift ;;
+    --node) node=${2:-} && shift ;;
+    --master) master=${2:-} && shift ;;
+    -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0" && exit 0 ;;
+    *) words+=("$1") ;;
+  esac
+  shift
+done
+if [[ -n $node$master ]]; then
+  [[ $node =~ ^[0-9]+$ && -n $master ]] || fail "expected --node K and --master ADDRESS, found '$node' and '$master'"
+  export NODE_RANK=$node MASTER_ADDR=$master
+fi
+if [[ -n ${NODES:-} ]]; then export NNODES=$NODES; fi
+choose_runtime
+like=${like:-$profile}
+services "$like" >/dev/null
+[[ -z $(running "$like") ]] ||
+  fail "a training of $profile is running; stop it first: scripts/stop_training.sh $like"
+env UID="$(caller_uid)" GID="$(caller_gid)" scripts/test_environment.sh "$profile" --brief ${words[@]+"${words[@]}"} ||
+  fail "this machine cannot train $profile as it is; scripts/test_environment.sh $profile says more"
+is_set_up "$like" || scripts/setup_environment.sh "$like"
+
+since=$(mktemp)
+trap 'rm -f "$since"' EXIT
+begin "$profile" "$like" ${words[@]+"${words[@]}"}
+
+# Whether the run has a row with a loss that is newer than this start.
+first_step() {
+  run=$(newest_run "$profile" "$since")
+  [[ -n $run && $run/metrics.jsonl -nt $since ]] && tail -n 1 "$run/metrics.jsonl" | grep -q '"loss"'
+}
+
+if [[ -n $wait ]]; then
+  trap 'scripts/stop_training.sh "$like"' INT TERM
+  show_log --follow || true
+  await_end
+  exit "$CODE"
+fi
+say "waiting for the first step; Ctrl-C ends the waiting, not the training"
+until [[ ${node:-0} != 0 ]] || first_step; do
+  if ! alive; then
+    show_log --tail 20 >&2
+    await_end
+    exit "$CODE"
+  fi
+  sleep 1
+done
+say "${run:+first step done: $run}"
+say "  watch: scripts/monitor_training.sh${run:+ ${run##*/}}, or: $(how_to_log)"
+say "  stop:  scripts/stop_training.sh $like     (saves a checkpoint first)"

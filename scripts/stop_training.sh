@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Stop trainings: the step ends, a checkpoint is saved, then they end. A second call ends them now.
+#
+#   scripts/stop_training.sh [PROFILE]
+set -euo pipefail
+# shellcheck source=_common.sh
+. "$(dirname "$0")/_common.sh"
+choose_runtime
+
+mapfile -t jobs < <(running "${1:-}")
+if ((${#jobs[@]} == 0)); then
+  say "no training is running"
+  exit 0
+fi
+left() {
+  local job
+  for job in "${jobs[@]}"; do if is_there "$job"; then say "$job"; fi; done
+}
+# await SECONDS: until all have ended; fails after so many seconds.
+await() {
+  local until=$((SECONDS + $1))
+  while [[ -n $(left) ]]; do
+    ((SECONDS < until)) || return 1
+    sleep 0.5
+  done
+}
+
+mark=.cache/stopping
+if [[ -f $mark && $(cat "$mark") == "${jobs[*]}" ]]; then
+  say "asked before: ending now, without a checkpoint"
+  ask_to_stop "${jobs[@]}"
+  mapfile -t jobs < <(await 15 || left)
+  if ((${#jobs[@]})); then end_now "${jobs[@]}"; fi
+else
+  say "stopping $(for job in "${jobs[@]}"; do name_of "$job"; done | paste -sd ' '): the step ends, then a checkpoint is saved; call again to end at once"
+  printf '%s' "${jobs[*]}" >"$mark"
+  ask_to_stop "${jobs[@]}"
+  await 900 || fail "still running after 15 minutes; call scripts/stop_training.sh again to end them at once"
+fi
+rm -f "$mark"
+
+run=$(newest_run "${1:-}")
+saved=$(find "$run/checkpoints" -path '*/checkpoint-*/complete.json' -printf '%h\n' 2>/dev/null | sort -V | tail -n 1)
+if tail -n 1 "$run/events.jsonl" 2>/dev/null | grep -q '"finished"'; then
+  say "finished before the stop came: $run"
+elif [[ -n $saved ]]; then
+  say "stopped; newest checkpoint: $saved"
+  say "go on with: scripts/start_training.sh $(basename "$(dirname "$run")") --resume ${run##*/}"
+else
+  say "stopped before there was anything to save"
+fi

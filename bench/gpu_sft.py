@@ -1,0 +1,194 @@
+"""How fast does one GPU fine-tune, and in how much memory? Beside TRL, TRL + Liger, a bare loop.
+
+    python -m bench.gpu_sft                    # all cases; exit 2 where there is no CUDA GPU
+    python -m bench.gpu_sft --cases full lora  # some of them
+    python -m bench.gpu_sft --write            # and writes docs/benchmarks/gpu-sft.md
+
+full   Llama-1B, all weights, rows of 2048, 16k tokens a step, fp32 master weights (B1)
+short  the same model on rows of 400 tokens on average, packed or padded; real tokens count (B2)
+lora   8B, LoRA r16 on q, k, v, o, 2 rows of 4096 a step (B3)
+
+Weights are random and rows are random tokens, the same on all sides. Each side lives in a process
+of its own, since kernels patch classes for good, and takes its turn when the others rest; what a
+turn held is given back after it. Losses are compared before anything is timed. The sides
+themselves are in bench/_gpu_sides.py.
+"""
+
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from statistics import median
+
+import torch
+
+from bench._gpu_cases import CASES, OURS, WARM, Case
+from bench._gpu_sides import Turn, missing, take_turn
+from bench._pair import facts, write_page
+from workloads.plan import mfu_flops_per_token, peak_flops
+
+GIB = 1 << 30
+# Learning rates are as good as nothing, so that every row has the same loss whenever it comes.
+TOLERANCE = 2e-3
+
+
+@dataclass
+class Player:
+    """A side's process and its turns; `problem` is why it has none."""
+
+    name: str
+    process: multiprocessing.process.BaseProcess
+    line: Connection
+    turns: list[Turn] = field(default_factory=list)
+    problem: str = ""
+
+    def play(self) -> Turn | None:
+        self.line.send(True)
+        answer: Turn | str = self.line.recv()
+        if isinstance(answer, str):
+            self.problem = answer
+            return None
+        return answer
+
+    def end(self) -> None:
+        self.line.send(False)
+        self.process.join(60)
+
+
+def main() -> int:
+    options = _options()
+    if not torch.cuda.is_available():
+        print(
+            "bench.gpu_sft: expected a CUDA GPU that torch can use, found none; run it on a "
+            "machine with one (80 GiB for all cases)",
+            file=sys.stderr,
+        )
+        return 2
+    parts = [run_case(CASES[name], options) for name in options.cases]
+    known = facts(
+        ["torch", "transformers", "trl", "peft"],
+        ["workloads/llm", "workloads/engine", "bench/gpu_sft.py", "bench/_gpu_sides.py"],
+        torch.cuda.get_device_name(),
+    )
+    print(known)
+    if options.write:
+        print(f"wrote {write_page('gpu-sft', [*_introduction(options), *parts, known])}")
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=16, help=f"in a turn; {WARM} warm up")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/gpu-sft.md")
+    return parser.parse_args()
+
+
+def _introduction(options: argparse.Namespace) -> list[str]:
+    return [
+        "# Fine-tuning on one GPU",
+        "Models of real shape with random weights on random rows, bf16 with fused AdamW and no "
+        "gradient checkpointing on any side: ours by `workloads.llm.train.build_trainer` with a "
+        "profile's settings, TRL's SFTTrainer with its defaults, the same with Liger's kernels, "
+        "and a loop written by hand with the same fused head. Sides take turns, "
+        f"{options.rounds} times after one that compares losses; a turn is {options.steps} steps, "
+        f"of which the first {WARM} are not timed. Tokens are those of rows, without padding.",
+        "MFU counts 6 N + 6 L H (d_qk + d_v) s FLOPs a token (4 N where only LoRA trains) against "
+        "the card's dense bf16 peak. Peak is torch's own count of allocated bytes; beside ours "
+        "stands what `tatara plan` says.",
+        "Run it: `python -m bench.gpu_sft --write`.",
+    ]
+
+
+def run_case(case: Case, options: argparse.Namespace) -> str:
+    """All sides of a case in turns; its part of the page."""
+    left_out = {name: why for name in case.sides if (why := missing(name))}
+    players = [_start(case, name, options.steps) for name in case.sides if name not in left_out]
+    try:
+        first = {player.name: player.play() for player in players}
+        _assert_same({name: turn for name, turn in first.items() if turn is not None})
+        for _ in range(options.rounds):
+            for player in players:
+                if not player.problem and (turn := player.play()) is not None:
+                    player.turns.append(turn)
+    finally:
+        for player in players:
+            player.end()
+    left_out |= {player.name: player.problem for player in players if player.problem}
+    text = _text(case, {player.name: player.turns for player in players}, left_out)
+    print(text, flush=True)
+    return text
+
+
+def _start(case: Case, name: str, steps: int) -> Player:
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, case.name, name, steps), daemon=True)
+    process.start()
+    return Player(name, process, mine)
+
+
+def _serve(line: Connection, case: str, name: str, steps: int) -> None:
+    """A side's process: a turn for every word, until the word is no."""
+    while line.recv():
+        try:
+            line.send(take_turn(CASES[case], name, steps))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            line.send("out of memory")
+
+
+def _assert_same(first: Mapping[str, Turn]) -> None:
+    """The loss over all labelled tokens of a turn is the same, however they were put together."""
+    if OURS not in first:
+        raise RuntimeError(f"ours has no first turn, others have: {', '.join(first)}")
+    ours = first[OURS].loss
+    for name, turn in first.items():
+        if abs(turn.loss / ours - 1) > TOLERANCE:
+            raise RuntimeError(f"{name} has a loss of {turn.loss:.5f}, ours {ours:.5f}")
+
+
+def _text(case: Case, turns: Mapping[str, list[Turn]], left_out: Mapping[str, str]) -> str:
+    done = {name: found for name, found in turns.items() if found and name not in left_out}
+    heads = ["side", "tokens/s", "MFU", "peak", "planned", "ours is faster by (range)", "goal"]
+    lines = [heads, ["---"] * len(heads)]
+    lines += [_row(case, name, found, done[OURS]) for name, found in done.items()]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    notes = [f"{name}: left out, {why}." for name, why in left_out.items()]
+    return "\n\n".join([f"## {case.title}", table, *notes])
+
+
+def _row(case: Case, name: str, found: list[Turn], ours: list[Turn]) -> list[str]:
+    rate = median(turn.rate for turn in found)
+    peak = max(turn.peak for turn in found)
+    cells = [name, f"{rate:,.0f}", _mfu(case, rate), f"{peak / GIB:.1f} GiB"]
+    cells.append(_planned(case, peak) if name == OURS else "–")
+    if name == OURS:
+        return [*cells, "–", "–"]
+    pairs = zip(ours, found, strict=True)
+    ratios = [mine.rate / theirs.rate for mine, theirs in pairs]
+    cells.append(f"**{median(ratios):.2f}x** ({min(ratios):.2f}–{max(ratios):.2f})")
+    goal = case.goals.get(name)
+    met = "" if goal is None else "met" if median(ratios) >= goal else "missed"
+    return [*cells, f"{goal}x, {met}" if goal else "–"]
+
+
+def _mfu(case: Case, rate: float) -> str:
+    peak, shape = peak_flops(torch.cuda.get_device_name()), case.plan().shape
+    if peak is None or shape is None:
+        return "unknown"
+    return f"{rate * mfu_flops_per_token(shape, case.attended, case.config().adapter) / peak:.1%}"
+
+
+def _planned(case: Case, peak: int) -> str:
+    planned = case.plan().allocated
+    return "–" if planned is None else f"{planned / GIB:.1f} GiB ({planned / peak - 1:+.1%})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""How fast TFRecord files are read with checksums on, and what one flipped byte costs (A3).
+
+    python bench/tfrecord.py [--records 4000] [--repeats 5] [--out result.json]
+        [--peer-python PYTHON]
+
+The peer is tf.data, run in processes of its own by a Python that has TensorFlow; both sides must
+give the same bytes before anything is timed. Rounds alternate between the two.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from workloads.data import tfrecord  # noqa: E402
+from workloads.data.robot.pictures import encode_jpeg  # noqa: E402
+from workloads.data.tfrecord import Damage  # noqa: E402
+
+SIDE = 256
+PEER = """
+import hashlib, json, sys, time
+import tensorflow as tf
+path, repeats = sys.argv[1], int(sys.argv[2])
+for _ in range(repeats + 1):
+    start, count, size, last = time.perf_counter(), 0, 0, None
+    digest = hashlib.sha256() if _ == 0 else None
+    try:
+        for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+            count += 1
+            size += len(record)
+            if digest:
+                digest.update(record)
+    except tf.errors.DataLossError as error:
+        last = str(error)
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "records": count, "bytes": size, "error": last,
+        "digest": digest.hexdigest() if digest else None, "version": tf.__version__}), flush=True)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=int, default=4000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write the result as JSON")
+    parser.add_argument("--peer-python", default=sys.executable, help="one with TensorFlow")
+    options = parser.parse_args()
+    peer = options.peer_python if has_tensorflow(options.peer_python) else None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pictures.tfrecord"
+        tfrecord.write(file, jpegs(options.records))
+        result = {
+            "machine": machine(),
+            "file": {"records": options.records, "megabytes": file.stat().st_size / 1e6},
+            "reading": reading(file, options.repeats, peer),
+            "one flipped byte": one_flipped_byte(file, options.records, peer),
+        }
+    print(json.dumps(result, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def jpegs(count: int) -> list[bytes]:
+    """Pictures of 256², smooth with some noise, each different."""
+    generator = np.random.default_rng(0)
+    ramp = np.linspace(0, 200, SIDE, dtype=np.float32)
+    noise = generator.integers(0, 40, (SIDE, SIDE, 3), np.uint8)
+    frames = []
+    for number in range(count):
+        pixels = np.stack([ramp[None, :] + 0 * ramp[:, None]] * 3, -1).astype(np.uint8)
+        frames.append(encode_jpeg(np.roll(pixels + noise, number, axis=1)))
+    return frames
+
+
+def has_tensorflow(python: str) -> bool:
+    """Whether that Python can import it; if not, says so where nobody overlooks it."""
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorflow') is None)"
+    found = subprocess.run([python, "-c", code], check=False).returncode == 0
+    if not found:
+        print(f"!!! PEER SKIPPED: {python} has no tensorflow; see --peer-python", file=sys.stderr)
+    return found
+
+
+def reading(file: Path, repeats: int, peer: str | None) -> dict[str, Any]:
+    """MB/s of whole sequential passes, of building the index and of random reads."""
+    size = file.stat().st_size / 1e6
+    index = tfrecord.index(file)
+    order = random.Random(0).sample(range(len(index)), len(index))
+    ours = {
+        "sequential, checksums on": lambda: sum(1 for _ in tfrecord.read(file)),
+        "index, checksums on": lambda: len(tfrecord.index(file)),
+        "random order, checksums on": lambda: sum(1 for number in order if index[number]),
+    }
+    digest = hashlib.sha256(b"".join(tfrecord.read(file))).hexdigest()
+    times: dict[str, list[float]] = {name: [] for name in ours}
+    rounds: list[dict[str, Any]] = []
+    for _ in range(repeats):
+        for name, work in ours.items():
+            times[name].append(timed(work))
+        if peer:
+            rounds.extend(tensorflow_rounds(peer, file, digest))
+    table: dict[str, Any] = {name: spread([size / t for t in row]) for name, row in times.items()}
+    if rounds:
+        rates = [size / line["seconds"] for line in rounds]
+        sequential = table["sequential, checksums on"]["median"]
+        table["tf.data sequential"] = spread(rates) | {"version": rounds[0]["version"]}
+        table["ratio of medians"] = sequential / statistics.median(rates)
+    return table
+
+
+def tensorflow_rounds(python: str, file: Path, digest: str | None) -> list[dict[str, Any]]:
+    """One round of the peer, after one to warm up."""
+    command = [python, "-c", PEER, str(file), "1"]
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"the peer failed:\n{done.stderr}")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    if digest is not None and lines[0]["digest"] != digest:
+        raise SystemExit("the peer read other bytes than we did: nothing is compared")
+    return lines[1:]
+
+
+def one_flipped_byte(file: Path, records: int, peer: str | None) -> dict[str, Any]:
+    """Records kept on both sides after one byte of a payload early in the file is flipped."""
+    broken = file.with_name("broken.tfrecord")
+    data = bytearray(file.read_bytes())
+    index = tfrecord.index(file)
+    record = min(20, records - 1)
+    data[int(index.offsets[record]) + tfrecord.HEADER_BYTES + 100] ^= 0xFF
+    broken.write_bytes(data)
+    damage: list[Damage] = []
+    kept = list(tfrecord.read(broken, damage))
+    expected = [index[number] for number in range(records) if number != record]
+    if kept != expected or [item.record for item in damage] != [record]:
+        raise SystemExit("A3 failed: the records kept are not all but the damaged one")
+    rounds = tensorflow_rounds(peer, broken, None) if peer else []
+    return {
+        "records": records,
+        "kept": len(kept),
+        "reported": [item._asdict() | {"file": broken.name} for item in damage],
+        "tf.data kept": rounds[0]["records"] if rounds else None,
+        "tf.data says": rounds[0]["error"] if rounds else None,
+    }
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def spread(rates: list[float]) -> dict[str, float]:
+    """MB/s."""
+    return {
+        "median": round(statistics.median(rates), 1),
+        "low": round(min(rates), 1),
+        "high": round(max(rates), 1),
+    }
+
+
+def machine() -> dict[str, Any]:
+    root = Path(__file__).parent.parent
+    git = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "commit": commit or "unknown",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+if __name__ == "__main__":
+    main()

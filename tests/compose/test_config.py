@@ -1,0 +1,151 @@
+"""What Compose makes of the files, for every profile and without a .env: no engine is needed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+
+from tests.compose.project import ROOT
+
+pytestmark = pytest.mark.compose
+
+PROFILES = {
+    "demo": {"demo-master", "demo-worker"},
+    "llm-4090": {"llm-master", "llm-worker"},
+    "vla": {"vla"},
+    "vla_finetune": {"vla_finetune"},
+    "grpo-h100": {"grpo-h100"},
+    "grpo-vllm": {"grpo-vllm"},
+    "board": {"board"},
+}
+GPU = {"llm-master", "llm-worker", "vla", "vla_finetune", "grpo-h100", "grpo-vllm"}
+TRAINING = {name for names in PROFILES.values() for name in names} - {"board"}
+FILES = ("compose.yaml", "compose.cpu.yaml", "compose.multihost.yaml")
+SECOND = 1_000_000_000
+
+
+def rendered(profile: str, *overrides: str, **env: str) -> dict[str, Any]:
+    """The services of a profile, as Compose starts them; nothing but `env` is set."""
+    if shutil.which("docker") is None:
+        pytest.skip("NOT TESTED, the compose files: docker is not on PATH")
+    files = [part for name in ("compose.yaml", *overrides) for part in ("-f", name)]
+    words = ["docker", "compose", "--env-file", "/dev/null", *files, "--profile", profile]
+    clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [*words, "config", "--format", "json"],
+        cwd=ROOT,
+        env={**clean, "TATARA_ENV_FILE": "/dev/null", **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found: dict[str, Any] = json.loads(done.stdout)["services"]
+    return found
+
+
+@pytest.mark.parametrize("override", [(), ("compose.cpu.yaml",), ("compose.multihost.yaml",)])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_renders_without_an_env_file(profile: str, override: tuple[str, ...]) -> None:
+    assert set(rendered(profile, *override)) == PROFILES[profile]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_container_keeps_to_its_bounds(profile: str) -> None:
+    for name, service in rendered(profile, UID="1234", GID="4321").items():
+        assert service["user"] == "1234:4321", name
+        assert service["init"] is True
+        assert service["restart"] == "no"
+        assert service["cap_drop"] == ["ALL"] and "cap_add" not in service
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "privileged" not in service and "pid" not in service and "devices" not in service
+        assert service["healthcheck"]["test"][0] == "CMD"
+        published = [port.get("host_ip") for port in service.get("ports", [])]
+        assert set(published) <= {"127.0.0.1"}, name
+        assert (name == "board") == bool(published)
+        writable = {one["target"] for one in service["volumes"] if not one.get("read_only")}
+        assert writable <= {"/workspace/outputs", "/workspace/.cache"}
+        assert not any("docker.sock" in one["source"] for one in service["volumes"])
+
+
+@pytest.mark.parametrize("name", sorted(TRAINING))
+def test_what_trains_has_memory_time_and_secrets_as_files(name: str) -> None:
+    profile = next(one for one, names in PROFILES.items() if name in names)
+    service = rendered(profile)[name]
+    assert int(service["shm_size"]) == 16 * 1024**3
+    assert service["ulimits"]["stack"] == 64 * 1024**2
+    assert {one["source"] for one in service["secrets"]} == {"dotenv", "hf_token", "wandb_api_key"}
+    environment = service["environment"]
+    assert service["stop_grace_period"] == "10m0s"
+    assert int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < 600
+    assert environment["HF_TOKEN"] == environment["WANDB_API_KEY"] == ""
+    # A service that only waits for somebody is no training; the shell is there to be run by hand.
+    assert (
+        name == "vla_finetune"
+        or service["command"][:3] == ["python", "-m", "workloads.grpo.serve"]
+        or service["command"][0] == "train"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(GPU))
+def test_gpus_are_reserved_by_count(name: str) -> None:
+    profile = next(one for one, names in PROFILES.items() if name in names)
+    service = rendered(profile)[name]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": -1, "capabilities": ["gpu"]}
+    assert service["ulimits"]["memlock"] == -1
+    two = rendered(profile, TATARA_GPU_COUNT="2")[name]["deploy"]["resources"]["reservations"]
+    assert two["devices"][0]["count"] == 2
+
+
+def test_two_nodes_on_one_host_share_memory_and_split_the_gpus() -> None:
+    services = rendered("llm-4090")
+    master, worker = services["llm-master"], services["llm-worker"]
+    assert (master["ipc"], worker["ipc"]) == ("shareable", "service:llm-master")
+    assert master["environment"]["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert worker["environment"]["CUDA_VISIBLE_DEVICES"] == "2,3"
+    for node, service in enumerate((master, worker)):
+        environment = service["environment"]
+        assert environment["NODE_RANK"] == str(node)
+        assert environment["MASTER_ADDR"] == "llm-master"
+        assert environment["NCCL_P2P_DISABLE"] == environment["NCCL_IB_DISABLE"] == "1"
+        assert environment["NCCL_HOSTID"] == "tatara"
+        assert service["networks"] == {"training": None}
+
+
+def test_several_hosts_take_their_own_network_and_all_their_gpus() -> None:
+    env = {"MASTER_ADDR": "10.0.0.1", "NODE_RANK": "3"}
+    for name, service in rendered("llm-4090", "compose.multihost.yaml", **env).items():
+        environment = service["environment"]
+        assert service["network_mode"] == "host"
+        assert not {"networks", "hostname", "ipc", "depends_on", "ports"} & set(service)
+        assert not {"NCCL_HOSTID", "CUDA_VISIBLE_DEVICES"} & set(environment)
+        assert environment["MASTER_ADDR"] == "10.0.0.1"
+        assert environment["NODE_RANK"] == ("0" if name == "llm-master" else "3")
+
+
+@pytest.mark.parametrize("profile", ["llm-4090", "vla", "vla_finetune", "grpo-h100", "grpo-vllm"])
+def test_without_a_gpu_nothing_is_reserved(profile: str) -> None:
+    real = rendered(profile)
+    for name, service in rendered(profile, "compose.cpu.yaml").items():
+        assert "deploy" not in service and "ulimits" not in service
+        same = ("image", "build", "command", "healthcheck", "volumes", "user", "init")
+        assert all(service.get(key) == real[name].get(key) for key in same)
+
+
+def test_every_variable_has_a_default_and_is_documented() -> None:
+    text = "".join((ROOT / name).read_text() for name in FILES)
+    used = re.findall(r"\$\{([A-Z0-9_]+)(:[-+]|[^:])", text)
+    assert all(operator in (":-", ":+") for _, operator in used), used
+    documented = re.findall(r"^(?:# )?([A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.M)
+    assert {name for name, _ in used} - set(documented) == set()
+
+
+def test_no_setting_of_a_training_is_named() -> None:
+    text = (ROOT / "compose.yaml").read_text() + (ROOT / "compose.multihost.yaml").read_text()
+    assert not re.search(r"TATARA__|BATCH_SIZE|LEARNING_RATE|EPOCHS|MODEL_NAME|LORA", text)

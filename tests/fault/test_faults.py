@@ -1,0 +1,121 @@
+"""Ranks die, hang and go wrong; files are damaged: what the user is left with."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ONE_RANK, ROOT, SHORT, Training, events, losses, rows, state
+from workloads.integrity import sealed
+from workloads.run import verify_checkpoint
+
+pytestmark = pytest.mark.fault
+
+
+def test_a_killed_rank_is_named_and_the_run_finishes_by_itself(tmp_path: Path) -> None:
+    whole = Training(tmp_path / "whole").end()
+    hurt = Training(tmp_path / "hurt")
+    hurt.until_step(10)
+    hurt.signal_rank(1, signal.SIGKILL)
+    hurt.end()
+    (restart,) = events(hurt.run, "restarted")
+    assert "rank 1 was ended by SIGKILL" in restart["reason"]
+    assert state(hurt.run) == state(whole.run)
+    assert losses(hurt.run) == losses(whole.run)
+
+
+def test_a_flipped_byte_sends_the_run_to_the_checkpoint_before(tmp_path: Path) -> None:
+    first = Training(tmp_path, [*ONE_RANK, "train.max_steps=16"]).end()
+    newest = sealed(first.run.checkpoints)[-1]
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    assert verify_checkpoint(newest)
+    again = Training(tmp_path, [*ONE_RANK, "train.max_steps=16"], resume=True).end()
+    assert "checkpoint-16 is damaged" in again.console
+    assert "going on from checkpoint-8" in again.console
+    assert (again.run.checkpoints / "damaged-checkpoint-16").is_dir()
+    assert verify_checkpoint(again.run.checkpoints / "checkpoint-16") == []
+
+
+def test_a_nan_on_one_rank_is_never_applied(tmp_path: Path) -> None:
+    import torch
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    training = Training(tmp_path, fault="nan:7:1").end()
+    (event,) = events(training.run, "nonfinite")
+    assert event["step"] == 7 and len(event["rows_by_rank"][1]) == 4
+    assert all("gsm8k.jsonl:" in place for place in event["places_by_rank"][1])
+    assert "step 7: non-finite loss or gradient; the step was not applied" in training.console
+    newest = sealed(training.run.checkpoints)[-1]
+    dcp_to_torch_save(newest / "pytorch_model_fsdp_0", tmp_path / "weights.pt")
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)["model"]
+    assert all(bool(torch.isfinite(one).all()) for one in weights.values())
+    after = [row["loss"] for row in rows(training.run.metrics) if row["step"] > 7 and "loss" in row]
+    assert len(after) == 17 and all(isinstance(loss, float) for loss in after)
+
+
+def test_a_users_mistake_on_one_rank_ends_all_without_a_restart(tmp_path: Path) -> None:
+    training = Training(tmp_path, fault="exit2:3:1").end(expected=2)
+    assert "expected a good row, found a bad one; mend it" in training.console
+    assert "Traceback" not in training.console
+    assert not events(training.run, "restarted")
+
+
+def test_a_suspended_rank_is_named_before_torch_gives_up(tmp_path: Path) -> None:
+    training = Training(tmp_path, ["parallel.hang_timeout=10"])
+    training.until_step(3)
+    pid = training.signal_rank(1, signal.SIGSTOP)
+    training.end()
+    (restart,) = events(training.run, "restarted")
+    assert f"rank 1 (node 1, pid {pid}, suspended) hangs" in restart["reason"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_alone_is_told_from_those_that_wait(tmp_path: Path) -> None:
+    training = Training(tmp_path, ["parallel.hang_timeout=10"], fault="hang:5:1").end()
+    (restart,) = events(training.run, "restarted")
+    assert "rank 1" in restart["reason"] and "no progress" in restart["reason"]
+    log = (training.run.path / "logs" / "1-1.log").read_text()
+    assert "strike" in log, "its stack shows where it hangs"
+
+
+def test_gpu_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
+    training = Training(tmp_path, ONE_RANK, fault="oom:3:0").end(expected=1)
+    assert "out of memory" in training.console
+    assert training.console.count("train.") + training.console.count("adapter.") >= 3
+    assert events(training.run, "oom")
+
+
+def test_the_second_of_two_runs_in_one_folder_is_refused(tmp_path: Path) -> None:
+    first = Training(tmp_path, [*ONE_RANK, "train.max_steps=100000"], env={"RUN_ID": "same"})
+    first.until_step(1)
+    second = subprocess.run(
+        [sys.executable, "-m", "workloads.cli", "train", "profiles/demo.yaml", *SHORT, *ONE_RANK],
+        cwd=ROOT,
+        env={"TATARA_OUTPUTS": str(tmp_path), "RUN_ID": "same", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert second.returncode == 2
+    assert f"belongs to process {first.process.pid}" in second.stderr
+    first.signal(signal.SIGTERM)
+    first.end(expected=3)
+
+
+@pytest.mark.slow
+def test_killing_the_supervisor_leaves_no_orphans(tmp_path: Path) -> None:
+    training = Training(tmp_path, ["train.max_steps=100000"])
+    training.until_step(3)
+    pids = [one["pid"] for one in training.run.statuses().values()]
+    training.process.kill()
+    training.process.wait()
+    training_gone = [not Path(f"/proc/{pid}").exists() for pid in pids]
+    for _ in range(200):
+        if all(training_gone):
+            break
+        training_gone = [not Path(f"/proc/{pid}").exists() for pid in pids]
+        signal.sigtimedwait([], 0.05)
+    assert all(training_gone)

@@ -1,0 +1,104 @@
+"""When the environment counts as ready, and what is said where no Python fits."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.shell
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ("pyproject.toml", "requirements-dev.lock")
+SCRIPTS = ("local_setup.sh", "local_setup.py")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A checkout whose .venv is finished, as far as the set-up can tell."""
+    root = tmp_path / "project"
+    (root / "scripts").mkdir(parents=True)
+    for name in (*FILES, *(f"scripts/{script}" for script in SCRIPTS)):
+        shutil.copy(ROOT / name, root / name)
+    (root / ".venv" / "bin").mkdir(parents=True)
+    (root / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    stamp(root)
+    return root
+
+
+def stamp(root: Path, **env: str) -> None:
+    """Write the stamp that the set-up itself would write at its end."""
+    code = "import json, local_setup as setup; print(json.dumps(setup.fingerprint()))"
+    place = {"PYTHONPATH": str(root / "scripts")}
+    done = call(root, sys.executable, "-c", code, **place, **env)
+    (root / ".venv" / "tatara-setup.json").write_text(done.stdout)
+
+
+def call(root: Path, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("TORCH_INDEX_URL", "VENV", "PYTHON", "PYTHONPATH")
+    }
+    return subprocess.run(command, cwd=root, env=kept | env, capture_output=True, text=True)
+
+
+def is_ready(root: Path, **env: str) -> bool:
+    return (
+        call(root, sys.executable, "-IS", "scripts/local_setup.py", "--is-ready", **env).returncode
+        == 0
+    )
+
+
+def test_a_finished_environment_is_left_as_it_is(project: Path) -> None:
+    done = call(project, "scripts/local_setup.sh")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_source_asks_for_a_set_up(project: Path, name: str) -> None:
+    with (project / name).open("a") as file:
+        file.write("# changed\n")
+    assert not is_ready(project)
+
+
+def test_an_interrupted_set_up_is_never_used(project: Path) -> None:
+    (project / ".venv" / "tatara-unfinished").touch()
+    assert not is_ready(project)
+
+
+def test_an_environment_without_its_python_is_not_ready(project: Path) -> None:
+    (project / ".venv" / "bin" / "python").unlink()
+    assert not is_ready(project)
+
+
+def test_a_folder_that_was_moved_asks_for_a_set_up(project: Path) -> None:
+    assert not is_ready(project.rename(project.with_name("elsewhere")))
+
+
+def test_a_torch_index_named_once_stays(project: Path) -> None:
+    index = "https://index.example/whl/cpu"
+    assert not is_ready(project, TORCH_INDEX_URL=index)
+    stamp(project, TORCH_INDEX_URL=index)
+    assert is_ready(project, TORCH_INDEX_URL=index)
+    assert is_ready(project)
+    (project / ".env").write_text('TORCH_INDEX_URL="https://index.example/whl/cu130"  # CUDA\n')
+    assert not is_ready(project)
+    content = json.loads((project / ".venv" / "tatara-setup.json").read_text())
+    assert content["torch_index"] == index
+
+
+def test_no_python_that_fits_ends_with_one_sentence(project: Path, tmp_path: Path) -> None:
+    old = tmp_path / "python-old"
+    old.write_text('#!/bin/sh\ncase "$2" in *python_version*) echo 3.9.18 ;; *) exit 1 ;; esac\n')
+    old.chmod(0o755)
+    shutil.rmtree(project / ".venv")
+    done = call(project, "scripts/local_setup.sh", PYTHON=f"python-that-is-not-there {old}")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"expected Python 3.11 or 3.12 with its venv module, found: {old} (3.9.18);"
+    )
+    assert not (project / ".venv").exists()

@@ -1,0 +1,128 @@
+"""start_training.sh and stop_training.sh without Docker: a real training, found and stopped."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.harness import SHORT, events, steps
+from workloads.integrity import sealed
+from workloads.run import Run
+
+pytestmark = [pytest.mark.shell, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = (*SHORT, "train.max_steps=100000", "train.epochs=100000", "parallel.nodes=1")
+PATIENCE = 240.0
+
+
+class Checkout:
+    """A copy of the project that uses this environment's Python; nothing of it runs in Docker."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("scripts", "profiles", "data/demo"):
+            shutil.copytree(ROOT / name, root / name)
+        for name in (".env.example", "pyproject.toml", "requirements-dev.lock"):
+            shutil.copy(ROOT / name, root / name)
+        (root / "workloads").symlink_to(ROOT / "workloads")
+        bin_folder = root / ".venv" / "bin"
+        bin_folder.mkdir(parents=True)
+        program = bin_folder / "python"
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        program.chmod(0o755)
+        (root / "scripts" / "local_setup.py").write_text("# ready\n")
+        (root / ".env").touch()
+
+    def script(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        # From somewhere else: a script finds its own repository.
+        return subprocess.run(
+            [self.root / "scripts" / name, *words],
+            cwd="/",
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+
+    @property
+    def env(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        return {**kept, "TATARA_RUNTIME": "local", "OMP_NUM_THREADS": "1"}
+
+    @property
+    def run(self) -> Run:
+        return Run(max((self.root / "outputs" / "demo").glob("*/config.json")).parent)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Callable[..., Checkout]:
+    made = Checkout(tmp_path / "checkout")
+    yield made
+    made.script("stop_training.sh")
+    made.script("stop_training.sh")
+
+
+def test_started_watched_stopped_and_gone_on_with(checkout: Checkout) -> None:
+    started = checkout.script("start_training.sh", "demo", *LONG)
+    assert started.returncode == 0, started.stdout + started.stderr
+    assert "runtime: local (TATARA_RUNTIME says so)" in started.stderr
+    assert f"first step done: outputs/demo/{checkout.run.id}" in started.stdout
+    assert steps(checkout.run)
+
+    again = checkout.script("start_training.sh", "demo")
+    assert again.returncode == 2
+    assert "a training of demo is running; stop it first" in again.stderr
+
+    stopped = checkout.script("stop_training.sh")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    newest = sealed(checkout.run.checkpoints)[-1]
+    assert f"newest checkpoint: {newest.relative_to(checkout.root)}" in stopped.stdout
+    assert f"--resume {checkout.run.id}" in stopped.stdout
+    assert events(checkout.run, "stopped")
+
+    idle = checkout.script("stop_training.sh")
+    assert idle.stdout.strip() == "no training is running"
+
+    step = int(newest.name.rpartition("-")[2])
+    words = [*LONG, f"train.max_steps={step + 2}", "--resume", checkout.run.id, "--wait"]
+    resumed = checkout.script("start_training.sh", "demo", *words)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert f"going on from {newest.name}" in resumed.stdout
+    assert max(steps(checkout.run)) == step + 2
+
+
+def test_a_mistake_ends_the_start_with_its_exit_code(checkout: Checkout) -> None:
+    words = (*LONG, "optim.learning_rat=1e-5")
+    started = checkout.script("start_training.sh", "demo", *words)
+    assert started.returncode == 2
+    assert "learning_rat" in started.stdout + started.stderr
+
+
+def test_the_monitor_shows_the_run(checkout: Checkout) -> None:
+    words = (*LONG, "train.max_steps=2", "--wait")
+    assert checkout.script("start_training.sh", "demo", *words).returncode == 0
+    shown = checkout.script("monitor_training.sh", "--once")
+    assert shown.returncode == 0, shown.stderr
+    assert checkout.run.id in shown.stdout
+
+
+def test_a_second_stop_ends_at_once(checkout: Checkout) -> None:
+    assert checkout.script("start_training.sh", "demo", *LONG).returncode == 0
+    pid = next((checkout.root / ".cache" / "running").iterdir()).name
+    rank = checkout.run.statuses()[0]["pid"]
+    os.kill(rank, 19)  # a suspended rank cannot agree to stop
+    first = subprocess.Popen([checkout.root / "scripts" / "stop_training.sh"], env=checkout.env)
+    mark = checkout.root / ".cache" / "stopping"
+    end = time.monotonic() + 30
+    while not mark.is_file() and time.monotonic() < end:
+        time.sleep(0.05)
+    second = checkout.script("stop_training.sh")
+    assert "asked before: ending now" in second.stdout
+    assert first.wait(30) == 0
+    assert not Path(f"/proc/{pid}").exists() and not Path(f"/proc/{rank}").exists()

@@ -1,0 +1,46 @@
+"""The benchmark of one GPU, as far as it goes without one."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench._gpu_cases import CASES, HAND, OURS, TRL, TRL_GROUPED
+from bench._gpu_sides import take_turn
+from tests.harness import ROOT
+
+pytestmark = pytest.mark.smoke
+
+TINY = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "vocab_size": 700,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run for minutes")
+def test_says_that_it_needs_a_gpu() -> None:
+    command = [sys.executable, "-m", "bench.gpu_sft"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "expected a CUDA GPU" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "peers"), [("full", (TRL, HAND)), ("short", (TRL, TRL_GROUPED)), ("lora", (TRL,))]
+)
+def test_all_sides_have_the_same_loss(name: str, peers: tuple[str, ...]) -> None:
+    case = replace(CASES[name], shape=TINY, length=64, batch=4)
+    case = replace(case, mean=16) if case.mean else case
+    ours = take_turn(case, OURS, 12)
+    assert ours.rate > 0
+    for peer in peers:
+        assert take_turn(case, peer, 12).loss == pytest.approx(ours.loss, rel=2e-3)

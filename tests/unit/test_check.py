@@ -1,0 +1,26 @@
+"""Looks at a profile that need no library and no GPU."""
+
+from pathlib import Path
+
+import pytest
+
+from workloads.check import shallow
+from workloads.config import resolve
+
+pytestmark = pytest.mark.unit
+
+DEMO = Path(__file__).resolve().parents[2] / "profiles" / "demo.yaml"
+
+
+@pytest.mark.parametrize(("size", "mistakes"), [(16, []), (48, []), (7, ["batch"]), (8, ["batch"])])
+def test_a_global_batch_that_the_ranks_cannot_share_is_found_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, mistakes: list[str]
+) -> None:
+    """Two ranks of 8 rows each."""
+    monkeypatch.chdir(DEMO.parents[1])
+    env = {"TATARA_OUTPUTS": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    words = ["train.per_device_batch_size=8", f"train.global_batch_size={size}"]
+    config, _ = resolve(DEMO, env, words)
+    found = [one for one in shallow(config, env) if one.level == "error"]
+    assert [one.name for one in found] == mistakes
+    assert all("multiple of 16" in one.found for one in found)

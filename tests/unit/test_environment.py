@@ -1,0 +1,113 @@
+"""`.env`, secrets and the names that libraries expect."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from workloads import environment
+from workloads.environment import apply, load, without_secrets
+from workloads.errors import UserError
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place without secrets of the machine, where `.env` would be looked for."""
+    monkeypatch.setattr(environment, "SECRET_FOLDER", tmp_path / "secrets")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_nothing_set(folder: Path) -> None:
+    assert load({}) == {}
+
+
+def test_dotenv_is_read_from_here_and_the_environment_wins(folder: Path) -> None:
+    (folder / ".env").write_text("BATCH_SIZE=2\nLEARNING_RATE=3e-5\n")
+    env = load({"BATCH_SIZE": "8"})
+    assert env == {"BATCH_SIZE": "8", "LEARNING_RATE": "3e-5"}
+
+
+def test_how_dotenv_files_are_written(folder: Path) -> None:
+    path = folder / "other.env"
+    path.write_text(
+        "# a comment\n"
+        "export MODEL_NAME=owner/model\n"
+        "WANDB_PROJECT_NAME='two words'  # why\n"
+        'SUMMARY="with # inside"\n'
+        "SPACES = 1 \n"
+        "EMPTY=\n"
+        "BARE\n"
+    )
+    assert load({}, path) == {
+        "MODEL_NAME": "owner/model",
+        "WANDB_PROJECT_NAME": "two words",
+        "SUMMARY": "with # inside",
+        "SPACES": "1",
+    }
+
+
+def test_an_empty_variable_does_not_hide_dotenv(folder: Path) -> None:
+    """Compose hands every unset `${VAR:-}` over as an empty one."""
+    (folder / ".env").write_text("SEED=3\n")
+    assert load({"SEED": "", "OTHER": ""}) == {"SEED": "3"}
+
+
+def test_a_folder_named_dotenv_is_no_file(folder: Path) -> None:
+    (folder / ".env").mkdir()
+    assert load({"SEED": "1"}) == {"SEED": "1"}
+
+
+@pytest.mark.parametrize("name", ["HUGGINGFACE_API_KEY", "HUGGING_FACE_HUB_TOKEN"])
+def test_the_documents_names_reach_the_library(name: str, folder: Path) -> None:
+    (folder / ".env").write_text(f"{name}=hf_one\n")
+    assert load({})["HF_TOKEN"] == "hf_one"
+    assert load({"HF_TOKEN": "hf_two"})["HF_TOKEN"] == "hf_two"
+    assert load({"HF_TOKEN": ""})["HF_TOKEN"] == "hf_one"
+
+
+def test_secrets_from_named_files(folder: Path) -> None:
+    (folder / "token").write_text("hf_file\n")
+    env = load({"HF_TOKEN_FILE": str(folder / "token")})
+    assert env["HF_TOKEN"] == "hf_file"
+    both = load({"HF_TOKEN_FILE": str(folder / "token"), "HF_TOKEN": "hf_value"})
+    assert both["HF_TOKEN"] == "hf_value"
+
+
+def test_secrets_that_docker_mounts(folder: Path) -> None:
+    (folder / "secrets").mkdir()
+    (folder / "secrets" / "wandb_api_key").write_text("key\n")
+    assert load({}) == {"WANDB_API_KEY": "key"}
+
+
+def test_an_empty_secret_file_sets_nothing(folder: Path) -> None:
+    (folder / "token").write_text("\n")
+    assert "HF_TOKEN" not in load({"HF_TOKEN_FILE": str(folder / "token")})
+
+
+@pytest.mark.parametrize("name", ["none", "."])
+def test_a_secret_file_that_cannot_be_read(name: str, folder: Path) -> None:
+    with pytest.raises(UserError, match="WANDB_API_KEY_FILE: expected a readable file, found"):
+        load({"WANDB_API_KEY_FILE": str(folder / name)})
+
+
+def test_apply_makes_it_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TATARA_TEST_OLD", "1")
+    monkeypatch.setenv("TATARA_TEST_NEW", "")
+    apply({"TATARA_TEST_NEW": "2"})
+    assert (os.environ["TATARA_TEST_OLD"], os.environ["TATARA_TEST_NEW"]) == ("1", "2")
+
+
+def test_secrets_are_blotted_out() -> None:
+    env = {"HF_TOKEN": "hf_secret", "WANDB_API_KEY": "w4nd8", "SEED": "42"}
+    text = "seed 42, token hf_secret, twice hf_secret, key w4nd8"
+    shown = without_secrets(text, env)
+    assert shown == "seed 42, token <HF_TOKEN>, twice <HF_TOKEN>, key <WANDB_API_KEY>"
+
+
+def test_secrets_under_other_names_are_blotted_out() -> None:
+    shown = without_secrets("key hf_old", {"HUGGINGFACE_API_KEY": "hf_old"})
+    assert "hf_old" not in shown
+    assert without_secrets("nothing set", {"HF_TOKEN": ""}) == "nothing set"

@@ -1,0 +1,296 @@
+"""Rows for GRPO from disk and from the generator."""
+
+import csv
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from workloads.errors import UserError
+from workloads.grpo import data
+from workloads.grpo.data import (
+    Example,
+    check_images,
+    generate_scenes,
+    read_examples,
+    training_dataset,
+    write_imagefolder,
+)
+from workloads.grpo.prompts import training_turns
+from workloads.grpo.scenes import COLOURS, colours_of, draw_scene, visible_pixels
+
+pytestmark = pytest.mark.unit
+
+SMALL: dict[str, Any] = {"size": (48, 32)}
+COOL = {"red", "green", "purple", "cyan"}
+WARM = {"gray", "blue", "brown", "yellow"}
+
+
+def image_bytes(path: Path, size: tuple[int, int] = (20, 10), **options: Any) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 30, 30)).save(path, **options)
+    return path.read_bytes()
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+# The generator
+
+
+def test_scenes_are_rows_and_the_same_for_a_seed() -> None:
+    rows = generate_scenes(8, 3, "A", **SMALL)
+    again = generate_scenes(4, 3, "A", **SMALL)
+    assert [set(row) for row in rows] == [{"image", "problem", "solution"}] * 8
+    assert [row["image"].tobytes() for row in again] == [row["image"].tobytes() for row in rows[:4]]
+    assert [row["solution"] for row in again] == [row["solution"] for row in rows[:4]]
+    other = generate_scenes(4, 4, "A", **SMALL)
+    assert other[0]["image"].tobytes() != rows[0]["image"].tobytes()
+    assert {row["problem"] for row in rows} == {"How many different items are there in the image?"}
+    assert rows[0]["image"].size == (48, 32) and rows[0]["image"].mode == "RGB"
+
+
+def test_every_count_occurs_equally_often() -> None:
+    rows = generate_scenes(16, 11, "B", **SMALL)
+    assert Counter(row["solution"] for row in rows) == {
+        f"<answer> {count} </answer>": 2 for count in range(3, 11)
+    }
+    few = generate_scenes(4, 11, "B", counts=(1, 2), **SMALL)
+    assert (
+        sorted(row["solution"] for row in few)
+        == ["<answer> 1 </answer>"] * 2 + ["<answer> 2 </answer>"] * 2
+    )
+
+
+@pytest.mark.parametrize(("palette", "cubes", "cylinders"), [("A", WARM, COOL), ("B", COOL, WARM)])
+def test_palettes_of_cogent(palette: Any, cubes: set[str], cylinders: set[str]) -> None:
+    assert set(colours_of("cube", palette)) == cubes
+    assert set(colours_of("cylinder", palette)) == cylinders
+    assert set(colours_of("sphere", palette)) == set(COLOURS)
+    found: dict[str, set[str]] = {"cube": set(), "cylinder": set(), "sphere": set()}
+    for seed in range(6):
+        for item in draw_scene(np.random.default_rng(seed), 8, palette).items:
+            found[item.shape].add(item.colour)
+    assert found["cube"] <= cubes and found["cylinder"] <= cylinders
+    assert found["sphere"] & cubes and found["sphere"] & cylinders
+
+
+def test_no_object_is_hidden_or_cut_off() -> None:
+    for seed in range(5):
+        scene = draw_scene(np.random.default_rng(seed), 10, "A")
+        for seen, alone in visible_pixels(scene, (240, 160)):
+            assert seen >= 0.5 * alone
+            assert seen >= 0.001 * 240 * 160
+        # The square picture shows the same and more around it: an object that the other one
+        # cuts off at its upper or lower rim would cover more pixels here.
+        wide = [own for _, own in visible_pixels(scene, (240, 160))]
+        square = [own for _, own in visible_pixels(scene, (240, 240))]
+        assert wide == square
+
+
+def test_pictures_show_the_colours() -> None:
+    """One red rubber sphere or the like: its hue is the strongest in the middle of its pixels."""
+    for row in generate_scenes(6, 0, "A", counts=(3, 3), questions="colour", size=(96, 64)):
+        colour = row["problem"].split()[2]
+        pixels = np.asarray(row["image"], dtype=float).reshape(-1, 3)
+        target = np.array(COLOURS[colour], dtype=float)
+        if colour == "gray":
+            continue  # the floor is gray as well
+        hue = target - target.mean()
+        tinted = pixels - pixels.mean(axis=1, keepdims=True)
+        alike = tinted @ hue / (np.linalg.norm(hue) * np.maximum(np.linalg.norm(tinted, axis=1), 1))
+        assert ((alike > 0.9) & (np.linalg.norm(tinted, axis=1) > 15)).sum() > 8, row["problem"]
+
+
+@pytest.mark.parametrize("questions", ["colour", "shape", "mixed"])
+def test_questions_about_some_of_the_items(questions: Any) -> None:
+    rows = generate_scenes(12, 2, "A", questions=questions, **SMALL)
+    counts = [int(row["solution"].split()[1]) for row in rows]
+    assert all(1 <= count <= 10 for count in counts)
+    assert len({row["problem"] for row in rows}) > 2
+    assert all(row["problem"].startswith("How many ") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1, 0, "C"), 'palette "A" or "B"'),
+        ((-1, 0, "A"), "from 0 up"),
+        ((1, -1, "A"), "from 0 up"),
+        ((1, 0, "A", (0, 3)), "within 1 to 10"),
+        ((1, 0, "A", (3, 11)), "within 1 to 10"),
+        ((1, 0, "A", (3, 4), (4, 4)), "16 x 16"),
+        ((1, 0, "A", (3, 3), (48, 32), "size"), 'found "size"'),
+    ],
+)
+def test_requests_that_cannot_be_met(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        generate_scenes(*arguments)
+
+
+# Rows from disk
+
+
+def test_what_the_generator_writes_is_read_back(tmp_path: Path) -> None:
+    rows = generate_scenes(3, 1, "A", **SMALL)
+    write_imagefolder(rows, tmp_path)
+    found = read_examples(tmp_path)
+    assert not found.bad
+    assert [row.solution for row in found.rows] == [row["solution"] for row in rows]
+    assert found.rows[1].open_image().tobytes() == rows[1]["image"].tobytes()
+    assert [size for _, size in check_images(found.rows)] == [(48, 32)] * 3
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    """Two files of the split train and one of test, several groups of rows, as the hub has them."""
+    folder = tmp_path / "clevr" / "data"
+    folder.mkdir(parents=True)
+    for name, first in (("train-00000-of-00002", 0), ("train-00001-of-00002", 5), ("test-0", 90)):
+        rows = [
+            {
+                "image": {"bytes": image_bytes(tmp_path / "x.png", (first + i + 1, 7)), "path": ""},
+                "problem": f"question {first + i}",
+                "solution": f"<answer> {first + i} </answer>",
+            }
+            for i in range(5)
+        ]
+        table = pa.Table.from_pylist(rows)
+        pq.write_table(table, folder / f"{name}.parquet", row_group_size=2)
+    return folder.parent
+
+
+def test_parquet_by_split(parquet: Path) -> None:
+    rows = read_examples(parquet, split="train").rows
+    assert [row.problem for row in rows] == [f"question {i}" for i in range(10)]
+    order = [7, 0, 4, 9, 3, 1]
+    assert [rows[i].open_image().size for i in order] == [(i + 1, 7) for i in order]
+    assert rows[6].place.endswith("train-00001-of-00002.parquet:2")
+    copied = pickle.loads(pickle.dumps(rows[6]))
+    assert copied.open_image().size == (7, 7)
+    with pytest.raises(UserError, match="split"):
+        read_examples(parquet)
+    with pytest.raises(UserError, match="split valid"):
+        read_examples(parquet, split="valid")
+
+
+def test_as_trainers_take_it(parquet: Path) -> None:
+    dataset = training_dataset(read_examples(parquet, split="train").rows)
+    assert len(dataset) == 10
+    assert set(dataset[3]) == {"prompt", "solution", "place", "image"}
+    assert dataset[3]["image"].size == (4, 7)
+    assert dataset[3]["prompt"] == training_turns("question 3", with_image=True)
+    shuffled = dataset.shuffle(seed=1).select(range(4))
+    for row in shuffled:
+        number = int(row["solution"].split()[1])
+        assert row["image"].size == (number + 1, 7)
+    texts = training_dataset([Example("a:1", "1+1?", "2", picture=None)])
+    assert texts[0] == {
+        "prompt": training_turns("1+1?", with_image=False),
+        "solution": "2",
+        "place": "a:1",
+    }
+
+
+def test_parquet_with_damage(parquet: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bad.parquet"
+    whole = image_bytes(tmp_path / "ok.png")
+    cells = [whole, whole[:55], b"no image", None, [whole, whole]]
+    rows = [
+        {"images": cell if isinstance(cell, list) else [cell], "question": "q", "answer": "4"}
+        for cell in cells
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    found = read_examples(file)
+    outcomes = [outcome for _, outcome in check_images(found.rows)]
+    assert outcomes[0] == (20, 10)
+    assert "no known format" in outcomes[2] and "found None" in outcomes[3]
+    assert outcomes[4] == "expected one image, found 2"
+    with pytest.raises(UserError, match=r"bad\.parquet:2: expected a whole image"):
+        found.rows[1].open_image()
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"bad\.parquet: expected a whole Parquet file"):
+        read_examples(file)
+
+
+def test_jsonl_beside_images(tmp_path: Path) -> None:
+    image_bytes(tmp_path / "images" / "a.png")
+    image_bytes(tmp_path / "b.jpg", (30, 40))
+    rows = [
+        {"image_path": "./images/a.png", "question": "How many?", "ground_truth": 4},
+        {"image_path": "a.png", "question": "How many?", "ground_truth": "140°"},
+        {"image_path": str(tmp_path / "b.jpg"), "question": "How many?", "ground_truth": 2.5},
+    ]
+    write_lines(tmp_path / "test.jsonl", rows)
+    found = read_examples(tmp_path)
+    assert [row.solution for row in found.rows] == ["4", "140°", "2.5"]
+    assert [size for _, size in check_images(found.rows)] == [(20, 10), (20, 10), (30, 40)]
+
+
+def test_csv_and_text_only(tmp_path: Path) -> None:
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["q", "a"], ["1+1?", "2"], ["2+2?", "4"]])
+    found = read_examples(tmp_path / "rows.csv", columns={"problem": "q", "solution": "a"})
+    assert [(row.problem, row.solution, row.picture) for row in found.rows] == [
+        ("1+1?", "2", None),
+        ("2+2?", "4", None),
+    ]
+    with pytest.raises(UserError, match="text only"):
+        found.rows[0].open_image()
+
+
+def test_bad_rows_are_named(tmp_path: Path) -> None:
+    image_bytes(tmp_path / "a.png")
+    good = {"image": "a.png", "problem": "q", "solution": "1"}
+    rows = [good, {**good, "image": "gone.png"}, {**good, "problem": " "}, {**good, "image": None}]
+    file = tmp_path / "rows.jsonl"
+    write_lines(file, rows)
+    with file.open("a") as lines:
+        lines.write("{broken\n")
+    found = read_examples(file)
+    assert len(found.rows) == 1
+    assert sorted((bad.line, bad.reason[:25]) for bad in found.bad) == [
+        (2, f"expected an image at {tmp_path}"[:25]),
+        (3, "column 'problem': expecte"),
+        (4, "expected the path of an i"),
+        (5, "invalid JSON at column 2:"),
+    ]
+    with pytest.raises(UserError, match=r"at most 2 bad rows among 5 .*found 4 bad(.|\n)*:3: "):
+        read_examples(file, budget=2)
+
+
+def test_columns_that_are_missing(tmp_path: Path) -> None:
+    write_lines(tmp_path / "rows.jsonl", [{"problem": "q", "label": "1"}])
+    with pytest.raises(UserError, match="solution or answer or ground_truth"):
+        read_examples(tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match="a column picture for the image"):
+        read_examples(tmp_path / "rows.jsonl", columns={"solution": "label", "image": "picture"})
+
+
+def test_images_are_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    image_bytes(tmp_path / "a.jpg", (40, 20), exif=exif)
+    image_bytes(tmp_path / "b.png", (40, 20))
+    write_lines(
+        tmp_path / "rows.jsonl",
+        [{"image": name, "problem": "q", "solution": "1"} for name in ("a.jpg", "b.png")],
+    )
+    rows = read_examples(tmp_path).rows
+    assert [size for _, size in check_images(rows)] == [(20, 40), (40, 20)]
+    assert [row.open_image().size for row in rows] == [(20, 40), (40, 20)]
+
+
+def test_palettes_and_alpha_become_rgb(tmp_path: Path) -> None:
+    for mode in ("P", "LA", "RGBA", "I;16", "1"):
+        Image.new(mode, (8, 8)).save(tmp_path / "a.png")
+        picture = data.find_picture("a.png", tmp_path)
+        assert picture.load().mode == "RGB"

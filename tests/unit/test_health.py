@@ -1,0 +1,79 @@
+"""Ranks are found by their processes and judged by their heartbeats."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workloads.health import Rank, main, ranks
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that looks like rank 3 of a run; that its module sleeps is all it does."""
+    code = "import sys; sys.stdin.read()"
+    env = {**os.environ, "RANK": "3", "TATARA_RUN": str(tmp_path)}
+    words = [sys.executable, "-c", code, "-m", "workloads.worker"]
+    (tmp_path / "status").mkdir()
+    with subprocess.Popen(words, stdin=subprocess.PIPE, env=env) as process:
+        yield process
+        process.kill()
+
+
+def found(pid: int) -> Rank | None:
+    return next((one for one in ranks() if one.pid == pid), None)
+
+
+def beat(folder: Path, pid: int, seconds_ago: float) -> None:
+    status = {"pid": pid, "monotonic": time.monotonic() - seconds_ago}
+    (folder / "status" / "3.json").write_text(json.dumps(status))
+
+
+def test_a_rank_is_found_with_its_run(worker: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    rank = found(worker.pid)
+    assert rank is not None
+    assert (rank.rank, rank.run) == (3, tmp_path)
+    assert 0 <= rank.age < 60
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(0.0, 0), (30.0, 1)])
+def test_the_age_of_the_heartbeat_decides(
+    worker: subprocess.Popen[bytes],
+    tmp_path: Path,
+    seconds: float,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    beat(tmp_path, worker.pid, seconds)
+    only = [one for one in ranks() if one.pid == worker.pid]
+    monkeypatch.setattr("workloads.health.ranks", lambda: iter(only))
+    assert main(limit=10) == code
+    said = capsys.readouterr().out
+    assert said.startswith(
+        f"rank 3 (pid {worker.pid}): no heartbeat for 30 s" if code else "1 ranks"
+    )
+
+
+def test_the_heartbeat_of_another_process_does_not_count(
+    worker: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    beat(tmp_path, worker.pid + 1, 1000.0)
+    rank = found(worker.pid)
+    assert rank is not None and rank.silence() < 60
+
+
+def test_no_ranks_is_setting_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert list(ranks(tmp_path)) == []
+    monkeypatch.setattr("workloads.health.ranks", lambda: iter(()))
+    assert main() == 0
+    assert capsys.readouterr().out == "no ranks: setting up\n"

@@ -1,0 +1,64 @@
+"""The page of all settings, written from the schema."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workloads import reference_docs
+from workloads.sections import Profile, Section
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def settings_of(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, field in schema.model_fields.items():
+        inner = reference_docs.inner_section(field)
+        if inner is None:
+            yield f"{prefix}{name}", field
+        else:
+            yield from settings_of(inner, f"{prefix}{name}.")
+
+
+def test_the_page_has_every_setting_once_and_what_it_does() -> None:
+    lines = reference_docs.render().splitlines()
+    for _, schema in reference_docs._workloads():
+        for name, field in settings_of(schema):
+            assert field.description, f"{name} has no description"
+            rows = [line for line in lines if line.startswith(f"| `{name}` |")]
+            assert rows, f"{name} is missing"
+            shared = name.split(".")[0] in Profile.model_fields
+            assert len(rows) == 1 or not shared
+
+
+def test_rows_of_the_page() -> None:
+    page = reference_docs.render()
+    assert (
+        "| `optim.learning_rate` | number, > 0 and < 1 | `2e-5` | `LEARNING_RATE` |"
+        " Peak learning rate. |" in page
+    )
+    assert "| `train.max_steps` | whole number or none, ≥ 1 | `null` | `MAX_STEPS` |" in page
+    assert "| `model.name` | text | **required** | `MODEL_NAME` |" in page
+    assert "| `parallel.ranks_per_node` | whole number or `auto` | `auto` |" in page
+    assert "| `BATCH_SIZE` | `train.per_device_batch_size` |" in page
+    assert "| `adapter.targets` | list: text | `[q_proj, k_proj, v_proj, o_proj]` |" in page
+
+
+def test_the_page_in_the_tree_is_up_to_date(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "workloads.reference_docs", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert run("--check").returncode == 0
+    page = tmp_path / "page.md"
+    assert run("--check", "--page", str(page)).returncode == 1
+    assert run("--page", str(page)).returncode == 0
+    assert run("--check", "--page", str(page)).returncode == 0
+    page.write_text(page.read_text() + "more\n")
+    old = run("--check", "--page", str(page))
+    assert old.returncode == 1 and "python -m workloads.reference_docs" in old.stdout

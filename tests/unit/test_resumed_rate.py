@@ -1,0 +1,57 @@
+"""A resumed optimizer goes on at the rate that is set now."""
+
+import copy
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from workloads.engine.callbacks import take_rate
+
+pytestmark = pytest.mark.unit
+
+
+class Training:
+    """An optimizer with two groups and a schedule, a few steps in."""
+
+    def __init__(self, rate: float, schedule: str) -> None:
+        weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+        groups = [
+            {"params": [one], "weight_decay": decay}
+            for one, decay in zip(weights, (0.1, 0), strict=True)
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=rate)
+        self.schedule = get_scheduler(schedule, self.optimizer, 2, 20)
+
+    def step(self, count: int) -> list[float]:
+        """The rate of each step."""
+        rates = []
+        for _ in range(count):
+            rates.append(self.optimizer.param_groups[0]["lr"])
+            self.optimizer.step()
+            self.schedule.step()
+        return rates
+
+    def resume(self, other: "Training") -> None:
+        self.optimizer.load_state_dict(copy.deepcopy(other.optimizer.state_dict()))
+        self.schedule.load_state_dict(copy.deepcopy(other.schedule.state_dict()))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_another_rate_is_taken_at_the_same_place_of_the_schedule(schedule: str) -> None:
+    first, whole = Training(1e-3, schedule), Training(2e-5, schedule)
+    first.step(7)
+    whole.step(7)
+    second = Training(2e-5, schedule)
+    second.resume(first)
+    assert take_rate(second.optimizer, second.schedule, 2e-5) == 1e-3
+    assert second.step(10) == pytest.approx(whole.step(10))
+
+
+def test_the_same_rate_touches_nothing() -> None:
+    first, second = Training(1e-3, "cosine"), Training(1e-3, "cosine")
+    first.step(7)
+    second.resume(first)
+    assert take_rate(second.optimizer, second.schedule, 1e-3) is None
+    assert second.optimizer.state_dict() == first.optimizer.state_dict()
+    assert second.step(5) == first.step(5)

@@ -1,0 +1,340 @@
+"""Rows come back whole, and each bad one is named by file, line and reason."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from workloads.data.rows import BadRow, data_files, fingerprint, read_rows
+from workloads.errors import UserError
+
+pytestmark = pytest.mark.unit
+
+QA = {"question": str, "answer": str}
+GOOD = '{"question": "q", "answer": "a"}'
+
+
+def write(path: Path, *lines: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\n".join(x.encode() if isinstance(x, str) else x for x in lines))
+    return path
+
+
+def reasons(path: Path, columns: dict[str, type] = QA) -> list[tuple[int, str]]:
+    return [(row.line, row.reason) for row in read_rows(path, columns).bad]
+
+
+def test_jsonl_keeps_the_named_columns_in_order(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", '{"question": "1", "answer": "x", "more": 3}', GOOD, "")
+    rows = read_rows(file, QA)
+    assert rows.rows == [{"question": "1", "answer": "x"}, {"question": "q", "answer": "a"}]
+    assert rows.bad == []
+
+
+def test_without_names_all_columns_are_kept(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", '{"x": [1, {"y": null}], "z": 1.5}')
+    assert read_rows(file, {}).rows == [{"x": [1, {"y": None}], "z": 1.5}]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"question": "q" "answer": "a"}', "invalid JSON at column 18: Expecting ',' delimiter"),
+        ('{"question": "q', "invalid JSON at column 14: Unterminated string starting at"),
+        (GOOD + " x", "invalid JSON at column 34: Extra data"),
+        ('{"question": NaN, "answer": "a"}', "invalid JSON: NaN is no JSON value"),
+        ("[1, 2]", "expected a JSON object, found a list"),
+        ('"text"', "expected a JSON object, found text ('text')"),
+        ("null", "expected a JSON object, found null"),
+        ('{"question": "q", "anser": "a"}', "missing column 'answer'; found 'question', 'anser'"),
+        ("{}", "missing column 'question'; found none"),
+        (
+            '{"question": "q", "answer": 42}',
+            "column 'answer': expected text, found a whole number (42)",
+        ),
+        ('{"question": null, "answer": "a"}', "column 'question': expected text, found null"),
+        (
+            '{"question": true, "answer": "a"}',
+            "column 'question': expected text, found true or false (True)",
+        ),
+        ('{"question": ["q"], "answer": "a"}', "column 'question': expected text, found a list"),
+        (
+            b'{"question": "caf\xe9", "answer": "a"}',
+            "not UTF-8 at byte 18 (0xe9); save the file as UTF-8",
+        ),
+        (
+            '{"question": "\\ud83d", "answer": "a"}',
+            "invalid text: half a surrogate pair (\\ud83d)",
+        ),
+    ],
+)
+def test_a_bad_jsonl_row_is_named(tmp_path: Path, line: str | bytes, reason: str):
+    file = write(tmp_path / "a.jsonl", GOOD, "", line, GOOD)
+    rows = read_rows(file, QA)
+    assert rows.bad == [BadRow(file, 3, reason)]
+    assert str(rows.bad[0]) == f"{file}:3: {reason}"
+    assert len(rows.rows) == 2
+
+
+def test_json_nested_beyond_reason_is_a_bad_row(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", GOOD, "[" * 100_000)
+    ((line, reason),) = reasons(file)
+    assert line == 2 and "recursion" in reason
+
+
+def test_a_whole_surrogate_pair_is_fine(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", '{"question": "\\ud83d\\ude00", "answer": "a"}')
+    assert read_rows(file, QA).rows[0]["question"] == "\U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (int, ["1", "-3"], ["1.5", "true", '"1"']),
+        (float, ["1", "1.5"], ["false", '"1"']),
+        (bool, ["true"], ["1", "null"]),
+        (list, ["[]"], ["{}", '"a"']),
+        (dict, ["{}"], ["[]"]),
+        (object, ["1", "null", "[]", "true"], []),
+    ],
+)
+def test_types(tmp_path: Path, kind: type, good: list[str], bad: list[str]):
+    file = write(tmp_path / "a.jsonl", *(f'{{"x": {value}}}' for value in good + bad))
+    rows = read_rows(file, {"x": kind})
+    assert len(rows.rows) == len(good)
+    assert [row.line for row in rows.bad] == list(range(len(good) + 1, len(good + bad) + 1))
+
+
+def test_a_byte_order_mark_and_windows_lines_are_accepted(tmp_path: Path):
+    text = b"\xef\xbb\xbf" + f"{GOOD}\r\n{GOOD}\r\n".encode()
+    assert len(read_rows(write(tmp_path / "a.jsonl", text), QA).rows) == 2
+    file = write(tmp_path / "a.csv", b"\xef\xbb\xbfquestion,answer\r\nq,a\r\n")
+    assert read_rows(file, QA).rows == [{"question": "q", "answer": "a"}]
+
+
+def test_utf16_is_named(tmp_path: Path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(GOOD.encode("utf-16"))
+    with pytest.raises(UserError, match="expected UTF-8 text, found UTF-16"):
+        read_rows(file, QA)
+
+
+def test_up_to_ten_bad_rows_are_skipped(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", *["nonsense"] * 10, GOOD)
+    rows = read_rows(file, QA)
+    assert (len(rows.rows), len(rows.bad)) == (1, 10)
+
+
+def test_past_the_budget_the_first_bad_rows_are_listed(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", *["nonsense"] * 12, GOOD)
+    with pytest.raises(UserError) as raised:
+        read_rows(file, QA)
+    first, *listed = str(raised.value).splitlines()
+    assert first.startswith(f"expected at most 10 bad rows among 13 in {file}, found 12 bad;")
+    expected = "invalid JSON at column 1: Expecting value"
+    assert listed == [f"  {file}:{line}: {expected}" for line in range(1, 11)] + ["  and 2 more"]
+
+
+def test_of_many_rows_a_thousandth_may_be_bad(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", *[GOOD] * 13_988, *["{}"] * 14)
+    assert len(read_rows(file, QA).bad) == 14
+    with pytest.raises(UserError, match="at most 14 bad rows among 14003"):
+        read_rows(write(file, *[GOOD] * 13_988, *["{}"] * 15), QA)
+
+
+def test_the_budget_can_be_set(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", GOOD, "{}")
+    assert len(read_rows(file, QA, budget=1).bad) == 1
+    with pytest.raises(UserError, match="at most 0 bad rows among 2"):
+        read_rows(file, QA, budget=0)
+
+
+def test_nothing_but_bad_rows_is_refused_within_the_budget_too(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", "{}", "[]")
+    with pytest.raises(UserError, match="expected a good row among 2 .* found 2 bad"):
+        read_rows(file, QA)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+@pytest.mark.parametrize("content", [b"", b"\n  \n", b"\xef\xbb\xbf"])
+def test_an_empty_file_is_refused(tmp_path: Path, name: str, content: bytes):
+    file = write(tmp_path / name, content)
+    with pytest.raises(UserError, match="expected"):
+        read_rows(file, QA)
+
+
+def test_a_header_alone_is_no_row(tmp_path: Path):
+    with pytest.raises(UserError, match="expected rows, found none"):
+        read_rows(write(tmp_path / "a.csv", "question,answer", ""), QA)
+
+
+def test_what_is_not_there_or_not_known_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="found nothing at"):
+        read_rows(tmp_path / "no.jsonl", QA)
+    with pytest.raises(UserError, match=r"ending in .jsonl, .parquet, .csv, found .*a\.txt"):
+        read_rows(write(tmp_path / "a.txt", GOOD), QA)
+    with pytest.raises(UserError, match="found none"):
+        read_rows(tmp_path, QA)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_rights_is_named(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", GOOD)
+    file.chmod(0)
+    with pytest.raises(UserError, match="Permission denied"):
+        read_rows(file, QA)
+
+
+def test_csv_counts_physical_lines(tmp_path: Path):
+    file = write(
+        tmp_path / "a.csv",
+        "question,answer,note",
+        '"two\nlines, and ""quotes""",a,',
+        "too,few",
+        "",
+        "q,a,b,too many",
+        '"x" y,a,b',
+        b"caf\xe9,a,b",
+        "q,a,b",
+    )
+    rows = read_rows(file, QA)
+    assert rows.rows == [
+        {"question": 'two\nlines, and "quotes"', "answer": "a"},
+        {"question": "q", "answer": "a"},
+    ]
+    assert [(row.line, row.reason) for row in rows.bad] == [
+        (4, "expected 3 fields as in the header, found 2"),
+        (6, "expected 3 fields as in the header, found 4"),
+        (7, "invalid CSV: ',' expected after '\"'"),
+        (8, "not UTF-8 at byte 4 (0xe9); save the file as UTF-8 (counted in its field)"),
+    ]
+    assert rows.place(1) == f"{file}:9"
+
+
+def test_csv_fields_become_the_types_asked_for(tmp_path: Path):
+    file = write(tmp_path / "a.csv", "n,x,yes,m", '7,1.5,True,"[{""a"": 1}]"', "7.5,1,no,[]")
+    rows = read_rows(file, {"n": int, "x": float, "yes": bool, "m": list})
+    assert rows.rows == [{"n": 7, "x": 1.5, "yes": True, "m": [{"a": 1}]}]
+    assert rows.bad == [
+        BadRow(file, 3, "column 'n': expected a whole number, found a number (7.5)")
+    ]
+
+
+def test_csv_text_that_looks_like_a_number_stays_text(tmp_path: Path):
+    file = write(tmp_path / "a.csv", "question,answer", "007,1e3")
+    assert read_rows(file, QA).rows == [{"question": "007", "answer": "1e3"}]
+
+
+def test_a_long_document_fits_into_a_csv_field(tmp_path: Path):
+    file = write(tmp_path / "a.csv", "question,answer", "q," + "a" * 500_000)
+    assert len(read_rows(file, QA).rows[0]["answer"]) == 500_000
+
+
+def test_a_quote_that_is_never_closed_loses_no_rows_unseen(tmp_path: Path):
+    file = write(tmp_path / "a.csv", "question,answer", "q,a", '"q,a', "q,a", "q,a")
+    with pytest.raises(UserError, match=r"a\.csv:3: expected a closing quote, found the end"):
+        read_rows(file, QA)
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("question,anser", r"a\.csv:1: .*found 'question', 'anser' \('answer' missing\)"),
+        ("question,answer,answer", r"a\.csv:1: .*\('answer' once, found it 2 times\)"),
+    ],
+)
+def test_a_csv_header_without_the_columns_is_refused(tmp_path: Path, header: str, found: str):
+    with pytest.raises(UserError, match=found):
+        read_rows(write(tmp_path / "a.csv", header, "1,2,3"), QA)
+
+
+def write_parquet(path: Path, columns: dict[str, list]) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=3)
+    return path
+
+
+def test_parquet_counts_rows(tmp_path: Path):
+    questions = [f"q{row}" for row in range(8)]
+    questions[4] = None
+    columns = {"question": questions, "answer": ["a"] * 8, "more": [1] * 8}
+    file = write_parquet(tmp_path / "a.parquet", columns)
+    rows = read_rows(file, QA)
+    assert [row["question"] for row in rows.rows] == ["q0", "q1", "q2", "q3", "q5", "q6", "q7"]
+    assert rows.rows[0] == {"question": "q0", "answer": "a"}
+    assert rows.bad == [BadRow(file, 5, "column 'question': expected text, found null")]
+    assert rows.place(4) == f"{file}:6"
+
+
+def test_parquet_messages_are_lists_of_objects(tmp_path: Path):
+    turns = [{"role": "user", "content": "hello"}]
+    file = write_parquet(tmp_path / "a.parquet", {"messages": [turns]})
+    assert read_rows(file, {"messages": list}).rows == [{"messages": turns}]
+
+
+def test_a_parquet_file_without_the_column_is_refused(tmp_path: Path):
+    file = write_parquet(tmp_path / "a.parquet", {"question": ["q"]})
+    with pytest.raises(UserError, match="found 'question' .'answer' missing"):
+        read_rows(file, QA)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path):
+    file = write_parquet(tmp_path / "a.parquet", {"question": ["q"], "answer": ["a"]})
+    content = file.read_bytes()
+    for damaged in (b"", b"no parquet", content[:-4], content[: len(content) // 2]):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.parquet: expected"):
+            read_rows(file, QA)
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path):
+    one, two = '{"x": 1}', '{"x": 2}'
+    write(tmp_path / "b.jsonl", two, "{}")
+    write(tmp_path / "a" / "z.jsonl", one, one)
+    write(tmp_path / "README.md", "not data")
+    write(tmp_path / ".cache" / "c.jsonl", "not data")
+    rows = read_rows(tmp_path, {"x": int})
+    assert [row["x"] for row in rows.rows] == [1, 1, 2]
+    assert [rows.place(index) for index in range(3)] == [
+        f"{tmp_path}/a/z.jsonl:1",
+        f"{tmp_path}/a/z.jsonl:2",
+        f"{tmp_path}/b.jsonl:1",
+    ]
+    assert rows.bad[0].file == tmp_path / "b.jsonl"
+
+
+def test_an_empty_file_in_a_folder_is_named(tmp_path: Path):
+    write(tmp_path / "a.jsonl", GOOD)
+    write(tmp_path / "b.jsonl", "")
+    with pytest.raises(UserError, match=r"b\.jsonl: expected rows, found none"):
+        read_rows(tmp_path, QA)
+
+
+def test_a_folder_of_several_kinds_is_refused(tmp_path: Path):
+    write(tmp_path / "a.jsonl", GOOD)
+    write(tmp_path / "a.csv", "question,answer")
+    with pytest.raises(UserError, match=r"files of one kind .* found \.csv, \.jsonl"):
+        data_files(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["test.jsonl", "validation-00000.jsonl", "test/0.jsonl"])
+def test_a_folder_of_several_splits_is_refused(tmp_path: Path, other: str):
+    write(tmp_path / "train-00000.jsonl", GOOD)
+    write(tmp_path / "train-00001.jsonl", GOOD)
+    assert len(data_files(tmp_path)) == 2
+    write(tmp_path / other, GOOD)
+    with pytest.raises(UserError, match="expected one split"):
+        data_files(tmp_path)
+
+
+def test_the_fingerprint_follows_the_bytes_alone(tmp_path: Path):
+    file = write(tmp_path / "one" / "a.jsonl", GOOD)
+    copy = write(tmp_path / "two" / "b.jsonl", GOOD)
+    assert fingerprint(file) == fingerprint(copy) == read_rows(file, QA).fingerprint
+    assert fingerprint(file.parent) == fingerprint(file)
+    before = fingerprint(file)
+    write(file, GOOD, GOOD)
+    assert fingerprint(file) != before
+    write(file.parent / "b.jsonl", GOOD)
+    assert len({fingerprint(file.parent), fingerprint(file), before}) == 3

@@ -1,0 +1,83 @@
+"""The run directory: what is written, who may write it, what is found again."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from workloads import run as runs
+from workloads.config import resolve
+from workloads.errors import UserError
+from workloads.run import Owner, Run
+
+pytestmark = pytest.mark.unit
+DEMO = Path("profiles/demo.yaml")
+
+
+def started(path: Path) -> Run:
+    config, provenance = resolve(DEMO, {"LEARNING_RATE": "3e-5"})
+    run = Run(path)
+    runs.start(run, config, provenance, {"hosts": ["a"]})
+    return run
+
+
+def test_config_and_provenance_survive_the_run_directory(tmp_path: Path) -> None:
+    run = started(tmp_path / "r")
+    assert run.config() == resolve(DEMO, {"LEARNING_RATE": "3e-5"})[0]
+    dump = json.loads((run.path / "config.json").read_text())
+    assert dump["provenance"]["optim.learning_rate"] == "environment LEARNING_RATE"
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert manifest["profile"] == "demo" and manifest["hosts"] == ["a"]
+    runs.write_manifest(run, {"data": {"rows": 3}})
+    assert json.loads((run.path / "manifest.json").read_text())["hosts"] == ["a"]
+
+
+def test_rows_are_json_even_where_the_loss_is_not_a_number(tmp_path: Path) -> None:
+    run = started(tmp_path / "r")
+    run.metric({"step": 1, "loss": float("nan")})
+    run.metric({"step": 2, "loss": 1.5})
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert rows[0]["loss"] == "nan" and rows[1]["loss"] == 1.5
+    assert rows[0]["monotonic"] <= rows[1]["monotonic"]
+
+
+def hold(path: str, ready: object, release: object) -> None:
+    owner = Owner(Run(Path(path)))
+    owner.take()
+    ready.set()  # type: ignore[attr-defined]
+    release.wait(30)  # type: ignore[attr-defined]
+
+
+def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(str(tmp_path / "r"), ready, release))
+    other.start()
+    assert ready.wait(30)
+    with pytest.raises(UserError, match=f"process {other.pid} on "):
+        Owner(Run(tmp_path / "r")).take()
+    release.set()
+    other.join(30)
+    Owner(Run(tmp_path / "r")).take()
+
+
+def test_runs_are_found_by_id_path_and_latest(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        started(tmp_path / "demo" / name)
+    assert runs.find(tmp_path, "demo", "latest").id == "a"
+    assert runs.find(tmp_path, "demo", "b").id == "b"
+    assert runs.find(tmp_path, "demo", str(tmp_path / "demo" / "b")).id == "b"
+    with pytest.raises(UserError, match="found no 'c'; runs there: b, a"):
+        runs.find(tmp_path, "demo", "c")
+
+
+def test_heartbeats_are_read_back_by_rank(tmp_path: Path) -> None:
+    run = started(tmp_path / "r")
+    run.write_status(1, {"phase": "training"})
+    run.write_status(0, {"phase": "saving"})
+    (run.path / "status" / "2.json").write_text("{half")
+    assert {rank: one["phase"] for rank, one in run.statuses().items()} == {
+        0: "saving",
+        1: "training",
+    }

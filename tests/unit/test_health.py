@@ -18,11 +18,13 @@ pytestmark = pytest.mark.unit
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that looks like rank 3 of a run; that its module sleeps is all it does."""
-    code = "import sys; sys.stdin.read()"
+    code = "import sys; print(flush=True); sys.stdin.read()"
     env = {**os.environ, "RANK": "3", "TATARA_RUN": str(tmp_path)}
     words = [sys.executable, "-c", code, "-m", "workloads.worker"]
     (tmp_path / "status").mkdir()
-    with subprocess.Popen(words, stdin=subprocess.PIPE, env=env) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, env=env) as process:
+        assert process.stdout and process.stdout.readline()  # /proc shows its words only by then
         yield process
         process.kill()
 

@@ -125,8 +125,11 @@ def ask(url: str, token: str | None, seconds: float = PATIENCE) -> Reply:
     )
     thread.start()
     thread.join(seconds)
-    host = urlsplit(url).netloc
-    return replies[0] if replies else Reply(None, problem=f"{host} gave no answer in {seconds:g} s")
+    return replies[0] if replies else _silence(url, seconds)
+
+
+def _silence(url: str, seconds: float) -> Reply:
+    return Reply(None, problem=f"{urlsplit(url).netloc} gave no answer in {seconds:g} s")
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -160,6 +163,8 @@ def _once(opener: Any, url: str, token: str | None, seconds: float) -> Reply:
     except urllib.error.HTTPError as error:
         return Reply(error.code, _headers(error.headers))
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(getattr(error, "reason", error), TimeoutError):
+            return _silence(url, seconds)
         return Reply(None, problem=f"{urlsplit(url).netloc} cannot be reached: {why(error)}")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,3 +57,20 @@ def no_settings(words: Sequence[str]) -> None:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+class Ticker:
+    """Called as (done, total): says on stderr how far long work is, at most every few seconds.
+
+    Nothing is said of work that ends before the first of them is over.
+    """
+
+    def __init__(self, what: str, every: float = 3.0) -> None:
+        self.what = what
+        self.every = every
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._last >= self.every:
+            self._last = time.monotonic()
+            print(f"tatara: {done:,} of {total:,} {self.what}", file=sys.stderr, flush=True)

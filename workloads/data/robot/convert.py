@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from workloads.data.robot import lerobot_layout as layout
 from workloads.data.robot import pictures
-from workloads.data.robot.episode import Dataset, Episode
+from workloads.data.robot.episode import Dataset, Episode, Progress
 from workloads.data.robot.lerobot_stats import Described, PictureStats, VectorStats, total
 from workloads.data.tfrecord import Damage, DamagedRecord
 from workloads.errors import UserError
@@ -36,13 +36,15 @@ def to_lerobot_v3(
     *,
     fps: float | None = None,
     cameras: Sequence[str] | None = None,
+    progress: Progress | None = None,
 ) -> Converted:
     """Write a LeRobot v3.0 data set to the folder `out`, which appears when it is complete.
 
     Steps are those the data set was opened with. Timestamps in LeRobot are frame / fps without
     gaps, so an episode is cut wherever damaged records are missing. `cameras` are those that all
-    episodes have, by default; `fps` is the data set's own. Raises UserError where `out` is not
-    empty, fps is unknown, or a camera's pictures differ in size.
+    episodes have, by default; `fps` is the data set's own; `progress` is called with the number of
+    episodes written so far and of all. Raises UserError where `out` is not empty, fps is unknown,
+    or a camera's pictures differ in size.
     """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -53,8 +55,10 @@ def to_lerobot_v3(
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     writer = _Writer(partial, dataset, rate, tuple(cameras or dataset.cameras))
-    for episode in dataset:
+    for number, episode in enumerate(dataset):
         writer.add(episode)
+        if progress is not None:
+            progress(number + 1, len(dataset))
     converted = writer.finish(target)
     if target.exists():
         target.rmdir()

@@ -6,7 +6,7 @@ which is what anything that looks at several steps in a row (action chunks) must
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
 from workloads.errors import UserError
 
 ColorOrder = Literal["rgb", "bgr"]
+Progress = Callable[[int, int], None]
 DEFAULT_INSTRUCTION = "manipulate the object"
 
 
@@ -209,10 +210,15 @@ class Dataset(Sequence[Episode], ABC):
         found = {episode.color_order for episode in self}
         return tuple(cast(list[ColorOrder], sorted(found)))
 
-    def verify(self) -> list[Damage]:
-        """Read everything, pictures and the placeholder steps included, and return the damage."""
+    def verify(self, progress: Progress | None = None) -> list[Damage]:
+        """Read everything, pictures and the placeholder steps included, and return the damage.
+
+        progress: called with the number of episodes read so far and of all.
+        """
         found = {item: None for item in self.damage}
         for number in range(len(self)):
+            if progress is not None:
+                progress(number, len(self))
             found |= {item: None for item in self.episode(number).verify()}
             # Formats read episode by episode find damage on the way.
             found |= {item: None for item in self.damage}

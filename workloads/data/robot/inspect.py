@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from workloads.data.robot.crane_x7 import DATASET_NAME, JOINT_LIMITS, JOINTS
-from workloads.data.robot.episode import Dataset, Episode
+from workloads.data.robot.episode import Dataset, Episode, Progress
 from workloads.data.tfrecord import Damage, DamagedRecord
 from workloads.errors import UserError
 
@@ -20,15 +20,18 @@ _LABEL_HEIGHT = 14
 _CURVES_AT_MOST = 40
 
 
-def inspect(dataset: Dataset, verify: bool = True) -> dict[str, Any]:
+def inspect(
+    dataset: Dataset, verify: bool = True, progress: Progress | None = None
+) -> dict[str, Any]:
     """What is in the data set, as a dictionary ready for JSON.
 
     Holds episodes, steps, lengths, cameras, instructions with the number of episodes, the range of
     every state and action dimension against the joint limits (CRANE-X7 only, rad), gaps and
-    damage. With `verify` every picture is read, without it only what opening found is reported.
+    damage. With `verify` every picture is read, without it only what opening found is reported;
+    `progress` is called with the number of episodes read so far and of all.
     """
     episodes = [episode for episode in dataset if len(episode)]
-    damage = dataset.verify() if verify else list(dataset.damage)
+    damage = dataset.verify(progress) if verify else list(dataset.damage)
     return {
         "path": str(dataset.path),
         "format": dataset.format,

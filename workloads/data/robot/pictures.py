@@ -5,7 +5,7 @@ import struct
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # The first bytes of what recorders write: a picture that begins otherwise is none.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"RIFF")
@@ -27,6 +27,9 @@ def decode(encoded: bytes) -> np.ndarray:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(encoded)) as picture:
                 return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    except UnidentifiedImageError:
+        # Pillow's own words hold an address, and the same damage is to be told in the same ones.
+        raise PictureError("image decode error: not a picture of a known format") from None
     # What Pillow's decoders raise on broken input, each format its own.
     except (
         OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error,

@@ -1,0 +1,51 @@
+"""Write the data set DIR in another format to the folder OUT, which appears when it is complete.
+Steps with a damaged picture are left out and told of; past the budget nothing is written."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from workloads.commands.common import Ticker
+from workloads.commands.data_open import add_opening, open_named
+from workloads.errors import EXIT_DONE, UserError
+
+FORMATS = ("lerobot",)
+_MOST = 20  # damaged records shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_opening(parser)
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, empty or new")
+    parser.add_argument("--to", choices=FORMATS, default=FORMATS[0], help="LeRobot v3.0")
+    parser.add_argument("--fps", type=float, help="steps a second, where the data do not say")
+    parser.add_argument(
+        "--cameras", nargs="+", metavar="NAME", help="default: those that all episodes have"
+    )
+    parser.add_argument(
+        "--max-damaged", type=int, metavar="N", help="records to skip, default 10 or 0.1 %%"
+    )
+
+
+def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from workloads.data.robot.convert import to_lerobot_v3
+
+    source, out = args.folder.resolve(), args.out.resolve()
+    if out.is_relative_to(source) or source.is_relative_to(out):
+        raise UserError(f"expected OUT beside the data set, found {args.out}; choose another")
+    if args.fps is not None and not args.fps > 0:
+        raise UserError(f"--fps: expected steps a second above 0, found {args.fps:g}")
+    dataset = open_named(args, env, args.max_damaged)
+    done = to_lerobot_v3(
+        dataset,
+        args.out,
+        fps=args.fps,
+        cameras=args.cameras,
+        progress=Ticker("episodes written"),
+    )
+    left_out = (*dataset.damage, *done.skipped)
+    for item in left_out[:_MOST]:
+        print(f"left out: {item}")
+    if len(left_out) > _MOST:
+        print(f"and {len(left_out) - _MOST} more; tatara data inspect {args.folder} lists all")
+    print(f"{done.path}: LeRobot v3.0, {done.episodes} episodes, {done.frames:,} steps")
+    return EXIT_DONE

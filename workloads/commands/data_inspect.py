@@ -1,0 +1,134 @@
+"""Say what is in the data set DIR: episodes, steps, action ranges against the joint limits,
+instructions, damage. Every record and picture is read. Ends with 1 where a training would refuse
+the data for its damage."""
+
+import argparse
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workloads.commands.common import Ticker, print_json
+from workloads.commands.data_open import add_opening, open_named
+from workloads.errors import EXIT_DONE, EXIT_FAILED, UserError
+
+if TYPE_CHECKING:
+    from workloads.data.robot import Dataset
+
+SHEET, CURVES = "contact_sheet.png", "action_curves.png"
+_MOST = 20  # instructions and damaged records shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_opening(parser)
+    parser.add_argument("--json", action="store_true", help="print everything found as JSON")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help=f"write {SHEET} and {CURVES} there"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="do not read the pictures, only what opening reads"
+    )
+
+
+def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from workloads.data.robot.inspect import inspect
+
+    if args.output:
+        _make(args.output)
+    dataset = open_named(args, env, math.inf)
+    found = inspect(dataset, verify=not args.quick, progress=Ticker("episodes read"))
+    found["refused"] = _refused(dataset, found)
+    found["written"] = [] if args.output is None else _draw(dataset, args.output)
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(lines(found)))
+    return EXIT_FAILED if found["refused"] else EXIT_DONE
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: expected a folder to write to, found {error}") from None
+
+
+def _refused(dataset: "Dataset", found: Mapping[str, Any]) -> str | None:
+    """What a training with the usual budget would say; None where it would take the data."""
+    from workloads.data.tfrecord import Damage, check_budget
+
+    try:
+        damage = [Damage(**item) for item in found["damage"]]
+        check_budget(damage, found["steps"] + len(damage), None)
+    except UserError as error:
+        return str(error)
+    return None if found["steps"] else f"{dataset.path}: no usable step"
+
+
+def _draw(dataset: "Dataset", folder: Path) -> list[str]:
+    from workloads.data.robot.inspect import action_curves, contact_sheet
+
+    if dataset.cameras:
+        contact_sheet(dataset, folder / SHEET)
+    if dataset.lengths.any():
+        action_curves(dataset, folder / CURVES)
+    return [str(folder / name) for name in (SHEET, CURVES) if (folder / name).is_file()]
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The page for people."""
+    spread = found["steps_per_episode"]
+    lengths = f" ({spread['min']} to {spread['max']} each)" if spread else ""
+    rate = "unknown rate" if found["fps"] is None else f"{found['fps']:g} Hz"
+    out = [
+        f"{found['path']}: {found['format']}, {found['name']}, {rate}",
+        f"  {found['episodes']} episodes, {found['steps']:,} steps{lengths}",
+    ]
+    if found["empty_episodes"]:
+        out.append(f"  {found['empty_episodes']} episodes without a usable step")
+    if found["drop_last_placeholder"]:
+        out.append("  a last step whose action is its own state is left out")
+    out.append(f"  colours stored as {', '.join(found['color_orders']) or 'none'}")
+    for camera, facts in found["cameras"].items():
+        size = "unreadable" if facts["shape"] is None else "{1} x {0}".format(*facts["shape"])
+        out.append(f"  camera {camera}: {facts['episodes']} episodes, {size}")
+    out += ["", *_instructions(found["instructions"])]
+    for what in ("actions", "states"):
+        out += ["", *_ranges(what, found[what])]
+    return out + ["", *_damage(found), *(f"written: {path}" for path in found["written"])]
+
+
+def _instructions(counts: Mapping[str, int]) -> list[str]:
+    shown = [f"  {count:>5} x {text}" for text, count in list(counts.items())[:_MOST]]
+    more = [f"  and {len(counts) - _MOST} more"] if len(counts) > _MOST else []
+    return [f"instructions: {len(counts)}", *shown, *more]
+
+
+def _ranges(what: str, rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return [f"{what}: none of one size"]
+    width = max(len(row["name"]) for row in rows)
+    out = [f"{what}: {len(rows)} dimensions", f"  {'':<{width}}     min     max    mean     std"]
+    for row in rows:
+        line = f"  {row['name']:<{width}}" + "".join(
+            f" {row[name]:7.3f}" for name in ("min", "max", "mean", "std")
+        )
+        if row.get("outside"):
+            low, high = row["limits"]
+            line += f"   {row['outside']} outside of {low:g}..{high:g}"
+        out.append(line)
+    return out
+
+
+def _damage(found: Mapping[str, Any]) -> list[str]:
+    read = "every picture read" if found["verified"] else "pictures not read"
+    if not found["damage"]:
+        return [f"damage: none ({read}), {found['gaps']} gaps"]
+    counts = ", ".join(f"{count} {name}" for name, count in found["damage_counts"].items())
+    out = [f"damage: {counts} ({read}), {found['gaps']} gaps"]
+    for item in found["damage"][:_MOST]:
+        place = "" if item["offset"] is None else f" at byte {item['offset']}"
+        out.append(f"  {item['file']}: record {item['record']}{place}: {item['cause']}")
+    if len(found["damage"]) > _MOST:
+        out.append(f"  and {len(found['damage']) - _MOST} more: --json lists all")
+    return [*out, f"a training would refuse this: {found['refused']}"] if found["refused"] else out

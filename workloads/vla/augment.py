@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from workloads.vla.config import Augmentation
+from workloads.vla.processing import ImageProcessor
 
 _FULL = 255.0
 
@@ -29,6 +30,14 @@ def augment(pixels: np.ndarray, how: Augmentation, random: np.random.Generator) 
 def centre_crop(pixels: np.ndarray, area: float) -> np.ndarray:
     """The middle of a picture, `area` of it, at the same size: what an augmented model expects."""
     return _cropped(pixels, area, 0.5, 0.5)
+
+
+def as_served(processor: ImageProcessor, image: np.ndarray, crop_area: float) -> np.ndarray:
+    """An unvaried picture as the model sees it, in evaluation and when it serves.
+
+    image: uint8 [H, W, 3] of any size → float32 [C, H, W].
+    """
+    return processor.normalize(centre_crop(processor.resize(image), crop_area))
 
 
 def _cropped(pixels: np.ndarray, area: float, left: float, top: float) -> np.ndarray:

@@ -38,6 +38,11 @@ class Augmentation(Section):
     saturation: Number = Field(0.2, ge=0, lt=1, description="Factor 1 ± this.")
     hue: Number = Field(0.05, ge=0, le=0.5, description="Turn of the colour circle, at most.")
 
+    @property
+    def served_area(self) -> float:
+        """The centre crop's share of the area where pictures are not varied."""
+        return self.crop_area if self.enabled else 1.0
+
 
 class VlaData(Source):
     """The data set, those mixed into it, and how its steps become samples.

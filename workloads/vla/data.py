@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from workloads.data.robot import DamagedRecord, Episode
 from workloads.errors import UserError
 from workloads.vla.actions import ActionTokenizer, normalize
-from workloads.vla.augment import augment, centre_crop
+from workloads.vla.augment import as_served, augment
 from workloads.vla.config import Augmentation
 from workloads.vla.processing import (
     ImageProcessor,
@@ -67,11 +67,10 @@ class Maker:
     def _picture(
         self, episode: Episode, camera: str, step: int, random: np.random.Generator | None
     ) -> np.ndarray:
-        pixels = self.processor.resize(episode.image(camera, step))
-        if self.augmentation.enabled and random is not None:
-            pixels = augment(pixels, self.augmentation, random)
-        elif self.augmentation.enabled:
-            pixels = centre_crop(pixels, self.augmentation.crop_area)
+        image, how = episode.image(camera, step), self.augmentation
+        if not how.enabled or random is None:
+            return as_served(self.processor, image, how.served_area)
+        pixels = augment(self.processor.resize(image), how, random)
         return self.processor.normalize(pixels)
 
     def _actions(self, episode: Episode, step: int) -> np.ndarray:

@@ -28,14 +28,13 @@ from workloads.vla.model import load_pretrained, random_init
 from workloads.vla.openvla import layout
 from workloads.vla.openvla.config import OftSpec
 from workloads.vla.openvla.modeling import OpenVLA
+from workloads.vla.policy import FACTS
 from workloads.vla.sources import Statistics
 from workloads.vla.tokenizer import COMPANIONS
 
 STATISTICS = "dataset_statistics.json"
 # Where a run keeps everything of its base but the weights, so that export needs no hub for it.
 SKELETON = "model"
-# What an exported folder says about itself, for our own tools.
-FACTS = "tatara.json"
 _OTHERS = ("README.md", "config.json", "generation_config.json")
 
 
@@ -222,7 +221,7 @@ class _Export:
 
     def _facts(self, kind: str, notes: tuple[str, ...]) -> dict[str, Any]:
         """What our own tools need to use the policy as it was trained."""
-        data, how = self.config.data, self.config.data.augmentation
+        data = self.config.data
         manifest = read_json(self.run.path / "manifest.json")
         return {
             "kind": kind,
@@ -232,7 +231,7 @@ class _Export:
             "base": self.config.model.name,
             "revision": self.config.model.revision,
             "adapter": self.config.adapter.name if kind == "adapter" else None,
-            "crop_area": how.crop_area if how.enabled else 1.0,
+            "crop_area": data.augmentation.served_area,
             "cameras": (manifest.get("data") or {}).get("cameras", list(data.cameras)),
             "action_head": self.config.action_head.model_dump(mode="json"),
         }

@@ -48,7 +48,7 @@ def load_pretrained(
     """
     folder = Path(path)
     spec = parse(read_json(folder / "config.json"), str(folder / "config.json"))
-    saved = _saved_oft(folder)
+    saved = saved_oft(folder)
     if saved is not None and oft is not None and saved != oft:
         raise UserError(f"expected the OFT head of {folder}, {saved}, found {oft} asked for")
     model = empty(spec, attn, saved or oft)
@@ -116,7 +116,8 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def _saved_oft(folder: Path) -> OftSpec | None:
+def saved_oft(folder: Path) -> OftSpec | None:
+    """The OFT head that a folder holds; None for one without."""
     file = folder / OFT_CONFIG
     if not file.is_file():
         return None

@@ -1,0 +1,234 @@
+"""A trained policy at work: what the cameras see and what is to be done in, actions out.
+
+The same pictures, prompts and statistics as in training; `tatara serve` and the evaluation in the
+simulator both use it.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from workloads.engine.adapter import load_adapter
+from workloads.engine.pretrained import ADAPTER_CONFIG, Tell
+from workloads.engine.pretrained import locate as locate_base
+from workloads.errors import UserError
+from workloads.run import Run, find, outputs
+from workloads.sections import Model
+from workloads.vla.actions import normalize
+from workloads.vla.augment import as_served
+from workloads.vla.loading import image_processor, plain
+from workloads.vla.model import load_pretrained, locate
+from workloads.vla.openvla import layout
+from workloads.vla.openvla.checkpoint import STATISTICS, saved_oft
+from workloads.vla.openvla.config import read_json
+from workloads.vla.openvla.modeling import OpenVLA, action_stats
+from workloads.vla.openvla.quantise import Quantisation
+from workloads.vla.processing import ImageProcessor, Tokenizer, tokenize_prompt, training_prompt
+from workloads.vla.tokenizer import LlamaTokenizer
+
+# What an exported folder says about itself.
+FACTS = "tatara.json"
+_ONE_CAMERA = ("primary",)
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One moment: images uint8 [H, W, 3] RGB by camera, the task in words, and, where the policy
+    takes it, the robot's state [P] in the robot's units."""
+
+    images: Mapping[str, np.ndarray]
+    instruction: str
+    state: np.ndarray | None = None
+
+
+class Policy:
+    """A model with all that belongs to it; `act` gives actions in the robot's units.
+
+    cameras: the names it was trained with, in order; crop_area: what is left of a picture, 1 where
+    training did not vary pictures. The statistics are the model's own `norm_stats`.
+    """
+
+    def __init__(
+        self,
+        model: OpenVLA,
+        processor: ImageProcessor,
+        tokenizer: Tokenizer,
+        cameras: Sequence[str] = _ONE_CAMERA,
+        crop_area: float = 1.0,
+        name: str = "policy",
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.cameras = tuple(cameras)
+        self.crop_area = crop_area
+        self.name = name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+        attn: str = "sdpa",
+        device: str | torch.device | None = None,
+        four_bit: bool = False,
+        tell: Tell = print,
+    ) -> "Policy":
+        """Load what `tatara export` wrote, an adapter's folder too, or a published checkpoint.
+
+        dtype: by default the one it was exported in, float32 on a CPU. device: by default the GPU
+        where there is one. four_bit: hold the base in nf4, for GPUs of 16 GB. Raises UserError
+        where the folder is no policy.
+        """
+        folder = locate(path)
+        facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        kind = dtype or _dtype(folder, facts, place)
+        quantisation = Quantisation(compute=kind) if four_bit else None
+        if (folder / ADAPTER_CONFIG).is_file():
+            model = _with_adapter(folder, facts, kind, attn, place, quantisation, tell)
+        else:
+            model = load_pretrained(folder, kind, attn, place, quantisation=quantisation)
+        return cls(
+            model.to(place) if quantisation is None else model,
+            image_processor(folder),
+            LlamaTokenizer(folder),
+            facts.get("cameras") or _ONE_CAMERA,
+            facts.get("crop_area", 1.0),
+            str(path),
+        )
+
+    @property
+    def unnorm_keys(self) -> tuple[str, ...]:
+        """The data sets whose statistics it has."""
+        return tuple(self.model.norm_stats)
+
+    @property
+    def state_size(self) -> int | None:
+        """How many numbers a state has; None for a policy that takes none."""
+        return None if self.model.oft is None else self.model.oft.proprio_dim
+
+    def act(self, observations: Sequence[Observation], unnorm_key: str | None = None) -> np.ndarray:
+        """B observations → float64 [B, chunk, A]; the chunk of a policy with tokens is 1.
+
+        unnorm_key: the data set whose statistics count, needed where there are several. Raises
+        UserError for an unknown one, a missing camera, and a state that is not as in training.
+        """
+        action_stats(self.model.norm_stats, unnorm_key)
+        inputs = [self.inputs(one, unnorm_key) for one in observations]
+        by_length: dict[int, list[int]] = {}
+        for row, one in enumerate(inputs):
+            by_length.setdefault(len(one["input_ids"]), []).append(row)
+        found: dict[int, np.ndarray] = {}
+        # Prompts are never padded: those of one length go through the model together.
+        for rows in by_length.values():
+            predicted = self._predict([inputs[row] for row in rows], unnorm_key)
+            found |= dict(zip(rows, predicted, strict=True))
+        return np.stack([found[row] for row in range(len(inputs))])
+
+    def inputs(
+        self, observation: Observation, unnorm_key: str | None = None
+    ) -> dict[str, np.ndarray]:
+        """What the model takes: input_ids int64 [L], pixel_values float32 [C x cameras, H, W] and,
+        where it is asked for, proprio float32 [P], normalised."""
+        if not observation.instruction.strip():
+            raise UserError("expected an instruction, found none; say what the robot is to do")
+        missing = [name for name in self.cameras if name not in observation.images]
+        if missing:
+            raise UserError(
+                f"expected pictures of the cameras {', '.join(self.cameras)}, found none of "
+                f"{', '.join(missing)}; send one of each"
+            )
+        pictures = [
+            as_served(self.processor, observation.images[name], self.crop_area)
+            for name in self.cameras
+        ]
+        prompt = training_prompt(observation.instruction)
+        found = {
+            "input_ids": tokenize_prompt(self.tokenizer, prompt),
+            "pixel_values": np.concatenate(pictures),
+        }
+        if self.state_size is not None:
+            found["proprio"] = self._proprio(observation.state, unnorm_key)
+        return found
+
+    def _proprio(self, state: np.ndarray | None, unnorm_key: str | None) -> np.ndarray:
+        stats = self.model.norm_stats
+        key = next(iter(stats)) if unnorm_key is None else unnorm_key
+        wanted = f"expected a state of {self.state_size} numbers, the robot's own"
+        if state is None:
+            raise UserError(f"{wanted}, found none; send it beside the pictures")
+        if np.shape(state) != (self.state_size,):
+            raise UserError(f"{wanted}, found shape {list(np.shape(state))}; send all joints")
+        if not np.isfinite(state).all():
+            raise UserError(f"{wanted}, found some that are not finite; send none of those")
+        # In training's type: float32 arithmetic, as the recordings are.
+        values = np.asarray(state, dtype=np.float32)
+        return normalize(values, stats[key]["proprio"]).astype(np.float32)
+
+    def _predict(
+        self, rows: Sequence[Mapping[str, np.ndarray]], unnorm_key: str | None
+    ) -> np.ndarray:
+        """Rows with prompts of one length → [B, chunk, A]."""
+        batch: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        actions = self.model.predict_actions(**batch, unnorm_key=unnorm_key)
+        return actions if actions.ndim == 3 else actions[:, None]
+
+
+def exported_folder(wanted: str, env: Mapping[str, str]) -> str:
+    """Where a policy is that is named as people do: a model's folder, its name on the hub, or a
+    run by id, folder or `latest`, whose `final/` it is. Raises UserError where nothing is there."""
+    root = outputs(dict(env))
+    places = [one for one in (Path(wanted), root / wanted) if (one / "manifest.json").is_file()]
+    is_hub_name = wanted.count("/") == 1 and not wanted.startswith((".", "/", "~"))
+    if not places and (Path(wanted).is_dir() or is_hub_name):
+        return wanted
+    run = Run(places[0]) if places else find(root, "*", wanted)
+    if not run.final.is_dir():
+        raise UserError(
+            f"{run.path}: expected an exported model in final/, found none; run tatara export "
+            f"{run.id}"
+        )
+    return str(run.final)
+
+
+def _dtype(folder: Path, facts: Mapping[str, Any], place: torch.device) -> torch.dtype:
+    """A CPU computes in float32 whatever the weights are; a GPU in the type they were written."""
+    if place.type == "cpu":
+        return torch.float32
+    if "dtype" in facts:
+        return _TYPES.get(str(facts["dtype"]), torch.bfloat16)
+    return _TYPES.get(str(read_json(folder / "config.json").get("torch_dtype")), torch.bfloat16)
+
+
+def _with_adapter(
+    folder: Path,
+    facts: Mapping[str, Any],
+    dtype: torch.dtype,
+    attn: str,
+    device: torch.device,
+    quantisation: Quantisation | None,
+    tell: Tell,
+) -> OpenVLA:
+    """An exported adapter over its base, with its OFT head and its own statistics."""
+    if not facts.get("base"):
+        raise UserError(f"{folder}: expected {FACTS} to name the base; export the run once more")
+    base = Model(name=facts["base"], revision=facts.get("revision"))
+    oft = saved_oft(folder)
+    where = locate_base(base, tell, weights=True)
+    model = load_pretrained(where, dtype, attn, device, oft=oft, quantisation=quantisation)
+    if oft is not None:
+        from safetensors.torch import load_file
+
+        state = load_file(folder / layout.OFT_WEIGHTS)
+        layout.check_names([n for n in model.state_dict() if layout.is_head(n)], state, str(folder))
+        model.load_state_dict(state, strict=False)
+    model.norm_stats = read_json(folder / STATISTICS)
+    wrapped = load_adapter(model, folder, facts.get("adapter") or "default").eval()
+    return plain(wrapped if quantisation else wrapped.merge_and_unload())

@@ -1,6 +1,7 @@
 """What a person sees when a run has ended: a curve, what got better, where everything is."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -62,6 +63,15 @@ def change(before: float | None, after: float | None, form: str = "{:.3g}") -> s
     """`5.41 → 1.02`, or what is known of it."""
     known = [form.format(value) for value in (before, after) if value is not None]
     return " → ".join(known) if known else "not measured"
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval, 0..1, of a share of `count` that were tried."""
+    z = 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count)
+    half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def show(title: str, facts: Sequence[tuple[str, str]], file: TextIO) -> None:

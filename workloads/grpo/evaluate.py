@@ -11,7 +11,6 @@ bbbbe3d), so that figures compare; results are JSON in the same layout.
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 from PIL import Image
 
 from workloads.data.rows import read_rows
+from workloads.engine.summary import interval
 from workloads.errors import TataraError, UserError
 from workloads.grpo import prompts
 from workloads.grpo.math_checker import shared_checker
@@ -232,19 +232,11 @@ def table(task: Task, result: Result, model: str) -> str:
     The range is Wilson's 95 % interval for as many questions.
     """
     count = len(result.results)
-    low, high = _interval(result.accuracy / 100, count)
+    low, high = (100 * edge for edge in interval(result.accuracy / 100, count))
     own = f"{result.accuracy:6.2f} %  ({low:.1f} to {high:.1f}, {count} questions)"
     lines = [(model, own), *((name, f"{value:6.2f} %") for name, value in task.references)]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-
-
-def _interval(share: float, count: int) -> tuple[float, float]:
-    z = 1.96
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count)
-    half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
 
 
 def _prompt(task: Task, question: Question) -> Prompt:

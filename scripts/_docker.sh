@@ -46,8 +46,7 @@ begin() {
   if [[ -n ${NODE_RANK:-} ]]; then
     export COMPOSE_FILE=${COMPOSE_FILE:-compose.yaml}:compose.multihost.yaml
     names=("${names[NODE_RANK>0]}")
-  elif [[ ${NNODES:-} == 1 && ${names[0]} == llm-master ]]; then
-    export LLM_MASTER_GPUS=${LLM_MASTER_GPUS:-0,1,2,3} NPROC_PER_NODE=${NPROC_PER_NODE:-auto}
+  elif [[ ${NNODES:-} == 1 && ${names[1]:-} == *-worker ]]; then
     names=("${names[0]}")
   fi
   TATARA_ARGS=""

@@ -35,6 +35,9 @@ if [[ -n $node$master ]]; then
   export NODE_RANK=$node MASTER_ADDR=$master
 fi
 if [[ -n ${NODES:-} ]]; then export NNODES=$NODES; fi
+if [[ ${NNODES:-} == 1 && -z $node ]]; then
+  export NPROC_PER_NODE=${NPROC_PER_NODE:-auto} LLM_MASTER_GPUS=${LLM_MASTER_GPUS:-0,1,2,3}
+fi
 choose_runtime
 like=${like:-$profile}
 services "$like" >/dev/null

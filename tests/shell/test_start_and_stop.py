@@ -39,12 +39,14 @@ class Checkout:
         (root / "scripts" / "local_setup.py").write_text("# ready\n")
         (root / ".env").touch()
 
-    def script(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    def script(
+        self, name: str, *words: str, **settings: str
+    ) -> subprocess.CompletedProcess[str]:
         # From somewhere else: a script finds its own repository.
         return subprocess.run(
             [self.root / "scripts" / name, *words],
             cwd="/",
-            env=self.env,
+            env=self.env | settings,
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -95,6 +97,14 @@ def test_started_watched_stopped_and_gone_on_with(checkout: Checkout) -> None:
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert f"going on from {newest.name}" in resumed.stdout
     assert max(steps(checkout.run)) == step + 2
+
+
+def test_one_node_by_a_word(checkout: Checkout) -> None:
+    words = (*SHORT, "train.max_steps=1", "--wait")
+    started = checkout.script("start_training.sh", "demo", *words, NODES="1")
+    assert started.returncode == 0, started.stdout + started.stderr
+    assert set(checkout.run.statuses()) == {0}
+    assert len(events(checkout.run, "started")[0]["hosts"]) == 1
 
 
 def test_a_mistake_ends_the_start_with_its_exit_code(checkout: Checkout) -> None:

@@ -149,3 +149,15 @@ def test_every_variable_has_a_default_and_is_documented() -> None:
 def test_no_setting_of_a_training_is_named() -> None:
     text = (ROOT / "compose.yaml").read_text() + (ROOT / "compose.multihost.yaml").read_text()
     assert not re.search(r"TATARA__|BATCH_SIZE|LEARNING_RATE|EPOCHS|MODEL_NAME|LORA", text)
+
+
+def test_the_linter_of_compose_files_finds_nothing() -> None:
+    if shutil.which("npx") is None:
+        pytest.skip("NOT TESTED, dclint: npx is not on PATH")
+    linter = ["npx", "--yes", "dclint@3.1.0"]
+    there = subprocess.run([*linter, "--version"], capture_output=True, text=True, timeout=120)
+    if there.returncode:
+        pytest.skip(f"NOT TESTED, dclint cannot be fetched: {there.stderr[-200:]}")
+    words = ["--config", ".dclintrc.yaml", "--max-warnings", "0", *FILES]
+    done = subprocess.run([*linter, *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr

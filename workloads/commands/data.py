@@ -1,4 +1,4 @@
-"""Look at demonstrations or bring them into another format; `tatara data WHAT --help` has more."""
+"""Look at demonstrations, convert them or make some; `tatara data WHAT --help` has more."""
 
 import argparse
 import importlib
@@ -11,6 +11,7 @@ from workloads.errors import UserError
 TABLE = {
     "inspect": ("workloads.commands.data_inspect", "say what is in a data set, and what is wrong"),
     "convert": ("workloads.commands.data_convert", "write a data set in another format"),
+    "generate": ("workloads.commands.data_generate", "write demonstrations of a simulated task"),
 }
 
 

@@ -12,6 +12,7 @@ TASKS = {
     "gsm8k": "workloads.llm.ask",
     "superclevr": "workloads.grpo.ask",
     "geoqa": "workloads.grpo.ask",
+    "reach": "workloads.vla.reach.ask",
 }
 
 

@@ -97,6 +97,11 @@ class VlaEvaluation(Section):
         512, ge=1, description="Held-out steps to look at, spread over all; none: all."
     )
     before: bool = Field(False, description="Look at them before the first step too.")
+    task: Literal["reach"] | None = Field(
+        None, description="Closed-loop task for the exported policy: reach, in the simulator."
+    )
+    scenes: Whole = Field(100, ge=1, description="Unseen scenes of the task.")
+    seed: Whole = Field(0, ge=0, description="Which scenes of the task.")
 
 
 class VlaConfig(Profile):
@@ -110,6 +115,8 @@ class VlaConfig(Profile):
             raise ValueError("model.trust_remote_code: vla never runs code of a checkpoint")
         if self.model.fallbacks:
             raise ValueError("model.fallbacks: vla takes one model; name it as model.name")
+        if self.evaluation.task and not self.export.enabled:
+            raise ValueError("evaluation.task: it is done by the exported model (export.enabled)")
         if self.action_head.kind == "oft" and self.model.attention == "eager":
             raise ValueError("model.attention: oft needs sdpa or flash_attention_2")
         sharded = self.parallel.strategy in ("fsdp2", "zero2", "zero3")

@@ -12,6 +12,7 @@ from workloads.errors import TataraError
 from workloads.session import Session
 from workloads.vla.config import VlaConfig
 from workloads.vla.export import export
+from workloads.vla.reach.finishing import judge_exported
 
 SCORES = "held_out.json"
 
@@ -23,8 +24,9 @@ def finish(config: VlaConfig, session: Session, trainer: RunTrainer) -> None:
     _forget(trainer)
     if config.export.enabled:
         _export(session)
+    done = _do_task(config, session) if config.evaluation.task else []
     if session.is_main:
-        _tell(config, session, training)
+        _tell(config, session, training, done)
 
 
 def _last_look(session: Session, trainer: RunTrainer) -> None:
@@ -60,6 +62,20 @@ def _export(session: Session) -> None:
         distributed.all_or_none(problem, "export")
 
 
+def _do_task(config: VlaConfig, session: Session) -> list[tuple[str, str]]:
+    """Rank 0 lets the exported policy do its task; gives back what there is to say of it."""
+    facts: list[tuple[str, str]] = []
+    problem: TataraError | None = None
+    with session.phase("evaluating"):
+        if session.is_main:
+            try:
+                facts = judge_exported(session, config.evaluation.scenes, config.evaluation.seed)
+            except TataraError as error:
+                problem = error
+        distributed.all_or_none(problem, "evaluation")
+    return facts
+
+
 def _forget(trainer: RunTrainer) -> None:
     """Give the training's memory back before the export reads the base again."""
     trainer.accelerator.free_memory()
@@ -90,7 +106,9 @@ _LOOKS = (
 )
 
 
-def _tell(config: VlaConfig, session: Session, training: dict[str, str]) -> None:
+def _tell(
+    config: VlaConfig, session: Session, training: dict[str, str], done: list[tuple[str, str]]
+) -> None:
     """The summary that a run ends with."""
     run, rows = session.run, rows_of(session.run)
     facts = list(training.items())
@@ -99,6 +117,7 @@ def _tell(config: VlaConfig, session: Session, training: dict[str, str]) -> None
         if values:
             before = values[0] if len(values) > 1 else None
             facts.append((label, change(before, values[-1], form)))
+    facts += done
     curve = draw_curve(run)
     facts.append(("run", f"{run.path}/"))
     if run.final.is_dir():

@@ -1,0 +1,72 @@
+"""The loop of camera, policy and arm, over many scenes at once.
+
+A scene is won where the fingertip is at the named cube when the steps are over: within
+`REACHED` of the middle of its upper face. Passing by does not count.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from workloads.vla.reach import arm
+from workloads.vla.reach.render import Camera
+from workloads.vla.reach.scene import Scene
+
+STEPS = 12
+REACHED = 0.04  # m; cubes lie at least three times as far apart
+
+# pictures uint8 [N, H, W, 3], instructions, states float32 [N, 8] → actions [N, chunk, 8] in rad
+Act = Callable[[np.ndarray, Sequence[str], np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What became of N scenes: distances [N] in m at the end; pictures [shown, steps + 1, H, W, 3]
+    of the first scenes."""
+
+    distances: np.ndarray
+    pictures: np.ndarray
+
+    @property
+    def won(self) -> np.ndarray:
+        """bool [N]."""
+        return self.distances <= REACHED
+
+
+def roll_out(
+    scenes: Sequence[Scene],
+    act: Act,
+    instructions: Sequence[str] | None = None,
+    shown: int = 0,
+    progress: Callable[[], None] = lambda: None,
+) -> Rollouts:
+    """Let a policy move the arm in every scene; a chunk of actions is carried out whole.
+
+    instructions: what the policy is told instead of the scenes' own.
+    """
+    told = [scene.instruction for scene in scenes] if instructions is None else instructions
+    cameras = [Camera(scene) for scene in scenes]
+    joints = np.stack([scene.start for scene in scenes])
+    kept: list[list[np.ndarray]] = []
+    chunk: list[np.ndarray] = []
+    for _ in range(STEPS):
+        if not chunk:
+            pictures = _pictures(cameras, joints)
+            actions = act(pictures, told, joints.astype(np.float32))
+            chunk = list(np.moveaxis(actions, 1, 0))
+        kept.append(_shown(cameras, joints, shown))
+        joints = arm.moved(joints, chunk.pop(0))
+        progress()
+    kept.append(_shown(cameras, joints, shown))
+    goals = np.stack([scene.goal for scene in scenes])
+    distances = np.linalg.norm(arm.fingertip(joints) - goals, axis=1)
+    return Rollouts(distances, np.swapaxes(np.array(kept), 0, 1))
+
+
+def _pictures(cameras: Sequence[Camera], joints: np.ndarray) -> np.ndarray:
+    return np.stack([camera.picture(now) for camera, now in zip(cameras, joints, strict=True)])
+
+
+def _shown(cameras: Sequence[Camera], joints: np.ndarray, count: int) -> list[np.ndarray]:
+    return [camera.picture(now) for camera, now in list(zip(cameras, joints, strict=True))[:count]]

@@ -1,0 +1,22 @@
+"""The scripted expert: it knows where the cubes are, and shows how the named one is reached."""
+
+import numpy as np
+
+from workloads.vla.reach import arm
+from workloads.vla.reach.scene import Scene
+
+# Share of the way left that is gone in a step: fast at first, gentle at the end.
+_SHARE = 0.6
+
+
+def command(joints: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """Joint positions [..., 8] to send next, from `joints` [..., 8] towards `goal` [..., 3]."""
+    return np.asarray(arm.moved(joints, joints + _SHARE * (arm.reaching(goal) - joints)))
+
+
+def demonstration(scene: Scene, steps: int) -> np.ndarray:
+    """The joint positions [steps + 1, 8] on the way from the scene's start to its goal."""
+    joints = [scene.start]
+    for _ in range(steps):
+        joints.append(command(joints[-1], scene.goal))
+    return np.stack(joints)

@@ -1,0 +1,31 @@
+"""The reach task at the end of a training: before, after, controls, and a picture."""
+
+from workloads.session import Session
+from workloads.vla.reach.judge import TRAINED, UNTRAINED, Verdict, judge, table, write
+from workloads.vla.reach.policies import pair
+from workloads.vla.reach.sheet import draw
+
+
+def judge_exported(session: Session, scenes: int, seed: int) -> list[tuple[str, str]]:
+    """Judge the policy in `final/`, keep scores and picture; returns lines for people."""
+    run = session.run
+    trained, untrained = pair(run.final, session.tell)
+    verdict = judge(trained, untrained, scenes, seed, lambda done, total: session.progress())
+    write(verdict, run.evaluation)
+    picture = draw(verdict, run.evaluation)
+    session.event("evaluated", when="after", **verdict.as_dict())
+    session.tell(table(verdict))
+    return [*_changes(verdict), ("rollouts", str(picture))]
+
+
+def _changes(verdict: Verdict) -> list[tuple[str, str]]:
+    before, after = verdict.scores[UNTRAINED], verdict.scores[TRAINED]
+    best = verdict.best_control
+    low, high = after.range
+    return [
+        (
+            f"reached of {after.scenes} scenes",
+            f"{before.success:.0%} → {after.success:.0%}  (95 % range {low:.0%} to {high:.0%})",
+        ),
+        ("best control", f"{verdict.scores[best].success:.0%}, {best}"),
+    ]

@@ -1,0 +1,195 @@
+"""How often a policy reaches the named cube, beside what needs no looking, listening or learning.
+
+The controls are the same model before training, the mean of all demonstrated actions, the trained
+policy with a blank picture, and the trained policy told of another cube of the scene. A policy that
+has understood picture and instruction wins, and none of them does.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workloads.data.robot.crane_x7 import DATASET_NAME
+from workloads.engine.summary import interval
+from workloads.errors import UserError
+from workloads.vla.policy import Observation, Policy
+from workloads.vla.reach import arm
+from workloads.vla.reach.closed_loop import REACHED, STEPS, Act, Rollouts, roll_out
+from workloads.vla.reach.scene import Scene, instruction, scene
+
+TRAINED, UNTRAINED = "trained", "untrained"
+MEAN, BLANK, SHUFFLED = "mean action", "blank image", "shuffled instruction"
+CONTROLS = (UNTRAINED, MEAN, BLANK, SHUFFLED)
+SHOWN = 8
+FILE = "reach.json"
+# Observations that go through the model together.
+_BATCH = 50
+_GREY = 127
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many of the scenes were won; the median of the final distances, in m."""
+
+    won: int
+    scenes: int
+    median_distance: float
+
+    @property
+    def success(self) -> float:
+        """Share of the scenes, 0..1."""
+        return self.won / self.scenes
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """What chance leaves open, 0..1: Wilson's 95 % interval."""
+        return interval(self.success, self.scenes)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Scores by name, the trained policy's first, and its rollouts over `scenes`."""
+
+    scores: Mapping[str, Score]
+    scenes: tuple[Scene, ...]
+    rollouts: Rollouts
+    seed: int
+
+    @property
+    def best_control(self) -> str:
+        """The control that won most; the first of them where several did."""
+        return max(CONTROLS, key=lambda name: self.scores[name].won)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        scores = {
+            name: {
+                "success": one.success,
+                "low": one.range[0],
+                "high": one.range[1],
+                "won": one.won,
+                "median_distance": one.median_distance,
+            }
+            for name, one in self.scores.items()
+        }
+        return {
+            "task": "reach",
+            "scenes": len(self.scenes),
+            "seed": self.seed,
+            "steps": STEPS,
+            "reached": REACHED,
+            "scores": scores,
+            "won": self.rollouts.won.tolist(),
+            "distances": self.rollouts.distances.tolist(),
+        }
+
+
+def judge(
+    trained: Policy,
+    untrained: Policy,
+    count: int,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Verdict:
+    """Let the policy and its controls act in `count` scenes that no demonstration has.
+
+    progress: called with the steps done and all there are. Raises UserError for a policy of
+    another robot or of several cameras.
+    """
+    scenes = tuple(scene(seed, number, "evaluation") for number in range(count))
+    act = acting(trained)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress(done, STEPS * (1 + len(CONTROLS)))
+
+    rollouts = {
+        TRAINED: roll_out(scenes, act, shown=SHOWN, progress=step),
+        UNTRAINED: roll_out(scenes, acting(untrained), progress=step),
+        MEAN: roll_out(scenes, _mean_action(trained), progress=step),
+        BLANK: roll_out(scenes, _blinded(act), progress=step),
+        SHUFFLED: roll_out(scenes, act, [_another(one) for one in scenes], progress=step),
+    }
+    scores = {name: _score(one) for name, one in rollouts.items()}
+    return Verdict(scores, scenes, rollouts[TRAINED], seed)
+
+
+def acting(policy: Policy) -> Act:
+    """A policy as the loop asks it, in its own statistics of a CRANE-X7."""
+    keys = policy.unnorm_keys
+    key = keys[0] if len(keys) == 1 else DATASET_NAME
+    if len(policy.cameras) != 1:
+        raise UserError(
+            f"expected a policy of one camera, found {', '.join(policy.cameras)}; the scene is "
+            "seen by one"
+        )
+
+    def act(pictures: np.ndarray, instructions: Sequence[str], states: np.ndarray) -> np.ndarray:
+        asked = [
+            Observation({policy.cameras[0]: picture}, text, state)
+            for picture, text, state in zip(pictures, instructions, states, strict=True)
+        ]
+        parts = [policy.act(asked[at : at + _BATCH], key) for at in range(0, len(asked), _BATCH)]
+        actions = np.concatenate(parts)
+        if actions.shape[-1] != arm.JOINTS:
+            raise UserError(
+                f"expected actions of {arm.JOINTS} joints, found {actions.shape[-1]}; the "
+                "simulated robot is a CRANE-X7"
+            )
+        return actions
+
+    return act
+
+
+def _mean_action(policy: Policy) -> Act:
+    stats = policy.model.norm_stats
+    entry = next(iter(stats.values())) if len(stats) == 1 else stats[DATASET_NAME]
+    mean = np.asarray(entry["action"]["mean"])
+    return lambda pictures, instructions, states: np.tile(mean, (len(states), 1, 1))
+
+
+def _blinded(act: Act) -> Act:
+    return lambda pictures, instructions, states: act(
+        np.full_like(pictures, _GREY), instructions, states
+    )
+
+
+def _another(one: Scene) -> str:
+    """The instruction for a cube of the scene that is not the named one."""
+    return instruction(one.colours[(one.target + 1) % len(one.colours)])
+
+
+def _score(rollouts: Rollouts) -> Score:
+    won = rollouts.won
+    return Score(int(won.sum()), len(won), float(np.median(rollouts.distances)))
+
+
+def table(verdict: Verdict) -> str:
+    """Success of the policy and of each control, with the range that chance leaves open."""
+    wide = max(len(name) for name in verdict.scores)
+    lines = [f"{'':<{wide}}  success  95 % range        off by (median)"]
+    for name, one in verdict.scores.items():
+        low, high = one.range
+        lines.append(
+            f"{name:<{wide}}  {one.success:7.1%}  {low:6.1%} to {high:6.1%}  "
+            f"{100 * one.median_distance:5.1f} cm"
+        )
+    lines.append(
+        f"{len(verdict.scenes)} scenes of seed {verdict.seed}, {STEPS} steps each; success is a "
+        f"fingertip within {100 * REACHED:.0f} cm of the named cube at the end"
+    )
+    return "\n".join(lines)
+
+
+def write(verdict: Verdict, folder: Path) -> Path:
+    """Write the scores as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / FILE
+    target.write_text(json.dumps(verdict.as_dict(), indent=1) + "\n", encoding="utf-8")
+    return target

@@ -1,0 +1,55 @@
+"""The policies that are compared: what a run or a folder holds, and the same before training."""
+
+from pathlib import Path
+
+import torch
+
+from workloads.engine.pretrained import Tell
+from workloads.run import Run
+from workloads.vla.config import VlaConfig
+from workloads.vla.export import SKELETON, STATISTICS
+from workloads.vla.loading import base_folder, load_model, oft_spec
+from workloads.vla.openvla.checkpoint import random_init
+from workloads.vla.openvla.config import read_json
+from workloads.vla.openvla.modeling import OpenVLA
+from workloads.vla.policy import Policy
+
+
+def pair(folder: Path, tell: Tell) -> tuple[Policy, Policy]:
+    """The policy in an exported folder, and the same with the weights that its run began with.
+
+    A folder without a run of ours beside it is compared with random weights of its shape.
+    """
+    trained = Policy.from_pretrained(folder, tell=tell)
+    run = Run(folder.parent)
+    own = folder == run.final and (run.path / "manifest.json").is_file()
+    model = _initial(run, tell) if own else _random(trained.model)
+    device = trained.model.device
+    untrained = Policy(
+        model.to(device, trained.model.dtype).eval(),
+        trained.processor,
+        trained.tokenizer,
+        trained.cameras,
+        trained.crop_area,
+        "untrained",
+    )
+    return trained, untrained
+
+
+def _initial(run: Run, tell: Tell) -> OpenVLA:
+    """The run's own model at step 0; an adapter changes nothing there."""
+    config: VlaConfig = run.config()
+    statistics = read_json(run.path / STATISTICS)
+    first = next(iter(statistics.values()))
+    oft = oft_spec(config, len(first["action"]["q01"]), len(first["proprio"]["q01"]))
+    is_random = config.model.random_init
+    folder = run.path / SKELETON if is_random else base_folder(config.model, tell)
+    return load_model(config, folder, oft, statistics, tell)
+
+
+def _random(trained: OpenVLA) -> OpenVLA:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = random_init(trained.spec.raw, 0, trained.dtype, oft=trained.oft)
+    model.norm_stats = trained.norm_stats
+    return model

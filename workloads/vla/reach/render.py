@@ -1,0 +1,86 @@
+"""What a camera opposite the robot sees: table, cubes and arm, in plain perspective."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from workloads.vla.reach import arm
+from workloads.vla.reach.scene import COLOURS, CUBE, Scene
+
+SIZE = 64  # pixels, square
+_FINE = 2  # drawn larger by this, then averaged, so that edges are smooth
+_EYE = np.array([0.72, 0.0, 0.78])
+_LOOKED_AT = np.array([0.23, 0.0, 0.06])
+_ZOOM = 2.75  # picture half-widths that a slope of 1 covers
+_TABLE, _WALL = (128, 128, 128), (100, 104, 110)
+_LINK, _HAND, _TIP = (70, 70, 75), (35, 35, 40), (255, 255, 255)
+_LINK_WIDTH, _HAND_WIDTH, _TIP_SIZE = 0.045, 0.028, 0.016
+_SHADES = (1.0, 0.8, 0.62)  # upper face, face towards the camera, faces aside
+
+
+class Camera:
+    """Pictures of one scene; what does not move is drawn once."""
+
+    def __init__(self, scene: Scene, size: int = SIZE) -> None:
+        self.size = size
+        self._still = _still(scene, size * _FINE)
+
+    def picture(self, joints: np.ndarray) -> np.ndarray:
+        """uint8 [size, size, 3], RGB, with the arm at `joints` [8] in rad."""
+        canvas = self._still.copy()
+        _draw_arm(ImageDraw.Draw(canvas), joints, canvas.width)
+        return np.asarray(canvas.reduce(_FINE))
+
+
+def project(places: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points [..., 3] in m → pixels [..., 2] (right, down) and pixels a metre there [...]."""
+    forward = (_LOOKED_AT - _EYE) / np.linalg.norm(_LOOKED_AT - _EYE)
+    right = np.cross(forward, (0.0, 0.0, 1.0))
+    right /= np.linalg.norm(right)
+    down = np.cross(forward, right)
+    seen = (np.asarray(places, np.float64) - _EYE) @ np.stack([right, down, forward], axis=1)
+    scale = _ZOOM * size / 2 / seen[..., 2]
+    return seen[..., :2] * scale[..., None] + size / 2, scale
+
+
+def _still(scene: Scene, size: int) -> Image.Image:
+    canvas = Image.new("RGB", (size, size), _WALL)
+    pen = ImageDraw.Draw(canvas)
+    corners = [(-0.1, -0.6, 0), (-0.1, 0.6, 0), (0.6, 0.6, 0), (0.6, -0.6, 0)]
+    _polygon(pen, np.array(corners), _TABLE, size)
+    # The farthest from the camera first: a nearer cube may hide a part of it.
+    for number in np.argsort(scene.places[:, 0]):
+        _draw_cube(pen, scene.places[number], COLOURS[scene.colours[number]], size)
+    return canvas
+
+
+def _draw_cube(
+    pen: ImageDraw.ImageDraw, place: np.ndarray, colour: tuple[int, int, int], size: int
+) -> None:
+    half = CUBE / 2
+    x, y = float(place[0]), float(place[1])
+    left, right, back, front = y - half, y + half, x - half, x + half
+    aside = left if y > 0 else right
+    top = [(back, left, CUBE), (back, right, CUBE), (front, right, CUBE), (front, left, CUBE)]
+    face = [(front, left, 0), (front, right, 0), (front, right, CUBE), (front, left, CUBE)]
+    side = [(back, aside, 0), (front, aside, 0), (front, aside, CUBE), (back, aside, CUBE)]
+    for corners, shade in zip((side, face, top), reversed(_SHADES), strict=True):
+        red, green, blue = (int(value * shade) for value in colour)
+        _polygon(pen, np.array(corners), (red, green, blue), size)
+
+
+def _draw_arm(pen: ImageDraw.ImageDraw, joints: np.ndarray, size: int) -> None:
+    chain = np.concatenate([np.zeros((1, 3)), arm.points(joints)])
+    pixels, scale = project(chain, size)
+    for at in range(len(chain) - 1):
+        is_hand = at == len(chain) - 2
+        width = (_HAND_WIDTH if is_hand else _LINK_WIDTH) * scale[at]
+        line = [tuple(pixels[at]), tuple(pixels[at + 1])]
+        pen.line(line, fill=_HAND if is_hand else _LINK, width=max(1, round(width)))
+    (x, y), radius = pixels[-1], _TIP_SIZE * scale[-1]
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_TIP)
+
+
+def _polygon(
+    pen: ImageDraw.ImageDraw, corners: np.ndarray, colour: tuple[int, int, int], size: int
+) -> None:
+    pen.polygon([tuple(pixel) for pixel in project(corners, size)[0]], fill=colour)

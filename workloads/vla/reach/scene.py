@@ -1,0 +1,75 @@
+"""A table with coloured cubes, and which of them the arm is to reach.
+
+Everything follows from (seed, number); the seeds of demonstrations and of scenes to be judged on
+are kept apart by `purpose`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from workloads.vla.reach import arm
+
+Purpose = Literal["demonstrations", "evaluation"]
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 170, 50),
+    "blue": (30, 60, 220),
+    "yellow": (240, 210, 30),
+}
+CUBES = 3
+CUBE = 0.06  # edge, m
+# Where cubes lie: distance from the robot's axis in m, angle in rad. All of it can be reached.
+NEAR, FAR, SIDE = 0.20, 0.36, 0.85
+APART = 0.12  # between the middles of two cubes, m
+# How far the start may lie from home, rad.
+START_SPREAD = np.array([0.5, 0.15, 0.0, 0.2, 0.0, 0.2, 0.0, 0.1])
+_PURPOSES = {"demonstrations": 0, "evaluation": 1}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """colours: one a cube; places: their middles on the table, [cubes, 2] in m; start [8] in rad.
+
+    `target` is the number of the cube that the instruction names.
+    """
+
+    colours: tuple[str, ...]
+    places: np.ndarray
+    target: int
+    start: np.ndarray
+
+    @property
+    def instruction(self) -> str:
+        return instruction(self.colours[self.target])
+
+    @property
+    def goal(self) -> np.ndarray:
+        """The middle of the named cube's upper face, [3] in m."""
+        return np.array([*self.places[self.target], CUBE])
+
+
+def instruction(colour: str) -> str:
+    """What the robot is told."""
+    return f"reach the {colour} cube"
+
+
+def scene(seed: int, number: int, purpose: Purpose) -> Scene:
+    """The scene of that number: the same for the same arguments."""
+    random = np.random.default_rng([seed, _PURPOSES[purpose], number])
+    colours = tuple(random.permutation(list(COLOURS))[:CUBES].tolist())
+    places = _places(random)
+    start = arm.HOME + random.uniform(-1, 1, arm.JOINTS) * START_SPREAD
+    return Scene(colours, places, int(random.integers(CUBES)), arm.within_limits(start))
+
+
+def _places(random: np.random.Generator) -> np.ndarray:
+    """Middles of the cubes, drawn evenly over the area until none is near another."""
+    while True:
+        distance = np.sqrt(random.uniform(NEAR**2, FAR**2, CUBES))
+        angle = random.uniform(-SIDE, SIDE, CUBES)
+        places = np.stack([distance * np.cos(angle), distance * np.sin(angle)], axis=1)
+        gaps = np.linalg.norm(places[:, None] - places[None], axis=2)
+        if gaps[~np.eye(CUBES, dtype=bool)].min() >= APART:
+            return places

@@ -15,6 +15,7 @@ VERBS = {
     "plan": ("workloads.commands.plan", "predict memory and disk of a profile"),
     "eval": ("workloads.commands.evaluate", "score a run or a model on a task"),
     "export": ("workloads.commands.export", "turn a run's checkpoint into a model folder"),
+    "serve": ("workloads.commands.serve", "answer a robot's program with a policy's actions"),
     "data": ("workloads.commands.data", "look at demonstrations, or convert them"),
     "doctor": ("workloads.commands.doctor", "say what this machine can run and what it lacks"),
     "monitor": ("workloads.commands.monitor", "watch a run, or all of them"),

@@ -114,6 +114,17 @@ class Policy:
         """How many numbers a state has; None for a policy that takes none."""
         return None if self.model.oft is None else self.model.oft.proprio_dim
 
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """[chunk, A] of a policy that predicts several steps, else [A]; of its first data set."""
+        size = len(self.model.norm_stats[self.unnorm_keys[0]]["action"]["q01"])
+        return (size,) if self.model.oft is None else (self.model.oft.action_chunk, size)
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether it predicts several steps at once, as OFT does."""
+        return self.model.oft is not None
+
     def act(self, observations: Sequence[Observation], unnorm_key: str | None = None) -> np.ndarray:
         """B observations → float64 [B, chunk, A]; the chunk of a policy with tokens is 1.
 

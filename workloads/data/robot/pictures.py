@@ -41,9 +41,13 @@ def decode(encoded: bytes) -> np.ndarray:
 def shape_of(encoded: bytes) -> tuple[int, int]:
     """Height and width, from the header alone; raises PictureError."""
     try:
-        with Image.open(io.BytesIO(encoded)) as picture:
-            return picture.height, picture.width
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(encoded)) as picture:
+                return picture.height, picture.width
+    except (
+        OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError,
+    ) as error:  # fmt: skip
         raise PictureError(f"image decode error: {error}") from error
 
 

@@ -1,0 +1,43 @@
+"""Serve a trained robot policy: `POST /act` takes pictures and an instruction, `GET /health` says
+how it does. Only this machine may ask, unless TATARA_SERVE_TOKEN holds a token."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from workloads.commands.common import loaded_environment, no_settings
+
+PORT = 8000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="an exported folder, a run that has one, or a hub name"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=PORT, help=f"port (default {PORT}; 0: any)")
+    parser.add_argument(
+        "--four-bit", action="store_true", help="hold the model in 4 bits, for GPUs of 16 GB"
+    )
+
+
+def main(args: argparse.Namespace, words: Sequence[str]) -> int:
+    no_settings(words)
+    env = loaded_environment()
+    from workloads.vla.serve import claim, serve
+
+    # The port first: who waits a minute for the model does not want to hear that it was taken.
+    token = env.get("TATARA_SERVE_TOKEN")
+    server = claim(args.host, args.port, token)
+    from workloads.vla.policy import Policy, exported_folder
+    from workloads.vla.service import Service
+
+    folder = exported_folder(args.model, env)
+    policy = Policy.from_pretrained(folder, four_bit=args.four_bit, tell=_tell)
+    service = Service(policy, token)
+    _tell(f"{folder}: first action after {service.warm_up():.1f} s on {policy.model.device}")
+    return serve(server, service)
+
+
+def _tell(text: str) -> None:
+    print(f"tatara: {text}", file=sys.stderr, flush=True)

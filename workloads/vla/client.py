@@ -1,0 +1,240 @@
+"""Ask a served policy: `python -m workloads.vla.client --image X.jpg --instruction TEXT`.
+
+This file stands alone, with numpy and Pillow only: copy it beside a robot's own program. It speaks
+to `tatara serve`, and with `send="json-numpy"` to OpenVLA's and OpenVLA-OFT's own servers too.
+"""
+
+import argparse
+import base64
+import binascii
+import http.client
+import io
+import json
+import math
+import os
+import re
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+
+URL = "http://127.0.0.1:8000/act"
+TOKEN = "TATARA_SERVE_TOKEN"
+WAYS = ("jpeg", "png", "json-numpy")
+_MARK = "__numpy__"
+# What a number may be written as: no objects, no text, no records.
+_NUMBERS = re.compile(r"[<>=|]?(?:[iu][1248]|f[248]|b1)|u?int(?:8|16|32|64)|float(?:16|32|64)|bool")
+
+
+class ServerError(RuntimeError):
+    """The server refused or failed: `status` is HTTP's, the text its own sentence."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{text} (status {status})")
+        self.status = status
+
+
+class PolicyClient:
+    """A connection that is kept; `act` may be called for every frame.
+
+    token: by default what the environment's TATARA_SERVE_TOKEN holds. send: pictures as "jpeg"
+    (small), "png" (without loss) or as arrays in "json-numpy". Not for several threads at once.
+    """
+
+    def __init__(
+        self, url: str = URL, token: str | None = None, timeout: float = 30.0, send: str = "jpeg"
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"expected a URL such as {URL}, found {url!r}")
+        if send not in WAYS:
+            raise ValueError(f"expected send of {', '.join(WAYS)}, found {send!r}")
+        kind = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
+        self._connection = kind(parts.hostname, parts.port, timeout=timeout)
+        self._path = parts.path if parts.path not in ("", "/") else "/act"
+        self._token = token or os.environ.get(TOKEN)
+        self._send = send
+        self.latency: float | None = None  # seconds that the last answer took the server
+
+    def act(
+        self,
+        instruction: str,
+        images: np.ndarray | Mapping[str, np.ndarray],
+        state: Sequence[float] | np.ndarray | None = None,
+        unnorm_key: str | None = None,
+    ) -> np.ndarray:
+        """The action [A] in the robot's units, or the steps [chunk, A] of a policy with chunks.
+
+        images: uint8 [H, W, 3] RGB, one or by camera. Raises ServerError, and OSError where no
+        server answers.
+        """
+        pictures = {"image": images} if isinstance(images, np.ndarray) else dict(images)
+        fields: dict[str, Any] = {"instruction": instruction}
+        if unnorm_key is not None:
+            fields["unnorm_key"] = unnorm_key
+        if self._send == "json-numpy":
+            arrays = pictures if state is None else {**pictures, "state": np.asarray(state)}
+            body = dumps({**fields, **arrays}).encode()
+            kind = "application/json"
+        else:
+            if state is not None:
+                fields["state"] = json.dumps(np.asarray(state, dtype=np.float64).tolist())
+            body, kind = multipart(fields, pictures, self._send)
+        return _actions(self._asked("POST", self._path, body, kind))
+
+    def health(self) -> dict[str, Any]:
+        """What the server says of itself."""
+        found: dict[str, Any] = json.loads(self._asked("GET", "/health", b"", ""))
+        return found
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _asked(self, method: str, path: str, body: bytes, kind: str) -> bytes:
+        headers = {"Content-Type": kind} if kind else {}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        kept = self._connection.sock is not None
+        try:
+            response = self._response(method, path, body, headers)
+        except (ConnectionError, http.client.RemoteDisconnected):
+            # A server may have closed a connection that was kept too long: once more, anew.
+            self._connection.close()
+            if not kept:
+                raise
+            response = self._response(method, path, body, headers)
+        content = response.read()
+        if response.status != 200:
+            raise ServerError(response.status, _sentence(content))
+        took = response.getheader("X-Latency-Ms")
+        self.latency = None if took is None else float(took) / 1000
+        return content
+
+    def _response(
+        self, method: str, path: str, body: bytes, headers: dict[str, str]
+    ) -> http.client.HTTPResponse:
+        self._connection.request(method, path, body, headers)
+        return self._connection.getresponse()
+
+
+def encode(array: np.ndarray) -> dict[str, Any]:
+    """An array as json-numpy writes it."""
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+    return {_MARK: data, "dtype": array.dtype.str, "shape": list(array.shape)}
+
+
+def is_encoded(value: object) -> bool:
+    return isinstance(value, dict) and _MARK in value
+
+
+def decode(value: Mapping[str, Any]) -> np.ndarray:
+    """An array as json-numpy wrote it: numbers only, of the shape it says, or ValueError."""
+    dtype, shape, data = value.get("dtype"), value.get("shape"), value.get(_MARK)
+    if not isinstance(dtype, str) or not _NUMBERS.fullmatch(dtype):
+        raise ValueError(f"expected an array of numbers, found dtype {str(dtype)[:40]!r}")
+    if not isinstance(data, str) or not isinstance(shape, list) or len(shape) > 8:
+        raise ValueError(f"expected an array with {_MARK}, dtype and shape, found {list(value)}")
+    if any(type(size) is not int or size < 0 for size in shape):
+        raise ValueError(f"expected a shape of whole numbers, found {str(shape)[:80]}")
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"expected an array in base64, found: {error}") from None
+    kind = np.dtype(dtype)
+    if len(raw) != math.prod(shape) * kind.itemsize:
+        raise ValueError(f"expected {shape} values of {dtype}, found {len(raw)} bytes")
+    return np.frombuffer(raw, kind).reshape(shape)
+
+
+def dumps(value: object) -> str:
+    """JSON with arrays as json-numpy writes them."""
+
+    def other(one: object) -> object:
+        if isinstance(one, np.ndarray | np.generic):
+            return encode(np.asarray(one))
+        raise TypeError(f"expected values that JSON has, found {type(one).__name__}")
+
+    return json.dumps(value, default=other)
+
+
+def multipart(
+    fields: Mapping[str, str], pictures: Mapping[str, np.ndarray], kind: str
+) -> tuple[bytes, str]:
+    """A form with texts and picture files, and its Content-Type."""
+    boundary = uuid.uuid4().hex
+    body = io.BytesIO()
+    for name, text in fields.items():
+        body.write(f"--{boundary}\r\n".encode())
+        body.write(f'Content-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'.encode())
+    for name, pixels in pictures.items():
+        head = f'Content-Disposition: form-data; name="{name}"; filename="{name}.{kind}"'
+        body.write(f"--{boundary}\r\n{head}\r\nContent-Type: image/{kind}\r\n\r\n".encode())
+        options = {"quality": 95} if kind == "jpeg" else {"compress_level": 1}
+        Image.fromarray(pixels).save(body, format=kind, **options)
+        body.write(b"\r\n")
+    body.write(f"--{boundary}--\r\n".encode())
+    return body.getvalue(), f"multipart/form-data; boundary={boundary}"
+
+
+def _actions(content: bytes) -> np.ndarray:
+    """One action, or a list of them, in any of the ways that servers write them."""
+    found = json.loads(content)
+    if is_encoded(found):
+        return decode(found)
+    if not isinstance(found, list):
+        raise ServerError(200, f"expected actions, found {content[:80]!r}")
+    rows = [decode(row) if is_encoded(row) else row for row in found]
+    return np.asarray(rows, dtype=np.float64)
+
+
+def _sentence(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["error"])
+    except (ValueError, KeyError, TypeError):
+        return content[:200].decode("utf-8", "replace") or "no reason given"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print the answer as JSON, one line for each time it was asked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workloads.vla.client", description="Ask a served policy for an action."
+    )
+    parser.add_argument(
+        "--image", action="append", required=True, metavar="[CAMERA=]FILE", help="once a camera"
+    )
+    parser.add_argument("--instruction", required=True, metavar="TEXT")
+    parser.add_argument("--state", metavar="A,B,…", help="the robot's state, in its own units")
+    parser.add_argument("--unnorm-key", metavar="NAME", help="whose statistics count")
+    parser.add_argument("--url", default=URL, help=f"default {URL}")
+    parser.add_argument("--send", choices=WAYS, default="jpeg", help="how pictures travel")
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="ask so many times")
+    args = parser.parse_args(words)
+    try:
+        images = dict(_picture(word) for word in args.image)
+        state = [float(part) for part in args.state.split(",")] if args.state else None
+        client = PolicyClient(args.url, send=args.send)
+        for _ in range(args.repeat):
+            actions = client.act(args.instruction, images, state, args.unnorm_key)
+            took = None if client.latency is None else round(1000 * client.latency, 1)
+            print(json.dumps({"action": actions.tolist(), "server_ms": took}))
+    except (OSError, ValueError, ServerError) as error:
+        print(f"no action: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _picture(word: str) -> tuple[str, np.ndarray]:
+    name, equals, file = word.rpartition("=")
+    with Image.open(Path(file)) as picture:
+        return (name if equals else "image"), np.asarray(picture.convert("RGB"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

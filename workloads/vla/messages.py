@@ -1,0 +1,210 @@
+"""What clients of a served policy send, as an observation; what they get, in their own way.
+
+Three ways are known: json-numpy (`{"image": array, "instruction": …}` as OpenVLA's clients send
+it, `full_image`, `wrist_image` and `state` as OpenVLA-OFT's), the same once more inside of
+`{"encoded": "…"}`, and multipart/form-data with JPEG or PNG files. Nothing that comes in is ever
+run: arrays hold numbers of checked size, pictures are JPEG or PNG of checked size.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import BytesHeaderParser
+from typing import Any
+
+import numpy as np
+
+from workloads.data.robot import pictures
+from workloads.errors import UserError
+from workloads.vla.client import decode, dumps, encode, is_encoded
+from workloads.vla.policy import Observation
+
+MOST_PIXELS = 4096 * 4096
+MOST_WORDS = 2000  # characters of an instruction
+_MOST_PARTS = 32
+_JPEG_OR_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_STATES = ("state", "proprio")
+# What the first camera is called by those who have one, or do not know its name.
+_FIRST = ("image", "full_image")
+
+Fields = Mapping[str, Any]
+Writer = Callable[[np.ndarray, bool], str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, how to write the answer, and the names of fields that nobody looked at."""
+
+    observation: Observation
+    unnorm_key: str | None
+    write: Writer
+    ignored: tuple[str, ...]
+
+
+class UnknownKind(UserError):
+    """A body that is neither JSON nor a form."""
+
+
+def read(content_type: str, body: bytes, cameras: Sequence[str]) -> Question:
+    """A request's body as a question to a policy with these cameras; UserError says what is
+    wrong with it."""
+    header = Message()
+    header["Content-Type"] = content_type
+    kind = header.get_content_type()
+    if kind == "multipart/form-data":
+        return _question(_form(body, header.get_param("boundary")), cameras, _as_list)
+    if kind != "application/json":
+        raise UnknownKind(
+            f"expected application/json or multipart/form-data, found {content_type[:80]!r}"
+        )
+    payload = _object(body)
+    if "encoded" not in payload:
+        return _question(payload, cameras, _as_arrays)
+    inner = payload["encoded"]
+    if len(payload) > 1 or not isinstance(inner, str):
+        raise UserError(
+            f"expected 'encoded' alone, with JSON in a text, found {', '.join(payload)}"
+        )
+    return _question(_object(inner), cameras, lambda *all: json.dumps(_as_arrays(*all)))
+
+
+def _as_list(actions: np.ndarray, chunked: bool) -> str:
+    return json.dumps(actions.tolist() if chunked else actions[0].tolist())
+
+
+def _as_arrays(actions: np.ndarray, chunked: bool) -> str:
+    """OpenVLA's server answers with an array, OpenVLA-OFT's with a list of one for each step."""
+    return dumps([encode(row) for row in actions] if chunked else encode(actions[0]))
+
+
+def _object(text: bytes | str) -> dict[str, Any]:
+    try:
+        payload = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"expected JSON, found none: {str(error)[:120]}") from None
+    if not isinstance(payload, dict):
+        raise UserError("expected a JSON object with image and instruction, found something else")
+    return payload
+
+
+def _question(fields: Fields, cameras: Sequence[str], write: Writer) -> Question:
+    images, used = _images(fields, cameras)
+    state_name = next((name for name in _STATES if fields.get(name) is not None), None)
+    state = None if state_name is None else _state(fields[state_name], state_name)
+    used |= {"instruction", "unnorm_key", *_STATES}
+    observation = Observation(images, _text(fields, "instruction") or "", state)
+    ignored = tuple(name for name in fields if name not in used)
+    return Question(observation, _text(fields, "unnorm_key"), write, ignored)
+
+
+def _images(fields: Fields, cameras: Sequence[str]) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Pictures by camera, and the fields they came in. A picture is never taken for one of a
+    camera that it does not name, but for the first camera, which is often just `image`."""
+    images, used = {}, set()
+    for number, camera in enumerate(cameras):
+        names = (camera, f"image_{camera}", f"{camera}_image", *(_FIRST if number == 0 else ()))
+        found = next((name for name in names if fields.get(name) is not None), None)
+        if found is not None:
+            images[camera] = _image(fields[found], found)
+            used.add(found)
+    return images, used
+
+
+def _image(value: Any, name: str) -> np.ndarray:
+    if isinstance(value, bytes):
+        return _decoded(value, name)
+    if not is_encoded(value):
+        raise UserError(f"{name}: expected a picture as an array in json-numpy, found none")
+    pixels = _array(value, name)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise UserError(
+            f"{name}: expected uint8 [height, width, 3] RGB, found {pixels.dtype} "
+            f"{list(pixels.shape)}"
+        )
+    _check_size(name, *pixels.shape[:2])
+    return pixels
+
+
+def _decoded(encoded: bytes, name: str) -> np.ndarray:
+    """A JPEG or PNG; its size is looked at before it is unpacked."""
+    if not encoded.startswith(_JPEG_OR_PNG):
+        raise UserError(f"{name}: expected a JPEG or PNG file, found something else")
+    try:
+        _check_size(name, *pictures.shape_of(encoded))
+        return pictures.decode(encoded)
+    except pictures.PictureError as error:
+        raise UserError(f"{name}: {error}; send a whole picture") from None
+
+
+def _check_size(name: str, height: int, width: int) -> None:
+    if height * width > MOST_PIXELS:
+        raise UserError(
+            f"{name}: expected at most {MOST_PIXELS:,} pixels, found {width} x {height}; send it "
+            "smaller, the model sees 224 x 224"
+        )
+
+
+def _state(value: Any, name: str) -> np.ndarray:
+    """A list of numbers, or an array; in a form `[0.1, 0.2]` or `0.1,0.2`."""
+    if isinstance(value, bytes):
+        text = _as_text(value, name).strip()
+        try:
+            value = json.loads(text if text.startswith("[") else f"[{text}]")
+        except (ValueError, RecursionError):
+            raise UserError(f"{name}: expected numbers, found {text[:60]!r}") from None
+    if is_encoded(value):
+        array = _array(value, name)
+    elif isinstance(value, list) and all(type(one) in (int, float) for one in value):
+        array = np.asarray(value, dtype=np.float64)
+    else:
+        raise UserError(f"{name}: expected a list of numbers or an array in json-numpy")
+    return array.astype(np.float64)
+
+
+def _array(value: Mapping[str, Any], name: str) -> np.ndarray:
+    try:
+        return decode(value)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _text(fields: Fields, name: str) -> str | None:
+    value = fields.get(name)
+    if isinstance(value, bytes):
+        value = _as_text(value, name)
+    if value is None or (name == "unnorm_key" and value == ""):
+        return None
+    if not isinstance(value, str) or len(value) > MOST_WORDS:
+        raise UserError(f"{name}: expected a text of at most {MOST_WORDS} characters")
+    return value
+
+
+def _as_text(value: bytes, name: str) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{name}: expected text in UTF-8, found other bytes") from None
+
+
+def _form(body: bytes, boundary: Any) -> dict[str, bytes]:
+    """The parts of a multipart/form-data body by name."""
+    if not isinstance(boundary, str) or not 0 < len(boundary) <= 70 or not boundary.isascii():
+        raise UserError("expected a boundary in the Content-Type of the form, found none")
+    # The line break before a boundary belongs to it; the first one has none.
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode())
+    if len(pieces) < 3 or not pieces[-1].startswith(b"--"):
+        raise UserError("expected a form that ends with its boundary, found it cut off")
+    if len(pieces) > _MOST_PARTS:
+        raise UserError(f"expected at most {_MOST_PARTS - 2} parts in the form, found more")
+    fields: dict[str, bytes] = {}
+    for piece in pieces[1:-1]:
+        head, blank, content = piece.partition(b"\r\n\r\n")
+        header = BytesHeaderParser().parsebytes(head.lstrip(b" \t\r\n") + b"\r\n\r\n")
+        name = header.get_param("name", header="content-disposition")
+        if not blank or not isinstance(name, str):
+            raise UserError("expected a name in every part of the form, found one without")
+        if name in fields:
+            raise UserError(f"{name}: expected once in the form, found twice")
+        fields[name] = content
+    return fields

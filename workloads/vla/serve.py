@@ -1,0 +1,237 @@
+"""The policy's service over HTTP: `POST /act` for actions, `GET /health` for how it does.
+
+Bound to this machine alone unless there is a token. A page on the internet can make a browser here
+ask 127.0.0.1: without a token, whatever a browser sends in a page's name is refused.
+"""
+
+import ipaddress
+import json
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+from workloads.errors import EXIT_DONE, UserError
+from workloads.vla import messages
+from workloads.vla.service import Refused, Service
+
+MOST_BYTES = 32 << 20
+_LIMIT = f"expected a body of at most {MOST_BYTES >> 20} MiB"
+_LINGER = 5.0  # seconds that a refused client may go on sending
+_LAST_ANSWERS = 20.0  # seconds that a stop waits for the model
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection; made by the server, whose service it asks."""
+
+    server: "Server"
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+    # Without this a kept connection waits for the other side between header and body.
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        self._answer({"/health": self._health})
+
+    def do_POST(self) -> None:
+        self._answer({"/act": self._act})
+
+    def _answer(self, routes: dict[str, Callable[[], None]]) -> None:
+        self._began = time.monotonic()
+        self._unread = self.headers.get("Content-Length", "0") != "0"
+        self._unread |= "Transfer-Encoding" in self.headers
+        try:
+            self._routed(routes)()
+        except (TimeoutError, ConnectionError):
+            # Nobody is there any more to be answered.
+            self.close_connection = True
+        except Refused as refusal:
+            self._refuse(refusal.status, str(refusal))
+        except messages.UnknownKind as error:
+            self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, str(error))
+        except UserError as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+        except Exception:
+            traceback.print_exc()
+            text = "the model failed on this request; the server's log says why"
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, text)
+
+    def _routed(self, routes: dict[str, Callable[[], None]]) -> Callable[[], None]:
+        path = urlsplit(self.path).path
+        if path not in ("/act", "/health"):
+            raise Refused(HTTPStatus.NOT_FOUND, "expected POST /act or GET /health")
+        if path not in routes:
+            method = "POST" if path == "/act" else "GET"
+            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"expected {method} for {path}")
+        if self.server.service.token is None and self.headers.get("Origin"):
+            text = "pages of a browser are refused; start the server with a token for them"
+            raise Refused(HTTPStatus.FORBIDDEN, text)
+        return routes[path]
+
+    def _health(self) -> None:
+        found = self.server.service.health()
+        if not self.server.service.may(self.headers.get("Authorization")):
+            found = {"status": found["status"]}
+        self._send(HTTPStatus.OK, json.dumps(found, ensure_ascii=False))
+
+    def _act(self) -> None:
+        if not self.server.service.may(self.headers.get("Authorization")):
+            text = "expected Authorization: Bearer with the server's token"
+            raise Refused(HTTPStatus.UNAUTHORIZED, text)
+        with self.server.service.turn():
+            kind, body = self.headers.get("Content-Type", ""), self._body()
+            question = messages.read(kind, body, self.server.service.policy.cameras)
+            ignored = ", ".join(name for name in question.ignored if _is_plain(name))
+            headers = {"X-Ignored": ignored} if ignored else {}
+            self._send(HTTPStatus.OK, self.server.service.act(question), headers)
+
+    def _body(self) -> bytes:
+        length = self.headers.get("Content-Length")
+        if length is None or not re.fullmatch("[0-9]{1,12}", length):
+            text = "expected a Content-Length; chunked bodies are not taken"
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, text)
+        if int(length) > MOST_BYTES:
+            raise Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{_LIMIT}, found {int(length):,} bytes"
+            )
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise Refused(HTTPStatus.BAD_REQUEST, f"expected {length} bytes, found {len(body)}")
+        self._unread = False
+        return body
+
+    def _refuse(self, status: HTTPStatus, text: str) -> None:
+        print(f"tatara: {self.command} {self.path[:80]!r}: {text}", file=sys.stderr, flush=True)
+        headers = {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+        if status == HTTPStatus.UNAUTHORIZED:
+            headers = {"WWW-Authenticate": "Bearer"}
+        try:
+            self._send(status, json.dumps({"error": text}, ensure_ascii=False), headers)
+            self._linger()
+        except (TimeoutError, ConnectionError):
+            self.close_connection = True
+
+    def _linger(self) -> None:
+        """Let the client finish what it sends, or it would never read why it was refused."""
+        if not self._unread:
+            return
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(1)
+        until = time.monotonic() + _LINGER
+        while time.monotonic() < until and self.rfile.read1(1 << 16):
+            pass
+
+    def _send(
+        self, status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        # What was not read would be taken for the next request.
+        self.close_connection = self.close_connection or self._unread
+        content = text.encode("utf-8", "replace")
+        seconds = time.monotonic() - self._began
+        if urlsplit(self.path).path == "/act":
+            self.server.service.note(seconds, status == HTTPStatus.OK)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Latency-Ms", f"{1000 * seconds:.2f}")
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def version_string(self) -> str:
+        return "tatara"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """A line for every frame would tell nobody anything; refusals have one of their own."""
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a client's own word may stand in a header."""
+    return name.isascii() and name.isidentifier() and len(name) < 50
+
+
+class Server(ThreadingHTTPServer):
+    """Threads end with the process; a client that hangs holds nobody up."""
+
+    daemon_threads = True
+    service: Service
+
+    def __init__(self, host: str, port: int) -> None:
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), Handler, bind_and_activate=False)
+
+    def server_bind(self) -> None:
+        # The library's own asks the network for this machine's name, which may take seconds.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in the middle is no news."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+def claim(host: str, port: int, token: str | None) -> Server:
+    """Take the port, without answering yet; UserError where that is not possible or not safe."""
+    if token is None and not _is_this_machine(host):
+        raise UserError(
+            f"--host {host}: expected a token for clients on other machines, found none; set "
+            "TATARA_SERVE_TOKEN, or TATARA_SERVE_TOKEN_FILE with the file that holds it"
+        )
+    server = Server(host, port)
+    try:
+        server.server_bind()
+    except (OSError, OverflowError) as error:
+        server.server_close()
+        raise UserError(
+            f"{host}:{port} cannot be used ({error}); choose another with --host and --port"
+        ) from None
+    return server
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(server: Server, service: Service) -> int:
+    """Answer until SIGTERM or Ctrl-C; those who are being answered still are."""
+    server.service = service
+    server.server_activate()
+
+    def stop(number: int, frame: object) -> None:
+        if service.stopping:
+            raise KeyboardInterrupt
+        service.stopping = True
+        # shutdown() waits for the loop that this handler interrupts.
+        threading.Thread(target=server.shutdown, daemon=True).start()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    name = f"[{server.server_name}]" if ":" in server.server_name else server.server_name
+    print(f"http://{name}:{server.server_port}/act   (Ctrl-C ends it)", flush=True)
+    try:
+        server.serve_forever(poll_interval=0.1)
+        service.drain(_LAST_ANSWERS)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+        server.server_close()
+    print(f"stopped after {service.served:,} actions", flush=True)
+    return EXIT_DONE

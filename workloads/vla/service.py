@@ -1,0 +1,127 @@
+"""One policy for many who ask: one model call at a time, how many may wait, who may ask at all.
+
+What waits is bounded, since an answer to an old picture is worth nothing to a robot.
+"""
+
+import hmac
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+
+from workloads.errors import UserError
+from workloads.vla.messages import Question
+from workloads.vla.policy import Observation, Policy
+
+_MOST_WAITING = 8
+_REMEMBERED = 1000  # answers whose latency makes the percentiles
+
+
+class Refused(Exception):
+    """An answer that is no action: HTTP's status and a sentence."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass
+class Service:
+    """What all connections share: the policy, who may ask, and how it went so far."""
+
+    policy: Policy
+    token: str | None = None
+    served: int = 0
+    refused: int = 0
+    stopping: bool = False
+    _waiting: int = 0
+    _took: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    _model: threading.Lock = field(default_factory=threading.Lock)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _since: float = field(default_factory=time.monotonic)
+
+    def warm_up(self) -> float:
+        """One action on grey pictures, so that nobody waits for the first; seconds it took."""
+        policy, began = self.policy, time.monotonic()
+        if not policy.unnorm_keys:
+            raise UserError(
+                f"{policy.name}: expected statistics to give actions their units, found none; "
+                "export a trained run, or put its dataset_statistics.json there"
+            )
+        grey = np.full((224, 224, 3), 128, np.uint8)
+        state = None if policy.state_size is None else np.zeros(policy.state_size)
+        observation = Observation({name: grey for name in policy.cameras}, "wait", state)
+        policy.act([observation], policy.unnorm_keys[0])
+        return time.monotonic() - began
+
+    def may(self, authorization: str | None) -> bool:
+        """Whether a request's Authorization header holds the token, where there is one."""
+        if self.token is None:
+            return True
+        scheme, _, given = (authorization or "").partition(" ")
+        same = hmac.compare_digest(given.strip().encode(), self.token.encode())
+        return scheme.lower() == "bearer" and same
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """A place among those who are answered; Refused where there are too many, or at the end."""
+        with self._changed:
+            if self.stopping:
+                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping")
+            if self._waiting >= _MOST_WAITING:
+                text = f"{_MOST_WAITING} requests are waiting already; ask again with a new picture"
+                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, text)
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._waiting -= 1
+                self._changed.notify_all()
+
+    def act(self, question: Question) -> str:
+        """The answer's text; UserError for what the policy cannot take."""
+        with self._model:
+            actions = self.policy.act([question.observation], question.unnorm_key)[0]
+        if not np.isfinite(actions).all():
+            raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "the model's action is not finite")
+        return question.write(actions, self.policy.is_chunked)
+
+    def note(self, seconds: float, is_action: bool) -> None:
+        with self._changed:
+            self.served += is_action
+            self.refused += not is_action
+            if is_action:
+                self._took.append(seconds)
+
+    def health(self) -> dict[str, Any]:
+        with self._changed:
+            took = sorted(1000 * seconds for seconds in self._took)
+        latency = {
+            name: round(took[round(share * (len(took) - 1))], 2) if took else None
+            for name, share in (("p50", 0.5), ("p95", 0.95))
+        }
+        return {
+            "status": "stopping" if self.stopping else "ok",
+            "model": self.policy.name,
+            "unnorm_keys": list(self.policy.unnorm_keys),
+            "cameras": list(self.policy.cameras),
+            "state_size": self.policy.state_size,
+            "action_shape": list(self.policy.action_shape),
+            "served": self.served,
+            "refused": self.refused,
+            "latency_ms": latency,
+            "uptime_seconds": round(time.monotonic() - self._since, 1),
+        }
+
+    def drain(self, seconds: float) -> None:
+        """Take nobody new, and wait for those who are being answered."""
+        with self._changed:
+            self.stopping = True
+            self._changed.wait_for(lambda: self._waiting == 0, seconds)

@@ -39,6 +39,8 @@ def _live(session: Session) -> int:
     try:
         session.begin()
         config = session.run.config()
+        if config.tracking.wandb == "off" or not session.is_main:
+            leave_out("wandb")
         workload = importlib.import_module(f"workloads.{config.workload}.train")
         workload.train(config, session)
     except Stopped as stop:
@@ -57,6 +59,11 @@ def _live(session: Session) -> int:
         return code
     session.finish("done", EXIT_DONE)
     return EXIT_DONE
+
+
+def leave_out(package: str) -> None:
+    """Have libraries take a package for not installed: TRL imports wandb, for seconds, if it is."""
+    sys.modules[package] = None  # type: ignore[assignment]
 
 
 # What torch's back ends say when the other side of a collective is gone; they have no own type.

@@ -1,0 +1,37 @@
+"""What a rank makes of errors that nobody understood, and of packages it does without."""
+
+import subprocess
+import sys
+
+import pytest
+
+from workloads.errors import EXIT_FAILED, EXIT_RETRY
+from workloads.worker import explain
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError("[/gloo/pair.cc] Connection closed by peer [127.0.0.1]:4711"), EXIT_RETRY),
+        (OSError("No route to host"), EXIT_RETRY),
+        (RuntimeError("shape '[2, 3]' is invalid for input of size 5"), EXIT_FAILED),
+        (ValueError("connection reset by peer"), EXIT_FAILED),
+    ],
+)
+def test_a_lost_peer_is_worth_a_retry_and_a_defect_is_not(error: Exception, code: int) -> None:
+    found, sentence = explain(error)
+    assert found == code
+    assert str(error) in sentence
+
+
+def test_a_package_left_out_is_not_imported_by_libraries() -> None:
+    code = (
+        "import sys; from workloads.worker import leave_out; leave_out('wandb');"
+        "from transformers import is_wandb_available; from accelerate import utils;"
+        "assert not is_wandb_available() and not utils.is_wandb_available();"
+        "assert not any(name.startswith('wandb.') for name in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

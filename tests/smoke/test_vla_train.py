@@ -9,19 +9,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.harness import Training, events, losses, rows, state
+from workloads.data.robot import open_dataset
 from workloads.engine import weights
 from workloads.run import Run
+from workloads.vla.client import PolicyClient
 from workloads.vla.model import load_pretrained
+from workloads.vla.policy import Observation, Policy
 
 pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).resolve().parent.parent.parent
 EPISODES = ROOT / "tests/golden/crane_x7/v2"
 GOLDEN = ROOT / "tests/golden/openvla/tiny_fused"
+PICTURE = "tests/golden/openvla/image_processor/img_224x224.png"
 PROFILE = "profiles/recipes/vla-tiny.yaml"
 # Over the harness' own words, which come first.
 WORDS = (
@@ -100,6 +105,34 @@ def test_what_is_exported_is_the_golden_layout_and_reloads(whole: Run) -> None:
         assert torch.equal(exported(**inputs).logits, checkpoint(**inputs).logits)
     actions = exported.predict_action(inputs["input_ids"][:1, :5], inputs["pixel_values"][:1])
     assert actions.shape == (8,)
+
+
+def test_what_is_trained_is_served_until_it_is_stopped(whole: Run, recordings: Path) -> None:
+    env = {**os.environ, "TATARA_OUTPUTS": str(whole.path.parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "workloads.cli", "serve", whole.id, "--port", "0"]
+    server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[0]
+        episode = open_dataset(recordings)[0]
+        image = episode.image("primary", 3)
+        client = PolicyClient(url, send="png")
+        action = client.act(episode.instruction, image)
+        policy = Policy.from_pretrained(whole.final, device="cpu")
+        observation = Observation({"primary": image}, episode.instruction)
+        assert np.array_equal(action, policy.act([observation])[0, 0])
+        ask = subprocess.run(
+            [sys.executable, "-m", "workloads.vla.client", "--url", url, "--image", PICTURE]
+            + ["--instruction", "take the cube", "--repeat", "3"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        answers = [json.loads(line) for line in ask.stdout.splitlines()]
+        assert len(answers) == 3 and all(len(one["action"]) == 8 for one in answers)
+        assert client.health()["served"] == 4
+    finally:
+        server.send_signal(signal.SIGTERM)
+        out, _ = server.communicate(timeout=60)
+    assert server.returncode == 0 and "stopped after 4 actions" in out
 
 
 @pytest.mark.slow

@@ -245,6 +245,29 @@ def test_one_model_call_at_a_time_and_few_who_wait(
     assert most == 1
 
 
+def test_a_stop_lets_the_last_answer_out(
+    served: Served, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, go_on, drained = threading.Event(), threading.Event(), threading.Event()
+    answer = expected(policy)
+
+    def slow(observations: list[Observation], key: str) -> np.ndarray:
+        inside.set()
+        assert go_on.wait(20)
+        return answer[None]
+
+    monkeypatch.setattr(policy, "act", slow)
+    with ThreadPoolExecutor(2) as pool:
+        last = pool.submit(served.post, payload())
+        assert inside.wait(20)
+        served.service.stopping = True
+        pool.submit(lambda: (served.service.drain(20), drained.set()))
+        status, found = served.post(payload())
+        assert status == 503 and "stopping" in found["error"] and not drained.is_set()
+        go_on.set()
+        assert last.result()[0] == 200 and drained.wait(20)
+
+
 def test_a_model_that_fails_is_no_news_to_the_next(
     served: Served, policy: Policy, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

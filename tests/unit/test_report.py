@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.monitored import ID, Tags, Written
 from workloads import cli
@@ -190,3 +191,45 @@ def test_sections_are_functions_in_a_list(
 
     monkeypatch.setattr(report, "SECTIONS", (*report.SECTIONS, ("Rollouts", rollouts)))
     assert "curves" in section(page(written), "Rollouts")
+
+
+def rolled_out(written: Written, steps: int) -> Path:
+    folder = written.run.path / "rollouts"
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (4, 4), "red").save(folder / "images" / "a.png")
+    rows = [
+        {"step": step, "place": f"train.jsonl:{step}", "prompt": f"How many? {EVIL}"}
+        | {"completion": f"<answer> {at} </answer>", "solution": "3", "image": "images/a.png"}
+        | {"rewards": {"accuracy": float(at == 3)}, "reward": at / 2, "advantage": -0.25}
+        for step in range(1, steps + 1)
+        for at in (2, 3)
+    ]
+    (folder / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_rollouts_from_the_first_step_to_the_last(written: Written) -> None:
+    rolled_out(written, steps=41)
+    text = section(page(written), "Rollouts")
+    assert re.findall(r"step (\d+), 2 completions", text) == ["1", "11", "21", "31", "41"]
+    assert "train.jsonl:41" in text and "<script" not in text
+    assert "&lt;answer&gt; 3 &lt;/answer&gt; 1.5 -0.25 accuracy 1" in words(text)
+    assert text.count("data:image/png;base64,") == 5
+
+
+@pytest.mark.parametrize("image", ["../../config.json", "/etc/hostname", "images/no.png", None, 7])
+def test_a_rollout_shows_pictures_of_its_own_folder_only(written: Written, image: object) -> None:
+    file = rolled_out(written, steps=1) / "rollouts.jsonl"
+    rows = [json.loads(line) | {"image": image} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = section(page(written), "Rollouts")
+    assert "<img" not in text and "How many?" in text
+
+
+def test_pictures_of_evaluations_are_part_of_the_page(written: Written) -> None:
+    folder = ended(written).run.evaluation / "after"
+    Image.new("RGB", (8, 8), "blue").save(folder / "reach_rollouts.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    text = section(page(written), "Evaluation")
+    assert text.count("<img") == 1 and "after/reach rollouts" in text
+    assert "img-src data:" in page(written)

@@ -11,7 +11,7 @@ from typing import Any
 
 from workloads.errors import UserError
 from workloads.integrity import write_atomically
-from workloads.monitor import evaluations, page
+from workloads.monitor import evaluations, gallery, page
 from workloads.monitor.follow import number, read_object
 from workloads.monitor.page import Row, esc, table, tile
 from workloads.monitor.record import Event, checkpoints
@@ -25,7 +25,10 @@ _EVENTS = 500
 _BAD_ROWS = 200
 _CHARTS = 24
 # No script runs and nothing is fetched, even if a text should slip through as markup.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'"
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,11 @@ def _curves(story: Story) -> Iterator[str]:
 
 def _evaluation(story: Story) -> Iterator[str]:
     yield from evaluations.section(story.run)
+    yield from gallery.pictures(story.run)
+
+
+def _rollouts(story: Story) -> Iterator[str]:
+    yield from gallery.rollouts(story.run)
 
 
 def _data(story: Story) -> Iterator[str]:
@@ -253,10 +261,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 Section = Callable[[Story], Iterator[str]]
-# A further section, such as the rollouts of a workload, is a function and a line here.
+# A further section is a function and a line here.
 SECTIONS: tuple[tuple[str, Section], ...] = (
     ("Curves", _curves),
     ("Evaluation", _evaluation),
+    ("Rollouts", _rollouts),
     ("Data", _data),
     ("Settings", _settings),
     ("Environment", _environment),

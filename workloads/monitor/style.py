@@ -49,6 +49,8 @@ code, pre { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size:
 pre { white-space: pre-wrap; background: var(--card); padding: 8px 12px; border-radius: 6px;
   margin: 4px 0; overflow-wrap: anywhere; }
 td code { overflow-wrap: anywhere; } td:first-child { white-space: nowrap; }
+.picture { max-width: 100%; image-rendering: pixelated; border-radius: 4px; }
+.asked { display: flex; gap: 16px; align-items: flex-start; } .asked .picture { width: 220px; }
 details { margin: 8px 0; } details h3 { margin-top: 18px; }
 summary { cursor: pointer; color: var(--soft); }
 .columns { display: grid; gap: 0 40px;

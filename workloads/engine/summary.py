@@ -16,9 +16,9 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     if run.metrics.is_file():
         for line in run.metrics.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            (held_out if "eval_loss" in row else training)[row["step"]] = row
+            (training if "loss" in row else held_out)[row["step"]] = row
     every = [*training.values(), *held_out.values()]
-    return sorted(every, key=lambda row: (row["step"], "eval_loss" in row))
+    return sorted(every, key=lambda row: (row["step"], "loss" not in row))
 
 
 def series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -38,7 +38,7 @@ def draw_curve(run: Run) -> Path | None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, losses, color="#9db4d3", linewidth=1, label="training loss")
-    axes.plot(steps, _smooth(losses), color="#1f4e8c", linewidth=2, label="smoothed")
+    axes.plot(steps, smooth(losses), color="#1f4e8c", linewidth=2, label="smoothed")
     held_out = series(rows, "eval_loss")
     if held_out[0]:
         axes.plot(*held_out, color="#c8553d", marker="o", linewidth=1.5, label="held-out loss")
@@ -50,7 +50,7 @@ def draw_curve(run: Run) -> Path | None:
     return path
 
 
-def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
+def smooth(values: list[float], weight: float = 0.9) -> list[float]:
     """Exponential mean, corrected at the start as Adam's moments are."""
     mean, found = 0.0, []
     for count, value in enumerate(values, start=1):

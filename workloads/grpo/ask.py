@@ -104,6 +104,7 @@ def image_folder(place: Path) -> Path:
 def _transformers(name: str, precision: str, max_pixels: int | None) -> Callable[..., list[str]]:
     """Answers by transformers, left-padded; a batch that does not fit is halved."""
     from workloads.grpo.config import Grpo
+    from workloads.grpo.greedy import Asked, answers
     from workloads.grpo.model import load_for_use, sees_images
 
     loaded = load_for_use(name, precision, Grpo(max_pixels=max_pixels), _tell)
@@ -112,63 +113,12 @@ def _transformers(name: str, precision: str, max_pixels: int | None) -> Callable
             f"{name}: expected a vision-language model, found {loaded.model.config.model_type}, "
             "which takes no images; name another model"
         )
-    return lambda prompts: _answers(loaded.model, loaded.processing, list(prompts))
 
+    def generate(prompts: Sequence[Any]) -> list[str]:
+        asked = [Asked(prompt.turns, prompt.image) for prompt in prompts]
+        return answers(loaded.model, loaded.processing, asked, prompts[0].max_new_tokens)
 
-def _answers(model: Any, processing: Any, prompts: Sequence[Any]) -> list[str]:
-    import torch
-
-    try:
-        return _batch(model, processing, prompts)
-    except torch.OutOfMemoryError:
-        if len(prompts) == 1:
-            raise
-    # Outside of the handler: until it has ended, the error holds the tensors.
-    torch.cuda.empty_cache()
-    middle = len(prompts) // 2
-    parts = (prompts[:middle], prompts[middle:])
-    return [text for part in parts for text in _answers(model, processing, part)]
-
-
-def _batch(model: Any, processing: Any, prompts: Sequence[Any]) -> list[str]:
-    """Greedy answers; a repetition penalty of the model's own stays, as in the published scores."""
-    import torch
-
-    texts = _texts(processing, prompts)
-    begin = processing.tokenizer.bos_token
-    inputs = processing(
-        text=texts,
-        images=[prompt.image for prompt in prompts],
-        padding=True,
-        padding_side="left",
-        add_special_tokens=not (begin and texts[0].startswith(begin)),
-        return_tensors="pt",
-    ).to(model.device)
-    if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    with torch.no_grad():
-        result = model.generate(
-            **inputs,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            use_cache=True,
-            max_new_tokens=prompts[0].max_new_tokens,
-            pad_token_id=processing.tokenizer.pad_token_id,
-        )
-    new = result[:, inputs["input_ids"].shape[1] :]
-    decoded: list[str] = processing.batch_decode(
-        new, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return decoded
-
-
-def _texts(processing: Any, prompts: Sequence[Any]) -> list[str]:
-    return [
-        processing.apply_chat_template(prompt.turns, tokenize=False, add_generation_prompt=True)
-        for prompt in prompts
-    ]
+    return generate
 
 
 def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., list[str]]:
@@ -182,6 +132,7 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
 
     from workloads.engine.pretrained import compute_dtype, locate
     from workloads.grpo.config import Grpo
+    from workloads.grpo.greedy import prompt_texts
     from workloads.grpo.model import load_processing
     from workloads.sections import Model, Train
 
@@ -198,7 +149,8 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
         greedy = SamplingParams(
             temperature=0.0, max_tokens=prompts[0].max_new_tokens, repetition_penalty=own
         )
-        pairs = zip(_texts(processing, prompts), prompts, strict=True)
+        texts = prompt_texts(processing, [prompt.turns for prompt in prompts])
+        pairs = zip(texts, prompts, strict=True)
         asked = [
             {"prompt": text, "multi_modal_data": {"image": prompt.image}} for text, prompt in pairs
         ]

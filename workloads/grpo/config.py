@@ -158,6 +158,19 @@ class Rollouts(Section):
     per_step: Whole = Field(4, ge=0, description="Completions kept of such a step; 0: none.")
 
 
+class Evaluation(Section):
+    rows: Whole = Field(
+        64,
+        ge=0,
+        description="Last rows, at most a tenth of all, that are held out of training and asked "
+        "before and after it; 0: none.",
+    )
+    batch_size: Whole = Field(8, ge=1, description="Questions at a time.")
+    blank: bool = Field(
+        False, description="Ask the trained model once more with grey pictures: does it look?"
+    )
+
+
 class Sft(Section):
     answer: str = Field(
         "{solution}", description="What the model is taught to say; {solution} is the row's own."
@@ -182,6 +195,7 @@ class GrpoConfig(Profile):
     grpo: Grpo = Grpo()
     generation: Generation = Generation()
     rollouts: Rollouts = Rollouts()
+    evaluation: Evaluation = Evaluation()
     sft: Sft = Sft()
 
     @model_validator(mode="after")

@@ -10,10 +10,15 @@ from workloads.engine import distributed
 from workloads.engine.summary import change, draw_curve, rows_of, series, show
 from workloads.engine.trainer import RunTrainer
 from workloads.errors import TataraError
+from workloads.grpo import held_out
 from workloads.grpo.config import GrpoConfig
+from workloads.grpo.curve import draw_rewards
 from workloads.grpo.export import export
 from workloads.grpo.generation import stability_ladder
+from workloads.grpo.model import load_for_use
 from workloads.grpo.rollouts import FILE, FOLDER
+from workloads.grpo.sources import Prepared
+from workloads.run import Run
 from workloads.session import Session
 
 # A reward's mean at the two ends of a run is taken over so many logged steps.
@@ -21,22 +26,45 @@ _SPAN = 10
 _FALL = 0.02
 
 
-def finish(config: GrpoConfig, session: Session, trainer: RunTrainer) -> None:
-    """Export the trained model and say what got better. All ranks take part."""
+def finish(config: GrpoConfig, session: Session, trainer: RunTrainer, data: Prepared) -> None:
+    """Export the trained model, ask it, and say what got better. All ranks take part."""
     training = _training_facts(config, trainer)
+    step = trainer.state.global_step
     _forget(trainer)
-    problem: TataraError | None = None
     if config.export.enabled:
-        with session.phase("exporting"):
-            if session.is_main:
-                try:
-                    export(session.run, tell=session.tell)
-                    session.event("exported", path=str(session.run.final))
-                except TataraError as error:
-                    problem = error
-            distributed.all_or_none(problem, "export")
+        _export(session)
+        _ask_exported(config, session, data, step)
+    elif data.held_out:
+        session.tell("no rewards after training: the exported model earns them (export.enabled)")
     if session.is_main:
         _tell(config, session, training)
+
+
+def _export(session: Session) -> None:
+    """Rank 0 writes `final/`; a failure there ends all ranks."""
+    problem: TataraError | None = None
+    with session.phase("exporting"):
+        if session.is_main:
+            try:
+                export(session.run, tell=session.tell)
+                session.event("exported", path=str(session.run.final))
+            except TataraError as error:
+                problem = error
+        distributed.all_or_none(problem, "export")
+
+
+def _ask_exported(config: GrpoConfig, session: Session, data: Prepared, step: int) -> None:
+    """Ask the model in `final/`, on every rank that can see it; once more with grey pictures."""
+    if not data.held_out:
+        return
+    asker = None
+    if session.run.final.is_dir():
+        precision = config.train.precision
+        loaded = load_for_use(str(session.run.final), precision, config.grpo, session.tell)
+        asker = held_out.Asker(loaded.model, loaded.processing)
+    held_out.measure(config, session, asker, data, held_out.AFTER, step)
+    if config.evaluation.blank:
+        held_out.measure(config, session, asker, data, held_out.BLANK, step)
 
 
 def _forget(trainer: RunTrainer) -> None:
@@ -67,7 +95,8 @@ def _tell(config: GrpoConfig, session: Session, training: dict[str, str]) -> Non
     run = session.run
     facts = list(training.items())
     facts += reward_changes(rows_of(run), config)
-    curve = draw_curve(run)
+    facts += held_out_changes(config, run)
+    curve = draw_rewards(run, config) if config.stage == "grpo" else draw_curve(run)
     facts.append(("run", f"{run.path}/"))
     if (run.path / FOLDER / FILE).is_file():
         facts.append(("completions", f"{run.path / FOLDER / FILE}"))
@@ -95,4 +124,20 @@ def reward_changes(rows: list[dict[str, Any]], config: GrpoConfig) -> list[tuple
         fell = fell or (label == "sum" and span == _SPAN and last < first - _FALL)
     if fell and (steps := stability_ladder(config)):
         facts.append(("it fell; try", ", ".join(steps)))
+    return facts
+
+
+def held_out_changes(config: GrpoConfig, run: Run) -> list[tuple[str, str]]:
+    """Each reward's mean on held-out rows before and after; of the first, what else would earn."""
+    before, after = (held_out.scores_of(run, when) for when in (held_out.BEFORE, held_out.AFTER))
+    names = [one.name for one in config.rewards if one.name in before or one.name in after]
+    facts = []
+    for place, name in enumerate(names):
+        value = change(before.get(name), after.get(name))
+        if place == 0:
+            known = after or before
+            value += f"  (always {known['commonest_text']}: {known['commonest_answer']:.3g})"
+        facts.append((f"held-out {name}", value))
+    if names and (blank := held_out.scores_of(run, held_out.BLANK)):
+        facts.append(("  with grey pictures", f"{blank[names[0]]:.3g}"))
     return facts

@@ -191,8 +191,9 @@ def memory_ladder(config: GrpoConfig) -> list[str]:
         steps.append("grpo.num_generations=2")
     if engine.engine == "vllm_colocate" and engine.gpu_memory_utilization > 0.2:
         steps.append("generation.gpu_memory_utilization=0.2")
-    if "expandable_segments" not in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""):
-        steps.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in .env")
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    if not any("expandable_segments" in os.environ.get(name, "") for name in names):
+        steps.append("PYTORCH_ALLOC_CONF=expandable_segments:True in .env")
     if config.adapter.method == "full":
         steps.append("parallel.strategy=zero2 (the optimizer moves to the host)")
         steps.append("adapter.method=lora")

@@ -40,14 +40,16 @@ _HUB_FILES = ("*.parquet", "*.jsonl", "*.csv", "*.png", "*.jpg", "*.jpeg", "*.we
 # Models whose image tokens follow from an image's size by known rules.
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
 _SHOWN = 5
+_SHARE = 10  # at most one row in so many is held out
 
 
 @dataclass
 class Prepared:
-    """Rows that fit, and what there is to say about all of them."""
+    """Rows to train on, what there is to say about all of them, and rows held out of training."""
 
     examples: list[Example]
     lines: list[str]
+    held_out: list[Example] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     tokens: TokenReport | None = None
 
@@ -116,15 +118,20 @@ def prepare(config: GrpoConfig, cache: Path, progress: Callable[[], None] = noth
         examples = [one for one, good in zip(examples, counted, strict=True) if good]
     if not examples:
         raise UserError(f"{data.source}: expected rows that fit the limits, found none")
+    kept = len(examples) - min(config.evaluation.rows, len(examples) // _SHARE)
+    examples, held_out = examples[:kept], examples[kept:]
     lines = _lines(data, examples, found, tokens)
+    if held_out:
+        lines.append(f"held out of training: the last {len(held_out):,} rows")
     facts = {
         "source": data.source,
         "rows": len(examples),
+        "held_out": len(held_out),
         "bad_rows": [str(row) for row in found.bad],
-        "left_out": len(found.rows) - len(examples),
+        "left_out": len(found.rows) - len(examples) - len(held_out),
         "longest_prompt": tokens.longest.prompt if tokens.longest else None,
     }
-    return Prepared(examples, lines, facts, tokens)
+    return Prepared(examples, lines, held_out, facts, tokens)
 
 
 def count(config: GrpoConfig, examples: Sequence[Example]) -> tuple[TokenReport, list[bool]]:

@@ -17,7 +17,7 @@ from workloads.engine.arguments import trainer_arguments
 from workloads.engine.pretrained import compute_dtype, locate
 from workloads.engine.trainer import RunTrainer
 from workloads.errors import TataraError
-from workloads.grpo import generation
+from workloads.grpo import generation, held_out
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.export import keep_skeleton
 from workloads.grpo.finish import finish
@@ -60,8 +60,10 @@ def train(config: GrpoConfig, session: Session) -> None:
         if resume is not None:
             checkpoints.same_shape(resume, trainer.facts())
             session.tell(f"going on from {resume.name}")
+        asker = held_out.Asker(trainer.model, processing)
+        held_out.measure_before(config, session, asker, data, resume is not None)
         trainer.fit(resume)
-    finish(config, session, trainer)
+    finish(config, session, trainer, data)
     distributed.leave()
 
 

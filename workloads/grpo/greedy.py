@@ -1,0 +1,84 @@
+"""Greedy answers of a language or vision-language model to conversations, batches padded left."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+
+from workloads.grpo.model import Processing, tokenizer_of
+from workloads.grpo.prompts import Turns
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A conversation for the chat template, and the image in it, if any."""
+
+    turns: Turns
+    image: Image.Image | None
+
+
+def answers(
+    model: PreTrainedModel, processing: Processing, asked: Sequence[Asked], max_new_tokens: int
+) -> list[str]:
+    """One text for each, without special tokens; a batch that does not fit the GPU is halved.
+
+    A repetition penalty of the model's own stays, as in the published scores.
+    """
+    try:
+        return _batch(model, processing, asked, max_new_tokens)
+    except torch.OutOfMemoryError:
+        if len(asked) == 1:
+            raise
+    # Outside of the handler: until it has ended, the error holds the tensors.
+    torch.cuda.empty_cache()
+    middle = len(asked) // 2
+    parts = (asked[:middle], asked[middle:])
+    return [text for part in parts for text in answers(model, processing, part, max_new_tokens)]
+
+
+def prompt_texts(processing: Processing, turns: Sequence[Turns]) -> list[str]:
+    """The conversations by the model's own chat template, up to where the answer begins."""
+    return [
+        str(processing.apply_chat_template(one, tokenize=False, add_generation_prompt=True))
+        for one in turns
+    ]
+
+
+def _batch(
+    model: PreTrainedModel, processing: Processing, asked: Sequence[Asked], max_new_tokens: int
+) -> list[str]:
+    tokenizer = tokenizer_of(processing)
+    texts = prompt_texts(processing, [one.turns for one in asked])
+    begin = tokenizer.bos_token
+    arguments: dict[str, Any] = {"text": texts}
+    images = [one.image for one in asked if one.image is not None]
+    if images and isinstance(processing, ProcessorMixin):
+        arguments["images"] = images
+    inputs = processing(
+        **arguments,
+        padding=True,
+        padding_side="left",
+        add_special_tokens=not (begin and texts[0].startswith(begin)),
+        return_tensors="pt",
+    ).to(model.device)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    with torch.no_grad():
+        result = model.generate(
+            **inputs,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    new = result[:, inputs["input_ids"].shape[1] :]
+    decoded: list[str] = processing.batch_decode(
+        new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return decoded

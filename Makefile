@@ -26,7 +26,7 @@ train: ## fine-tune a tiny model on two nodes, on any machine
 train-4090: ## fine-tune Llama-3.2-1B on GSM8K, 2 nodes x 2 RTX 4090
 	@scripts/start_training.sh llm-4090 --wait $(ARGS)
 
-train-vla: ## fine-tune a robot policy
+train-vla: ## fine-tune a robot policy; RECIPE=auto, or 16gb, 24gb, 40gb, 80gb, multi-gpu, oft
 	@scripts/start_training.sh vla --wait $(ARGS)
 
 train-h100: ## GRPO with a vLLM sampler on H100

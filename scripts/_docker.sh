@@ -31,6 +31,13 @@ is_set_up() {
     docker image inspect "$(compose --profile '*' config --images "$service" | head -n 1)" >/dev/null 2>&1
 }
 
+# recipe: the profile that RECIPE asks for, by the GPUs that the service sees.
+recipe() {
+  is_set_up vla || scripts/setup_environment.sh vla >&2
+  compose --profile vla run --rm -T --no-deps -e RECIPE="$(dotenv RECIPE)" \
+    -e MODEL_NAME="$(dotenv MODEL_NAME)" vla python -m workloads.vla.recipes
+}
+
 # running [PROFILE]: what trains now, as containers.
 running() {
   local names=() profile

@@ -5,6 +5,12 @@
 services() { say "$1"; }
 is_set_up() { [[ -f .env ]] && .venv/bin/python -IS scripts/local_setup.py --is-ready 2>/dev/null; }
 
+# recipe: the profile that RECIPE asks for, by the GPUs of this machine.
+recipe() {
+  is_set_up vla || scripts/setup_environment.sh vla >&2
+  .venv/bin/python -m workloads.vla.recipes
+}
+
 # started PID: when a process began, which with its number names it for good.
 started() { awk '{ sub(/.*\) /, ""); print $20 }' "/proc/$1/stat" 2>/dev/null; }
 is_there() { [[ $(started "$1") == "$(head -n 1 ".cache/running/$1" 2>/dev/null)" ]]; }

@@ -9,7 +9,7 @@
 #   --node, --master   this host is node K of several, node 0 is at ADDRESS
 #   SETTING            optim.learning_rate=1e-5, or --learning_rate 1e-5 where the profile honours it
 #
-# NODES=1 trains on one node with all of this host's GPUs.
+# NODES=1: one node with all of this host's GPUs. RECIPE=auto, 24gb, …: the recipe that trains vla.
 set -euo pipefail
 # shellcheck source=_common.sh
 . "$(dirname "$0")/_common.sh"
@@ -39,6 +39,10 @@ if [[ ${NNODES:-} == 1 && -z $node ]]; then
   export NPROC_PER_NODE=${NPROC_PER_NODE:-auto} LLM_MASTER_GPUS=${LLM_MASTER_GPUS:-0,1,2,3}
 fi
 choose_runtime
+if [[ $profile == vla && -n $(dotenv RECIPE) ]]; then
+  path=$(recipe)
+  profile=$(basename "$path" .yaml) like=${like:-vla}
+fi
 like=${like:-$profile}
 services "$like" >/dev/null
 [[ -z $(running "$like") ]] ||
@@ -50,7 +54,6 @@ is_set_up "$like" || scripts/setup_environment.sh "$like"
 since=$(mktemp)
 trap 'rm -f "$since"' EXIT
 begin "$profile" "$like" ${words[@]+"${words[@]}"}
-
 # Whether the run has a row with a loss that is newer than this start.
 first_step() {
   run=$(newest_run "$profile" "$since")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import SHORT, events, steps
+from tests.tiny_policy import episodes
 from workloads.integrity import sealed
 from workloads.run import Run
 
@@ -136,3 +137,14 @@ def test_a_second_stop_ends_at_once(checkout: Checkout) -> None:
     assert "asked before: ending now" in second.stdout
     assert first.wait(30) == 0
     assert not Path(f"/proc/{pid}").exists() and not Path(f"/proc/{rank}").exists()
+
+
+def test_a_recipe_is_taken_and_an_unknown_one_refused(checkout: Checkout) -> None:
+    episodes(checkout.root / "data/logs")
+    words = ("data.source=data/logs", "train.max_steps=1", "evaluation.samples=1", "--wait")
+    done = checkout.script("start_training.sh", "vla", *words, RECIPE="tiny")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((checkout.root / "outputs/vla-tiny").glob("*/final/config.json"))
+    refused = checkout.script("start_training.sh", "vla", *words, RECIPE="7gb")
+    assert refused.returncode == 2
+    assert "RECIPE: expected auto or one of vla-16gb" in refused.stderr

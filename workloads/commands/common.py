@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from workloads.errors import UserError
 
 if TYPE_CHECKING:
     from workloads.config import Provenance
+
+_WITH_RECIPES = Path("profiles/vla.yaml")
 
 
 def loaded_environment() -> dict[str, str]:
@@ -26,8 +28,9 @@ def resolved(profile: str, env: dict[str, str], words: Sequence[str]) -> "tuple[
     """The config of a profile; names that are set but not honoured are told of."""
     from workloads.config import resolve
 
-    config, provenance = resolve(profile_path(profile), env, words)
-    report_ignored(profile, provenance)
+    path = profile_path(profile, env)
+    config, provenance = resolve(path, env, words)
+    report_ignored(str(path), provenance)
     return config, provenance
 
 
@@ -37,8 +40,22 @@ def report_ignored(profile: str, provenance: "Provenance") -> None:
         print(f"tatara: {name} is set but {profile} does not honour it", file=sys.stderr)
 
 
-def profile_path(profile: str) -> Path:
-    """A profile by its path, or by its name in profiles/ and profiles/recipes/."""
+def profile_path(profile: str, env: Mapping[str, str]) -> Path:
+    """A profile by its path, or by its name in profiles/ and profiles/recipes/.
+
+    RECIPE in the environment takes another one for vla: the one it names, or the one that fits.
+    """
+    path = _named(profile)
+    if not env.get("RECIPE") or path != _WITH_RECIPES:
+        return path
+    from workloads.vla.recipes import chosen
+
+    recipe = Path(chosen(env, str(path)))
+    print(f"tatara: RECIPE={env['RECIPE']}: {recipe}", file=sys.stderr)
+    return recipe
+
+
+def _named(profile: str) -> Path:
     path = Path(profile)
     if path.suffix in (".yaml", ".yml") or "/" in profile:
         return path

@@ -27,10 +27,11 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     env = loaded_environment()
     if args.resume and "=" in args.resume:
         words, args.resume = [args.resume, *words], "latest"
-    config, provenance = resolve(profile_path(args.profile), env, words)
-    command = ["train", args.profile, *words]
+    path = profile_path(args.profile, env)
+    config, provenance = resolve(path, env, words)
+    command = ["train", str(path), *words]
     job = Job(config, provenance, env, command, args.resume, device.gpu_count(env))
     if not job.is_spoken_for:
-        report_ignored(args.profile, provenance)
+        report_ignored(str(path), provenance)
         before_start(job)
     return launch(job)

@@ -1,6 +1,7 @@
-"""Which recipe fits a GPU: `tatara train "$(python -m workloads.vla.recipes)"` takes it.
+"""Which recipe trains the policy: RECIPE in the environment, for `tatara train profiles/vla.yaml`.
 
-RECIPE names one by itself (`24gb`, `vla-24gb`, or a path); `auto` takes the first that fits.
+It names one (`24gb`, `vla-24gb`, or a path); `auto` takes the first that fits the GPU.
+`python -m workloads.vla.recipes` prints the profile.
 """
 
 import os
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from workloads import device, plan
+from workloads import device, environment, plan
 from workloads.config import resolve
 from workloads.errors import TataraError, UserError
 
@@ -23,14 +24,17 @@ def fitting_recipe(memory: int, model: str | None = None, folder: Path = FOLDER)
 
     model: a name that takes the recipes' own one's place.
     """
-    for name in BY_SIZE:
-        path = folder / f"{name}.yaml"
-        if not path.is_file():
-            continue
-        config, _ = resolve(path, {}, {"model.name": model} if model else {})
-        if plan.fits(plan.estimate(config, 1), memory):
-            return path
-    return None
+    needs = _needs(model, folder)
+    return next((path for path, need in needs if plan.fits(need, memory)), None)
+
+
+def _needs(model: str | None, folder: Path) -> list[tuple[Path, plan.Breakdown]]:
+    """The recipes for one GPU, the most capable first, with what is predicted for each."""
+    paths = [folder / f"{name}.yaml" for name in BY_SIZE]
+    changes = {"model.name": model} if model else {}
+    return [
+        (path, plan.estimate(resolve(path, {}, changes)[0], 1)) for path in paths if path.is_file()
+    ]
 
 
 def chosen(env: Mapping[str, str], default: str = "profiles/vla.yaml") -> str:
@@ -51,19 +55,21 @@ def _automatic(env: Mapping[str, str], default: str) -> str:
     gpus = device.gpus(env)
     if not gpus:
         return default
-    memory = min(gpu.total for gpu in gpus)
-    found = fitting_recipe(memory, env.get("MODEL_NAME") or None)
+    memory, model = min(gpu.total for gpu in gpus), env.get("MODEL_NAME") or None
+    found = fitting_recipe(memory, model)
     if found is None:
+        path, need = _needs(model, FOLDER)[-1]
+        least = f"{need.total / _GIB:.1f} GiB" if need.total else f"what is unknown: {need.unknown}"
         raise UserError(
-            f"RECIPE=auto: no recipe fits a GPU of {memory / _GIB:.1f} GiB; the smallest needs "
-            "about 12 GiB"
+            f"RECIPE=auto: expected a recipe for a GPU of {memory / _GIB:.1f} GiB, found none; the "
+            f"smallest, {path.stem}, needs {least}: take a larger GPU or a smaller model"
         )
     return str(found)
 
 
 def main() -> int:
     try:
-        print(chosen(os.environ))
+        print(chosen(environment.load(os.environ)))
     except TataraError as error:
         print(f"tatara: {error}", file=sys.stderr)
         return error.exit_code

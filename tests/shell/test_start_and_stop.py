@@ -148,3 +148,16 @@ def test_a_recipe_is_taken_and_an_unknown_one_refused(checkout: Checkout) -> Non
     refused = checkout.script("start_training.sh", "vla", *words, RECIPE="7gb")
     assert refused.returncode == 2
     assert "RECIPE: expected auto or one of vla-16gb" in refused.stderr
+
+
+def test_the_robot_policys_steps(checkout: Checkout) -> None:
+    episodes(checkout.root / "data/tfrecord_logs")
+    shown = checkout.script("docker/vla_finetune.sh", "test-dataset")
+    assert shown.returncode == 0, shown.stderr
+    assert "3 episodes, 15 steps" in shown.stdout
+    words = ("train.max_steps=1", "evaluation.samples=1")
+    done = checkout.script("docker/vla_finetune.sh", "train", *words, RECIPE="tiny")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((checkout.root / "outputs/vla-tiny").glob("*/final/tatara.json"))
+    for wrong in (("train-multi-gpu", "none"), ("fly",), ()):
+        assert checkout.script("docker/vla_finetune.sh", *wrong).returncode == 2

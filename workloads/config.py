@@ -43,6 +43,7 @@ SHORT_NAMES = {
     "WANDB_PROJECT_NAME": "tracking.wandb_project",
     "WANDB_ENTITY": "tracking.wandb_entity",
     "HUB_MODEL_ID": "export.hub_model_id",
+    "PUSH_TO_HUB": "export.push",
 }
 CONTRACT = {
     "NNODES": "parallel.nodes",

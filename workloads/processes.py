@@ -1,8 +1,13 @@
-"""Small facts about processes that the standard library does not offer."""
+"""Small facts about processes that the standard library does not offer.
+
+`python -m workloads.processes COMMAND …` becomes a command that ends with the process that started
+it and leaves the processors to others.
+"""
 
 import ctypes
 import os
 import signal
+import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -56,3 +61,9 @@ def resident_bytes() -> int:
     """Resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    os.nice(10)
+    os.execvp(sys.argv[1], sys.argv[1:])

@@ -167,9 +167,25 @@ class Tracking(Section):
     wandb_entity: Text | None = Field(None, description="Team or user on Weights & Biases.")
 
 
+def _when(value: Any) -> Any:
+    """`--push_to_hub` and `PUSH_TO_HUB=true` are the same wish as `push: end`."""
+    return {True: "end", False: "never"}[value] if isinstance(value, bool) else value
+
+
 class Export(Section):
     enabled: bool = Field(True, description="Export the final model into the run by itself.")
-    hub_model_id: Text | None = Field(None, description="Repository for `--push-to-hub`.")
+    hub_model_id: Text | None = Field(None, description="Repository on the hub to push to.")
+    push: Annotated[Literal["never", "end", "saves"], BeforeValidator(_when)] = Field(
+        "never", description="Push the exported model to the hub: at the end, or at saves too."
+    )
+
+    @model_validator(mode="after")
+    def _has_target(self) -> "Export":
+        if self.push != "never" and self.hub_model_id is None:
+            raise ValueError(f"push={self.push} needs export.hub_model_id, such as me/my-model")
+        if self.push != "never" and not self.enabled:
+            raise ValueError(f"push={self.push} pushes what export writes; set export.enabled=true")
+        return self
 
 
 class Profile(Section):

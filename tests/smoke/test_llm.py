@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_hub import OTHER_TOKEN, FakeHub
+from tests.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
 from tests.harness import ONE_RANK, ROOT, Training, events, rows
 
 pytestmark = pytest.mark.smoke
@@ -122,6 +122,18 @@ def test_a_wrong_token_ends_with_2_before_any_step(tmp_path: Path) -> None:
     assert "owner/gated" in training.console and "Traceback" not in training.console
     everything = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not any(OTHER_TOKEN.encode() in content for content in everything)
+
+
+@pytest.mark.slow
+def test_a_run_ends_on_the_hub(tmp_path: Path) -> None:
+    with FakeHub({}) as hub:
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "HF_TOKEN": GOOD_TOKEN}
+        words = [*ONE_RANK, "export.enabled=true", "export.push=saves"]
+        words += ["export.hub_model_id=me/model"]
+        training = Training(tmp_path / "run", words, env=env).end()
+    final = training.run.final
+    assert hub.pushed["me/model"]["model.safetensors"] == (final / "model.safetensors").read_bytes()
+    assert "pushed to" in training.console and GOOD_TOKEN not in training.everything()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from workloads.engine import checkpoints, distributed
 from workloads.engine.callbacks import RunCallback
 from workloads.engine.memory import out_of_memory
+from workloads.engine.publish import Publisher
 from workloads.errors import Stopped, TataraError
 from workloads.integrity import sealed, step_of
 from workloads.sections import Profile
@@ -42,6 +43,7 @@ class RunTrainer(Trainer):
     ) -> None:
         self.profile, self.session, self.places = profile, session, places
         self.watch = RunCallback(profile, session)
+        self.publisher = Publisher(profile, session)
         self._staging: Path | None = None
         self._step_rows: list[Any] = []
         self._nonfinite_steps = 0
@@ -60,6 +62,8 @@ class RunTrainer(Trainer):
             self.train(resume_from_checkpoint=str(resume) if resume else None)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(self.profile, self.session, error) from error
+        finally:
+            self.publisher.close()
         step = self.state.global_step
         if self.watch.stopping:
             whole = self.state.max_steps
@@ -144,7 +148,7 @@ class RunTrainer(Trainer):
         try:
             with self.session.phase("saving"):
                 # Trainer's own, not TRL's, which writes a model card beside every checkpoint.
-                checkpoints.save(
+                saved = checkpoints.save(
                     self.session,
                     step,
                     lambda: Trainer._save_checkpoint(self, model, trial),
@@ -154,6 +158,8 @@ class RunTrainer(Trainer):
             self._tell_failed_save(step, str(error))
         else:
             checkpoints.tidy(self.session, self.profile.checkpoints.keep_last, self.best_step())
+            if self.state.global_step < self.state.max_steps:  # the end pushes by itself
+                self.publisher.offer(saved)
         finally:
             self._staging = None
 

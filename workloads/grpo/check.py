@@ -6,13 +6,15 @@ from pathlib import Path
 
 from workloads import device
 from workloads.check import Finding, Level
+from workloads.engine.publish import may_push
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GENERATED, GrpoConfig
 
 
 def shallow(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     """Whether batch, rewards, engine and the files that the profile names fit together."""
-    return [_groups(config, env), *_rewards(config), _engine(config), _data(config)]
+    looks = [_groups(config, env), *_rewards(config), _engine(config), _data(config)]
+    return [*looks, *may_push(config)]
 
 
 def _groups(config: GrpoConfig, env: Mapping[str, str]) -> Finding:

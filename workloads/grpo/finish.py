@@ -3,13 +3,13 @@
 import time
 from typing import Any
 
-import torch
 from trl import GRPOTrainer
 
 from workloads.engine import distributed
+from workloads.engine.finishing import export_final, forget
+from workloads.engine.publish import push_final
 from workloads.engine.summary import change, draw_curve, rows_of, series, show
 from workloads.engine.trainer import RunTrainer
-from workloads.errors import TataraError
 from workloads.grpo import held_out
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.curve import draw_rewards
@@ -30,27 +30,17 @@ def finish(config: GrpoConfig, session: Session, trainer: RunTrainer, data: Prep
     """Export the trained model, ask it, and say what got better. All ranks take part."""
     training = _training_facts(config, trainer)
     step = trainer.state.global_step
-    _forget(trainer)
+    if isinstance(trainer, GRPOTrainer):
+        trainer.ref_model = trainer._buffered_inputs = None
+    forget(trainer)
     if config.export.enabled:
-        _export(session)
+        export_final(session, export)
         _ask_exported(config, session, data, step)
     elif data.held_out:
         session.tell("no rewards after training: the exported model earns them (export.enabled)")
     if session.is_main:
         _tell(config, session, training)
-
-
-def _export(session: Session) -> None:
-    """Rank 0 writes `final/`; a failure there ends all ranks."""
-    problem: TataraError | None = None
-    with session.phase("exporting"):
-        if session.is_main:
-            try:
-                export(session.run, tell=session.tell)
-                session.event("exported", path=str(session.run.final))
-            except TataraError as error:
-                problem = error
-        distributed.all_or_none(problem, "export")
+        push_final(config, session)
 
 
 def _ask_exported(config: GrpoConfig, session: Session, data: Prepared, step: int) -> None:
@@ -65,16 +55,6 @@ def _ask_exported(config: GrpoConfig, session: Session, data: Prepared, step: in
     held_out.measure(config, session, asker, data, held_out.AFTER, step)
     if config.evaluation.blank:
         held_out.measure(config, session, asker, data, held_out.BLANK, step)
-
-
-def _forget(trainer: RunTrainer) -> None:
-    """Give the training's memory back before the exported model is loaded."""
-    trainer.accelerator.free_memory()
-    trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
-    if isinstance(trainer, GRPOTrainer):
-        trainer.ref_model = trainer._buffered_inputs = None
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _training_facts(config: GrpoConfig, trainer: RunTrainer) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from workloads.check import Finding
 from workloads.data.rows import data_files
+from workloads.engine.publish import may_push
 from workloads.errors import UserError
 from workloads.llm.config import LlmConfig
 
@@ -14,7 +15,7 @@ def shallow(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
     found = [_data("data.source", config.data.source)]
     if config.data.eval_source:
         found.append(_data("data.eval_source", config.data.eval_source))
-    return found
+    return [*found, *may_push(config)]
 
 
 def _data(name: str, source: str) -> Finding:

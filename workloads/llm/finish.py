@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workloads.engine import distributed
 from workloads.engine.checkpoints import gather_files
+from workloads.engine.finishing import export_final, forget
+from workloads.engine.publish import push_final
 from workloads.engine.summary import change, draw_curve, rows_of, series, show
 from workloads.engine.trainer import RunTrainer
 from workloads.errors import Stopped, TataraError
@@ -44,9 +46,9 @@ def finish(
 ) -> None:
     """Export the trained model, ask it, and say what got better. All ranks take part."""
     training = _training_facts(config, session, trainer)
-    _forget(trainer)
+    forget(trainer)
     if config.export.enabled:
-        _export(session)
+        export_final(session, export)
         if config.evaluation.task:
             _ask_exported(config, session)
     elif config.evaluation.task:
@@ -54,20 +56,8 @@ def finish(
     if session.is_main:
         if session.run.final.is_dir():
             refresh_card(session.run)
+        push_final(config, session)
         _tell(config, session, training)
-
-
-def _export(session: Session) -> None:
-    """Rank 0 writes `final/`; a failure there ends all ranks."""
-    problem: TataraError | None = None
-    with session.phase("exporting"):
-        if session.is_main:
-            try:
-                export(session.run, tell=session.tell)
-                session.event("exported", path=str(session.run.final))
-            except TataraError as error:
-                problem = error
-        distributed.all_or_none(problem, "export")
 
 
 def _ask_exported(config: LlmConfig, session: Session) -> None:
@@ -148,14 +138,6 @@ def _ask(
         should_stop=lambda: session.stopping,
         progress=progress,
     )
-
-
-def _forget(trainer: RunTrainer) -> None:
-    """Give the training's memory back before the exported model is loaded."""
-    trainer.accelerator.free_memory()
-    trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _training_facts(config: LlmConfig, session: Session, trainer: RunTrainer) -> dict[str, str]:

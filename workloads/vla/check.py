@@ -5,6 +5,7 @@ from pathlib import Path
 
 from workloads import device, plan
 from workloads.check import Finding
+from workloads.engine.publish import may_push
 from workloads.errors import UserError
 from workloads.vla.config import VlaConfig
 from workloads.vla.recipes import fitting_recipe
@@ -22,7 +23,7 @@ def shallow(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     if config.data.statistics and not Path(config.data.statistics).is_file():
         text = f"{config.data.statistics} does not exist"
         found.append(Finding("data.statistics", "error", text, "correct it, or leave it out"))
-    return [*found, *_memory(config, env)]
+    return [*found, *may_push(config), *_memory(config, env)]
 
 
 def _data(source: str) -> Finding:

@@ -3,9 +3,9 @@
 import json
 import time
 
-import torch
-
 from workloads.engine import distributed
+from workloads.engine.finishing import export_final, forget
+from workloads.engine.publish import push_final
 from workloads.engine.summary import change, draw_curve, rows_of, series, show
 from workloads.engine.trainer import RunTrainer
 from workloads.errors import TataraError
@@ -21,12 +21,13 @@ def finish(config: VlaConfig, session: Session, trainer: RunTrainer) -> None:
     """Look at the held-out episodes, export, and say what got better. All ranks take part."""
     training = _training_facts(config, trainer)
     _last_look(session, trainer)
-    _forget(trainer)
+    forget(trainer)
     if config.export.enabled:
-        _export(session)
+        export_final(session, export)
     done = _do_task(config, session) if config.evaluation.task else []
     if session.is_main:
         _tell(config, session, training, done)
+        push_final(config, session)
 
 
 def _last_look(session: Session, trainer: RunTrainer) -> None:
@@ -49,19 +50,6 @@ def _last_look(session: Session, trainer: RunTrainer) -> None:
         session.event("evaluated", when="after", **facts)
 
 
-def _export(session: Session) -> None:
-    """Rank 0 writes `final/`; a failure there ends all ranks."""
-    problem: TataraError | None = None
-    with session.phase("exporting"):
-        if session.is_main:
-            try:
-                export(session.run, tell=session.tell)
-                session.event("exported", path=str(session.run.final))
-            except TataraError as error:
-                problem = error
-        distributed.all_or_none(problem, "export")
-
-
 def _do_task(config: VlaConfig, session: Session) -> list[tuple[str, str]]:
     """Rank 0 lets the exported policy do its task; gives back what there is to say of it."""
     facts: list[tuple[str, str]] = []
@@ -74,14 +62,6 @@ def _do_task(config: VlaConfig, session: Session) -> list[tuple[str, str]]:
                 problem = error
         distributed.all_or_none(problem, "evaluation")
     return facts
-
-
-def _forget(trainer: RunTrainer) -> None:
-    """Give the training's memory back before the export reads the base again."""
-    trainer.accelerator.free_memory()
-    trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _training_facts(config: VlaConfig, trainer: RunTrainer) -> dict[str, str]:

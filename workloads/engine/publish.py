@@ -1,0 +1,140 @@
+"""Pushing to the hub while a training goes on, and at its end.
+
+At a save, `tatara export --push-to-hub` runs beside the training, on the host's processors, one at
+a time: a save that comes meanwhile is left to the next. Trouble there is told and costs nothing.
+At the end the model is not safe before it is on the hub, so a push that fails fails the run.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+from workloads.check import Finding
+from workloads.engine.hub import account, push
+from workloads.errors import Retry, TataraError
+from workloads.integrity import step_of
+from workloads.sections import Profile
+from workloads.session import Session
+
+_WAITS = (5.0, 30.0)  # seconds between attempts at the end
+
+
+def may_push(config: Profile) -> list[Finding]:
+    """Whether the token may push, where the profile wants it: asked before anything is trained."""
+    if config.export.push == "never":
+        return []
+    try:
+        name = account()
+    except TataraError as error:
+        return [Finding("push", "error", str(error))]
+    return [Finding("push", "ok", f"as {name} to {config.export.hub_model_id}")]
+
+
+class Publisher:
+    """Pushes checkpoints of a run as exported models; does nothing but on rank 0 and on demand."""
+
+    def __init__(self, profile: Profile, session: Session) -> None:
+        self._wanted = session.is_main and profile.export.push == "saves"
+        self._target = profile.export.hub_model_id
+        self._session = session
+        self._process: subprocess.Popen[bytes] | None = None
+        self._step = -1
+
+    def offer(self, checkpoint: Path) -> None:
+        """Push this checkpoint beside the training, unless an earlier one is still on its way."""
+        if not self._wanted or self._is_busy():
+            return
+        run = self._session.run
+        python = [sys.executable, "-m"]
+        words = [*python, "workloads.processes", *python, "workloads.cli", "export", str(run.path)]
+        words += ["--checkpoint", str(checkpoint), "--out", str(self._folder)]
+        words += ["--hub-model-id", str(self._target)]
+        self._step = step_of(checkpoint)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            )
+
+    def close(self) -> None:
+        """End what is still on its way; the end of the run pushes something newer."""
+        if self._is_busy() and self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._wanted:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _is_busy(self) -> bool:
+        """Whether an earlier push is running; one that has ended is told of, once."""
+        if self._process is None:
+            return False
+        code = self._process.poll()
+        if code is None:
+            return True
+        self._process = None
+        if code == 0:
+            self._session.event("pushed", step=self._step, repository=self._target)
+        else:
+            reason = _last_line(self._log)
+            self._session.event("push failed", step=self._step, reason=reason)
+            self._session.tell(f"step {self._step}: not pushed to the hub: {reason}")
+        return False
+
+    @property
+    def _log(self) -> Path:
+        return self._session.run.path / "logs" / "push.log"
+
+    @property
+    def _folder(self) -> Path:
+        return self._session.run.path / ".pushed"
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("tatara: ") if lines else "no reason given"
+
+
+def push_final(config: Profile, session: Session) -> None:
+    """Push `final/` where the profile wants it; TataraError where that fails for good."""
+    target = config.export.hub_model_id
+    if config.export.push == "never" or target is None or not session.is_main:
+        return
+    with session.phase("pushing"):
+        for pause in (*_WAITS, None):
+            try:
+                address = _push(session, target)
+                break
+            except TataraError as error:
+                if pause is None or not isinstance(error, Retry):
+                    session.event("push failed", reason=str(error))
+                    raise _not_pushed(session, error) from error
+                session.tell(f"not pushed yet: {error}; again in {pause:.0f} s")
+                time.sleep(pause)
+    session.event("pushed", repository=target, address=address)
+    session.tell(f"pushed to {address}")
+
+
+def _push(session: Session, target: str) -> str:
+    """Upload on a thread of its own, which may take long: the rank shows that it does not hang."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        upload = pool.submit(push, session.run.final, target)
+        while not upload.done():
+            session.progress()
+            wait([upload], timeout=1.0)
+    return upload.result()
+
+
+def _not_pushed(session: Session, error: TataraError) -> TataraError:
+    run = session.run
+    return TataraError(
+        f"the model is whole in {run.final}/, but it is not on the hub: {error}; then: "
+        f"tatara export {run.path} --push-to-hub"
+    )

@@ -18,12 +18,14 @@ PROFILES = {
     "llm-4090": {"llm-master", "llm-worker"},
     "vla": {"vla"},
     "vla_finetune": {"vla_finetune"},
+    "vla-serve": {"vla-serve"},
     "grpo-h100": {"grpo-h100"},
     "grpo-vllm": {"grpo-vllm"},
     "board": {"board"},
 }
-GPU = {"llm-master", "llm-worker", "vla", "vla_finetune", "grpo-h100", "grpo-vllm"}
+GPU = {"llm-master", "llm-worker", "vla", "vla_finetune", "vla-serve", "grpo-h100", "grpo-vllm"}
 TRAINING = {name for names in PROFILES.values() for name in names} - {"board"}
+SECRETS = {"dotenv", "hf_token", "wandb_api_key", "tatara_serve_token"}
 FILES = ("compose.yaml", "compose.cpu.yaml", "compose.multihost.yaml")
 SECOND = 1_000_000_000
 
@@ -79,16 +81,17 @@ def test_what_trains_has_memory_time_and_secrets_as_files(name: str) -> None:
     service = rendered(profile)[name]
     assert int(service["shm_size"]) == 16 * 1024**3
     assert service["ulimits"]["stack"] == 64 * 1024**2
-    assert {one["source"] for one in service["secrets"]} == {"dotenv", "hf_token", "wandb_api_key"}
+    assert {one["source"] for one in service["secrets"]} == SECRETS
     environment = service["environment"]
     assert service["stop_grace_period"] == "10m0s"
     assert int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < 600
-    assert environment["HF_TOKEN"] == environment["WANDB_API_KEY"] == ""
+    values = {environment[one] for one in ("HF_TOKEN", "WANDB_API_KEY", "TATARA_SERVE_TOKEN")}
+    assert values == {""}
     # A service that only waits for somebody is no training; the shell is there to be run by hand.
     assert (
         name == "vla_finetune"
         or service["command"][:3] == ["python", "-m", "workloads.grpo.serve"]
-        or service["command"][0] == "train"
+        or service["command"][0] in ("train", "serve")
     )
 
 
@@ -118,6 +121,13 @@ def test_two_nodes_on_one_host_share_memory_and_split_the_gpus() -> None:
         assert service["networks"] == {"training": None}
 
 
+def test_a_policy_is_served_to_this_machine_alone() -> None:
+    service = rendered("vla-serve", TATARA_SERVE_PORT="8123")["vla-serve"]
+    assert service["network_mode"] == "host" and "ports" not in service
+    assert service["command"] == ["serve", "latest", "--host", "127.0.0.1", "--port", "8123"]
+    assert ":8123/health" in service["healthcheck"]["test"][-1]
+
+
 def test_several_hosts_take_their_own_network_and_all_their_gpus() -> None:
     env = {"MASTER_ADDR": "10.0.0.1", "NODE_RANK": "3"}
     for name, service in rendered("llm-4090", "compose.multihost.yaml", **env).items():
@@ -129,7 +139,9 @@ def test_several_hosts_take_their_own_network_and_all_their_gpus() -> None:
         assert environment["NODE_RANK"] == ("0" if name == "llm-master" else "3")
 
 
-@pytest.mark.parametrize("profile", ["llm-4090", "vla", "vla_finetune", "grpo-h100", "grpo-vllm"])
+@pytest.mark.parametrize(
+    "profile", ["llm-4090", "vla", "vla_finetune", "vla-serve", "grpo-h100", "grpo-vllm"]
+)
 def test_without_a_gpu_nothing_is_reserved(profile: str) -> None:
     real = rendered(profile)
     for name, service in rendered(profile, "compose.cpu.yaml").items():

@@ -38,10 +38,8 @@ WORDS = (
 )
 
 
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden episodes, unpacked: two to train on, one held out."""
-    root = tmp_path_factory.mktemp("tfrecord_logs")
+def unpack(root: Path) -> Path:
+    """The golden episodes as a robot's recorder leaves them: two to train on, one held out."""
     for source in sorted(EPISODES.iterdir()):
         target = root / source.name
         shutil.copytree(source, target)
@@ -49,6 +47,11 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
             packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
             packed.unlink()
     return root
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack(tmp_path_factory.mktemp("tfrecord_logs"))
 
 
 def train(folder: Path, recordings: Path, *words: str, resume: bool = False) -> Training:

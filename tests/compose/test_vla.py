@@ -1,0 +1,77 @@
+"""The robot policy's service and image, themselves, without a GPU: train, look at data, serve."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.compose.project import ROOT, Project, arguments, docker
+from tests.harness import events
+from tests.smoke.test_vla_train import unpack
+from workloads.vla.client import PolicyClient
+
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
+
+FILES = ("compose.yaml", "compose.cpu.yaml")
+WORDS = (
+    *("train.max_steps=4", "train.per_device_batch_size=2", "checkpoints.every_steps=2"),
+    *("evaluation.every_steps=4", "tracking.tensorboard=false"),
+)
+PICTURE = ROOT / "tests/golden/openvla/image_processor/img_224x224.png"
+
+
+def data_folder(folder: Path) -> Path:
+    """What a user's data/ holds: the demo's files, and recordings of a CRANE-X7."""
+    shutil.copytree(ROOT / "data" / "demo", folder / "demo")
+    unpack(folder / "tfrecord_logs")
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def run_once(vla: Project, *words: str) -> subprocess.CompletedProcess[str]:
+    """`docker compose --profile vla run --rm vla WORD…`."""
+    return vla.compose("run", "--rm", "-T", "--no-deps", "vla", *words, check=False)
+
+
+def test_it_trains_looks_at_data_and_serves(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    port = free_port()
+    vla = project(
+        "vla",
+        FILES,
+        TATARA_PROFILE="profiles/recipes/vla-tiny.yaml",
+        TATARA_DATA=str(data_folder(tmp_path / "data")),
+        TATARA_SERVE_PORT=str(port),
+        **arguments(*WORDS),
+    )
+    looked = run_once(vla, "data", "inspect", "data/tfrecord_logs", "--output", "outputs/look")
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    assert "3 episodes" in looked.stdout
+    vla.up("vla")
+    vla.ends(vla=0)
+    run = vla.run("vla-tiny")
+    assert (run.final / "dataset_statistics.json").is_file() and events(run, "exported")
+    written = [path for path in vla.outputs.rglob("*")]
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in written} == {(vla.uid, vla.gid)}
+
+    vla.up("vla-serve")
+    health = ["{{.State.Health.Status}}", vla.container("vla-serve")]
+    vla.until(lambda: docker("inspect", "-f", *health).strip() == "healthy", "health")
+    client = PolicyClient(f"http://127.0.0.1:{port}/act")
+    picture = np.asarray(Image.open(PICTURE).convert("RGB"))
+    answer = client.act("pick up the red cube", picture)
+    assert np.asarray(answer).shape == (8,) and np.isfinite(answer).all()
+    docker("stop", "--time", "60", vla.container("vla-serve"))
+    vla.ends(vla_serve=0)

@@ -4,7 +4,7 @@ Peaks are looked for at five moments, because gradients grow while activations g
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workloads import activations
@@ -23,6 +23,8 @@ _NF4, _NF4_DOUBLE = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
 _ZERO_BUCKET, _ZERO_LIVE = 500_000_000, 1_000_000_000
 # What a row holds where no setting says: the prompt and actions of a robot policy, or anything.
 _VLA_TEXT, _USUAL_LENGTH = 64, 1024
+# Numbers of an action where no mask says how many: seven joints and a gripper.
+_VLA_ACTION = 8
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class Job:
     @property
     def trained(self) -> int:
         """Trained numbers, all ranks together."""
-        work = self.work
+        work, head = self.work, _oft_head(self.config, self.work.shape)
         if work.full:
-            return work.shape.parameters
-        return sum(one.adapter_parameters(work.rank) for one in work.adapted)
+            return work.shape.parameters + head
+        return sum(one.adapter_parameters(work.rank) for one in work.adapted) + head
 
 
 def job_of(config: Profile, shape: ModelShape, gpus: int | None) -> Job:
@@ -67,6 +69,7 @@ def job_of(config: Profile, shape: ModelShape, gpus: int | None) -> Job:
 
 def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
     train, adapter = config.train, config.adapter
+    shape = _seen(config, shape)
     compute = 4 if train.precision == "fp32" else 2
     full = adapter.method == "full"
     master = 4 if train.master_weights == "fp32" or strategy == "fsdp2" else compute
@@ -99,7 +102,49 @@ def row_length(config: Profile, shape: ModelShape) -> int:
     parts = [_named(settings, "max_prompt_length"), _named(settings, "max_completion_length")]
     if any(parts):
         return sum(parts)
-    return shape.image_tokens + _VLA_TEXT if shape.image_tokens else _USUAL_LENGTH
+    if not shape.image_tokens:
+        return _USUAL_LENGTH
+    return shape.image_tokens + _VLA_TEXT + _slots(settings)
+
+
+def _slots(settings: Mapping[str, Any]) -> int:
+    """Positions of an OFT head's actions, and of the robot's state before them."""
+    if settings.get("action_head.kind") != "oft":
+        return 0
+    slots = int(settings["action_head.chunk"]) * _action_size(settings)
+    return slots + bool(settings["action_head.proprio"])
+
+
+def _action_size(settings: Mapping[str, Any]) -> int:
+    return len(settings.get("data.action_mask") or ()) or _VLA_ACTION
+
+
+def _oft_head(config: Profile, shape: ModelShape) -> int:
+    """Numbers of an OFT head and of what projects the robot's state; trained whatever the rest is.
+
+    The head is a linear layer on all slots of a step, two residual blocks, a linear layer, and a
+    norm before each.
+    """
+    settings = leaves(config)
+    if settings.get("action_head.kind") != "oft":
+        return 0
+    hidden, size = shape.hidden, _action_size(settings)
+    square = hidden * hidden + hidden
+    state = square + size * hidden + hidden if settings["action_head.proprio"] else 0
+    if settings["action_head.decode"] != "l1":
+        return state
+    first, last = size * hidden * (hidden + 2) + hidden, size * (hidden + 1) + 2 * hidden
+    return first + 2 * (square + 2 * hidden) + last + state
+
+
+def _seen(config: Profile, shape: ModelShape) -> ModelShape:
+    """A robot policy's shape by its cameras: towers see the pictures of a row one by one, and the
+    patches of all of them stand in the sequence."""
+    cameras = len(leaves(config).get("data.cameras") or ()) if shape.image_tokens else 0
+    if cameras < 2:
+        return shape
+    towers = tuple(replace(one, patches=cameras * one.patches) for one in shape.towers)
+    return replace(shape, towers=towers, image_tokens=cameras * shape.image_tokens)
 
 
 def _named(settings: Mapping[str, Any], name: str) -> int:

@@ -3,16 +3,21 @@
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 from bench.plan_memory import Case, measure, predict, predicted_states
 from tests.planning import GIB, OFFLINE, TABLE, N, of, profile, total
 from workloads import activations
+from workloads.config import resolve
 from workloads.known_shapes import shape_of
 from workloads.memory import job_of
-from workloads.plan import estimate
+from workloads.plan import Breakdown, estimate
+from workloads.vla.openvla.config import OftSpec
+from workloads.vla.openvla.oft import ActionHead, ProprioProjector
 
 pytestmark = pytest.mark.unit
+ROOT = Path(__file__).resolve().parents[2]
 
 # Bytes by hand: Llama-3.2-1B
 
@@ -192,6 +197,32 @@ def test_a_policy_that_sees(tmp_path: Path) -> None:
     assert found.adapter_states == 16 * (110_828_288 - 32 * (36_160 + 3_352))
     frozen = of(tmp_path, "adapter.method=lora", "data.max_length=320", model="openvla/openvla-7b")
     assert found.activations > frozen.activations  # the towers keep theirs only where trained
+
+
+def policy(*overrides: str) -> Breakdown:
+    config, _ = resolve(ROOT / "profiles/vla.yaml", {}, list(overrides))
+    return estimate(config, 1, OFFLINE)
+
+
+def test_a_policy_that_sees_more_needs_more() -> None:
+    one, two = policy(), policy("data.cameras=[primary,wrist]")
+    rows, patches = 8, 261
+    assert two.tokens - one.tokens == rows * patches
+    assert two.activations > 1.6 * one.activations
+    assert policy("data.cameras=[primary]") == one
+
+
+def test_a_policy_that_plans_ahead_has_slots_and_a_head() -> None:
+    plain = policy()
+    chunks = policy("action_head.kind=oft", "action_head.chunk=8")
+    assert chunks.tokens - plain.tokens == 8 * (8 * 8 + 1)
+    with torch.device("meta"):
+        head, state = ActionHead(OftSpec(8, 8, 8), 4096), ProprioProjector(8, 4096)
+    counts = [sum(one.numel() for one in module.parameters()) for module in (head, state)]
+    # fp32 with gradients and two moments, whatever the base is.
+    assert chunks.adapter_states - plain.adapter_states == 16 * sum(counts)
+    discrete = policy("action_head.kind=oft", "action_head.decode=discrete")
+    assert discrete.adapter_states - plain.adapter_states == 16 * counts[1]
 
 
 # Against real steps

@@ -148,10 +148,11 @@ def test_an_adapter_is_served_over_its_base(tmp_path: Path) -> None:
 
     base = policy_folder(tmp_path / "base")
     model = random_init(TINY, seed=3)
-    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["o_proj", "down_proj"]))
+    generator = torch.Generator().manual_seed(1)
     for name, value in wrapped.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(value, generator=torch.Generator().manual_seed(1))
+        if "lora_" in name:
+            torch.nn.init.normal_(value, generator=generator)
     folder = tmp_path / "adapter"
     wrapped.save_pretrained(folder)
     names = ("dataset_statistics.json", "preprocessor_config.json", "tokenizer.json")
@@ -198,8 +199,11 @@ def test_a_policy_is_named_as_people_do(tmp_path: Path) -> None:
     env = {"TATARA_OUTPUTS": str(tmp_path)}
     run = Run(tmp_path / "vla/20260101-000000-abcd")
     (run.path / "final").mkdir(parents=True)
-    for name in ("config.json", "manifest.json"):
-        (run.path / name).write_text("{}")
+    (run.path / "manifest.json").write_text("{}")
+    (run.path / "config.json").write_text('{"config": {"workload": "vla"}}')
+    later = tmp_path / "demo/20260102-000000-abcd/config.json"
+    later.parent.mkdir(parents=True)
+    later.write_text('{"config": {"workload": "llm"}}')
     for wanted in ("latest", run.id, f"vla/{run.id}", str(run.path), str(run.final)):
         assert exported_folder(wanted, env) == str(run.final)
     assert exported_folder("openvla/openvla-7b", env) == "openvla/openvla-7b"
@@ -208,3 +212,5 @@ def test_a_policy_is_named_as_people_do(tmp_path: Path) -> None:
         exported_folder("latest", env)
     with pytest.raises(UserError, match="found no 'nothing'"):
         exported_folder("nothing", env)
+    with pytest.raises(UserError, match="expected a policy's run in .*, found none"):
+        exported_folder("latest", {"TATARA_OUTPUTS": str(tmp_path / "empty")})

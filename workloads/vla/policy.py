@@ -200,13 +200,25 @@ def exported_folder(wanted: str, env: Mapping[str, str]) -> str:
     is_hub_name = wanted.count("/") == 1 and not wanted.startswith((".", "/", "~"))
     if not places and (Path(wanted).is_dir() or is_hub_name):
         return wanted
-    run = Run(places[0]) if places else find(root, "*", wanted)
+    if places:
+        run = Run(places[0])
+    else:
+        run = _newest(root) if wanted == "latest" else find(root, "*", wanted)
     if not run.final.is_dir():
         raise UserError(
             f"{run.path}: expected an exported model in final/, found none; run tatara export "
             f"{run.id}"
         )
     return str(run.final)
+
+
+def _newest(root: Path) -> Run:
+    """The run of a policy that was started last; language models have runs beside it."""
+    dumps = sorted(root.glob("*/*/config.json"), key=lambda path: (path.stat().st_mtime_ns, path))
+    for path in reversed(dumps):
+        if (read_json(path).get("config") or {}).get("workload") == "vla":
+            return Run(path.parent)
+    raise UserError(f"expected a policy's run in {root}, found none; train one: make train-vla")
 
 
 def _dtype(folder: Path, facts: Mapping[str, Any], place: torch.device) -> torch.dtype:

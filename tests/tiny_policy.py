@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from workloads.data.robot.statistics import describe
 from workloads.data.robot.writer import write_episode
 from workloads.vla.loading import image_processor
 from workloads.vla.model import random_init, save_pretrained
 from workloads.vla.openvla.config import OftSpec
+from workloads.vla.openvla.modeling import OpenVLA
 from workloads.vla.tokenizer import COMPANIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +46,15 @@ def statistics(names: Sequence[str] = ("crane_x7",)) -> dict[str, Any]:
     return {name: entry for name in names}
 
 
+def tiny_model(oft: OftSpec | None = None) -> OpenVLA:
+    """Random weights whose text is always action tokens, which ones depending on what it sees."""
+    model = random_init(TINY, seed=3, oft=oft)
+    first, last = model.action_tokenizer.first_id, model.action_tokenizer.vocab_size
+    with torch.no_grad():
+        model.language_model.lm_head.weight[first:last] *= 50
+    return model
+
+
 def policy_folder(
     folder: Path,
     table: dict[str, Any] | None = None,
@@ -53,7 +64,7 @@ def policy_folder(
     crop_area: float = 0.9,
 ) -> Path:
     """What `tatara export` writes of a policy that our own tools read, with random weights."""
-    model = random_init(TINY, seed=3, oft=oft)
+    model = tiny_model(oft)
     model.norm_stats = table or statistics()
     save_pretrained(model, folder)
     image_processor(TINY).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The benchmark of one GPU, as far as it goes without one."""
+"""The benchmarks of one GPU, as far as they go without one."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bench import _vla_sides, gpu_vla
 from bench._gpu_cases import CASES, HAND, OURS, TRL, TRL_GROUPED
 from bench._gpu_sides import take_turn
 from tests.harness import ROOT
@@ -26,8 +27,9 @@ TINY = {
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run for minutes")
-def test_says_that_it_needs_a_gpu() -> None:
-    command = [sys.executable, "-m", "bench.gpu_sft"]
+@pytest.mark.parametrize("name", ["gpu_sft", "gpu_vla"])
+def test_says_that_it_needs_a_gpu(name: str) -> None:
+    command = [sys.executable, "-m", f"bench.{name}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "expected a CUDA GPU" in done.stderr and "Traceback" not in done.stderr
@@ -44,3 +46,14 @@ def test_all_sides_have_the_same_loss(name: str, peers: tuple[str, ...]) -> None
     assert ours.rate > 0
     for peer in peers:
         assert take_turn(case, peer, 12).loss == pytest.approx(ours.loss, rel=2e-3)
+
+
+@pytest.mark.slow
+def test_both_sides_of_the_robot_policy_have_the_same_loss() -> None:
+    case = replace(_vla_sides.CASES["batch16"], tiny=True, batch=4)
+    turns = {side: _vla_sides.take_turn(case, side, 6) for side in _vla_sides.SIDES}
+    gpu_vla.assert_same(turns)
+    assert all(turn.rate > 0 for turn in turns.values())
+    # The real shape, as the plan sees it: nothing of it is made.
+    planned = _vla_sides.CASES["batch16"].plan().total
+    assert planned is not None and 40 * gpu_vla.GIB < planned < 80 * gpu_vla.GIB

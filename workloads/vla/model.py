@@ -48,11 +48,12 @@ def random_init(
     dtype: torch.dtype = torch.float32,
     attn: str = "sdpa",
     oft: OftSpec | None = None,
+    device: str | torch.device = "cpu",
 ) -> "OpenVLA":
     """A model with random weights, the same for the same seed, from a folder's config.json."""
     folder = Path(path)
     fields = read_json(folder / "config.json")
-    model: OpenVLA = _family(folder).random_init(fields, seed, dtype, attn, oft)
+    model: OpenVLA = _family(folder).random_init(fields, seed, dtype, attn, oft, device)
     return model
 
 

@@ -71,16 +71,20 @@ def random_init(
     dtype: torch.dtype = torch.float32,
     attn: str = "sdpa",
     oft: OftSpec | None = None,
+    device: str | torch.device = "cpu",
 ) -> OpenVLA:
-    """A model with random weights from the fields of config.json, the same for the same seed."""
+    """A model with random weights from the fields of config.json, the same for the same seed.
+
+    They are drawn on `device`, each kind of which has numbers of its own.
+    """
     model = empty(parse(raw), attn, oft)
-    model.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(seed)
+    model.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _draw(name, parameter, generator)
     model.to(dtype)
-    _materialise_rest(model, dtype, torch.device("cpu"))
+    _materialise_rest(model, dtype, torch.device(device))
     return model.eval()
 
 

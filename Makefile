@@ -7,7 +7,7 @@ PROFILE ?= demo
 PYTHON_TOOL := .venv/bin/python
 TATARA := .venv/bin/tatara
 
-.PHONY: help setup venv train train-4090 train-vla train-h100 doctor monitor stop report build test \
+.PHONY: help setup venv train demo-vla train-4090 train-vla train-h100 doctor monitor stop report build test \
 	test-full check lint format docs lock bench clean
 
 help: ## list the targets
@@ -22,6 +22,10 @@ venv:
 
 train: ## fine-tune a tiny model on two nodes, on any machine
 	@scripts/start_training.sh demo --wait $(ARGS)
+
+demo-vla: venv ## a tiny robot policy learns to reach a named cube, on the CPU, in a simulator
+	@$(TATARA) data generate reach data/reach
+	@TATARA_RUNTIME=local CUDA_VISIBLE_DEVICES= scripts/start_training.sh demo-vla --wait $(ARGS)
 
 train-4090: ## fine-tune Llama-3.2-1B on GSM8K, 2 nodes x 2 RTX 4090
 	@scripts/start_training.sh llm-4090 --wait $(ARGS)

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", metavar="DIR", type=Path, help="a folder that is empty or not there"
     )
-    parser.add_argument("--episodes", type=int, default=3000, help="default: %(default)s")
+    parser.add_argument("--episodes", type=int, default=8000, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
 

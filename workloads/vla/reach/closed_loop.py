@@ -13,7 +13,7 @@ from workloads.vla.reach import arm
 from workloads.vla.reach.render import Camera
 from workloads.vla.reach.scene import Scene
 
-STEPS = 12
+STEPS = 8
 REACHED = 0.04  # m; cubes lie at least three times as far apart
 
 # pictures uint8 [N, H, W, 3], instructions, states float32 [N, 8] → actions [N, chunk, 8] in rad

@@ -17,7 +17,8 @@ from workloads.vla.reach.scene import COLOURS, Scene, scene
 # Written last: a folder with it is whole, and says how it was made.
 FACTS = "reach.json"
 CAMERA = "primary"
-STEPS = 8
+STEPS = 4
+FPS = 5.0
 _QUALITY = 95
 _VERSION = 1  # raised where the same arguments no longer give the same episodes
 
@@ -65,4 +66,4 @@ def _write(folder: Path, one: Scene) -> None:
     joints = demonstration(one, STEPS)
     camera = Camera(one)
     frames = [camera.picture(now) for now in joints]
-    write_episode(folder, joints, {CAMERA: frames}, one.instruction, quality=_QUALITY)
+    write_episode(folder, joints, {CAMERA: frames}, one.instruction, fps=FPS, quality=_QUALITY)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
+from workloads.engine.exporting import SKELETON
 from workloads.engine.pretrained import Tell
 from workloads.run import Run
 from workloads.vla.config import VlaConfig
-from workloads.vla.export import SKELETON, STATISTICS
+from workloads.vla.export import STATISTICS
 from workloads.vla.loading import base_folder, load_model, oft_spec
 from workloads.vla.openvla.checkpoint import random_init
 from workloads.vla.openvla.config import read_json

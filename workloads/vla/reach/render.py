@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 from workloads.vla.reach import arm
 from workloads.vla.reach.scene import COLOURS, CUBE, Scene
 
-SIZE = 64  # pixels, square
+SIZE = 48  # pixels, square
 _FINE = 2  # drawn larger by this, then averaged, so that edges are smooth
 _EYE = np.array([0.72, 0.0, 0.78])
 _LOOKED_AT = np.array([0.23, 0.0, 0.06])

@@ -9,7 +9,6 @@ from workloads.vla.reach.judge import Verdict
 from workloads.vla.reach.scene import Scene
 
 FILE = "reach.png"
-_EVERY = 2  # steps from one frame to the next
 _ZOOM = 2
 _LABEL = 150
 _GAP = 4
@@ -33,7 +32,7 @@ def draw(verdict: Verdict, folder: Path) -> Path:
 
 
 def _row(scene: Scene, rollouts: Rollouts, number: int) -> Image.Image:
-    frames = rollouts.pictures[number, ::_EVERY]
+    frames = rollouts.pictures[number]
     size = _ZOOM * frames.shape[1]
     row = Image.new("RGB", (_LABEL + (size + _GAP) * len(frames), size), "white")
     pen = ImageDraw.Draw(row)

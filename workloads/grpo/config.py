@@ -36,6 +36,9 @@ class Scenes(Section):
     questions: Literal["all", "colour", "shape", "mixed"] = Field(
         "all", description="Count all items, those of one colour or shape, or any of these."
     )
+    sizes: tuple[Literal["small", "large"], ...] = Field(
+        ("small", "large"), min_length=1, description="Sizes of the objects."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "Scenes":

@@ -26,7 +26,7 @@ from workloads.grpo.pictures import (
     only_one,
 )
 from workloads.grpo.prompts import training_turns
-from workloads.grpo.scenes import Palette, Scene, colours_of, draw_scene, render
+from workloads.grpo.scenes import SIZES, Palette, Scene, colours_of, draw_scene, render
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -144,16 +144,20 @@ def generate_scenes(
     counts: tuple[int, int] = (3, 10),
     size: tuple[int, int] = (240, 160),
     questions: Questions = "all",
+    sizes: Sequence[str] = tuple(SIZES),
 ) -> list[dict[str, Any]]:
     """`n` CLEVR-like scenes as rows: `image` (PIL, RGB), `problem`, `solution` in tags.
 
     `palette`: CoGenT's condition "A" or "B". `counts`: least and most objects; every number in
     between occurs equally often, so that no constant answer pays. `size`: (width, height).
     `questions` "all" asks for all items, "colour" and "shape" for those of one that occurs,
-    "mixed" for any of these. Row i is the same for every `n` above it.
+    "mixed" for any of these. `sizes`: of the objects, "small", "large" or both. Row i is the same
+    for every `n` above it.
     """
     _check_request(n, seed, palette, counts, size)
-    return [_scene_row(index, seed, palette, counts, size, questions) for index in range(n)]
+    if not sizes or not set(sizes) <= set(SIZES):
+        raise UserError(f"expected sizes among {', '.join(SIZES)}, found {tuple(sizes)}")
+    return [_scene_row(index, seed, palette, counts, size, questions, sizes) for index in range(n)]
 
 
 def write_imagefolder(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
@@ -308,10 +312,11 @@ def _scene_row(
     counts: tuple[int, int],
     size: tuple[int, int],
     questions: Questions,
+    sizes: Sequence[str],
 ) -> dict[str, Any]:
     # Each row draws from a generator of its own, so that it does not depend on the others.
     rng = np.random.default_rng([seed, ord(palette), index])
-    scene = draw_scene(rng, _count(index, seed, palette, counts), palette)
+    scene = draw_scene(rng, _count(index, seed, palette, counts), palette, sizes)
     problem, answer = _ask(rng, scene, questions)
     return {
         "image": render(scene, size),

@@ -7,6 +7,7 @@ stands too far behind another is drawn anew.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -89,12 +90,17 @@ def colours_of(shape: str, palette: Palette) -> tuple[str, ...]:
     return _WARM if (shape == "cube") == (palette == "A") else _COOL
 
 
-def draw_scene(rng: np.random.Generator, count: int, palette: Palette) -> Scene:
-    """A scene of `count` objects, none of them hidden, drawn from `rng` alone."""
+def draw_scene(
+    rng: np.random.Generator,
+    count: int,
+    palette: Palette,
+    sizes: Sequence[str] = tuple(SIZES),
+) -> Scene:
+    """A scene of `count` objects of these sizes, none of them hidden, drawn from `rng` alone."""
     for _ in range(_SCENES):
         camera = _CAMERA + rng.uniform(-_JITTER, _JITTER, 3)
         lamp = _LAMP + rng.uniform(-_JITTER, _JITTER, 3)
-        items = _place(rng, count, palette)
+        items = _place(rng, count, palette, sizes)
         if items is not None:
             scene = Scene(items, _triple(camera), _triple(lamp))
             if _all_seen(scene):
@@ -151,12 +157,14 @@ def _triple(point: Array) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _place(rng: np.random.Generator, count: int, palette: Palette) -> tuple[Item, ...] | None:
+def _place(
+    rng: np.random.Generator, count: int, palette: Palette, sizes: Sequence[str]
+) -> tuple[Item, ...] | None:
     """Objects that keep their distance on the floor; None where one found no room."""
     placed: list[Item] = []
     while len(placed) < count:
         for _ in range(_PLACINGS):
-            item = _draw_item(rng, palette)
+            item = _draw_item(rng, palette, sizes)
             if all(_apart(item, other) for other in placed):
                 placed.append(item)
                 break
@@ -165,12 +173,12 @@ def _place(rng: np.random.Generator, count: int, palette: Palette) -> tuple[Item
     return tuple(placed)
 
 
-def _draw_item(rng: np.random.Generator, palette: Palette) -> Item:
+def _draw_item(rng: np.random.Generator, palette: Palette, sizes: Sequence[str]) -> Item:
     shape = str(rng.choice(SHAPES))
     return Item(
         shape=shape,
         colour=str(rng.choice(colours_of(shape, palette))),
-        size=str(rng.choice(list(SIZES))),
+        size=str(rng.choice(list(sizes))),
         material=str(rng.choice(MATERIALS)),
         x=float(rng.uniform(-_REACH, _REACH)),
         y=float(rng.uniform(-_REACH, _REACH)),

@@ -83,6 +83,7 @@ def _drawn(data: GrpoData, cache: Path, progress: Callable[[], None]) -> Path:
             (wanted.least, wanted.most),
             (wanted.width, wanted.height),
             wanted.questions,
+            wanted.sizes,
         )
         write_imagefolder(rows, part)
 

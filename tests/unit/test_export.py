@@ -18,6 +18,7 @@ from tests.tiny_llama import make_config, make_model, make_tokenizer, write_tiny
 from workloads import run as runs
 from workloads.config import Provenance
 from workloads.engine.adapter import add_adapter, load_adapter, save_adapters
+from workloads.engine.models import settled
 from workloads.errors import Retry, TataraError, UserError
 from workloads.integrity import publish, seal
 from workloads.llm.config import LlmConfig
@@ -31,7 +32,7 @@ from workloads.llm.export import (
     read_skeleton,
     refresh_card,
 )
-from workloads.llm.model import load_for_use, load_model, settled
+from workloads.llm.model import load_for_use, load_model
 from workloads.run import Run
 
 pytestmark = pytest.mark.unit
@@ -203,7 +204,7 @@ def test_an_adapter_merged(tmp_path: Path) -> None:
     model = trained_adapter(make_model(), run)
     checkpoint(run, 7, lambda folder: save_adapters(model, folder))
     done = export(run, merge=True)
-    assert done.kind == "merged" and done.report is not None
+    assert done.kind == "merged" and done.difference is not None
     loaded = AutoModelForCausalLM.from_pretrained(run.final)
     assert torch.allclose(logits(loaded), logits(model), atol=1e-4)
     assert "logits differ by at most" in (run.final / "README.md").read_text()

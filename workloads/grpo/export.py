@@ -4,60 +4,45 @@
 writes takes its name only when the folder has been read back.
 """
 
-import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from workloads.engine import weights
-from workloads.engine.adapter import (
-    ADAPTER_WEIGHTS,
-    adapter_folder,
-    lora_config,
-    merge_into,
+from workloads.engine.adapter import merge_into
+from workloads.engine.card import Card, card_of
+from workloads.engine.exporting import (
+    SHARD_SIZE,
+    SKELETON,
+    SOURCE,
+    Exported,
+    adapter_state,
+    describe,
+    dtype_name,
+    kept_model,
+    save_adapter,
+    settled_config,
+    silent,
+    source_of,
 )
-from workloads.engine.card import Card, card_of, write_card
+from workloads.engine.models import valid_generation
 from workloads.engine.pretrained import Tell, compute_dtype, load_config, locate, read_json
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import Grpo, GrpoConfig
 from workloads.grpo.model import (
     Processing,
-    auto_class,
+    kind_of,
     load_model,
     load_processing,
     sees_images,
-    writable,
 )
-from workloads.integrity import SEAL, step_of, verify_checkpoint, write_atomically
+from workloads.integrity import write_atomically
 from workloads.run import Run
-from workloads.sections import Adapter, Model
-
-SHARD_SIZE = "4GB"
-SKELETON, SOURCE, FACTS = "model", "source.json", "tatara.json"
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written: `kind` is model, adapter or merged."""
-
-    folder: Path
-    kind: str
-    step: int | None
-    dtype: str
-
-    def line(self) -> str:
-        at = f" of step {self.step}" if self.step is not None else ""
-        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return f"exported {self.kind}{at} to {self.folder}/ ({self.dtype}, {size / 2**20:,.0f} MiB)"
-
-
-def _silent(text: str) -> None:
-    pass
+from workloads.sections import Model
 
 
 def export(
@@ -66,17 +51,16 @@ def export(
     *,
     checkpoint: Path | None = None,
     merge: bool | None = None,
-    tell: Tell = _silent,
+    tell: Tell = silent,
 ) -> Exported:
     """Export a run's checkpoint to `out`, by default its newest whole one to the run's `final/`.
 
     merge: write an adapter's run as a whole model; by default only where its base are random
     weights, which nobody else has. Raises UserError for a run without a whole checkpoint.
     """
-    config = settled_config(run)
-    source = _checked(checkpoint) if checkpoint else _newest(run, tell)
-    dtype = str(compute_dtype(config.train)).removeprefix("torch.")
-    step = step_of(source) if step_of(source) >= 0 else None
+    config: GrpoConfig = settled_config(run)
+    source, step = source_of(run, checkpoint, tell)
+    dtype = dtype_name(compute_dtype(config.train))
     out = out or run.final
     whole = config.adapter.method == "full"
     merged = not whole and (merge or (merge is None and config.model.random_init))
@@ -95,22 +79,6 @@ def export(
     return done
 
 
-def _checked(checkpoint: Path) -> Path:
-    damage = verify_checkpoint(checkpoint) if (checkpoint / SEAL).is_file() else []
-    if damage:
-        raise UserError(f"{checkpoint}: damaged ({damage[0]}); choose another checkpoint")
-    return checkpoint
-
-
-def _newest(run: Run, tell: Tell) -> Path:
-    found = run.resume_point(tell)
-    if found is None:
-        raise UserError(
-            f"{run.path}: expected a whole checkpoint to export, found none; train first"
-        )
-    return found
-
-
 def keep_skeleton(
     config: GrpoConfig, model: PreTrainedModel, processing: Processing, run: Run
 ) -> None:
@@ -118,10 +86,10 @@ def keep_skeleton(
     folder = run.path / SKELETON
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
-        writable(model.generation_config).save_pretrained(folder)
+        valid_generation(model.generation_config).save_pretrained(folder)
     _keep_processing(config, processing, folder)
     write_atomically(folder / SOURCE, config.model.model_dump_json(indent=1))
-    card = locate(config.model, _silent, weights=False) / "README.md"
+    card = locate(config.model, silent, weights=False) / "README.md"
     if card.is_file():
         shutil.copyfile(card, folder / "README.md")
 
@@ -129,27 +97,14 @@ def keep_skeleton(
 def _keep_processing(config: GrpoConfig, processing: Processing, folder: Path) -> None:
     """Save it as the model's own, without the limits of this training."""
     if config.grpo.max_pixels or config.grpo.min_pixels:
-        processing = load_processing(config.model, Grpo(), _silent)
+        processing = load_processing(config.model, Grpo(), silent)
     processing.save_pretrained(folder)
-
-
-def settled_config(run: Run) -> GrpoConfig:
-    """The run's config with the model that was truly used, where it had a list to choose from."""
-    config: GrpoConfig = run.config()
-    if not (run.path / SKELETON / SOURCE).is_file():
-        return config
-    used = Model.model_validate(read_json(run.path / SKELETON / SOURCE))
-    return config.model_copy(update={"model": used})
 
 
 def _skeleton(run: Run, config: GrpoConfig) -> tuple[Model, Path]:
     """The model whose folder holds config and processor: the run's own where it has them."""
-    kept = run.path / SKELETON
-    model = config.model
-    if (kept / "config.json").is_file():
-        own = {"name": str(kept), "revision": None, "trust_remote_code": False}
-        model = model.model_copy(update=own)
-    return model, locate(model, _silent, weights=False)
+    model = kept_model(run, config.model)
+    return model, locate(model, silent, weights=False)
 
 
 def _has_images(folder: Path) -> bool:
@@ -168,12 +123,12 @@ def _whole_model(source: Path, run: Run, config: GrpoConfig) -> PreTrainedModel:
     model, folder = _skeleton(run, config)
     own = load_config(model, folder)
     if weights.layout(source) == "whole":
-        made, found = auto_class(own).from_pretrained(
+        made, found = kind_of(own).factory.from_pretrained(
             source, config=own, dtype=dtype, local_files_only=True, output_loading_info=True
         )
         wrong = sorted([*found["missing_keys"], *found["unexpected_keys"]])
     else:
-        made = auto_class(own).from_config(own, dtype=dtype)
+        made = kind_of(own).factory.from_config(own, dtype=dtype)
         fitted = made.load_state_dict(weights.read_state(source, dtype), strict=False)
         tied = set(made.all_tied_weights_keys)
         wrong = sorted({*fitted.missing_keys, *fitted.unexpected_keys} - tied)
@@ -196,11 +151,11 @@ def _write_model(
     made.config.name_or_path = config.model.name
     made.config.use_cache = True
     if (folder / "generation_config.json").is_file():
-        made.generation_config = writable(GenerationConfig.from_pretrained(folder))
+        made.generation_config = valid_generation(GenerationConfig.from_pretrained(folder))
     with weights.whole_folder(out, needed=int(1.02 * weights.size_of(state))) as part:
         made.save_pretrained(part, max_shard_size=SHARD_SIZE)
-        load_processing(model, Grpo(), _silent).save_pretrained(part)
-        _describe(part, card)
+        load_processing(model, Grpo(), silent).save_pretrained(part)
+        describe(part, card)
         _check_model(part)
 
 
@@ -209,50 +164,19 @@ def _check_model(folder: Path) -> None:
     model = Model(name=str(folder))
     own = load_config(model, folder)
     try:
-        _, found = auto_class(own).from_pretrained(
+        _, found = kind_of(own).factory.from_pretrained(
             folder, device_map={"": "meta"}, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise TataraError(f"export: what was written does not load: {error}") from error
-    load_processing(model, Grpo(), _silent)
+    load_processing(model, Grpo(), silent)
     wrong = sorted([*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]])
     if wrong or found["error_msgs"]:
         raise TataraError(f"export: what was written does not load: {(wrong or [''])[0]}")
 
 
-def _describe(folder: Path, card: Card) -> None:
-    write_card(folder, card)
-    facts = {"kind": card.kind, "dtype": card.dtype, "step": card.step, "notes": card.notes}
-    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def _adapter_state(source: Path, adapter: Adapter) -> tuple[dict[str, torch.Tensor], Any]:
-    """An adapter's weights as peft names them, and its config, from any kind of checkpoint."""
-    from peft import PeftConfig
-    from safetensors.torch import load_file
-
-    if weights.layout(source) == "sharded":
-        state = weights.read_state(source, torch.float32)
-        mark = f".{adapter.name}."
-        own = {
-            name.replace(mark, "."): value
-            for name, value in state.items()
-            if ".lora_" in name and mark in name
-        }
-        return own, lora_config(adapter)
-    folder = adapter_folder(source, adapter.name)
-    return load_file(folder / ADAPTER_WEIGHTS), PeftConfig.from_pretrained(str(folder))
-
-
 def _save_adapter(source: Path, config: GrpoConfig, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    state, own = _adapter_state(source, config.adapter)
-    weights.check_finite(state)
-    own.base_model_name_or_path = config.model.name
-    own.inference_mode = True
-    save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    own.save_pretrained(folder)
+    save_adapter(*adapter_state(source, config.adapter), config.model.name, folder)
 
 
 def _write_adapter(config: GrpoConfig, source: Path, run: Run, out: Path, card: Card) -> None:
@@ -261,8 +185,8 @@ def _write_adapter(config: GrpoConfig, source: Path, run: Run, out: Path, card: 
     with weights.whole_folder(out, needed=int(1.05 * size)) as folder:
         _save_adapter(source, config, folder)
         model, _ = _skeleton(run, config)
-        load_processing(model, Grpo(), _silent).save_pretrained(folder)
-        _describe(folder, card)
+        load_processing(model, Grpo(), silent).save_pretrained(folder)
+        describe(folder, card)
 
 
 def _write_merged(

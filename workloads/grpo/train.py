@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from workloads.engine import checkpoints, distributed
 from workloads.engine.arguments import trainer_arguments
+from workloads.engine.models import settled
 from workloads.engine.pretrained import compute_dtype, locate
 from workloads.engine.trainer import RunTrainer
 from workloads.errors import TataraError
@@ -28,7 +29,6 @@ from workloads.grpo.model import (
     load_processing,
     own_config,
     sees_images,
-    settled,
 )
 from workloads.grpo.rewards import for_trainer, load_reward
 from workloads.grpo.rollouts import Rollout, RolloutLog

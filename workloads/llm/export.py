@@ -5,14 +5,12 @@ other rank is needed. `export_state` writes weights that are in memory. Both wri
 give it its name only when the folder has been read back.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from transformers import (
@@ -25,15 +23,25 @@ from transformers import (
 )
 
 from workloads.engine import weights
-from workloads.engine.adapter import (
-    ADAPTER_WEIGHTS,
-    MergeReport,
-    adapter_folder,
-    lora_config,
-    merge_into,
-)
+from workloads.engine.adapter import ADAPTER_WEIGHTS, MergeReport, merge_into
 from workloads.engine.card import Card, card_of, licence_of, write_card
+from workloads.engine.exporting import (
+    FACTS,
+    SHARD_SIZE,
+    SKELETON,
+    SOURCE,
+    Exported,
+    adapter_state,
+    describe,
+    dtype_name,
+    kept_model,
+    save_adapter,
+    settled_config,
+    silent,
+    source_of,
+)
 from workloads.engine.hub import push
+from workloads.engine.models import valid_generation
 from workloads.engine.pretrained import (
     Tell,
     candidates,
@@ -43,18 +51,11 @@ from workloads.engine.pretrained import (
     read_json,
 )
 from workloads.errors import TataraError, UserError
-from workloads.integrity import SEAL, step_of, verify_checkpoint, write_atomically
+from workloads.integrity import write_atomically
 from workloads.llm.config import LlmConfig
-from workloads.llm.model import load_for_use, load_model, load_tokenizer, valid_generation
+from workloads.llm.model import load_for_use, load_model, load_tokenizer
 from workloads.run import Run
 from workloads.sections import Adapter, Model
-
-SHARD_SIZE = "4GB"
-# Where a run may keep its model's config and tokenizer, so that export needs neither hub nor cache.
-SKELETON = "model"
-SOURCE = "source.json"
-# What an exported folder says about itself, for our own tools.
-FACTS = "tatara.json"
 
 
 @dataclass(frozen=True)
@@ -67,33 +68,13 @@ class Skeleton:
     folder: Path
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written: `kind` is model, adapter or merged."""
-
-    folder: Path
-    kind: str
-    step: int | None
-    dtype: str
-    report: MergeReport | None = None
-
-    def line(self) -> str:
-        at = f" of step {self.step}" if self.step is not None else ""
-        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return f"exported {self.kind}{at} to {self.folder}/ ({self.dtype}, {size / 2**20:,.0f} MiB)"
-
-
-def _silent(text: str) -> None:
-    pass
-
-
 def export(
     run: Run,
     out: Path | None = None,
     *,
     checkpoint: Path | None = None,
     merge: bool | None = None,
-    tell: Tell = _silent,
+    tell: Tell = silent,
 ) -> Exported:
     """Export a run's checkpoint to `out`, by default its newest whole one to the run's `final/`.
 
@@ -101,27 +82,27 @@ def export(
     where its base are random weights, which nobody else has. Weights are in the type that the run
     computed in. Raises UserError for a run without a whole checkpoint.
     """
-    config = settled_config(run)
-    source = _checked(checkpoint) if checkpoint else _newest(run, tell)
+    config: LlmConfig = settled_config(run)
+    source, step = source_of(run, checkpoint, tell)
     dtype = compute_dtype(config.train)
     skeleton = read_skeleton(run, config, tell)
-    step = step_of(source) if step_of(source) >= 0 else None
     out = out or run.final
 
     def card(kind: str) -> Card:
-        return card_of(run, config, kind, _name(dtype), step, skeleton.folder)
+        return card_of(run, config, kind, dtype_name(dtype), step, skeleton.folder)
 
-    report = None
+    difference = None
     if config.adapter.method == "full":
         kind = "model"
         export_state(weights.read_state(source, dtype), skeleton, out, card(kind))
     elif merge or (merge is None and config.model.random_init):
         kind = "merged"
         report = _export_merged(config, source, skeleton, out, card(kind), tell)
+        difference = report.difference
     else:
         kind = "adapter"
         _export_adapter(config.adapter, config.model.name, source, skeleton, out, card(kind))
-    done = Exported(out, kind, step, _name(dtype), report)
+    done = Exported(out, kind, step, dtype_name(dtype), difference)
     tell(done.line())
     return done
 
@@ -130,31 +111,10 @@ def refresh_card(run: Run, folder: Path | None = None) -> None:
     """Write an exported model's card anew, when evaluations have come in since."""
     folder = folder or run.final
     facts = read_json(folder / FACTS)
-    config = settled_config(run)
-    skeleton = read_skeleton(run, config, _silent)
+    config: LlmConfig = settled_config(run)
+    skeleton = read_skeleton(run, config, silent)
     card = card_of(run, config, facts["kind"], facts["dtype"], facts["step"], skeleton.folder)
     write_card(folder, replace(card, notes=tuple(facts["notes"])))
-
-
-def _checked(checkpoint: Path) -> Path:
-    """A checkpoint that was named; one that was never sealed is taken as it is."""
-    damage = verify_checkpoint(checkpoint) if (checkpoint / SEAL).is_file() else []
-    if damage:
-        raise UserError(f"{checkpoint}: damaged ({damage[0]}); choose another checkpoint")
-    return checkpoint
-
-
-def _newest(run: Run, tell: Tell) -> Path:
-    found = run.resume_point(tell)
-    if found is None:
-        raise UserError(
-            f"{run.path}: expected a whole checkpoint to export, found none; train first"
-        )
-    return found
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def keep_skeleton(
@@ -167,27 +127,14 @@ def keep_skeleton(
         valid_generation(model.generation_config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_atomically(folder / SOURCE, config.model.model_dump_json(indent=1))
-    card = locate(next(candidates(config.model)), _silent, weights=False) / "README.md"
+    card = locate(next(candidates(config.model)), silent, weights=False) / "README.md"
     if card.is_file():
         shutil.copyfile(card, folder / "README.md")
 
 
-def settled_config(run: Run) -> LlmConfig:
-    """The run's config with the model that was truly used, where it had a list to choose from."""
-    config: LlmConfig = run.config()
-    if not (run.path / SKELETON / SOURCE).is_file():
-        return config
-    used = Model.model_validate(read_json(run.path / SKELETON / SOURCE))
-    return config.model_copy(update={"model": used})
-
-
 def read_skeleton(run: Run, config: LlmConfig, tell: Tell) -> Skeleton:
     """Config, generation config and tokenizer: the run's own where it has them, else the base's."""
-    kept = run.path / SKELETON
-    model = next(candidates(config.model))
-    if (kept / "config.json").is_file():
-        own = {"name": str(kept), "revision": None, "trust_remote_code": False}
-        model = model.model_copy(update=own)
+    model = kept_model(run, next(candidates(config.model)))
     folder = locate(model, tell, weights=False)
     loaded = load_config(model, folder)
     loaded.name_or_path = config.model.name
@@ -217,15 +164,8 @@ def export_state(
     with weights.whole_folder(out, needed=int(1.02 * weights.size_of(state))) as folder:
         shell.save_pretrained(folder, state_dict=dict(state), max_shard_size=SHARD_SIZE)
         skeleton.tokenizer.save_pretrained(folder)
-        _describe(folder, card)
+        describe(folder, card)
         _check_model(folder)
-
-
-def _describe(folder: Path, card: Card) -> None:
-    """The card for people, and the facts that a new card will need."""
-    write_card(folder, card)
-    facts = {"kind": card.kind, "dtype": card.dtype, "step": card.step, "notes": card.notes}
-    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_names(shell: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> None:
@@ -261,41 +201,15 @@ def _check_model(folder: Path) -> None:
         raise TataraError(f"export: the tokenizer has {len(tokenizer)} tokens, the model {size}")
 
 
-def _adapter_state(source: Path, adapter: Adapter) -> tuple[dict[str, torch.Tensor], Any]:
-    """An adapter's weights as peft names them, and its config, from any kind of checkpoint."""
-    from peft import PeftConfig
-    from safetensors.torch import load_file
-
-    if weights.layout(source) == "sharded":
-        state = weights.read_state(source, torch.float32)
-        own = {
-            name.replace(f".{adapter.name}.", "."): value
-            for name, value in state.items()
-            if ".lora_" in name
-        }
-        return own, lora_config(adapter)
-    folder = adapter_folder(source, adapter.name)
-    return load_file(folder / ADAPTER_WEIGHTS), PeftConfig.from_pretrained(str(folder))
-
-
 def _export_adapter(
     adapter: Adapter, base: str, source: Path, skeleton: Skeleton, out: Path, card: Card
 ) -> None:
     """The adapter alone, at the folder's root whatever its name was among others."""
-    from safetensors.torch import save_file
-
-    state, config = _adapter_state(source, adapter)
-    weights.check_finite(state)
-    config.base_model_name_or_path = base
-    config.inference_mode = True
+    state, own = adapter_state(source, adapter)
     with weights.whole_folder(out, needed=int(1.05 * weights.size_of(state))) as folder:
-        save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        config.save_pretrained(folder)
+        save_adapter(state, own, base, folder)
         skeleton.tokenizer.save_pretrained(folder)
-        _describe(folder, card)
-        shapes = {name: tuple(value.shape) for name, value in state.items()}
-        if weights.load_shapes(folder) != shapes:
-            raise TataraError("export: the adapter that was written is not the one that was read")
+        describe(folder, card)
 
 
 def _export_merged(
@@ -323,7 +237,7 @@ def merge(
     precision: str = "bf16",
     name: str = "default",
     quantised: PreTrainedModel | None = None,
-    tell: Tell = _silent,
+    tell: Tell = silent,
 ) -> MergeReport:
     """Merge a saved adapter, of a run or not, into a base by hub id or folder; write it to `out`.
 
@@ -338,7 +252,9 @@ def merge(
     merged, report = merge_into(model, adapter, name, quantised=quantised)
     tell(report.line())
     licence = licence_of(folder)
-    card = Card(out.name, base, "merged", _name(dtype), licence=licence, notes=(report.line(),))
+    card = Card(
+        out.name, base, "merged", dtype_name(dtype), licence=licence, notes=(report.line(),)
+    )
     export_state(merged.state_dict(), skeleton, out, card)
     return report
 
@@ -349,7 +265,7 @@ def _as_peft_folder(source: Path, config: LlmConfig, spare: Path) -> Path:
 
     if weights.layout(source) == "adapter":
         return source
-    state, own = _adapter_state(source, config.adapter)
+    state, own = adapter_state(source, config.adapter)
     save_file(state, spare / ADAPTER_WEIGHTS)
     own.save_pretrained(spare)
     return spare

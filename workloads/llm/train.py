@@ -10,13 +10,14 @@ from trl import SFTConfig, SFTTrainer
 from workloads.engine import checkpoints, distributed
 from workloads.engine.adapter import add_adapter
 from workloads.engine.arguments import trainer_arguments
+from workloads.engine.models import settled
 from workloads.engine.trainer import RunTrainer
 from workloads.llm.collate import Collate
 from workloads.llm.config import LlmConfig
 from workloads.llm.data import Prepared, prepare
 from workloads.llm.export import keep_skeleton
 from workloads.llm.finish import evaluate_before, finish
-from workloads.llm.model import load_model, load_tokenizer, settled
+from workloads.llm.model import load_model, load_tokenizer
 from workloads.run import write_manifest
 from workloads.session import Session
 

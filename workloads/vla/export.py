@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import torch
 from workloads.engine import weights
 from workloads.engine.adapter import ADAPTER_WEIGHTS, TOLERANCES, adapter_folder, load_adapter
 from workloads.engine.card import card_of, render
+from workloads.engine.exporting import FACTS, SKELETON, Exported, dtype_name, silent, source_of
 from workloads.engine.pretrained import ADAPTER_CONFIG, Tell, compute_dtype, locate, read_json
 from workloads.errors import TataraError, UserError
-from workloads.integrity import SEAL, step_of, verify_checkpoint
 from workloads.run import Run
 from workloads.sections import Model
 from workloads.vla.config import VlaConfig
@@ -28,34 +28,11 @@ from workloads.vla.model import load_pretrained, random_init
 from workloads.vla.openvla import layout
 from workloads.vla.openvla.config import OftSpec
 from workloads.vla.openvla.modeling import OpenVLA
-from workloads.vla.policy import FACTS
 from workloads.vla.sources import Statistics
 from workloads.vla.tokenizer import COMPANIONS
 
 STATISTICS = "dataset_statistics.json"
-# Where a run keeps everything of its base but the weights, so that export needs no hub for it.
-SKELETON = "model"
 _OTHERS = ("README.md", "config.json", "generation_config.json")
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written: `kind` is model, adapter or merged; `difference` of merged logits."""
-
-    folder: Path
-    kind: str
-    step: int | None
-    dtype: str
-    difference: float | None = None
-
-    def line(self) -> str:
-        at = f" of step {self.step}" if self.step is not None else ""
-        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return f"exported {self.kind}{at} to {self.folder}/ ({self.dtype}, {size / 2**20:,.0f} MiB)"
-
-
-def _silent(text: str) -> None:
-    pass
 
 
 def write_statistics(folder: Path, statistics: Statistics) -> None:
@@ -84,7 +61,7 @@ def export(
     *,
     checkpoint: Path | None = None,
     merge: bool | None = None,
-    tell: Tell = _silent,
+    tell: Tell = silent,
 ) -> Exported:
     """Export a run's checkpoint to `out`, by default its newest whole one to the run's `final/`.
 
@@ -93,8 +70,8 @@ def export(
     computed in. Raises UserError for a run without a whole checkpoint.
     """
     config: VlaConfig = run.config()
-    source = _checked(checkpoint) if checkpoint else _newest(run, tell)
-    one = _Export(run, config, source, out or run.final, tell)
+    source, step = source_of(run, checkpoint, tell)
+    one = _Export(run, config, source, step, out or run.final, tell)
     if config.adapter.method == "full":
         done = one.whole()
     elif merge or (merge is None and config.model.random_init):
@@ -105,36 +82,21 @@ def export(
     return done
 
 
-def _checked(checkpoint: Path) -> Path:
-    """A checkpoint that was named; one that was never sealed is taken as it is."""
-    damage = verify_checkpoint(checkpoint) if (checkpoint / SEAL).is_file() else []
-    if damage:
-        raise UserError(f"{checkpoint}: damaged ({damage[0]}); choose another checkpoint")
-    return checkpoint
-
-
-def _newest(run: Run, tell: Tell) -> Path:
-    found = run.resume_point(tell)
-    if found is None:
-        raise UserError(
-            f"{run.path}: expected a whole checkpoint to export, found none; train first"
-        )
-    return found
-
-
 class _Export:
     """One export: what it reads, and where it writes."""
 
-    def __init__(self, run: Run, config: VlaConfig, source: Path, out: Path, tell: Tell) -> None:
-        self.run, self.config, self.source, self.out, self.tell = run, config, source, out, tell
+    def __init__(
+        self, run: Run, config: VlaConfig, source: Path, step: int | None, out: Path, tell: Tell
+    ) -> None:
+        self.run, self.config, self.source, self.step = run, config, source, step
+        self.out, self.tell = out, tell
         self.skeleton = run.path / SKELETON
         self.statistics: Statistics = read_json(run.path / STATISTICS)
         first = next(iter(self.statistics.values()))
         sizes = len(first["action"]["q01"]), len(first["proprio"]["q01"])
         self.oft: OftSpec | None = oft_spec(config, *sizes)
         self.dtype = compute_dtype(config.train)
-        self.name = str(self.dtype).removeprefix("torch.")
-        self.step = step_of(source) if step_of(source) >= 0 else None
+        self.name = dtype_name(self.dtype)
 
     def whole(self) -> Exported:
         """The weights of a run that trained all of them."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from workloads.engine.adapter import load_adapter
+from workloads.engine.exporting import FACTS
 from workloads.engine.pretrained import ADAPTER_CONFIG, Tell
 from workloads.engine.pretrained import locate as locate_base
 from workloads.errors import UserError
@@ -31,8 +32,6 @@ from workloads.vla.openvla.quantise import Quantisation
 from workloads.vla.processing import ImageProcessor, Tokenizer, tokenize_prompt, training_prompt
 from workloads.vla.tokenizer import LlamaTokenizer
 
-# What an exported folder says about itself.
-FACTS = "tatara.json"
 _ONE_CAMERA = ("primary",)
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

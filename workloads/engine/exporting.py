@@ -1,0 +1,128 @@
+"""What every workload's export has in common: which checkpoint, what was written, adapters."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workloads.engine import weights
+from workloads.engine.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_config
+from workloads.engine.card import Card, write_card
+from workloads.engine.pretrained import Tell, read_json
+from workloads.errors import TataraError, UserError
+from workloads.integrity import SEAL, step_of, verify_checkpoint
+from workloads.run import Run
+from workloads.sections import Adapter, Model
+
+SHARD_SIZE = "4GB"
+# Where a run keeps everything of its model but the weights, so that export needs neither hub nor
+# cache, and which model that was.
+SKELETON = "model"
+SOURCE = "source.json"
+# What an exported folder says about itself, for our own tools.
+FACTS = "tatara.json"
+_SAVED = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: `kind` is model, adapter or merged; `difference` of merged logits."""
+
+    folder: Path
+    kind: str
+    step: int | None
+    dtype: str
+    difference: float | None = None
+
+    def line(self) -> str:
+        at = f" of step {self.step}" if self.step is not None else ""
+        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return f"exported {self.kind}{at} to {self.folder}/ ({self.dtype}, {size / 2**20:,.0f} MiB)"
+
+
+def silent(text: str) -> None:
+    """For those who want to hear nothing."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int | None]:
+    """The checkpoint that was named, or the newest whole one, and its step where its name has one.
+
+    One that was never sealed is taken as it is. Raises UserError for damage, or where none is.
+    """
+    source = _checked(checkpoint) if checkpoint else run.resume_point(tell)
+    if source is None:
+        raise UserError(
+            f"{run.path}: expected a whole checkpoint to export, found none; train first"
+        )
+    step = step_of(source)
+    return source, step if step >= 0 else None
+
+
+def _checked(checkpoint: Path) -> Path:
+    damage = verify_checkpoint(checkpoint) if (checkpoint / SEAL).is_file() else []
+    if damage:
+        raise UserError(f"{checkpoint}: damaged ({damage[0]}); choose another checkpoint")
+    return checkpoint
+
+
+def settled_config(run: Run) -> Any:
+    """The run's config with the model that was truly used, where it had a list to choose from."""
+    config = run.config()
+    if not (run.path / SKELETON / SOURCE).is_file():
+        return config
+    used = Model.model_validate(read_json(run.path / SKELETON / SOURCE))
+    return config.model_copy(update={"model": used})
+
+
+def kept_model(run: Run, model: Model) -> Model:
+    """The model whose folder holds config and tokenizer: the run's own where it has them."""
+    kept = run.path / SKELETON
+    if not (kept / "config.json").is_file():
+        return model
+    own = {"name": str(kept), "revision": None, "trust_remote_code": False}
+    return model.model_copy(update=own)
+
+
+def describe(folder: Path, card: Card) -> None:
+    """The card for people, and the facts that a new card will need."""
+    write_card(folder, card)
+    facts = {"kind": card.kind, "dtype": card.dtype, "step": card.step, "notes": card.notes}
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def adapter_state(source: Path, adapter: Adapter) -> tuple[dict[str, torch.Tensor], Any]:
+    """An adapter's weights as peft names them, and its config, from any kind of checkpoint."""
+    from peft import PeftConfig
+    from safetensors.torch import load_file
+
+    if weights.layout(source) == "sharded":
+        # A module's own names have the adapter's in them; those that peft saves do not.
+        mark = f".{adapter.name}."
+        state = weights.read_state(source, torch.float32)
+        named = {name.replace(mark, "."): value for name, value in state.items()}
+        own = {name: value for name, value in named.items() if _SAVED.search(name)}
+        return own, lora_config(adapter)
+    folder = adapter_folder(source, adapter.name)
+    return load_file(folder / ADAPTER_WEIGHTS), PeftConfig.from_pretrained(str(folder))
+
+
+def save_adapter(state: dict[str, torch.Tensor], own: Any, base: str, folder: Path) -> None:
+    """An adapter alone, at the folder's root whatever its name was among others."""
+    from safetensors.torch import save_file
+
+    weights.check_finite(state)
+    own.base_model_name_or_path = base
+    own.inference_mode = True
+    save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    own.save_pretrained(folder)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    found = weights.load_shapes(folder)
+    if any(found.get(name) != shape for name, shape in shapes.items()):
+        raise TataraError("export: the adapter that was written is not the one that was read")

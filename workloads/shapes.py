@@ -335,7 +335,7 @@ _TIMM: Mapping[str, tuple[int, int, float, int, bool, bool]] = {
 
 
 def _openvla(fields: Fields, hidden: int) -> _Vision:
-    """Two timm towers at 14-pixel patches and three matrices that project their features."""
+    """One timm tower or two, and the matrices that project their features: two, or three."""
     towers: list[Tower] = []
     linears: list[Linear] = []
     small = 0
@@ -347,10 +347,12 @@ def _openvla(fields: Fields, hidden: int) -> _Vision:
         towers.append(tower)
         linears += matrices
         small += others
-    if len(towers) != 2:
-        raise UserError(f"expected two towers in config.json, found {len(towers)}")
+    if len(towers) not in (1, 2):
+        raise UserError(f"expected one or two towers in config.json, found {len(towers)}")
     wide = sum(tower.hidden for tower in towers)
     projector = [("fc1", wide, 4 * wide), ("fc2", 4 * wide, hidden), ("fc3", hidden, hidden)]
+    if len(towers) == 1:
+        projector = [("fc1", wide, hidden), ("fc2", hidden, hidden)]
     linears += [Linear(name, i, o, 1, "vision") for name, i, o in projector]
     return tuple(towers), tuple(linears), small + sum(o for _, _, o in projector)
 
@@ -359,7 +361,8 @@ def _timm(name: str, changed: Fields, fields: Fields) -> tuple[Tower, list[Linea
     width, depth, ratio, tokens, scaled, pooled = _TIMM[name]
     width, depth = int(changed.get("embed_dim", width)), int(changed.get("depth", depth))
     side = int(changed.get("img_size", (fields.get("image_sizes") or [224])[0]))
-    middle, patches = int(width * ratio), (side // 14) ** 2
+    patch = int(changed.get("patch_size", 14))
+    middle, patches = int(width * ratio), (side // patch) ** 2
     rows = [("qkv", width, 3 * width), ("proj", width, width)]
     mlp = [("fc1", width, middle), ("fc2", middle, width)]
     linears = [Linear(name, i, o, depth, "vision") for name, i, o in rows + mlp]
@@ -370,6 +373,6 @@ def _timm(name: str, changed: Fields, fields: Fields) -> tuple[Tower, list[Linea
     small = sum(one.outputs * one.count for one in linears)
     small += (2 * depth + 1) * 2 * width + (3 * width if pooled else 0)  # norms, the pool's latent
     small += 2 * depth * width if scaled else 0
-    small += 3 * 14**2 * width + width  # the convolution that cuts patches
+    small += 3 * patch**2 * width + width  # the convolution that cuts patches
     small += (patches + tokens) * width  # positions of patches; class and register tokens
     return Tower(depth, width, middle, patches + tokens), linears, small

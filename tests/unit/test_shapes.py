@@ -117,6 +117,14 @@ def test_parameters_by_kind_add_up() -> None:
     assert sum(kinds.values()) == N
 
 
+@pytest.mark.parametrize("name", ["data/demo/tiny-openvla", "data/demo/reach-openvla"])
+def test_openvla_of_one_tower_and_of_two_is_counted_as_it_is_built(name: str) -> None:
+    from workloads.vla.model import random_init
+
+    shape, _ = shape_of(Model(name=name), OFFLINE)
+    assert shape.parameters == sum(one.numel() for one in random_init(name, 0).parameters())
+
+
 def test_openvla_adapter_has_the_published_size() -> None:
     """peft's all-linear there also wraps the head and two convolutions, of rank 32 each."""
     shape, _ = shape_of(Model(name="openvla/openvla-7b"), OFFLINE)

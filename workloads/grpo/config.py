@@ -65,6 +65,9 @@ class GrpoData(Section):
         "error", description="What happens to rows that do not fit the limits; they are named."
     )
     max_bad_rows: Whole = Field(10, ge=0, description="Unreadable rows to skip before stopping.")
+    blank: bool = Field(
+        False, description="Make every picture grey: only the form of answers can be learnt."
+    )
     scenes: Scenes = Scenes()
 
 

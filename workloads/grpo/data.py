@@ -19,6 +19,7 @@ from PIL import Image
 from workloads.data.rows import BadRow, data_files, read_rows
 from workloads.errors import UserError
 from workloads.grpo.pictures import (
+    GreyPicture,
     ParquetPicture,
     ParquetPictures,
     Picture,
@@ -64,6 +65,11 @@ class Example:
             return self.picture.load()
         except ValueError as error:
             raise UserError(f"{self.place}: {error}; mend or remove the row") from error
+
+
+def greyed(example: Example) -> Example:
+    """The example with nothing to see in its image, where it has one."""
+    return replace(example, picture=GreyPicture(example.picture)) if example.picture else example
 
 
 @dataclass

@@ -17,6 +17,7 @@ from workloads.grpo.export import export
 from workloads.grpo.generation import stability_ladder
 from workloads.grpo.model import load_for_use
 from workloads.grpo.rollouts import FILE, FOLDER
+from workloads.grpo.scores import AFTER, BEFORE, BLANK, scores_of
 from workloads.grpo.sources import Prepared
 from workloads.run import Run
 from workloads.session import Session
@@ -52,9 +53,9 @@ def _ask_exported(config: GrpoConfig, session: Session, data: Prepared, step: in
         precision = config.train.precision
         loaded = load_for_use(str(session.run.final), precision, config.grpo, session.tell)
         asker = held_out.Asker(loaded.model, loaded.processing)
-    held_out.measure(config, session, asker, data, held_out.AFTER, step)
+    held_out.measure(config, session, asker, data, AFTER, step)
     if config.evaluation.blank:
-        held_out.measure(config, session, asker, data, held_out.BLANK, step)
+        held_out.measure(config, session, asker, data, BLANK, step)
 
 
 def _training_facts(config: GrpoConfig, trainer: RunTrainer) -> dict[str, str]:
@@ -109,7 +110,7 @@ def reward_changes(rows: list[dict[str, Any]], config: GrpoConfig) -> list[tuple
 
 def held_out_changes(config: GrpoConfig, run: Run) -> list[tuple[str, str]]:
     """Each reward's mean on held-out rows before and after; of the first, what else would earn."""
-    before, after = (held_out.scores_of(run, when) for when in (held_out.BEFORE, held_out.AFTER))
+    before, after = (scores_of(run, when) for when in (BEFORE, AFTER))
     names = [one.name for one in config.rewards if one.name in before or one.name in after]
     facts = []
     for place, name in enumerate(names):
@@ -118,6 +119,6 @@ def held_out_changes(config: GrpoConfig, run: Run) -> list[tuple[str, str]]:
             known = after or before
             value += f"  (always {known['commonest_text']}: {known['commonest_answer']:.3g})"
         facts.append((f"held-out {name}", value))
-    if names and (blank := held_out.scores_of(run, held_out.BLANK)):
+    if names and (blank := scores_of(run, BLANK)):
         facts.append(("  with grey pictures", f"{blank[names[0]]:.3g}"))
     return facts

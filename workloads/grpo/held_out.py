@@ -7,32 +7,27 @@ of the training rows would earn if it were given to every question; `rewards.jso
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import PreTrainedModel
 
 from workloads.engine import distributed
-from workloads.engine.pretrained import read_json
 from workloads.errors import Stopped, TataraError
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.data import Example
+from workloads.grpo.data import Example, greyed
 from workloads.grpo.greedy import Asked, answers
 from workloads.grpo.model import Processing
+from workloads.grpo.prompts import Turns
 from workloads.grpo.rewards import WeightedReward, load_reward
+from workloads.grpo.scores import ANSWERS, BEFORE, BLANK, FILE, TASK
 from workloads.grpo.sources import Prepared, turns_of
 from workloads.integrity import write_atomically
-from workloads.run import Run
 from workloads.session import Session
 
-BEFORE, AFTER, BLANK = "before", "after", "blank"
-TASK, FILE, ANSWERS = "rewards", "rewards.json", "rewards.jsonl"
-_GREY = (128, 128, 128)
 _FORM = "<think> </think> {solution}"
 
 
@@ -100,22 +95,13 @@ def _rows(
                 raise Stopped("stopped while asking held-out questions")
             indices = share[start : start + size]
             chosen = [data.held_out[index] for index in indices]
-            asked = [
-                Asked(turns(one.problem, one.picture is not None), _image(one, blank))
-                for one in chosen
-            ]
+            chosen = [greyed(one) for one in chosen] if blank else chosen
+            asked = [_asked(one, turns) for one in chosen]
             longest = config.grpo.max_completion_length
             texts = answers(asker.model, asker.processing, asked, longest)
             session.progress()
             for index, one, text in zip(indices, chosen, texts, strict=True):
                 yield _row(index, one, text, rewards)
-
-
-def _image(one: Example, blank: bool) -> Image.Image | None:
-    if one.picture is None:
-        return None
-    image = one.open_image()
-    return Image.new("RGB", image.size, _GREY) if blank else image
 
 
 def _row(index: int, one: Example, text: str, rewards: Sequence[WeightedReward]) -> dict[str, Any]:
@@ -129,6 +115,11 @@ def _row(index: int, one: Example, text: str, rewards: Sequence[WeightedReward])
         "rewards": scores,
         "right": scores[rewards[0].name] == 1.0,
     }
+
+
+def _asked(one: Example, turns: Callable[[str, bool], Turns]) -> Asked:
+    sees = one.picture is not None
+    return Asked(turns(one.problem, sees), one.open_image() if sees else None)
 
 
 @contextmanager
@@ -187,9 +178,3 @@ def _write(
 
 def _mean(values: Sequence[float]) -> float:
     return round(sum(values) / len(values), 6)
-
-
-def scores_of(run: Run, when: str) -> dict[str, Any]:
-    """What was measured then; empty where nothing was."""
-    path: Path = run.evaluation / when / FILE
-    return read_json(path) if path.is_file() else {}

@@ -59,6 +59,21 @@ class FilePicture:
             yield stream
 
 
+@dataclass(frozen=True)
+class GreyPicture:
+    """Nothing but grey, as large as another image: shows whether a model looks at all."""
+
+    of: Picture
+
+    def size(self) -> tuple[int, int]:
+        """Upright (width, height) from the other image's header."""
+        return self.of.size()
+
+    def load(self) -> Image.Image:
+        """The grey image, RGB."""
+        return Image.new("RGB", self.of.size(), (128, 128, 128))
+
+
 class ParquetPictures:
     """A Parquet file with images in it, read one group of rows at a time.
 

@@ -1,0 +1,98 @@
+"""The demo of the vla workload, made tiny: demonstrations, training, export, closed loop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Training, events, losses, state
+from workloads.run import Run
+from workloads.vla.reach.demonstrations import generate
+from workloads.vla.reach.judge import CONTROLS, TRAINED
+
+pytestmark = pytest.mark.smoke
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROFILE = "profiles/demo-vla.yaml"
+WORDS = (
+    "train.max_steps=9",
+    "train.per_device_batch_size=8",
+    "train.log_every=1",
+    "checkpoints.every_steps=3",
+    "evaluation.every_steps=null",
+    "evaluation.scenes=6",
+    "tracking.tensorboard=false",
+)
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "reach"
+    generate(folder, 30, 0, lambda done, total: None)
+    return folder
+
+
+def train(folder: Path, data: Path, *words: str, resume: bool = False) -> Training:
+    """`tatara train profiles/demo-vla.yaml` for a few steps, watched as the harness does."""
+    command = [sys.executable, "-m", "workloads.cli", "train", PROFILE, f"data.source={data}"]
+    command += [*WORDS, *words, *(["--resume", "latest"] if resume else [])]
+    folder.mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, "TATARA_OUTPUTS": str(folder), "OMP_NUM_THREADS": "1"}
+    env["TATARA_CACHE"] = str(folder / "cache")
+    training = Training.__new__(Training)
+    training.outputs, training.log = folder, folder / "console.log"
+    with training.log.open("ab") as log:
+        training.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+    return training
+
+
+def verdict(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run.evaluation / "reach.json").read_text())
+    return found
+
+
+def test_it_ends_with_success_before_and_after_and_a_picture(
+    tmp_path: Path, demonstrations: Path
+) -> None:
+    done = train(tmp_path, demonstrations).end()
+    found = verdict(done.run)
+    assert list(found["scores"]) == [TRAINED, *CONTROLS]
+    assert found["scenes"] == len(found["won"]) == 6
+    assert (done.run.evaluation / "reach.png").is_file()
+    assert "reached of 6 scenes" in done.console and "best control" in done.console
+    assert events(done.run, "evaluated")[-1]["scores"] == found["scores"]
+    # Asked again from outside, the exported policy does the same, to the last digit.
+    command = [sys.executable, "-m", "workloads.cli", "eval", "reach", str(done.run.path)]
+    again = subprocess.run(
+        [*command, "--scenes", "6", "--out", str(tmp_path / "again")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "shuffled instruction" in again.stdout
+    assert json.loads((tmp_path / "again" / "reach.json").read_text()) == found
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_has_the_same_losses_and_the_same_success(
+    tmp_path: Path, demonstrations: Path
+) -> None:
+    words = ("train.max_steps=40", "checkpoints.every_steps=10")
+    whole = train(tmp_path / "whole", demonstrations, *words).end().run
+    part = train(tmp_path / "part", demonstrations, *words)
+    part.until_step(14)
+    part.signal(signal.SIGKILL)
+    part.end(expected=-signal.SIGKILL)
+    resumed = train(tmp_path / "part", demonstrations, *words, resume=True).end().run
+    assert resumed.path == part.run.path
+    assert not (part.run.checkpoints / "checkpoint-14").exists()
+    assert losses(resumed) == losses(whole)
+    assert len(losses(whole)) == 40
+    assert state(resumed) == state(whole)
+    assert verdict(resumed) == verdict(whole)

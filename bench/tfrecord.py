@@ -1,7 +1,7 @@
 """How fast TFRecord files are read with checksums on, and what one flipped byte costs (A3).
 
-    python bench/tfrecord.py [--records 4000] [--repeats 5] [--out result.json]
-        [--peer-python PYTHON]
+    python -m bench.tfrecord [--records 4000] [--repeats 5] [--out result.json]
+        [--peer-python PYTHON] [--write]
 
 The peer is tf.data, run in processes of its own by a Python that has TensorFlow; both sides must
 give the same bytes before anything is timed. Rounds alternate between the two.
@@ -26,6 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from bench._pair import facts, write_page  # noqa: E402
 from workloads.data import tfrecord  # noqa: E402
 from workloads.data.robot.pictures import encode_jpeg  # noqa: E402
 from workloads.data.tfrecord import Damage  # noqa: E402
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     parser.add_argument("--peer-python", default=sys.executable, help="one with TensorFlow")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/tfrecord.md")
     options = parser.parse_args()
     peer = options.peer_python if has_tensorflow(options.peer_python) else None
     with tempfile.TemporaryDirectory() as folder:
@@ -72,6 +74,49 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if options.write:
+        print(f"wrote {write_page('tfrecord', page(result))}")
+
+
+def page(result: dict[str, Any]) -> list[str]:
+    """The paragraphs and tables of docs/benchmarks/tfrecord.md."""
+    records, megabytes = result["file"]["records"], result["file"]["megabytes"]
+    rates = [["how", "MB/s (range)"], ["---"] * 2]
+    for name, row in result["reading"].items():
+        if isinstance(row, dict):
+            rates.append([name, f"{row['median']:,.0f} ({row['low']:,.0f}–{row['high']:,.0f})"])
+    ratio = result["reading"].get("ratio of medians")
+    faster = f"Reading in order is {ratio:.1f} times as fast as tf.data." if ratio else ""
+    broken = result["one flipped byte"]
+    kept = [["side", "records kept", "what is said"], ["---"] * 3]
+    (damage,) = broken["reported"]
+    said = f"{damage['file']}: record {damage['record']} at byte {damage['offset']}"
+    kept.append(["ours", f"{broken['kept']:,}", f"{said}: {damage['cause']}"])
+    if broken["tf.data kept"] is not None:
+        said = str(broken["tf.data says"]).partition("[Op")[0].partition("{{")[0].strip()
+        kept.append(["tf.data", f"{broken['tf.data kept']:,}", said])
+    return [
+        "# TFRecord files without TensorFlow",
+        f"{records:,} JPEG of {SIDE}² in one file of {megabytes:,.0f} MB, read with all checksums "
+        "on. tf.data runs in processes of its own; both sides must give the same bytes first, and "
+        "take turns.",
+        "Run it: `python -m bench.tfrecord --peer-python PYTHON_WITH_TENSORFLOW --write`.",
+        "## Speed",
+        rows(rates),
+        *([faster] if faster else []),
+        f"## One flipped byte in {records:,} records (A3)",
+        rows(kept),
+        facts(
+            ["numpy", "google-crc32c"],
+            ["workloads/data/tfrecord.py", "bench/tfrecord.py"],
+            f"{os.cpu_count()} cores {platform.machine()}, load {os.getloadavg()[1]:.1f} when it "
+            "ran",
+        ),
+    ]
+
+
+def rows(cells: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def jpegs(count: int) -> list[bytes]:

@@ -258,6 +258,8 @@ def _resize(
 
 
 def _centre_crop(picture: Image.Image, crop: tuple[int, int]) -> Image.Image:
+    if picture.size == (crop[1], crop[0]):
+        return picture
     left, top = _start(picture.size[0], crop[1]), _start(picture.size[1], crop[0])
     return picture.crop((left, top, left + crop[1], top + crop[0]))
 

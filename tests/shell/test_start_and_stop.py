@@ -40,9 +40,7 @@ class Checkout:
         (root / "scripts" / "local_setup.py").write_text("# ready\n")
         (root / ".env").touch()
 
-    def script(
-        self, name: str, *words: str, **settings: str
-    ) -> subprocess.CompletedProcess[str]:
+    def script(self, name: str, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
         # From somewhere else: a script finds its own repository.
         return subprocess.run(
             [self.root / "scripts" / name, *words],

@@ -160,8 +160,6 @@ def take_turn(case: Case, side: str, steps: int) -> Turn:
     """Build a model, train it for `steps`, one pass over the data, and leave nothing behind."""
     transformers.logging.set_verbosity_error()
     gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
     try:
         with bench_folder(case, case.batch * steps) as folder:
             loss, seconds = _SIDES[side](case, steps, folder)
@@ -174,9 +172,14 @@ def take_turn(case: Case, side: str, steps: int) -> Turn:
 
 
 def _model(folder: Path, sources: Sources, attention: str) -> OpenVLA:
-    """Drawn where it is trained: random weights of billions take long on a CPU."""
+    """Drawn where it is trained: random weights of billions take long on a CPU. What that needed,
+    all of them in fp32, is not counted: a checkpoint is read as it is held."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = random_init(folder / "model", 0, torch.bfloat16, attention, device=device)
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     model.norm_stats = sources.statistics
     model.name_or_path = model.config.name_or_path = str(folder / "model")
     return model

@@ -1,4 +1,7 @@
-"""The demo of the vla workload, made tiny: demonstrations, training, export, closed loop."""
+"""The demo of the vla workload, made tiny: demonstrations, training, export, closed loop.
+
+Some pictures are damaged, as on a disk that fails: training goes on without them.
+"""
 
 import json
 import os
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.harness import Training, events, losses, state
+from tests.unit.robot_data import rewrite
 from workloads.run import Run
 from workloads.vla.reach.demonstrations import generate
 from workloads.vla.reach.judge import CONTROLS, TRAINED
@@ -33,6 +37,9 @@ WORDS = (
 def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "reach"
     generate(folder, 30, 0, lambda done, total: None)
+    for number in (3, 9, 17, 26):
+        file = folder / f"episode_{number:04d}" / "episode_data.tfrecord"
+        rewrite(file, {1: {"observation/image_primary": b"no picture"}})
     return folder
 
 
@@ -63,6 +70,7 @@ def test_it_ends_with_success_before_and_after_and_a_picture(
     assert list(found["scores"]) == [TRAINED, *CONTROLS]
     assert found["scenes"] == len(found["won"]) == 6
     assert (done.run.evaluation / "reach.png").is_file()
+    assert "left out, and another step taken for it" in done.console
     assert "reached of 6 scenes" in done.console and "best control" in done.console
     assert events(done.run, "evaluated")[-1]["scores"] == found["scores"]
     # Asked again from outside, the exported policy does the same, to the last digit.

@@ -84,6 +84,12 @@ class PolicyTrainer(Trainer):
     meters: dict[bool, ActionMeter]
     session: Session
 
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """The library's own, which would take the records of what is damaged apart."""
+        inputs = dict(inputs)
+        damage = inputs.pop("damage")
+        return {**super()._prepare_inputs(inputs), "damage": damage}
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:

@@ -86,4 +86,8 @@ def _bend(angle: np.ndarray) -> np.ndarray:
 
 
 def _matrix(*rows: tuple[np.ndarray, ...]) -> np.ndarray:
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    found = np.empty((*rows[0][0].shape, 3, 3))
+    for down, row in enumerate(rows):
+        for across, value in enumerate(row):
+            found[..., down, across] = value
+    return found

@@ -64,6 +64,5 @@ def generate(folder: Path, episodes: int, seed: int, progress: Callable[[int, in
 def _write(folder: Path, one: Scene) -> None:
     """One episode; its last step is the placeholder that recorders write."""
     joints = demonstration(one, STEPS)
-    camera = Camera(one)
-    frames = [camera.picture(now) for now in joints]
-    write_episode(folder, joints, {CAMERA: frames}, one.instruction, fps=FPS, quality=_QUALITY)
+    frames = {CAMERA: Camera(one).pictures(joints)}
+    write_episode(folder, joints, frames, one.instruction, fps=FPS, quality=_QUALITY)

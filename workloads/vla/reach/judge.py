@@ -162,7 +162,7 @@ def _blinded(act: Act) -> Act:
 
 def _another(one: Scene) -> str:
     """The instruction for a cube of the scene that is not the named one."""
-    return instruction(one.colours[(one.target + 1) % len(one.colours)])
+    return instruction(one.colours[1])
 
 
 def _score(rollouts: Rollouts) -> Score:

@@ -1,12 +1,14 @@
 """What a camera opposite the robot sees: table, cubes and arm, in plain perspective."""
 
+from functools import cache
+
 import numpy as np
 from PIL import Image, ImageDraw
 
 from workloads.vla.reach import arm
 from workloads.vla.reach.scene import COLOURS, CUBE, Scene
 
-SIZE = 48  # pixels, square
+SIZE = 96  # pixels, square
 _FINE = 2  # drawn larger by this, then averaged, so that edges are smooth
 _EYE = np.array([0.72, 0.0, 0.78])
 _LOOKED_AT = np.array([0.23, 0.0, 0.06])
@@ -26,20 +28,34 @@ class Camera:
 
     def picture(self, joints: np.ndarray) -> np.ndarray:
         """uint8 [size, size, 3], RGB, with the arm at `joints` [8] in rad."""
-        canvas = self._still.copy()
-        _draw_arm(ImageDraw.Draw(canvas), joints, canvas.width)
-        return np.asarray(canvas.reduce(_FINE))
+        return self.pictures(joints[None])[0]
+
+    def pictures(self, joints: np.ndarray) -> list[np.ndarray]:
+        """T pictures of the arm at `joints` [T, 8]."""
+        base = np.zeros((len(joints), 1, 3))
+        chains = np.concatenate([base, arm.points(joints)], axis=1)
+        found = []
+        for pixels, scale in zip(*project(chains, self._still.width), strict=True):
+            canvas = self._still.copy()
+            _draw_arm(ImageDraw.Draw(canvas), pixels, scale)
+            found.append(np.asarray(canvas.reduce(_FINE)))
+        return found
 
 
 def project(places: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Points [..., 3] in m → pixels [..., 2] (right, down) and pixels a metre there [...]."""
+    seen = (np.asarray(places, np.float64) - _EYE) @ _axes()
+    scale = _ZOOM * size / 2 / seen[..., 2]
+    return seen[..., :2] * scale[..., None] + size / 2, scale
+
+
+@cache
+def _axes() -> np.ndarray:
+    """The camera's right, down and forward as columns, [3, 3]."""
     forward = (_LOOKED_AT - _EYE) / np.linalg.norm(_LOOKED_AT - _EYE)
     right = np.cross(forward, (0.0, 0.0, 1.0))
     right /= np.linalg.norm(right)
-    down = np.cross(forward, right)
-    seen = (np.asarray(places, np.float64) - _EYE) @ np.stack([right, down, forward], axis=1)
-    scale = _ZOOM * size / 2 / seen[..., 2]
-    return seen[..., :2] * scale[..., None] + size / 2, scale
+    return np.stack([right, np.cross(forward, right), forward], axis=1)
 
 
 def _still(scene: Scene, size: int) -> Image.Image:
@@ -68,11 +84,10 @@ def _draw_cube(
         _polygon(pen, np.array(corners), (red, green, blue), size)
 
 
-def _draw_arm(pen: ImageDraw.ImageDraw, joints: np.ndarray, size: int) -> None:
-    chain = np.concatenate([np.zeros((1, 3)), arm.points(joints)])
-    pixels, scale = project(chain, size)
-    for at in range(len(chain) - 1):
-        is_hand = at == len(chain) - 2
+def _draw_arm(pen: ImageDraw.ImageDraw, pixels: np.ndarray, scale: np.ndarray) -> None:
+    """pixels [5, 2] and scale [5]: base, shoulder, elbow, wrist and fingertip in the picture."""
+    for at in range(len(pixels) - 1):
+        is_hand = at == len(pixels) - 2
         width = (_HAND_WIDTH if is_hand else _LINK_WIDTH) * scale[at]
         line = [tuple(pixels[at]), tuple(pixels[at + 1])]
         pen.line(line, fill=_HAND if is_hand else _LINK, width=max(1, round(width)))

@@ -35,22 +35,21 @@ _PURPOSES = {"demonstrations": 0, "evaluation": 1}
 class Scene:
     """colours: one a cube; places: their middles on the table, [cubes, 2] in m; start [8] in rad.
 
-    `target` is the number of the cube that the instruction names.
+    The first cube is the one that the instruction names.
     """
 
     colours: tuple[str, ...]
     places: np.ndarray
-    target: int
     start: np.ndarray
 
     @property
     def instruction(self) -> str:
-        return instruction(self.colours[self.target])
+        return instruction(self.colours[0])
 
     @property
     def goal(self) -> np.ndarray:
         """The middle of the named cube's upper face, [3] in m."""
-        return np.array([*self.places[self.target], CUBE])
+        return np.array([*self.places[0], CUBE])
 
 
 def instruction(colour: str) -> str:
@@ -63,12 +62,12 @@ def scene(seed: int, number: int, purpose: Purpose) -> Scene:
     random = np.random.default_rng([seed, _PURPOSES[purpose], number])
     judged = purpose == "evaluation"
     cubes = CUBES if judged else int(random.integers(1, CUBES + 1))
-    colours = tuple(random.permutation(list(COLOURS))[:cubes].tolist())
-    weights = np.array([1.0 if judged else _ASKED[colour] for colour in colours])
-    target = int(random.choice(cubes, p=weights / weights.sum()))
+    named = str(random.choice(list(COLOURS), p=None if judged else list(_ASKED.values())))
+    others = [colour for colour in COLOURS if colour != named]
+    colours = (named, *random.permutation(others)[: cubes - 1].tolist())
     places = _places(random, cubes)
     start = arm.HOME + random.uniform(-1, 1, arm.JOINTS) * START_SPREAD
-    return Scene(colours, places, target, arm.within_limits(start))
+    return Scene(colours, places, arm.within_limits(start))
 
 
 def _places(random: np.random.Generator, cubes: int) -> np.ndarray:

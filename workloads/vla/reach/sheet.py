@@ -9,7 +9,6 @@ from workloads.vla.reach.judge import Verdict
 from workloads.vla.reach.scene import Scene
 
 FILE = "reach.png"
-_ZOOM = 2
 _LABEL = 150
 _GAP = 4
 _WON, _LOST = (20, 130, 50), (190, 40, 40)
@@ -33,7 +32,7 @@ def draw(verdict: Verdict, folder: Path) -> Path:
 
 def _row(scene: Scene, rollouts: Rollouts, number: int) -> Image.Image:
     frames = rollouts.pictures[number]
-    size = _ZOOM * frames.shape[1]
+    size = frames.shape[1]
     row = Image.new("RGB", (_LABEL + (size + _GAP) * len(frames), size), "white")
     pen = ImageDraw.Draw(row)
     won, off = bool(rollouts.won[number]), 100 * float(rollouts.distances[number])
@@ -41,6 +40,5 @@ def _row(scene: Scene, rollouts: Rollouts, number: int) -> Image.Image:
     pen.text((_GAP, size // 2 - 8), "reached" if won else "missed", fill=_WON if won else _LOST)
     pen.text((_GAP, size // 2 + 8), f"{off:.1f} cm off, {100 * REACHED:.0f} allowed", fill="grey")
     for column, frame in enumerate(frames):
-        tile = Image.fromarray(frame).resize((size, size), Image.Resampling.NEAREST)
-        row.paste(tile, (_LABEL + column * (size + _GAP), 0))
+        row.paste(Image.fromarray(frame), (_LABEL + column * (size + _GAP), 0))
     return row

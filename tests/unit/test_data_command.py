@@ -114,3 +114,15 @@ def test_long_work_tells_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == ""
     Ticker("episodes read", every=0)(1200, 2000)
     assert capsys.readouterr().err == "tatara: 1,200 of 2,000 episodes read\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [(["data", "inspect"], "--color-order"), (["eval", "gsm8k"], "--shots")],
+)
+def test_the_help_of_a_part_is_its_own(
+    capsys: pytest.CaptureFixture[str], words: list[str], option: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    assert option in capsys.readouterr().out

@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"tatara data {{{','.join(TABLE)}}} …"
     listed = "; ".join(f"{name}: {text}" for name, (_, text) in TABLE.items())
     parser.add_argument("what", metavar="WHAT", help=listed)
+    # All that follows is for WHAT, --help too.
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="…", help=argparse.SUPPRESS)
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -30,7 +32,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         prog=f"tatara data {args.what}", description=module.__doc__, allow_abbrev=False
     )
     module.add_arguments(parser)
-    options, rest = parser.parse_known_args(list(words))
+    options, rest = parser.parse_known_args([*args.rest, *words])
     no_settings(rest)
     code: int = module.main(options, env)
     return code

@@ -19,6 +19,8 @@ TASKS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"tatara eval {{{','.join(TASKS)}}} …"
     parser.add_argument("task", metavar="TASK", help=", ".join(TASKS))
+    # All that follows is for TASK, --help too.
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="…", help=argparse.SUPPRESS)
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -29,7 +31,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"tatara eval {args.task}", description=task.__doc__)
     parser.set_defaults(task=args.task)
     task.add_arguments(parser)
-    options, rest = parser.parse_known_args(list(words))
+    options, rest = parser.parse_known_args([*args.rest, *words])
     no_settings(rest)
     code: int = task.main(options, env)
     return code

@@ -9,6 +9,7 @@ import pytest
 
 from workloads.grpo.config import GrpoConfig
 from workloads.llm.config import LlmConfig
+from workloads.vla.config import VlaConfig
 
 pytestmark = pytest.mark.unit
 
@@ -70,7 +71,7 @@ def test_links_lead_somewhere() -> None:
 def test_settings_are_real() -> None:
     """`group.setting` and `group.setting=value` name settings of a workload."""
     known: set[str] = set()
-    for schema in (LlmConfig, GrpoConfig):
+    for schema in (LlmConfig, GrpoConfig, VlaConfig):
         known |= _names(schema)
     groups = {name.partition(".")[0] for name in known}
     named = re.findall(r"`([a-z]+\.[a-z_]+)(?:=[^`\s]*)?[`\s]", TEXT)

@@ -155,11 +155,16 @@ def _state(value: Any, name: str) -> np.ndarray:
             raise UserError(f"{name}: expected numbers, found {text[:60]!r}") from None
     if is_encoded(value):
         array = _array(value, name)
-    elif isinstance(value, list) and all(type(one) in (int, float) for one in value):
+    elif isinstance(value, list) and all(_is_number(one) for one in value):
         array = np.asarray(value, dtype=np.float64)
     else:
         raise UserError(f"{name}: expected a list of numbers or an array in json-numpy")
     return array.astype(np.float64)
+
+
+def _is_number(value: Any) -> bool:
+    """JSON knows whole numbers that no float can hold."""
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 64)
 
 
 def _array(value: Mapping[str, Any], name: str) -> np.ndarray:

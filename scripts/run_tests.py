@@ -35,6 +35,8 @@ class Group:
     markers: str
     workers: int
     essential: bool = True
+    python: str = sys.executable
+    setup: str = ""  # what makes that Python, in the repository
     # Real processes race with whatever else a machine does: what failed gets one more run, alone.
     again: bool = False
 
@@ -57,6 +59,15 @@ SLOW = Group(
     "slow", (*CODE, *PROCESSES), "slow and not gpu", workers=2, essential=False, again=True
 )
 COMPOSE = Group("compose", ("compose",), "not gpu", workers=0, essential=False, again=True)
+VLLM = Group(
+    "vllm",
+    ("vllm",),
+    "vllm",
+    workers=0,
+    essential=False,
+    python=str(ROOT / ".cache" / "venv-vllm" / "bin" / "python"),
+    setup="scripts/vllm_environment.sh",
+)
 GPU = Group("gpu", ("gpu", *CODE, *PROCESSES), "gpu", workers=0, essential=False)
 
 
@@ -77,7 +88,10 @@ def main() -> int:
             left_out[group.name] = f"the deadline of {args.deadline:.0f} s had come"
             code |= int(group.essential)
             continue
-        outcome, group_code = run(group, seconds)
+        if not is_set_up(group):
+            left_out[group.name] = f"{group.setup} could not make its environment"
+            continue
+        outcome, group_code = run(group, end - time.monotonic())
         if outcome.cut:
             left_out[group.name] = f"cut at the deadline, after {outcome.passed} tests that passed"
         code |= group_code
@@ -97,13 +111,14 @@ def choose(full: bool) -> tuple[list[Group], dict[str, str]]:
     if not full:
         left_out["slow"] = "more than half a minute each; 'make test-full' runs them"
         left_out["compose"] = "needs containers; 'make test-full' runs them"
+        left_out["vllm"] = "needs vLLM for CPUs; 'make test-full' installs it and runs them"
         left_out["gpu"] = "needs an NVIDIA GPU; 'make test-full' runs them where there is one"
         return groups, left_out
     if engine_answers():
         groups.append(COMPOSE)
     else:
         left_out["compose"] = "no Docker engine answers; start one"
-    groups.append(SLOW)
+    groups += [VLLM, SLOW]
     if gpu_is_there():
         groups.append(GPU)
     else:
@@ -127,6 +142,12 @@ def gpu_is_there() -> bool:
     return listing.returncode == 0 and "GPU 0" in listing.stdout
 
 
+def is_set_up(group: Group) -> bool:
+    """Whether the group's own Python is there; it is made where it is not."""
+    script = ROOT / group.setup
+    return not group.setup or (script.is_file() and subprocess.run([script]).returncode == 0)
+
+
 def run(group: Group, seconds: float) -> tuple[Outcome, int]:
     """Run one group within the seconds given; its counts and 0 where nothing failed."""
     folders = [f"tests/{name}" for name in group.folders if has_tests(ROOT / "tests" / name)]
@@ -136,7 +157,7 @@ def run(group: Group, seconds: float) -> tuple[Outcome, int]:
     report = REPORTS / f"{group.name}.xml"
     REPORTS.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "--durations-min=5"]
+    command = [group.python, "-m", "pytest", "-q", "--durations=5", "--durations-min=5"]
     command += ["-m", group.markers, f"--junitxml={report}", f"--session-timeout={seconds:.0f}"]
     command += ["-n", str(group.workers), "--dist", "worksteal"] if group.workers else []
     begin = time.monotonic()

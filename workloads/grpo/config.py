@@ -65,8 +65,10 @@ class GrpoData(Section):
         "error", description="What happens to rows that do not fit the limits; they are named."
     )
     max_bad_rows: Whole = Field(10, ge=0, description="Unreadable rows to skip before stopping.")
-    blank: bool = Field(
-        False, description="Make every picture grey: only the form of answers can be learnt."
+    pictures: Literal["own", "shuffled", "grey"] = Field(
+        "own",
+        description="What training rows show: their own picture, another row's, or plain grey. "
+        "Without their own only the form of answers can be learnt. Held-out rows keep theirs.",
     )
     scenes: Scenes = Scenes()
 

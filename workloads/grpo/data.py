@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,6 +71,17 @@ class Example:
 def greyed(example: Example) -> Example:
     """The example with nothing to see in its image, where it has one."""
     return replace(example, picture=GreyPicture(example.picture)) if example.picture else example
+
+
+def with_pictures(examples: list[Example], which: str) -> list[Example]:
+    """The examples with their `own` pictures, with each other's (`shuffled`), or `grey` ones."""
+    if which == "grey":
+        return [greyed(one) for one in examples]
+    if which == "own":
+        return examples
+    pictures = [one.picture for one in examples]
+    Random(0).shuffle(pictures)
+    return [replace(one, picture=other) for one, other in zip(examples, pictures, strict=True)]
 
 
 @dataclass

@@ -81,7 +81,7 @@ def stage(profile: str, known: Run | None, settings: Sequence[str]) -> tuple[int
 
 def table(taught: Run, rewarded: Run) -> str:
     """What was earned on the same held-out scenes at each stage, in the rewards' means."""
-    start, formed = scores_of(taught, BEFORE), scores_of(rewarded, BEFORE)
+    start, formed = scores_of(taught, BEFORE), scores_of(taught, AFTER)
     trained, blank = scores_of(rewarded, AFTER), scores_of(rewarded, BLANK)
     constant = {_MAIN: trained["commonest_answer"], "format": 1.0}
     rows = [

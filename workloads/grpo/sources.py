@@ -18,9 +18,9 @@ from workloads.grpo.data import (
     Example,
     Examples,
     generate_scenes,
-    greyed,
     read_examples,
     training_dataset,
+    with_pictures,
     write_imagefolder,
 )
 from workloads.grpo.tokens import (
@@ -120,10 +120,8 @@ def prepare(config: GrpoConfig, cache: Path, progress: Callable[[], None] = noth
         examples = [one for one, good in zip(examples, counted, strict=True) if good]
     if not examples:
         raise UserError(f"{data.source}: expected rows that fit the limits, found none")
-    if data.blank:
-        examples = [greyed(one) for one in examples]
     kept = len(examples) - min(config.evaluation.rows, len(examples) // _SHARE)
-    examples, held_out = examples[:kept], examples[kept:]
+    examples, held_out = with_pictures(examples[:kept], data.pictures), examples[kept:]
     lines = _lines(data, examples, found, tokens)
     if held_out:
         lines.append(f"held out of training: the last {len(held_out):,} rows")

@@ -1,0 +1,69 @@
+"""GRPO with the real vLLM in the trainer's process, on the CPU, by the command a user types."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.harness import rows
+from tests.smoke.test_grpo_train import GrpoTraining
+from tests.tiny_llama import write_tiny
+from tests.vllm.engine import environment, write_seeing
+from workloads.grpo.rollouts import read_rollouts
+
+pytestmark = pytest.mark.vllm
+
+REWARD = "tests.smoke.test_grpo_train:share_of_early_letters"
+PROFILE = """\
+workload: grpo
+summary: a tiny model is rewarded for letters up to m, vLLM writes
+model: {{name: {model}}}
+data: {data}
+rewards: ["{reward}"]
+grpo: {{num_generations: 4, max_prompt_length: 480, max_completion_length: 12}}
+generation: {{engine: vllm_colocate, sleep_level: 0}}
+optim: {{learning_rate: {rate}, schedule: constant}}
+train: {{max_steps: 8, per_device_batch_size: 16, precision: fp32}}
+parallel: {{ranks_per_node: 1, restarts: 0}}
+evaluation: {{rows: 0}}
+tracking: {{tensorboard: false}}
+"""
+SCENES = "{source: scenes, scenes: {count: 16, least: 1, most: 4, width: 72, height: 36}}"
+
+
+def trained(folder: Path, model: Path, data: str, rate: float) -> GrpoTraining:
+    path = folder / "profile.yaml"
+    path.write_text(PROFILE.format(model=model, data=data, reward=REWARD, rate=rate))
+    more = environment(folder / "out") | {"TATARA_CACHE": str(folder / "cache")}
+    return GrpoTraining(path, folder / "out", (), more).end()
+
+
+def follows(training: GrpoTraining) -> None:
+    """The engine wrote with the trainer's weights at every step, and they changed what it wrote.
+
+    The learning rate is high: an engine that had kept the first weights would by the last step
+    give its completions quite other probabilities than the trainer does. What is left comes from
+    the engine's bfloat16.
+    """
+    table = [row for row in rows(training.run.metrics) if "loss" in row]
+    assert len(table) == 8
+    for row in table:
+        assert row["sampling/sampling_logp_difference/mean"] < 0.05, row
+        assert 0.8 < row["sampling/importance_sampling_ratio/mean"] < 1.25, row
+    earned = [row["reward"] for row in table]
+    assert sum(earned[-2:]) / 2 > sum(earned[:2]) / 2 + 0.05, earned
+    kept = read_rollouts(training.run.path)
+    assert {row["step"] for row in kept} == set(range(1, 9)) and any(row["reward"] for row in kept)
+
+
+def test_completions_of_text_follow_the_weights(tmp_path: Path) -> None:
+    lines = [f'{{"problem": "What is {n} + {n}?", "solution": "{2 * n}"}}\n' for n in range(16)]
+    (tmp_path / "sums.jsonl").write_text("".join(lines))
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = write_tiny(tmp_path / "llama", initializer_range=0.1, **sizes)
+    follows(trained(tmp_path, model, f"{{source: {tmp_path}/sums.jsonl}}", 1e-2))
+
+
+def test_completions_about_pictures_follow_the_weights(tmp_path: Path) -> None:
+    training = trained(tmp_path, write_seeing(tmp_path / "llava"), SCENES, 1e-2)
+    follows(training)
+    assert all("[image]" in row["prompt"] for row in read_rollouts(training.run.path))

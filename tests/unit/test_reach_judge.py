@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.tiny_policy import policy_folder
 from workloads.cli import main
+from workloads.config import resolve
 from workloads.engine.summary import interval
 from workloads.errors import UserError
 from workloads.vla.openvla.config import OftSpec
@@ -106,6 +107,11 @@ def test_the_command_judges_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "shuffled instruction" in text and "3 scenes of seed 0" in text
     assert json.loads((out / judge.FILE).read_text())["scenes"] == 3
     assert (out / sheet.FILE).is_file()
+
+
+def test_the_task_needs_an_exported_model() -> None:
+    with pytest.raises(UserError, match="evaluation.task: it is done by the exported model"):
+        resolve("profiles/demo-vla.yaml", {}, ["export.enabled=false"])
 
 
 def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

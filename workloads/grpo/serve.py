@@ -4,7 +4,9 @@ Takes the profile and the settings that `tatara train` takes, so that both sides
 """
 
 import argparse
+import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,22 +16,33 @@ from workloads import environment
 from workloads.config import resolve
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GrpoConfig
+from workloads.grpo.generation import URL_VARIABLE
 
 
-def command(config: GrpoConfig) -> list[str]:
-    """The words that start TRL's server, which takes new weights from the trainer."""
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+# The addresses that take new weights are there in this mode alone: for networks of one's own.
+_MODE = {"VLLM_SERVER_DEV_MODE": "1"}
+
+
+def command(config: GrpoConfig, host: str) -> list[str]:
+    """The words that start vLLM's server as TRL's trainer wants it: it takes the trainer's weights,
+    and tells every token's probability as it was sampled."""
     engine, grpo = config.generation, config.grpo
     length = engine.max_model_length or grpo.max_prompt_length + grpo.max_completion_length
-    words: dict[str, Any] = {
-        "--model": config.model.name,
+    options: dict[str, Any] = {
         "--revision": config.model.revision,
-        "--host": "0.0.0.0",
+        "--host": host,
         "--port": engine.port,
-        "--tensor_parallel_size": engine.tensor_parallel,
-        "--max_model_len": length,
+        "--tensor-parallel-size": engine.tensor_parallel,
+        "--dtype": _DTYPES[config.train.precision],
+        "--max-model-len": length,
+        "--weight-transfer-config": json.dumps({"backend": "nccl"}),
+        "--logprobs-mode": "processed_logprobs",
+        "--max-logprobs": -1,
     }
-    given = [(name, str(value)) for name, value in words.items() if value is not None]
-    return ["trl", "vllm-serve", *(word for pair in given for word in pair)]
+    given = [(name, str(value)) for name, value in options.items() if value is not None]
+    words = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", config.model.name]
+    return [*words, "--enable-scale-out", *(word for pair in given for word in pair)]
 
 
 def main(words: Sequence[str]) -> int:
@@ -47,9 +60,11 @@ def main(words: Sequence[str]) -> int:
     except TataraError as error:
         print(f"tatara: {error}", file=sys.stderr)
         return error.exit_code
-    line = command(config)
-    print(" ".join(line), file=sys.stderr, flush=True)
-    os.execvp(line[0], line)
+    # Where compose names the service, its own network alone leads here.
+    host = "0.0.0.0" if env.get(URL_VARIABLE) else config.generation.host
+    line = command(config, host)
+    print(shlex.join(line), file=sys.stderr, flush=True)
+    os.execve(line[0], line, {**os.environ, **_MODE})
 
 
 if __name__ == "__main__":

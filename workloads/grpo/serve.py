@@ -18,7 +18,6 @@ from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.generation import URL_VARIABLE
 
-
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # The addresses that take new weights are there in this mode alone: for networks of one's own.
 _MODE = {"VLLM_SERVER_DEV_MODE": "1"}

@@ -28,7 +28,8 @@ demo-grpo: venv ## a tiny vision-language model learns to count by rewards alone
 
 demo-vla: venv ## a tiny robot policy learns to reach a named cube, on the CPU, in a simulator
 	@$(TATARA) data generate reach data/reach
-	@TATARA_RUNTIME=local CUDA_VISIBLE_DEVICES= scripts/start_training.sh demo-vla --wait $(ARGS)
+	@TATARA_RUNTIME=local CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 \
+	  scripts/start_training.sh demo-vla --wait $(ARGS)
 
 train-4090: ## fine-tune Llama-3.2-1B on GSM8K, 2 nodes x 2 RTX 4090
 	@scripts/start_training.sh llm-4090 --wait $(ARGS)

@@ -68,7 +68,8 @@ def _training_facts(config: VlaConfig, trainer: RunTrainer) -> dict[str, str]:
     world, nodes = distributed.world_size(), config.parallel.nodes
     count = sum(one.numel() for one in trainer.model.parameters() if one.requires_grad)
     head = config.action_head
-    how = "action tokens" if head.kind == "tokens" else f"OFT {head.decode}, {head.chunk} steps"
+    chunk = f"{head.chunk} step" + ("s" if head.chunk > 1 else "")
+    how = "action tokens" if head.kind == "tokens" else f"OFT {head.decode}, {chunk}"
     where = f"{nodes} x {world // nodes} rank" + ("s" if world > nodes else "")
     return {
         "trained": f"{config.model.name}, {count:,} parameters, {config.adapter.method}, {how}",

@@ -121,3 +121,6 @@ def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     policy.cameras = ("primary", "wrist")
     with pytest.raises(UserError, match="one camera, found primary, wrist"):
         judge.acting(policy)
+    policy.model.norm_stats = {"bridge_orig": {"action": {"mean": [0.0] * 7}}}
+    with pytest.raises(UserError, match="actions of 8 joints, found 7"):
+        judge.acting(policy)

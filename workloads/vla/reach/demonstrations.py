@@ -51,6 +51,10 @@ def generate(folder: Path, episodes: int, seed: int, progress: Callable[[int, in
         )
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"expected a folder to write to, found {error}; name another") from None
     for number in range(episodes):
         _write(partial / f"episode_{number:04d}", scene(seed, number, "demonstrations"))
         progress(number + 1, episodes)

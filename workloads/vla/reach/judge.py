@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from workloads.data.robot.crane_x7 import DATASET_NAME
 from workloads.engine.summary import interval
-from workloads.errors import UserError
 from workloads.vla.policy import Observation, Policy
-from workloads.vla.reach import arm
 from workloads.vla.reach.closed_loop import REACHED, STEPS, Act, Rollouts, roll_out
+from workloads.vla.reach.policies import statistics_key
 from workloads.vla.reach.scene import Scene, instruction, scene
 
 TRAINED, UNTRAINED = "trained", "untrained"
@@ -97,8 +95,7 @@ def judge(
 ) -> Verdict:
     """Let the policy and its controls act in `count` scenes that no demonstration has.
 
-    progress: called with the steps done and all there are. Raises UserError for a policy of
-    another robot or of several cameras.
+    progress: called with the steps done and all there are. Raises UserError as `statistics_key`.
     """
     scenes = tuple(scene(seed, number, "evaluation") for number in range(count))
     act = acting(trained)
@@ -122,13 +119,7 @@ def judge(
 
 def acting(policy: Policy) -> Act:
     """A policy as the loop asks it, in its own statistics of a CRANE-X7."""
-    keys = policy.unnorm_keys
-    key = keys[0] if len(keys) == 1 else DATASET_NAME
-    if len(policy.cameras) != 1:
-        raise UserError(
-            f"expected a policy of one camera, found {', '.join(policy.cameras)}; the scene is "
-            "seen by one"
-        )
+    key = statistics_key(policy)
 
     def act(pictures: np.ndarray, instructions: Sequence[str], states: np.ndarray) -> np.ndarray:
         asked = [
@@ -136,21 +127,13 @@ def acting(policy: Policy) -> Act:
             for picture, text, state in zip(pictures, instructions, states, strict=True)
         ]
         parts = [policy.act(asked[at : at + _BATCH], key) for at in range(0, len(asked), _BATCH)]
-        actions = np.concatenate(parts)
-        if actions.shape[-1] != arm.JOINTS:
-            raise UserError(
-                f"expected actions of {arm.JOINTS} joints, found {actions.shape[-1]}; the "
-                "simulated robot is a CRANE-X7"
-            )
-        return actions
+        return np.concatenate(parts)
 
     return act
 
 
 def _mean_action(policy: Policy) -> Act:
-    stats = policy.model.norm_stats
-    entry = next(iter(stats.values())) if len(stats) == 1 else stats[DATASET_NAME]
-    mean = np.asarray(entry["action"]["mean"])
+    mean = np.asarray(policy.model.norm_stats[statistics_key(policy)]["action"]["mean"])
     return lambda pictures, instructions, states: np.tile(mean, (len(states), 1, 1))
 
 

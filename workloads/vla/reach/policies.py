@@ -4,24 +4,47 @@ from pathlib import Path
 
 import torch
 
+from workloads.data.robot.crane_x7 import DATASET_NAME
 from workloads.engine.exporting import SKELETON
 from workloads.engine.pretrained import Tell
+from workloads.errors import UserError
 from workloads.run import Run
 from workloads.vla.config import VlaConfig
 from workloads.vla.export import STATISTICS
 from workloads.vla.loading import base_folder, load_model, oft_spec
 from workloads.vla.openvla.checkpoint import random_init
 from workloads.vla.openvla.config import read_json
-from workloads.vla.openvla.modeling import OpenVLA
+from workloads.vla.openvla.modeling import OpenVLA, action_stats
 from workloads.vla.policy import Policy
+from workloads.vla.reach import arm
+
+
+def statistics_key(policy: Policy) -> str:
+    """The policy's statistics of a CRANE-X7; UserError for another robot or several cameras."""
+    keys = policy.unnorm_keys
+    key = keys[0] if len(keys) == 1 else DATASET_NAME
+    size = len(action_stats(policy.model.norm_stats, key)["mean"])
+    if size != arm.JOINTS:
+        raise UserError(
+            f"expected actions of {arm.JOINTS} joints, found {size}; the simulated robot is a "
+            "CRANE-X7"
+        )
+    if len(policy.cameras) != 1:
+        raise UserError(
+            f"expected a policy of one camera, found {', '.join(policy.cameras)}; the scene is "
+            "seen by one"
+        )
+    return key
 
 
 def pair(folder: Path, tell: Tell) -> tuple[Policy, Policy]:
     """The policy in an exported folder, and the same with the weights that its run began with.
 
-    A folder without a run of ours beside it is compared with random weights of its shape.
+    A folder without a run of ours beside it is compared with random weights of its shape. Raises
+    UserError as `statistics_key`, before any weights are drawn.
     """
     trained = Policy.from_pretrained(folder, tell=tell)
+    statistics_key(trained)
     run = Run(folder.parent)
     own = folder == run.final and (run.path / "manifest.json").is_file()
     model = _initial(run, tell) if own else _random(trained.model)

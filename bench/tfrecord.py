@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -93,8 +94,8 @@ def page(result: dict[str, Any]) -> list[str]:
     said = f"{damage['file']}: record {damage['record']} at byte {damage['offset']}"
     kept.append(["ours", f"{broken['kept']:,}", f"{said}: {damage['cause']}"])
     if broken["tf.data kept"] is not None:
-        said = str(broken["tf.data says"]).partition("[Op")[0].partition("{{")[0].strip()
-        kept.append(["tf.data", f"{broken['tf.data kept']:,}", said])
+        said = re.search(r"corrupted record at \d+", str(broken["tf.data says"]))
+        kept.append(["tf.data", f"{broken['tf.data kept']:,}", said.group() if said else "nothing"])
     return [
         "# TFRecord files without TensorFlow",
         f"{records:,} JPEG of {SIDE}² in one file of {megabytes:,.0f} MB, read with all checksums "

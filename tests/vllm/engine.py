@@ -1,13 +1,7 @@
-"""What every test with the real vLLM on a CPU needs: its environment, and models it can serve."""
+"""What every test with the real vLLM on a CPU needs: its environment."""
 
 import os
-import shutil
 from pathlib import Path
-
-import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
-
-from tests.harness import ROOT
 
 
 def environment(outputs: Path) -> dict[str, str]:
@@ -20,13 +14,3 @@ def environment(outputs: Path) -> dict[str, str]:
         "TATARA_OUTPUTS": str(outputs),
     }
     return {**os.environ, **own}
-
-
-def write_seeing(folder: Path) -> Path:
-    """The demo's tiny LLaVA with random weights: its heads are as wide as vLLM's kernels need."""
-    shutil.copytree(ROOT / "data" / "demo" / "tiny-llava", folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
-    model.save_pretrained(folder)
-    return folder

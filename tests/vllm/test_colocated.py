@@ -7,7 +7,8 @@ import pytest
 from tests.harness import rows
 from tests.smoke.test_grpo_train import GrpoTraining
 from tests.tiny_llama import write_tiny
-from tests.vllm.engine import environment, write_seeing
+from tests.vllm.engine import environment
+from tests.vllm.tiny_qwen import write_qwen
 from workloads.grpo.rollouts import read_rollouts
 
 pytestmark = pytest.mark.vllm
@@ -64,6 +65,6 @@ def test_completions_of_text_follow_the_weights(tmp_path: Path) -> None:
 
 
 def test_completions_about_pictures_follow_the_weights(tmp_path: Path) -> None:
-    training = trained(tmp_path, write_seeing(tmp_path / "llava"), SCENES, 1e-2)
+    training = trained(tmp_path, write_qwen(tmp_path / "qwen"), SCENES, 1e-2)
     follows(training)
     assert all("[image]" in row["prompt"] for row in read_rollouts(training.run.path))

@@ -5,7 +5,7 @@ Refuses what cannot work, translates the settings, and names an engine that has 
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -54,11 +54,16 @@ def check_rows(config: GrpoConfig, rows: int, world_size: int) -> None:
         )
 
 
-def arguments(config: GrpoConfig) -> dict[str, Any]:
-    """The engine's settings in TRL's words."""
+def arguments(config: GrpoConfig, placeholders: Sequence[str]) -> dict[str, Any]:
+    """The engine's settings in TRL's words.
+
+    placeholders: tokens that stand for pictures. One in a completion would end the run, because
+    image tokens and image features do not match; TRL itself keeps them from transformers alone.
+    """
     engine, grpo = config.generation, config.grpo
     if engine.engine == "transformers":
         return {"use_vllm": False}
+    never = {"generation_kwargs": {"bad_words": list(placeholders)}} if placeholders else {}
     length = engine.max_model_length or grpo.max_prompt_length + grpo.max_completion_length
     if engine.engine == "vllm_colocate":
         return {
@@ -68,6 +73,7 @@ def arguments(config: GrpoConfig) -> dict[str, Any]:
             "vllm_enable_sleep_mode": engine.sleep_level > 0,
             "vllm_tensor_parallel_size": engine.tensor_parallel,
             "vllm_max_model_length": length,
+            **never,
         }
     return {
         "use_vllm": True,
@@ -75,6 +81,7 @@ def arguments(config: GrpoConfig) -> dict[str, Any]:
         "vllm_server_base_url": address(config),
         "vllm_server_timeout": engine.start_timeout,
         "vllm_group_port": engine.group_port,
+        **never,
     }
 
 

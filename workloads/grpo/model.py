@@ -42,6 +42,14 @@ def tokenizer_of(processing: Processing) -> PreTrainedTokenizerBase:
     return processing.tokenizer if isinstance(processing, ProcessorMixin) else processing
 
 
+def placeholders(processing: Processing) -> list[str]:
+    """The tokens that stand for images and videos in a prompt; none for a language model."""
+    if not isinstance(processing, ProcessorMixin):
+        return []
+    tokens = (getattr(processing, name, None) for name in ("image_token", "video_token"))
+    return [token for token in tokens if token]
+
+
 def load_processing(model: Model, limits: Grpo, tell: Tell) -> Processing:
     """The tokenizer of a language model, or the processor of a vision-language model.
 

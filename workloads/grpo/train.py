@@ -28,6 +28,7 @@ from workloads.grpo.model import (
     load_model,
     load_processing,
     own_config,
+    placeholders,
     sees_images,
 )
 from workloads.grpo.rewards import for_trainer, load_reward
@@ -241,7 +242,7 @@ def build_trainer(
             log=log,
             model=learner(model, config),
             reward_funcs=[for_trainer(reward) for reward in rewards],
-            args=arguments(config, session, sees_images(model.config)),
+            args=arguments(config, session, placeholders(processing)),
             processing_class=processing,
             train_dataset=dataset_of(data.examples, config.data),
         )
@@ -264,21 +265,22 @@ def _named_by_folder(
         model.name_or_path = model.config._name_or_path = known
 
 
-def arguments(config: GrpoConfig, session: Session, sees: bool) -> GRPOConfig:
+def arguments(config: GrpoConfig, session: Session, pictures: Sequence[str]) -> GRPOConfig:
     """Our config in TRL's words; no other place names them.
 
-    One generation serves one optimizer step: TRL's default, on which resuming depends.
+    pictures: tokens that stand for them, none for a language model. One generation serves one
+    optimizer step: TRL's default, on which resuming depends.
     """
     grpo = config.grpo
     own = trainer_arguments(config, session, None)
-    if sees:
+    if pictures:
         # A row without an image leaves the vision tower without gradients; TRL decides.
         own["ddp_find_unused_parameters"] = None
     dtype = str(compute_dtype(config.train)).removeprefix("torch.")
     return GRPOConfig(
         **own,
         **grpo.settled(),
-        **generation.arguments(config),
+        **generation.arguments(config, pictures),
         model_init_kwargs={"dtype": dtype, "trust_remote_code": config.model.trust_remote_code},
         num_generations=grpo.num_generations,
         temperature=grpo.temperature,

@@ -5,7 +5,7 @@ Refuses what cannot work, translates the settings, and names an engine that has 
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -83,6 +83,24 @@ def arguments(config: GrpoConfig, placeholders: Sequence[str]) -> dict[str, Any]
         "vllm_group_port": engine.group_port,
         **never,
     }
+
+
+def one_for_each_picture(
+    prompts: Sequence[Sequence[int]], placeholders: Collection[int]
+) -> list[list[int]]:
+    """Prompts in tokens, each run of one placeholder shortened to a single token.
+
+    A processor writes as many as a picture has features. So does vLLM for the first it meets: given
+    all of them it would write a second set, and answer another prompt than the one trained on.
+    """
+    return [
+        [
+            token
+            for place, token in enumerate(prompt)
+            if token not in placeholders or place == 0 or prompt[place - 1] != token
+        ]
+        for prompt in prompts
+    ]
 
 
 def address(config: GrpoConfig) -> str:

@@ -30,6 +30,7 @@ from workloads.grpo.model import (
     own_config,
     placeholders,
     sees_images,
+    tokenizer_of,
 )
 from workloads.grpo.rewards import for_trainer, load_reward
 from workloads.grpo.rollouts import Rollout, RolloutLog
@@ -164,8 +165,12 @@ class GrpoTrainer(RunTrainer, GRPOTrainer):
             self._keep_rollouts(inputs, output["advantages"].tolist())
         return output
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        result = super()._generate_single_turn(*args, **kwargs)
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.profile.generation.engine == "vllm_colocate":
+            tokens = placeholders(self.processing_class)
+            known = tokenizer_of(self.processing_class).convert_tokens_to_ids(tokens)
+            prompt_ids = generation.one_for_each_picture(prompt_ids, known)
+        result = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         self.session.progress()
         return result
 

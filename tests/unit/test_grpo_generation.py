@@ -1,0 +1,26 @@
+"""What a generation engine is given."""
+
+import pytest
+
+from workloads.config import resolve
+from workloads.grpo import generation
+from workloads.grpo.config import GrpoConfig
+
+pytestmark = pytest.mark.unit
+
+IMAGE, VIDEO = 7, 8
+
+
+def test_each_picture_is_one_token_for_the_engine() -> None:
+    prompts = [[1, IMAGE, IMAGE, IMAGE, 2, 2, IMAGE, 3], [IMAGE, VIDEO, VIDEO], [4, 4]]
+    found = generation.one_for_each_picture(prompts, [IMAGE, VIDEO])
+    assert found == [[1, IMAGE, 2, 2, IMAGE, 3], [IMAGE, VIDEO], [4, 4]]
+
+
+@pytest.mark.parametrize("engine", ["vllm_colocate", "vllm_server"])
+def test_placeholders_are_kept_out_of_completions(engine: str) -> None:
+    config, _ = resolve("profiles/grpo-h100.yaml", {}, [f"generation.engine={engine}"])
+    assert isinstance(config, GrpoConfig)
+    found = generation.arguments(config, ["<image>"])
+    assert found["generation_kwargs"] == {"bad_words": ["<image>"]}
+    assert "generation_kwargs" not in generation.arguments(config, [])

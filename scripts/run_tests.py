@@ -58,7 +58,11 @@ QUICK = (
 SLOW = Group(
     "slow", (*CODE, *PROCESSES), "slow and not gpu", workers=2, essential=False, again=True
 )
-COMPOSE = Group("compose", ("compose",), "not gpu", workers=0, essential=False, again=True)
+COMPOSE = Group(
+    "compose", ("compose",), "not slow and not gpu", workers=0, essential=False, again=True
+)
+# Images of many gigabytes.
+LARGE = Group("large images", ("compose",), "slow and not gpu", workers=0, essential=False)
 VLLM = Group(
     "vllm",
     ("vllm",),
@@ -115,10 +119,10 @@ def choose(full: bool) -> tuple[list[Group], dict[str, str]]:
         left_out["gpu"] = "needs an NVIDIA GPU; 'make test-full' runs them where there is one"
         return groups, left_out
     if engine_answers():
-        groups.append(COMPOSE)
+        groups += [COMPOSE, VLLM, SLOW, LARGE]
     else:
         left_out["compose"] = "no Docker engine answers; start one"
-    groups += [VLLM, SLOW]
+        groups += [VLLM, SLOW]
     if gpu_is_there():
         groups.append(GPU)
     else:

@@ -8,7 +8,7 @@ from tests.compose.project import Project, arguments
 from tests.harness import events, rows
 from workloads.grpo.rollouts import read_rollouts
 
-pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 FILES = ("compose.yaml", "compose.cpu.yaml")
 SHORT = (

@@ -15,13 +15,14 @@ from workloads.engine.trainer import RunTrainer
 from workloads.errors import UserError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.model import Processing, learner, sees_images, tokenizer_of
+from workloads.grpo.resume import LoadsByName
 from workloads.grpo.sources import Prepared, dataset_of
 from workloads.session import Session
 
 IGNORED = -100
 
 
-class SftTrainer(RunTrainer, Trainer):
+class SftTrainer(LoadsByName, RunTrainer, Trainer):
     """transformers' trainer with the model's own loss over the labelled tokens."""
 
 

@@ -32,6 +32,7 @@ from workloads.grpo.model import (
     sees_images,
     tokenizer_of,
 )
+from workloads.grpo.resume import LoadsByName
 from workloads.grpo.rewards import for_trainer, load_reward
 from workloads.grpo.rollouts import Rollout, RolloutLog
 from workloads.grpo.sft import build_sft_trainer
@@ -116,7 +117,7 @@ class ByEpoch(Sampler[int]):
         return self.rows // self.prompts * self.prompts * self.group * self.repeats
 
 
-class GrpoTrainer(RunTrainer, GRPOTrainer):
+class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
     """The grpo workload's trainer.
 
     Completions are written for one optimizer step at a time and never used for another, so that a

@@ -67,7 +67,8 @@ def stage(profile: str, known: Run | None, settings: Sequence[str]) -> tuple[int
     run = known or Run(outputs(os.environ) / profile / new_id())
     command = [sys.executable, "-m", "workloads.cli", "train", f"profiles/{profile}.yaml"]
     command += [*settings, *(["--resume", run.id] if known else [])]
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "RUN_ID": run.id}
+    # So small a model gains nothing by a second thread, and loses much where others compute too.
+    env = {"OMP_NUM_THREADS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": "", "RUN_ID": run.id}
     with subprocess.Popen(command, env=env) as process:
         # A stop reaches the training, which saves; its exit code then says so.
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())

@@ -1,4 +1,4 @@
-"""These tests need vLLM for CPUs, which scripts/vllm_environment.sh puts into a place of its own."""
+"""These tests need vLLM for CPUs, which scripts/vllm_environment.sh puts into a place apart."""
 
 from importlib.util import find_spec
 

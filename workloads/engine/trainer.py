@@ -170,6 +170,17 @@ class RunTrainer(Trainer):
         if self.control.should_training_stop:
             raise TataraError(f"{text}; free disk space, then resume")
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Weights that a checkpoint does not bring back would silently stay as they were."""
+        known = {*self.model.all_tied_weights_keys, *(self.model._keys_to_ignore_on_save or ())}
+        lost = sorted(set(load_result.missing_keys) - known)
+        if lost:
+            raise TataraError(
+                f"checkpoint: expected every weight of the model, found none for {len(lost)}, the "
+                f"first {lost[0]}; resume an older checkpoint"
+            )
+        super()._issue_warnings_after_load(load_result)
+
     def facts(self) -> dict[str, Any]:
         """What must be the same for a resumed run to see the same samples in the same order."""
         return {

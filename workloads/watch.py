@@ -124,12 +124,12 @@ class Attempt:
 
     def statuses(self) -> dict[int, dict[str, Any]]:
         """Heartbeats of this node's ranks in this attempt."""
+        return {rank: one for rank, one in self._all_statuses().items() if rank in self.ranks}
+
+    def _all_statuses(self) -> dict[int, dict[str, Any]]:
+        """Those of other nodes too, where they write into the same folder."""
         every = self.run.statuses()
-        return {
-            rank: status
-            for rank, status in every.items()
-            if rank in self.ranks and status.get("attempt") == self.number
-        }
+        return {rank: one for rank, one in every.items() if one.get("attempt") == self.number}
 
     def _ask_to_stop(self, process: subprocess.Popen[bytes]) -> bool:
         """Signal the ranks themselves: torchrun would kill them before a long save has ended."""
@@ -164,9 +164,18 @@ class Attempt:
                 for rank in busy:
                     if self._age(rank) > _LATE:
                         return f"{_name(rank, statuses[rank])} hangs: no heartbeat"
-                rank = min(busy, key=lambda one: statuses[one]["progress"])
-                return f"{_name(rank, statuses[rank])} hangs: no progress for {now - newest:.0f} s"
+                behind, status = self._furthest_behind()
+                return f"{_name(behind, status)} hangs: no progress for {now - newest:.0f} s"
         return None
+
+    def _furthest_behind(self) -> tuple[int, dict[str, Any]]:
+        """The rank that others wait for, on any node whose heartbeats are seen here."""
+        waiting = {
+            rank: status
+            for rank, status in self._all_statuses().items()
+            if "code" not in status and status["phase"] in _WAITING_PHASES
+        }
+        return min(waiting.items(), key=lambda item: item[1]["progress"])
 
     def _age(self, rank: int) -> float:
         return time.monotonic() - self._seen[rank].beat_at

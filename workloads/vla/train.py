@@ -173,12 +173,20 @@ class VlaTrainer(RunTrainer, PolicyTrainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         """The library's own, and the OFT head, which lies in a file of its own."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         file = Path(resume_from_checkpoint) / OFT_WEIGHTS
-        if file.is_file():
+        self._head_apart = file.is_file()
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._head_apart:
             plain(self.model if model is None else model).load_state_dict(
                 load_file(file), strict=False
             )
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A head that lies in a file of its own is not lost."""
+        lost = [name for name in load_result.missing_keys if not is_head(name)]
+        if self._head_apart:
+            load_result = load_result._replace(missing_keys=lost)
+        super()._issue_warnings_after_load(load_result)
 
 
 class Epochs(TrainerCallback):

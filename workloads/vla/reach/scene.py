@@ -21,7 +21,8 @@ COLOURS = {
 # one, two or three cubes and ask for red most: a small model learns to find one colour first, and
 # from there to listen. Where all are asked for alike it goes between the cubes for very long.
 CUBES = 3
-_ASKED = {"red": 0.6, "green": 0.25, "blue": 0.15}
+_CUBES_SHOWN = (0.2, 0.3, 0.5)  # share of the demonstrations with one, two, three
+_ASKED = {"red": 0.5, "green": 0.3, "blue": 0.2}
 CUBE = 0.06  # edge, m
 # Where cubes lie: distance from the robot's axis in m, angle in rad. All of it can be reached.
 NEAR, FAR, SIDE = 0.20, 0.36, 0.85
@@ -61,7 +62,7 @@ def scene(seed: int, number: int, purpose: Purpose) -> Scene:
     """The scene of that number: the same for the same arguments."""
     random = np.random.default_rng([seed, _PURPOSES[purpose], number])
     judged = purpose == "evaluation"
-    cubes = CUBES if judged else int(random.integers(1, CUBES + 1))
+    cubes = CUBES if judged else int(random.choice(CUBES, p=_CUBES_SHOWN)) + 1
     named = str(random.choice(list(COLOURS), p=None if judged else list(_ASKED.values())))
     others = [colour for colour in COLOURS if colour != named]
     colours = (named, *random.permutation(others)[: cubes - 1].tolist())

@@ -17,6 +17,7 @@ from workloads.data.robot import open_dataset, statistics
 from workloads.data.robot.convert import to_lerobot_v3
 from workloads.data.robot.episode import Episode
 from workloads.data.robot.example import parse
+from workloads.data.robot.pictures import resize
 from workloads.vla.actions import normalize
 
 pytestmark = pytest.mark.golden
@@ -244,3 +245,11 @@ def test_conversion_reads_back_equal(golden: Path, tmp_path: Path) -> None:
         assert np.array_equal(a.states, b.states) and np.array_equal(a.actions, b.actions)
         for t in range(len(a)):
             assert np.array_equal(a.image("primary", t), b.image("primary", t))
+
+
+def test_pictures_made_smaller_or_larger_are_the_origins(golden: Path) -> None:
+    """3 levels, of which 2 are between JPEG decoders."""
+    with np.load(golden / "resized_224.npz") as arrays:
+        found = resize(arrays["source_pil_rgb"], 224)
+        difference = found.astype(int) - arrays["tf_bilinear_uint8"]
+    assert found.shape == (224, 224, 3) and np.abs(difference).max() <= 3

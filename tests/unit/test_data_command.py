@@ -80,6 +80,13 @@ def test_convert_keeps_what_is_sound(logs: Path, capsys: pytest.CaptureFixture[s
     assert [len(episode) for episode in dataset] == [5, 2, 2]
 
 
+def test_convert_makes_squares_of_pictures(logs: Path) -> None:
+    out = logs.parent / "small"
+    assert main(["data", "convert", str(logs), str(out), "--size", "16"]) == 0
+    dataset = open_dataset(out, drop_last_placeholder=False)
+    assert dataset[0].image(dataset.cameras[0], 0).shape == (16, 16, 3)
+
+
 def test_convert_joins_the_vectors_of_rlds(tmp_path: Path) -> None:
     source, out = rlds(tmp_path / "toy/1.0.0"), tmp_path / "out"
     words = ["--fps", "5", "--state-keys", "observation/state", "--action-keys", "action"]
@@ -95,6 +102,7 @@ def test_convert_joins_the_vectors_of_rlds(tmp_path: Path) -> None:
         (["inspect", "{logs}", "train.epochs=1"], "unexpected 'train.epochs=1'"),
         (["convert", "{logs}", "{logs}/out"], "expected OUT beside the data set"),
         (["convert", "{logs}", "{logs}_out", "--fps", "0"], "expected steps a second above 0"),
+        (["convert", "{logs}", "{logs}_out", "--size", "3"], "expected 8 to 4096 pixels, found 3"),
         (["convert", "{logs}", "{logs}_out", "--max-damaged", "0"], "expected at most 0 damaged"),
         (["convert", "{logs}", "{logs}_out", "--cameras", "left"], "found 'left'"),
     ],

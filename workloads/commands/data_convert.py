@@ -10,6 +10,7 @@ from workloads.commands.data_open import add_opening, open_named
 from workloads.errors import EXIT_DONE, UserError
 
 FORMATS = ("lerobot",)
+_LARGEST = 4096
 _MOST = 20  # damaged records shown
 
 
@@ -20,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=float, help="steps a second, where the data do not say")
     parser.add_argument(
         "--cameras", nargs="+", metavar="NAME", help="default: those that all episodes have"
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="make all pictures squares of this size"
     )
     parser.add_argument(
         "--max-damaged", type=int, metavar="N", help="records to skip, default 10 or 0.1 %%"
@@ -34,12 +38,15 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         raise UserError(f"expected OUT beside the data set, found {args.out}; choose another")
     if args.fps is not None and not args.fps > 0:
         raise UserError(f"--fps: expected steps a second above 0, found {args.fps:g}")
+    if args.size is not None and not 8 <= args.size <= _LARGEST:
+        raise UserError(f"--size: expected 8 to {_LARGEST} pixels, found {args.size}")
     dataset = open_named(args, env, args.max_damaged)
     done = to_lerobot_v3(
         dataset,
         args.out,
         fps=args.fps,
         cameras=args.cameras,
+        size=args.size,
         progress=Ticker("episodes written"),
     )
     left_out = (*dataset.damage, *done.skipped)

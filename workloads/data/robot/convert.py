@@ -36,6 +36,7 @@ def to_lerobot_v3(
     *,
     fps: float | None = None,
     cameras: Sequence[str] | None = None,
+    size: int | None = None,
     progress: Progress | None = None,
 ) -> Converted:
     """Write a LeRobot v3.0 data set to the folder `out`, which appears when it is complete.
@@ -54,7 +55,7 @@ def to_lerobot_v3(
         raise UserError(f"{dataset.path}: expected a frame rate, found none; give fps")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    writer = _Writer(partial, dataset, rate, tuple(cameras or dataset.cameras))
+    writer = _Writer(partial, dataset, rate, tuple(cameras or dataset.cameras), size)
     for number, episode in enumerate(dataset):
         writer.add(episode)
         if progress is not None:
@@ -67,8 +68,16 @@ def to_lerobot_v3(
 
 
 class _Writer:
-    def __init__(self, root: Path, dataset: Dataset, fps: float, cameras: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        dataset: Dataset,
+        fps: float,
+        cameras: tuple[str, ...],
+        size: int | None,
+    ) -> None:
         self.root = root
+        self.size = size
         self.dataset = dataset
         self.fps = fps
         self.cameras = cameras
@@ -115,7 +124,7 @@ class _Writer:
         histograms: dict[int, dict[str, np.ndarray]] = {}
         for t in range(len(episode)):
             try:
-                frames = {camera: episode.image(camera, t) for camera in self.cameras}
+                frames = {camera: self._frame(episode, camera, t) for camera in self.cameras}
             except DamagedRecord as error:
                 self.skipped.append(error.damage)
                 continue
@@ -125,12 +134,16 @@ class _Writer:
             histograms[t] = {camera: PictureStats.histogram(p) for camera, p in frames.items()}
         return encoded, histograms
 
+    def _frame(self, episode: Episode, camera: str, step: int) -> np.ndarray:
+        pixels = episode.image(camera, step)
+        return pixels if self.size is None else pictures.resize(pixels, self.size)
+
     def _check_shape(self, episode: Episode, camera: str, shape: tuple[int, ...]) -> None:
         expected = self.shapes.setdefault(camera, shape)
         if shape != expected:
             raise UserError(
                 f"{episode.file}: expected pictures of {camera} of {expected}, found {shape}; "
-                "convert recordings of different sizes apart, or choose other cameras"
+                "give one size to all (--size), or choose other cameras"
             )
 
     def _add_run(

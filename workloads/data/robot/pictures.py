@@ -63,3 +63,28 @@ def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [H, W, 3] → uint8 [size, size, 3], as the CRANE-X7 origin's loader makes pictures.
+
+    Bilinear about the centres of pixels, not smoothed before, cut off to whole numbers: what
+    TensorFlow's `resize` does by default. Models resize by themselves, each its own way.
+    """
+    above, below, down = _neighbours(pixels.shape[0], size)
+    left, right, across = _neighbours(pixels.shape[1], size)
+    exact, across = pixels.astype(np.float32), across[None, :, None]
+    upper, lower = (
+        exact[rows][:, left] + (exact[rows][:, right] - exact[rows][:, left]) * across
+        for rows in (above, below)
+    )
+    return (upper + (lower - upper) * down[:, None, None]).astype(np.uint8)
+
+
+def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each new pixel the two old ones it lies between, and how far it is from the first."""
+    places = (np.arange(new) + 0.5) * (old / new) - 0.5
+    first = np.floor(places)
+    share = (places - first).astype(np.float32)
+    low, high = (np.clip(one, 0, old - 1).astype(np.int64) for one in (first, first + 1))
+    return low, high, share

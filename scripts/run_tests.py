@@ -62,7 +62,9 @@ COMPOSE = Group(
     "compose", ("compose",), "not slow and not gpu", workers=0, essential=False, again=True
 )
 # Images of many gigabytes.
-LARGE = Group("large images", ("compose",), "slow and not gpu", workers=0, essential=False)
+LARGE = Group(
+    "large images", ("compose",), "slow and not gpu", workers=0, essential=False, again=True
+)
 VLLM = Group(
     "vllm",
     ("vllm",),

@@ -5,6 +5,7 @@ Refuses what cannot work, translates the settings, and names an engine that has 
 
 import os
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,8 +18,9 @@ from workloads.grpo.config import GrpoConfig
 from workloads.session import Session
 
 URL_VARIABLE = "TATARA_VLLM_URL"
-# An engine that does not answer its health address is given up after this many looks in a row.
-_LOOKS, _EVERY, _PATIENCE = 3, 10.0, 5.0
+# Seconds between looks at an engine's health, for one answer, and of silence until it is given up.
+# A look may take longer than its patience: the name of a dead container is asked for in vain.
+_EVERY, _PATIENCE, _SILENCE = 5.0, 5.0, 25.0
 
 
 def check(config: GrpoConfig, sees_images: bool) -> None:
@@ -165,14 +167,13 @@ def _watched(config: GrpoConfig, session: Session) -> Iterator[None]:
 
 
 def _watch(url: str, session: Session, done: threading.Event) -> None:
-    """Count looks in vain, from the first good one on: before it, TRL itself waits."""
-    seen, missed = False, 0
+    """Measure the silence from the last good look on: before the first, TRL itself waits."""
+    well: float | None = None
     while not done.wait(_EVERY):
-        healthy = is_healthy(url)
-        seen = seen or healthy
-        missed = 0 if healthy or not seen else missed + 1
-        if missed >= _LOOKS:
-            reason = f"{gone(url)} (no answer for {_LOOKS * _EVERY:.0f} s)"
+        if is_healthy(url):
+            well = time.monotonic()
+        elif well is not None and (silence := time.monotonic() - well) > _SILENCE:
+            reason = f"{gone(url)} (no answer for {silence:.0f} s)"
             session.tell(f"error: {reason}")
             session.finish("failed", EXIT_RETRY, reason)
             os._exit(EXIT_RETRY)

@@ -122,9 +122,12 @@ def _compute(config: Profile, env: Mapping[str, str]) -> Finding | None:
 
 
 def _batch(config: Profile, env: Mapping[str, str]) -> Finding | None:
-    """The global batch against the ranks that this machine would start."""
+    """Ranks against the GPUs of a node, and the global batch against the ranks."""
     gpus, nodes = device.gpu_count(env), config.parallel.nodes
     here = gpus if env.get("NODE_RANK") else gpus // nodes  # else all nodes share this machine
+    if here and config.ranks_per_node(here) > here:
+        found = f"{config.ranks_per_node(here)} ranks a node for {here} GPU a node"
+        return Finding("ranks", "error", found, "set parallel.ranks_per_node=auto")
     try:
         config.accumulation_steps(nodes * config.ranks_per_node(here))
     except UserError as error:

@@ -78,6 +78,14 @@ class Job:
         return runs.outputs(dict(self.env))
 
 
+def fewer_nodes(nodes: int, env: Mapping[str, str], gpus: int) -> int | None:
+    """How many nodes this machine's GPUs suffice for, where all nodes are to be here and they don't.
+
+    NCCL refuses two ranks on one GPU. None: as many as were asked for, or no GPU at all.
+    """
+    return gpus if not env.get("NODE_RANK") and 0 < gpus < nodes else None
+
+
 def launch(job: Job) -> int:
     """Run the job's part on this node to its end and return the exit code."""
     if job.is_spoken_for:

@@ -175,6 +175,15 @@ def test_a_local_job_shares_this_machines_gpus(host: Machine) -> None:
     assert fits["GPUs"].verdict == "ok"
 
 
+def test_one_gpu_trains_the_demo_as_one_node(host: Machine) -> None:
+    """`make train` on a machine with one GPU and no engine: two nodes are two more than it needs."""
+    host.gpus(H100)
+    found = host.examine("demo", TATARA_RUNTIME="local")["GPUs"]
+    assert (found.verdict, found.needed) == ("ok", "node 0: 1")
+    two_ranks = host.examine("llm-4090", TATARA_RUNTIME="local")["GPUs"]
+    assert (two_ranks.verdict, two_ranks.mend) == ("error", "NPROC_PER_NODE=1")
+
+
 def test_gpus_hidden_from_a_local_job(host: Machine) -> None:
     env = {"TATARA_RUNTIME": "local", "CUDA_VISIBLE_DEVICES": "7"}
     found = host.examine("llm-4090", **env)["GPUs"]

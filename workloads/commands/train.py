@@ -22,15 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     from workloads import device
     from workloads.check import before_start
-    from workloads.launch import Job, launch
+    from workloads.launch import Job, fewer_nodes, launch
 
     env = loaded_environment()
     if args.resume and "=" in args.resume:
         words, args.resume = [args.resume, *words], "latest"
     path = profile_path(args.profile, env)
+    gpus = device.gpu_count(env)
     config, provenance = resolve(path, env, words)
-    command = ["train", str(path), *words]
-    job = Job(config, provenance, env, command, args.resume, device.gpu_count(env))
+    if nodes := fewer_nodes(config.parallel.nodes, env, gpus):
+        print(f"{gpus} GPU here for {config.parallel.nodes} nodes: parallel.nodes={nodes}")
+        words = [*words, f"parallel.nodes={nodes}"]
+        config, provenance = resolve(path, env, words)
+    job = Job(config, provenance, env, ["train", str(path), *words], args.resume, gpus)
     if not job.is_spoken_for:
         report_ignored(str(path), provenance)
         before_start(job)

@@ -107,7 +107,8 @@ class Facts:
         if self.in_docker:
             return max(1, sum(one.trains for one in self.services))
         whole = self.config.parallel.nodes if self.config else 1
-        return 1 if self.env.get("NODE_RANK") else whole
+        # With fewer GPUs than nodes, `train` makes as many nodes as there are GPUs.
+        return 1 if self.env.get("NODE_RANK") else min(whole, len(self.cards) or whole)
 
     def setting(self, name: str) -> str:
         """An environment variable as the run will see it."""

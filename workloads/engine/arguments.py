@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from transformers.utils import is_torch_tf32_available
 
 from workloads.engine import distributed
 from workloads.sections import Profile
@@ -36,7 +37,7 @@ def trainer_arguments(config: Profile, session: Session, eval_steps: int | None)
         "optim": OPTIMIZERS[optim.optimizer],
         "bf16": train.precision == "bf16",
         "fp16": train.precision == "fp16",
-        "tf32": train.precision == "fp32" and gpu or None,
+        "tf32": train.precision == "fp32" and is_torch_tf32_available() or None,
         "use_cpu": not gpu,
         "gradient_checkpointing": train.gradient_checkpointing,
         "torch_compile": train.compile,

@@ -79,7 +79,7 @@ class Job:
 
 
 def fewer_nodes(nodes: int, env: Mapping[str, str], gpus: int) -> int | None:
-    """How many nodes this machine's GPUs suffice for, where all nodes are to be here and they don't.
+    """How many nodes the GPUs here suffice for, where all nodes are to be here and they do not.
 
     NCCL refuses two ranks on one GPU. None: as many as were asked for, or no GPU at all.
     """

@@ -18,9 +18,7 @@ SHORT = (
 
 
 def test_the_supervised_stage_and_then_grpo(project: Callable[..., Project]) -> None:
-    grpo = project(
-        "grpo-h100", FILES, TATARA_PROFILE="profiles/demo-grpo-sft.yaml", **arguments(*SHORT)
-    )
+    grpo = project("grpo-h100", FILES, **arguments(*SHORT))
     grpo.up("grpo-h100")
     grpo.ends(grpo_h100=0)
     first = grpo.run("demo-grpo-sft")

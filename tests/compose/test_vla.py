@@ -51,7 +51,6 @@ def test_it_trains_looks_at_data_and_serves(
     vla = project(
         "vla",
         FILES,
-        TATARA_PROFILE="profiles/recipes/vla-tiny.yaml",
         TATARA_DATA=str(data_folder(tmp_path / "data")),
         TATARA_SERVE_PORT=str(port),
         **arguments(*WORDS),

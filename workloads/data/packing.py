@@ -115,12 +115,15 @@ def _balanced(sizes: Ints, capacity: int, bins: int) -> Ints:
 
 
 def _places_by(key: Ints) -> Ints:
-    """Like a stable argsort, several times as fast: whole numbers are sorted with their places."""
-    low = int(key.min(initial=0))
-    span = int(key.max(initial=0)) - low + 1
-    if span * len(key) >= 2**63:
-        return np.argsort(key, kind="stable")
-    return np.sort((key - low) * len(key) + np.arange(len(key))) % max(len(key), 1)
+    """Like a stable argsort of whole numbers, several times as fast.
+
+    numpy counts numbers of 16 bits instead of comparing them; wider ones take a turn for each 16.
+    """
+    key = key - key.min(initial=0)
+    places = np.argsort(key.astype(np.uint16), kind="stable")
+    while (key := key >> 16).any():
+        places = places[np.argsort(key[places].astype(np.uint16), kind="stable")]
+    return places
 
 
 def _bins_to_try(sizes: Ints, capacity: int) -> int:

@@ -4,44 +4,11 @@ Counts are exact for the families below; tests compare them with the models that
 builds from the same fields.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from workloads.errors import UserError
-
-Fields = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Linear:
-    """`count` matrices of one name, as `adapter.targets` spells it; `where` is its part."""
-
-    name: str
-    inputs: int
-    outputs: int
-    count: int
-    where: str
-
-    @property
-    def parameters(self) -> int:
-        return self.inputs * self.outputs * self.count
-
-    def adapter_parameters(self, rank: int) -> int:
-        """LoRA's two matrices on each of them."""
-        return (self.inputs + self.outputs) * rank * self.count
-
-
-@dataclass(frozen=True)
-class Tower:
-    """A vision transformer; `patches` is what it sees of one image, before any merging."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    patches: int
-    gated: bool = False
+from workloads.vision_shapes import LLAVA, Fields, Linear, Tower, need, vision
 
 
 @dataclass(frozen=True)
@@ -128,22 +95,15 @@ class _Block:
 
 
 def _head_dim(fields: Fields) -> int:
-    return int(fields.get("head_dim") or _need(fields, "hidden_size") // _heads(fields))
+    return int(fields.get("head_dim") or need(fields, "hidden_size") // _heads(fields))
 
 
 def _heads(fields: Fields) -> int:
-    return int(_need(fields, "num_attention_heads"))
+    return int(need(fields, "num_attention_heads"))
 
 
 def _kv_heads(fields: Fields) -> int:
     return int(fields.get("num_key_value_heads") or _heads(fields))
-
-
-def _need(fields: Fields, name: str) -> int:
-    value = fields.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"expected a whole number under {name!r} in config.json, found {value!r}")
-    return value
 
 
 def _llama(fields: Fields) -> _Block:
@@ -206,20 +166,43 @@ _BLOCKS: Mapping[str, Callable[[Fields], _Block]] = {
     "gpt_neox": _gpt_neox,
     "phi3": _phi3,
 }
-FAMILIES = tuple(sorted((*_BLOCKS, "openvla")))
+FAMILIES = tuple(sorted((*_BLOCKS, "openvla", *LLAVA)))
+_LLAMA_7B: Fields = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+}
 # Fields that config.json may leave out because transformers has them as defaults.
 _DEFAULTS: Mapping[str, Fields] = {
     "gemma": {"head_dim": 256},
     "gemma2": {"head_dim": 256},
     "qwen3": {"head_dim": 128},
-    "openvla": {
+    "openvla": _LLAMA_7B,
+}
+# Those that a nested config leaves out, as published LLaVAs do.
+_NESTED: Mapping[str, Fields] = {
+    "llama": _LLAMA_7B,
+    "mistral": {
         "hidden_size": 4096,
-        "intermediate_size": 11008,
+        "intermediate_size": 14336,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
+        "num_key_value_heads": 8,
         "vocab_size": 32000,
     },
+    "qwen2": {
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 151936,
+    },
 }
+# LLaVAs whose head is tied where the language model says so, whatever they say themselves.
+_TIES_AS_TEXT = ("llava", "llava_onevision")
 
 
 def from_fields(fields: Fields) -> ModelShape:
@@ -229,24 +212,25 @@ def from_fields(fields: Fields) -> ModelShape:
         raise UserError(
             f"expected a model_type of {', '.join(FAMILIES)} in config.json, found {family!r}"
         )
-    # Models that see nest their language model's fields; the older of them do not.
-    text = {**_DEFAULTS.get(family, {}), **fields, **(fields.get("text_config") or {})}
-    block = _BLOCKS["llama" if family == "openvla" else family](text)
+    text = _text(family, fields)
+    block = _BLOCKS[_language(family, fields)](text)
     tied = fields.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    if family in _TIES_AS_TEXT:
+        tied = tied or text.get("tie_word_embeddings")
     linears, biases = _matrices(text, block)
     small = biases + _norm_parameters(text, block)
-    towers, vision, vision_small = _vision(family, fields, text)
+    towers, linears_of_vision, vision_small = vision(family, fields, need(text, "hidden_size"))
     return ModelShape(
         family=family,
-        layers=_need(text, "num_hidden_layers"),
-        hidden=_need(text, "hidden_size"),
+        layers=need(text, "num_hidden_layers"),
+        hidden=need(text, "hidden_size"),
         heads=_heads(text),
         kv_heads=_kv_heads(text),
         head_dim=_head_dim(text),
-        intermediate=_need(text, "intermediate_size"),
-        vocab=_need(text, "vocab_size"),
+        intermediate=need(text, "intermediate_size"),
+        vocab=need(text, "vocab_size"),
         tied=block.tied if tied is None else bool(tied),
-        linears=linears + vision,
+        linears=linears + linears_of_vision,
         small=small + vision_small,
         gated=block.gated,
         norms=block.norms,
@@ -257,10 +241,32 @@ def from_fields(fields: Fields) -> ModelShape:
     )
 
 
+def _language(family: str, fields: Fields) -> str:
+    """The family of the language model, which a LLaVA names itself."""
+    if family == "openvla":
+        return "llama"
+    if family not in LLAVA:
+        return family
+    named = str((fields.get("text_config") or {}).get("model_type", LLAVA[family]))
+    if named not in _BLOCKS:
+        known = ", ".join(sorted(_BLOCKS))
+        raise UserError(f"expected text_config of {known} in config.json, found {named!r}")
+    return named
+
+
+def _text(family: str, fields: Fields) -> Fields:
+    """Fields of the language model. Models that see nest them; the older of them do not."""
+    own = fields.get("text_config") or {}
+    if family in LLAVA:
+        language = _language(family, fields)
+        return {**_DEFAULTS.get(language, {}), **_NESTED.get(language, {}), **own}
+    return {**_DEFAULTS.get(family, {}), **fields, **own}
+
+
 def _matrices(text: Fields, block: _Block) -> tuple[tuple[Linear, ...], int]:
     """The decoder's matrices, and the number of their biases."""
-    hidden, middle = _need(text, "hidden_size"), _need(text, "intermediate_size")
-    layers = _need(text, "num_hidden_layers")
+    hidden, middle = need(text, "hidden_size"), need(text, "intermediate_size")
+    layers = need(text, "num_hidden_layers")
     query, key = _heads(text) * _head_dim(text), _kv_heads(text) * _head_dim(text)
     # Per matrix: name, inputs, outputs, has a bias, part.
     qkv = [(name, hidden, size, block.qkv_bias, "attention") for name, size in
@@ -283,96 +289,8 @@ def _matrices(text: Fields, block: _Block) -> tuple[tuple[Linear, ...], int]:
 
 
 def _norm_parameters(text: Fields, block: _Block) -> int:
-    one = _need(text, "hidden_size") * (2 if block.norm_bias else 1)
-    return _need(text, "num_hidden_layers") * (block.norms * one + block.head_norms) + one
+    one = need(text, "hidden_size") * (2 if block.norm_bias else 1)
+    return need(text, "num_hidden_layers") * (block.norms * one + block.head_norms) + one
 
 
-_Vision = tuple[tuple[Tower, ...], tuple[Linear, ...], int]
-
-
-def _vision(family: str, fields: Fields, text: Fields) -> _Vision:
-    """Towers, their matrices, and their other parameters."""
-    if family == "openvla":
-        return _openvla(fields, _need(text, "hidden_size"))
-    if family in ("qwen2_vl", "qwen2_5_vl"):
-        return _qwen_vision(family, fields, _need(text, "hidden_size"))
-    return (), (), 0
-
-
-# A picture of 512 x 512, where nothing says how large the pictures are.
-_USUAL_SIDE = 512
-
-
-def _qwen_vision(family: str, fields: Fields, hidden: int) -> _Vision:
-    vision = fields.get("vision_config") or {}
-    new = family == "qwen2_5_vl"
-    width = int(vision.get("hidden_size", 1280) if new else vision.get("embed_dim", 1280))
-    depth, patch = int(vision.get("depth", 32)), int(vision.get("patch_size", 14))
-    out = int(vision.get("out_hidden_size", hidden) if new else vision.get("hidden_size", hidden))
-    middle = int(
-        vision.get("intermediate_size", 3420) if new else width * vision.get("mlp_ratio", 4)
-    )
-    merged = width * int(vision.get("spatial_merge_size", 2)) ** 2
-    names = ("gate_proj", "up_proj", "down_proj") if new else ("fc1", "fc2")
-    rows = [("qkv", width, 3 * width), ("proj", width, width)]
-    rows += [(name, width, middle) for name in names[:-1]] + [(names[-1], middle, width)]
-    linears = [Linear(name, i, o, depth, "vision") for name, i, o in rows]
-    linears += [Linear("0", merged, merged, 1, "vision"), Linear("2", merged, out, 1, "vision")]
-    biases = sum(one.outputs * one.count for one in linears)
-    # RMSNorm in the newer one, LayerNorm with its bias in the older: two a layer and the merger's.
-    norms = (2 * depth + 1) * width * (1 if new else 2)
-    channels = int(vision.get("in_channels", vision.get("in_chans", 3)))
-    convolution = channels * int(vision.get("temporal_patch_size", 2)) * patch**2 * width
-    tower = Tower(depth, width, middle, math.ceil(_USUAL_SIDE / patch) ** 2, gated=new)
-    return (tower,), tuple(linears), biases + norms + convolution
-
-
-# width, depth, mlp ratio, register and class tokens, layer scale, attention pool
-_TIMM: Mapping[str, tuple[int, int, float, int, bool, bool]] = {
-    "vit_large_patch14_reg4_dinov2": (1024, 24, 4.0, 5, True, False),
-    "vit_so400m_patch14_siglip_224": (1152, 27, 3.7362, 0, False, True),
-}
-
-
-def _openvla(fields: Fields, hidden: int) -> _Vision:
-    """One timm tower or two, and the matrices that project their features: two, or three."""
-    towers: list[Tower] = []
-    linears: list[Linear] = []
-    small = 0
-    for name in fields.get("timm_model_ids") or list(_TIMM):
-        if name.split(".")[0] not in _TIMM:
-            raise UserError(f"expected towers {', '.join(_TIMM)} in config.json, found {name!r}")
-        changed = (fields.get("tiny_vision_towers") or {}).get(name, {})
-        tower, matrices, others = _timm(name.split(".")[0], changed, fields)
-        towers.append(tower)
-        linears += matrices
-        small += others
-    if len(towers) not in (1, 2):
-        raise UserError(f"expected one or two towers in config.json, found {len(towers)}")
-    wide = sum(tower.hidden for tower in towers)
-    projector = [("fc1", wide, 4 * wide), ("fc2", 4 * wide, hidden), ("fc3", hidden, hidden)]
-    if len(towers) == 1:
-        projector = [("fc1", wide, hidden), ("fc2", hidden, hidden)]
-    linears += [Linear(name, i, o, 1, "vision") for name, i, o in projector]
-    return tuple(towers), tuple(linears), small + sum(o for _, _, o in projector)
-
-
-def _timm(name: str, changed: Fields, fields: Fields) -> tuple[Tower, list[Linear], int]:
-    width, depth, ratio, tokens, scaled, pooled = _TIMM[name]
-    width, depth = int(changed.get("embed_dim", width)), int(changed.get("depth", depth))
-    side = int(changed.get("img_size", (fields.get("image_sizes") or [224])[0]))
-    patch = int(changed.get("patch_size", 14))
-    middle, patches = int(width * ratio), (side // patch) ** 2
-    rows = [("qkv", width, 3 * width), ("proj", width, width)]
-    mlp = [("fc1", width, middle), ("fc2", middle, width)]
-    linears = [Linear(name, i, o, depth, "vision") for name, i, o in rows + mlp]
-    if pooled:
-        # The pool's own query, key and value, projection and MLP; nothing in OpenVLA uses it.
-        rows = [("q", width, width), ("kv", width, 2 * width), ("proj", width, width)]
-        linears += [Linear(name, i, o, 1, "vision") for name, i, o in rows + mlp]
-    small = sum(one.outputs * one.count for one in linears)
-    small += (2 * depth + 1) * 2 * width + (3 * width if pooled else 0)  # norms, the pool's latent
-    small += 2 * depth * width if scaled else 0
-    small += 3 * patch**2 * width + width  # the convolution that cuts patches
-    small += (patches + tokens) * width  # positions of patches; class and register tokens
-    return Tower(depth, width, middle, patches + tokens), linears, small
+__all__ = ["FAMILIES", "Fields", "Linear", "ModelShape", "Tower", "from_fields"]

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from tests.fake_hub import GOOD_TOKEN, FakeHub
 from tests.planning import LLAMA_1B, OFFLINE, SIZES, TABLE, N, of, profile
 from workloads import known_shapes
+from workloads.errors import UserError
 from workloads.known_shapes import shape_of
 from workloads.plan import estimate
 from workloads.sections import Model
@@ -81,6 +82,93 @@ def test_counts_of_models_that_see(kind: str, vision: dict[str, int]) -> None:
         model = transformers.AutoModelForImageTextToText.from_config(config)
     shape = from_fields(json.loads(config.to_json_string()))
     assert shape.parameters == sum(one.numel() for one in model.parameters())
+
+
+CLIP = transformers.CLIPVisionConfig(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+    image_size=56, patch_size=14, num_channels=4, projection_dim=32,
+)  # fmt: skip
+SIGLIP = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": 56, "patch_size": 14,
+}  # fmt: skip
+LLAMA = transformers.LlamaConfig(**SIZES, num_key_value_heads=2)
+QWEN = transformers.Qwen2Config(**SIZES, num_key_value_heads=2, tie_word_embeddings=True)
+TOWER = transformers.SiglipVisionConfig(**SIGLIP)
+HEADLESS = transformers.SiglipVisionConfig(**SIGLIP, vision_use_head=False)
+MISTRAL = transformers.MistralConfig(**SIZES, num_key_value_heads=2, head_dim=16)
+LLAVAS = [
+    transformers.LlavaConfig(vision_config=CLIP, text_config=LLAMA),
+    transformers.LlavaConfig(vision_config=CLIP, text_config=QWEN, vision_feature_layer=[-2, -1]),
+    transformers.LlavaConfig(
+        vision_config=CLIP, text_config=LLAMA, multimodal_projector_bias=False
+    ),
+    transformers.LlavaConfig(vision_config=TOWER, text_config=LLAMA),
+    transformers.LlavaConfig(),
+    transformers.LlavaNextConfig(vision_config=CLIP, text_config=MISTRAL),
+    transformers.LlavaNextConfig(),
+    transformers.LlavaOnevisionConfig(vision_config=HEADLESS, text_config=QWEN),
+    transformers.LlavaOnevisionConfig(),
+]
+
+
+@pytest.mark.parametrize("config", LLAVAS, ids=lambda config: config.model_type)
+def test_counts_of_llavas(config: PreTrainedConfig) -> None:
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+    shape = from_fields(json.loads(config.to_json_string()))
+    assert shape.parameters == sum(one.numel() for one in model.parameters())
+    matrices = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
+    inner = [one for one in matrices if one is not model.get_output_embeddings()]
+    assert shape.linear_parameters == sum(one.weight.numel() for one in inner)
+    names = {name.rsplit(".", 1)[-1] for name, one in model.named_modules() if one in inner}
+    assert {one.name for one in shape.linears} == names
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # As llava-hf/llava-1.5-7b-hf and llava-hf/llava-v1.6-mistral-7b-hf leave out what is usual.
+        {
+            "model_type": "llava",
+            "text_config": {"model_type": "llama", "vocab_size": 32064},
+            "vision_config": {
+                "model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336,
+                "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24,
+                "patch_size": 14, "projection_dim": 768, "vocab_size": 32000,
+            },
+        },
+        {"model_type": "llava_next", "text_config": {"model_type": "mistral"}},
+    ],
+)  # fmt: skip
+def test_published_llavas_leave_fields_out(fields: dict[str, Any]) -> None:
+    kind = {"llava": transformers.LlavaConfig, "llava_next": transformers.LlavaNextConfig}
+    config = kind[fields["model_type"]](**json.loads(json.dumps(fields)))
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+    assert from_fields(fields).parameters == sum(one.numel() for one in model.parameters())
+
+
+def test_the_demo_model_is_planned() -> None:
+    shape, _ = shape_of(Model(name="data/demo/tiny-llava"), OFFLINE)
+    fields = json.loads(Path("data/demo/tiny-llava/config.json").read_text())
+    config = transformers.LlavaConfig(**fields)
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+    assert shape.parameters == sum(one.numel() for one in model.parameters())
+    assert shape.adapted(["linear_1"])[0].count == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model_type": "llava", "text_config": {"model_type": "mixtral"}}, "'mixtral'"),
+        ({"model_type": "llava", "vision_config": {"model_type": "pixtral"}}, "'pixtral'"),
+    ],
+)
+def test_llavas_of_other_parts_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        from_fields(fields)
 
 
 @pytest.mark.parametrize(

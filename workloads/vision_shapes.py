@@ -1,0 +1,219 @@
+"""Vision towers of models that see: what can be counted of them from config.json without torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workloads.errors import UserError
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`count` matrices of one name, as `adapter.targets` spells it; `where` is its part."""
+
+    name: str
+    inputs: int
+    outputs: int
+    count: int
+    where: str
+
+    @property
+    def parameters(self) -> int:
+        return self.inputs * self.outputs * self.count
+
+    def adapter_parameters(self, rank: int) -> int:
+        """LoRA's two matrices on each of them."""
+        return (self.inputs + self.outputs) * rank * self.count
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision transformer; `patches` is what it sees of one image, before any merging."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    patches: int
+    gated: bool = False
+
+
+def need(fields: Fields, name: str) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"expected a whole number under {name!r} in config.json, found {value!r}")
+    return value
+
+
+Vision = tuple[tuple[Tower, ...], tuple[Linear, ...], int]
+# LLaVAs, and the language model that each has where its config names none.
+LLAVA: Mapping[str, str] = {"llava": "llama", "llava_next": "llama", "llava_onevision": "qwen2"}
+
+
+def vision(family: str, fields: Fields, hidden: int) -> Vision:
+    """Towers, their matrices, and their other parameters; `hidden` is the language model's size."""
+    if family == "openvla":
+        return _openvla(fields, hidden)
+    if family in ("qwen2_vl", "qwen2_5_vl"):
+        return _qwen_vision(family, fields, hidden)
+    if family in LLAVA:
+        return _llava(family, fields, hidden)
+    return (), (), 0
+
+
+# A picture of 512 x 512, where nothing says how large the pictures are.
+_USUAL_SIDE = 512
+
+
+def _qwen_vision(family: str, fields: Fields, hidden: int) -> Vision:
+    vision = fields.get("vision_config") or {}
+    new = family == "qwen2_5_vl"
+    width = int(vision.get("hidden_size", 1280) if new else vision.get("embed_dim", 1280))
+    depth, patch = int(vision.get("depth", 32)), int(vision.get("patch_size", 14))
+    out = int(vision.get("out_hidden_size", hidden) if new else vision.get("hidden_size", hidden))
+    middle = int(
+        vision.get("intermediate_size", 3420) if new else width * vision.get("mlp_ratio", 4)
+    )
+    merged = width * int(vision.get("spatial_merge_size", 2)) ** 2
+    names = ("gate_proj", "up_proj", "down_proj") if new else ("fc1", "fc2")
+    rows = [("qkv", width, 3 * width), ("proj", width, width)]
+    rows += [(name, width, middle) for name in names[:-1]] + [(names[-1], middle, width)]
+    linears = [Linear(name, i, o, depth, "vision") for name, i, o in rows]
+    linears += [Linear("0", merged, merged, 1, "vision"), Linear("2", merged, out, 1, "vision")]
+    biases = sum(one.outputs * one.count for one in linears)
+    # RMSNorm in the newer one, LayerNorm with its bias in the older: two a layer and the merger's.
+    norms = (2 * depth + 1) * width * (1 if new else 2)
+    channels = int(vision.get("in_channels", vision.get("in_chans", 3)))
+    convolution = channels * int(vision.get("temporal_patch_size", 2)) * patch**2 * width
+    tower = Tower(depth, width, middle, math.ceil(_USUAL_SIDE / patch) ** 2, gated=new)
+    return (tower,), tuple(linears), biases + norms + convolution
+
+
+# width, depth, mlp ratio, register and class tokens, layer scale, attention pool
+_TIMM: Mapping[str, tuple[int, int, float, int, bool, bool]] = {
+    "vit_large_patch14_reg4_dinov2": (1024, 24, 4.0, 5, True, False),
+    "vit_so400m_patch14_siglip_224": (1152, 27, 3.7362, 0, False, True),
+}
+
+
+def _openvla(fields: Fields, hidden: int) -> Vision:
+    """One timm tower or two, and the matrices that project their features: two, or three."""
+    towers: list[Tower] = []
+    linears: list[Linear] = []
+    small = 0
+    for name in fields.get("timm_model_ids") or list(_TIMM):
+        if name.split(".")[0] not in _TIMM:
+            raise UserError(f"expected towers {', '.join(_TIMM)} in config.json, found {name!r}")
+        changed = (fields.get("tiny_vision_towers") or {}).get(name, {})
+        tower, matrices, others = _timm(name.split(".")[0], changed, fields)
+        towers.append(tower)
+        linears += matrices
+        small += others
+    if len(towers) not in (1, 2):
+        raise UserError(f"expected one or two towers in config.json, found {len(towers)}")
+    wide = sum(tower.hidden for tower in towers)
+    projector = [("fc1", wide, 4 * wide), ("fc2", 4 * wide, hidden), ("fc3", hidden, hidden)]
+    if len(towers) == 1:
+        projector = [("fc1", wide, hidden), ("fc2", hidden, hidden)]
+    linears += [Linear(name, i, o, 1, "vision") for name, i, o in projector]
+    return tuple(towers), tuple(linears), small + sum(o for _, _, o in projector)
+
+
+def _timm(name: str, changed: Fields, fields: Fields) -> tuple[Tower, list[Linear], int]:
+    width, depth, ratio, tokens, scaled, pooled = _TIMM[name]
+    width, depth = int(changed.get("embed_dim", width)), int(changed.get("depth", depth))
+    side = int(changed.get("img_size", (fields.get("image_sizes") or [224])[0]))
+    patch = int(changed.get("patch_size", 14))
+    middle, patches = int(width * ratio), (side // patch) ** 2
+    rows = [("qkv", width, 3 * width), ("proj", width, width)]
+    mlp = [("fc1", width, middle), ("fc2", middle, width)]
+    linears = [Linear(name, i, o, depth, "vision") for name, i, o in rows + mlp]
+    if pooled:
+        # The pool's own query, key and value, projection and MLP; nothing in OpenVLA uses it.
+        rows = [("q", width, width), ("kv", width, 2 * width), ("proj", width, width)]
+        linears += [Linear(name, i, o, 1, "vision") for name, i, o in rows + mlp]
+    small = sum(one.outputs * one.count for one in linears)
+    small += (2 * depth + 1) * 2 * width + (3 * width if pooled else 0)  # norms, the pool's latent
+    small += 2 * depth * width if scaled else 0
+    small += 3 * patch**2 * width + width  # the convolution that cuts patches
+    small += (patches + tokens) * width  # positions of patches; class and register tokens
+    return Tower(depth, width, middle, patches + tokens), linears, small
+
+
+# What a tower's config leaves out, and the towers of a config that names none.
+_CLIP: Fields = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
+_TOWERS: Mapping[str, Fields] = {
+    "clip_vision_model": _CLIP,
+    "siglip_vision_model": {**_CLIP, "patch_size": 16},
+}
+_CLIP_336: Fields = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "image_size": 336,
+    "patch_size": 14,
+}
+_SIGLIP_384: Fields = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "image_size": 384,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+
+
+def _llava(family: str, fields: Fields, hidden: int) -> Vision:
+    """A CLIP or SigLIP tower, and two matrices that project its features."""
+    usual = "siglip_vision_model" if family == "llava_onevision" else "clip_vision_model"
+    absent = _SIGLIP_384 if family == "llava_onevision" else _CLIP_336
+    own = {"model_type": usual, **(fields.get("vision_config") or absent)}
+    if own["model_type"] not in _TOWERS:
+        known = ", ".join(_TOWERS)
+        raise UserError(f"expected a tower of {known} in config.json, found {own['model_type']!r}")
+    tower, linears, small = _clip({**_TOWERS[own["model_type"]], **own})
+    layers = fields.get("vision_feature_layer", -1)
+    wide = tower.hidden * (len(layers) if isinstance(layers, list) else 1)
+    linears += [
+        Linear("linear_1", wide, hidden, 1, "vision"),
+        Linear("linear_2", hidden, hidden, 1, "vision"),
+    ]
+    small += 2 * hidden if fields.get("multimodal_projector_bias", True) else 0
+    newline = 0 if family == "llava" else hidden  # ends each row of a picture in tiles
+    return (tower,), tuple(linears), small + newline
+
+
+def _clip(own: Fields) -> tuple[Tower, list[Linear], int]:
+    """A tower of CLIP, or of SigLIP, which has no class token and one norm less."""
+    width, depth, middle = (
+        need(own, name) for name in ("hidden_size", "num_hidden_layers", "intermediate_size")
+    )
+    patch, is_clip = need(own, "patch_size"), own["model_type"] == "clip_vision_model"
+    patches = (need(own, "image_size") // patch) ** 2 + is_clip
+    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    linears = [Linear(name, width, width, depth, "vision") for name in names]
+    mlp = [("fc1", width, middle), ("fc2", middle, width)]
+    linears += [Linear(name, i, o, depth, "vision") for name, i, o in mlp]
+    small = 0
+    if not is_clip and own.get("vision_use_head", True):
+        # A pool with a query of its own; LLaVA uses nothing of it. Its three projections are one
+        # parameter, which is no matrix of its own to transformers.
+        linears.append(Linear("out_proj", width, width, 1, "vision"))
+        linears += [Linear(name, i, o, 1, "vision") for name, i, o in mlp]
+        small += width + 3 * width * width + 3 * width + 2 * width
+    small += sum(one.outputs * one.count for one in linears)
+    norms = 2 * depth + (2 if is_clip else 1)
+    small += norms * 2 * width + patches * width
+    # The convolution that cuts patches; then CLIP's class token, or its bias in SigLIP.
+    small += need({"num_channels": 3, **own}, "num_channels") * patch**2 * width + width
+    return Tower(depth, width, middle, patches), linears, small

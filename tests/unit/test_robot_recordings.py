@@ -11,7 +11,7 @@ import pytest
 from robot_data import crane_episode, picture, rewrite, step_of, vectors
 
 from workloads.data import tfrecord
-from workloads.data.robot import DamagedRecord, example, open_dataset, pictures
+from workloads.data.robot import DamagedRecord, crane_x7, example, npz, open_dataset, pictures
 from workloads.data.robot.writer import write_episode
 from workloads.errors import UserError
 
@@ -251,6 +251,18 @@ def test_npz_broken_file(tmp_path: Path) -> None:
         assert dataset.lengths.tolist() == [0]
 
 
+def test_npz_arrays_are_loaded_once_for_all_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = np.stack([picture(t) for t in range(5)])
+    npz_episode(tmp_path / "a", images_secondary=frames, images_wrist=frames)
+    loaded = []
+    load = npz._load_array
+    monkeypatch.setattr(npz, "_load_array", lambda *which: loaded.append(which[1]) or load(*which))
+    assert open_dataset(tmp_path).verify() == []
+    assert len(loaded) == len(set(loaded)) >= 3
+
+
 def test_npz_never_unpickles(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -278,7 +290,70 @@ def test_index_cache(tmp_path: Path) -> None:
     assert step_of(again[0].image("wrist", 2)) == 3
     crane_episode(data / "episode_1", 4)
     assert open_dataset(data, cache_dir=cache).lengths.tolist() == [4, 3]
-    assert len(list(cache.iterdir())) == 2
+    assert list(cache.iterdir()) == [kept]
+
+
+def test_the_index_reads_what_is_new_and_forgets_what_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    for number in range(3):
+        crane_episode(data / f"episode_{number}", 4 + number, seed=number)
+    scanned = []
+    scan = crane_x7.scan
+    monkeypatch.setattr(
+        crane_x7, "scan", lambda path: scanned.append(path.parent.name) or scan(path)
+    )
+    whole = open_dataset(data, cache_dir=cache)
+    crane_episode(data / "episode_1", 9, seed=7)
+    again = open_dataset(data, cache_dir=cache)
+    assert again.lengths.tolist() == [3, 8, 5]
+    assert scanned == ["episode_0", "episode_1", "episode_2", "episode_1"]
+    assert np.array_equal(again[2].actions, whole[2].actions) and again[2].actions.flags.writeable
+    (kept,) = cache.iterdir()
+    large = kept.stat().st_size
+    shutil.rmtree(data / "episode_1")
+    assert open_dataset(data, cache_dir=cache).lengths.tolist() == [3, 5]
+    assert kept.stat().st_size < large and len(scanned) == 4
+
+
+def test_what_an_interrupted_look_found_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    for number in range(3):
+        crane_episode(data / f"episode_{number}", 4)
+    scan = crane_x7.scan
+
+    def interrupted(path: Path) -> object:
+        if path.parent.name == "episode_2":
+            raise KeyboardInterrupt
+        return scan(path)
+
+    monkeypatch.setattr(crane_x7, "scan", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_dataset(data, cache_dir=cache)
+    scanned = []
+    monkeypatch.setattr(
+        crane_x7, "scan", lambda path: scanned.append(path.parent.name) or scan(path)
+    )
+    assert len(open_dataset(data, cache_dir=cache)) == 3 and scanned == ["episode_2"]
+
+
+def test_links_are_followed_and_never_round(tmp_path: Path) -> None:
+    crane_episode(tmp_path / "disk" / "episode_7", 3)
+    crane_episode(tmp_path / "data" / "episode_0", 4)
+    (tmp_path / "data" / "episode_1").symlink_to(tmp_path / "disk" / "episode_7")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "gone.npz").symlink_to(tmp_path / "nowhere.npz")
+    assert [e.name for e in open_dataset(tmp_path / "data")] == ["episode_0", "episode_1"]
+
+
+def test_a_single_file_is_an_episode_only_by_its_name(tmp_path: Path) -> None:
+    file = crane_episode(tmp_path / "episode_0", 4)
+    assert len(open_dataset(file)[0]) == 3
+    with pytest.raises(UserError, match="found none: no meta/info.json"):
+        open_dataset(file.rename(tmp_path / "episode_data.tfrecord.gz"))
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(

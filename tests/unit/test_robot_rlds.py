@@ -43,6 +43,14 @@ def test_versions_and_shards(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+def test_data_sets_without_versions_are_not_taken_for_versions(tmp_path: Path) -> None:
+    rlds(tmp_path / "bridge")
+    assert open_dataset(tmp_path).path.name == "bridge"
+    rlds(tmp_path / "fractal")
+    with pytest.raises(UserError, match="expected one RLDS data set.*bridge.*fractal"):
+        open_dataset(tmp_path)
+
+
 def test_a_missing_shard_is_damage(tmp_path: Path) -> None:
     root = rlds(tmp_path / "toy")
     name = root / "toy_arm-train.tfrecord-00000-of-00001"

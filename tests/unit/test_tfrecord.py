@@ -1,9 +1,11 @@
 """TFRecord framing: the sound is read, the broken named, everything behind it kept."""
 
+import gzip
 import logging
 import os
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +138,24 @@ def test_no_record_at_all(tmp_path: Path) -> None:
     path.write_text("this is no TFRecord file at all, but long enough for a header")
     records, damage = reading(path)
     assert records == [] and len(damage) == 1
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress], ids=["gzip", "zlib"])
+def test_a_compressed_file_is_named_as_one(file: Path, compress: Callable[[bytes], bytes]) -> None:
+    file.write_bytes(compress(file.read_bytes()))
+    records, damage = reading(file)
+    assert records == [] and [str(item) for item in damage] == [
+        f"{file}: record 0 at byte 0: bad_file: compressed file; unpack it with gunzip"
+    ]
+
+
+def test_a_damaged_length_that_looks_compressed_is_damage_alone(tmp_path: Path) -> None:
+    path = tmp_path / "some.tfrecord"
+    tfrecord.write(path, [bytes(0x9C78), b"next"])
+    flip(path, 9)
+    records, damage = reading(path)
+    assert [len(record) for record in records] == [4]
+    assert [item.trouble for item in damage] == ["bad_length_crc"]
 
 
 def test_missing_file_is_said_before_reading(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import logging
 import mmap
 import os
 import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,10 @@ DAMAGE_ALWAYS_ALLOWED = 10
 _MASK_DELTA = 0xA282EAD8
 _POLYNOMIAL = 0x82F63B78
 _RESYNC_WINDOW = 1 << 20
+# How gzip's and zlib's streams begin; TFRecord files may be written as one.
+_COMPRESSED = (b"\x1f\x8b\x08", b"\x78\x01", b"\x78\x9c", b"\x78\xda")
+_PEEK_BYTES = 4096
+_GZIP_OR_ZLIB = 47  # zlib's own number for "whichever header it has"
 _INDEX_VERSION = "tfrecord-1"
 
 
@@ -138,6 +143,9 @@ def scan(path: str | os.PathLike[str]) -> Iterator[Frame | Damage]:
         yield Damage(name, 0, 0, "empty: empty file")
         return
     with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if _checked_length(data, 0) is None and _is_compressed(data[:_PEEK_BYTES]):
+            yield Damage(name, 0, 0, "bad_file: compressed file; unpack it with gunzip")
+            return
         position: int | None = 0
         record = 0
         while position is not None and position < size:
@@ -185,6 +193,16 @@ def _after_bad_header(data: mmap.mmap, size: int, start: int) -> int | None:
         if end <= size and _payload_agrees(data, start, length):
             return end
     return _next_frame(data, size, start + 1)
+
+
+def _is_compressed(start: bytes) -> bool:
+    """Whether bytes are the start of a gzip or zlib stream, not a damaged length that looks so."""
+    if not start.startswith(_COMPRESSED):
+        return False
+    try:
+        return bool(zlib.decompressobj(_GZIP_OR_ZLIB).decompress(start))
+    except zlib.error:
+        return False
 
 
 def _checked_length(data: mmap.mmap, start: int) -> int | None:
@@ -284,7 +302,8 @@ def index(path: str | os.PathLike[str], cache_dir: Path | None = None) -> Index:
 
     A kept index is taken while the file's path, size and time of change are the same.
     """
-    arrays = load_or_build(Path(path), _INDEX_VERSION, cache_dir, lambda: _scan_to_arrays(path))
+    file = Path(path)
+    (arrays,) = load_or_build(file, [file], _INDEX_VERSION, cache_dir, _scan_to_arrays)
     damage = tuple(
         Damage(os.fspath(path), int(record), int(offset), str(cause))
         for record, offset, cause in zip(

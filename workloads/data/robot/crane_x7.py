@@ -7,6 +7,7 @@ Two schemas are in the field and told apart by their keys: v1 (`observation/stat
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,9 +93,13 @@ class Recording:
     damage: tuple[Damage, ...]
 
 
-def load(path: Path, cache_dir: Path | None) -> Recording:
-    """Read a file once, checksums included, or take what is known of it from `cache_dir`."""
-    arrays = load_or_build(path, _VERSION, cache_dir, lambda: _arrays(path))
+def load(root: Path, files: Sequence[Path], cache_dir: Path | None) -> list[Recording]:
+    """Read files of `root` once, checksums included, or take what `cache_dir` knows of them."""
+    known = load_or_build(root, files, _VERSION, cache_dir, _arrays)
+    return [_recording(path, arrays) for path, arrays in zip(files, known, strict=True)]
+
+
+def _recording(path: Path, arrays: Arrays) -> Recording:
     facts = json.loads(str(arrays["facts"]))
     damage = tuple(Damage(str(path), *item) for item in facts.pop("damage"))
     return Recording(

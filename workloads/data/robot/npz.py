@@ -134,8 +134,9 @@ def _instruction(stored: np.lib.npyio.NpzFile) -> str:
 class Arrays:
     """The picture arrays last used, over all files of a data set."""
 
-    def __init__(self) -> None:
-        self._recent: Recent[tuple[Path, str], np.ndarray] = Recent(_ARRAYS_KEPT)
+    def __init__(self, cameras: int) -> None:
+        # A step looks through every camera: with fewer, each picture would cost a whole array.
+        self._recent: Recent[tuple[Path, str], np.ndarray] = Recent(max(_ARRAYS_KEPT, cameras))
 
     def get(self, path: Path, key: str) -> np.ndarray:
         """The array stored under `key`; raises what numpy and zipfile raise on broken files."""

@@ -64,8 +64,9 @@ def _opened(root: Path, options: Options) -> Dataset:
         from workloads.data.robot import rlds
 
         return rlds.Rlds(builder, options)
-    if recordings.find(root):
-        return recordings.Recordings(root, options)
+    files = recordings.find(root)
+    if files:
+        return recordings.Recordings(root, options, files)
     raise UserError(
         f"expected a data set in {root}, found none: no {LEROBOT_INFO} (LeRobot), no "
         f"{RLDS_FEATURES} (RLDS), no **/episode_data.tfrecord or .npz (CRANE-X7); check the path"
@@ -79,12 +80,16 @@ def _rlds_folder(root: Path) -> Path | None:
     if (root / RLDS_FEATURES).is_file():
         return root
     found = [*root.glob(f"*/{RLDS_FEATURES}"), *root.glob(f"*/*/{RLDS_FEATURES}")]
-    names = sorted({file.parent.parent for file in found})
+    # A data set is a folder of versions; without them it is the folder itself.
+    folders = [file.parent for file in found]
+    names = sorted({one.parent if _version(one) else one for one in folders})
     if len(names) > 1:
         listed = ", ".join(str(name) for name in names)
         raise UserError(f"expected one RLDS data set in {root}, found {listed}; name one of them")
-    return max((file.parent for file in found), key=_version, default=None)
+    return max(folders, key=_version, default=None)
 
 
 def _version(folder: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in folder.name.split(".") if part.isdigit())
+    """1.0.0 as numbers; () for a folder with another name."""
+    parts = folder.name.split(".")
+    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else ()

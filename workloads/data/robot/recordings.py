@@ -1,6 +1,8 @@
 """Folders of CRANE-X7 recordings: TFRecord and NPZ episodes, side by side."""
 
+import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +18,7 @@ from workloads.data.robot.episode import (
 from workloads.data.tfrecord import Damage
 from workloads.errors import UserError
 
-SUFFIXES = (".tfrecord", ".npz")
+TFRECORD, NPZ = ".tfrecord", ".npz"
 # The recorders hand RGB arrays to a BGR encoder, and nothing in the file says so.
 TFRECORD_COLOR_ORDER: ColorOrder = "bgr"
 NPZ_COLOR_ORDER: ColorOrder = "rgb"
@@ -26,19 +28,32 @@ _META_COLOR_ORDERS: dict[str, ColorOrder] = {"rgb": "rgb", "bgr": "bgr", "bgr_sw
 def find(path: Path) -> list[Path]:
     """Episode files below `path` in plain string order; backups and hidden folders are left out.
 
-    An episode recorded in both forms counts once, as TFRecord.
+    Folders that are links are followed. An episode recorded in both forms counts once, as
+    TFRecord. A single file is taken where its name ends as an episode's does.
     """
     if path.is_file():
-        return [path]
-    found = []
-    for file in path.rglob("*"):
-        parts = file.relative_to(path).parts
-        skipped = any(part.endswith(".bak") or part.startswith(".") for part in parts)
-        if file.suffix in SUFFIXES and not skipped and file.is_file():
-            found.append(file)
-    tfrecords = {file.with_suffix("") for file in found if file.suffix == ".tfrecord"}
-    kept = [f for f in found if f.suffix == ".tfrecord" or f.with_suffix("") not in tfrecords]
-    return sorted(kept, key=lambda file: file.as_posix())
+        return [path] if path.suffix in (TFRECORD, NPZ) else []
+    files = sorted(_files(path))
+    stems = {file.removesuffix(TFRECORD) for file in files if file.endswith(TFRECORD)}
+    kept = [file for file in files if file.endswith(TFRECORD) or file[: -len(NPZ)] not in stems]
+    return [Path(file) for file in kept]
+
+
+def _files(root: Path) -> Iterator[str]:
+    """Episode files in no order; a folder that several links lead to counts once."""
+    visited: set[str] = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        inner[:] = [name for name in inner if not _is_left_out(name) and real not in visited]
+        for name in names if real not in visited else ():
+            file = os.path.join(folder, name)
+            if name.endswith((TFRECORD, NPZ)) and not _is_left_out(name) and os.path.isfile(file):
+                yield file
+        visited.add(real)
+
+
+def _is_left_out(name: str) -> bool:
+    return name.endswith(".bak") or name.startswith(".")
 
 
 class Recordings(Dataset):
@@ -47,16 +62,16 @@ class Recordings(Dataset):
     format = "crane_x7"
     fps: float | None = crane_x7.FPS
 
-    def __init__(self, path: Path, options: Options) -> None:
+    def __init__(self, path: Path, options: Options, files: Sequence[Path]) -> None:
+        """files: what `find` has found."""
         super().__init__(path, options)
-        self.files = find(path)
-        cache = options.cache_dir
-        self._arrays = npz.Arrays()
+        self.files = files
+        self._names = [_episode_name(path, file) for file in files]
         self._meta = [crane_x7.read_meta(file.parent) for file in self.files]
-        self._recordings = [
-            crane_x7.load(file, cache) if file.suffix == ".tfrecord" else npz.load(file)
-            for file in self.files
-        ]
+        self._recordings = _load(path, files, options.cache_dir)
+        self._arrays = npz.Arrays(
+            max(len(one.cameras) + len(one.depths) for one in self._recordings)
+        )
         self._sizes = _usual_sizes(self._recordings)
         self.name = _name(self._recordings)
         self.fps = _fps(self._meta)
@@ -81,7 +96,7 @@ class Recordings(Dataset):
             rows, default, timesteps = recording.rows, NPZ_COLOR_ORDER, None
         file = self.files[number]
         episode = Episode(
-            name=_episode_name(self.path, file),
+            name=self._names[number],
             states=recording.states,
             actions=recording.actions,
             instruction=instruction_of([recording.instruction], self.options),
@@ -118,6 +133,15 @@ class Recordings(Dataset):
             return [Damage(file, int(row), None, cause) for row in recording.rows]
         places = zip(recording.records, recording.offsets, strict=True)
         return [Damage(file, int(record), int(offset), cause) for record, offset in places]
+
+
+def _load(
+    root: Path, files: Sequence[Path], cache_dir: Path | None
+) -> list[crane_x7.Recording | npz.Recording]:
+    """What is known of every file without its pictures, in the files' order."""
+    indexed = [file for file in files if file.suffix == TFRECORD]
+    loaded = {one.path: one for one in crane_x7.load(root, indexed, cache_dir)}
+    return [loaded[file] if file in loaded else npz.load(file) for file in files]
 
 
 def _usual_sizes(recordings: list[crane_x7.Recording | npz.Recording]) -> tuple[int, int]:

@@ -7,6 +7,7 @@ one after another, pictures encoded.
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,8 @@ class Rlds(Dataset):
         specs = step_specs(read_json(path / "features.json"), path)
         self.layout = _layout(specs, path, options)
         self.name, shards = _shards(path, options.split)
-        self._shards = [
-            _load(file, self.layout, options.cache_dir) for file in shards if file.exists()
-        ]
+        there = [file for file in shards if file.exists()]
+        self._shards = _load(path, there, self.layout, options.cache_dir)
         self._places = [(s, e) for s, shard in enumerate(self._shards) for e in range(len(shard))]
         self.records = _Records()
         self.damage.extend(
@@ -221,9 +221,15 @@ class _Shard:
         return len(self.records)
 
 
-def _load(path: Path, layout: Layout, cache_dir: Path | None) -> _Shard:
+def _load(
+    root: Path, files: Sequence[Path], layout: Layout, cache_dir: Path | None
+) -> list[_Shard]:
     version = f"{_VERSION} {layout}"
-    arrays = load_or_build(path, version, cache_dir, lambda: _arrays(path, layout))
+    known = load_or_build(root, files, version, cache_dir, lambda path: _arrays(path, layout))
+    return [_shard(path, arrays) for path, arrays in zip(files, known, strict=True)]
+
+
+def _shard(path: Path, arrays: Arrays) -> _Shard:
     facts = json.loads(str(arrays.pop("facts")))
     damage = tuple(Damage(str(path), *item) for item in facts["damage"])
     return _Shard(

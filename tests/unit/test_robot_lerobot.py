@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,66 @@ def test_other_keys(tmp_path: Path) -> None:
     assert dataset[0].actions.shape == (9, 16)
     with pytest.raises(UserError, match=r"info\.json: expected a feature 'observation\.joints'"):
         open_dataset(root, state_keys=["observation.joints"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"data_path": None}, "no 'data_path'"),
+        ({"fps": "ten"}, "could not convert string to float"),
+        ({"features": ["observation.state", "action"]}, "has no attribute"),
+        ({"data_path": "data/{place}.parquet"}, "no 'place'"),
+    ],
+)
+def test_fields_that_are_missing_or_wrong(
+    tmp_path: Path, changes: dict[str, object], found: str
+) -> None:
+    root = lerobot_video_v3(tmp_path / "set")
+    info = json.loads((root / "meta/info.json").read_text()) | changes
+    kept = {name: value for name, value in info.items() if value is not None}
+    (root / "meta/info.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError, match=rf"meta: expected the fields of LeRobot v3\.0.*{found}"):
+        open_dataset(root)
+
+
+def test_meta_data_cut_off(tmp_path: Path) -> None:
+    root = lerobot_video_v3(tmp_path / "set")
+    file = root / "meta/episodes/chunk-000/file-000.parquet"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"file-000\.parquet: expected a parquet file"):
+        open_dataset(root)
+
+
+def test_a_data_file_without_a_column_is_damage(tmp_path: Path) -> None:
+    root = lerobot_video_v2(tmp_path / "set")
+    file = root / "data/chunk-000/episode_000001.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["action"]), file)
+    dataset = open_dataset(root)
+    assert dataset.lengths.tolist() == [9, 0]
+    assert [(d.file, d.trouble) for d in dataset.damage] == [(str(file), "bad_file")]
+
+
+def test_vectors_are_read_once_and_pictures_a_group_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cameras = ("primary", "secondary", "wrist")
+    for number in range(2):
+        crane_episode(tmp_path / "data" / f"episode_{number}", 6, cameras=cameras)
+    root = to_lerobot_v3(open_dataset(tmp_path / "data"), tmp_path / "set").path
+    read = Counter[str]()
+    for name in ("read_table", "ParquetFile"):
+        own = getattr(pq, name)
+        monkeypatch.setattr(
+            pq, name, lambda file, *a, own=own, **k: read.update([str(file)]) or own(file, *a, **k)
+        )
+    dataset = open_dataset(root)
+    file = str(root / "data/chunk-000/file-000.parquet")
+    assert dataset.lengths.tolist() == [5, 5] and dataset.cameras == cameras
+    assert np.array_equal(dataset[1].actions, dataset[1].actions)
+    assert read[file] == 1
+    assert dataset.verify() == []
+    # The row groups' places, and then one reading for each camera of each episode.
+    assert read[file] == 1 + 1 + 2 * len(cameras)
 
 
 def test_versions_we_do_not_know(tmp_path: Path) -> None:

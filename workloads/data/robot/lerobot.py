@@ -36,7 +36,7 @@ class Entry:
 
 
 class LeRobot(Dataset):
-    """Vectors are read a file at a time, pictures and videos when asked for."""
+    """Vectors are read a file at a time and kept, pictures and videos when asked for."""
 
     format = "lerobot"
 
@@ -44,6 +44,24 @@ class LeRobot(Dataset):
         super().__init__(path, options)
         self.info = read_json(path / "meta" / "info.json")
         self.version = _known_version(path, str(self.info.get("codebase_version", "")))
+        try:
+            self._read_meta(path, options)
+        # Fields that are missing, or of another kind than LeRobot writes.
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            found = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(
+                f"{path / 'meta'}: expected the fields of LeRobot {self.version}, found {found}; "
+                "copy the folder anew"
+            ) from error
+        self._files = _Columns({*self.state_keys, *self.action_keys})
+        # A step looks through every camera: with fewer, each picture would cost a whole group.
+        self.pictures = _PictureColumns(max(_GROUPS_KEPT, len(self.camera_keys)))
+        self.videos = Videos(len(self.camera_keys))
+        # Vectors are small, and a training asks for any step of any episode.
+        self._known: dict[int, _Rows] = {}
+        self._seen: dict[int, int] = {}
+
+    def _read_meta(self, path: Path, options: Options) -> None:
         self.fps = float(self.info["fps"]) if self.info.get("fps") else None
         self.name = str(self.info.get("robot_type") or path.resolve().name)
         self.features: dict[str, dict[str, Any]] = self.info.get("features", {})
@@ -52,20 +70,28 @@ class LeRobot(Dataset):
         self.camera_keys = _cameras(self.features)
         self.tasks = _tasks(path, self.version)
         self._entries = _entries(self)
-        self._files = _Columns({*self.state_keys, *self.action_keys})
-        self.pictures = _PictureColumns()
-        self.videos = Videos()
-        self._seen: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def episode(self, number: int) -> Episode:
         entry = self._entries[number]
-        table = self._table(entry)
-        if table is None:
-            return self._episode(entry, _Rows.nothing(), {})
-        rows = _Rows.of(table, entry, self.state_keys, self.action_keys)
+        if number not in self._known:
+            self._known[number] = self._read(entry)
+        rows = self._known[number]
+        times = dict(zip(rows.rows.tolist(), rows.timestamps.tolist(), strict=True))
+        return self._episode(entry, rows, times)
+
+    def _read(self, entry: Entry) -> "_Rows":
+        """The episode's vectors; what is wrong with them is reported."""
+        try:
+            table = self._files.get(entry.file)
+            rows = _Rows.of(table, entry, self.state_keys, self.action_keys)
+        except _BROKEN as error:
+            kind = "bad_file" if entry.file.exists() else "missing_file"
+            cause = f"{kind}: episode {entry.index} cannot be read, {error}"
+            self._note(entry, [Damage(str(entry.file), 0, None, cause)], 1)
+            return _Rows.nothing()
         found = len(rows.rows) + len(rows.damage)
         damage = list(rows.damage)
         if found < entry.length:
@@ -74,8 +100,7 @@ class LeRobot(Dataset):
             )
             damage.append(Damage(str(entry.file), found, None, cause))
         self._note(entry, damage, max(found, 1))
-        times = dict(zip(rows.rows.tolist(), rows.timestamps.tolist(), strict=True))
-        return self._episode(entry, rows, times)
+        return rows
 
     def _episode(self, entry: Entry, rows: "_Rows", times: dict[int, float]) -> Episode:
         texts = [*(self.tasks.get(task, "") for task in rows.tasks[:1]), *entry.tasks]
@@ -92,15 +117,6 @@ class LeRobot(Dataset):
             timesteps=rows.frames,
             timestamps=rows.timestamps,
         )
-
-    def _table(self, entry: Entry) -> pa.Table | None:
-        try:
-            return self._files.get(entry.file)
-        except _BROKEN as error:
-            kind = "bad_file" if entry.file.exists() else "missing_file"
-            cause = f"{kind}: episode {entry.index} cannot be read, {error}"
-            self._note(entry, [Damage(str(entry.file), 0, None, cause)], 1)
-            return None
 
     def _note(self, entry: Entry, damage: list[Damage], seen: int) -> None:
         self._seen[entry.index] = seen
@@ -192,9 +208,12 @@ def _tasks(root: Path, version: str) -> dict[int, str]:
     return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
 
 
-def _read_meta(file: Path, columns: list[str] | None = None) -> pa.Table:
+def _read_meta(file: Path, without: str | None = None) -> pa.Table:
+    """A whole file but for the columns `without…`: statistics are most of some and not needed."""
     try:
-        return pq.read_table(file, columns=columns)
+        names = pq.read_schema(file).names
+        wanted = [name for name in names if without is None or not name.startswith(without)]
+        return pq.read_table(file, columns=wanted)
     except _BROKEN as error:
         raise UserError(f"{file}: expected a parquet file, found {error}; copy it anew") from error
 
@@ -216,10 +235,7 @@ def _entries_v3(dataset: LeRobot) -> list[Entry]:
     entries = []
     videos = _video_keys(dataset)
     for file in sorted((dataset.path / "meta" / "episodes").rglob("*.parquet")):
-        names = pq.read_schema(file).names
-        # Statistics make up most of the columns and are not needed.
-        table = _read_meta(file, [name for name in names if not name.startswith("stats/")])
-        for row in table.to_pylist():
+        for row in _read_meta(file, without="stats/").to_pylist():
             entries.append(_entry_v3(dataset, row, videos))
     if not entries:
         raise UserError(
@@ -280,8 +296,8 @@ class _Columns:
 class _PictureColumns:
     """Encoded pictures of the row groups last used: parquet cannot be read in smaller pieces."""
 
-    def __init__(self) -> None:
-        self._recent: Recent[tuple[Path, str, int], pa.Array] = Recent(_GROUPS_KEPT)
+    def __init__(self, kept: int) -> None:
+        self._recent: Recent[tuple[Path, str, int], pa.Array] = Recent(kept)
         self._starts: dict[Path, list[int]] = {}
 
     def get(self, root: Path, file: Path, key: str, row: int) -> bytes:

@@ -18,16 +18,20 @@ class VideoError(ValueError):
 
 
 class Videos:
-    """The videos last used stay open, each with its last frames; every process has its own."""
+    """The videos last used stay open, each with its last frames; every process has its own.
 
-    def __init__(self) -> None:
-        self._open: Recent[Path, _Video] = Recent(_VIDEOS_OPEN, _Video.close)
+    cameras: how many videos a step is looked for in, all of which stay open.
+    """
+
+    def __init__(self, cameras: int = 1) -> None:
+        self._most = max(_VIDEOS_OPEN, cameras)
+        self._open: Recent[Path, _Video] = Recent(self._most, _Video.close)
         self._process = os.getpid()
 
     def frame(self, path: Path, seconds: float) -> np.ndarray:
         """The frame nearest to `seconds`, at most half a frame away: uint8 [H, W, 3] RGB."""
         if self._process != os.getpid():  # a forked worker must not share file positions
-            self._open, self._process = Recent(_VIDEOS_OPEN, _Video.close), os.getpid()
+            self._open, self._process = Recent(self._most, _Video.close), os.getpid()
         return self._open.get(path, lambda: _Video(path)).frame(seconds)
 
 

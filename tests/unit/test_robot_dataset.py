@@ -155,6 +155,17 @@ def test_conversion_cuts_at_gaps_and_broken_pictures(tmp_path: Path) -> None:
         assert np.allclose(episode.timestamps, [0, 0.1, 0.2])
 
 
+def test_conversion_past_the_budget_leaves_nothing(tmp_path: Path) -> None:
+    file = crane_episode(tmp_path / "data", 30)
+    broken = {"observation/image_primary": b"\xff\xd8\xff broken"}
+    rewrite(file, {step: broken for step in range(4, 15)})
+    with pytest.raises(UserError, match="expected at most 10 damaged records, found 11 of 29"):
+        to_lerobot_v3(open_dataset(tmp_path / "data"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    done = to_lerobot_v3(open_dataset(tmp_path / "data", damage_budget=11), tmp_path / "out")
+    assert (done.frames, len(done.skipped)) == (18, 11)
+
+
 def test_conversion_of_every_format(tmp_path: Path) -> None:
     sources = {
         "video": open_dataset(lerobot_video_v3(tmp_path / "video")),

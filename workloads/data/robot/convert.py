@@ -16,7 +16,7 @@ from workloads.data.robot import lerobot_layout as layout
 from workloads.data.robot import pictures
 from workloads.data.robot.episode import Dataset, Episode, Progress
 from workloads.data.robot.lerobot_stats import Described, PictureStats, VectorStats, total
-from workloads.data.tfrecord import Damage, DamagedRecord
+from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
 from workloads.errors import UserError
 
 
@@ -45,7 +45,8 @@ def to_lerobot_v3(
     gaps, so an episode is cut wherever damaged records are missing. `cameras` are those that all
     episodes have, by default; `fps` is the data set's own; `progress` is called with the number of
     episodes written so far and of all. Raises UserError where `out` is not empty, fps is unknown,
-    or a camera's pictures differ in size.
+    a camera's pictures differ in size, or more is damaged than the data set's budget allows;
+    nothing is left then.
     """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -56,14 +57,21 @@ def to_lerobot_v3(
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     writer = _Writer(partial, dataset, rate, tuple(cameras or dataset.cameras), size)
-    for number, episode in enumerate(dataset):
-        writer.add(episode)
-        if progress is not None:
-            progress(number + 1, len(dataset))
-    converted = writer.finish(target)
-    if target.exists():
-        target.rmdir()
-    os.replace(partial, target)
+    try:
+        for number, episode in enumerate(dataset):
+            writer.add(episode)
+            if progress is not None:
+                progress(number + 1, len(dataset))
+        converted = writer.finish(target)
+        if target.exists():
+            target.rmdir()
+        os.replace(partial, target)
+    except OSError as error:
+        raise UserError(
+            f"{target}: expected to write a data set, found {error}; name another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return converted
 
 
@@ -86,6 +94,7 @@ class _Writer:
         self.rows: list[dict[str, Any]] = []
         self.stats: list[dict[str, Described]] = []
         self.skipped: list[Damage] = []
+        self.seen = int(dataset.lengths.sum()) + len(dataset.damage)
         self.frames = 0
         self._file = 0
         self._open: pq.ParquetWriter | None = None
@@ -94,6 +103,8 @@ class _Writer:
     def add(self, episode: Episode) -> None:
         """Write the runs of sound steps of an episode, each as an episode."""
         encoded, statistics = self._pictures(episode)
+        found, budget = [*self.dataset.damage, *self.skipped], self.dataset.options.damage_budget
+        check_budget(found, self.seen, budget)
         sound = np.array([t for t in range(len(episode)) if t in encoded], np.int64)
         for run in _runs(episode.rows, sound):
             self._add_run(episode, run, encoded, statistics)

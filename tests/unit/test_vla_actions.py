@@ -48,6 +48,17 @@ def test_bounds_clip_and_zero_what_is_constant() -> None:
     assert masked.tolist() == [9.0, pytest.approx(0.0, abs=1e-6), 0.0]
 
 
+def test_narrow_ranges_are_rounded_once() -> None:
+    """What the published code does: ranges of its float64 statistics, then float32 arithmetic."""
+    low, high = 1.0, 1.0 + 3e-5
+    stats = {"min": [0.5], "max": [1.5], "q01": [low], "q99": [high], "mean": [1.0], "std": [2e-9]}
+    values = np.float32([[1 + 1e-5], [1 + 2e-5]])
+    scaled = 2 * (values - np.float32(low)) / np.float32(high - low + 1e-8) - 1
+    assert np.array_equal(normalize(values, stats), scaled)
+    scaled = (values - np.float32(1)) / np.float32(2e-9 + 1e-8)
+    assert np.array_equal(normalize(values, stats, "normal"), scaled)
+
+
 def test_a_whole_entry_of_the_statistics_file() -> None:
     entry = {"action": STATS, "proprio": STATS, "num_transitions": 3}
     assert np.array_equal(unnormalize([0.0, 0.0, 0.0], entry), [0.0, 4.0, 5.0])

@@ -62,12 +62,14 @@ def normalize(actions: ArrayLike, stats: Mapping[str, Any], mode: str = "bounds_
     values = np.asarray(actions)
     if values.dtype != np.float32:
         values = values.astype(np.float64)
-    mask = _mask(table, values)
+    mask, kind = _mask(table, values), values.dtype
+    # Ranges are taken in float64 and rounded once, as the published code does with its statistics.
     if mode.lower() == "normal":
         mean, std = _column(table, "mean", values), _column(table, "std", values)
-        return np.where(mask, (values - mean) / (std + values.dtype.type(EPSILON)), values)
+        scaled = (values - mean.astype(kind)) / (std + EPSILON).astype(kind)
+        return np.where(mask, scaled, values)
     low, high = (_column(table, name, values) for name in _bounds(mode))
-    scaled = 2 * (values - low) / (high - low + values.dtype.type(EPSILON)) - 1
+    scaled = 2 * (values - low.astype(kind)) / (high - low + EPSILON).astype(kind) - 1
     out = np.where(mask, np.clip(scaled, -1, 1), values)
     constant = _column(table, "min", values) == _column(table, "max", values)
     return np.where(constant, values.dtype.type(0), out)
@@ -106,9 +108,10 @@ def _bounds(mode: str) -> tuple[str, str]:
 
 
 def _column(table: Mapping[str, Any], name: str, values: np.ndarray) -> np.ndarray:
+    """float64 [D]: one kind of number for each dimension of `values`."""
     if name not in table:
         raise UserError(f"expected {name!r} in the statistics, found {', '.join(table)}")
-    column = np.asarray(table[name], dtype=values.dtype)
+    column = np.asarray(table[name], dtype=np.float64)
     if values.ndim == 0 or column.shape != values.shape[-1:]:
         raise UserError(
             f"expected values of {column.size} dimensions as in the statistics, found shape "

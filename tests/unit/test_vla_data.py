@@ -1,6 +1,7 @@
 """Samples of a robot policy: split, mixed, augmented, labelled, the same for the same seed."""
 
 import colorsys
+import json
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,20 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         opened(config_of(root, **{"data.cameras": ["wrist"]}))
     with pytest.raises(UserError, match="expected 8 values"):
         opened(config_of(root, **{"data.action_mask": [True, False]}))
+    file = tmp_path / "stats.json"
+    numbers = {name: [0.0] * 8 for name in ("min", "max", "q01", "q99")}
+    own = {"data.statistics": str(file)}
+    file.write_text(json.dumps({"crane_x7": {"action": numbers, "proprio": {"min": [0.0]}}}))
+    with pytest.raises(UserError, match=r"crane_x7\.proprio\.max: expected a list of numbers"):
+        opened(config_of(root, **own))
+    short = {name: [0.0] * 7 for name in numbers}
+    file.write_text(json.dumps({"crane_x7": {"action": short, "proprio": short}}))
+    with pytest.raises(UserError, match=r"action\.min: expected 8 numbers.*found 7; name the data"):
+        opened(config_of(root, **own))
+    file.write_text(json.dumps({"crane_x7": {"action": numbers, "proprio": short}}))
+    assert opened(config_of(root, **own)).statistics["crane_x7"]["proprio"] == short
+    with pytest.raises(UserError, match=r"proprio\.min: expected 8 numbers"):
+        opened(config_of(root, **own, **{"action_head.kind": "oft"}))
     with pytest.raises(UserError, match="never runs code"):
         config_of(root, **{"model.trust_remote_code": True, "model.revision": "a" * 40})
     with pytest.raises(UserError, match="ddp"):

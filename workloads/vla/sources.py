@@ -92,8 +92,8 @@ def open_sources(
         for parts, episodes in ((train, first), (held_out, second)):
             progress()
             parts.append(_part(source, dataset, cameras, episodes, config.chunk))
-    statistics = _statistics(config.data, train, kept)
     _check_alike(train)
+    statistics = _statistics(config, train, kept)
     damaged = sum(len(dataset.damage) for _, dataset in opened)
     lines = [_line(*both) for both in zip(train, held_out, strict=True)]
     held = tuple(part for part in held_out if len(part.places))
@@ -173,9 +173,9 @@ def _usable_steps(dataset: Dataset, number: int, chunk: int) -> list[int]:
     return steps
 
 
-def _statistics(data: VlaData, parts: Sequence[Part], kept: Path | None) -> Statistics:
+def _statistics(config: VlaConfig, parts: Sequence[Part], kept: Path | None) -> Statistics:
     """By name, over the episodes to train on; data sets of one name are described together."""
-    names = list(dict.fromkeys(part.name for part in parts))
+    data, names = config.data, list(dict.fromkeys(part.name for part in parts))
     file = kept if kept is not None and kept.is_file() else None
     if file is None and data.statistics is not None:
         file = Path(data.statistics)
@@ -188,7 +188,27 @@ def _statistics(data: VlaData, parts: Sequence[Part], kept: Path | None) -> Stat
             f"{file}: expected statistics of {missing[0]!r}, found those of {', '.join(table)}; "
             "set data.name, or leave out data.statistics"
         )
+    episode = parts[0].dataset[parts[0].episodes[0]]
+    takes_state = config.action_head.kind == "oft" and config.action_head.proprio
+    for name in names:
+        _check_numbers(f"{file}: {name}.action", table[name], "action", episode.actions.shape[1])
+        size = episode.states.shape[1] if takes_state else None
+        _check_numbers(f"{file}: {name}.proprio", table[name], "proprio", size)
     return {name: table[name] for name in names}
+
+
+def _check_numbers(where: str, entry: Any, what: str, size: int | None) -> None:
+    """Whether what normalising needs is there, `size` numbers each; None for any."""
+    numbers = entry.get(what) if isinstance(entry, dict) else None
+    for key in ("min", "max", "q01", "q99"):
+        found = numbers.get(key) if isinstance(numbers, dict) else None
+        if not isinstance(found, list) or (size is not None and len(found) != size):
+            wanted = "a list of" if size is None else f"{size}"
+            there = f"{len(found)}" if isinstance(found, list) else "none"
+            raise UserError(
+                f"{where}.{key}: expected {wanted} numbers, one a dimension of the data, found "
+                f"{there}; name the data set's own statistics, or leave out data.statistics"
+            )
 
 
 def _described(name: str, parts: Sequence[Part], mask: tuple[bool, ...] | None) -> dict[str, Any]:

@@ -15,11 +15,9 @@ themselves are in bench/_gpu_sides.py.
 """
 
 import argparse
-import multiprocessing
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from functools import partial
 from statistics import median
 
 import torch
@@ -27,34 +25,11 @@ import torch
 from bench._gpu_cases import CASES, OURS, WARM, Case
 from bench._gpu_sides import Turn, missing, take_turn
 from bench._pair import facts, write_page
+from bench._players import GIB, play, start
 from workloads.plan import mfu_flops_per_token, peak_flops
 
-GIB = 1 << 30
 # Learning rates are as good as nothing, so that every row has the same loss whenever it comes.
 TOLERANCE = 2e-3
-
-
-@dataclass
-class Player:
-    """A side's process and its turns; `problem` is why it has none."""
-
-    name: str
-    process: multiprocessing.process.BaseProcess
-    line: Connection
-    turns: list[Turn] = field(default_factory=list)
-    problem: str = ""
-
-    def play(self) -> Turn | None:
-        self.line.send(True)
-        answer: Turn | str = self.line.recv()
-        if isinstance(answer, str):
-            self.problem = answer
-            return None
-        return answer
-
-    def end(self) -> None:
-        self.line.send(False)
-        self.process.join(60)
 
 
 def main() -> int:
@@ -108,39 +83,13 @@ def _introduction(options: argparse.Namespace) -> list[str]:
 def run_case(case: Case, options: argparse.Namespace) -> str:
     """All sides of a case in turns; its part of the page."""
     left_out = {name: why for name in case.sides if (why := missing(name))}
-    players = [_start(case, name, options.steps) for name in case.sides if name not in left_out]
-    try:
-        first = {player.name: player.play() for player in players}
-        _assert_same({name: turn for name, turn in first.items() if turn is not None})
-        for _ in range(options.rounds):
-            for player in players:
-                if not player.problem and (turn := player.play()) is not None:
-                    player.turns.append(turn)
-    finally:
-        for player in players:
-            player.end()
-    left_out |= {player.name: player.problem for player in players if player.problem}
-    text = _text(case, {player.name: player.turns for player in players}, left_out)
+    sides = [name for name in case.sides if name not in left_out]
+    players = [start(name, partial(take_turn, case, name, options.steps)) for name in sides]
+    turns, problems = play(players, options.rounds, _assert_same)
+    left_out |= problems
+    text = _text(case, turns, left_out)
     print(text, flush=True)
     return text
-
-
-def _start(case: Case, name: str, steps: int) -> Player:
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, case.name, name, steps), daemon=True)
-    process.start()
-    return Player(name, process, mine)
-
-
-def _serve(line: Connection, case: str, name: str, steps: int) -> None:
-    """A side's process: a turn for every word, until the word is no."""
-    while line.recv():
-        try:
-            line.send(take_turn(CASES[case], name, steps))
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            line.send("out of memory")
 
 
 def _assert_same(first: Mapping[str, Turn]) -> None:

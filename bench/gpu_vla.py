@@ -11,17 +11,16 @@ its turn while the other rests. Losses are compared before anything is timed.
 """
 
 import argparse
-import multiprocessing
 import sys
 from collections.abc import Mapping
-from multiprocessing.connection import Connection
+from functools import partial
 from statistics import median
 
 import torch
 
 from bench._pair import facts, write_page
+from bench._players import GIB, play, start
 from bench._vla_sides import CASES, OURS, PUBLISHED, SIDES, WARM, Case, Turn, take_turn
-from bench.gpu_sft import GIB, Player
 
 TOLERANCE = 5e-3
 
@@ -76,39 +75,13 @@ def _introduction(options: argparse.Namespace) -> list[str]:
 
 def run_case(case: Case, options: argparse.Namespace) -> str:
     """Both sides in turns; the case's part of the page."""
-    players = [_start(case, name, options.steps) for name in SIDES]
-    try:
-        first = {player.name: player.play() for player in players}
-        assert_same({name: turn for name, turn in first.items() if turn is not None})
-        for _ in range(options.rounds):
-            for player in players:
-                if not player.problem and (turn := player.play()) is not None:
-                    player.turns.append(turn)
-    finally:
-        for player in players:
-            player.end()
-    problems = {player.name: player.problem for player in players if player.problem}
-    text = _text(case, {player.name: player.turns for player in players}, problems)
+    players = [
+        start(name, partial(take_turn, case, name, options.steps), has_workers=True)
+        for name in SIDES
+    ]
+    text = _text(case, *play(players, options.rounds, assert_same))
     print(text, flush=True)
     return text
-
-
-def _start(case: Case, name: str, steps: int) -> Player:
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, case.name, name, steps), daemon=False)
-    process.start()
-    return Player(name, process, mine)
-
-
-def _serve(line: Connection, case: str, name: str, steps: int) -> None:
-    """A side's process: a turn for every word, until the word is no."""
-    while line.recv():
-        try:
-            line.send(take_turn(CASES[case], name, steps))
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            line.send("out of memory")
 
 
 def assert_same(first: Mapping[str, Turn]) -> None:

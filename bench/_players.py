@@ -1,0 +1,76 @@
+"""Sides of a benchmark on a GPU, each in a process of its own, which take turns."""
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+GIB = 1 << 30
+
+
+@dataclass
+class Player:
+    """A side's process and its turns; `problem` is why it has none."""
+
+    name: str
+    process: multiprocessing.process.BaseProcess
+    line: Connection
+    turns: list[Any] = field(default_factory=list)
+    problem: str = ""
+
+    def play(self) -> Any:
+        """A turn's figures, None where it could not be played."""
+        self.line.send(True)
+        answer = self.line.recv()
+        if isinstance(answer, str):
+            self.problem = answer
+            return None
+        return answer
+
+    def end(self) -> None:
+        self.line.send(False)
+        self.process.join(60)
+
+
+def start(name: str, take_turn: Callable[[], Any], *, has_workers: bool = False) -> Player:
+    """A side's process, waiting for its turns. `take_turn` is sent there, so that it must be a
+    function of a module; has_workers: it starts processes itself."""
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, take_turn), daemon=not has_workers)
+    process.start()
+    return Player(name, process, mine)
+
+
+def _serve(line: Connection, take_turn: Callable[[], Any]) -> None:
+    """A turn for every word, until the word is no."""
+    while line.recv():
+        try:
+            line.send(take_turn())
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            line.send("out of memory")
+
+
+def play(
+    players: Sequence[Player], rounds: int, assert_same: Callable[[dict[str, Any]], None]
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """A first turn each, whose figures are compared, then `rounds` in turns; all sides are ended.
+
+    Gives the turns by the name of the side, and the problems of those that had some.
+    """
+    try:
+        first = {player.name: player.play() for player in players}
+        assert_same({name: turn for name, turn in first.items() if turn is not None})
+        for _ in range(rounds):
+            for player in players:
+                if not player.problem and (turn := player.play()) is not None:
+                    player.turns.append(turn)
+    finally:
+        for player in players:
+            player.end()
+    problems = {player.name: player.problem for player in players if player.problem}
+    return {player.name: player.turns for player in players}, problems

@@ -6,16 +6,16 @@ or 128 + N where signal N ended it.
 
 import sys
 
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import parse_args, run
-
 from workloads.errors import EXIT_FAILED
-from workloads.processes import die_with_parent
+from workloads.processes import die_with_parent, quick_imports
 
 
 def main() -> int:
     """Run torchrun with this process's arguments."""
     die_with_parent()
+    with quick_imports():
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.run import parse_args, run
     try:
         run(parse_args(sys.argv[1:]))
     except ChildFailedError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from workloads.environment import without_secrets
 from workloads.errors import EXIT_DONE, EXIT_FAILED, EXIT_RETRY, Stopped, TataraError
-from workloads.processes import die_with_parent
+from workloads.processes import die_with_parent, quick_imports
 from workloads.run import Run
 from workloads.session import Session
 
@@ -41,7 +41,8 @@ def _live(session: Session) -> int:
         config = session.run.config()
         if config.tracking.wandb == "off" or not session.is_main:
             leave_out("wandb")
-        workload = importlib.import_module(f"workloads.{config.workload}.train")
+        with quick_imports():
+            workload = importlib.import_module(f"workloads.{config.workload}.train")
         workload.train(config, session)
     except Stopped as stop:
         session.finish("stopped", stop.exit_code, str(stop))

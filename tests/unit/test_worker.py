@@ -1,11 +1,14 @@
 """What a rank makes of errors that nobody understood, and of packages it does without."""
 
+import gc
+import importlib
 import subprocess
 import sys
 
 import pytest
 
 from workloads.errors import EXIT_FAILED, EXIT_RETRY
+from workloads.processes import quick_imports
 from workloads.worker import explain
 
 pytestmark = pytest.mark.unit
@@ -35,3 +38,11 @@ def test_a_package_left_out_is_not_imported_by_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_imports_are_not_interrupted_and_collecting_goes_on_after_a_failed_one() -> None:
+    with pytest.raises(ModuleNotFoundError), quick_imports():
+        assert not gc.isenabled()
+        importlib.import_module("workloads.no_such_module")
+    assert gc.isenabled() and gc.get_freeze_count() > 0
+    gc.unfreeze()

@@ -16,7 +16,7 @@ ALIASES = {"HUGGINGFACE_API_KEY": "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN": "HF_TOKE
 def load(base: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]:
     """The environment with `.env` under it and secrets filled in; what is set already wins.
 
-    Raises UserError for a secret file that is named and cannot be read.
+    Raises UserError for a `.env`, or a secret file that is named, which cannot be read.
     """
     env = {**_dotenv_values(dotenv), **{name: value for name, value in base.items() if value}}
     for old, new in ALIASES.items():
@@ -35,7 +35,14 @@ def _dotenv_values(path: Path) -> dict[str, str]:
         return {}
     from dotenv import dotenv_values
 
-    return {name: value for name, value in dotenv_values(path).items() if value}
+    try:
+        found = dotenv_values(path, encoding="utf-8-sig")  # some editors put a mark in front
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: expected a readable file in UTF-8, found: {error}; save it as UTF-8, or mend "
+            "its rights"
+        ) from None
+    return {name: value for name, value in found.items() if value}
 
 
 def _secret_from_file(name: str, env: Mapping[str, str]) -> str | None:

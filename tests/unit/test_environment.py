@@ -49,6 +49,14 @@ def test_how_dotenv_files_are_written(folder: Path) -> None:
     }
 
 
+def test_a_dotenv_file_of_another_editor(folder: Path) -> None:
+    (folder / ".env").write_bytes("\ufeffSEED=3\r\nSUMMARY=試し\r\n".encode())
+    assert load({}) == {"SEED": "3", "SUMMARY": "試し"}
+    (folder / ".env").write_bytes("SEED=3 # 試し".encode("shift-jis"))
+    with pytest.raises(UserError, match=r"\.env: expected a readable file in UTF-8"):
+        load({})
+
+
 def test_an_empty_variable_does_not_hide_dotenv(folder: Path) -> None:
     """Compose hands every unset `${VAR:-}` over as an empty one."""
     (folder / ".env").write_text("SEED=3\n")

@@ -279,6 +279,18 @@ def test_a_parquet_file_without_the_column_is_refused(tmp_path: Path):
         read_rows(file, QA)
 
 
+def test_parquet_text_that_is_not_utf8_costs_its_own_row(tmp_path: Path):
+    broken = pa.StringArray.from_buffers(
+        3, pa.py_buffer(b"\0\0\0\0\1\0\0\0\3\0\0\0\4\0\0\0"), pa.py_buffer(b"a\xe9bc")
+    )
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"question": ["1", "2", "3"], "answer": broken}), file)
+    rows = read_rows(file, QA)
+    assert [row["answer"] for row in rows.rows] == ["a", "c"]
+    (bad,) = rows.bad
+    assert bad.line == 2 and bad.reason.startswith("not UTF-8 at byte 1 (0xe9)")
+
+
 def test_a_damaged_parquet_file_is_named(tmp_path: Path):
     file = write_parquet(tmp_path / "a.parquet", {"question": ["q"], "answer": ["a"]})
     content = file.read_bytes()

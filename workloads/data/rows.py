@@ -335,12 +335,26 @@ def _read_parquet(file: Path, columns: Columns) -> Iterator[tuple[int, Row | str
             _require(columns, table.schema_arrow.names, str(file))
             number = 0
             for batch in table.iter_batches(4096, columns=list(columns) or None):
-                for row in batch.to_pylist():
+                for row in _plain_rows(batch):
                     number += 1
-                    yield number, _checked(row, columns)
+                    yield number, row if isinstance(row, str) else _checked(row, columns)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: expected a whole Parquet file, found: {reason}") from error
+
+
+def _plain_rows(batch: Any) -> Iterator[Row | str]:
+    """The rows of a record batch; text that is not UTF-8 costs the row that holds it."""
+    try:
+        rows: list[Row] = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            yield _not_utf8(error.start + 1, error.object[error.start]) + " (counted in its field)"
+            return
+        for place in range(len(batch)):
+            yield from _plain_rows(batch.slice(place, 1))
+        return
+    yield from rows
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)

@@ -14,7 +14,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
     """One JSON object a line; empty lines are left out."""
-    lines = enumerate(_text(file).splitlines(), start=1)
+    lines = enumerate(_text(file).split("\n"), start=1)
     return [_object(line, f"{file}:{number}") for number, line in lines if line.strip()]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 SEAL = "complete.json"
 PREFIX = "checkpoint-"
+_OWN = "digest"  # what the seal says of itself
 _CHUNK = 8 << 20
 
 
@@ -63,9 +64,18 @@ def seal(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         _sync(inner)
     record = {**facts, "files": files}
+    record[_OWN] = _own_digest(record)
     write_atomically(folder / SEAL, json.dumps(record, indent=1))
     _sync(folder)
     return record
+
+
+def _own_digest(record: dict[str, Any]) -> str:
+    """Of all else that a seal says: a changed fact would pass for another number of ranks."""
+    import xxhash
+
+    told = {name: value for name, value in record.items() if name != _OWN}
+    return str(xxhash.xxh3_128(json.dumps(told, sort_keys=True).encode()).hexdigest())
 
 
 def verify_checkpoint(path: str | os.PathLike[str]) -> list[str]:
@@ -78,6 +88,8 @@ def verify_checkpoint(path: str | os.PathLike[str]) -> list[str]:
         return [f"{SEAL}: missing, so the checkpoint was never finished"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{SEAL}: unreadable: {error}"]
+    if record.get(_OWN) != _own_digest(record):
+        return [f"{SEAL}: its content changed after it was written (digest differs)"]
     if not files:
         return [f"{SEAL}: lists no files"]
     return [text for name, fact in files.items() if (text := _damage(folder / name, name, fact))]

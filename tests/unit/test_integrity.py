@@ -84,3 +84,14 @@ def test_a_name_is_never_written_twice(tmp_path: Path) -> None:
     integrity.publish(staged, first)
     assert (tmp_path / "replaced-checkpoint-10" / "model.safetensors").read_bytes() == before
     assert (first / "model.safetensors").read_bytes() == b"other"
+
+
+def test_a_flipped_bit_anywhere_in_the_seal_is_found(tmp_path: Path) -> None:
+    path = make(tmp_path, 10)
+    whole = (path / "complete.json").read_bytes()
+    for offset in range(len(whole)):
+        content = bytearray(whole)
+        content[offset] ^= 1
+        (path / "complete.json").write_bytes(content)
+        (damage,) = verify_checkpoint(path)
+        assert damage.startswith("complete.json: "), (offset, damage)

@@ -13,7 +13,14 @@ from transformers import LlamaForCausalLM
 from tests.tiny_llama import make_model, make_tokenizer
 from workloads.errors import Stopped, UserError
 from workloads.llm.config import LlmData, LlmEvaluation
-from workloads.llm.evaluate import Score, evaluate_gsm8k, merge_shards, table
+from workloads.llm.evaluate import (
+    Score,
+    _Answers,
+    evaluate_gsm8k,
+    merge_shards,
+    read_answers,
+    table,
+)
 
 pytestmark = pytest.mark.unit
 KNOWN = [
@@ -103,6 +110,15 @@ def test_scores_rows_and_summary(model: LlamaForCausalLM, tmp_path: Path) -> Non
     assert summary["strict"] == 0.6 and summary["settings"]["style"] == "chat"
     assert (tmp_path / summary["answers"]).is_file()
     assert score.error == pytest.approx((0.6 * 0.4 / 4) ** 0.5)
+
+
+def test_answers_may_hold_any_character(tmp_path: Path) -> None:
+    """Some of them end a line in Python's eyes, not in JSON's."""
+    output = "".join(map(chr, [*range(1, 0xA0), 0x2028, 0x2029])) + "#### 7"
+    with _Answers(tmp_path, "f", (0, 1)) as kept:
+        kept.add([{"index": 0, "output": output}, {"index": 1, "output": ""}])
+    found = read_answers(tmp_path, "f")
+    assert [one["output"] for one in found.values()] == [output, ""]
 
 
 def test_a_stopped_evaluation_goes_on(model: LlamaForCausalLM, tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ def test_of_a_text_everything_is_learnt(tokenizer: PreTrainedTokenizerBase) -> N
     assert tokens.ids.tolist() == [*tokenizer("Bees make honey.")["input_ids"], 2]
     ended = tokens_of(data, tokenizer, {"text": "Bees make honey.<|end|>"})
     assert ended.ids.tolist() == tokens.ids.tolist()
+    begun = tokens_of(data, tokenizer, {"text": "<|begin|>Bees make honey."})
+    assert begun.ids.tolist() == tokens.ids.tolist()
 
 
 def test_without_a_chat_template_rows_are_plain(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -266,6 +268,39 @@ def test_a_template_that_rewrites_answers_keeps_the_prompt(
     assert prompt.endswith("<|assistant|>THINK ") and found.text == prompt + "#### 10<|end|>"
     tokens = Encoder(tokenizer).encode([found])[0]
     assert learnt(tokenizer, tokens) == ["#### 10<|end|>"]
+
+
+def test_a_thought_that_the_prompt_has_opened_is_not_opened_again(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Templates of reasoning models end the prompt with <think>, and data begin with it."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' }}"
+        "{{ m.content.split('</think>')[-1] ~ '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}"
+    )
+    data = settings()
+    row = {"question": "How many?", "answer": "<think>\nOne, two.\n</think>\n\n#### 2"}
+    found = rendered(data, tokenizer, row)
+    assert found.text == (
+        "<|user|>How many?<|end|><|assistant|><think>\nOne, two.\n</think>\n\n#### 2<|end|>"
+    )
+    assert found.text.startswith(Template(data, tokenizer).prompt(row)) and found.rebuilt
+    other = rendered(data, tokenizer, {**row, "answer": "<thinking> 2"})
+    assert other.text.endswith("<think>\n<thinking> 2<|end|>")
+
+
+def test_every_answer_has_its_end_where_the_last_one_has_two(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|' ~ m.role ~ '|>\n' ~ m.content ~ '<|end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}"
+        "{% else %}{{ '<|pad|>' }}{% endif %}"
+    )
+    tokens = tokens_of(settings(format="messages"), tokenizer, {"messages": CHAT})
+    expected = [CHAT[1]["content"] + "<|end|>", "#### 10<|end|>\n<|pad|>"]
+    assert learnt(tokenizer, tokens) == expected
 
 
 def test_a_template_that_marks_the_newest_question_keeps_the_prompt(

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from workloads.errors import EXIT_DONE, UserError
 from workloads.llm.config import LlmData, LlmEvaluation
 from workloads.run import Run, find, outputs
@@ -40,11 +42,22 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
         data = data.model_copy(update=own)
     given = {name: value for name in _FLAGS if (value := getattr(args, name)) is not None}
     settings: LlmEvaluation = config.evaluation if config else LlmEvaluation()
-    settings = LlmEvaluation.model_validate({**settings.model_dump(), **given})
+    settings = _changed(settings, given)
     name = str(_final(run)) if run else args.model
     precision = args.precision or (config.train.precision if config else "bf16")
     out = args.out or (run.evaluation / "eval" if run else _folder(env, args.model))
     return _ask(name, precision, data, settings, out)
+
+
+def _changed(settings: LlmEvaluation, given: dict[str, Any]) -> LlmEvaluation:
+    """The settings with what the command line says."""
+    try:
+        return LlmEvaluation.model_validate({**settings.model_dump(), **given})
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        flag = str(first["loc"][0]).replace("_", "-")
+        text = first["msg"].removeprefix("Input should be ")
+        raise UserError(f"--{flag}: expected a number {text}, found {first['input']}") from None
 
 
 def _suffix() -> str:
@@ -79,8 +92,15 @@ def _ask(name: str, precision: str, data: LlmData, settings: LlmEvaluation, out:
     examples = list(load_rows(data, "train")) if settings.style == "few_shot" else []
     loaded = load_for_use(name, precision, _tell)
     stopping: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: stopping.append(number))
-    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
+
+    def on_signal(number: int, frame: object) -> None:
+        if stopping:
+            raise KeyboardInterrupt
+        stopping.append(number)
+        _tell("stopping after this batch; a second signal stops now")
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
     score = evaluate_gsm8k(
         loaded.model,
         loaded.tokenizer,

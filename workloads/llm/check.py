@@ -15,7 +15,27 @@ def shallow(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
     found = [_data("data.source", config.data.source)]
     if config.data.eval_source:
         found.append(_data("data.eval_source", config.data.eval_source))
-    return [*found, *may_push(config)]
+    return [*found, *_evaluation(config), *may_push(config)]
+
+
+def _evaluation(config: LlmConfig) -> list[Finding]:
+    """Whether there is what evaluations ask for: seen before the training, not behind it."""
+    data, wanted = config.data, config.evaluation
+    found = []
+    if wanted.task and data.format != "qa":
+        text = f"{wanted.task} asks questions, and data.format is {data.format}"
+        mend = "map columns under data.format=qa, or set evaluation.task=null"
+        found.append(Finding("evaluation.task", "error", text, mend))
+    if data.eval_source or data.eval_split or data.eval_rows:
+        return found
+    mend = "set data.eval_split, data.eval_source or data.eval_rows"
+    if wanted.task:
+        text = f"no rows are held out to ask {wanted.task} with"
+        found.append(Finding("evaluation.task", "error", text, mend))
+    elif wanted.every_steps:
+        text = "is set, and no rows are held out"
+        found.append(Finding("evaluation.every_steps", "warning", text, mend))
+    return found
 
 
 def _data(name: str, source: str) -> Finding:

@@ -252,7 +252,8 @@ def read_answers(out: Path, fingerprint: str) -> dict[int, dict[str, Any]]:
     """Row index → answer, from all ranks' files of a fingerprint; half-written lines left out."""
     found: dict[int, dict[str, Any]] = {}
     for path in sorted(out.glob(f"{TASK}-{fingerprint}.*jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        # Not splitlines: an answer may hold line separators of Unicode.
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 answer = json.loads(line)
                 found[int(answer["index"])] = answer

@@ -21,6 +21,7 @@ from workloads.llm.data import load_rows
 from workloads.llm.evaluate import Score, evaluate_gsm8k, merge_shards
 from workloads.llm.export import export, refresh_card
 from workloads.llm.model import load_for_use
+from workloads.run import Run
 from workloads.session import Session
 
 BEFORE, AFTER = "before", "after"
@@ -158,6 +159,8 @@ def _tell(config: LlmConfig, session: Session, training: dict[str, str]) -> None
     run = session.run
     _, held_out = series(rows_of(run), "eval_loss")
     facts = list(training.items())
+    if bad := _bad_rows(run):
+        facts.append(("left out", f"{bad} bad rows; {run.path}/manifest.json names them"))
     if held_out:
         drop = change(held_out[0], held_out[-1])
         facts.append(("held-out loss", f"{drop}  (perplexity {_perplexity(held_out)})"))
@@ -187,6 +190,13 @@ def _score(folder: Path) -> dict[str, Any]:
     path = folder / "gsm8k.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return found
+
+
+def _bad_rows(run: Run) -> int:
+    """How many rows could not be used, as preparing them has found."""
+    report = json.loads((run.path / "manifest.json").read_text()).get("data") or {}
+    splits = [report.get("train"), report.get("evaluation")]
+    return sum(len(split["bad_rows"]) for split in splits if split)
 
 
 def _perplexity(losses: list[float]) -> str:

@@ -5,6 +5,7 @@ the generation prompt behind it. What the full text has beyond that prompt is th
 token that ends it. Nothing is guessed about a template's markers.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ FIXED_DATE = "26 Jul 2024"
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _PLAIN_TURN = {"role", "content"}
 _PROBE = "Tatara"
+_OPENED = re.compile(r"(<[^<>\s]+>)(\s*)\Z")
 _COMPARED = 4  # conversations of a batch whose earlier answers are looked for in both ways
 
 
@@ -83,7 +85,10 @@ class Template:
         Raises RowError where the row is unfit.
         """
         talk = self._talk(row)
-        return self._render([talk.turns[: talk.answers[-1]]], True)[0]
+        try:
+            return self._render([talk.turns[: talk.answers[-1]]], True)[0]
+        except (TemplateError, TypeError, ValueError) as error:
+            raise _refused(error) from error
 
     def render(self, rows: Sequence[Row]) -> list[Rendered | RowError]:
         """Each row as text, or what is wrong with it."""
@@ -103,7 +108,8 @@ class Template:
             raise RowError("the text is empty")
         end = self.tokenizer.eos_token or ""
         text = text if end and text.endswith(end) else text + end
-        return Rendered(self._begin + text, ((0, len(self._begin) + len(text)),))
+        text = text if self._begin and text.startswith(self._begin) else self._begin + text
+        return Rendered(text, ((0, len(text)),))
 
     def _talk(self, row: Row) -> _Talk:
         turns, asked = self._turns(row)
@@ -140,8 +146,7 @@ class Template:
         try:
             return self._talks([talk])[0]
         except (TemplateError, TypeError, ValueError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise RowError(f"the chat template refuses it: {reason[0]}") from error
+            raise _refused(error) from error
 
     def _talks(self, talks: Sequence[_Talk]) -> list[Rendered]:
         whole = self._render([talk.turns for talk in talks], False)
@@ -164,7 +169,8 @@ class Template:
         spans = self._spans(talk, text, starts) if starts and text.startswith(prompt) else None
         if spans is None:
             # Only the last answer then, behind the prompt exactly as a model will be given it.
-            text = prompt + _said(talk.turns[talk.answers[-1]]) + self._end
+            said = _said(talk.turns[talk.answers[-1]])
+            text = prompt + _behind_opened_tag(prompt, said) + self._end
             spans = [(len(prompt), len(text))]
             return Rendered(self._ended(text, spans), tuple(spans), rebuilt=True)
         text = text[: spans[-1][1]]
@@ -207,10 +213,12 @@ class Template:
             if found < 0:
                 return None
             end = found + len(said)
-            marker = text.find(self._end, end, limit) if self._end else -1
+            is_last = answer == talk.answers[-1]
+            close = self._end if is_last else self._turn_end
+            marker = text.find(close, end, limit) if close else -1
             if marker >= 0:
-                end = marker + len(self._end)
-            elif answer == talk.answers[-1]:
+                end = marker + len(close)
+            elif is_last:
                 end = len(text)
             spans.append((start, end))
         return spans
@@ -232,8 +240,20 @@ class Template:
         except (TemplateError, TypeError, ValueError):
             return ""
         tail = text.rpartition(_PROBE)[2].rstrip()
-        special = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
-        return tail if any(tail.endswith(token) for token in special) else ""
+        return tail if any(tail.endswith(token) for token in self._special) else ""
+
+    @cached_property
+    def _turn_end(self) -> str:
+        """What ends an answer that others follow: some templates end the last one twice."""
+        found = [token for token in self._special if token in self._end]
+        if not found:
+            return self._end
+        first = min(found, key=lambda token: (self._end.find(token), -len(token)))
+        return self._end[: self._end.find(first) + len(first)]
+
+    @cached_property
+    def _special(self) -> list[str]:
+        return [token.content for token in self.tokenizer.added_tokens_decoder.values()]
 
     @cached_property
     def _opening(self) -> str:
@@ -273,8 +293,21 @@ def _caught(make: Callable[[Any], Any], item: Any) -> Any:
         return error
 
 
+def _refused(error: Exception) -> RowError:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return RowError(f"the chat template refuses it: {reason[0]}")
+
+
 def _said(turn: Turn) -> str:
     return str(turn["content"]).strip()
+
+
+def _behind_opened_tag(prompt: str, said: str) -> str:
+    """An answer without the tag, such as <think>, that the end of its prompt has opened already."""
+    opened = _OPENED.search(prompt)
+    if opened is None or not said.startswith(opened[1]):
+        return said
+    return said.removeprefix(opened[1]).removeprefix(opened[2])
 
 
 def _suffixed(turn: Turn, suffix: str) -> Turn:

@@ -18,6 +18,7 @@ from workloads.llm.data import Prepared, prepare
 from workloads.llm.export import keep_skeleton
 from workloads.llm.finish import evaluate_before, finish
 from workloads.llm.model import load_model, load_tokenizer
+from workloads.llm.packed import refuse_mixing
 from workloads.run import write_manifest
 from workloads.session import Session
 
@@ -89,6 +90,8 @@ def build_trainer(
     data: Prepared,
 ) -> LlmTrainer:
     """The trainer of this rank."""
+    if config.data.packing:
+        refuse_mixing(model)
     if config.adapter.method != "full":
         set_seed(config.train.seed)
         model = add_adapter(model, config.adapter)

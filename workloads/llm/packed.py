@@ -1,0 +1,76 @@
+"""Whether a model keeps the samples of a packed row apart: tried on it, not looked up in a list."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from workloads.errors import UserError
+from workloads.llm.collate import Collate
+
+_LENGTH = 8  # tokens of each of two samples
+# Shares of the largest logit: experts and 8-bit matrices may round otherwise beside other tokens,
+# and numbers of half the size round more.
+_ALIKE, _ALIKE_IN_HALF = 5e-5, 2e-2
+
+
+def refuse_mixing(model: PreTrainedModel) -> None:
+    """UserError where a sample of a packed row changes the logits of the one behind it.
+
+    Position ids that begin again keep samples apart only where the attention mask is made from
+    them. Some models make it without, and recurrent layers have none.
+    """
+    name = type(model).__name__
+    try:
+        first, other = _logits_behind(model, 1), _logits_behind(model, 2)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"data.packing=true: {name} does not take packed rows ({str(error).splitlines()[0]}); "
+            "set data.packing=false"
+        ) from error
+    alike = _ALIKE if model.dtype == torch.float32 else _ALIKE_IN_HALF
+    if not bool((first - other).abs().max() <= alike * first.abs().max()):
+        raise UserError(
+            f"data.packing=true: expected samples of a row that do not see each other, found that "
+            f"{name} mixes them; set data.packing=false"
+        )
+
+
+def _logits_behind(model: PreTrainedModel, token: int) -> torch.Tensor:
+    """Logits (_LENGTH, vocabulary) of a sample that is always the same, behind one of `token`s."""
+    second = [3 + place % 5 for place in range(_LENGTH)]
+    row = {
+        "input_ids": [token] * _LENGTH + second,
+        "labels": [token] * _LENGTH + second,
+        "seq_lengths": [_LENGTH, _LENGTH],
+        "row_ids": [0, 1],
+    }
+    batch = Collate(0)([row])
+    tensors = {
+        key: value.to(model.device) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+        if key not in ("labels", "row_ids", "tokens")
+    }
+    with _asked(model), torch.no_grad():
+        logits: torch.Tensor = model(**tensors, use_cache=False).logits
+    return logits[0, _LENGTH:].float().cpu()
+
+
+@contextmanager
+def _asked(model: PreTrainedModel) -> Iterator[None]:
+    """In evaluation mode, and with an attention that a model on the host can compute."""
+    training, own = model.training, model.config._attn_implementation
+    needs_gpu = "flash" in str(own) and model.device.type == "cpu"
+    model.eval()
+    if needs_gpu:
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    try:
+        yield
+    finally:
+        model.train(training)
+        if needs_gpu:
+            model.set_attn_implementation(own)
+
+
+__all__ = ["refuse_mixing"]

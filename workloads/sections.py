@@ -14,8 +14,8 @@ def _no_truth_as_number(value: Any) -> Any:
 
 
 def _switch(value: Any) -> Any:
-    """`--use_wandb` and `USE_WANDB=true` are the same wish as `wandb: online`."""
-    return {True: "online", False: "off"}[value] if isinstance(value, bool) else value
+    """`--use_wandb`, `USE_WANDB=true` and `=1` are the same wish as `wandb: online`."""
+    return {1: "online", 0: "off"}.get(value, value) if isinstance(value, int) else value
 
 
 def _text(value: Any) -> Any:
@@ -103,6 +103,10 @@ class Train(Section):
     seed: Whole = Field(42, ge=0, lt=2**32, description="Seed of weights, order and dropout.")
     workers: Whole = Field(0, ge=0, description="Data loader processes a rank.")
     log_every: Whole = Field(1, ge=1, description="Steps between two rows of metrics.jsonl.")
+    on_out_of_memory: Literal["stop", "halve"] = Field(
+        "stop",
+        description="halve: restart with half the micro-batch at the same global batch.",
+    )
     max_nonfinite_steps: Whole = Field(
         3, ge=0, description="Steps with a non-finite loss or gradient to skip before stopping."
     )
@@ -168,8 +172,8 @@ class Tracking(Section):
 
 
 def _when(value: Any) -> Any:
-    """`--push_to_hub` and `PUSH_TO_HUB=true` are the same wish as `push: end`."""
-    return {True: "end", False: "never"}[value] if isinstance(value, bool) else value
+    """`--push_to_hub`, `PUSH_TO_HUB=true` and `=1` are the same wish as `push: end`."""
+    return {1: "end", 0: "never"}.get(value, value) if isinstance(value, int) else value
 
 
 class Export(Section):

@@ -227,7 +227,9 @@ class Attempt:
             name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else code
             return Outcome(EXIT_RETRY, f"rank {', '.join(map(str, gone))} was ended by {name}")
         if failed:
-            return Outcome(EXIT_RETRY, failed[0]["reason"])
+            # The others have only lost the one that had a reason of its own.
+            cause = min(failed, key=lambda one: one["reason"].startswith("lost contact"))
+            return Outcome(EXIT_RETRY, cause["reason"])
         if ended and all(one["phase"] == "stopped" for one in ended):
             return Outcome(EXIT_STOPPED, _stop_reason(ended))
         return Outcome(EXIT_FAILED, f"the ranks ended without a reason; see {self._logs()}")

@@ -89,6 +89,24 @@ def test_gpu_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
     assert events(training.run, "oom")
 
 
+@pytest.mark.slow
+def test_out_of_memory_may_go_on_with_half_the_micro_batch(tmp_path: Path) -> None:
+    """At the same global batch: every step has the rows that it would have had."""
+    words = ["parallel.nodes=1", "parallel.ranks_per_node=2", "train.on_out_of_memory=halve"]
+    whole = Training(tmp_path / "whole", words).end()
+    hurt = Training(tmp_path / "hurt", words, fault="oom:11:1").end()
+    (restart,) = events(hurt.run, "restarted")
+    assert "rank 1 is out of memory" in restart["reason"]
+    assert "going on from checkpoint-8" in hurt.console
+    names = ("per_device_batch_size", "accumulation_steps")
+    starts = [tuple(one[name] for name in names) for one in events(hurt.run, "training")]
+    assert starts == [(4, 1), (2, 2)]
+    found, expected = losses(hurt.run), losses(whole.run)
+    assert found.keys() == expected.keys()
+    for step, (loss, norm, *_) in expected.items():
+        assert found[step][:2] == pytest.approx((loss, norm), rel=1e-3), step
+
+
 def test_the_second_of_two_runs_in_one_folder_is_refused(tmp_path: Path) -> None:
     first = Training(tmp_path, [*ONE_RANK, "train.max_steps=100000"], env={"RUN_ID": "same"})
     first.until_step(1)

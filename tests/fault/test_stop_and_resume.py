@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ONE_RANK, Training, events, losses, state
+from workloads.integrity import sealed
 
 pytestmark = pytest.mark.fault
 
@@ -34,6 +35,21 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, case: str) -> None:
     assert losses(resumed.run) == losses(whole.run)
     assert state(resumed.run) == state(whole.run)
     assert len(losses(whole.run)) == 24
+
+
+@pytest.mark.slow
+def test_a_run_that_is_done_takes_no_further_step_when_it_is_resumed(tmp_path: Path) -> None:
+    """Done in the middle of an epoch; before, its last checkpoint loses its seal and is remade."""
+    words = [*ONE_RANK, "train.max_steps=10", "optim.schedule=constant"]
+    whole = Training(tmp_path, words).end()
+    before = state(whole.run)
+    (sealed(whole.run.checkpoints)[-1] / "complete.json").unlink()
+    remade = Training(tmp_path, words, resume=True).end()
+    assert "going on from checkpoint-8" in remade.console
+    assert state(remade.run) == before
+    done = Training(tmp_path, words, resume=True).end()
+    assert "going on from checkpoint-10" in done.console
+    assert max(losses(done.run)) == 10 and state(done.run) == before
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:

@@ -172,6 +172,8 @@ def test_lists_and_mappings_on_the_command_line(desk: Desk) -> None:
         (["--use_wandb"], "online"),
         (["--use_wandb", "true"], "online"),
         (["--use_wandb", "false"], "off"),
+        (["--use_wandb", "1"], "online"),
+        (["--use_wandb", "0"], "off"),
         (["--use_wandb", "offline"], "offline"),
         (["--use_wandb", "train.seed=1"], "online"),
     ],

@@ -6,6 +6,7 @@ import torch
 from transformers.utils import is_torch_tf32_available
 
 from workloads.engine import distributed
+from workloads.engine.memory import micro_batch
 from workloads.sections import Profile
 from workloads.session import Session
 
@@ -14,18 +15,19 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
 
 
 def trainer_arguments(config: Profile, session: Session, eval_steps: int | None) -> dict[str, Any]:
-    """Keyword arguments of TrainingArguments and its descendants."""
+    """Keyword arguments of TrainingArguments and its descendants; all ranks call it together."""
     train, optim = config.train, config.optim
     world = distributed.world_size()
     gpu = torch.cuda.is_available()
     strategy = config.strategy(world)
+    size, micro_batches = micro_batch(config, session)
     arguments: dict[str, Any] = {
         "output_dir": str(session.run.checkpoints),
         "num_train_epochs": train.epochs,
         "max_steps": train.max_steps or -1,
-        "per_device_train_batch_size": train.per_device_batch_size,
-        "per_device_eval_batch_size": train.per_device_batch_size,
-        "gradient_accumulation_steps": config.accumulation_steps(world),
+        "per_device_train_batch_size": size,
+        "per_device_eval_batch_size": size,
+        "gradient_accumulation_steps": micro_batches,
         "learning_rate": optim.learning_rate,
         "lr_scheduler_type": optim.schedule if optim.schedule != "constant" else _constant(optim),
         "warmup_steps": optim.warmup_steps,
@@ -96,7 +98,8 @@ def _deepspeed(config: Profile, stage: int) -> dict[str, Any]:
             "contiguous_gradients": True,
             "stage3_gather_16bit_weights_on_model_save": True,
         },
-        "bf16": {"enabled": "auto"},
+        # It steps by itself: without the check a step with a NaN would be applied.
+        "bf16": {"enabled": "auto", "check_grad_overflow": True},
         "fp16": {"enabled": "auto", "loss_scale": 0},
         "gradient_accumulation_steps": "auto",
         "train_micro_batch_size_per_gpu": "auto",

@@ -121,6 +121,8 @@ def resume_point(session: Session) -> Path | None:
     found = session.run.resume_point(session.tell) if session.is_main else None
     name = distributed.from_main(found.name if found else None)
     if name is None:
+        if session.is_main and session.run.metrics.is_file():
+            session.tell(f"no whole checkpoint in {session.run.checkpoints}: again from step 0")
         return None
     path = session.run.checkpoints / name
     if not session.shared:

@@ -1,33 +1,95 @@
-"""What to say when a GPU is out of memory: the plan against reality, and what to change."""
+"""Out of memory: the plan against reality and what to change, or smaller micro-batches at once."""
+
+import json
 
 import torch
 
 from workloads import plan
-from workloads.errors import TataraError
+from workloads.engine import distributed
+from workloads.errors import Retry, TataraError
+from workloads.run import Run
 from workloads.sections import Profile
 from workloads.session import Session
 
 _GIB = 2**30
 # Without a GPU there is none to measure; the advice is then for the smallest usual card.
 _USUAL = 24 * _GIB
+_SIZE = "per_device_batch_size"
 
 
-def out_of_memory(config: Profile, session: Session, error: Exception) -> TataraError:
-    """The error to raise for torch's own: its first sentence, the plan, three concrete fixes."""
+def micro_batch(config: Profile, session: Session) -> tuple[int, int]:
+    """Rows a rank and micro-batch, and micro-batches an optimizer step.
+
+    With `train.on_out_of_memory=halve` no size is tried again that this run has been out of memory
+    with, and the rows of a step stay the same ones. All ranks call it together.
+    """
+    train, world = config.train, distributed.world_size()
+    size, count = train.per_device_batch_size, config.accumulation_steps(world)
+    if train.on_out_of_memory == "stop":
+        return size, count
+    # Nodes without a shared disk have their own ranks' events only.
+    failed = [one for sizes in distributed.gather(_too_large(session.run)) for one in sizes]
+    if not failed or size < min(failed):
+        return size, count
+    most = max(1, min(failed) // 2)
+    smaller = next(part for part in range(min(size, most), 0, -1) if size % part == 0)
+    session.tell(
+        f"out of memory before: {smaller} rows a rank and micro-batch instead of {size}, "
+        f"{size * count // smaller} micro-batches a step instead of {count}"
+    )
+    return smaller, size * count // smaller
+
+
+def _too_large(run: Run) -> list[int]:
+    """Rows of the micro-batches that ran out of memory, as the run's events tell."""
+    if not run.events.is_file():
+        return []
+    found = []
+    for line in run.events.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            event = json.loads(line)
+        except ValueError:  # cut short by a kill
+            continue
+        if event.get("event") == "oom" and _SIZE in event:
+            found.append(int(event[_SIZE]))
+    return found
+
+
+def out_of_memory(config: Profile, session: Session, size: int, error: Exception) -> TataraError:
+    """The error to raise for torch's own: its first sentence, the plan, three concrete fixes.
+
+    size: rows of the micro-batch that did not fit. Where the profile wants smaller ones to be
+    tried, and there are any, it is a Retry.
+    """
+    config = _as_it_was(config, session.world_size, size)
     breakdown = plan.estimate(config, session.world_size // config.parallel.nodes)
     gpu = torch.cuda.is_available()
-    size = torch.cuda.get_device_properties(session.local_rank).total_memory if gpu else _USUAL
+    card = torch.cuda.get_device_properties(session.local_rank).total_memory if gpu else _USUAL
     peak = torch.cuda.max_memory_allocated() if gpu else 0
     planned = breakdown.total or 0
-    session.run.event("oom", rank=session.rank, planned=planned, measured=peak, gpu=size)
-    lines = [f"rank {session.rank} is out of memory: {str(error).splitlines()[0]}"]
+    facts = {"planned": planned, "measured": peak, "gpu": card, _SIZE: size}
+    session.run.event("oom", rank=session.rank, **facts)
+    first = f"rank {session.rank} is out of memory: {str(error).splitlines()[0]}"
+    if config.train.on_out_of_memory == "halve" and size > 1:
+        return Retry(f"{first} Fewer than {size} rows a micro-batch come next, as many a step")
+    lines = [first]
     if planned:
         lines.append(
             f"planned {planned / _GIB:.1f} GiB, measured {peak / _GIB:.1f} GiB at the highest, "
-            f"the GPU has {size / _GIB:.1f} GiB"
+            f"the GPU has {card / _GIB:.1f} GiB"
         )
         parts = sorted(breakdown.parts.items(), key=lambda part: -part[1])[:3]
         largest = ", ".join(f"{name} {value / _GIB:.1f} GiB" for name, value in parts if value)
         lines.append(f"the largest parts: {largest.replace('_', ' ')}")
-    fixes = plan.advice(breakdown, config, size)
+    fixes = plan.advice(breakdown, config, card)
     return TataraError("\n  ".join([*lines, "try one of these:", *fixes]))
+
+
+def _as_it_was(config: Profile, world: int, size: int) -> Profile:
+    """The config with the micro-batch that was really used, and the global batch as it is."""
+    whole = config.train.per_device_batch_size * config.accumulation_steps(world) * world
+    batch = {_SIZE: size, "global_batch_size": whole}
+    return config.model_copy(update={"train": config.train.model_copy(update=batch)})
+
+
+__all__ = ["micro_batch", "out_of_memory"]

@@ -10,12 +10,18 @@ from workloads.run import Run
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
-    """Metrics by step; where a restart went over steps again, the last row of each counts."""
+    """Metrics by step; where a restart went over steps again, the last row of each counts.
+
+    A line that a full disk has cut short is passed over.
+    """
     training: dict[int, dict[str, Any]] = {}
     held_out: dict[int, dict[str, Any]] = {}
     if run.metrics.is_file():
         for line in run.metrics.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
             (training if "loss" in row else held_out)[row["step"]] = row
     every = [*training.values(), *held_out.values()]
     return sorted(every, key=lambda row: (row["step"], "loss" not in row))

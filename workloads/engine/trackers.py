@@ -4,6 +4,7 @@ The run's files are the truth. A tracker that cannot be reached is told of once;
 waits for it nor fails with it.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -99,8 +100,10 @@ class Trackers:
 
     def close(self) -> None:
         """Flush, but never wait long."""
-        if self._makers:
-            self._rows.put(None)
+        if not self._makers:
+            return
+        with contextlib.suppress(queue.Full):  # a tracker that hangs takes no row any more
+            self._rows.put(None, timeout=_END_WAIT)
             self._thread.join(_END_WAIT)
 
     def _work(self) -> None:

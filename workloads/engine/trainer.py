@@ -11,14 +11,13 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from workloads.engine import checkpoints, distributed
 from workloads.engine.callbacks import RunCallback
 from workloads.engine.memory import out_of_memory
 from workloads.engine.publish import Publisher
 from workloads.errors import Stopped, TataraError
-from workloads.integrity import sealed, step_of
+from workloads.integrity import PREFIX, SEAL, sealed, step_of
 from workloads.sections import Profile
 from workloads.session import Session
 
@@ -61,13 +60,21 @@ class RunTrainer(Trainer):
         try:
             self.train(resume_from_checkpoint=str(resume) if resume else None)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(self.profile, self.session, error) from error
+            size = self.args.per_device_train_batch_size
+            raise out_of_memory(self.profile, self.session, size, error) from error
         finally:
             self.publisher.close()
         step = self.state.global_step
         if self.watch.stopping:
             whole = self.state.max_steps
             raise Stopped(f"stopped at step {step} of {whole}; checkpoint-{step} saved")
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """The library's own, which would take a step more where a run that is done is resumed."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Turn a non-finite loss into non-finite gradients, which every rank then sees."""
@@ -87,6 +94,12 @@ class RunTrainer(Trainer):
         # callback puts the gap right.
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
 
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The library's own; the model sees nothing that only training counts."""
+        counted = ("row_ids", "tokens")
+        own = {name: value for name, value in inputs.items() if name not in counted}
+        return super().prediction_step(model, own, *args, **kwargs)
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """The library's estimate; it would count all parameters again in every micro-batch."""
         main = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
@@ -100,13 +113,23 @@ class RunTrainer(Trainer):
         """Clip, and drop the gradients of a step whose norm is not finite.
 
         The norm is over all ranks, so all of them drop the same step. AdamW leaves a parameter
-        without a gradient as it is, moments included. With fp16 the scaler does this by itself.
+        without a gradient as it is, moments included. With fp16 the scaler does so first.
         """
         norm = super()._clip_grad_norm(model)
         rows, self._step_rows = self._step_rows, []
-        if self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
+        if self._is_unfit(norm):
             self._drop_step(model, float(norm), rows)
         return norm
+
+    def _is_unfit(self, norm: Any) -> bool:
+        """Whether a step must not be applied. DeepSpeed has taken or left it by now, and knows."""
+        if self.is_deepspeed_enabled:
+            return self.args.bf16 and bool(self.accelerator.optimizer_step_was_skipped)
+        if bool(torch.isfinite(norm)):
+            return False
+        # Too high a scale makes infinities, which the scaler skips and mends; a low one does not.
+        scaler = self.accelerator.scaler
+        return scaler is None or scaler.get_scale() < 1
 
     def _drop_step(self, model: Any, norm: float, rows: list[Any]) -> None:
         for parameter in model.parameters():
@@ -142,8 +165,8 @@ class RunTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save through the staging folder; a failed save keeps the older ones and goes on."""
         step = self.state.global_step
-        if (self.session.run.checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{step}").exists():
-            return
+        if (self.session.run.checkpoints / f"{PREFIX}{step}" / SEAL).is_file():
+            return  # one without a seal counts for nothing, and makes room
         self._staging = self.session.run.checkpoints / checkpoints.STAGING
         try:
             with self.session.phase("saving"):
@@ -182,11 +205,15 @@ class RunTrainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
     def facts(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to see the same samples in the same order."""
+        """What must be the same for a resumed run to see the same samples in the same order.
+
+        As the profile has it: micro-batches halved for want of memory leave a step its samples.
+        """
+        world = distributed.world_size()
         return {
-            "world_size": distributed.world_size(),
-            "per_device_batch_size": self.args.per_device_train_batch_size,
-            "accumulation_steps": self.args.gradient_accumulation_steps,
+            "world_size": world,
+            "per_device_batch_size": self.profile.train.per_device_batch_size,
+            "accumulation_steps": self.profile.accumulation_steps(world),
             "seed": self.args.seed,
         }
 

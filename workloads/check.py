@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from workloads import device, plan
 from workloads import run as runs
 from workloads.errors import UserError
-from workloads.sections import Profile
+from workloads.sections import Adapter, Profile
 
 if TYPE_CHECKING:
     from workloads.launch import Job
@@ -51,6 +51,7 @@ def shallow(config: Profile, env: Mapping[str, str]) -> list[Finding]:
         _compute(config, env),
         _batch(config, env),
         _options(config),
+        _adapter(config),
     ]
     found = [one for one in findings if one] + list(_of_workload(config, "shallow", env))
     if any(one.level == "error" for one in found):
@@ -150,6 +151,21 @@ def _options(config: Profile) -> Finding | None:
             f"pip install {' '.join(missing)}, or use the image of the workload",
         )
     return None
+
+
+def _adapter(config: Profile) -> Finding | None:
+    """Settings of an adapter, such as LORA_RANK in `.env`, where none is trained."""
+    default: Adapter = type(config).model_fields["adapter"].default
+    if config.adapter.method != "full":
+        return None
+    settings = [name for name in Adapter.model_fields if name != "method"]
+    given = [one for one in settings if config.adapter.__dict__[one] != default.__dict__[one]]
+    if not given:
+        return None
+    names = ", ".join(f"adapter.{one}" for one in given)
+    level: Level = "error" if config.adapter.resume_from else "warning"
+    found = f"{names} set, but adapter.method=full trains all weights"
+    return Finding("adapter", level, found, "set adapter.method=lora or qlora, or leave them out")
 
 
 def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:

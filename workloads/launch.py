@@ -146,7 +146,7 @@ def _claim(job: Job) -> tuple[Owner, Run]:
     """Node 0 chooses or finds the run and makes it its own."""
     folder = job.outputs / job.config.name
     if job.resume:
-        target = runs.find(job.outputs, job.config.name, job.resume)
+        target = _in_its_place(runs.find(job.outputs, job.config.name, job.resume), folder)
     else:
         target = Run(folder / _run_id(job))
     owner = Owner(target)
@@ -155,6 +155,18 @@ def _claim(job: Job) -> tuple[Owner, Run]:
     if known:
         _same_run(job, target)
     return owner, target
+
+
+def _in_its_place(target: Run, folder: Path) -> Run:
+    """The run, which must lie where this profile's runs do: a copy elsewhere would begin anew."""
+    place = folder / target.path.resolve().name
+    if place.resolve() != target.path.resolve():
+        raise UserError(
+            f"expected a run in {folder}, where the runs of this profile are, found {target.path}; "
+            f"take the profile {target.config().name!r}, or set TATARA_OUTPUTS to the folder of "
+            "its outputs"
+        )
+    return Run(place)
 
 
 def _run_id(job: Job) -> str:

@@ -24,3 +24,40 @@ def test_a_global_batch_that_the_ranks_cannot_share_is_found_before_the_start(
     found = [one for one in shallow(config, env) if one.level == "error"]
     assert [one.name for one in found] == mistakes
     assert all("multiple of 16" in one.found for one in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "levels"),
+    [
+        ([], []),
+        (["adapter.r=64"], ["warning"]),
+        (["adapter.method=lora", "adapter.r=64"], []),
+        (["adapter.resume_from=outputs/demo/one/final"], ["error"]),
+    ],
+)
+def test_settings_of_an_adapter_that_is_not_trained_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], levels: list[str]
+) -> None:
+    monkeypatch.chdir(DEMO.parents[1])
+    env = {"TATARA_OUTPUTS": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    config, _ = resolve(DEMO, env, words)
+    assert [one.level for one in shallow(config, env) if one.name == "adapter"] == levels
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["data.eval_rows=0"], ["evaluation.task"]),
+        (["data.eval_rows=0", "evaluation.task=null"], ["evaluation.every_steps"]),
+        (["data.format=text"], ["evaluation.task"]),
+        (["data.eval_rows=0", "evaluation.task=null", "evaluation.every_steps=null"], []),
+    ],
+)
+def test_an_evaluation_without_rows_to_ask_is_found_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], names: list[str]
+) -> None:
+    monkeypatch.chdir(DEMO.parents[1])
+    env = {"TATARA_OUTPUTS": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    config, _ = resolve(DEMO, env, words)
+    found = [one.name for one in shallow(config, env) if one.level != "ok"]
+    assert [name for name in found if name.startswith("evaluation")] == names

@@ -2,13 +2,16 @@
 
 import json
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from workloads import run as runs
 from workloads.config import resolve
+from workloads.engine.summary import rows_of
 from workloads.errors import UserError
+from workloads.launch import Job, _claim
 from workloads.run import Owner, Run
 
 pytestmark = pytest.mark.unit
@@ -42,6 +45,16 @@ def test_rows_are_json_even_where_the_loss_is_not_a_number(tmp_path: Path) -> No
     assert rows[0]["monotonic"] <= rows[1]["monotonic"]
 
 
+def test_a_line_of_metrics_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+    run = started(tmp_path / "r")
+    run.metric({"step": 1, "loss": 2.5})
+    with run.metrics.open("a") as file:
+        file.write('{"step": 2, "los')
+    run.metric({"step": 2, "loss": 2.0})  # lost: it goes on with the cut line
+    run.metric({"step": 3, "loss": 1.5})
+    assert [(row["step"], row["loss"]) for row in rows_of(run)] == [(1, 2.5), (3, 1.5)]
+
+
 def hold(path: str, ready: object, release: object) -> None:
     owner = Owner(Run(Path(path)))
     owner.take()
@@ -70,6 +83,24 @@ def test_runs_are_found_by_id_path_and_latest(tmp_path: Path) -> None:
     assert runs.find(tmp_path, "demo", str(tmp_path / "demo" / "b")).id == "b"
     with pytest.raises(UserError, match="found no 'c'; runs there: b, a"):
         runs.find(tmp_path, "demo", "c")
+
+
+def job(outputs: Path, **env: str) -> Job:
+    config, provenance = resolve(DEMO, {})
+    return Job(config, provenance, {"TATARA_OUTPUTS": str(outputs), **env}, ["train"])
+
+
+def test_a_run_is_resumed_where_its_profile_has_its_runs_and_nowhere_else(tmp_path: Path) -> None:
+    """A copy in another folder would be claimed, and a new run begun in the profile's own."""
+    own = started(tmp_path / "demo" / "a")
+    resumed = replace(job(tmp_path), resume=str(own.path))
+    assert _claim(resumed)[1].path == own.path
+    (tmp_path / "link").symlink_to(own.path)
+    assert _claim(replace(resumed, resume=str(tmp_path / "link")))[1].path == own.path
+    for place in (tmp_path / "mine" / "a", tmp_path / "backup" / "demo" / "a"):
+        started(place)
+        with pytest.raises(UserError, match="take the profile 'demo', or set TATARA_OUTPUTS"):
+            _claim(replace(resumed, resume=str(place)))
 
 
 def test_heartbeats_are_read_back_by_rank(tmp_path: Path) -> None:

@@ -72,7 +72,11 @@ def test_what_the_episode_says_of_its_colours_counts(tmp_path: Path) -> None:
     meta = tmp_path / "meta.json"
     meta.write_text(json.dumps({"image_color_order": "purple"}))
     with pytest.raises(UserError, match="found 'purple'"):
-        _ = open_dataset(tmp_path)[0]
+        open_dataset(tmp_path)
+    for field, value in (("fps", "ten"), ("fps", 0), ("depth_shape", [4]), ("depth_shape", "4x4")):
+        meta.write_text(json.dumps({field: value}))
+        with pytest.raises(UserError, match=rf"meta\.json: expected {field} .*found .*; mend"):
+            open_dataset(tmp_path)
     meta.write_text("{")
     with pytest.raises(UserError, match=r"meta\.json: expected JSON"):
         open_dataset(tmp_path)

@@ -148,3 +148,13 @@ def test_what_is_no_rlds_data_set(tmp_path: Path) -> None:
     (root / "features.json").write_text(json.dumps({"featuresDict": {"features": {}}}))
     with pytest.raises(UserError, match=r"features\.json: expected a sequence of steps"):
         open_dataset(root)
+
+
+def test_features_of_another_kind_than_written(tmp_path: Path) -> None:
+    root = rlds(tmp_path / "toy")
+    fields = json.loads((root / "features.json").read_text())
+    steps = fields["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]
+    steps["features"]["action"]["tensor"]["shape"]["dimensions"] = ["many"]
+    (root / "features.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="expected a sequence of steps, found invalid literal"):
+        open_dataset(root)

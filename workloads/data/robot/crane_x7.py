@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from workloads.data.cached import Arrays, load_or_build
 from workloads.data.robot import pictures
 from workloads.data.robot.episode import decode_instruction
 from workloads.data.robot.example import ExampleError, Feature, parse
-from workloads.data.robot.files import read_json
 from workloads.data.tfrecord import Damage, DamagedRecord, Frame, read_at, scan
 
 FPS = 10.0
@@ -340,11 +339,3 @@ def _raw_floats(feature: Feature) -> np.ndarray:
         return np.array(feature.values, np.float32)
     raw = feature.values[0]
     return np.frombuffer(raw[: len(raw) // 4 * 4], "<f4").copy()
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """The episode's meta.json, {} where there is none."""
-    file = folder / "meta.json"
-    if not file.is_file():
-        return {}
-    return read_json(file)

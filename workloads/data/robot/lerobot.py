@@ -1,5 +1,6 @@
 """LeRobot data sets, v3.0 and v2.1 (v2.0 too): parquet, with pictures inside or as videos."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,8 @@ class LeRobot(Dataset):
             table = self._files.get(entry.file)
             rows = _Rows.of(table, entry, self.state_keys, self.action_keys)
         except _BROKEN as error:
-            kind = "bad_file" if entry.file.exists() else "missing_file"
-            cause = f"{kind}: episode {entry.index} cannot be read, {error}"
+            kind = "bad_file" if os.path.exists(entry.file) else "missing_file"
+            cause = f"{kind}: episode {entry.index} cannot be read, {_words(error)}"
             self._note(entry, [Damage(str(entry.file), 0, None, cause)], 1)
             return _Rows.nothing()
         found = len(rows.rows) + len(rows.damage)
@@ -215,7 +216,14 @@ def _read_meta(file: Path, without: str | None = None) -> pa.Table:
         wanted = [name for name in names if without is None or not name.startswith(without)]
         return pq.read_table(file, columns=wanted)
     except _BROKEN as error:
-        raise UserError(f"{file}: expected a parquet file, found {error}; copy it anew") from error
+        raise UserError(
+            f"{file}: expected a parquet file, found {_words(error)}; copy it anew"
+        ) from error
+
+
+def _words(error: Exception) -> str:
+    """What pyarrow says, on one line."""
+    return " ".join(str(error).split())
 
 
 def _entries(dataset: LeRobot) -> list[Entry]:
@@ -339,7 +347,7 @@ class _Source:
         try:
             return self.dataset.pictures.get(self.dataset.path, self.entry.file, key, row)
         except _BROKEN as error:
-            raise self._damaged(row, f"bad_file: {key} cannot be read, {error}") from error
+            raise self._damaged(row, f"bad_file: {key} cannot be read, {_words(error)}") from error
 
     def pixels(self, camera: str, row: int) -> np.ndarray:
         key = self.dataset.camera_keys[camera]

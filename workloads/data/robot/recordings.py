@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 from workloads.data.robot import crane_x7, npz
 from workloads.data.robot.episode import (
@@ -15,14 +14,13 @@ from workloads.data.robot.episode import (
     Source,
     instruction_of,
 )
+from workloads.data.robot.meta import Meta, read_meta
 from workloads.data.tfrecord import Damage
-from workloads.errors import UserError
 
 TFRECORD, NPZ = ".tfrecord", ".npz"
 # The recorders hand RGB arrays to a BGR encoder, and nothing in the file says so.
 TFRECORD_COLOR_ORDER: ColorOrder = "bgr"
 NPZ_COLOR_ORDER: ColorOrder = "rgb"
-_META_COLOR_ORDERS: dict[str, ColorOrder] = {"rgb": "rgb", "bgr": "bgr", "bgr_swapped": "bgr"}
 
 
 def find(path: Path) -> list[Path]:
@@ -67,7 +65,7 @@ class Recordings(Dataset):
         super().__init__(path, options)
         self.files = files
         self._names = [_episode_name(path, file) for file in files]
-        self._meta = [crane_x7.read_meta(file.parent) for file in self.files]
+        self._meta = [read_meta(file.parent) for file in files]
         self._recordings = _load(path, files, options.cache_dir)
         self._arrays = npz.Arrays(
             max(len(one.cameras) + len(one.depths) for one in self._recordings)
@@ -87,14 +85,11 @@ class Recordings(Dataset):
         recording, meta = self._recordings[number], self._meta[number]
         source: Source
         if isinstance(recording, crane_x7.Recording):
-            shape = meta.get("depth_shape")
-            depth_shape = (int(shape[0]), int(shape[1])) if shape else None
-            source = crane_x7.TFRecordSource(recording, depth_shape)
+            source = crane_x7.TFRecordSource(recording, meta.depth_shape)
             rows, default, timesteps = recording.records, TFRECORD_COLOR_ORDER, recording.timesteps
         else:
             source = npz.NpzSource(recording, self._arrays)
             rows, default, timesteps = recording.rows, NPZ_COLOR_ORDER, None
-        file = self.files[number]
         episode = Episode(
             name=self._names[number],
             states=recording.states,
@@ -103,24 +98,14 @@ class Recordings(Dataset):
             cameras=tuple(recording.cameras),
             rows=rows,
             source=source,
-            file=str(file),
-            color_order=self._color_order(file, meta.get("image_color_order"), default),
+            file=str(self.files[number]),
+            # What the episode itself says, else the option, else what the recorders do.
+            color_order=meta.color_order or self.options.color_order or default,
             timesteps=timesteps,
             timestamps=recording.timestamps,
             depth_cameras=tuple(recording.depths),
         )
         return episode.take(slice(0, 0)) if self._odd(recording) else episode
-
-    def _color_order(self, file: Path, stated: str | None, default: ColorOrder) -> ColorOrder:
-        """What the episode itself says, else the option, else what the recorders do."""
-        if stated is None:
-            return self.options.color_order or default
-        if stated not in _META_COLOR_ORDERS:
-            raise UserError(
-                f"{file.parent / 'meta.json'}: expected image_color_order of "
-                f"{', '.join(_META_COLOR_ORDERS)}, found {stated!r}; mend or remove it"
-            )
-        return _META_COLOR_ORDERS[stated]
 
     def _odd(self, recording: crane_x7.Recording | npz.Recording) -> list[Damage]:
         """Every step of a file whose vectors have not the size that most steps have."""
@@ -156,8 +141,8 @@ def _name(recordings: list[crane_x7.Recording | npz.Recording]) -> str:
     return names.pop() if len(names) == 1 else crane_x7.DATASET_NAME
 
 
-def _fps(metas: list[dict[str, object]]) -> float:
-    stated = {float(cast(float, meta["fps"])) for meta in metas if meta.get("fps")}
+def _fps(metas: list[Meta]) -> float:
+    stated = {meta.fps for meta in metas if meta.fps is not None}
     return stated.pop() if len(stated) == 1 else crane_x7.FPS
 
 

@@ -113,13 +113,14 @@ def step_specs(features: dict[str, Any], path: Path) -> dict[str, Spec]:
     """The features of a step by key, from features.json; those of other kinds are left out."""
     try:
         steps = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]
-    except (KeyError, TypeError) as error:
+        found: dict[str, Spec] = {}
+        _collect(steps, "", found)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{path / 'features.json'}: expected a sequence of steps, found no {error}; "
+            f"{path / 'features.json'}: expected a sequence of steps, found {what}; "
             "only RLDS data sets, one episode a record, are read"
         ) from error
-    found: dict[str, Spec] = {}
-    _collect(steps, "", found)
     return found
 
 

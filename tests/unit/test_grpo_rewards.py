@@ -181,6 +181,24 @@ def test_extracted_answer(text: str, answer: str | None) -> None:
         ("2, 1", "1, 2"),
         ("10π", "$10\\pi$"),
         ("\\boxed{7}", "7"),
+        ("1e3", "1000"),
+        ("½", "0.5"),
+        ("1⁄2", "0.5"),
+        ("5²", "25"),
+        ("24 cm²", "24"),
+        ("1+2x", "2x + 1"),
+        ("x = 5, y = 3", "x=5, y=3"),
+        ("(1, 2)", "(1,2)"),
+        ("1,234 and 5", "5; 1234"),
+        ("7m", "7"),
+        ("b) 7", "7"),
+        ("- 3", "-3"),
+        ("x = - 3", "-3"),
+        ("５", "$5$"),
+        ("sqrt(2)", "√2"),
+        ("5*sqrt(3)", "5√{3}cm"),
+        ("1e-3", "$10^{-3}$"),
+        ("1, 2", "(1, 2)"),
     ],
 )
 def test_same_answers(answer: str, truth: str) -> None:
@@ -205,6 +223,18 @@ def test_same_answers(answer: str, truth: str) -> None:
         ("7/0", "7"),
         ("7" * 5000, "7"),
         ("", ""),
+        ("1e3", "1"),  # nor are its first digits a number
+        ("5²", "5"),
+        ("7x", "7"),
+        ("1x+2", "2x+1"),
+        ("x = 4, y = 3", "x = 5, y = 3"),  # each of several answers counts
+        ("(2, 1)", "(1, 2)"),
+        ("3½", "15.5"),
+        ("- 3", "3"),
+        ("3 or 7", "$7$"),  # nor, beside an expression, does the last of several numbers count
+        ("AB=5, CD=7", "\\boxed{7}"),
+        ("2, 1", "(1, 2)"),
+        ("[1, 2]", "(1, 2)"),
     ],
 )
 def test_different_answers(answer: str, truth: str) -> None:
@@ -219,6 +249,7 @@ def same(completion, solution): return completion == solution
 def broken(completion, solution): return 1 / 0
 def wordy(completion, solution): return "much"
 def greedy(completion, solution, image): return 1.0
+def split(completion, solution): return float(completion.index("</think> <answer>") >= 0)
 """
 
 
@@ -273,6 +304,27 @@ def test_plug_ins_that_fail_are_named(plug_ins: str) -> None:
         rewards.load_reward(f"{plug_ins}:broken")("7", "7")
     with pytest.raises(UserError, match="finite number"):
         rewards.load_reward(f"{plug_ins}:wordy")("7", "7")
+
+
+def test_plug_ins_are_tried_on_a_right_answer(plug_ins: str) -> None:
+    load = rewards.load_reward
+    assert rewards.try_reward(load("accuracy_extracted"), "7") == 1.0
+    assert rewards.try_reward(load("accuracy"), "<answer> 7 </answer>") == 1.0
+    assert rewards.try_reward(load("format"), "7") == 1.0
+    assert rewards.try_reward(load(f"{plug_ins}:split"), "<answer> 7 </answer>") == 1.0
+    with pytest.raises(TataraError, match=f"{plug_ins}:broken failed with ZeroDivisionError"):
+        rewards.try_reward(load(f"{plug_ins}:broken"), "7")
+
+
+def test_plug_ins_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="say which arguments it takes"):
+        rewards.load_reward("builtins:max")
+    name = f"script_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="found SystemExit: 3; mend the module"):
+        rewards.load_reward(f"{name}:reward")
 
 
 def test_weights_are_numbers() -> None:

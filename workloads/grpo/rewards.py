@@ -117,6 +117,20 @@ def load_reward(spec: str, weight: float = 1.0) -> WeightedReward:
     return WeightedReward(spec, builtin[spec], weight)
 
 
+def try_reward(reward: WeightedReward, solution: str) -> float:
+    """What the right answer earns, asked before anything is trained: a plug-in that fails is named.
+
+    The completion is the shortest one in R1's form.
+    """
+    return reward(right_completion(solution), solution)
+
+
+def right_completion(solution: str) -> str:
+    """R1's form around a solution, which may have its tags already."""
+    tagged = solution if extract_answer(solution) else f"<answer> {solution.strip()} </answer>"
+    return f"<think> </think> {tagged}"
+
+
 def _plug_in(spec: str) -> Reward:
     module_name, _, name = spec.partition(":")
     if not (name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
@@ -150,7 +164,8 @@ def _import(module_name: str, spec: str) -> ModuleType:
             f'expected to import {module_name} for reward "{spec}", found no module '
             f'"{error.name}"; install it or run where {module_name.replace(".", "/")}.py lies'
         ) from error
-    except Exception as error:
+    # A script without a guard may also end the process.
+    except (Exception, SystemExit) as error:
         raise UserError(
             f'expected to import {module_name} for reward "{spec}", found '
             f"{type(error).__name__}: {error}; mend the module"
@@ -158,7 +173,13 @@ def _import(module_name: str, spec: str) -> ModuleType:
 
 
 def _of_pairs(spec: str, function: Callable[..., Any]) -> Reward:
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:  # some functions written in C do not say
+        raise UserError(
+            f'expected reward "{spec}" to say which arguments it takes, found that it does not; '
+            "wrap it in a function of your own"
+        ) from error
     for arguments in (2, 1):
         try:
             signature.bind(*range(arguments))

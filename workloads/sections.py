@@ -233,10 +233,10 @@ class Profile(Section):
         return whole // step
 
     def strategy(self, world_size: int) -> str:
-        """The parallel strategy that `auto` stands for."""
+        """The parallel strategy that `auto` stands for; one rank has nothing to share or shard."""
         wanted = self.parallel.strategy
+        if world_size == 1 and wanted in ("auto", "ddp", "fsdp2"):
+            return "single"
         if wanted != "auto":
             return wanted
-        if world_size == 1:
-            return "single"
         return "fsdp2" if self.adapter.method == "full" else "ddp"

@@ -66,3 +66,12 @@ def test_more_ranks_than_gpus_are_found_before_the_start(
     config, _ = resolve(ROOT / "profiles" / "demo.yaml", env, [f"parallel.ranks_per_node={ranks}"])
     found = [one for one in shallow(config, env) if one.level == "error"]
     assert [one.name for one in found] == mistakes
+
+
+@pytest.mark.parametrize(
+    ("wanted", "one", "two"),
+    [("auto", "single", "fsdp2"), ("fsdp2", "single", "fsdp2"), ("ddp", "single", "ddp")],
+)
+def test_one_rank_shares_nothing(wanted: str, one: str, two: str) -> None:
+    config, _ = resolve(ROOT / "profiles" / "demo.yaml", {}, [f"parallel.strategy={wanted}"])
+    assert (config.strategy(1), config.strategy(2)) == (one, two)

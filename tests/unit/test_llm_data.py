@@ -301,6 +301,37 @@ def test_every_answer_has_its_end_where_the_last_one_has_two(
     tokens = tokens_of(settings(format="messages"), tokenizer, {"messages": CHAT})
     expected = [CHAT[1]["content"] + "<|end|>", "#### 10<|end|>\n<|pad|>"]
     assert learnt(tokenizer, tokens) == expected
+    other = tokenizer.chat_template.replace("<|end|>\n' }}", "<|end|><|pad|>' }}")
+    tokenizer.chat_template = other.replace("{% else %}{{ '<|pad|>' }}", "")
+    tokens = tokens_of(settings(format="messages"), tokenizer, {"messages": CHAT})
+    expected = [CHAT[1]["content"] + "<|end|><|pad|>", "#### 10<|end|><|pad|>"]
+    assert learnt(tokenizer, tokens) == expected
+
+
+def test_the_last_answer_is_learnt_as_the_template_writes_it(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """The prompt opens a thought, which history drops and the template closes for the last one."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' }}"
+        "{% if loop.last and m.role == 'assistant' %}{{ '<think>\\n\\n</think>' }}{% endif %}"
+        "{{ m.content ~ '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|><think>\\n' }}{% endif %}"
+    )
+    data = settings(format="messages")
+    found = rendered(data, tokenizer, {"messages": CHAT})
+    assert found.rebuilt and found.text.endswith("<|assistant|><think>\n\n</think>#### 10<|end|>")
+    tokens = Encoder(tokenizer).encode([found])[0]
+    assert learnt(tokenizer, tokens) == ["\n</think>#### 10<|end|>"]
+
+
+def test_a_template_that_drops_text_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    """As templates for pictures do, which want a list of parts."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {% for part in m.content %}{{ part.text }}"
+        "{% endfor %}<|end|>{% endfor %}"
+    )
+    assert "leaves out what a turn says" in refusal(settings(), tokenizer, ROW)
 
 
 def test_a_template_that_marks_the_newest_question_keeps_the_prompt(

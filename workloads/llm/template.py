@@ -112,6 +112,8 @@ class Template:
         return Rendered(text, ((0, len(text)),))
 
     def _talk(self, row: Row) -> _Talk:
+        if not self._writes_text:
+            raise RowError("the chat template leaves out what a turn says, unless in parts")
         turns, asked = self._turns(row)
         suffix, system = self.data.prompt_suffix, self.data.system_prompt
         if suffix:
@@ -164,17 +166,28 @@ class Template:
         return all(self._scanned(*pair) == self._asked(*pair) for pair in some)
 
     def _rendered(self, talk: _Talk, text: str, prompt: str, scans: bool) -> Rendered:
-        earlier = (self._scanned(talk, text) if scans else None) or self._asked(talk, text)
-        starts = None if earlier is None else [*earlier, len(prompt)]
-        spans = self._spans(talk, text, starts) if starts and text.startswith(prompt) else None
+        follows = text.startswith(prompt)
+        spans = self._all_spans(talk, text, prompt, scans) if follows else None
+        if spans is not None:
+            return self._cut(text, spans)
+        # Only the last answer then, behind the prompt exactly as a model will be given it: in the
+        # template's own words where they begin with that prompt.
+        last = talk.answers[-1]
+        spans = self._spans(_Talk(talk.turns, [last]), text, [len(prompt)]) if follows else None
         if spans is None:
-            # Only the last answer then, behind the prompt exactly as a model will be given it.
-            said = _said(talk.turns[talk.answers[-1]])
-            text = prompt + _behind_opened_tag(prompt, said) + self._end
+            text = prompt + _behind_opened_tag(prompt, _said(talk.turns[last])) + self._end
             spans = [(len(prompt), len(text))]
-            return Rendered(self._ended(text, spans), tuple(spans), rebuilt=True)
-        text = text[: spans[-1][1]]
-        return Rendered(self._ended(text, spans), tuple(spans))
+        return self._cut(text, spans, rebuilt=True)
+
+    def _all_spans(
+        self, talk: _Talk, text: str, prompt: str, scans: bool
+    ) -> list[tuple[int, int]] | None:
+        earlier = (self._scanned(talk, text) if scans else None) or self._asked(talk, text)
+        return None if earlier is None else self._spans(talk, text, [*earlier, len(prompt)])
+
+    def _cut(self, text: str, spans: list[tuple[int, int]], rebuilt: bool = False) -> Rendered:
+        """The text up to the end of the last answer, with an end token if it has none."""
+        return Rendered(self._ended(text[: spans[-1][1]], spans), tuple(spans), rebuilt)
 
     def _asked(self, talk: _Talk, text: str) -> list[int] | None:
         """Where all answers but the last begin, by rendering the prompt of each.
@@ -212,16 +225,22 @@ class Template:
             found = text.find(said, start, limit)
             if found < 0:
                 return None
-            end = found + len(said)
-            is_last = answer == talk.answers[-1]
-            close = self._end if is_last else self._turn_end
-            marker = text.find(close, end, limit) if close else -1
-            if marker >= 0:
-                end = marker + len(close)
-            elif is_last:
-                end = len(text)
+            end = self._closed(text, found + len(said), limit)
+            if end is None:
+                is_last = answer == talk.answers[-1]
+                end = len(text) if is_last else found + len(said)
             spans.append((start, end))
         return spans
+
+    def _closed(self, text: str, end: int, limit: int) -> int | None:
+        """Where what closes an answer ends, which ends itself at `end`; None where nothing does."""
+        marker = text.find(self._end, end, limit) if self._end else -1
+        if marker >= 0:
+            return marker + len(self._end)
+        # Some templates close the last answer in a way of its own, or twice.
+        place = limit - len(text[end:limit].lstrip())
+        sizes = [len(token) for token in self._special if text.startswith(token, place)]
+        return place + max(sizes) if sizes else None
 
     def _ended(self, text: str, spans: list[tuple[int, int]]) -> str:
         """The text with the end token where the template gives the last answer none."""
@@ -230,6 +249,14 @@ class Template:
             return text
         spans[-1] = (spans[-1][0], len(text) + len(end))
         return text + end
+
+    @cached_property
+    def _writes_text(self) -> bool:
+        """Whether a plain text gets into the prompt; some templates for pictures drop it."""
+        try:
+            return _PROBE in self._render([[{"role": "user", "content": _PROBE}]], True)[0]
+        except (TemplateError, TypeError, ValueError):
+            return True  # each row says what is wrong
 
     @cached_property
     def _end(self) -> str:
@@ -241,15 +268,6 @@ class Template:
             return ""
         tail = text.rpartition(_PROBE)[2].rstrip()
         return tail if any(tail.endswith(token) for token in self._special) else ""
-
-    @cached_property
-    def _turn_end(self) -> str:
-        """What ends an answer that others follow: some templates end the last one twice."""
-        found = [token for token in self._special if token in self._end]
-        if not found:
-            return self._end
-        first = min(found, key=lambda token: (self._end.find(token), -len(token)))
-        return self._end[: self._end.find(first) + len(first)]
 
     @cached_property
     def _special(self) -> list[str]:

@@ -95,7 +95,7 @@ def test_image_tokens_of_any_size(pixels: tuple[int, int]) -> None:
         assert rules.tokens(width, height) == patches // 4, (width, height)
 
 
-SIZES = [(480, 320), (640, 480), (31, 700), (1200, 900), (14, 14)]
+SIZES = [(480, 320), (640, 480), (31, 700), (1200, 900), (14, 14), (5600, 28), (29, 57), (1, 1)]
 
 
 def test_whole_prompts_against_the_processor(
@@ -167,6 +167,105 @@ def test_where_the_chat_template_comes_from(checkpoint: Path, tmp_path: Path) ->
     assert tokens.read_prompt_text(tmp_path).count(turns) == (2, 0)
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}aa")
     assert tokens.read_prompt_text(tmp_path).count(turns) == (3, 0)
+
+
+def copied(checkpoint: Path, folder: Path) -> Path:
+    for file in checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_truncation_that_a_training_left_behind_hides_nothing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = copied(checkpoint, tmp_path)
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    settings["truncation"] = {
+        "direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0
+    }  # fmt: skip
+    settings["padding"] = {
+        "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<|pad|>",
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    for question in ("?", "how many? " * 50):
+        turns = prompts.text_turns(question)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+        assert tokens.read_prompt_text(folder).count(turns) == (len(ids), 0)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("sees", [True, False])
+def test_the_start_token_is_counted_as_the_library_puts_it(
+    checkpoint: Path, tmp_path: Path, begins: bool, sees: bool
+) -> None:
+    """A processor puts it before a template without it, a tokenizer alone does not."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    folder = copied(checkpoint, tmp_path)
+    inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    start = ("<|begin|>", inner.token_to_id("<|begin|>"))
+    inner.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[start])
+    inner.save(str(folder / "tokenizer.json"))
+    template = ("{{ bos_token }}" if begins else "") + "{{ messages[0].content }}"
+    (folder / "chat_template.jinja").write_text(template)
+    turns = [{"role": "user", "content": "1 + 1?"}]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    assert tokenizer.bos_token == "<|begin|>"
+    if sees:
+        images = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        processor = PicturesOnly(images, tokenizer, None, chat_template=template)
+        ids = processor.apply_chat_template([turns], tokenize=True, return_dict=True)
+        wanted = len(ids["input_ids"][0])
+    else:
+        wanted = len(tokenizer.apply_chat_template(turns)["input_ids"])
+    assert tokens.read_prompt_text(folder, sees).count(turns) == (wanted, 0)
+
+
+def test_tokens_that_a_tokenizer_lacks_are_nothing_in_a_template(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = copied(checkpoint, tmp_path)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for name in ("bos_token", "eos_token"):
+        config[name] = None
+    config["chat_template"] = [
+        {"name": "tool_use", "template": "no"},
+        {"name": "default", "template": "{{ bos_token }}{{ eos_token }}a"},
+    ]
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert tokens.read_prompt_text(folder).count(prompts.text_turns("?")) == (1, 0)
+    # As older checkpoints keep them.
+    (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|end|>"}}')
+    assert tokens.read_prompt_text(folder).count(prompts.text_turns("?")) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}",
+        "{{ messages[0].content + 1 }}",
+        "{% for message in messages %}",
+    ],
+)
+def test_a_template_that_refuses_is_named(checkpoint: Path, tmp_path: Path, template: str) -> None:
+    folder = copied(checkpoint, tmp_path)
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match="found one that fails: .*; choose a model with another"):
+        tokens.read_prompt_text(folder).count(prompts.text_turns("?"))
+
+
+def test_a_damaged_tokenizer_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copied(checkpoint, tmp_path)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer\.json: expected a tokenizer"):
+        tokens.read_prompt_text(folder)
 
 
 def test_rows_that_would_break_a_run_are_named(checkpoint: Path, tmp_path: Path) -> None:

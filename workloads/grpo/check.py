@@ -3,12 +3,16 @@
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workloads import device
 from workloads.check import Finding, Level
 from workloads.engine.publish import may_push
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GENERATED, GrpoConfig
+
+if TYPE_CHECKING:
+    from workloads.grpo.sources import Counting
 
 
 def shallow(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
@@ -71,17 +75,17 @@ def _data(config: GrpoConfig) -> Finding:
 
 def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     """Count text and image tokens of every row against the limits; name the rows that break."""
-    from workloads.grpo.rewards import load_reward
+    from workloads.grpo.rewards import load_reward, try_reward
     from workloads.grpo.sources import count, read_source
 
-    findings = []
     try:
-        for reward in config.rewards:
-            load_reward(reward.name, reward.weight)
         found = read_source(config.data, Path(env.get("TATARA_CACHE") or ".cache"))
-        tokens, _ = count(config, found.rows)
+        counted = count(config, found.rows)
+        for reward in config.rewards:
+            try_reward(load_reward(reward.name, reward.weight), found.rows[0].solution)
     except TataraError as error:
         return [Finding("rows", "error", str(error))]
+    tokens = counted.report
     findings = [Finding("bad row", "warning", str(row)) for row in found.bad]
     level: Level = "warning" if config.data.too_long == "drop" else "error"
     findings += [Finding("row", level, line) for line in tokens.broken]
@@ -90,4 +94,21 @@ def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
         findings.append(
             Finding("longest prompt", "ok", f"{tokens.longest} at {tokens.longest.place}")
         )
-    return findings
+    return [*findings, _compared(config, counted)]
+
+
+def _compared(config: GrpoConfig, counted: "Counting") -> Finding:
+    """A few rows by the model's own processor, which may need packages that only the GPU has."""
+    from workloads.grpo.model import load_processing
+    from workloads.grpo.proof import prove, sample_of
+    from workloads.grpo.sources import turns_of
+
+    try:
+        processing = load_processing(config.model, config.grpo, lambda text: None)
+    except TataraError as error:
+        return Finding("tokens", "warning", f"not compared with the model's own processor: {error}")
+    try:
+        done = prove(sample_of(counted.good), processing, turns_of(config.data))
+    except TataraError as error:
+        return Finding("tokens", "error", str(error))
+    return Finding("tokens", "ok", f"as the model's own processor counts them, in {done} rows")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from workloads.grpo.model import Processing, tokenizer_of
+from workloads.grpo.model import Processing, lacks_beginning, tokenizer_of
 from workloads.grpo.prompts import Turns
 
 
@@ -47,23 +47,26 @@ def prompt_texts(processing: Processing, turns: Sequence[Turns]) -> list[str]:
     ]
 
 
-def _batch(
-    model: PreTrainedModel, processing: Processing, asked: Sequence[Asked], max_new_tokens: int
-) -> list[str]:
-    tokenizer = tokenizer_of(processing)
+def encoded(processing: Processing, asked: Sequence[Asked]) -> Any:
+    """Conversations as the model takes them: tensors by name, rows padded on the left."""
     texts = prompt_texts(processing, [one.turns for one in asked])
-    begin = tokenizer.bos_token
     arguments: dict[str, Any] = {"text": texts}
     images = [one.image for one in asked if one.image is not None]
     if images and isinstance(processing, ProcessorMixin):
         arguments["images"] = images
-    inputs = processing(
+    return processing(
         **arguments,
         padding=True,
         padding_side="left",
-        add_special_tokens=not (begin and texts[0].startswith(begin)),
+        add_special_tokens=lacks_beginning(processing, texts[0]),
         return_tensors="pt",
-    ).to(model.device)
+    )
+
+
+def _batch(
+    model: PreTrainedModel, processing: Processing, asked: Sequence[Asked], max_new_tokens: int
+) -> list[str]:
+    inputs = encoded(processing, asked).to(model.device)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     with torch.no_grad():
@@ -75,7 +78,7 @@ def _batch(
             top_k=None,
             use_cache=True,
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=tokenizer_of(processing).pad_token_id,
         )
     new = result[:, inputs["input_ids"].shape[1] :]
     decoded: list[str] = processing.batch_decode(

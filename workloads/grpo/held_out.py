@@ -22,13 +22,11 @@ from workloads.grpo.data import Example, greyed
 from workloads.grpo.greedy import Asked, answers
 from workloads.grpo.model import Processing
 from workloads.grpo.prompts import Turns
-from workloads.grpo.rewards import WeightedReward, load_reward
+from workloads.grpo.rewards import WeightedReward, load_reward, right_completion
 from workloads.grpo.scores import ANSWERS, BEFORE, BLANK, FILE, TASK
 from workloads.grpo.sources import Prepared, turns_of
 from workloads.integrity import write_atomically
 from workloads.session import Session
-
-_FORM = "<think> </think> {solution}"
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def _write(
 ) -> None:
     """Keep answers and scores, and say them in the events and, but for blank, in the metrics."""
     first = load_reward(config.rewards[0].name)
-    constant = _FORM.replace("{solution}", commonest(data))
+    constant = right_completion(commonest(data))
     earned = [first(constant, row["answer"]) for row in rows]
     means = {one.name: _mean([row["rewards"][one.name] for row in rows]) for one in config.rewards}
     scores = {

@@ -50,6 +50,16 @@ def placeholders(processing: Processing) -> list[str]:
     return [token for token in tokens if token]
 
 
+def lacks_beginning(processing: Processing, text: str) -> bool:
+    """Whether the start token is to be put before a prompt that a chat template has written.
+
+    As TRL does it: a tokenizer takes such a text as it is, a processor adds what is not there.
+    """
+    begin = tokenizer_of(processing).bos_token
+    is_whole = bool(begin) and text.startswith(str(begin))
+    return isinstance(processing, ProcessorMixin) and not is_whole
+
+
 def load_processing(model: Model, limits: Grpo, tell: Tell) -> Processing:
     """The tokenizer of a language model, or the processor of a vision-language model.
 

@@ -14,7 +14,7 @@ from workloads.engine.arguments import trainer_arguments
 from workloads.engine.trainer import RunTrainer
 from workloads.errors import UserError
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.model import Processing, learner, sees_images, tokenizer_of
+from workloads.grpo.model import Processing, lacks_beginning, learner, sees_images, tokenizer_of
 from workloads.grpo.resume import LoadsByName
 from workloads.grpo.sources import Prepared, dataset_of
 from workloads.session import Session
@@ -63,8 +63,7 @@ class Collate:
             for row in rows
         ]
         arguments: dict[str, Any] = {"text": texts}
-        begin = self._tokenizer.bos_token
-        arguments["add_special_tokens"] = not (begin and texts[0].startswith(begin))
+        arguments["add_special_tokens"] = lacks_beginning(self._processing, texts[0])
         images = [row["image"] for row in rows if row.get("image") is not None]
         if isinstance(self._processing, ProcessorMixin) and images:
             arguments["images"] = images

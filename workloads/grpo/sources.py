@@ -26,6 +26,7 @@ from workloads.grpo.data import (
 from workloads.grpo.tokens import (
     ImageRules,
     Limits,
+    PromptText,
     RowTokens,
     TokenReport,
     count_rows,
@@ -46,13 +47,17 @@ _SHARE = 10  # at most one row in so many is held out
 
 @dataclass
 class Prepared:
-    """Rows to train on, what there is to say about all of them, and rows held out of training."""
+    """Rows to train on, what there is to say about all of them, and rows held out of training.
+
+    `counted`: both kinds of rows as they were read, each with the tokens of its prompt.
+    """
 
     examples: list[Example]
     lines: list[str]
     held_out: list[Example] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     tokens: TokenReport | None = None
+    counted: list[tuple[Example, RowTokens]] = field(default_factory=list)
 
 
 def place_of(data: GrpoData, cache: Path, progress: Callable[[], None] = nothing) -> Path:
@@ -112,12 +117,12 @@ def prepare(config: GrpoConfig, cache: Path, progress: Callable[[], None] = noth
     data = config.data
     found = read_source(data, cache, progress)
     progress()
-    tokens, counted = count(config, found.rows)
-    examples = found.rows
+    counted = count(config, found.rows)
+    tokens, examples = counted.report, found.rows
     if tokens.broken and data.too_long == "error":
         tokens.raise_if_broken()
     elif tokens.broken:
-        examples = [one for one, good in zip(examples, counted, strict=True) if good]
+        examples = [one for one, good in zip(examples, counted.fits, strict=True) if good]
     if not examples:
         raise UserError(f"{data.source}: expected rows that fit the limits, found none")
     kept = len(examples) - min(config.evaluation.rows, len(examples) // _SHARE)
@@ -133,18 +138,50 @@ def prepare(config: GrpoConfig, cache: Path, progress: Callable[[], None] = noth
         "left_out": len(found.rows) - len(examples) - len(held_out),
         "longest_prompt": tokens.longest.prompt if tokens.longest else None,
     }
-    return Prepared(examples, lines, held_out, facts, tokens)
+    return Prepared(examples, lines, held_out, facts, tokens, counted.good)
 
 
-def count(config: GrpoConfig, examples: Sequence[Example]) -> tuple[TokenReport, list[bool]]:
-    """The tokens of all prompts against the limits, and for each row whether it fits."""
+@dataclass(frozen=True)
+class Counting:
+    """The tokens of all rows, for each whether it fits, and those of the rows that do."""
+
+    report: TokenReport
+    fits: list[bool]
+    good: list[tuple[Example, RowTokens]]
+
+
+def count(config: GrpoConfig, examples: Sequence[Example]) -> Counting:
+    """The tokens of all prompts, and of what the supervised stage teaches, against the limits."""
     folder = locate(config.model, _silent, weights=False)
     own = _read(folder / "config.json")
     rules = _rules(config, folder, own, examples)
     limits = _limits(config, own)
-    rows = list(count_rows(examples, read_prompt_text(folder), rules, turns_of(config.data)))
+    text = read_prompt_text(folder, "vision_config" in own)
+    rows = list(count_rows(examples, text, rules, turns_of(config.data)))
+    if config.stage == "sft":
+        pairs = zip(rows, examples, strict=True)
+        rows = [_with_answer(row, one, text, config) for row, one in pairs]
     fits = [not report([row], limits).broken for row in rows]
-    return report(rows, limits), fits
+    good = [
+        (one, row)
+        for one, row, fit in zip(examples, rows, fits, strict=True)
+        if fit and isinstance(row, RowTokens)
+    ]
+    return Counting(report(rows, limits), fits, good)
+
+
+def _with_answer(
+    row: RowTokens | str, example: Example, text: PromptText, config: GrpoConfig
+) -> RowTokens | str:
+    """The row, or what is wrong with its answer: a cut one would teach never to end."""
+    answer = config.sft.answer.replace("{solution}", example.solution)
+    size, longest = text.answer(answer), config.grpo.max_completion_length
+    if isinstance(row, str) or size < longest:
+        return row
+    return (
+        f"{example.place}: expected an answer of fewer than {longest} tokens "
+        f"(grpo.max_completion_length), found {size}"
+    )
 
 
 def _rules(
@@ -258,6 +295,7 @@ def _silent(text: str) -> None:
 
 
 __all__ = [
+    "Counting",
     "Prepared",
     "RowTokens",
     "count",

@@ -8,6 +8,7 @@ image tokens do not match" and prompts that an engine cuts or refuses are found 
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -124,12 +125,13 @@ def _read_json(file: Path) -> dict[str, Any]:
 class PromptText:
     """A checkpoint's chat template and tokenizer, as the model sees a prompt.
 
-    `encode` gives the token ids of a text; `render` turns a conversation into that text.
+    `encode` gives the token ids of a text, with what stands before a whole prompt or without;
+    `render` turns a conversation into that text.
     """
 
     def __init__(
         self,
-        encode: Callable[[str], Sequence[int]],
+        encode: Callable[[str, bool], Sequence[int]],
         render: Callable[[Turns], str],
         image_token_id: int | None,
     ) -> None:
@@ -139,32 +141,66 @@ class PromptText:
 
     def count(self, turns: Turns) -> tuple[int, int]:
         """Tokens of the prompt besides images, and places that it keeps for images."""
-        ids = self._encode(self._render(turns))
+        ids = self._encode(self._render(turns), True)
         places = sum(token == self._image_token_id for token in ids)
         return len(ids) - places, places
 
+    def answer(self, text: str) -> int:
+        """Tokens of an answer that follows a prompt, its end not counted."""
+        return len(self._encode(text, False))
 
-def read_prompt_text(folder: Path) -> PromptText:
-    """The prompt text of the checkpoint in `folder`: tokenizer.json and its chat template."""
+
+def read_prompt_text(folder: Path, sees_images: bool = True) -> PromptText:
+    """The prompt text of the checkpoint in `folder`: tokenizer.json and its chat template.
+
+    A model that sees images has a processor, which puts the start token before a template's text
+    that lacks it; a tokenizer alone takes that text as it is.
+    """
+    tokenizer, special = _tokenizer(folder), _special_tokens(folder)
+    begin = _token(special, "bos_token")
+
+    def encode(text: str, whole: bool) -> Sequence[int]:
+        # A template that writes the first token itself must not get it twice.
+        add = whole and sees_images and not (begin and text.startswith(begin))
+        return tokenizer.encode(text, add_special_tokens=add).ids
+
+    own = _read_json(path) if (path := folder / "processor_config.json").is_file() else {}
+    image_token = _token(special, "image_token") or _token(own, "image_token") or IMAGE_TOKEN
+    render = _renderer(_chat_template(folder, special), _constants(special))
+    return PromptText(encode, render, tokenizer.token_to_id(image_token))
+
+
+def _tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise UserError(f"expected {file.name} in {folder}, found none; save the tokenizer there")
-    tokenizer = Tokenizer.from_file(str(file))
-    special = _read_json(path) if (path := folder / "tokenizer_config.json").is_file() else {}
-    constants = {f"{name}_token": _token(special, f"{name}_token") for name in ("bos", "eos")}
-    begin = constants["bos_token"]
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more special
+        raise UserError(
+            f"{file}: expected a tokenizer that this version can read, found: {error}; save it anew"
+        ) from error
+    # Settings that a training left in the file; transformers sets them anew in every call.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
-    def encode(text: str) -> Sequence[int]:
-        # A template that writes the first token itself must not get it twice.
-        add = not (begin and text.startswith(begin))
-        return tokenizer.encode(text, add_special_tokens=add).ids
 
-    processor = _read_json(path) if (path := folder / "processor_config.json").is_file() else {}
-    image_token = _token(special, "image_token") or _token(processor, "image_token") or IMAGE_TOKEN
-    render = _renderer(_chat_template(folder, special), constants)
-    return PromptText(encode, render, tokenizer.token_to_id(image_token))
+def _special_tokens(folder: Path) -> dict[str, Any]:
+    """The tokenizer's settings; older checkpoints keep special tokens in a file of their own."""
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (path := folder / name).is_file():
+            found |= {key: value for key, value in _read_json(path).items() if value is not None}
+    return found
+
+
+def _constants(special: dict[str, Any]) -> dict[str, str]:
+    """The special tokens that a template may name; those that there are not stay undefined."""
+    found = {name: _token(special, name) for name in special if name.endswith("_token")}
+    return {name: token for name, token in found.items() if isinstance(token, str)}
 
 
 def _token(tokenizer_config: dict[str, Any], name: str) -> str | None:
@@ -180,6 +216,8 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str:
     template = tokenizer_config.get("chat_template")
     if (file := folder / "chat_template.json").is_file():
         template = _read_json(file).get("chat_template", template)
+    if isinstance(template, list):  # several, each with a name
+        template = {one.get("name"): one.get("template") for one in template}.get("default")
     if not isinstance(template, str):
         raise UserError(
             f"expected a chat template in {folder} (chat_template.jinja, chat_template.json or "
@@ -188,7 +226,7 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str:
     return template
 
 
-def _renderer(template: str, constants: dict[str, Any]) -> Callable[[Turns], str]:
+def _renderer(template: str, constants: dict[str, str]) -> Callable[[Turns], str]:
     """The template in the environment that templates are written for."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
@@ -212,12 +250,25 @@ def _renderer(template: str, constants: dict[str, Any]) -> Callable[[Turns], str
     environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    compiled = environment.from_string(template)
+    given = {"tools": None, "documents": None, "add_generation_prompt": True, **constants}
+
+    @contextmanager
+    def named(turns: Turns) -> Iterator[None]:
+        try:
+            yield
+        except (jinja2.TemplateError, TypeError) as error:
+            roles = ", ".join(str(turn["role"]) for turn in turns) or "any role"
+            raise UserError(
+                f"expected a chat template that takes turns of {roles}, found one that fails: "
+                f"{error}; choose a model with another one"
+            ) from error
+
+    with named([]):
+        compiled = environment.from_string(template)
 
     def render(turns: Turns) -> str:
-        return compiled.render(
-            messages=turns, tools=None, documents=None, add_generation_prompt=True, **constants
-        )
+        with named(turns):
+            return compiled.render(messages=turns, **given)
 
     return render
 

@@ -17,7 +17,7 @@ from workloads.engine.arguments import trainer_arguments
 from workloads.engine.models import settled
 from workloads.engine.pretrained import compute_dtype, locate
 from workloads.engine.trainer import RunTrainer
-from workloads.errors import TataraError
+from workloads.errors import Retry, TataraError
 from workloads.grpo import generation, held_out
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.export import keep_skeleton
@@ -32,11 +32,12 @@ from workloads.grpo.model import (
     sees_images,
     tokenizer_of,
 )
+from workloads.grpo.proof import prove, sample_of
 from workloads.grpo.resume import LoadsByName
-from workloads.grpo.rewards import for_trainer, load_reward
+from workloads.grpo.rewards import for_trainer, load_reward, try_reward
 from workloads.grpo.rollouts import Rollout, RolloutLog
 from workloads.grpo.sft import build_sft_trainer
-from workloads.grpo.sources import Prepared, dataset_of, prepare
+from workloads.grpo.sources import Prepared, dataset_of, prepare, turns_of
 from workloads.integrity import step_of
 from workloads.run import write_manifest
 from workloads.session import Session
@@ -52,7 +53,8 @@ def train(config: GrpoConfig, session: Session) -> None:
     config.check_groups(distributed.world_size())
     generation.check(config, sees_images(own_config(config.model, session.tell)))
     processing = load_processing(config.model, config.grpo, session.tell)
-    data = prepare_data(config, session)
+    data = prepare_data(config, session, processing)
+    generation.check_rows(config, len(data.examples), distributed.world_size())
     resume = checkpoints.resume_point(session)
     model = load_model(config, session.tell)
     if session.is_main:
@@ -70,14 +72,20 @@ def train(config: GrpoConfig, session: Session) -> None:
     distributed.leave()
 
 
-def prepare_data(config: GrpoConfig, session: Session) -> Prepared:
-    """Rows whose prompts fit, and what there is to say about them; rank 0 fetches and draws."""
+def prepare_data(config: GrpoConfig, session: Session, processing: Processing) -> Prepared:
+    """Rows whose prompts fit, and what there is to say about them; rank 0 fetches and draws.
+
+    It also tries out what every later step depends on: how prompts were counted, and the rewards.
+    """
     cache = Path(os.environ.get("TATARA_CACHE") or ".cache")
     data: Prepared | None = None
     problem: TataraError | None = None
     if session.local_rank == 0:
         try:
             data = prepare(config, cache, session.progress)
+            prove(sample_of(data.counted), processing, turns_of(config.data))
+            for one in config.rewards:
+                try_reward(load_reward(one.name), data.examples[0].solution)
         except TataraError as error:
             problem = error
     distributed.all_or_none(problem, "data")
@@ -140,7 +148,8 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         try:
             super().fit(resume)
         except TataraError as error:
-            if isinstance(error.__cause__, torch.OutOfMemoryError):
+            is_final = not isinstance(error, Retry)
+            if is_final and isinstance(error.__cause__, torch.OutOfMemoryError):
                 ladder = "\n  ".join([str(error), *generation.memory_ladder(self.profile)])
                 raise TataraError(ladder) from error
             raise
@@ -239,7 +248,6 @@ def build_trainer(
 ) -> GrpoTrainer:
     """The GRPO trainer of this rank, which goes on after `done_steps`."""
     rewards = [load_reward(one.name, one.weight) for one in config.rewards]
-    generation.check_rows(config, len(data.examples), distributed.world_size())
     log = RolloutLog(session, config.rollouts, done_steps)
     with _named_by_folder(config, model, session):
         return GrpoTrainer(

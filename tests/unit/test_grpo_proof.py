@@ -1,0 +1,125 @@
+"""Rows whose prompts were counted, beside what the model's own processor makes of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.tiny_llava import TOKENS, write_llava
+from workloads.config import resolve
+from workloads.errors import UserError
+from workloads.grpo import check
+from workloads.grpo.config import Grpo, GrpoConfig
+from workloads.grpo.data import Example
+from workloads.grpo.model import load_processing
+from workloads.grpo.pictures import FilePicture
+from workloads.grpo.prompts import training_turns
+from workloads.grpo.proof import prove, sample_of
+from workloads.grpo.sources import count, prepare
+from workloads.grpo.tokens import RowTokens
+from workloads.sections import Model
+
+pytestmark = pytest.mark.unit
+
+SIZES = [(40, 30), (300, 20), (20, 300), (7, 5), (200, 200)]
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of many sizes, one of them turned by its EXIF, and questions of many lengths."""
+    folder = tmp_path_factory.mktemp("rows")
+    lines = []
+    for place, size in enumerate(SIZES):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", size, (90, 160, 40)).save(folder / f"{place}.jpg", exif=exif)
+        problem = "How many?" + " Really?" * place
+        lines.append(f'{{"image": "{place}.jpg", "problem": "{problem}", "solution": "{place}"}}\n')
+    (folder / "rows.jsonl").write_text("".join(lines))
+    return folder
+
+
+def config_of(llava: Path, rows: Path, *words: str) -> GrpoConfig:
+    settings = [f"data.source={rows}", f"model.name={llava}", "grpo.max_prompt_length=400"]
+    config, _ = resolve("profiles/demo-grpo.yaml", {}, [*settings, *words])
+    assert isinstance(config, GrpoConfig)
+    return config
+
+
+def test_counted_rows_are_as_long_as_the_processor_makes_them(llava: Path, rows: Path) -> None:
+    data = prepare(config_of(llava, rows), rows)
+    processing = load_processing(Model(name=str(llava)), Grpo(), lambda text: None)
+    assert prove(data.counted, processing, training_turns) == len(SIZES)
+
+
+def test_a_prompt_that_was_counted_otherwise_is_named(llava: Path, rows: Path) -> None:
+    data = prepare(config_of(llava, rows), rows)
+    processing = load_processing(Model(name=str(llava)), Grpo(), lambda text: None)
+    example, counted = data.counted[2]
+    wrong = replace(counted, image=TOKENS * 4)
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:3: expected a prompt as long as it was count"
+    ):
+        prove([data.counted[0], (example, wrong)], processing, training_turns)
+
+
+def test_a_deep_check_compares_with_the_processor(
+    llava: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = check.deep(config_of(llava, rows), {})
+    assert good[-1].level == "ok" and "as the model's own processor counts" in good[-1].found
+    # A model whose images cost something else than a fixed grid has.
+    processing = load_processing(Model(name=str(llava)), Grpo(), lambda text: None)
+    monkeypatch.setattr(processing, "num_additional_image_tokens", 3)
+    monkeypatch.setattr("workloads.grpo.model.load_processing", lambda *_: processing)
+    (found,) = [one for one in check.deep(config_of(llava, rows), {}) if one.level == "error"]
+    assert "are not understood, choose another model" in found.found
+
+
+def test_the_sample_has_the_extremes() -> None:
+    def row(place: str, text: int, image: int, size: tuple[int, int] | None) -> Any:
+        picture = FilePicture(Path(place)) if size else None
+        return Example(place, "q", "1", picture), RowTokens(place, text, image, size, size)
+
+    rows = [
+        row("first", 9, 4, (50, 50)),
+        row("longest", 99, 4, (51, 50)),
+        row("largest", 9, 64, (900, 900)),
+        row("smallest", 9, 4, (2, 2)),
+        row("stretched", 9, 16, (800, 9)),
+        row("any", 9, 16, (90, 90)),
+    ]
+    assert [one.place for one, _ in sample_of(rows)] == [
+        "first", "longest", "largest", "smallest", "stretched",
+    ]  # fmt: skip
+    assert [one.place for one, _ in sample_of([row("text", 9, 0, None)])] == ["text"]
+    assert sample_of([]) == []
+
+
+def test_answers_that_are_too_long_to_be_taught_are_named_before_training(
+    llava: Path, tmp_path: Path
+) -> None:
+    def lines(solutions: Sequence[str]) -> Path:
+        path = tmp_path / "sums.jsonl"
+        text = [f'{{"problem": "1 + 1?", "solution": "{one}"}}\n' for one in solutions]
+        path.write_text("".join(text))
+        return path
+
+    words = ("stage=sft", "grpo.max_completion_length=20", "model.name=data/demo/tiny-llama")
+    config = config_of(llava, lines(["2", "2" * 400, "3"]), *words)
+    with pytest.raises(
+        UserError, match=r"sums\.jsonl:2: expected an answer of fewer than 20 tokens"
+    ):
+        prepare(config, tmp_path)
+    found = count(config, prepare(config_of(llava, lines(["2", "3"]), *words), tmp_path).examples)
+    assert found.fits == [True, True]
+    rewarded = config_of(llava, lines(["2", "2" * 400]), *words[1:])
+    assert len(prepare(rewarded, tmp_path).examples) == 2

@@ -1,0 +1,61 @@
+"""Shows on a few rows that prompts counted ahead are as long as the model's processor makes them.
+
+The counting follows rules of ours; a model whose processor does otherwise would be trained on other
+prompts than those that were held against the limits.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from workloads.errors import UserError
+from workloads.grpo.data import Example
+from workloads.grpo.greedy import Asked, encoded
+from workloads.grpo.model import Processing
+from workloads.grpo.prompts import Turns
+from workloads.grpo.tokens import RowTokens
+
+Counted = tuple[Example, RowTokens]
+
+
+def prove(
+    sample: Iterable[Counted], processing: Processing, turns: Callable[[str, bool], Turns]
+) -> int:
+    """How many rows were compared; UserError for the first one that is longer or shorter."""
+    done = 0
+    for example, counted in sample:
+        sees = example.picture is not None
+        image = example.open_image() if sees else None
+        row = encoded(processing, [Asked(turns(example.problem, sees), image)])
+        length = int(row["input_ids"].shape[1])
+        if length != counted.prompt:
+            raise UserError(
+                f"{example.place}: expected a prompt as long as it was counted, {counted}, found "
+                f"{length} tokens by {type(processing).__name__}; the images or the chat template "
+                "of this model are not understood, choose another model"
+            )
+        done += 1
+    return done
+
+
+def sample_of(rows: Sequence[Counted]) -> list[Counted]:
+    """The first row and the extremes: most text, the largest and smallest image, the longest."""
+    if not rows:
+        return []
+    seen = [row for row in rows if row[1].size]
+    chosen = [rows[0], max(rows, key=lambda row: row[1].text)]
+    if seen:
+        chosen += [max(seen, key=lambda row: row[1].image), min(seen, key=_pixels)]
+        chosen += [max(seen, key=_pixels), max(seen, key=_stretch)]
+    return list({row[0].place: row for row in chosen}.values())
+
+
+def _pixels(row: Counted) -> int:
+    width, height = row[1].size or (0, 0)
+    return width * height
+
+
+def _stretch(row: Counted) -> float:
+    width, height = row[1].size or (1, 1)
+    return max(width / height, height / width)
+
+
+__all__ = ["prove", "sample_of"]

@@ -17,7 +17,6 @@ from workloads.errors import UserError
 from workloads.grpo import data
 from workloads.grpo.data import (
     Example,
-    check_images,
     generate_scenes,
     read_examples,
     training_dataset,
@@ -41,6 +40,18 @@ def image_bytes(path: Path, size: tuple[int, int] = (20, 10), **options: Any) ->
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def sizes(rows: list[Example]) -> list[tuple[int, int] | str]:
+    """Each image's upright (width, height), or what is wrong with it."""
+    found: list[tuple[int, int] | str] = []
+    for row in rows:
+        assert row.picture is not None
+        try:
+            found.append(row.picture.size())
+        except ValueError as error:
+            found.append(str(error))
+    return found
 
 
 # The generator
@@ -146,7 +157,7 @@ def test_what_the_generator_writes_is_read_back(tmp_path: Path) -> None:
     assert not found.bad
     assert [row.solution for row in found.rows] == [row["solution"] for row in rows]
     assert found.rows[1].open_image().tobytes() == rows[1]["image"].tobytes()
-    assert [size for _, size in check_images(found.rows)] == [(48, 32)] * 3
+    assert sizes(found.rows) == [(48, 32)] * 3
 
 
 @pytest.fixture
@@ -210,9 +221,10 @@ def test_parquet_with_damage(parquet: Path, tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows), file)
     found = read_examples(file)
-    outcomes = [outcome for _, outcome in check_images(found.rows)]
+    outcomes = sizes(found.rows)
     assert outcomes[0] == (20, 10)
-    assert "no known format" in outcomes[2] and "found None" in outcomes[3]
+    assert "ends before the image" in str(outcomes[1])
+    assert "no known format" in str(outcomes[2]) and "found None" in str(outcomes[3])
     assert outcomes[4] == "expected one image, found 2"
     with pytest.raises(UserError, match=r"bad\.parquet:2: expected a whole image"):
         found.rows[1].open_image()
@@ -232,7 +244,7 @@ def test_jsonl_beside_images(tmp_path: Path) -> None:
     write_lines(tmp_path / "test.jsonl", rows)
     found = read_examples(tmp_path)
     assert [row.solution for row in found.rows] == ["4", "140°", "2.5"]
-    assert [size for _, size in check_images(found.rows)] == [(20, 10), (20, 10), (30, 40)]
+    assert sizes(found.rows) == [(20, 10), (20, 10), (30, 40)]
 
 
 def test_csv_and_text_only(tmp_path: Path) -> None:
@@ -285,7 +297,7 @@ def test_images_are_upright(tmp_path: Path) -> None:
         [{"image": name, "problem": "q", "solution": "1"} for name in ("a.jpg", "b.png")],
     )
     rows = read_examples(tmp_path).rows
-    assert [size for _, size in check_images(rows)] == [(20, 40), (40, 20)]
+    assert sizes(rows) == [(20, 40), (40, 20)]
     assert [row.open_image().size for row in rows] == [(20, 40), (40, 20)]
 
 
@@ -294,3 +306,67 @@ def test_palettes_and_alpha_become_rgb(tmp_path: Path) -> None:
         Image.new(mode, (8, 8)).save(tmp_path / "a.png")
         picture = data.find_picture("a.png", tmp_path)
         assert picture.load().mode == "RGB"
+
+
+def turned(degrees_code: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = degrees_code
+    return exif
+
+
+def behind_the_pixels(png: bytes) -> bytes:
+    """A PNG with its eXIf chunk moved to the end, where some cameras write it."""
+    chunks, place = [], 8
+    while place < len(png):
+        size = int.from_bytes(png[place : place + 4], "big") + 12
+        chunks.append(png[place : place + size])
+        place += size
+    moved = [one for one in chunks if one[4:8] == b"eXIf"]
+    assert moved
+    rest = [one for one in chunks if one[4:8] != b"eXIf"]
+    return png[:8] + b"".join([*rest[:-1], *moved, rest[-1]])
+
+
+@pytest.mark.parametrize("code", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "png at its end", "webp", "tiff"])
+def test_the_size_is_that_of_the_upright_image(tmp_path: Path, kind: str, code: int) -> None:
+    path = tmp_path / f"a.{kind.split()[0]}"
+    content = image_bytes(path, (40, 20), exif=turned(code))
+    path.write_bytes(behind_the_pixels(content) if "end" in kind else content)
+    picture = data.find_picture(path.name, tmp_path)
+    assert picture.size() == picture.load().size == ((20, 40) if code >= 5 else (40, 20))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_an_image_that_was_cut_off_is_found_by_its_size_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    noise = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    picture = data.find_picture(path.name, tmp_path)
+    assert picture.size() == (90, 80)
+    for share in (0.5, 0.9, 0.99):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match="expected a whole image"):
+            picture.size()
+    path.write_bytes(whole + b"what a phone adds" * 1000)
+    assert picture.size() == picture.load().size == (90, 80)
+
+
+def test_a_first_row_without_an_image_takes_no_other_image_away(tmp_path: Path) -> None:
+    image_bytes(tmp_path / "a.png")
+    text = {"problem": "1+1?", "solution": "2"}
+    write_lines(tmp_path / "rows.jsonl", [text, {**text, "image": "a.png"}])
+    found = read_examples(tmp_path)
+    assert [row.picture is not None for row in found.rows] == [True]
+    assert [(bad.line, bad.reason) for bad in found.bad] == [
+        (1, "expected the path of an image, found None")
+    ]
+
+
+def test_cells_without_a_solution_are_no_numbers(tmp_path: Path) -> None:
+    cells = [{"problem": "q", "solution": value} for value in (1.5, float("nan"), 7.0)]
+    pq.write_table(pa.Table.from_pylist(cells), tmp_path / "rows.parquet")
+    found = read_examples(tmp_path / "rows.parquet")
+    assert [row.solution for row in found.rows] == ["1.5", "7.0"]
+    assert [bad.line for bad in found.bad] == [2]

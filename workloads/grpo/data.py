@@ -6,8 +6,9 @@ scenes. Images stay where they are until they are opened.
 """
 
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -116,20 +117,6 @@ def read_examples(
     return found
 
 
-def check_images(examples: Iterable[Example]) -> Iterator[tuple[Example, tuple[int, int] | str]]:
-    """Each row with an image, and the image's upright (width, height) or what is wrong with it.
-
-    Only headers are read, so that a damaged end of a file is not noticed here.
-    """
-    for example in examples:
-        if example.picture is None:
-            continue
-        try:
-            yield example, example.picture.size()
-        except ValueError as error:
-            yield example, str(error)
-
-
 def training_dataset(examples: Sequence[Example]) -> "Dataset":
     """The examples as trainers take them, columns prompt, solution, place, and image with images.
 
@@ -224,7 +211,9 @@ def _read_table(
 ) -> None:
     table = read_rows(file, {}, budget)
     found.bad += table.bad
-    names = _columns(file, table.rows[0], columns)
+    # Of all rows: a first one without an image must not take the others' images away.
+    present = {name: None for row in table.rows for name in row}
+    names = _columns(file, present, columns)
     for index, row in enumerate(table.rows):
         place = table.place(index)
         _add(found, file, place, _example(place, row, names, root or file.parent))
@@ -290,7 +279,10 @@ def _example(place: str, row: Mapping[str, Any], names: _Columns, root: Path) ->
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
-    text = str(value) if isinstance(value, int | float) else value
+    text = value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        # What pandas writes for a cell without anything in it is no number.
+        text = str(value) if math.isfinite(value) else None
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"column {column!r}: expected text, found {value!r:.80}")
     return text

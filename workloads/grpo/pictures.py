@@ -19,6 +19,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from workloads.errors import UserError
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_TAIL = 1024  # bytes in which a JPEG's end is looked for
 _BATCH = 256
 
 
@@ -190,11 +192,40 @@ def find_picture(name: Any, root: Path) -> FilePicture:
 
 
 def upright_size(stream: IO[bytes]) -> tuple[int, int]:
-    """(width, height) of the image in `stream` as it is seen, from its header."""
+    """(width, height) of the image in `stream` as it is seen, from its header.
+
+    ValueError also where its end is missing, which a training would meet hours later.
+    """
     with _readable(), Image.open(stream) as image:
         width, height = image.size
-        turned = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-    return (height, width) if turned else (width, height)
+        if image.format == "PNG":
+            _read_chunks(image, stream)
+        elif image.format in ("JPEG", "MPO") and not _has_end(stream):
+            image.load()
+        # The base's own way: PNG's decodes the whole image first.
+        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _SIDEWAYS
+        # Pillow turns a TIFF itself, and gives its size as it will be.
+        return (height, width) if turned and image.format != "TIFF" else (width, height)
+
+
+def _read_chunks(image: Image.Image, stream: IO[bytes]) -> None:
+    """Go through a PNG's chunks to its last one, and take the orientation that one may hold."""
+    place = stream.seek(len(_PNG_START))
+    while len(head := stream.read(8)) == 8:
+        size, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind == b"IEND":
+            return
+        if kind == b"eXIf":
+            image.info["exif"] = stream.read(size)
+        place = stream.seek(place + 8 + size + 4)
+    raise OSError("the file ends before the image does")
+
+
+def _has_end(stream: IO[bytes]) -> bool:
+    """Whether a JPEG's end mark stands where one is to be expected; some write more behind it."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - _TAIL))
+    return b"\xff\xd9" in stream.read(_TAIL)
 
 
 def decode(stream: IO[bytes]) -> Image.Image:

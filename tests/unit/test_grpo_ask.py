@@ -86,6 +86,12 @@ def test_a_model_without_eyes_is_refused(
         ask._transformers(str(blind), "fp32", None)
 
 
+def test_an_adapter_is_not_given_to_vllm(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"found an adapter in .*tatara export RUN --merge"):
+        ask._vllm(str(tmp_path), "bf16", None)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -141,6 +141,26 @@ def test_going_on_after_a_stop(counting: list[Question], tmp_path: Path) -> None
     assert not kept.exists()
 
 
+@pytest.mark.parametrize("damage", [b"\0\0\0\0\n", b'{"a": 1}\n', b"\xff\n"])
+def test_answers_that_were_damaged_are_named(
+    counting: list[Question], tmp_path: Path, damage: bytes
+) -> None:
+    def stops(batch: Sequence[Prompt]) -> list[str]:
+        raise TataraError("the engine is gone")
+
+    output = tmp_path / "result.json"
+    with pytest.raises(TataraError, match="engine"):
+        evaluate(SUPERCLEVR, counting, stops, output, "m")
+    kept = tmp_path / "result.json.answers.jsonl"
+    header = kept.read_bytes()
+    kept.write_bytes(header + damage)
+    with pytest.raises(UserError, match=r"an answer in every line of .*remove the file"):
+        evaluate(SUPERCLEVR, counting, by_width, output, "m")
+    kept.write_bytes(header + b'"7"\n' * 6)  # two evaluations that wrote at once
+    with pytest.raises(UserError, match="at most 5 answers"):
+        evaluate(SUPERCLEVR, counting, by_width, output, "m")
+
+
 def test_engines_that_lose_answers(counting: list[Question], tmp_path: Path) -> None:
     with pytest.raises(TataraError, match="expected 2 answers of a batch, found 1"):
         evaluate(SUPERCLEVR, counting, lambda batch: ["7"], tmp_path / "r.json", "m", 2)

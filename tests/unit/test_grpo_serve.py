@@ -28,6 +28,7 @@ def test_model_type_and_length_are_the_trainers(
     started: list[tuple[list[str], Mapping[str, str]]],
 ) -> None:
     words = ["grpo.max_completion_length=256", "grpo.max_prompt_length=512", "--resume", "latest"]
+    words.append("grpo.max_pixels=200704")
     serve.main([RECIPE, *words])
     ((found, env),) = started
     assert found[:4] == [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
@@ -35,6 +36,7 @@ def test_model_type_and_length_are_the_trainers(
     options = dict(zip(found[6::2], found[7::2], strict=True))
     assert options["--max-model-len"] == "768" and options["--dtype"] == "bfloat16"
     assert (options["--host"], options["--port"]) == ("127.0.0.1", "8000")
+    assert options["--mm-processor-kwargs"] == '{"max_pixels": 200704}'
     assert options["--weight-transfer-config"] == '{"backend": "nccl"}'
     assert "--revision" not in options and env["VLLM_SERVER_DEV_MODE"] == "1"
 

@@ -123,24 +123,22 @@ def _transformers(name: str, precision: str, max_pixels: int | None) -> Callable
 
 def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., list[str]]:
     """Answers by vLLM, greedy too, with the same repetition penalty."""
-    if find_spec("vllm") is None:
-        raise UserError(
-            "--engine vllm: expected the package vllm, found none; use the image of grpo-h100, or "
-            "--engine transformers"
-        )
+    _check_vllm(name)
     from vllm import LLM, SamplingParams
 
     from workloads.engine.pretrained import compute_dtype, locate
     from workloads.grpo.config import Grpo
+    from workloads.grpo.generation import pixel_limits
     from workloads.grpo.greedy import prompt_texts
     from workloads.grpo.model import load_processing
     from workloads.sections import Model, Train
 
     model = Model(name=name)
-    processing = load_processing(model, Grpo(max_pixels=max_pixels), _tell)
+    grpo = Grpo(max_pixels=max_pixels)
+    processing = load_processing(model, grpo, _tell)
     options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}}
-    if max_pixels:
-        options["mm_processor_kwargs"] = {"max_pixels": max_pixels}
+    if pixels := pixel_limits(grpo):
+        options["mm_processor_kwargs"] = pixels
     dtype = compute_dtype(Train.model_validate({"precision": precision}))
     engine = LLM(model=str(locate(model, _tell, weights=True)), dtype=dtype, **options)
     own = engine.get_default_sampling_params().repetition_penalty
@@ -157,6 +155,24 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
         return [answer.outputs[0].text for answer in engine.generate(asked, greedy)]
 
     return generate
+
+
+def _check_vllm(name: str) -> None:
+    """UserError where vLLM is not there, or would be given an adapter alone."""
+    from workloads.engine.pretrained import ADAPTER_CONFIG
+
+    folder = Path(name).expanduser()
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"--engine vllm: expected a whole model, found an adapter in {name}; write one with "
+            "tatara export RUN --merge --out FOLDER and name it by --model, or take --engine "
+            "transformers"
+        )
+    if find_spec("vllm") is None:
+        raise UserError(
+            "--engine vllm: expected the package vllm, found none; use the image of grpo-h100, or "
+            "--engine transformers"
+        )
 
 
 def _progress(done: int, of: int) -> None:

@@ -199,6 +199,11 @@ def evaluate(
         raise UserError(f"expected questions for {task.name}, found none; name a prompt file")
     kept = _Answers(output, _identity(task, questions, model))
     answers = kept.read()
+    if len(answers) > len(questions):
+        raise UserError(
+            f"expected at most {len(questions)} answers beside {output}, found {len(answers)}: two "
+            "evaluations wrote there at once; remove them, and all questions are asked again"
+        )
     progress(len(answers), len(questions))
     for start in range(len(answers), len(questions), batch_size):
         batch = [_prompt(task, one) for one in questions[start : start + batch_size]]
@@ -279,15 +284,27 @@ class _Answers:
         """The answers kept; UserError where they belong to another model or other questions."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.touch()
-        whole = self._whole_lines()
+        whole = [self._text(line) for line in self._whole_lines()]
         if not whole:
             self.append([self._identity])
-        elif json.loads(whole[0]) != self._identity:
+        elif whole[0] != self._identity:
             raise UserError(
                 f"expected answers of this model to these questions in {self._path}, found others; "
                 "remove the file or choose another output"
             )
-        return [json.loads(line) for line in whole[1:]]
+        return whole[1:]
+
+    def _text(self, line: bytes) -> str:
+        try:
+            text = json.loads(line)
+        except ValueError:
+            text = None
+        if not isinstance(text, str):
+            raise UserError(
+                f"expected an answer in every line of {self._path}, found {line[:40]!r}; "
+                "remove the file, and all questions are asked again"
+            )
+        return text
 
     def _whole_lines(self) -> list[bytes]:
         """The lines that were written to their end; what is left of a broken one is cut off."""

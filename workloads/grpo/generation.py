@@ -6,7 +6,7 @@ Refuses what cannot work, translates the settings, and names an engine that has 
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -14,7 +14,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from workloads.errors import EXIT_RETRY, Retry, UserError
-from workloads.grpo.config import GrpoConfig
+from workloads.grpo.config import Grpo, GrpoConfig
 from workloads.session import Session
 
 URL_VARIABLE = "TATARA_VLLM_URL"
@@ -49,7 +49,7 @@ def check(config: GrpoConfig, sees_images: bool) -> None:
 def check_rows(config: GrpoConfig, rows: int, world_size: int) -> None:
     """UserError where the rows do not fill a single step."""
     needed = config.prompts_a_step(world_size)
-    if rows < needed:
+    if config.stage == "grpo" and rows < needed:
         raise UserError(
             f"expected at least {needed} rows, one for each group of a step, found {rows}; lower "
             "train.global_batch_size or add rows"
@@ -118,32 +118,43 @@ def ready(config: GrpoConfig, session: Session) -> Iterator[None]:
     if config.stage != "grpo" or engine.engine == "transformers":
         yield
     elif engine.engine == "vllm_colocate":
-        with _sleeping_at(engine.sleep_level):
+        with _made_as_wanted(engine.sleep_level, pixel_limits(config.grpo)):
             yield
     else:
         with _watched(config, session):
             yield
 
 
-@contextmanager
-def _sleeping_at(level: int) -> Iterator[None]:
-    """TRL always asks for level 2; vLLM gets the level of the profile instead.
+def pixel_limits(grpo: Grpo) -> dict[str, int]:
+    """What an engine has to be told of the profile's bounds: it reads the model's own otherwise,
+    and answers about a picture of another size than the one that is trained on."""
+    limits = {"min_pixels": grpo.min_pixels, "max_pixels": grpo.max_pixels}
+    return {name: pixels for name, pixels in limits.items() if pixels is not None}
 
-    TRL already sends the engine to sleep while it makes it, so that there is no object yet whose
-    method could be replaced.
+
+@contextmanager
+def _made_as_wanted(level: int, pixels: Mapping[str, int]) -> Iterator[None]:
+    """TRL always asks for sleep level 2 and says nothing of pixels; vLLM gets both of the profile.
+
+    TRL makes the engine and already sends it to sleep on the way, so that there is no object yet
+    whose method could be replaced.
     """
     from vllm import LLM
 
-    own = LLM.sleep
+    own, own_sleep = LLM.__init__, LLM.sleep
+    more = {"mm_processor_kwargs": dict(pixels)} if pixels else {}
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        own(self, *args, **kwargs, **more)
 
     def sleep(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return own(self, level=level)
+        return own_sleep(self, level=level)
 
-    LLM.sleep = sleep
+    LLM.__init__, LLM.sleep = init, sleep
     try:
         yield
     finally:
-        LLM.sleep = own
+        LLM.__init__, LLM.sleep = own, own_sleep
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from workloads import environment
 from workloads.config import resolve
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.generation import URL_VARIABLE
+from workloads.grpo.generation import URL_VARIABLE, pixel_limits
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # The addresses that take new weights are there in this mode alone: for networks of one's own.
@@ -39,6 +39,8 @@ def command(config: GrpoConfig, host: str) -> list[str]:
         "--logprobs-mode": "processed_logprobs",
         "--max-logprobs": -1,
     }
+    if pixels := pixel_limits(grpo):
+        options["--mm-processor-kwargs"] = json.dumps(pixels)
     given = [(name, str(value)) for name, value in options.items() if value is not None]
     words = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", config.model.name]
     return [*words, "--enable-scale-out", *(word for pair in given for word in pair)]

@@ -255,6 +255,30 @@ def test_npz_broken_file(tmp_path: Path) -> None:
         assert dataset.lengths.tolist() == [0]
 
 
+@pytest.mark.parametrize("times", [0.0, np.zeros((5, 0)), np.zeros(4), np.array(["x"] * 5)])
+def test_npz_times_that_are_none(tmp_path: Path, times: object) -> None:
+    npz_episode(tmp_path, timestamps=times)
+    (episode,) = open_dataset(tmp_path)
+    assert len(episode) and episode.timestamps is None
+
+
+def test_empty_and_odd_features_are_no_news_to_the_rest(tmp_path: Path) -> None:
+    file = crane_episode(tmp_path, 5)
+    depth = np.full((24, 32), 7, np.float32)
+    key = "observation/depth_primary"
+    rewrite(file, {t: {key: depth.tobytes()} for t in range(5)})
+    odd: dict[str, object] = {f"{key}/height": b"x", f"{key}/width": np.float32([np.nan])}
+    broken = {"observation/image_primary": b"\xff\xd8\xff broken"}
+    rewrite(file, {1: {"observation/timestep": np.array([], np.int64)} | odd, 3: broken})
+    dataset = open_dataset(tmp_path)
+    assert len(dataset[0]) == 4 and dataset[0].timesteps is None
+    assert np.array_equal(dataset[0].depth("primary", 1), depth)
+    assert [(item.record, item.trouble) for item in dataset.verify()] == [
+        (3, "bad_image"),
+        (3, "wrong_dim"),
+    ]
+
+
 def test_npz_arrays_are_loaded_once_for_all_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -205,21 +206,29 @@ class _Unusable(Exception):
 
 
 def _checked_step(frame: Frame, features: dict[str, Feature]) -> _Step:
-    timesteps = features.get(TIMESTEP_KEY)
-    timestamps = features.get(TIMESTAMP_KEY)
+    timestep = _first(features, TIMESTEP_KEY, "int64")
+    timestamp = _first(features, TIMESTAMP_KEY, "float")
     return _Step(
         frame.record,
         frame.offset,
         len(frame.payload),
         _vector(features, STATE_KEYS),
         _vector(features, ACTION_KEYS),
-        int(timesteps.values[0]) if timesteps and timesteps.kind == "int64" else None,
-        float(timestamps.values[0]) if timestamps and timestamps.kind == "float" else None,
+        None if timestep is None else int(timestep),
+        None if timestamp is None else float(timestamp),
         _pictures(features),
         _depths(features),
         _text(features, INSTRUCTION_KEYS),
         _text(features, (NAME_KEY,)),
     )
+
+
+def _first(features: dict[str, Feature], key: str, kind: str) -> Any:
+    """A feature's first value, None where it has none of this kind."""
+    feature = features.get(key)
+    if feature is None or feature.kind != kind or not len(feature.values):
+        return None
+    return feature.values[0]
 
 
 def _vector(features: dict[str, Feature], keys: tuple[str, ...]) -> np.ndarray:
@@ -284,10 +293,10 @@ class TFRecordSource:
 
     def encoded(self, camera: str, row: int) -> bytes | None:
         key = self.recording.cameras[camera]
-        feature = self._features(row).get(key)
-        if feature is None or feature.kind != "bytes" or not len(feature.values):
+        found = _first(self._features(row), key, "bytes")
+        if found is None:
             raise self._damaged(row, f"missing_feature: missing feature {key}")
-        return bytes(feature.values[0])
+        return bytes(found)
 
     def pixels(self, camera: str, row: int) -> np.ndarray:
         encoded = self.encoded(camera, row)
@@ -311,12 +320,15 @@ class TFRecordSource:
     ) -> list[tuple[int, int]]:
         """Shapes to try: stored with the values, the camera's picture, the episode's meta.json."""
         shapes = []
-        height, width = features.get(f"{key}/height"), features.get(f"{key}/width")
-        if height and width and len(height.values) and len(width.values):
-            shapes.append((int(height.values[0]), int(width.values[0])))
-        picture = features.get(self.recording.cameras.get(camera, ""))
-        if picture and len(picture.values):
-            shapes.append(pictures.shape_of(bytes(picture.values[0])))
+        height = _first(features, f"{key}/height", "int64")
+        width = _first(features, f"{key}/width", "int64")
+        if height is not None and width is not None:
+            shapes.append((int(height), int(width)))
+        picture = _first(features, self.recording.cameras.get(camera, ""), "bytes")
+        if picture is not None:
+            # A picture that is broken is damage of its own; depth may still have another shape.
+            with suppress(pictures.PictureError):
+                shapes.append(pictures.shape_of(bytes(picture)))
         return [*shapes, self.depth_shape] if self.depth_shape else shapes
 
     def _features(self, row: int) -> dict[str, Feature]:

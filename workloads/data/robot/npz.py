@@ -77,14 +77,13 @@ def _recording(path: Path, stored: np.lib.npyio.NpzFile) -> Recording:
         Damage(str(path), int(row), None, "non_finite: non-finite value in states or actions")
         for row in np.flatnonzero(bad)
     )
-    timestamps = _first(stored, TIMESTAMP_KEYS)
-    timed = timestamps is not None and len(timestamps) == len(states)
+    times = _times(stored, len(states))
     return Recording(
         path,
         np.flatnonzero(~bad),
         states[~bad],
         actions[~bad],
-        np.asarray(timestamps, np.float64).reshape(len(states), -1)[~bad, 0] if timed else None,
+        None if times is None else times[~bad],
         cameras,
         depths,
         _instruction(stored),
@@ -105,6 +104,14 @@ def _vectors(stored: np.lib.npyio.NpzFile, keys: tuple[str, ...]) -> np.ndarray:
     if found.ndim != 2 or found.dtype.kind != "f":
         raise _Unusable(f"wrong_dim: {keys[0]} of shape {found.shape} and type {found.dtype}")
     return found.astype(np.float32)
+
+
+def _times(stored: np.lib.npyio.NpzFile, steps: int) -> np.ndarray | None:
+    """float64 [steps], None where the file has no number for each step."""
+    found = _first(stored, TIMESTAMP_KEYS)
+    if found is None or found.dtype.kind not in "fiu" or found.shape not in ((steps,), (steps, 1)):
+        return None
+    return found.astype(np.float64).reshape(steps)
 
 
 def _cameras(stored: np.lib.npyio.NpzFile, prefixes: tuple[str, ...]) -> dict[str, str]:

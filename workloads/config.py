@@ -7,6 +7,7 @@ import difflib
 import importlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,8 @@ CONTRACT = {
     "MASTER_PORT": "parallel.master_port",
 }
 PREFIX = "TATARA__"
+_TYPE = re.compile(r"\W|^(int|float|str|bool)$")
+_SHOULD = "Input should be "
 
 
 class Provenance(dict[str, str]):
@@ -316,7 +319,11 @@ def _validated(layers: _Layers, ignored: list[str]) -> tuple[Any, Provenance]:
     try:
         config = layers.schema.model_validate(layers.values)
     except ValidationError as error:
-        raise UserError("\n".join(_problem(layers, one) for one in error.errors())) from None
+        together: dict[tuple[str | int, ...], list[Any]] = {}
+        for one in error.errors():
+            together.setdefault(_path_of(one), []).append(one)
+        problems = [_problem(layers, path, alike) for path, alike in together.items()]
+        raise UserError("\n".join(problems)) from None
     sources = {}
     for path in leaves(config):
         parts = tuple(path.split("."))
@@ -334,17 +341,29 @@ def _source(layers: _Layers, path: tuple[str | int, ...]) -> str | None:
     return None
 
 
-def _problem(layers: _Layers, error: Any) -> str:
-    path = tuple(error["loc"])
+def _path_of(error: Any) -> tuple[str | int, ...]:
+    """The setting, without pydantic's names for the alternatives of its type."""
+    return tuple(one for one in error["loc"] if isinstance(one, int) or not _TYPE.search(one))
+
+
+def _problem(layers: _Layers, path: tuple[str | int, ...], errors: Sequence[Any]) -> str:
+    """One sentence for a setting; several errors are of the alternatives of its type."""
+    error = errors[0]
     name = ".".join(str(part) for part in path)
     groups = [layers.groups.get(path[:length]) for length in range(len(path), 0, -1)]
     place = _source(layers, path) or next((one for one in groups if one), layers.file)
-    text = error["msg"].removeprefix("Value error, ")
+    text = " or ".join([_said(error), *(_said(one).removeprefix(_SHOULD) for one in errors[1:])])
     if error["type"] == "missing":
         return f"{place}: {name} is missing; set it in the profile"
     found = "" if isinstance(error["input"], dict | Section) else f", found {error['input']!r}"
     prefix = f"{name}: " if name else ""
     return f"{place}: {prefix}{text[0].lower()}{text[1:]}{found}"
+
+
+def _said(error: Any) -> str:
+    if error["type"] == "tuple_type":
+        return f"{_SHOULD}a list such as [a, b]"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def leaves(config: Section, prefix: str = "") -> dict[str, Any]:

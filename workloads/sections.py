@@ -117,7 +117,7 @@ class Parallel(Section):
         "auto", description="auto: one rank alone, ddp for adapters, fsdp2 otherwise."
     )
     nodes: Whole = Field(1, ge=1, le=64, description="Machines or containers of the job.")
-    ranks_per_node: Whole | Literal["auto"] = Field(
+    ranks_per_node: Annotated[Whole, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Processes on each node; auto: one for each GPU, one without GPU."
     )
     master_port: Whole = Field(

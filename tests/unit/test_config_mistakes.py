@@ -40,6 +40,13 @@ def desk(tmp_path: Path) -> Desk:
         ("adapter:\n  targets:\n    - q_proj\n    - [v]\n", "9:7", "adapter.targets.1: "),
         ("tracking: {wandb: always}\n", "6:19", "'off', 'online' or 'offline', found 'always'"),
         ("name: [a]\n", "6:7", "name: "),
+        (
+            "parallel: {ranks_per_node: 0}\n",
+            "6:28",
+            "parallel.ranks_per_node: input should be greater than or equal to 1 or 'auto', found 0",
+        ),
+        ("honours: SEED\n", "6:10", "honours expects a list"),
+        ("adapter: {targets: q_proj}\n", "6:20", "adapter.targets: input should be a list such as"),
         ("train: {seed: 1, seed: 2}\n", "6:18", "'seed' is set twice, first at"),
         ("model: {name: b}\n", "6:1", "'model' is set twice, first at"),
         ("train: {seed: 1\n", "7:1", "not valid YAML"),

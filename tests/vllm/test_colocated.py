@@ -1,5 +1,6 @@
 """GRPO with the real vLLM in the trainer's process, on the CPU, by the command a user types."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,13 @@ tracking: {{tensorboard: false}}
 SCENES = "{source: scenes, scenes: {count: 16, least: 1, most: 4, width: 72, height: 36}}"
 
 
-def trained(folder: Path, model: Path, data: str, rate: float) -> GrpoTraining:
+def trained(
+    folder: Path, model: Path, data: str, rate: float, words: Sequence[str] = ()
+) -> GrpoTraining:
     path = folder / "profile.yaml"
     path.write_text(PROFILE.format(model=model, data=data, reward=REWARD, rate=rate))
     more = environment(folder / "out") | {"TATARA_CACHE": str(folder / "cache")}
-    return GrpoTraining(path, folder / "out", (), more).end()
+    return GrpoTraining(path, folder / "out", words, more).end()
 
 
 def follows(training: GrpoTraining) -> None:
@@ -68,3 +71,14 @@ def test_completions_about_pictures_follow_the_weights(tmp_path: Path) -> None:
     training = trained(tmp_path, write_qwen(tmp_path / "qwen"), SCENES, 1e-2)
     follows(training)
     assert all("[image]" in row["prompt"] for row in read_rollouts(training.run.path))
+
+
+def test_the_engine_sees_pictures_as_small_as_the_profile_wants(tmp_path: Path) -> None:
+    """3 tokens of a picture for both; by the model's own bounds they would be 8."""
+    large = SCENES.replace("width: 72, height: 36", "width: 112, height: 56")
+    words = ("grpo.max_pixels=5000", "train.max_steps=2")
+    training = trained(tmp_path, write_qwen(tmp_path / "qwen"), large, 1e-3, words)
+    table = [row for row in rows(training.run.metrics) if "loss" in row]
+    assert len(table) == 2
+    for row in table:
+        assert row["sampling/sampling_logp_difference/mean"] < 0.05, row

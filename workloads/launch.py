@@ -23,7 +23,7 @@ from workloads.config import Provenance
 from workloads.errors import EXIT_DONE, EXIT_RETRY, EXIT_STOPPED, TataraError, UserError
 from workloads.lobby import Alone, Coordinator, Hello, Lobby, Meeting, Member, Outcome, Terms
 from workloads.network import free_address, interface_to
-from workloads.processes import die_with_parent
+from workloads.processes import die_with_parent, own_command
 from workloads.run import Owner, Run
 from workloads.sections import Profile
 from workloads.watch import Attempt, Stop
@@ -345,7 +345,7 @@ def _report(job: Job, outcome: Outcome, target: Run | None, tell: Callable[[str]
         return EXIT_DONE
     if target is not None and outcome.code in (EXIT_STOPPED, EXIT_RETRY):
         words = shlex.join([*job.words, "--resume", target.id])
-        tell(f"{outcome.reason}; go on with: tatara {words}")
+        tell(f"{outcome.reason}; go on with: {own_command()} {words}")
     elif outcome.code:
         tell(outcome.reason)
     return outcome.code

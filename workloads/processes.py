@@ -7,6 +7,7 @@ it and leaves the processors to others.
 import ctypes
 import gc
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,15 @@ def die_with_parent() -> None:
     # The parent may have gone before the call above.
     if os.getppid() != parent:
         os._exit(1)
+
+
+def own_command() -> str:
+    """What to type for `tatara` here: its name where the shell finds it, else the path to it."""
+    beside = Path(sys.executable).with_name("tatara")
+    if shutil.which("tatara") or not beside.is_file():
+        return "tatara"
+    near = beside.is_relative_to(Path.cwd())
+    return str(beside.relative_to(Path.cwd()) if near else beside)
 
 
 @contextmanager

@@ -257,7 +257,7 @@ def test_a_real_terminal_is_drawn_on_and_left(written: Written, tmp_path: Path) 
     written.losses([1.125], first=61)
     console.until("1.125")  # it follows by itself
     os.write(console.master, b"q")
-    console.until(f"watch it again with: tatara monitor demo/{ID}")
+    console.until(f"tatara monitor demo/{ID}")
     assert console.process.wait(30) == 0
     os.close(console.master)
 

@@ -4,11 +4,12 @@ import gc
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from workloads.errors import EXIT_FAILED, EXIT_RETRY
-from workloads.processes import quick_imports
+from workloads.processes import own_command, quick_imports
 from workloads.worker import explain
 
 pytestmark = pytest.mark.unit
@@ -46,3 +47,22 @@ def test_imports_are_not_interrupted_and_collecting_goes_on_after_a_failed_one()
         importlib.import_module("workloads.no_such_module")
     assert gc.isenabled() and gc.get_freeze_count() > 0
     gc.unfreeze()
+
+
+def test_the_command_is_named_as_it_can_be_typed_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    beside = tmp_path / ".venv" / "bin" / "tatara"
+    beside.parent.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(beside.with_name("python")))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert own_command() == "tatara"  # not installed: its name is all there is
+    beside.touch(mode=0o755)
+    assert own_command() == ".venv/bin/tatara"
+    monkeypatch.chdir(beside.parent)
+    assert own_command() == "tatara"
+    monkeypatch.chdir("/")
+    assert own_command().endswith("/.venv/bin/tatara")
+    monkeypatch.setenv("PATH", str(beside.parent))
+    assert own_command() == "tatara"

@@ -49,11 +49,12 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     if args.json or args.once or not (sys.stdout.isatty() and sys.stdin.isatty()):
         return _one_picture(root, run, args.json)
     from workloads.monitor.terminal import Monitor
+    from workloads.processes import own_command
 
     # Without the mouse the terminal itself can select and copy, paths above all.
     watched = Monitor(root, run).run(mouse=False)
     if watched:
-        print(f"{watched} goes on; watch it again with: tatara monitor {watched}")
+        print(f"{watched} goes on; watch it again with: {own_command()} monitor {watched}")
     return EXIT_DONE
 
 

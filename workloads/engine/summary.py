@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from workloads.processes import own_command
 from workloads.run import Run
 
 
@@ -78,6 +79,11 @@ def interval(share: float, count: int) -> tuple[float, float]:
     half = z / (1 + z * z / count)
     half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def report_next(run: Run) -> tuple[str, str]:
+    """The last line of every summary: how to see more of the run."""
+    return "next", f"{own_command()} report {run.path}"
 
 
 def show(title: str, facts: Sequence[tuple[str, str]], file: TextIO) -> None:

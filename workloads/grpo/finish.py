@@ -8,7 +8,7 @@ from trl import GRPOTrainer
 from workloads.engine import distributed
 from workloads.engine.finishing import export_final, forget
 from workloads.engine.publish import push_final
-from workloads.engine.summary import change, draw_curve, rows_of, series, show
+from workloads.engine.summary import change, draw_curve, report_next, rows_of, series, show
 from workloads.engine.trainer import RunTrainer
 from workloads.grpo import held_out
 from workloads.grpo.config import GrpoConfig
@@ -85,7 +85,7 @@ def _tell(config: GrpoConfig, session: Session, training: dict[str, str]) -> Non
         facts.append(("model", f"{run.final}/  (transformers loads it)"))
     if curve:
         facts.append(("curve", str(curve)))
-    facts.append(("next", f"tatara report {run.path}"))
+    facts.append(report_next(run))
     show(f"{config.name}: done at {time.strftime('%H:%M:%S')}", facts, session.console)
 
 

@@ -13,7 +13,7 @@ from workloads.engine import distributed
 from workloads.engine.checkpoints import gather_files
 from workloads.engine.finishing import export_final, forget
 from workloads.engine.publish import push_final
-from workloads.engine.summary import change, draw_curve, rows_of, series, show
+from workloads.engine.summary import change, draw_curve, report_next, rows_of, series, show
 from workloads.engine.trainer import RunTrainer
 from workloads.errors import Stopped, TataraError
 from workloads.llm.config import LlmConfig
@@ -175,7 +175,7 @@ def _tell(config: LlmConfig, session: Session, training: dict[str, str]) -> None
         facts.append(("model", f"{run.final}/  (transformers loads it)"))
     if curve:
         facts.append(("curve", str(curve)))
-    facts.append(("next", f"tatara report {run.path}"))
+    facts.append(report_next(run))
     show(f"{config.name}: done at {time.strftime('%H:%M:%S')}", facts, session.console)
 
 

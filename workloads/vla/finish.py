@@ -6,7 +6,7 @@ import time
 from workloads.engine import distributed
 from workloads.engine.finishing import export_final, forget
 from workloads.engine.publish import push_final
-from workloads.engine.summary import change, draw_curve, rows_of, series, show
+from workloads.engine.summary import change, draw_curve, report_next, rows_of, series, show
 from workloads.engine.trainer import RunTrainer
 from workloads.errors import TataraError
 from workloads.session import Session
@@ -105,5 +105,5 @@ def _tell(
         facts.append(("model", f"{run.final}/"))
     if curve:
         facts.append(("curve", str(curve)))
-    facts.append(("next", f"tatara report {run.path}"))
+    facts.append(report_next(run))
     show(f"{config.name}: done at {time.strftime('%H:%M:%S')}", facts, session.console)

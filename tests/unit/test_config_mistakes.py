@@ -43,7 +43,7 @@ def desk(tmp_path: Path) -> Desk:
         (
             "parallel: {ranks_per_node: 0}\n",
             "6:28",
-            "parallel.ranks_per_node: input should be greater than or equal to 1 or 'auto', found 0",
+            "parallel.ranks_per_node: input should be greater than or equal to 1 or 'auto', found",
         ),
         ("honours: SEED\n", "6:10", "honours expects a list"),
         ("adapter: {targets: q_proj}\n", "6:20", "adapter.targets: input should be a list such as"),

@@ -380,6 +380,8 @@ def test_unfit_rows_say_why(tokenizer: PreTrainedTokenizerBase) -> None:
     assert "no turn of an assistant" in refusal(chat, tokenizer, {"messages": CHAT[:1]})
     assert "list of messages" in refusal(chat, tokenizer, {"messages": []})
     assert "role and content" in refusal(chat, tokenizer, {"messages": [{"content": "x"}]})
+    picture = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+    assert "as the parts of a message" in refusal(chat, tokenizer, {"messages": [picture, CHAT[1]]})
     robot = [CHAT[0], {"role": "robot", "content": "?"}, *CHAT[1:]]
     reason = refusal(chat, tokenizer, {"messages": robot})
     assert "chat template refuses" in reason and "found robot" in reason

@@ -349,10 +349,18 @@ def _turn(turn: Any) -> Turn:
     role = kept.pop("role", kept.pop("from", None))
     content = kept.pop("content", kept.pop("value", ""))
     if isinstance(content, list):
-        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+        content = _joined(content)
     if not isinstance(role, str) or not isinstance(content, str):
         raise RowError("expected a message with role and content as texts")
     return {"role": _ROLES.get(role, role), "content": content, **kept}
+
+
+def _joined(parts: list[Any]) -> str:
+    """The text of a message that comes in parts; one that is no text would be lost in silence."""
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise RowError("expected texts as the parts of a message, found others, such as a picture")
+    return "".join(texts)
 
 
 def _is_plain(turn: Any) -> bool:

@@ -4,21 +4,36 @@ Both kinds raise ValueError with what was expected and found; the caller knows t
 """
 
 import io
+import struct
 import threading
 import warnings
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Protocol
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from workloads.errors import UserError
 
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# What turns an image of an EXIF orientation upright; some of them swap width and height.
+_TURNS = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
+_SIDEWAYS = (5, 6, 7, 8)
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _TAIL = 1024  # bytes in which a JPEG's end is looked for
 _BATCH = 256
@@ -194,31 +209,40 @@ def find_picture(name: Any, root: Path) -> FilePicture:
 def upright_size(stream: IO[bytes]) -> tuple[int, int]:
     """(width, height) of the image in `stream` as it is seen, from its header.
 
-    ValueError also where its end is missing, which a training would meet hours later.
+    ValueError also for a PNG that is damaged anywhere and a JPEG without its end, which a training
+    would meet hours later.
     """
     with _readable(), Image.open(stream) as image:
         width, height = image.size
         if image.format == "PNG":
-            _read_chunks(image, stream)
-        elif image.format in ("JPEG", "MPO") and not _has_end(stream):
-            image.load()
-        # The base's own way: PNG's decodes the whole image first.
-        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _SIDEWAYS
+            whole = _has_whole_chunks(image, stream)
+        else:
+            whole = image.format not in ("JPEG", "MPO") or _has_end(stream)
+        if not whole:
+            image.load()  # what Pillow reads all the same is good enough
+        turned = _orientation(image) in _SIDEWAYS
         # Pillow turns a TIFF itself, and gives its size as it will be.
         return (height, width) if turned and image.format != "TIFF" else (width, height)
 
 
-def _read_chunks(image: Image.Image, stream: IO[bytes]) -> None:
-    """Go through a PNG's chunks to its last one, and take the orientation that one may hold."""
-    place = stream.seek(len(_PNG_START))
+def _has_whole_chunks(image: Image.Image, stream: IO[bytes]) -> bool:
+    """Whether a PNG's chunks are as their checksums say; takes an orientation behind the pixels."""
+    stream.seek(len(_PNG_START))
     while len(head := stream.read(8)) == 8:
         size, kind = int.from_bytes(head[:4], "big"), head[4:]
+        content, checksum = stream.read(size), stream.read(4)
+        if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(checksum, "big"):
+            return False
         if kind == b"IEND":
-            return
+            return True
         if kind == b"eXIf":
-            image.info["exif"] = stream.read(size)
-        place = stream.seek(place + 8 + size + 4)
-    raise OSError("the file ends before the image does")
+            image.info["exif"] = content
+    return False
+
+
+def _orientation(image: Image.Image) -> Any:
+    # The base's own way: PNG's decodes the whole image first.
+    return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
 
 
 def _has_end(stream: IO[bytes]) -> bool:
@@ -232,7 +256,9 @@ def decode(stream: IO[bytes]) -> Image.Image:
     """The image in `stream`, turned upright and as RGB."""
     with _readable(), Image.open(stream) as image:
         image.load()
-        return ImageOps.exif_transpose(image).convert("RGB")
+        # ImageOps.exif_transpose writes all of the EXIF anew, and fails where a camera's is odd.
+        turn = _TURNS.get(_orientation(image))
+        return (image if turn is None else image.transpose(turn)).convert("RGB")
 
 
 @contextmanager
@@ -247,7 +273,7 @@ def _readable() -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = Image.MAX_IMAGE_PIXELS
         raise ValueError(f"expected at most {limit} pixels, found more: {error}") from error
-    except (OSError, SyntaxError, EOFError) as error:
+    except (OSError, SyntaxError, EOFError, struct.error) as error:
         raise ValueError(f"expected a whole image, found: {error}") from error
 
 

@@ -206,6 +206,8 @@ BROKEN = [
     ({"text_config": {"model_type": "phi"}}, "expected a llama text_config"),
     ({"text_config": {"vocab_size": 300}}, "room for 256 action tokens"),
     ({"timm_override_act_layers": ["nope", None]}, "found 'nope'"),
+    ({"timm_model_ids": [DINO, 7]}, "found a mistake: 'int' object has no attribute"),
+    ({"pad_token_id": ""}, "found a mistake: invalid literal"),
 ]
 
 
@@ -213,6 +215,15 @@ BROKEN = [
 def test_broken_configurations(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse(fields() | changes)
+
+
+def test_a_shape_that_no_model_has(tmp_path: Path) -> None:
+    text = dict(fields()["text_config"])
+    for wrong in ({"pad_token_id": 1.5}, {"num_key_value_heads": -1}):
+        changed = json.dumps(fields(text_config=text | wrong))
+        (tmp_path / "config.json").write_text(changed)
+        with pytest.raises(UserError, match=r"config\.json: expected the shape of a model"):
+            load_pretrained(tmp_path)
 
 
 def test_the_published_configuration() -> None:
@@ -263,6 +274,8 @@ def test_prediction_refuses(tmp_path: Path) -> None:
         model.predict_action(ids, pixels, unnorm_key="leg")
     with pytest.raises(UserError, match="choose one of: arm, hand"):
         model.predict_action(ids, pixels, norm_stats=STATS | {"hand": STATS["arm"]})
+    with pytest.raises(UserError, match="expected a list q01 in the action statistics of 'arm'"):
+        model.predict_action(ids, pixels, norm_stats={"arm": {"action": {"mean": [0.0]}}})
     with pytest.raises(UserError, match="expected unpadded prompts"):
         model.predict_action(ids, pixels, attention_mask=torch.tensor([[1, 1, 1, 1, 1, 0]]))
     with pytest.raises(UserError, match="expected one prompt, found 2"):

@@ -67,6 +67,8 @@ BROKEN = [
     ({"input_sizes": [[3, 20, 20], [3, 24, 24]]}, "expected input_sizes alike for all towers"),
     ({"interpolations": ["cubic"]}, "found 'cubic'"),
     ({"input_sizes": [[3, 20, 24]]}, "expected square input_sizes for letterbox"),
+    ({"interpolations": 3}, "found a mistake: 'int' object is not"),
+    ({"stds": [[0.5, 0.5]]}, "found a mistake: "),
 ]
 
 

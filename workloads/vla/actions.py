@@ -111,7 +111,10 @@ def _column(table: Mapping[str, Any], name: str, values: np.ndarray) -> np.ndarr
     """float64 [D]: one kind of number for each dimension of `values`."""
     if name not in table:
         raise UserError(f"expected {name!r} in the statistics, found {', '.join(table)}")
-    column = np.asarray(table[name], dtype=np.float64)
+    try:
+        column = np.asarray(table[name], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"expected numbers as {name!r} of the statistics, found {error}") from error
     if values.ndim == 0 or column.shape != values.shape[-1:]:
         raise UserError(
             f"expected values of {column.size} dimensions as in the statistics, found shape "

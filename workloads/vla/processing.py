@@ -19,6 +19,7 @@ from workloads.vla.openvla.config import (
     RESIZE_STRATEGIES,
     OpenVLASpec,
     Tower,
+    mistakes_named,
     read_json,
     with_published_code,
 )
@@ -56,10 +57,11 @@ class ImageProcessor:
 
     def __init__(self, fields: Mapping[str, Any], where: str = FILE) -> None:
         self.fields = dict(fields)
-        self.geometry = _geometry(fields, where)
-        self._table = np.concatenate(
-            [_lookup(norm["mean"], norm["std"]) for norm in _normalisations(fields, where)]
-        )
+        with mistakes_named(where):
+            self.geometry = _geometry(fields, where)
+            self._table = np.concatenate(
+                [_lookup(norm["mean"], norm["std"]) for norm in _normalisations(fields, where)]
+            )
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> "ImageProcessor":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
@@ -138,6 +139,11 @@ def empty(spec: OpenVLASpec, attn: str, oft: OftSpec | None) -> OpenVLA:
     try:
         with torch.device("meta"), no_init_weights():
             return OpenVLA(spec, attn) if oft is None else OpenVLAOft(spec, attn, oft)
+    except (StrictDataclassError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"config.json: expected the shape of a model, found a mistake: {reason}; get it again"
+        ) from error
     except ImportError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"expected a way to run {attn}, found: {reason}; use attn sdpa") from error

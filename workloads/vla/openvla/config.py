@@ -5,7 +5,8 @@ it was found, so that a checkpoint written from it has the same fields.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,23 @@ def with_published_code(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse(raw: Mapping[str, Any], where: str = "config.json") -> OpenVLASpec:
     """Turn the fields of config.json into a spec; raises UserError naming the field at fault."""
+    with mistakes_named(where):
+        return _parsed(raw, where)
+
+
+@contextmanager
+def mistakes_named(where: str) -> Iterator[None]:
+    """What a value of the wrong kind makes Python say, as a UserError with its file."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        text = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(
+            f"{where}: expected the fields of a checkpoint, found a mistake: {text}; get it again"
+        ) from error
+
+
+def _parsed(raw: Mapping[str, Any], where: str) -> OpenVLASpec:
     if raw.get("model_type") != "openvla":
         raise UserError(
             f"{where}: expected model_type openvla, found {raw.get('model_type')!r}; "

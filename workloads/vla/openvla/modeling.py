@@ -297,7 +297,14 @@ def action_stats(norm_stats: Mapping[str, Any], unnorm_key: str | None) -> Mappi
     key = next(iter(norm_stats)) if unnorm_key is None else unnorm_key
     if key not in norm_stats:
         raise UserError(f"expected an unnorm_key of the statistics, found {key!r}; known: {known}")
-    stats: Mapping[str, Any] = norm_stats[key]["action"]
+    entry = norm_stats[key]
+    stats = entry.get("action") if isinstance(entry, Mapping) else None
+    low = stats.get("q01") if isinstance(stats, Mapping) else None
+    if not isinstance(stats, Mapping) or not isinstance(low, list | tuple | np.ndarray):
+        raise UserError(
+            f"expected a list q01 in the action statistics of {key!r}, found none; take the "
+            "dataset_statistics.json that the model was trained with"
+        )
     return stats
 
 

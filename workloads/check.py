@@ -124,16 +124,26 @@ def _compute(config: Profile, env: Mapping[str, str]) -> Finding | None:
 
 def _batch(config: Profile, env: Mapping[str, str]) -> Finding | None:
     """Ranks against the GPUs of a node, and the global batch against the ranks."""
-    gpus, nodes = device.gpu_count(env), config.parallel.nodes
-    here = gpus if env.get("NODE_RANK") else gpus // nodes  # else all nodes share this machine
+    here = _gpus_of_a_node(config, env)
     if here and config.ranks_per_node(here) > here:
         found = f"{config.ranks_per_node(here)} ranks a node for {here} GPU a node"
         return Finding("ranks", "error", found, "set parallel.ranks_per_node=auto")
     try:
-        config.accumulation_steps(nodes * config.ranks_per_node(here))
+        config.accumulation_steps(world_size(config, env))
     except UserError as error:
         return Finding("batch", "error", str(error))
     return None
+
+
+def _gpus_of_a_node(config: Profile, env: Mapping[str, str]) -> int:
+    """Without a rank of its own this machine is shared by all nodes."""
+    gpus = device.gpu_count(env)
+    return gpus if env.get("NODE_RANK") else gpus // config.parallel.nodes
+
+
+def world_size(config: Profile, env: Mapping[str, str]) -> int:
+    """Ranks of all nodes, as far as the GPUs here tell."""
+    return config.parallel.nodes * config.ranks_per_node(_gpus_of_a_node(config, env))
 
 
 def _options(config: Profile) -> Finding | None:

@@ -115,6 +115,33 @@ def test_a_batch_of_broken_groups_is_refused_with_one_that_works(
     config(stage="sft", train=train, grpo={"num_generations": group}).check_groups(world)
 
 
+@pytest.mark.parametrize(
+    ("size", "whole", "group", "proposed"), [(3, 8, 4, 12), (4, 10, 5, 20), (16, 8, 4, 16)]
+)
+def test_a_batch_that_ranks_cannot_share_is_named_once_with_one_that_groups_fit_too(
+    size: int, whole: int, group: int, proposed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workloads.check import shallow
+
+    monkeypatch.chdir(ROOT)
+    train = {"per_device_batch_size": size, "global_batch_size": whole}
+    grpo = {"num_generations": group}
+    (found,) = [one for one in shallow(config(train=train, grpo=grpo), {}) if one.name == "batch"]
+    assert f"found {whole}; set it to {proposed}" in found.found
+    train["global_batch_size"] = proposed
+    (found,) = [one for one in shallow(config(train=train, grpo=grpo), {}) if one.name == "batch"]
+    assert found.level == "ok"
+
+
+def test_nodes_that_share_a_machine_share_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workloads.device.gpu_count", lambda env: 2)
+    two = config(parallel={"nodes": 2}, train={"per_device_batch_size": 4})
+    here, *_ = check.shallow(two, {})
+    assert here.found.endswith("2 ranks")
+    alone, *_ = check.shallow(two, {"NODE_RANK": "0"})
+    assert alone.found.endswith("4 ranks")
+
+
 def errors(findings: list[Finding]) -> list[str]:
     return [f"{one.name}: {one.found}" for one in findings if one.level == "error"]
 

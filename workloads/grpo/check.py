@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workloads import device
-from workloads.check import Finding, Level
+from workloads.check import Finding, Level, world_size
 from workloads.engine.publish import may_push
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GENERATED, GrpoConfig
@@ -17,21 +16,26 @@ if TYPE_CHECKING:
 
 def shallow(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     """Whether batch, rewards, engine and the files that the profile names fit together."""
-    looks = [_groups(config, env), *_rewards(config), _engine(config), _data(config)]
+    looks = [*_groups(config, env), *_rewards(config), _engine(config), _data(config)]
     return [*looks, *may_push(config)]
 
 
-def _groups(config: GrpoConfig, env: Mapping[str, str]) -> Finding:
-    world = config.parallel.nodes * config.ranks_per_node(len(device.gpus(env)))
+def _groups(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
+    """Whole groups in a step; a batch that the ranks cannot share was found by the common looks."""
+    world = world_size(config, env)
+    try:
+        config.accumulation_steps(world)
+    except UserError:
+        return []
+    if config.stage == "sft":
+        return [Finding("batch", "ok", "the supervised stage has no groups")]
     try:
         config.check_groups(world)
-        prompts = config.prompts_a_step(world)
     except UserError as error:
-        return Finding("batch", "error", str(error))
-    if config.stage == "sft":
-        return Finding("batch", "ok", "the supervised stage has no groups")
-    group = config.grpo.num_generations
-    return Finding("batch", "ok", f"{prompts} prompts x {group} completions a step, {world} ranks")
+        return [Finding("batch", "error", str(error))]
+    prompts, group = config.prompts_a_step(world), config.grpo.num_generations
+    found = f"{prompts} prompts x {group} completions a step, {world} ranks"
+    return [Finding("batch", "ok", found)]
 
 
 def _rewards(config: GrpoConfig) -> list[Finding]:

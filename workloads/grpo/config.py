@@ -3,6 +3,7 @@
 Works for language models and for vision-language models; the model's own config says which it is.
 """
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -231,6 +232,17 @@ class GrpoConfig(Profile):
                 "the reference is a second adapter beside it"
             )
 
+    def accumulation_steps(self, world_size: int) -> int:
+        whole, step = self.train.global_batch_size, self.train.per_device_batch_size * world_size
+        if self.stage == "sft" or whole is None or whole % step == 0:
+            return super().accumulation_steps(world_size)
+        raise UserError(
+            f"expected train.global_batch_size to be a multiple of {step} "
+            f"({self.train.per_device_batch_size} a device x {world_size} ranks) and of "
+            f"grpo.num_generations={self.grpo.num_generations}, found {whole}; set it to "
+            f"{self._fitting(whole, step)}"
+        )
+
     def check_groups(self, world_size: int) -> None:
         """UserError where an optimizer step does not hold whole groups of completions."""
         if self.stage != "grpo":
@@ -239,14 +251,17 @@ class GrpoConfig(Profile):
         whole, group = size * accumulation * world_size, self.grpo.num_generations
         if whole % group == 0:
             return
-        fitting = -(-whole // group) * group
-        while fitting % (size * world_size):
-            fitting += group
         raise UserError(
             f"expected a batch that divides by grpo.num_generations={group}, found {whole} "
             f"({size} a device x {accumulation} accumulated x {world_size} ranks); set "
-            f"train.global_batch_size={fitting}, or another grpo.num_generations"
+            f"train.global_batch_size={self._fitting(whole, size * world_size)}, or another "
+            "grpo.num_generations"
         )
+
+    def _fitting(self, whole: int, step: int) -> int:
+        """The next batch from `whole` up that ranks can share and that holds whole groups."""
+        both = math.lcm(step, self.grpo.num_generations)
+        return -(-whole // both) * both
 
     def prompts_a_step(self, world_size: int) -> int:
         """Different prompts of one optimizer step, over all ranks."""

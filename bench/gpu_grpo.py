@@ -23,7 +23,7 @@ from bench._grpo_sides import Turn, take_turn
 from bench._pair import facts, write_page
 from bench._players import GIB, play, start
 
-# Advantages of a group cancel each other out, so that losses are near 0: of a reward's size.
+# Advantages of a group cancel each other out, so that losses are near 0; norms say more.
 LOSS_TOLERANCE, NORM_TOLERANCE = 2e-3, 3e-2
 
 

@@ -49,7 +49,7 @@ def _live(session: Session) -> int:
         return EXIT_DONE
     except TataraError as error:
         print(without_secrets(f"error: {error}", os.environ), file=sys.stderr)
-        session.finish("failed", error.exit_code, str(error))
+        session.finish("failed", error.exit_code, sentence(error))
         return error.exit_code
     except Exception as error:
         print(without_secrets(traceback.format_exc(), os.environ), file=sys.stderr)
@@ -87,10 +87,19 @@ _LOST_PEER = (
 )
 
 
+def sentence(error: Exception) -> str:
+    """What an error says; torch puts a traceback around those of a data loader's process."""
+    text, mark = str(error), f"{type(error).__name__}: "
+    if not text.startswith("Caught ") or mark not in text:
+        return text
+    # The last line of the traceback: the name of the error, its module before it if it has one.
+    return text.rpartition(mark)[2].strip()
+
+
 def explain(error: Exception) -> tuple[int, str]:
     """Exit code and sentence for an exception that no layer below has understood."""
     kinds = [kind.__name__ for kind in type(error).__mro__]
-    text = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {sentence(error)}"
     lost = any(sign in text.lower() for sign in _LOST_PEER)
     if "DistError" in kinds or (lost and ("RuntimeError" in kinds or "OSError" in kinds)):
         return EXIT_RETRY, f"lost contact with another rank ({str(error).splitlines()[0][:160]})"

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
-from workloads.errors import EXIT_FAILED, EXIT_RETRY
+from workloads.errors import EXIT_FAILED, EXIT_RETRY, UserError
 from workloads.processes import own_command, quick_imports
-from workloads.worker import explain
+from workloads.worker import explain, sentence
 
 pytestmark = pytest.mark.unit
 
@@ -28,6 +29,29 @@ def test_a_lost_peer_is_worth_a_retry_and_a_defect_is_not(error: Exception, code
     found, sentence = explain(error)
     assert found == code
     assert str(error) in sentence
+
+
+class _Broken(Dataset[int]):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, number: int) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("kind", [UserError, ValueError])
+def test_what_a_data_loader_s_process_says_comes_without_its_traceback(
+    kind: type[Exception],
+) -> None:
+    loader = DataLoader(_Broken(kind("expected a: step, found none")), num_workers=1)
+    with pytest.raises(kind, match="Traceback") as caught:
+        next(iter(loader))
+    assert sentence(caught.value) == "expected a: step, found none"
+    assert sentence(kind("Caught in the rain")) == "Caught in the rain"
+    assert explain(caught.value)[1] == f"{kind.__name__}: expected a: step, found none"
 
 
 def test_a_package_left_out_is_not_imported_by_libraries() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workloads.errors import UserError
@@ -189,8 +189,12 @@ def _llava(family: str, fields: Fields, hidden: int) -> Vision:
         Linear("linear_2", hidden, hidden, 1, "vision"),
     ]
     small += 2 * hidden if fields.get("multimodal_projector_bias", True) else 0
-    newline = 0 if family == "llava" else hidden  # ends each row of a picture in tiles
-    return (tower,), tuple(linears), small + newline
+    if family == "llava":
+        return (tower,), tuple(linears), small
+    # The others see a picture in tiles, and once more whole; a vector ends each row of it.
+    side = need({**_TOWERS[own["model_type"]], **own}, "image_size")
+    tiles = math.ceil(_USUAL_SIDE / side) ** 2 + 1
+    return (replace(tower, patches=tiles * tower.patches),), tuple(linears), small + hidden
 
 
 def _clip(own: Fields) -> tuple[Tower, list[Linear], int]:

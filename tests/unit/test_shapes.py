@@ -149,6 +149,14 @@ def test_published_llavas_leave_fields_out(fields: dict[str, Any]) -> None:
     assert from_fields(fields).parameters == sum(one.numel() for one in model.parameters())
 
 
+def test_pictures_in_tiles_cost_their_towers_more() -> None:
+    """512 x 512 are 2 x 2 tiles and the whole; one of LLaVA-1.5 is scaled to one square."""
+    kinds = {"llava": 1, "llava_next": 5}
+    for kind, tiles in kinds.items():
+        assert from_fields({"model_type": kind}).towers[0].patches == tiles * (24 * 24 + 1)
+    assert from_fields({"model_type": "llava_onevision"}).towers[0].patches == 5 * 27 * 27
+
+
 def test_the_demo_model_is_planned() -> None:
     shape, _ = shape_of(Model(name="data/demo/tiny-llava"), OFFLINE)
     fields = json.loads(Path("data/demo/tiny-llava/config.json").read_text())

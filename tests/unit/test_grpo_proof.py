@@ -96,10 +96,10 @@ def test_the_sample_has_the_extremes() -> None:
         row("smallest", 9, 4, (2, 2)),
         row("stretched", 9, 16, (800, 9)),
         row("any", 9, 16, (90, 90)),
+        row("last", 9, 16, (90, 90)),
     ]
-    assert [one.place for one, _ in sample_of(rows)] == [
-        "first", "longest", "largest", "smallest", "stretched",
-    ]  # fmt: skip
+    found = [one.place for one, _ in sample_of(rows)]
+    assert found == ["first", "smallest", "last", "longest", "largest", "stretched"]
     assert [one.place for one, _ in sample_of([row("text", 9, 0, None)])] == ["text"]
     assert sample_of([]) == []
 

@@ -37,11 +37,12 @@ def prove(
 
 
 def sample_of(rows: Sequence[Counted]) -> list[Counted]:
-    """The first row and the extremes: most text, the largest and smallest image, the longest."""
+    """First, middle and last row, and the extremes: most text, the largest, smallest and most
+    stretched image."""
     if not rows:
         return []
     seen = [row for row in rows if row[1].size]
-    chosen = [rows[0], max(rows, key=lambda row: row[1].text)]
+    chosen = [rows[0], rows[len(rows) // 2], rows[-1], max(rows, key=lambda row: row[1].text)]
     if seen:
         chosen += [max(seen, key=lambda row: row[1].image), min(seen, key=_pixels)]
         chosen += [max(seen, key=_pixels), max(seen, key=_stretch)]

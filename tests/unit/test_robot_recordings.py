@@ -377,6 +377,28 @@ def test_links_are_followed_and_never_round(tmp_path: Path) -> None:
     assert [e.name for e in open_dataset(tmp_path / "data")] == ["episode_0", "episode_1"]
 
 
+def test_what_may_not_be_read_is_never_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests may run as root, who may read everything."""
+    crane_episode(tmp_path / "episode_0", 4)
+    crane_episode(tmp_path / "episode_1", 4)
+    access, scandir = os.access, os.scandir
+    with monkeypatch.context() as locked:
+        locked.setattr(os, "access", lambda path, how: "_1" not in path and access(path, how))
+        with pytest.raises(UserError, match=r"may be read, found .*episode_1.*permissions"):
+            open_dataset(tmp_path)
+
+    def refused(path: str) -> object:
+        if str(path).endswith("episode_1"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match="look into, found .*episode_1: Permission denied"):
+        open_dataset(tmp_path)
+
+
 def test_a_single_file_is_an_episode_only_by_its_name(tmp_path: Path) -> None:
     file = crane_episode(tmp_path / "episode_0", 4)
     assert len(open_dataset(file)[0]) == 3

@@ -136,8 +136,13 @@ def check_budget(damage: list[Damage], seen: int, budget: float | None) -> None:
 
 
 def scan(path: str | os.PathLike[str]) -> Iterator[Frame | Damage]:
-    """Yield every record in order, as a Frame if sound and as a Damage if not."""
+    """Yield every record in order, as a Frame if sound and as a Damage if not.
+
+    Raises UserError for a file that may not be read: that is no damage, and chmod mends it.
+    """
     name = os.fspath(path)
+    if not os.access(name, os.R_OK):
+        raise UserError(f"expected a file that may be read, found {name}; check its permissions")
     size = os.path.getsize(name)
     if size == 0:
         yield Damage(name, 0, 0, "empty: empty file")

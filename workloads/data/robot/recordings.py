@@ -16,6 +16,7 @@ from workloads.data.robot.episode import (
 )
 from workloads.data.robot.meta import Meta, read_meta
 from workloads.data.tfrecord import Damage
+from workloads.errors import UserError
 
 TFRECORD, NPZ = ".tfrecord", ".npz"
 # The recorders hand RGB arrays to a BGR encoder, and nothing in the file says so.
@@ -40,7 +41,7 @@ def find(path: Path) -> list[Path]:
 def _files(root: Path) -> Iterator[str]:
     """Episode files in no order; a folder that several links lead to counts once."""
     visited: set[str] = set()
-    for folder, inner, names in os.walk(root, followlinks=True):
+    for folder, inner, names in os.walk(root, onerror=_refuse, followlinks=True):
         real = os.path.realpath(folder)
         inner[:] = [name for name in inner if not _is_left_out(name) and real not in visited]
         for name in names if real not in visited else ():
@@ -50,8 +51,16 @@ def _files(root: Path) -> Iterator[str]:
         visited.add(real)
 
 
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be looked into may be full of episodes."""
+    raise UserError(
+        f"expected a folder to look into, found {error.filename}: {error.strerror}; check its "
+        "permissions"
+    ) from error
+
+
 def _is_left_out(name: str) -> bool:
-    return name.endswith(".bak") or name.startswith(".")
+    return name.endswith(".bak") or name.startswith(".") or name == "lost+found"
 
 
 class Recordings(Dataset):

@@ -421,9 +421,15 @@ def test_a_file_that_changes_after_opening_is_noticed(tmp_path: Path) -> None:
     crane_episode(tmp_path, 3, seed=5, cameras=("wrist",))
     with pytest.raises(DamagedRecord):
         dataset[0].image("primary", 4)
+    sizes = [len(record) for record in tfrecord.read(file)]
+    crane_episode(tmp_path, 3, seed=5, cameras=("wrist",))
+    dataset = open_dataset(tmp_path)
+    tfrecord.write(file, [bytes(size) for size in sizes])
+    with pytest.raises(DamagedRecord, match="bad_example"):
+        dataset[0].image("wrist", 0)
     file.unlink()
     with pytest.raises(DamagedRecord, match="missing_file"):
-        dataset[0].image("primary", 0)
+        dataset[0].image("wrist", 0)
 
 
 def test_indexing(tmp_path: Path) -> None:

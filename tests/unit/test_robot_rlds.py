@@ -143,6 +143,16 @@ def test_index_cache_depends_on_the_vectors(tmp_path: Path) -> None:
     assert step_of(pickle.loads(pickle.dumps(again))[1].image("primary", 2)) == 2
 
 
+def test_a_shard_written_anew_after_opening_is_noticed(tmp_path: Path) -> None:
+    root = rlds(tmp_path / "toy")
+    dataset = open_dataset(root)
+    (file,) = root.glob("*.tfrecord-*")
+    sizes = [len(record) for record in tfrecord.read(file)]
+    tfrecord.write(file, [bytes(size) for size in sizes])
+    with pytest.raises(DamagedRecord, match="missing_feature"):
+        dataset[0].image("primary", 0)
+
+
 def test_what_is_no_rlds_data_set(tmp_path: Path) -> None:
     root = rlds(tmp_path / "toy")
     (root / "features.json").write_text(json.dumps({"featuresDict": {"features": {}}}))

@@ -309,6 +309,8 @@ class TFRecordSource:
     def depth(self, camera: str, row: int) -> np.ndarray:
         features = self._features(row)
         key = self.recording.depths[camera]
+        if key not in features:
+            raise self._damaged(row, f"missing_feature: missing feature {key}")
         values = _raw_floats(features[key])
         for shape in self._depth_shapes(features, key, camera):
             if shape[0] * shape[1] == len(values):
@@ -335,7 +337,10 @@ class TFRecordSource:
         place = self._place(row)
         recording = self.recording
         offset, length = int(recording.offsets[place]), int(recording.lengths[place])
-        return parse(read_at(recording.path, offset, length, row))
+        try:
+            return parse(read_at(recording.path, offset, length, row))
+        except ExampleError as error:  # the file was written anew since it was opened
+            raise self._damaged(row, f"bad_example: no tf.train.Example, {error}") from error
 
     def _place(self, row: int) -> int:
         return int(np.searchsorted(self.recording.records, row))

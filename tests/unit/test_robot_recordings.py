@@ -235,7 +235,8 @@ def test_npz(tmp_path: Path) -> None:
         ({"states": np.zeros(8, np.float32)}, "wrong_dim", 0),
         ({"actions": np.array([[1.0] * 8, [np.nan] * 8, *[[1.0] * 8] * 3])}, "non_finite", 4),
         ({"images_wrist": np.zeros((3, 24, 32, 3), np.uint8)}, "missing_feature", 5),
-        ({"images_wrist": np.zeros((5, 24, 32), np.uint8)}, "wrong_dim", 5),
+        ({"images_wrist": np.zeros((5, 24, 32, 2), np.uint8)}, "wrong_dim", 5),
+        ({"images_wrist": np.zeros((5, 24, 32, 3), np.float32)}, "wrong_dim", 5),
     ],
 )
 def test_npz_damage(tmp_path: Path, changes: dict[str, object], trouble: str, length: int) -> None:
@@ -253,6 +254,17 @@ def test_npz_broken_file(tmp_path: Path) -> None:
         dataset = open_dataset(tmp_path)
         assert [item.trouble for item in dataset.verify()] == [trouble]
         assert dataset.lengths.tolist() == [0]
+
+
+def test_npz_pictures_that_are_grey_or_transparent(tmp_path: Path) -> None:
+    frames = np.stack([picture(t) for t in range(5)])
+    grey, alpha = frames[..., 0], np.concatenate([frames, frames[..., :1]], -1)
+    npz_episode(tmp_path, images_grey=grey, images_one=grey[..., None], images_wrist=alpha)
+    dataset = open_dataset(tmp_path)
+    assert dataset.verify() == []
+    for camera in ("grey", "one"):
+        assert np.array_equal(dataset[0].image(camera, 3), np.stack([grey[3]] * 3, -1))
+    assert np.array_equal(dataset[0].image("wrist", 3), frames[3])
 
 
 @pytest.mark.parametrize("times", [0.0, np.zeros((5, 0)), np.zeros(4), np.array(["x"] * 5)])

@@ -167,10 +167,12 @@ class NpzSource:
 
     def pixels(self, camera: str, row: int) -> np.ndarray:
         frame = self._frame(self.recording.cameras[camera], row)
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+        shaped = frame[..., None] if frame.ndim == 2 else frame
+        if frame.dtype != np.uint8 or shaped.ndim != 3 or shaped.shape[-1] not in (1, 3, 4):
             cause = f"wrong_dim: picture of shape {frame.shape} and type {frame.dtype}"
             raise self._damaged(row, cause)
-        return frame.copy()
+        # Grey ones become RGB and transparency is left out, as in pictures that are encoded.
+        return np.repeat(shaped, 3, 2) if shaped.shape[-1] == 1 else shaped[..., :3].copy()
 
     def depth(self, camera: str, row: int) -> np.ndarray:
         frame = self._frame(self.recording.depths[camera], row)

@@ -89,7 +89,7 @@ def _vector_keys(
 
 
 def _is_vector(spec: Spec | None) -> bool:
-    if spec is None or spec.kind != "tensor" or any(size < 0 for size in spec.shape):
+    if spec is None or spec.kind != "tensor" or any(size < 1 for size in spec.shape):
         return False
     return spec.dtype.startswith(("float", "double", "int", "uint", "bool"))
 

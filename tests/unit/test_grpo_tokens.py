@@ -197,6 +197,31 @@ def test_truncation_that_a_training_left_behind_hides_nothing(
         assert tokens.read_prompt_text(folder).count(turns) == (len(ids), 0)
 
 
+def test_a_text_for_a_model_that_sees_is_put_as_the_trainer_puts_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Templates of processors may know lists of parts alone, as LLaVA's do."""
+    from transformers import PreTrainedTokenizerFast
+    from trl.data_utils import prepare_multimodal_messages
+
+    from workloads.grpo.greedy import prompt_texts
+
+    folder = copied(checkpoint, tmp_path)
+    template = (
+        "{% for message in messages %}<|{{ message.role }}|>"
+        "{% for part in message.content %}{{ part.type }} {{ part.text }}{% endfor %}{% endfor %}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    images = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    processor = PicturesOnly(images, tokenizer, None, chat_template=template)
+    turns = prompts.text_turns("1 + 1?")
+    given = prepare_multimodal_messages(turns)
+    ids = processor.apply_chat_template([given], tokenize=True, return_dict=True)["input_ids"]
+    assert tokens.read_prompt_text(folder).count(turns) == (len(ids[0]), 0)
+    assert prompt_texts(processor, [turns]) == [processor.apply_chat_template(given)]
+
+
 @pytest.mark.parametrize("begins", [True, False])
 @pytest.mark.parametrize("sees", [True, False])
 def test_the_start_token_is_counted_as_the_library_puts_it(
@@ -212,7 +237,8 @@ def test_the_start_token_is_counted_as_the_library_puts_it(
     start = ("<|begin|>", inner.token_to_id("<|begin|>"))
     inner.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[start])
     inner.save(str(folder / "tokenizer.json"))
-    template = ("{{ bos_token }}" if begins else "") + "{{ messages[0].content }}"
+    said = "messages[0].content if messages[0].content is string else messages[0].content[0].text"
+    template = ("{{ bos_token }}" if begins else "") + "{{ " + said + " }}"
     (folder / "chat_template.jinja").write_text(template)
     turns = [{"role": "user", "content": "1 + 1?"}]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from workloads.grpo.model import Processing, lacks_beginning, tokenizer_of
-from workloads.grpo.prompts import Turns
+from workloads.grpo.prompts import Turns, in_parts
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,12 @@ def answers(
 
 
 def prompt_texts(processing: Processing, turns: Sequence[Turns]) -> list[str]:
-    """The conversations by the model's own chat template, up to where the answer begins."""
+    """The conversations by the model's own chat template, up to where the answer begins.
+
+    A processor is given parts even of a text, as TRL gives them to it.
+    """
+    if isinstance(processing, ProcessorMixin):
+        turns = [in_parts(one) for one in turns]
     return [
         str(processing.apply_chat_template(one, tokenize=False, add_generation_prompt=True))
         for one in turns

@@ -42,6 +42,16 @@ def text_turns(question: str) -> Turns:
     return [{"role": "system", "content": R1_SYSTEM}, {"role": "user", "content": question}]
 
 
+def in_parts(turns: Turns) -> Turns:
+    """Turns as the templates of processors take them: every content a list of parts."""
+    return [
+        {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+        if isinstance(turn["content"], str)
+        else turn
+        for turn in turns
+    ]
+
+
 def training_turns(question: str, with_image: bool) -> Turns:
     """The prompt of a training row."""
     return image_turns(question) if with_image else text_turns(question)

@@ -14,6 +14,7 @@ from workloads.engine.arguments import trainer_arguments
 from workloads.engine.trainer import RunTrainer
 from workloads.errors import UserError
 from workloads.grpo.config import GrpoConfig
+from workloads.grpo.greedy import prompt_texts
 from workloads.grpo.model import Processing, lacks_beginning, learner, sees_images, tokenizer_of
 from workloads.grpo.resume import LoadsByName
 from workloads.grpo.sources import Prepared, dataset_of
@@ -56,12 +57,7 @@ class Collate:
 
     def _prompts(self, rows: Sequence[dict[str, Any]]) -> tuple[list[list[int]], dict[str, Any]]:
         """Token ids of the prompts, and everything else that the processor gives."""
-        texts = [
-            self._processing.apply_chat_template(
-                row["prompt"], tokenize=False, add_generation_prompt=True
-            )
-            for row in rows
-        ]
+        texts = prompt_texts(self._processing, [row["prompt"] for row in rows])
         arguments: dict[str, Any] = {"text": texts}
         arguments["add_special_tokens"] = lacks_beginning(self._processing, texts[0])
         images = [row["image"] for row in rows if row.get("image") is not None]

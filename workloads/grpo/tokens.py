@@ -17,7 +17,7 @@ from typing import Any
 
 from workloads.errors import UserError
 from workloads.grpo.data import Example
-from workloads.grpo.prompts import Turns, training_turns
+from workloads.grpo.prompts import Turns, in_parts, training_turns
 
 IMAGE_TOKEN = "<|image_pad|>"
 _QWEN = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
@@ -166,7 +166,11 @@ def read_prompt_text(folder: Path, sees_images: bool = True) -> PromptText:
 
     own = _read_json(path) if (path := folder / "processor_config.json").is_file() else {}
     image_token = _token(special, "image_token") or _token(own, "image_token") or IMAGE_TOKEN
-    render = _renderer(_chat_template(folder, special), _constants(special))
+    template = _renderer(_chat_template(folder, special), _constants(special))
+
+    def render(turns: Turns) -> str:
+        return template(in_parts(turns) if sees_images else turns)
+
     return PromptText(encode, render, tokenizer.token_to_id(image_token))
 
 

@@ -60,7 +60,8 @@ def test_a_model_is_asked_by_batches_and_the_result_kept(
     (path,) = tmp_path.glob("eval/*/superclevr.json")
     result = json.loads(path.read_text())
     assert [one["ground_truth"] for one in result["results"]] == [1, 2]
-    assert f"{result['accuracy']:6.2f} %" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"{result['accuracy']:6.2f} %" in said.out and "2 of 2 questions" in said.err
     assert (questions[1].with_name("images") / "images" / "0.png").is_file()
 
 
@@ -84,6 +85,14 @@ def test_a_model_without_eyes_is_refused(
     blind = write_tiny(tmp_path / "blind")
     with pytest.raises(UserError, match="takes no images"):
         ask._transformers(str(blind), "fp32", None)
+
+
+def test_a_log_is_told_of_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ask._progress()
+    for done in range(0, 201):
+        progress(done, 200)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"{20 * tenth} of 200 questions" for tenth in range(1, 11)]
 
 
 def test_an_adapter_is_not_given_to_vllm(tmp_path: Path) -> None:

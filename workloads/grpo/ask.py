@@ -49,7 +49,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     load = _vllm if args.engine == "vllm" else _transformers
     generate = load(name, precision, args.max_pixels)
     result = evaluate(
-        task, questions, generate, out, _identity(name, args), args.batch_size, _progress
+        task, questions, generate, out, _identity(name, args), args.batch_size, _progress()
     )
     _tell("")
     print(table(task, result, name))
@@ -175,9 +175,20 @@ def _check_vllm(name: str) -> None:
         )
 
 
-def _progress(done: int, of: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{done} of {of} questions", end="", file=sys.stderr, flush=True)
+def _progress() -> Callable[[int, int], None]:
+    """Says how far it is: on a terminal in one line, in a log a line for each tenth."""
+    told = 0
+
+    def tell(done: int, of: int) -> None:
+        nonlocal told
+        tenth = 10 * done // of
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{done} of {of} questions", end="", file=sys.stderr, flush=True)
+        elif tenth > told:
+            told = tenth
+            _tell(f"{done} of {of} questions")
+
+    return tell
 
 
 def _tell(text: Any) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from robot_data import crane_episode, lerobot_video_v3, picture, rewrite, rlds, step_of, vectors
@@ -164,6 +165,15 @@ def test_conversion_past_the_budget_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     done = to_lerobot_v3(open_dataset(tmp_path / "data", damage_budget=11), tmp_path / "out")
     assert (done.frames, len(done.skipped)) == (18, 11)
+
+
+def test_conversion_writes_groups_that_are_quick_to_read_one_picture_of(tmp_path: Path) -> None:
+    crane_episode(tmp_path / "data", 20)
+    done = to_lerobot_v3(open_dataset(tmp_path / "data"), tmp_path / "out")
+    facts = pq.ParquetFile(done.path / "data/chunk-000/file-000.parquet").metadata
+    assert [facts.row_group(n).num_rows for n in range(facts.num_row_groups)] == [8, 8, 3]
+    (episode,) = open_dataset(done.path)
+    assert [step_of(episode.image("primary", t)) for t in (18, 0, 8, 7)] == [18, 0, 8, 7]
 
 
 def test_conversion_of_every_format(tmp_path: Path) -> None:

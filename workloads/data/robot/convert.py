@@ -207,7 +207,7 @@ class _Writer:
         return {name: values.reshape(len(run), -1) for name, values in columns.items()}
 
     def _write(self, columns: dict[str, np.ndarray], cells: dict[str, list[Any]]) -> int:
-        """Append one row group and return the number of the file it went to."""
+        """Append an episode and return the number of the file it went to."""
         sizes = (columns["observation.state"].shape[1], columns["action"].shape[1])
         if self._sizes not in (None, sizes):
             raise UserError(
@@ -225,7 +225,8 @@ class _Writer:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._open = pq.ParquetWriter(file, schema, compression="snappy")
         arrays = [layout.array(columns.get(f.name), cells.get(f.name), f.type) for f in schema]
-        self._open.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        table = pa.Table.from_arrays(arrays, schema=schema)
+        self._open.write_table(table, row_group_size=layout.ROWS_AT_ONCE)
         return self._file
 
     def _data_file(self, number: int) -> Path:

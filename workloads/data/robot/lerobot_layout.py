@@ -16,6 +16,8 @@ VERSION = "v3.0"
 CHUNK_SIZE = 1000
 DATA_FILE_MEGABYTES = 100
 DATA_FILE_BYTES = DATA_FILE_MEGABYTES * 1024 * 1024
+# Who asks for one picture has to read those of a whole row group.
+ROWS_AT_ONCE = 8
 VIDEO_FILE_MEGABYTES = 200
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 

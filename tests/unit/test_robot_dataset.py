@@ -33,6 +33,18 @@ def test_nothing_known_says_what_was_looked_for(tmp_path: Path) -> None:
         open_dataset(tmp_path, color_order="grb")  # type: ignore[arg-type]
 
 
+def test_options_of_other_formats_are_refused(tmp_path: Path) -> None:
+    crane_episode(tmp_path / "crane", 4)
+    lerobot_video_v3(tmp_path / "lerobot")
+    for folder, options, name in (
+        ("crane", {"split": "train"}, "split for CRANE-X7"),
+        ("crane", {"action_keys": ["action"]}, "action_keys for CRANE-X7"),
+        ("lerobot", {"split": "train"}, "split for LeRobot"),
+    ):
+        with pytest.raises(UserError, match=f"expected no {name} recordings, found .*; leave it"):
+            open_dataset(tmp_path / folder, **options)
+
+
 def test_reading_needs_no_torch(tmp_path: Path) -> None:
     crane_episode(tmp_path / "crane")
     rlds(tmp_path / "rlds")

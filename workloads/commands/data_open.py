@@ -24,7 +24,7 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
     for what in ("state", "action"):
         parser.add_argument(
             f"--{what}-keys", nargs="+", default=(), metavar="KEY",
-            help=f"vectors that make the {what} (RLDS)",
+            help=f"vectors that make the {what} (RLDS, LeRobot)",
         )  # fmt: skip
 
 

@@ -24,8 +24,12 @@ class Source(Section):
         None, description="Order of colours in the pictures where no meta.json says it."
     )
     split: Text | None = Field(None, description="Split to read (RLDS).")
-    state_keys: tuple[Text, ...] = Field((), description="Vectors that make the state (RLDS).")
-    action_keys: tuple[Text, ...] = Field((), description="Vectors that make the action (RLDS).")
+    state_keys: tuple[Text, ...] = Field(
+        (), description="Vectors that make the state (RLDS, LeRobot)."
+    )
+    action_keys: tuple[Text, ...] = Field(
+        (), description="Vectors that make the action (RLDS, LeRobot)."
+    )
 
 
 class Augmentation(Section):

@@ -32,8 +32,8 @@ def open_dataset(
     cache_dir: where indices are kept; without it nothing is written anywhere.
     instruction: for episodes without one; by default "manipulate the object".
     damage_budget: damaged records tolerated, by default max(10, 0.1 %); math.inf to look at
-    anything. split, state_keys, action_keys: for RLDS; the keys' vectors are joined in order.
-    Raises UserError where nothing known is found, and past the budget.
+    anything. split: for RLDS; state_keys, action_keys: for RLDS and LeRobot, whose vectors are
+    joined in order. Raises UserError where nothing known is found, and past the budget.
     """
     root = Path(path)
     if not root.exists():
@@ -58,6 +58,7 @@ def _opened(root: Path, options: Options) -> Dataset:
     if (root / LEROBOT_INFO).is_file():
         from workloads.data.robot import lerobot
 
+        _refuse(root, "LeRobot", split=options.split)
         return lerobot.LeRobot(root, options)
     builder = _rlds_folder(root)
     if builder is not None:
@@ -66,11 +67,23 @@ def _opened(root: Path, options: Options) -> Dataset:
         return rlds.Rlds(builder, options)
     files = recordings.find(root)
     if files:
+        keys = {"state_keys": options.state_keys, "action_keys": options.action_keys}
+        _refuse(root, "CRANE-X7", split=options.split, **keys)
         return recordings.Recordings(root, options, files)
     raise UserError(
         f"expected a data set in {root}, found none: no {LEROBOT_INFO} (LeRobot), no "
         f"{RLDS_FEATURES} (RLDS), no **/episode_data.tfrecord or .npz (CRANE-X7); check the path"
     )
+
+
+def _refuse(root: Path, format: str, **options: object) -> None:
+    """What a format has no use for is never ignored silently."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UserError(
+            f"{root}: expected no {given[0]} for {format} recordings, found {options[given[0]]!r}; "
+            "leave it out"
+        )
 
 
 def _rlds_folder(root: Path) -> Path | None:

@@ -16,13 +16,13 @@ FINE, BAD = torch.tensor(1.5), torch.tensor(math.nan)
 
 
 def is_unfit(norm: Any, scale: float | None = None, **deepspeed: bool) -> bool:
-    """scale: of an fp16 scaler; deepspeed: whether it is bf16, and whether a step was skipped."""
+    """scale: of an fp16 scaler; deepspeed: whether it is fp16, and whether a step was skipped."""
     trainer = RunTrainer.__new__(RunTrainer)
     scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
     skipped = deepspeed.get("skipped", False)
     trainer.accelerator = SimpleNamespace(scaler=scaler, optimizer_step_was_skipped=skipped)
     trainer.is_deepspeed_enabled = bool(deepspeed)
-    trainer.args = SimpleNamespace(bf16=deepspeed.get("bf16", False))
+    trainer.args = SimpleNamespace(fp16=deepspeed.get("fp16", False))
     return trainer._is_unfit(norm)
 
 
@@ -38,9 +38,9 @@ def test_a_scaler_looks_for_its_scale_first() -> None:
 
 
 def test_deepspeed_has_stepped_already_and_gives_the_norm_as_a_number() -> None:
-    assert not is_unfit(1.5, bf16=True, skipped=False)
-    assert is_unfit(math.nan, bf16=True, skipped=True)
-    assert not is_unfit(math.inf, bf16=False, skipped=True), "fp16 has a scale of its own"
+    assert not is_unfit(1.5, fp16=False, skipped=False)
+    assert is_unfit(math.nan, fp16=False, skipped=True)
+    assert not is_unfit(math.inf, fp16=True, skipped=True), "fp16 has a scale of its own"
     config = LlmConfig.model_validate(
         {"workload": "llm", "name": "a", "model": {"name": "b"}, "data": {"source": "c"}}
     )

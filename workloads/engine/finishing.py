@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from workloads.engine import distributed
 from workloads.engine.trainer import RunTrainer
@@ -30,6 +31,8 @@ def export_final(session: Session, export: Callable[..., Any]) -> None:
 def forget(trainer: RunTrainer) -> None:
     """Give the training's memory back before a model is loaded again."""
     trainer.accelerator.free_memory()
+    # Else a model that one rank makes from here on waits for the others, as ZeRO-3 has it.
+    unset_hf_deepspeed_config()
     trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

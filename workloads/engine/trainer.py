@@ -124,7 +124,7 @@ class RunTrainer(Trainer):
     def _is_unfit(self, norm: Any) -> bool:
         """Whether a step must not be applied. DeepSpeed has taken or left it by now, and knows."""
         if self.is_deepspeed_enabled:
-            return self.args.bf16 and bool(self.accelerator.optimizer_step_was_skipped)
+            return not self.args.fp16 and bool(self.accelerator.optimizer_step_was_skipped)
         if bool(torch.isfinite(norm)):
             return False
         # Too high a scale makes infinities, which the scaler skips and mends; a low one does not.

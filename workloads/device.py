@@ -82,8 +82,18 @@ def gpus(env: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
 
 
 def gpu_count(env: Mapping[str, str] = os.environ) -> int:
-    """How many GPUs this process may use."""
-    return len(gpus(env))
+    """How many GPUs a training here may use; none where torch is built for CPUs."""
+    found = len(gpus(env))
+    return 0 if found and _torch_is_for_cpus() else found
+
+
+def _torch_is_for_cpus() -> bool:
+    from importlib import metadata
+
+    try:
+        return metadata.version("torch").endswith("+cpu")
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def driver() -> Driver | None:

@@ -1,6 +1,7 @@
 """What `tatara train` makes of a machine with fewer GPUs than a profile has nodes or ranks."""
 
 from argparse import Namespace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,22 @@ def cards(count: int) -> tuple[Gpu, ...]:
     )
 
 
+def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, torch: str = "2.13.0") -> None:
+    """A machine with so many GPUs, and a build of torch."""
+    version = metadata.version
+    monkeypatch.setattr(device, "gpus", lambda env: cards(count))
+    monkeypatch.setattr(metadata, "version", lambda it: torch if it == "torch" else version(it))
+
+
 def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int, **env: str) -> Job:
     """The job that `tatara train demo` would start."""
     found: list[Any] = []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(device, "gpus", lambda env: cards(gpus))
-    monkeypatch.setattr(launch, "launch", lambda job: found.append(job) or 0)
+    with_gpus(monkeypatch, gpus)
+    monkeypatch.setattr(launch, "launch", found.append)
     for name, value in {"TATARA_OUTPUTS": str(tmp_path), **env}.items():
         monkeypatch.setenv(name, value)
-    assert train.main(Namespace(profile="demo", resume=None), ["train.max_steps=1"]) == 0
+    train.main(Namespace(profile="demo", resume=None), ["train.max_steps=1"])
     (job,) = found
     assert isinstance(job, Job)
     return job
@@ -49,6 +57,14 @@ def test_local_nodes_have_a_gpu_each_or_none_at_all(
     assert ("parallel.nodes=1" in job.words) == (gpus == 1)
 
 
+@pytest.mark.parametrize(("torch", "expected"), [("2.13.0", 4), ("2.13.0+cpu", 0)])
+def test_a_torch_for_cpus_uses_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, torch: str, expected: int
+) -> None:
+    with_gpus(monkeypatch, 4, torch)
+    assert device.gpu_count({}) == expected
+
+
 def test_a_node_of_several_hosts_keeps_to_what_it_was_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -61,7 +77,7 @@ def test_more_ranks_than_gpus_are_found_before_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ranks: str, mistakes: list[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(device, "gpus", lambda env: cards(4))
+    with_gpus(monkeypatch, 4)
     env = {"TATARA_OUTPUTS": str(tmp_path)}
     config, _ = resolve(ROOT / "profiles" / "demo.yaml", env, [f"parallel.ranks_per_node={ranks}"])
     found = [one for one in shallow(config, env) if one.level == "error"]

@@ -274,8 +274,10 @@ def test_prediction_refuses(tmp_path: Path) -> None:
         model.predict_action(ids, pixels, unnorm_key="leg")
     with pytest.raises(UserError, match="choose one of: arm, hand"):
         model.predict_action(ids, pixels, norm_stats=STATS | {"hand": STATS["arm"]})
-    with pytest.raises(UserError, match="expected a list q01 in the action statistics of 'arm'"):
+    with pytest.raises(UserError, match="expected a list q01 in the statistics, found none"):
         model.predict_action(ids, pixels, norm_stats={"arm": {"action": {"mean": [0.0]}}})
+    with pytest.raises(UserError, match="expected action statistics of 'arm', found none"):
+        model.predict_action(ids, pixels, norm_stats={"arm": {"mean": [0.0]}})
     with pytest.raises(UserError, match="expected unpadded prompts"):
         model.predict_action(ids, pixels, attention_mask=torch.tensor([[1, 1, 1, 1, 1, 0]]))
     with pytest.raises(UserError, match="expected one prompt, found 2"):

@@ -27,7 +27,7 @@ from workloads.vla.model import load_pretrained, locate
 from workloads.vla.openvla import layout
 from workloads.vla.openvla.checkpoint import STATISTICS, saved_oft
 from workloads.vla.openvla.config import read_json
-from workloads.vla.openvla.modeling import OpenVLA, action_stats
+from workloads.vla.openvla.modeling import OpenVLA, action_size, action_stats
 from workloads.vla.openvla.quantise import Quantisation
 from workloads.vla.processing import ImageProcessor, Tokenizer, tokenize_prompt, training_prompt
 from workloads.vla.tokenizer import LlamaTokenizer
@@ -116,7 +116,7 @@ class Policy:
     @property
     def action_shape(self) -> tuple[int, ...]:
         """[chunk, A] of a policy that predicts several steps, else [A]; of its first data set."""
-        size = len(self.model.norm_stats[self.unnorm_keys[0]]["action"]["q01"])
+        size = action_size(action_stats(self.model.norm_stats, self.unnorm_keys[0]))
         return (size,) if self.model.oft is None else (self.model.oft.action_chunk, size)
 
     @property

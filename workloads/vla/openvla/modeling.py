@@ -27,6 +27,7 @@ from workloads.vla.openvla.vision import VisionBackbone
 from workloads.vla.processing import EOS_TOKEN_ID, IGNORE_INDEX, SPACE_TOKEN_ID
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
+_MEND_STATISTICS = "take the dataset_statistics.json that the model was trained with"
 
 
 class OpenVLAConfig(PreTrainedConfig):
@@ -238,7 +239,7 @@ class OpenVLA(PreTrainedModel):
         ids = prompt_ids(input_ids, attention_mask).to(self.device)
         pixels = torch.as_tensor(pixel_values).to(self.device)
         with evaluating(self):
-            generated, _ = self.generate_action_ids(ids, pixels, len(stats["q01"]))
+            generated, _ = self.generate_action_ids(ids, pixels, action_size(stats))
         found = generated.cpu().numpy()
         if (found == EOS_TOKEN_ID).any():
             step = int(np.argwhere(found == EOS_TOKEN_ID)[0, 1])
@@ -299,13 +300,17 @@ def action_stats(norm_stats: Mapping[str, Any], unnorm_key: str | None) -> Mappi
         raise UserError(f"expected an unnorm_key of the statistics, found {key!r}; known: {known}")
     entry = norm_stats[key]
     stats = entry.get("action") if isinstance(entry, Mapping) else None
-    low = stats.get("q01") if isinstance(stats, Mapping) else None
-    if not isinstance(stats, Mapping) or not isinstance(low, list | tuple | np.ndarray):
-        raise UserError(
-            f"expected a list q01 in the action statistics of {key!r}, found none; take the "
-            "dataset_statistics.json that the model was trained with"
-        )
+    if not isinstance(stats, Mapping):
+        raise UserError(f"expected action statistics of {key!r}, found none; {_MEND_STATISTICS}")
     return stats
+
+
+def action_size(stats: Mapping[str, Any]) -> int:
+    """How many numbers an action has, by its statistics."""
+    low = stats.get("q01")
+    if not isinstance(low, list | tuple | np.ndarray):
+        raise UserError(f"expected a list q01 in the statistics, found none; {_MEND_STATISTICS}")
+    return len(low)
 
 
 def prompt_ids(input_ids: Any, attention_mask: Any = None) -> Tensor:

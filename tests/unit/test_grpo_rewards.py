@@ -343,6 +343,17 @@ def test_as_the_trainer_calls_it() -> None:
     assert function(completions=["<answer> 7 </answer>"], solution=["7"]) == [1.0]
 
 
+def test_a_step_of_grpo_says_what_was_earned() -> None:
+    from workloads.engine.callbacks import progress_line
+
+    row = {"loss": -2e-8, "reward": 1.25, "rewards/accuracy/mean": 0.5, "learning_rate": 1e-6}
+    assert progress_line(3, 8, row) == "step 3/8  reward 1.25  loss -2e-08  lr 1e-06"
+    row |= {"rewards/my.module:length/mean": 0.75, "rewards/accuracy/std": 0.1}
+    wanted = "step 3/8  reward 1.25  accuracy 0.5  length 0.75  loss -2e-08  lr 1e-06"
+    assert progress_line(3, 8, row) == wanted
+    assert progress_line(3, 8, {"loss": 2.5}) == "step 3/8  loss 2.5"
+
+
 def test_prompts_to_the_letter() -> None:
     def text(wording: str) -> str:
         turn = prompts.image_turns("How many {x}?", wording)[0]

@@ -167,9 +167,14 @@ def _parameters(model: nn.Module) -> dict[str, int]:
 
 
 def progress_line(step: int, steps: int, row: dict[str, Any]) -> str:
-    """`step 12/80  loss 2.41  …` as far as the row has it."""
+    """`step 12/80  loss 2.41  …` as far as the row has it; with rewards, they come first."""
     parts = [f"step {step}/{steps}"]
-    names = {"loss": "loss", "eval_loss": "held-out loss", "learning_rate": "lr"}
+    # TRL names them rewards/accuracy/mean; the loss beside them says little.
+    rewards = [name for name in row if name.startswith("rewards/") and name.endswith("/mean")]
+    names = {"reward": "reward"}
+    if len(rewards) > 1:
+        names |= {name: name.split("/")[1].rpartition(":")[2] for name in rewards}
+    names |= {"loss": "loss", "eval_loss": "held-out loss", "learning_rate": "lr"}
     for name, label in names.items():
         value = row.get(name)
         if isinstance(value, int | float):

@@ -215,6 +215,22 @@ def test_a_data_file_without_a_column_is_damage(tmp_path: Path) -> None:
     assert [(d.file, d.trouble) for d in dataset.damage] == [(str(file), "bad_file")]
 
 
+def test_tasks_that_change_within_an_episode_are_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = lerobot_video_v3(tmp_path / "set")
+    assert [episode.instruction for episode in open_dataset(root)] == ["even", "odd", "even"]
+    assert not caplog.records
+    file = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    index = table.column_names.index("task_index")
+    tasks = [0, 1] * (len(table) // 2)
+    pq.write_table(table.set_column(index, "task_index", [tasks]), file)
+    assert len(list(open_dataset(root))) == 3
+    (said,) = caplog.messages
+    assert said.endswith("episode 0 has 2 tasks; the first of an episode counts for all its steps")
+
+
 def test_vectors_are_read_once_and_pictures_a_group_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

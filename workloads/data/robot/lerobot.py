@@ -1,5 +1,6 @@
 """LeRobot data sets, v3.0 and v2.1 (v2.0 too): parquet, with pictures inside or as videos."""
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from workloads.data.robot.recent import Recent
 from workloads.data.robot.video import VideoError, Videos
 from workloads.data.tfrecord import Damage, DamagedRecord
 from workloads.errors import UserError
+
+log = logging.getLogger(__name__)
 
 STATE_KEYS = ("observation.state",)
 ACTION_KEYS = ("action",)
@@ -61,6 +64,7 @@ class LeRobot(Dataset):
         # Vectors are small, and a training asks for any step of any episode.
         self._known: dict[int, _Rows] = {}
         self._seen: dict[int, int] = {}
+        self._told = False
 
     def _read_meta(self, path: Path, options: Options) -> None:
         self.fps = float(self.info["fps"]) if self.info.get("fps") else None
@@ -101,7 +105,15 @@ class LeRobot(Dataset):
             )
             damage.append(Damage(str(entry.file), found, None, cause))
         self._note(entry, damage, max(found, 1))
+        self._tell_of_tasks(entry, rows)
         return rows
+
+    def _tell_of_tasks(self, entry: Entry, rows: "_Rows") -> None:
+        """An episode here has one instruction; that others are left out is said, once."""
+        if len(set(rows.tasks)) > 1 and not self._told:
+            self._told = True
+            text = "%s: episode %d has %d tasks; the first of an episode counts for all its steps"
+            log.warning(text, entry.file, entry.index, len(set(rows.tasks)))
 
     def _episode(self, entry: Entry, rows: "_Rows", times: dict[int, float]) -> Episode:
         texts = [*(self.tasks.get(task, "") for task in rows.tasks[:1]), *entry.tasks]

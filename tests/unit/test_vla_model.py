@@ -208,6 +208,7 @@ BROKEN = [
     ({"timm_override_act_layers": ["nope", None]}, "found 'nope'"),
     ({"timm_model_ids": [DINO, 7]}, "found a mistake: 'int' object has no attribute"),
     ({"pad_token_id": ""}, "found a mistake: invalid literal"),
+    ({"tiny_vision_towers": {DINO: {"depth": -1}}}, "expected sizes of at least 1"),
 ]
 
 

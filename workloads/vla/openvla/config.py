@@ -309,6 +309,8 @@ def _tower(raw: Mapping[str, Any], index: int, timm_id: str, where: str) -> Towe
             )
         changes[_OVERRIDES[name]] = _square(value, where) if name == "img_size" else value
     tower = replace(known, **changes)
+    if min(tower.width, tower.depth, tower.heads, tower.patch, tower.image_size) < 1:
+        raise UserError(f"{where}: expected sizes of at least 1, found {tower}; correct them")
     if tower.width % tower.heads:
         raise UserError(f"{where}: expected a width divisible by the heads, found {tower}")
     return tower

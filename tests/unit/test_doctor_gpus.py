@@ -176,7 +176,7 @@ def test_a_local_job_shares_this_machines_gpus(host: Machine) -> None:
 
 
 def test_one_gpu_trains_the_demo_as_one_node(host: Machine) -> None:
-    """`make train` on a machine with one GPU and no engine: two nodes are two more than it needs."""
+    """`make train` with one GPU and no engine: two nodes are one more than it has a GPU for."""
     host.gpus(H100)
     found = host.examine("demo", TATARA_RUNTIME="local")["GPUs"]
     assert (found.verdict, found.needed) == ("ok", "node 0: 1")

@@ -212,6 +212,25 @@ def test_the_cache_knows_rows_settings_and_tokenizer(tmp_path: Path) -> None:
     assert prepare(config(source), own, tmp_path).folder != first.folder
 
 
+def test_a_digest_tells_other_rows_apart(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """What a checkpoint keeps, so that a run is not resumed on rows that were edited since."""
+    source = write(tmp_path / "rows.jsonl", rows_of(20))
+
+    def made(cache: str, **data: Any) -> str:
+        prepared = prepare(config(source, max_length=64, **data), tokenizer, tmp_path / cache)
+        return prepared.report.train.digest
+
+    first = made("a")
+    assert first and made("b") == first
+    assert made("a", packing=True) != first
+    rows = rows_of(20)
+    rows[7]["answer"] += "!"
+    write(source, rows)
+    assert made("a") != first
+
+
 def test_a_damaged_cache_is_built_anew(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     source = write(tmp_path / "rows.jsonl", rows_of(5))
     first = prepare(config(source), tokenizer, tmp_path)

@@ -136,9 +136,10 @@ def same_shape(path: Path, facts: dict[str, Any]) -> None:
     record = json.loads((path / "complete.json").read_text())
     for name, now in facts.items():
         if name in record and record[name] != now:
+            same = "rows" if name == "data" else "number of nodes and ranks and the same batch"
             raise UserError(
                 f"{path.name} was written with {name} {record[name]}, found {now}; use the same "
-                "number of nodes and ranks and the same batch, or start a new run"
+                f"{same}, or start a new run"
             )
 
 

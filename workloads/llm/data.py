@@ -27,6 +27,7 @@ from workloads.data import packing
 from workloads.data import rows as local_rows
 from workloads.data.once import built_once, nothing
 from workloads.errors import UserError
+from workloads.integrity import digest
 from workloads.llm import source, template, tokenise
 from workloads.llm.config import LlmConfig, LlmData
 from workloads.llm.report import Report, SplitReport
@@ -164,6 +165,7 @@ class _Maker:
         if self.data.packing:
             room = len(groups) * self.data.max_length
             self.report.packing_efficiency = round(self.report.tokens / room, 6)
+        self.report.digest = _digest_of(flat, groups)
         _write_sequences(folder / f"{split}.arrow", flat, groups, lengths, numbers, progress)
         self._write_places(folder / f"{split}.places.arrow", numbers)
         for file in flat:
@@ -292,6 +294,16 @@ def _write_sequences(
                 _lists(in_rows, numbers[rows]),
             ]
             writer.write_batch(pa.record_batch(columns, _SCHEMA))
+
+
+def _digest_of(files: Sequence[Path], groups: list[list[int]]) -> str:
+    """Of what a resumed run must find again: tokens, labels, and which rows share a sequence."""
+    told = hashlib.blake2b(digest_size=8)
+    for file in files:
+        told.update(digest(file).encode())
+    for group in groups:
+        told.update(np.asarray([len(group), *group], np.int64).tobytes())
+    return told.hexdigest()
 
 
 def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:

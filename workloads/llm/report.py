@@ -21,6 +21,7 @@ class SplitReport:
     twins: int = 0  # training rows left out since they equal a held-out one
     rebuilt: int = 0  # rows whose template reads differently once they are answered
     parted: int = 0  # rows whose tokens would span the end of the prompt
+    digest: str = ""  # of all tokens and labels, and of which rows share a sequence
     bad_rows: list[str] = field(default_factory=list)
 
 

@@ -77,9 +77,12 @@ class LeanSFTTrainer(SFTTrainer):
 class LlmTrainer(RunTrainer, LeanSFTTrainer):
     """The llm workload's trainer."""
 
-    def __init__(self, *args: Any, profile: LlmConfig, **kwargs: Any) -> None:
-        self.fused = profile.train.fused_cross_entropy
+    def __init__(self, *args: Any, profile: LlmConfig, digest: str = "", **kwargs: Any) -> None:
+        self.fused, self.digest = profile.train.fused_cross_entropy, digest
         super().__init__(*args, profile=profile, **kwargs)
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "data": self.digest}
 
 
 def build_trainer(
@@ -99,6 +102,7 @@ def build_trainer(
         profile=config,
         session=session,
         places=data.places,
+        digest=data.report.train.digest,
         model=model,
         args=arguments(config, session, bool(data.evaluation)),
         processing_class=tokenizer,

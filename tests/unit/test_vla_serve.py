@@ -309,6 +309,14 @@ def test_no_policy_is_served_without_statistics(tmp_path: Path) -> None:
         Service(policy).warm_up()
 
 
+def test_a_blank_token_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TATARA_SERVE_TOKEN", " \n")
+    assert main(["serve", "latest", "--host", "0.0.0.0"]) == 2
+    assert "expected a token" in capsys.readouterr().err
+
+
 def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "latest", "--host", "0.0.0.0"]) == 2
     assert "expected a token" in capsys.readouterr().err

@@ -27,7 +27,8 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     from workloads.vla.serve import claim, serve
 
     # The port first: who waits a minute for the model does not want to hear that it was taken.
-    token = env.get("TATARA_SERVE_TOKEN")
+    # Blanks around it no client can send; nothing but blanks protects nobody.
+    token = env.get("TATARA_SERVE_TOKEN", "").strip() or None
     server = claim(args.host, args.port, token)
     from workloads.vla.policy import Policy, exported_folder
     from workloads.vla.service import Service

@@ -123,3 +123,16 @@ def test_answers_that_are_too_long_to_be_taught_are_named_before_training(
     assert found.fits == [True, True]
     rewarded = config_of(llava, lines(["2", "2" * 400]), *words[1:])
     assert len(prepare(rewarded, tmp_path).examples) == 2
+
+
+def test_a_supervised_stage_that_teaches_what_earns_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"problem": "1 + 1?", "solution": "2"}\n' * 3)
+    words = ("stage=sft", "grpo.max_completion_length=60", "model.name=data/demo/tiny-llama")
+
+    def warnings(answer: str) -> list[str]:
+        config = config_of(tmp_path, tmp_path, *words, f"sft.answer={answer}")
+        return [one.found for one in check.deep(config, {}) if one.level == "warning"]
+
+    (first, _) = warnings("<think> I add. </think> {solution}")
+    assert first.startswith("reward accuracy_extracted gives 0 to '<think> I add. </think> 2'")
+    assert warnings("<think> I add. </think> <answer> {solution} </answer>") == []

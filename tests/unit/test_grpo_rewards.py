@@ -308,12 +308,19 @@ def test_plug_ins_that_fail_are_named(plug_ins: str) -> None:
 
 def test_plug_ins_are_tried_on_a_right_answer(plug_ins: str) -> None:
     load = rewards.load_reward
-    assert rewards.try_reward(load("accuracy_extracted"), "7") == 1.0
-    assert rewards.try_reward(load("accuracy"), "<answer> 7 </answer>") == 1.0
-    assert rewards.try_reward(load("format"), "7") == 1.0
-    assert rewards.try_reward(load(f"{plug_ins}:split"), "<answer> 7 </answer>") == 1.0
+    every = [
+        load("accuracy_extracted"),
+        load("accuracy"),
+        load("format"),
+        load(f"{plug_ins}:split"),
+    ]
+    for solution in ("7", "<answer> 7 </answer>"):
+        said = rewards.right_completion(solution)
+        assert rewards.try_rewards(every, said, solution) == []
+    (line,) = rewards.try_rewards(every[:1], "<think> I count. </think> 7", "7")
+    assert line.startswith("reward accuracy_extracted gives 0 to '<think> I count. </think> 7'")
     with pytest.raises(TataraError, match=f"{plug_ins}:broken failed with ZeroDivisionError"):
-        rewards.try_reward(load(f"{plug_ins}:broken"), "7")
+        rewards.try_rewards([load(f"{plug_ins}:broken")], "7", "7")
 
 
 def test_plug_ins_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

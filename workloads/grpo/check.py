@@ -79,18 +79,20 @@ def _data(config: GrpoConfig) -> Finding:
 
 def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     """Count text and image tokens of every row against the limits; name the rows that break."""
-    from workloads.grpo.rewards import load_reward, try_reward
-    from workloads.grpo.sources import count, read_source
+    from workloads.grpo.rewards import load_reward, try_rewards
+    from workloads.grpo.sources import count, read_source, right_answer
 
     try:
         found = read_source(config.data, Path(env.get("TATARA_CACHE") or ".cache"))
         counted = count(config, found.rows)
-        for reward in config.rewards:
-            try_reward(load_reward(reward.name, reward.weight), found.rows[0].solution)
+        rewards = [load_reward(one.name, one.weight) for one in config.rewards]
+        solution = found.rows[0].solution
+        useless = try_rewards(rewards, right_answer(config, solution), solution)
     except TataraError as error:
         return [Finding("rows", "error", str(error))]
     tokens = counted.report
     findings = [Finding("bad row", "warning", str(row)) for row in found.bad]
+    findings += [Finding("rewards", "warning", line) for line in useless]
     level: Level = "warning" if config.data.too_long == "drop" else "error"
     findings += [Finding("row", level, line) for line in tokens.broken]
     findings.append(Finding("rows", "ok", f"{tokens.rows - len(tokens.broken):,} fit the limits"))

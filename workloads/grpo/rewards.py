@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import ModuleType
@@ -117,12 +117,17 @@ def load_reward(spec: str, weight: float = 1.0) -> WeightedReward:
     return WeightedReward(spec, builtin[spec], weight)
 
 
-def try_reward(reward: WeightedReward, solution: str) -> float:
-    """What the right answer earns, asked before anything is trained: a plug-in that fails is named.
+def try_rewards(rewards: Iterable[WeightedReward], said: str, solution: str) -> list[str]:
+    """Rewards asked once before anything is trained, so that a plug-in that fails is named.
 
-    The completion is the shortest one in R1's form.
+    said: a right answer. Gives a line for each reward that it earns nothing from.
     """
-    return reward(right_completion(solution), solution)
+    return [
+        f"reward {reward.name} gives 0 to {said[:80]!r}, a right answer where the solution is "
+        f"{solution[:80]!r}"
+        for reward in rewards
+        if reward(said, solution) == 0
+    ]
 
 
 def right_completion(solution: str) -> str:

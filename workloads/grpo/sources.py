@@ -23,6 +23,7 @@ from workloads.grpo.data import (
     with_pictures,
     write_imagefolder,
 )
+from workloads.grpo.rewards import right_completion
 from workloads.grpo.tokens import (
     ImageRules,
     Limits,
@@ -170,12 +171,19 @@ def count(config: GrpoConfig, examples: Sequence[Example]) -> Counting:
     return Counting(report(rows, limits), fits, good)
 
 
+def right_answer(config: GrpoConfig, solution: str) -> str:
+    """What the stage is to make the model say: the taught words, or R1's form around a solution."""
+    if config.stage == "sft":
+        return config.sft.answer.replace("{solution}", solution)
+    return right_completion(solution)
+
+
 def _with_answer(
     row: RowTokens | str, example: Example, text: PromptText, config: GrpoConfig
 ) -> RowTokens | str:
     """The row, or what is wrong with its answer: a cut one would teach never to end."""
-    answer = config.sft.answer.replace("{solution}", example.solution)
-    size, longest = text.answer(answer), config.grpo.max_completion_length
+    size = text.answer(right_answer(config, example.solution))
+    longest = config.grpo.max_completion_length
     if isinstance(row, str) or size < longest:
         return row
     return (
@@ -303,5 +311,6 @@ __all__ = [
     "place_of",
     "prepare",
     "read_source",
+    "right_answer",
     "turns_of",
 ]

@@ -34,10 +34,10 @@ from workloads.grpo.model import (
 )
 from workloads.grpo.proof import prove, sample_of
 from workloads.grpo.resume import LoadsByName
-from workloads.grpo.rewards import for_trainer, load_reward, try_reward
+from workloads.grpo.rewards import for_trainer, load_reward, try_rewards
 from workloads.grpo.rollouts import Rollout, RolloutLog
 from workloads.grpo.sft import build_sft_trainer
-from workloads.grpo.sources import Prepared, dataset_of, prepare, turns_of
+from workloads.grpo.sources import Prepared, dataset_of, prepare, right_answer, turns_of
 from workloads.integrity import step_of
 from workloads.run import write_manifest
 from workloads.session import Session
@@ -84,8 +84,9 @@ def prepare_data(config: GrpoConfig, session: Session, processing: Processing) -
         try:
             data = prepare(config, cache, session.progress)
             prove(sample_of(data.counted), processing, turns_of(config.data))
-            for one in config.rewards:
-                try_reward(load_reward(one.name), data.examples[0].solution)
+            rewards = [load_reward(one.name) for one in config.rewards]
+            solution = data.examples[0].solution
+            data.lines += try_rewards(rewards, right_answer(config, solution), solution)
         except TataraError as error:
             problem = error
     distributed.all_or_none(problem, "data")

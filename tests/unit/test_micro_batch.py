@@ -58,7 +58,7 @@ def test_what_did_not_fit_is_not_tried_again(
 
 def test_out_of_memory_is_worth_a_retry_while_there_are_smaller_ones(session: Session) -> None:
     error = out_of_memory(config(4), session, 4, ERROR)
-    assert error.exit_code == EXIT_RETRY and "Fewer than 4 rows" in str(error)
+    assert error.exit_code == EXIT_RETRY and "fewer than 4 rows" in str(error)
     assert micro_batch(config(4), session) == (2, 2)
     last = out_of_memory(config(4), session, 1, ERROR)
     assert last.exit_code == EXIT_FAILED and "try one of these" in str(last)

@@ -71,7 +71,7 @@ def out_of_memory(config: Profile, session: Session, size: int, error: Exception
     session.run.event("oom", rank=session.rank, **facts)
     first = f"rank {session.rank} is out of memory: {str(error).splitlines()[0]}"
     if config.train.on_out_of_memory == "halve" and size > 1:
-        return Retry(f"{first} Fewer than {size} rows a micro-batch come next, as many a step")
+        return Retry(f"{first} The next attempt takes fewer than {size} rows a micro-batch")
     lines = [first]
     if planned:
         lines.append(

@@ -161,7 +161,8 @@ def read_questions(task: Task, file: Path, image_root: Path) -> list[Question]:
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise UserError(
             f"expected {len(rows.rows)} questions with images for {task.name}, found {len(bad)} "
-            f"without; unpack the images into {image_root}:{''.join(bad[:_SHOWN])}{more}"
+            f"bad; mend the rows, or unpack the images into {image_root}:"
+            f"{''.join(bad[:_SHOWN])}{more}"
         )
     return questions
 

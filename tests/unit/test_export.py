@@ -318,6 +318,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
     same_weights(run.final, make_model(seed=1), torch.float32)
 
 
+def test_a_checkpoint_is_named_by_its_folder_or_its_name(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for step in (1, 2):
+        checkpoint(run, step, whole(make_model(seed=step)))
+    assert export(run, checkpoint=Path("checkpoint-1")).step == 1
+    assert export(run, checkpoint=run.checkpoints / "checkpoint-2").step == 2
+    with pytest.raises(UserError, match="checkpoint-3: expected model.safetensors"):
+        export(run, checkpoint=Path("checkpoint-3"))
+
+
 def test_nothing_to_export(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     with pytest.raises(UserError, match="expected a whole checkpoint"):

@@ -14,7 +14,9 @@ from workloads.run import find, outputs
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, its id, or latest")
     parser.add_argument("--out", type=Path, help="folder to write (default: RUN/final)")
-    parser.add_argument("--checkpoint", type=Path, help="default: the newest whole one")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="name or folder (default: the newest whole one)"
+    )
     parser.add_argument(
         "--merge", action="store_true", help="an adapter's run: the whole model, logits compared"
     )

@@ -54,8 +54,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int | None]:
     """The checkpoint that was named, or the newest whole one, and its step where its name has one.
 
-    One that was never sealed is taken as it is. Raises UserError for damage, or where none is.
+    A name such as checkpoint-8 means the run's own. One that was never sealed is taken as it is.
+    Raises UserError for damage, or where none is.
     """
+    if checkpoint and not checkpoint.exists() and (run.checkpoints / checkpoint.name).is_dir():
+        checkpoint = run.checkpoints / checkpoint.name
     source = _checked(checkpoint) if checkpoint else run.resume_point(tell)
     if source is None:
         raise UserError(

@@ -43,15 +43,20 @@ class Finding:
         return f"{mark} {self.name}: {self.found}" + (f"; {self.mend}" if self.mend else "")
 
 
-def shallow(config: Profile, env: Mapping[str, str]) -> list[Finding]:
-    """Looks that take well under a second and load no library."""
+def shallow(
+    config: Profile, env: Mapping[str, str], provenance: Mapping[str, str] | None = None
+) -> list[Finding]:
+    """Looks that take well under a second and load no library.
+
+    provenance: where each value came from, as `resolve` gives it.
+    """
     findings = [
         _outputs(env),
         _precision(config),
         _compute(config, env),
         _batch(config, env),
         _options(config),
-        _adapter(config),
+        _adapter(config, provenance or {}),
     ]
     found = [one for one in findings if one] + list(_of_workload(config, "shallow", env))
     if any(one.level == "error" for one in found):
@@ -163,19 +168,28 @@ def _options(config: Profile) -> Finding | None:
     return None
 
 
-def _adapter(config: Profile) -> Finding | None:
+def _adapter(config: Profile, provenance: Mapping[str, str]) -> Finding | None:
     """Settings of an adapter, such as LORA_RANK in `.env`, where none is trained."""
     default: Adapter = type(config).model_fields["adapter"].default
     if config.adapter.method != "full":
         return None
     settings = [name for name in Adapter.model_fields if name != "method"]
     given = [one for one in settings if config.adapter.__dict__[one] != default.__dict__[one]]
+    given = [one for one in given if one == "resume_from" or not _is_left_behind(one, provenance)]
     if not given:
         return None
     names = ", ".join(f"adapter.{one}" for one in given)
     level: Level = "error" if config.adapter.resume_from else "warning"
     found = f"{names} set, but adapter.method=full trains all weights"
     return Finding("adapter", level, found, "set adapter.method=lora or qlora, or leave them out")
+
+
+def _is_left_behind(setting: str, provenance: Mapping[str, str]) -> bool:
+    """Whether an adapter's setting is of a profile whose method was then replaced elsewhere."""
+    own, method = (provenance.get(f"adapter.{name}", "default") for name in (setting, "method"))
+    file, *place = own.rsplit(":", 2)
+    of_a_profile = len(place) == 2 and all(one.isdigit() for one in place)
+    return of_a_profile and method != "default" and method.rsplit(":", 2)[0] != file
 
 
 def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
@@ -202,7 +216,7 @@ def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
 
 def before_start(job: "Job") -> None:
     """The shallow looks before a run; UserError with every error at once."""
-    findings = shallow(job.config, job.env)
+    findings = shallow(job.config, job.env, job.provenance)
     for one in findings:
         if one.level == "warning":
             print(f"tatara: {one.line()}", file=sys.stderr)

@@ -45,6 +45,31 @@ def test_settings_of_an_adapter_that_is_not_trained_are_told_of(
 
 
 @pytest.mark.parametrize(
+    ("profile", "more", "words", "told"),
+    [
+        ("recipes/grpo-3b", {}, [], []),
+        ("recipes/grpo-math", {}, [], []),
+        ("grpo-h100", {}, ["adapter.method=full"], []),
+        ("recipes/grpo-3b", {"LORA_RANK": "8"}, [], ["adapter.r"]),
+        ("grpo-h100", {}, ["adapter.method=full", "adapter.alpha=3"], ["adapter.alpha"]),
+    ],
+)
+def test_settings_of_a_profile_whose_adapter_was_replaced_are_no_mistake(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    profile: str,
+    more: dict[str, str],
+    words: list[str],
+    told: list[str],
+) -> None:
+    monkeypatch.chdir(DEMO.parents[1])
+    env = {"TATARA_OUTPUTS": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", **more}
+    config, provenance = resolve(f"profiles/{profile}.yaml", env, words)
+    found = [one.found for one in shallow(config, env, provenance) if one.name == "adapter"]
+    assert [text.split(" set")[0] for text in found] == told
+
+
+@pytest.mark.parametrize(
     ("words", "names"),
     [
         (["data.eval_rows=0"], ["evaluation.task"]),

@@ -19,7 +19,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     env = loaded_environment()
     config, provenance = resolved(args.profile, env, words)
-    findings = check.shallow(config, env)
+    findings = check.shallow(config, env, provenance)
     if args.deep and not any(one.level == "error" for one in findings):
         findings += check.deep(config, env)
     failed = any(one.level == "error" for one in findings)

@@ -156,9 +156,24 @@ def test_answers_that_were_damaged_are_named(
     kept.write_bytes(header + damage)
     with pytest.raises(UserError, match=r"an answer in every line of .*remove the file"):
         evaluate(SUPERCLEVR, counting, by_width, output, "m")
-    kept.write_bytes(header + b'"7"\n' * 6)  # two evaluations that wrote at once
+    kept.write_bytes(header + b'"7"\n' * 6)
     with pytest.raises(UserError, match="at most 5 answers"):
         evaluate(SUPERCLEVR, counting, by_width, output, "m")
+
+
+def test_two_evaluations_do_not_write_into_one_file(
+    counting: list[Question], tmp_path: Path
+) -> None:
+    output = tmp_path / "result.json"
+
+    def meanwhile(batch: Sequence[Prompt]) -> list[str]:
+        with pytest.raises(UserError, match="found another evaluation at it"):
+            evaluate(SUPERCLEVR, counting, by_width, output, "m")
+        return by_width(batch)
+
+    result = evaluate(SUPERCLEVR, counting, meanwhile, output, "m", batch_size=3)
+    assert result.accuracy == 60.0
+    assert evaluate(SUPERCLEVR, counting, by_width, output, "m") == result
 
 
 def test_engines_that_lose_answers(counting: list[Question], tmp_path: Path) -> None:

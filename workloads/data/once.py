@@ -93,13 +93,14 @@ def _put(part: Path, folder: Path) -> None:
 def _lock(path: Path, progress: Callable[[], None]) -> Iterator[None]:
     """Hold a lock file, which the system lets go of when its holder dies."""
     with path.open("w") as file:
-        while not _taken(file.fileno()):
+        while not taken(file.fileno()):
             progress()
             time.sleep(_POLL_SECONDS)
         yield
 
 
-def _taken(handle: int) -> bool:
+def taken(handle: int) -> bool:
+    """Whether an open file is this process's alone now; True where there are no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from typing import Any
 
 from PIL import Image
 
+from workloads.data.once import taken
 from workloads.data.rows import read_rows
 from workloads.engine.summary import interval
 from workloads.errors import TataraError, UserError
@@ -199,11 +201,28 @@ def evaluate(
     if not questions:
         raise UserError(f"expected questions for {task.name}, found none; name a prompt file")
     kept = _Answers(output, _identity(task, questions, model))
+    with kept.alone():
+        answers = _answered(task, questions, generate, kept, batch_size, progress)
+        result = score(task, questions, answers)
+        _write(output, task, result)
+        kept.remove()
+    return result
+
+
+def _answered(
+    task: Task,
+    questions: Sequence[Question],
+    generate: Generate,
+    kept: "_Answers",
+    batch_size: int,
+    progress: Callable[[int, int], None],
+) -> list[str]:
+    """The answers to all questions: those that are kept, and the rest as they come."""
     answers = kept.read()
     if len(answers) > len(questions):
         raise UserError(
-            f"expected at most {len(questions)} answers beside {output}, found {len(answers)}: two "
-            "evaluations wrote there at once; remove them, and all questions are asked again"
+            f"expected at most {len(questions)} answers in {kept.path}, found {len(answers)}; "
+            "remove the file, and all questions are asked again"
         )
     progress(len(answers), len(questions))
     for start in range(len(answers), len(questions), batch_size):
@@ -214,10 +233,7 @@ def evaluate(
         kept.append(texts)
         answers += texts
         progress(len(answers), len(questions))
-    result = score(task, questions, answers)
-    _write(output, task, result)
-    kept.remove()
-    return result
+    return answers
 
 
 def score(task: Task, questions: Sequence[Question], answers: Sequence[str]) -> Result:
@@ -278,19 +294,29 @@ class _Answers:
     """The answers so far, one line of JSON each, behind a line that says what they belong to."""
 
     def __init__(self, output: Path, identity: str) -> None:
-        self._path = output.with_name(f"{output.name}.answers.jsonl")
+        self.path = output.with_name(f"{output.name}.answers.jsonl")
         self._identity = identity
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the file against another evaluation, whose answers would get between these."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            if not taken(file.fileno()):
+                raise UserError(
+                    f"expected to write {self.path} alone, found another evaluation at it; wait "
+                    "for its end or choose another output"
+                )
+            yield
 
     def read(self) -> list[str]:
         """The answers kept; UserError where they belong to another model or other questions."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.touch()
         whole = [self._text(line) for line in self._whole_lines()]
         if not whole:
             self.append([self._identity])
         elif whole[0] != self._identity:
             raise UserError(
-                f"expected answers of this model to these questions in {self._path}, found others; "
+                f"expected answers of this model to these questions in {self.path}, found others; "
                 "remove the file or choose another output"
             )
         return whole[1:]
@@ -302,14 +328,14 @@ class _Answers:
             text = None
         if not isinstance(text, str):
             raise UserError(
-                f"expected an answer in every line of {self._path}, found {line[:40]!r}; "
+                f"expected an answer in every line of {self.path}, found {line[:40]!r}; "
                 "remove the file, and all questions are asked again"
             )
         return text
 
     def _whole_lines(self) -> list[bytes]:
         """The lines that were written to their end; what is left of a broken one is cut off."""
-        with self._path.open("rb+") as file:
+        with self.path.open("rb+") as file:
             whole = file.read()
             whole = whole[: whole.rfind(b"\n") + 1]
             file.truncate(len(whole))
@@ -317,11 +343,11 @@ class _Answers:
 
     def append(self, texts: Sequence[str]) -> None:
         """Keep one batch, through a crash of the machine."""
-        with self._path.open("a", encoding="ascii") as file:
+        with self.path.open("a", encoding="ascii") as file:
             file.writelines(json.dumps(text) + "\n" for text in texts)
             file.flush()
             os.fsync(file.fileno())
 
     def remove(self) -> None:
         """Forget the answers: the result holds them."""
-        self._path.unlink()
+        self.path.unlink()

@@ -1,7 +1,8 @@
 """The run directory: a public format that training writes and every other tool only reads.
 
-outputs/<profile>/<run-id>/ holds config.json, manifest.json, metrics.jsonl, events.jsonl,
-status/<rank>.json, logs/, checkpoints/, evaluation/ and final/; docs/run-directory.md describes it.
+outputs/<profile>/<run-id>/ holds config.json, manifest.json, metrics.jsonl,
+evaluations.jsonl, events.jsonl, status/<rank>.json, logs/, checkpoints/, evaluation/ and final/;
+docs/run-directory.md describes it.
 """
 
 import fcntl
@@ -78,6 +79,10 @@ class Run:
         return self.path / "metrics.jsonl"
 
     @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations.jsonl"
+
+    @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
 
@@ -97,8 +102,8 @@ class Run:
         self._append(self.events, {**now(), "event": name, **facts})
 
     def metric(self, row: dict[str, Any]) -> None:
-        """Append one row of metrics; rows carry `step`, and `loss` where it is a training row."""
-        self._append(self.metrics, {**row, **now()})
+        """Append one row: with a `loss` it is one of training, without one of an evaluation."""
+        self._append(self.metrics if "loss" in row else self.evaluations, {**row, **now()})
 
     def _append(self, path: Path, row: dict[str, Any]) -> None:
         line = json.dumps(_plain(row), ensure_ascii=False) + "\n"

@@ -41,7 +41,7 @@ def test_both_stages_and_a_table_and_nothing_twice(tmp_path: Path) -> None:
     shown = [f"{trained[name]:.3f}" for name in ("accuracy_extracted", "format")]
     assert lines["after GRPO"] == shown
     assert (rewarded.path / "rewards.png").is_file()
-    held_out = [row for row in rows(rewarded.metrics) if "held_out/format" in row]
+    held_out = [row for row in rows(rewarded.evaluations) if "held_out/format" in row]
     assert [row["step"] for row in held_out] == [0, 2]
     again = demo(tmp_path, "--resume", *SHORT)
     assert again.returncode == 0 and again.stdout.count("done before") == 2

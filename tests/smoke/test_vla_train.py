@@ -77,7 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, recordings: Path) -> Run:
 
 def test_it_trains_looks_and_exports(whole: Run) -> None:
     assert sorted(losses(whole)) == [1, 2, 3, 4, 5, 6]
-    looks = [row for row in rows(whole.metrics) if "eval_loss" in row]
+    looks = [row for row in rows(whole.evaluations) if "eval_loss" in row]
     assert [row["step"] for row in looks] == [3, 6]
     assert {f"eval_error_{at}" for at in range(8)} <= set(looks[0])
     assert all("action_accuracy" in row for row in rows(whole.metrics) if "loss" in row)

@@ -218,7 +218,7 @@ def test_damaged_and_missing_files_are_borne(written: Written) -> None:
     with written.run.metrics.open("a") as file:
         file.write('garbage\n{"step": "x", "loss": 1}\n{"step": 2, "loss": {"a": 1}}\n')
     (written.run.path / "manifest.json").write_text("[")
-    assert "1 lines of metrics.jsonl or events.jsonl cannot be read" in warned(written)
+    assert "1 lines of the run's .jsonl files cannot be read" in warned(written)
     shutil.rmtree(written.run.path)
     assert look(written).step == 0
 

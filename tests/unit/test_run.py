@@ -45,6 +45,19 @@ def test_rows_are_json_even_where_the_loss_is_not_a_number(tmp_path: Path) -> No
     assert rows[0]["monotonic"] <= rows[1]["monotonic"]
 
 
+def test_rows_of_metrics_all_have_a_loss(tmp_path: Path) -> None:
+    run = Run(tmp_path / "demo" / "one")
+    run.make()
+    run.metric({"step": 1, "loss": 2.5})
+    run.metric({"step": 1, "eval_loss": 2.4})
+    run.metric({"step": 2, "loss": 2.0})
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in lines] == [(1, 2.5), (2, 2.0)]
+    (look,) = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+    assert (look["step"], look["eval_loss"]) == (1, 2.4)
+    assert [row["step"] for row in rows_of(run)] == [1, 1, 2]
+
+
 def test_a_line_of_metrics_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
     run = started(tmp_path / "r")
     run.metric({"step": 1, "loss": 2.5})

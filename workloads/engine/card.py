@@ -14,6 +14,7 @@ import yaml
 
 from workloads.config import leaves
 from workloads.engine.pretrained import is_local
+from workloads.engine.summary import rows_of
 from workloads.run import Run
 from workloads.sections import Profile
 
@@ -92,14 +93,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _losses(run: Run, step: int | None) -> dict[str, float]:
     """The last training and held-out loss up to the exported step."""
     found: dict[str, float] = {}
-    if not run.metrics.is_file():
-        return found
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if step is not None and row.get("step", 0) > step:
+    for row in rows_of(run):
+        if step is not None and row["step"] > step:
             continue
         for key, label in (("loss", "training loss"), ("eval_loss", "held-out loss")):
             if isinstance(row.get(key), int | float):

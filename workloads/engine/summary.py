@@ -17,13 +17,13 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     """
     training: dict[int, dict[str, Any]] = {}
     held_out: dict[int, dict[str, Any]] = {}
-    if run.metrics.is_file():
-        for line in run.metrics.read_text(encoding="utf-8").splitlines():
+    for path, found in ((run.metrics, training), (run.evaluations, held_out)):
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             try:
                 row = json.loads(line)
             except ValueError:
                 continue
-            (training if "loss" in row else held_out)[row["step"]] = row
+            found[row["step"]] = row
     every = [*training.values(), *held_out.values()]
     return sorted(every, key=lambda row: (row["step"], "loss" not in row))
 

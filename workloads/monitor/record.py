@@ -1,8 +1,9 @@
 """What a run has written so far: its metrics as curves, its events, and what follows from them."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,9 +49,9 @@ def _fact(name: str, value: Any) -> str:
 
 @dataclass
 class Metrics:
-    """metrics.jsonl: a curve of every number, and the newest rows."""
+    """metrics.jsonl and evaluations.jsonl: a curve of every number, and the newest rows."""
 
-    path: Path
+    run: Run
     capacity: int = CAPACITY
     tail: int | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
@@ -59,16 +60,36 @@ class Metrics:
     broken: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def __post_init__(self) -> None:
-        self.follower = Follower(self.path, self._forget, self.tail)
+        self._follow_training()
+        self._follow_evaluations()
 
-    def _forget(self) -> None:
+    def _follow_training(self) -> None:
+        again = partial(self._begin_again, self._follow_evaluations)
+        self.follower = Follower(self.run.metrics, again, self.tail)
+
+    def _follow_evaluations(self) -> None:
+        again = partial(self._begin_again, self._follow_training)
+        self.evaluations = Follower(self.run.evaluations, again, self.tail)
+
+    def _begin_again(self, follow_other: Callable[[], None]) -> None:
+        """One file was replaced: forget both, since their numbers are not kept apart."""
         self.curves.clear()
         self.training = {}
         self.recent.clear()
         self.broken.clear()
+        follow_other()
+
+    @property
+    def damaged(self) -> int:
+        """Lines of both files that are no JSON object."""
+        return self.follower.damaged + self.evaluations.damaged
 
     def read(self) -> None:
-        for row in self.follower.rows():
+        self._take_all(self.follower)
+        self._take_all(self.evaluations)
+
+    def _take_all(self, follower: Follower) -> None:
+        for row in follower.rows():
             step = whole(row.get("step"))
             if step is not None and step >= 0:
                 self._take(step, row)
@@ -81,9 +102,10 @@ class Metrics:
             self.recent.append(row)
             if is_broken(row["loss"]) or is_broken(row.get("grad_norm")):
                 self.broken.append(step)
+        left_out = _NO_METRICS if "loss" in row else (*_NO_METRICS, "epoch")
         for name, value in row.items():
             found = number(value)
-            if found is not None and name not in _NO_METRICS:
+            if found is not None and name not in left_out:
                 self._curve(name).add(step, found)
 
     def _curve(self, name: str) -> Curve:

@@ -84,7 +84,7 @@ class Watch:
     manifest: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.run.metrics, self.capacity, self.tail)
+        self.metrics = Metrics(self.run, self.capacity, self.tail)
         self.events = Events(self.run.events, self.most_events)
         self.heartbeats = Heartbeats(self.run.path)
         self._flops = Flops(self.run)
@@ -194,7 +194,7 @@ class Watch:
             counts=dict(events.counts),
             recent=tuple(v for row in metrics.recent if (v := number(row["loss"])) is not None),
             broken=tuple(metrics.broken),
-            damaged=metrics.follower.damaged + events.follower.damaged,
+            damaged=metrics.damaged + events.follower.damaged,
             reading=metrics.follower.share if metrics.follower.behind else None,
             disk_free=free,
             disk_total=total,

@@ -147,7 +147,7 @@ def _disk(now: Snapshot) -> Iterator[Trouble]:
 
 def _files(now: Snapshot) -> Iterator[Trouble]:
     if now.damaged:
-        yield Trouble(f"{now.damaged} lines of metrics.jsonl or events.jsonl cannot be read")
+        yield Trouble(f"{now.damaged} lines of the run's .jsonl files cannot be read")
 
 
 CHECKS: tuple[Callable[[Snapshot], Iterator[Trouble]], ...] = (

@@ -13,53 +13,30 @@ import argparse
 import sys
 from collections.abc import Mapping
 from functools import partial
-from statistics import median
-
-import torch
 
 from bench._gpu_cases import WARM
+from bench._gpu_page import Benchmark, faster, met, peak, planned, rate, section
 from bench._grpo_cases import CASES, OURS, SIDES, WHOLE, Case
 from bench._grpo_sides import Turn, take_turn
-from bench._pair import facts, write_page
 from bench._players import GIB, play, start
 
 # Advantages of a group cancel each other out, so that losses are near 0; norms say more.
 LOSS_TOLERANCE, NORM_TOLERANCE = 2e-3, 3e-2
 
 
-def main() -> int:
-    options = _options()
-    if not torch.cuda.is_available():
-        print(
-            "bench.gpu_grpo: expected a CUDA GPU that torch can use, found none; run it on a "
-            "machine with one (80 GiB)",
-            file=sys.stderr,
-        )
-        return 2
-    parts = [run_case(CASES[name], options) for name in options.cases]
-    known = facts(
-        ["torch", "transformers", "trl", "peft"],
-        ["workloads/grpo", "workloads/engine", "bench/gpu_grpo.py", "bench/_grpo_sides.py"],
-        torch.cuda.get_device_name(),
-    )
-    print(known)
-    if options.write:
-        print(f"wrote {write_page('gpu-grpo', [*introduction(options.rounds), *parts, known])}")
-    return 0
+BENCHMARK = Benchmark(
+    name="gpu_grpo",
+    about=__doc__,
+    card="80 GiB",
+    cases=CASES,
+    steps=8,
+    warm=WARM,
+    packages=("torch", "transformers", "trl", "peft"),
+    sources=("workloads/grpo", "bench/_grpo_sides.py"),
+)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help=f"in a turn; {WARM} warm up")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/gpu-grpo.md")
-    return parser.parse_args()
-
-
-def introduction(rounds: int) -> list[str]:
+def introduction(options: argparse.Namespace) -> list[str]:
     """What the page begins with."""
     return [
         "# GRPO's training phase on one GPU",
@@ -72,8 +49,9 @@ def introduction(rounds: int) -> list[str]:
         "and TRL's are expected to be as fast as each other, and any difference is the price of "
         "what a run adds (guards, heartbeat, records). The third side is TRL's trainer with R1-V's "
         "log-probabilities, from the logits of every position.",
-        f"Sides take turns, {rounds} times after one that compares losses and gradient norms. Peak "
-        "is torch's own count of allocated bytes; beside ours stands what `tatara plan` says.",
+        f"Sides take turns, {options.rounds} times after one that compares losses and gradient "
+        "norms. Peak is torch's own count of allocated bytes; beside ours stands what "
+        "`tatara plan` says.",
         "Run it: `python -m bench.gpu_grpo --write`.",
     ]
 
@@ -104,36 +82,23 @@ def table(case: Case, turns: Mapping[str, list[Turn]], problems: Mapping[str, st
     """A case's part of the page: each side's rate and peak, and how ours compares."""
     done = {name: found for name, found in turns.items() if found and name not in problems}
     heads = ["side", "tokens/s", "peak", "planned", "ours is faster by (range)", "goal"]
-    lines = [heads, ["---"] * len(heads)]
-    lines += [_row(case, name, found, done[OURS]) for name, found in done.items()]
-    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    notes = [f"{name}: left out, {why}." for name, why in problems.items()]
+    rows = [_row(case, name, found, done[OURS]) for name, found in done.items()]
+    notes = []
     for name in (one for one in done if one != OURS):
-        share = _peak(done[OURS]) / _peak(done[name])
-        met = f"; the goal is {case.peak_goal}, {'met' if share <= case.peak_goal else 'missed'}"
-        notes.append(f"Our peak is {share:.2f} of that of {name}{met if name == WHOLE else ''}.")
-    return "\n\n".join([f"## {case.title}", text, *notes])
-
-
-def _peak(found: list[Turn]) -> int:
-    return max(turn.peak for turn in found)
+        share = peak(done[OURS]) / peak(done[name])
+        goal = f"; the goal is {case.peak_goal}, {met(share <= case.peak_goal)}"
+        notes.append(f"Our peak is {share:.2f} of that of {name}{goal if name == WHOLE else ''}.")
+    return section(case.title, heads, rows, problems, *notes)
 
 
 def _row(case: Case, name: str, found: list[Turn], ours: list[Turn]) -> list[str]:
-    rate = median(turn.rate for turn in found)
-    cells = [name, f"{rate:,.0f}", f"{_peak(found) / GIB:.1f} GiB"]
+    cells = [name, f"{rate(found):,.0f}", f"{peak(found) / GIB:.1f} GiB"]
     if name == OURS:
-        return [*cells, _planned(case, _peak(found)), "–", "–"]
-    ratios = [mine.rate / theirs.rate for mine, theirs in zip(ours, found, strict=True)]
-    faster = f"**{median(ratios):.2f}x** ({min(ratios):.2f}–{max(ratios):.2f})"
-    met = f"{case.goal}x, {'met' if median(ratios) >= case.goal else 'missed'}"
-    return [*cells, "–", faster, met if name == WHOLE else "–"]
-
-
-def _planned(case: Case, peak: int) -> str:
-    planned = case.plan().allocated
-    return "–" if planned is None else f"{planned / GIB:.1f} GiB ({planned / peak - 1:+.1%})"
+        return [*cells, planned(case, peak(found)), "–", "–"]
+    middle, text = faster(ours, found)
+    goal = f"{case.goal}x, {met(middle >= case.goal)}"
+    return [*cells, "–", text, goal if name == WHOLE else "–"]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main(introduction, run_case))

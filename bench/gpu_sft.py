@@ -18,13 +18,12 @@ import argparse
 import sys
 from collections.abc import Mapping
 from functools import partial
-from statistics import median
 
 import torch
 
 from bench._gpu_cases import CASES, OURS, WARM, Case
+from bench._gpu_page import Benchmark, faster, met, peak, planned, rate, section
 from bench._gpu_sides import Turn, missing, take_turn
-from bench._pair import facts, write_page
 from bench._players import GIB, play, start
 from workloads.plan import mfu_flops_per_token, peak_flops
 
@@ -32,36 +31,16 @@ from workloads.plan import mfu_flops_per_token, peak_flops
 TOLERANCE = 2e-3
 
 
-def main() -> int:
-    options = _options()
-    if not torch.cuda.is_available():
-        print(
-            "bench.gpu_sft: expected a CUDA GPU that torch can use, found none; run it on a "
-            "machine with one (80 GiB for all cases)",
-            file=sys.stderr,
-        )
-        return 2
-    parts = [run_case(CASES[name], options) for name in options.cases]
-    known = facts(
-        ["torch", "transformers", "trl", "peft"],
-        ["workloads/llm", "workloads/engine", "bench/gpu_sft.py", "bench/_gpu_sides.py"],
-        torch.cuda.get_device_name(),
-    )
-    print(known)
-    if options.write:
-        print(f"wrote {write_page('gpu-sft', [*_introduction(options), *parts, known])}")
-    return 0
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=16, help=f"in a turn; {WARM} warm up")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/gpu-sft.md")
-    return parser.parse_args()
+BENCHMARK = Benchmark(
+    name="gpu_sft",
+    about=__doc__,
+    card="80 GiB for all cases",
+    cases=CASES,
+    steps=16,
+    warm=WARM,
+    packages=("torch", "transformers", "trl", "peft"),
+    sources=("workloads/llm", "bench/_gpu_sides.py"),
+)
 
 
 def _introduction(options: argparse.Namespace) -> list[str]:
@@ -105,39 +84,25 @@ def _assert_same(first: Mapping[str, Turn]) -> None:
 def _text(case: Case, turns: Mapping[str, list[Turn]], left_out: Mapping[str, str]) -> str:
     done = {name: found for name, found in turns.items() if found and name not in left_out}
     heads = ["side", "tokens/s", "MFU", "peak", "planned", "ours is faster by (range)", "goal"]
-    lines = [heads, ["---"] * len(heads)]
-    lines += [_row(case, name, found, done[OURS]) for name, found in done.items()]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    notes = [f"{name}: left out, {why}." for name, why in left_out.items()]
-    return "\n\n".join([f"## {case.title}", table, *notes])
+    rows = [_row(case, name, found, done[OURS]) for name, found in done.items()]
+    return section(case.title, heads, rows, left_out)
 
 
 def _row(case: Case, name: str, found: list[Turn], ours: list[Turn]) -> list[str]:
-    rate = median(turn.rate for turn in found)
-    peak = max(turn.peak for turn in found)
-    cells = [name, f"{rate:,.0f}", _mfu(case, rate), f"{peak / GIB:.1f} GiB"]
-    cells.append(_planned(case, peak) if name == OURS else "–")
+    cells = [name, f"{rate(found):,.0f}", _mfu(case, rate(found)), f"{peak(found) / GIB:.1f} GiB"]
     if name == OURS:
-        return [*cells, "–", "–"]
-    pairs = zip(ours, found, strict=True)
-    ratios = [mine.rate / theirs.rate for mine, theirs in pairs]
-    cells.append(f"**{median(ratios):.2f}x** ({min(ratios):.2f}–{max(ratios):.2f})")
+        return [*cells, planned(case, peak(found)), "–", "–"]
+    middle, text = faster(ours, found)
     goal = case.goals.get(name)
-    met = "" if goal is None else "met" if median(ratios) >= goal else "missed"
-    return [*cells, f"{goal}x, {met}" if goal else "–"]
+    return [*cells, "–", text, f"{goal}x, {met(middle >= goal)}" if goal else "–"]
 
 
-def _mfu(case: Case, rate: float) -> str:
-    peak, shape = peak_flops(torch.cuda.get_device_name()), case.plan().shape
-    if peak is None or shape is None:
+def _mfu(case: Case, speed: float) -> str:
+    most, shape = peak_flops(torch.cuda.get_device_name()), case.plan().shape
+    if most is None or shape is None:
         return "unknown"
-    return f"{rate * mfu_flops_per_token(shape, case.attended, case.config().adapter) / peak:.1%}"
-
-
-def _planned(case: Case, peak: int) -> str:
-    planned = case.plan().allocated
-    return "–" if planned is None else f"{planned / GIB:.1f} GiB ({planned / peak - 1:+.1%})"
+    return f"{speed * mfu_flops_per_token(shape, case.attended, case.config().adapter) / most:.1%}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main(_introduction, run_case))

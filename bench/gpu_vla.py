@@ -14,47 +14,24 @@ import argparse
 import sys
 from collections.abc import Mapping
 from functools import partial
-from statistics import median
 
-import torch
-
-from bench._pair import facts, write_page
+from bench._gpu_page import Benchmark, faster, met, peak, planned, rate, section
 from bench._players import GIB, play, start
 from bench._vla_sides import CASES, OURS, PUBLISHED, SIDES, WARM, Case, Turn, take_turn
 
 TOLERANCE = 5e-3
 
 
-def main() -> int:
-    options = _options()
-    if not torch.cuda.is_available():
-        print(
-            "bench.gpu_vla: expected a CUDA GPU that torch can use, found none; run it on a "
-            "machine with one (80 GiB for batch16, 141 GiB for batch32)",
-            file=sys.stderr,
-        )
-        return 2
-    parts = [run_case(CASES[name], options) for name in options.cases]
-    known = facts(
-        ["torch", "transformers", "peft"],
-        ["workloads/vla", "workloads/engine", "bench/gpu_vla.py", "bench/_vla_sides.py"],
-        torch.cuda.get_device_name(),
-    )
-    print(known)
-    if options.write:
-        print(f"wrote {write_page('gpu-vla', [*_introduction(options), *parts, known])}")
-    return 0
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=16, help=f"in a turn; {WARM} warm up")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/gpu-vla.md")
-    return parser.parse_args()
+BENCHMARK = Benchmark(
+    name="gpu_vla",
+    about=__doc__,
+    card="80 GiB for batch16, 141 GiB for batch32",
+    cases=CASES,
+    steps=16,
+    warm=WARM,
+    packages=("torch", "transformers", "peft"),
+    sources=("workloads/vla", "bench/_vla_sides.py"),
+)
 
 
 def _introduction(options: argparse.Namespace) -> list[str]:
@@ -97,39 +74,23 @@ def assert_same(first: Mapping[str, Turn]) -> None:
 def _text(case: Case, turns: Mapping[str, list[Turn]], problems: Mapping[str, str]) -> str:
     done = {name: found for name, found in turns.items() if found and name not in problems}
     heads = ["side", "samples/s", "peak", "planned", "ours is faster by (range)", "goal"]
-    lines = [heads, ["---"] * len(heads)]
-    lines += [_row(case, name, found, done[OURS]) for name, found in done.items()]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    notes = [f"{name}: left out, {why}." for name, why in problems.items()]
+    rows = [_row(case, name, found, done[OURS]) for name, found in done.items()]
+    notes = []
     if PUBLISHED in done:
-        share = _peak(done[OURS]) / _peak(done[PUBLISHED])
-        met = "met" if share <= case.peak_goal else "missed"
-        notes.append(
-            f"Our peak is {share:.2f} of the recipe's; the goal is {case.peak_goal}, {met}."
-        )
-    return "\n\n".join([f"## {case.title}", table, *notes])
-
-
-def _peak(found: list[Turn]) -> int:
-    return max(turn.peak for turn in found)
+        share = peak(done[OURS]) / peak(done[PUBLISHED])
+        goal = f"the goal is {case.peak_goal}, {met(share <= case.peak_goal)}"
+        notes.append(f"Our peak is {share:.2f} of the recipe's; {goal}.")
+    return section(case.title, heads, rows, problems, *notes)
 
 
 def _row(case: Case, name: str, found: list[Turn], ours: list[Turn]) -> list[str]:
-    rate = median(turn.rate for turn in found)
-    cells = [name, f"{rate:.1f}", f"{_peak(found) / GIB:.1f} GiB"]
+    cells = [name, f"{rate(found):.1f}", f"{peak(found) / GIB:.1f} GiB"]
     if name == OURS:
-        met = "met" if rate >= case.samples_goal else "missed"
-        return [*cells, _planned(case, _peak(found)), "–", f"{case.samples_goal:.0f}/s, {met}"]
-    ratios = [mine.rate / theirs.rate for mine, theirs in zip(ours, found, strict=True)]
-    met = "met" if median(ratios) >= case.goal else "missed"
-    faster = f"**{median(ratios):.2f}x** ({min(ratios):.2f}–{max(ratios):.2f})"
-    return [*cells, "–", faster, f"{case.goal}x, {met}"]
-
-
-def _planned(case: Case, peak: int) -> str:
-    planned = case.plan().allocated
-    return "–" if planned is None else f"{planned / GIB:.1f} GiB ({planned / peak - 1:+.1%})"
+        goal = f"{case.samples_goal:.0f}/s, {met(rate(found) >= case.samples_goal)}"
+        return [*cells, planned(case, peak(found)), "–", goal]
+    middle, text = faster(ours, found)
+    return [*cells, "–", text, f"{case.goal}x, {met(middle >= case.goal)}"]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main(_introduction, run_case))

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -41,6 +41,17 @@ _PACKAGES = [
 def new_id() -> str:
     """A run id that sorts by time and does not collide: date, time, four random digits."""
     return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(2)
+
+
+def rows_in(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a run's .jsonl file; none without it, and no line that was cut short."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 def now() -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """Out of memory: the plan against reality and what to change, or smaller micro-batches at once."""
 
-import json
-
 import torch
 
 from workloads import plan
 from workloads.engine import distributed
 from workloads.errors import Retry, TataraError
-from workloads.run import Run
+from workloads.run import Run, rows_in
 from workloads.sections import Profile
 from workloads.session import Session
 
@@ -42,17 +40,8 @@ def micro_batch(config: Profile, session: Session) -> tuple[int, int]:
 
 def _too_large(run: Run) -> list[int]:
     """Rows of the micro-batches that ran out of memory, as the run's events tell."""
-    if not run.events.is_file():
-        return []
-    found = []
-    for line in run.events.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            event = json.loads(line)
-        except ValueError:  # cut short by a kill
-            continue
-        if event.get("event") == "oom" and _SIZE in event:
-            found.append(int(event[_SIZE]))
-    return found
+    events = (event for event in rows_in(run.events) if event["event"] == "oom")
+    return [int(event[_SIZE]) for event in events if _SIZE in event]
 
 
 def out_of_memory(config: Profile, session: Session, size: int, error: Exception) -> TataraError:
@@ -90,6 +79,3 @@ def _as_it_was(config: Profile, world: int, size: int) -> Profile:
     whole = config.train.per_device_batch_size * config.accumulation_steps(world) * world
     batch = {_SIZE: size, "global_batch_size": whole}
     return config.model_copy(update={"train": config.train.model_copy(update=batch)})
-
-
-__all__ = ["micro_batch", "out_of_memory"]

@@ -1,13 +1,12 @@
 """What a person sees when a run has ended: a curve, what got better, where everything is."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from workloads.processes import own_command
-from workloads.run import Run
+from workloads.run import Run, rows_in
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
@@ -18,11 +17,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     training: dict[int, dict[str, Any]] = {}
     held_out: dict[int, dict[str, Any]] = {}
     for path, found in ((run.metrics, training), (run.evaluations, held_out)):
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
+        for row in rows_in(path):
             found[row["step"]] = row
     every = [*training.values(), *held_out.values()]
     return sorted(every, key=lambda row: (row["step"], "loss" not in row))

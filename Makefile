@@ -70,7 +70,7 @@ format: venv ## format the Python code and the scripts
 	@.venv/bin/ruff check --quiet --fix-only . && .venv/bin/ruff format . && .venv/bin/shfmt -i 2 -ci -w scripts .ci
 
 docs: venv ## write docs/configuration.md from the schemas
-	@$(PYTHON_TOOL) -m workloads.reference_docs
+	@$(PYTHON_TOOL) scripts/reference_docs.py
 
 lock: venv ## refresh every requirements lock
 	@scripts/lock_requirements.sh

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bench._pair import ROOT
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data import Example
 from workloads.grpo.pictures import FilePicture

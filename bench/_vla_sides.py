@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bench._pair import ROOT
 from bench._rank import rank_session
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.data.robot.writer import write_episode
 from workloads.plan import Breakdown, estimate
 from workloads.vla.config import VlaConfig

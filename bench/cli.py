@@ -68,7 +68,7 @@ def main() -> None:
     text = _table(timed, commands)
     known = facts(
         ["pydantic", "trl", "accelerate"],
-        ["workloads/cli.py", "workloads/config.py", "workloads/check.py", "bench/cli.py"],
+        ["workloads/cli.py", "workloads/config/merge.py", "workloads/check.py", "bench/cli.py"],
         arguments.machine,
     )
     print(f"{text}\n\n{known}")

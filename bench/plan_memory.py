@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
 from bench._pair import facts, write_page
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.llm.config import LlmConfig
 from workloads.plan import Breakdown, estimate
 

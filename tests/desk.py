@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from workloads.config import Provenance, resolve
+from workloads.config.merge import Provenance, resolve
 from workloads.errors import UserError
 
 BASE = """\

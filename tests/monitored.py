@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads import run as runs
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.run import Run
 
 DEMO = Path("profiles/demo.yaml")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.plan import Breakdown, estimate
 
 GIB = 1 << 30

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workloads import device, plan
 from workloads import run as runs
+from workloads.config.sections import Adapter, Profile
 from workloads.errors import UserError
-from workloads.sections import Adapter, Profile
 
 if TYPE_CHECKING:
     from workloads.launch import Job

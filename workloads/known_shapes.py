@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workloads.config.sections import Model
 from workloads.errors import UserError
-from workloads.sections import Model
 from workloads.shapes import ModelShape, from_fields
 
 # Seconds that the hub gets for one small file; memory is only predicted, never worth a wait.

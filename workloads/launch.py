@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from workloads import run as runs
-from workloads.config import Provenance
+from workloads.config.merge import Provenance
+from workloads.config.sections import Profile
 from workloads.errors import EXIT_DONE, EXIT_RETRY, EXIT_STOPPED, TataraError, UserError
 from workloads.lobby import Alone, Coordinator, Hello, Lobby, Meeting, Member, Outcome, Terms
 from workloads.network import free_address, interface_to
 from workloads.processes import die_with_parent, own_command
 from workloads.run import Owner, Run
-from workloads.sections import Profile
 from workloads.watch import Attempt, Stop
 
 # Set for the other nodes of a job whose nodes are all here: node 0 speaks for them.

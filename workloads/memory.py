@@ -9,8 +9,8 @@ from typing import Any
 
 from workloads import activations
 from workloads.activations import Work
-from workloads.config import leaves
-from workloads.sections import Profile
+from workloads.config.merge import leaves
+from workloads.config.sections import Profile
 from workloads.shapes import Linear, ModelShape
 
 GIB = 1 << 30

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from workloads.config.sections import Adapter, Profile
 from workloads.known_shapes import UnknownShape, shape_of
 from workloads.memory import GIB, Job, Moment, framework, job_of, moments, states
-from workloads.sections import Adapter, Profile
 from workloads.shapes import ModelShape
 
 # Dense bf16 peak of one card in FLOP/s, by a part of the name that NVML gives; from data sheets.

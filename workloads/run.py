@@ -26,8 +26,8 @@ from workloads.integrity import newest_whole, sealed, verify_checkpoint, write_a
 
 # What only reads a run's files, such as the monitor, does without the schema and its memory.
 if TYPE_CHECKING:
-    from workloads.config import Provenance
-    from workloads.sections import Profile
+    from workloads.config.merge import Provenance
+    from workloads.config.sections import Profile
 
 FORMAT = 1
 OWNER = ".owner"
@@ -127,7 +127,7 @@ class Run:
 
     def config(self) -> Any:
         """The frozen config that this run was started with."""
-        from workloads.config import load_dump
+        from workloads.config.merge import load_dump
 
         return load_dump(self.path / "config.json")
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from tests.tiny_llama import make_model, write_tiny
+from workloads.config.sections import Adapter
 from workloads.engine.adapter import add_adapter, load_adapter, merge_into, save_adapters
 from workloads.errors import UserError
 from workloads.llm.config import LlmConfig
 from workloads.llm.model import load_model
-from workloads.sections import Adapter
 
 pytestmark = pytest.mark.unit
 INPUTS = torch.arange(5, 45).reshape(2, 20)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from workloads.check import shallow
-from workloads.config import resolve
+from workloads.config.merge import resolve
 
 pytestmark = pytest.mark.unit
 

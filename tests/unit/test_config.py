@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.desk import BASE, Desk
-from workloads.config import CONTRACT, SHORT_NAMES, WORKLOADS, leaves, load_dump, resolve
+from workloads.config.merge import CONTRACT, SHORT_NAMES, WORKLOADS, leaves, load_dump, resolve
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -303,7 +303,7 @@ def test_the_profiles_of_the_project() -> None:
 def test_no_training_library_is_loaded(desk: Desk) -> None:
     desk.write(BASE)
     code = (
-        "import sys; from workloads.config import resolve\n"
+        "import sys; from workloads.config.merge import resolve\n"
         f"resolve({str(desk.path)!r}, {{}}, ['tracking.wandb=online'])\n"
         "print([name for name in ('torch', 'transformers', 'trl', 'numpy') if name in sys.modules])"
     )

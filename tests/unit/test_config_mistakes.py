@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tests.desk import BASE, Desk
-from workloads.config import resolve
+from workloads.config.merge import resolve
+from workloads.config.yaml_source import parse_scalar
 from workloads.errors import UserError
-from workloads.yaml_source import parse_scalar
 
 pytestmark = pytest.mark.unit
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
 from tests.tiny_llama import make_config, make_model, make_tokenizer, write_tiny
 from workloads import run as runs
-from workloads.config import Provenance
+from workloads.config.merge import Provenance
 from workloads.engine.adapter import add_adapter, load_adapter, save_adapters
 from workloads.engine.models import settled
 from workloads.errors import Retry, TataraError, UserError

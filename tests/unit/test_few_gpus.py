@@ -10,7 +10,7 @@ import pytest
 from workloads import device, launch
 from workloads.check import shallow
 from workloads.commands import train
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.device import Gpu
 from workloads.launch import Job
 

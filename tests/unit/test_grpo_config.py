@@ -9,7 +9,7 @@ import pytest
 
 from workloads import plan
 from workloads.check import Finding
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.errors import UserError
 from workloads.grpo import check
 from workloads.grpo.config import GrpoConfig

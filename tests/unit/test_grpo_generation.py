@@ -2,7 +2,7 @@
 
 import pytest
 
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.grpo import generation
 from workloads.grpo.config import GrpoConfig
 

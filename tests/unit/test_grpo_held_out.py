@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data import Example, generate_scenes, with_pictures, write_imagefolder
 from workloads.grpo.held_out import commonest

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.tiny_llava import TOKENS, write_llava
-from workloads.config import resolve
+from workloads.config.merge import resolve
+from workloads.config.sections import Model
 from workloads.errors import UserError
 from workloads.grpo import check
 from workloads.grpo.config import Grpo, GrpoConfig
@@ -20,7 +21,6 @@ from workloads.grpo.prompts import training_turns
 from workloads.grpo.proof import prove, sample_of
 from workloads.grpo.sources import count, prepare
 from workloads.grpo.tokens import RowTokens
-from workloads.sections import Model
 
 pytestmark = pytest.mark.unit
 

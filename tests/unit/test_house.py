@@ -11,7 +11,7 @@ from dotenv import dotenv_values
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from workloads.config import CONTRACT, SHORT_NAMES
+from workloads.config.merge import CONTRACT, SHORT_NAMES
 from workloads.environment import ALIASES, SECRETS
 
 pytestmark = pytest.mark.unit

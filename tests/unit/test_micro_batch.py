@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from workloads.config import resolve
+from workloads.config.merge import resolve
+from workloads.config.sections import Profile
 from workloads.engine.memory import micro_batch, out_of_memory
 from workloads.errors import EXIT_FAILED, EXIT_RETRY
 from workloads.run import Run
-from workloads.sections import Profile
 from workloads.session import Session
 
 pytestmark = pytest.mark.unit

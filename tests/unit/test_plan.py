@@ -9,7 +9,7 @@ import transformers
 from bench.plan_memory import Case, measure, predict, predicted_states
 from tests.planning import GIB, OFFLINE, TABLE, N, of, profile, total
 from workloads import activations
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.known_shapes import shape_of
 from workloads.memory import job_of
 from workloads.plan import Breakdown, estimate

@@ -8,9 +8,9 @@ import pytest
 
 from tests.planning import GIB, LLAMA_1B, OFFLINE, N, of, profile, total
 from workloads import plan
+from workloads.config.sections import Adapter, Model
 from workloads.known_shapes import shape_of
 from workloads.plan import Breakdown, advice, estimate, fits, mfu_flops_per_token, peak_flops, table
-from workloads.sections import Adapter, Model
 
 pytestmark = pytest.mark.unit
 
@@ -114,7 +114,7 @@ def test_peak_of_a_card(name: str, peak: float | None) -> None:
 def test_quick_and_without_torch(tmp_path: Path) -> None:
     profile(tmp_path)
     code = (
-        "import sys, time; from workloads.config import resolve; from workloads import plan\n"
+        "import sys, time; from workloads.config.merge import resolve; from workloads import plan\n"
         f"config, _ = resolve({str(tmp_path / 'one.yaml')!r}, {{}})\n"
         "start = time.perf_counter(); found = plan.estimate(config, 4, {})\n"
         "advised = plan.advice(found, config, 1 << 30)\n"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.tiny_policy import policy_folder
 from workloads.cli import main
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.engine.summary import interval
 from workloads.errors import UserError
 from workloads.vla.openvla.config import OftSpec

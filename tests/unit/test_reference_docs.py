@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from workloads import reference_docs
-from workloads.sections import Profile, Section
+from scripts import reference_docs
+from workloads.config.sections import Profile, Section
 
 pytestmark = pytest.mark.unit
 
@@ -51,7 +51,7 @@ def test_rows_of_the_page() -> None:
 
 def test_the_page_in_the_tree_is_up_to_date(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "workloads.reference_docs", *arguments]
+        command = [sys.executable, "scripts/reference_docs.py", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert run("--check").returncode == 0
@@ -61,4 +61,4 @@ def test_the_page_in_the_tree_is_up_to_date(tmp_path: Path) -> None:
     assert run("--check", "--page", str(page)).returncode == 0
     page.write_text(page.read_text() + "more\n")
     old = run("--check", "--page", str(page))
-    assert old.returncode == 1 and "python -m workloads.reference_docs" in old.stdout
+    assert old.returncode == 1 and "python scripts/reference_docs.py" in old.stdout

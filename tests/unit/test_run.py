@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from workloads import run as runs
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.engine.summary import rows_of
 from workloads.errors import UserError
 from workloads.launch import Job, _claim

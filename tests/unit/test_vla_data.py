@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from robot_data import picture, vectors
 
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.data.robot import pictures
 from workloads.data.robot.writer import write_episode
 from workloads.errors import UserError

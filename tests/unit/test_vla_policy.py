@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny_policy import episodes, policy_folder, statistics, tiny_model
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.errors import UserError
 from workloads.run import Run
 from workloads.vla.actions import unnormalize

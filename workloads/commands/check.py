@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from workloads.commands.common import loaded_environment, print_json, resolved
-from workloads.config import leaves
+from workloads.config.merge import leaves
 from workloads.errors import EXIT_DONE, EXIT_USER
 
 

@@ -12,7 +12,7 @@ from workloads import environment
 from workloads.errors import UserError
 
 if TYPE_CHECKING:
-    from workloads.config import Provenance
+    from workloads.config.merge import Provenance
 
 _WITH_RECIPES = Path("profiles/vla.yaml")
 
@@ -26,7 +26,7 @@ def loaded_environment() -> dict[str, str]:
 
 def resolved(profile: str, env: dict[str, str], words: Sequence[str]) -> "tuple[Any, Provenance]":
     """The config of a profile; names that are set but not honoured are told of."""
-    from workloads.config import resolve
+    from workloads.config.merge import resolve
 
     path = profile_path(profile, env)
     config, provenance = resolve(path, env, words)

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Sequence
 
 from workloads.commands.common import loaded_environment, profile_path, report_ignored
-from workloads.config import resolve
+from workloads.config.merge import resolve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

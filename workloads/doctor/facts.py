@@ -15,8 +15,8 @@ from workloads.doctor.nvidia import Build, Card, Smi
 from workloads.errors import UserError
 
 if TYPE_CHECKING:
+    from workloads.config.sections import Profile
     from workloads.plan import Breakdown
-    from workloads.sections import Profile
 
 SETUP = "make setup"
 
@@ -239,7 +239,7 @@ def read_settings(
     if profile is None:
         return Settings(missing="no profile was named")
     try:
-        from workloads.config import resolve
+        from workloads.config.merge import resolve
     except ModuleNotFoundError as error:
         return Settings(missing=f"needs `{SETUP}` ({error.name} is not installed)")
     train = next((one for one in services if one.trains), None)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from workloads.config.sections import Adapter
 from workloads.engine.pretrained import ADAPTER_CONFIG, read_json
 from workloads.errors import UserError
-from workloads.sections import Adapter
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

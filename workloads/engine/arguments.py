@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from transformers.utils import is_torch_tf32_available
 
+from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.engine.memory import micro_batch
-from workloads.sections import Profile
 from workloads.session import Session
 
 _NEVER = 10**9

@@ -9,10 +9,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.engine.trackers import trackers
 from workloads.processes import resident_bytes
-from workloads.sections import Profile
 from workloads.session import Session
 
 # Keys of the Trainer's logs that are ours under another name, or of no use in a row of metrics.

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from workloads.config import leaves
+from workloads.config.merge import leaves
+from workloads.config.sections import Profile
 from workloads.engine.pretrained import is_local
 from workloads.engine.summary import rows_of
 from workloads.run import Run
-from workloads.sections import Profile
 
 _LICENCE = "Set the licence: the base's own terms, and those of the data, apply to this model."
 # Settings that a reader asks for; the rest is in the run's config.json.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from workloads.config.sections import Adapter, Model
 from workloads.engine import weights
 from workloads.engine.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_config
 from workloads.engine.card import Card, write_card
@@ -15,7 +16,6 @@ from workloads.engine.pretrained import Tell, read_json
 from workloads.errors import TataraError, UserError
 from workloads.integrity import SEAL, step_of, verify_checkpoint
 from workloads.run import Run
-from workloads.sections import Adapter, Model
 
 SHARD_SIZE = "4GB"
 # Where a run keeps everything of its model but the weights, so that export needs neither hub nor

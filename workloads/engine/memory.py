@@ -3,10 +3,10 @@
 import torch
 
 from workloads import plan
+from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.errors import Retry, TataraError
 from workloads.run import Run, rows_in
-from workloads.sections import Profile
 from workloads.session import Session
 
 _GIB = 2**30

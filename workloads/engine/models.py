@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from workloads.config.sections import Model, Profile, Train
 from workloads.engine import distributed
 from workloads.engine.pretrained import (
     ADAPTER_CONFIG,
@@ -35,7 +36,6 @@ from workloads.engine.pretrained import (
     weights_dtype,
 )
 from workloads.errors import TataraError, UserError
-from workloads.sections import Model, Profile, Train
 
 P = TypeVar("P", bound=Profile)
 

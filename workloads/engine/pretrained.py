@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workloads.config.sections import Adapter, Model, Train
 from workloads.engine import hub
 from workloads.errors import Retry, TataraError, UserError
-from workloads.sections import Adapter, Model, Train
 
 if TYPE_CHECKING:
     import torch

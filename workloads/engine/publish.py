@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from workloads.check import Finding
+from workloads.config.sections import Profile
 from workloads.engine.hub import account, push
 from workloads.errors import Retry, TataraError
 from workloads.integrity import step_of
-from workloads.sections import Profile
 from workloads.session import Session
 
 _WAITS = (5.0, 30.0)  # seconds between attempts at the end

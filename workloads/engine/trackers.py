@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from workloads.sections import Tracking
+from workloads.config.sections import Tracking
 from workloads.session import Session
 
 _END_WAIT = 10.0  # seconds that trackers get to flush at the end of a run

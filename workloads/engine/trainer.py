@@ -12,13 +12,13 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from transformers import Trainer
 
+from workloads.config.sections import Profile
 from workloads.engine import checkpoints, distributed
 from workloads.engine.callbacks import RunCallback
 from workloads.engine.memory import out_of_memory
 from workloads.engine.publish import Publisher
 from workloads.errors import Stopped, TataraError
 from workloads.integrity import PREFIX, SEAL, sealed, step_of
-from workloads.sections import Profile
 from workloads.session import Session
 
 

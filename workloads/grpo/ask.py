@@ -126,12 +126,12 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
     _check_vllm(name)
     from vllm import LLM, SamplingParams
 
+    from workloads.config.sections import Model, Train
     from workloads.engine.pretrained import compute_dtype, locate
     from workloads.grpo.config import Grpo
     from workloads.grpo.generation import pixel_limits
     from workloads.grpo.greedy import prompt_texts
     from workloads.grpo.model import load_processing
-    from workloads.sections import Model, Train
 
     model = Model(name=name)
     grpo = Grpo(max_pixels=max_pixels)

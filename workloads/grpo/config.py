@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from workloads.config.sections import Number, Profile, Section, Text, Whole
 from workloads.errors import UserError
-from workloads.sections import Number, Profile, Section, Text, Whole
 
 GENERATED = "scenes"
 # What GRPO optimises, by name. `r1v`: R1-V's objective, KL to a frozen reference and a mean over

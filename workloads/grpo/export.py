@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from workloads.config.sections import Model
 from workloads.engine import weights
 from workloads.engine.adapter import merge_into
 from workloads.engine.card import Card, card_of
@@ -42,7 +43,6 @@ from workloads.grpo.model import (
 )
 from workloads.integrity import write_atomically
 from workloads.run import Run
-from workloads.sections import Model
 
 
 def export(

@@ -17,11 +17,11 @@ from transformers import (
     ProcessorMixin,
 )
 
+from workloads.config.sections import Model
 from workloads.engine import models
 from workloads.engine.pretrained import Tell, load_config, locate
 from workloads.errors import UserError
 from workloads.grpo.config import Grpo, GrpoConfig
-from workloads.sections import Model
 
 Processing: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads import environment
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.generation import URL_VARIABLE, pixel_limits

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workloads.sections import Profile, Section, Text, Whole
+from workloads.config.sections import Profile, Section, Text, Whole
 
 FORMATS = Literal["qa", "prompt_completion", "messages", "text"]
 # The columns that each format needs, and what they are called unless the profile maps them.

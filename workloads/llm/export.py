@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from workloads.config.sections import Adapter, Model
 from workloads.engine import weights
 from workloads.engine.adapter import ADAPTER_WEIGHTS, MergeReport, merge_into
 from workloads.engine.card import Card, card_of, licence_of, write_card
@@ -55,7 +56,6 @@ from workloads.integrity import write_atomically
 from workloads.llm.config import LlmConfig
 from workloads.llm.model import load_for_use, load_model, load_tokenizer
 from workloads.run import Run
-from workloads.sections import Adapter, Model
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from workloads.config.sections import Model
 from workloads.engine import models
 from workloads.engine.pretrained import Tell, chosen, locate, read_json
 from workloads.errors import UserError
 from workloads.llm.config import LlmConfig
-from workloads.sections import Model
 
 # What published tokenizers call a padding token that they do not declare as one.
 _PADDING = (

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workloads.sections import Number, Profile, Section, Text, Whole
+from workloads.config.sections import Number, Profile, Section, Text, Whole
 
 
 class Source(Section):

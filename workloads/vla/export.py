@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from workloads.config.sections import Model
 from workloads.engine import weights
 from workloads.engine.adapter import ADAPTER_WEIGHTS, TOLERANCES, adapter_folder, load_adapter
 from workloads.engine.card import card_of, render
@@ -21,7 +22,6 @@ from workloads.engine.exporting import FACTS, SKELETON, Exported, dtype_name, si
 from workloads.engine.pretrained import ADAPTER_CONFIG, Tell, compute_dtype, locate, read_json
 from workloads.errors import TataraError, UserError
 from workloads.run import Run
-from workloads.sections import Model
 from workloads.vla.config import VlaConfig
 from workloads.vla.loading import image_processor, oft_spec, spec_of
 from workloads.vla.model import load_pretrained, random_init

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from workloads.config.sections import Model
 from workloads.engine import distributed
 from workloads.engine.adapter import ALL_LINEAR, load_adapter, lora_config
 from workloads.engine.pretrained import (
@@ -16,7 +17,6 @@ from workloads.engine.pretrained import (
     weights_dtype,
 )
 from workloads.errors import TataraError, UserError
-from workloads.sections import Model
 from workloads.vla.config import VlaConfig
 from workloads.vla.model import load_pretrained, random_init
 from workloads.vla.openvla.config import OftSpec, OpenVLASpec, parse, read_json

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from workloads.config.sections import Model
 from workloads.engine.adapter import load_adapter
 from workloads.engine.exporting import FACTS
 from workloads.engine.pretrained import ADAPTER_CONFIG, Tell
 from workloads.engine.pretrained import locate as locate_base
 from workloads.errors import UserError
 from workloads.run import Run, find, outputs
-from workloads.sections import Model
 from workloads.vla.actions import normalize
 from workloads.vla.augment import as_served
 from workloads.vla.loading import image_processor, plain

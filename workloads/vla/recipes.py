@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workloads import device, environment, plan
-from workloads.config import resolve
+from workloads.config.merge import resolve
 from workloads.errors import TataraError, UserError
 
 FOLDER = Path("profiles/recipes")

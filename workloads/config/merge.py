@@ -17,9 +17,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
+from workloads.config.sections import Profile, Section
+from workloads.config.yaml_source import load_mapping, mark_of, parse_scalar, text_of, value_of
 from workloads.errors import UserError
-from workloads.sections import Profile, Section
-from workloads.yaml_source import load_mapping, mark_of, parse_scalar, text_of, value_of
 
 # A workload's schema is imported only when a profile names it, so that no workload loads another.
 WORKLOADS = {

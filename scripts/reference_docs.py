@@ -1,7 +1,7 @@
 """Write docs/configuration.md from the schema: every setting with its type, default and names.
 
-python -m workloads.reference_docs            # write it
-python -m workloads.reference_docs --check    # exit 1 where the file is not what would be written
+python scripts/reference_docs.py            # write it
+python scripts/reference_docs.py --check    # exit 1 where the file is not what would be written
 """
 
 import argparse
@@ -16,18 +16,18 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from workloads.config import CONTRACT, PREFIX, SHORT_NAMES, WORKLOADS
-from workloads.sections import Profile, Section
+from workloads.config.merge import CONTRACT, PREFIX, SHORT_NAMES, WORKLOADS
+from workloads.config.sections import Profile, Section
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
-_COMMAND = "python -m workloads.reference_docs"
+_COMMAND = "python scripts/reference_docs.py"
 _HEADS = ("setting", "type", "default", "short names", "what it does")
 
 _INTRODUCTION = f"""\
 # Configuration
 
 Written by `{_COMMAND}` from the schema in
-`workloads/sections.py` and the `config.py` of each workload: change those, not this page.
+`workloads/config/sections.py` and the `config.py` of each workload: change those, not this page.
 
 A profile, `profiles/<name>.yaml`, names a workload and sets what differs from the defaults below.
 A value is taken from the last of these that has one:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workloads.run import Run
-from workloads.session import Session
+from workloads.run.session import Session
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench._pair import Side, Timed, facts, measure, write_page
-from workloads.integrity import newest_whole, publish, seal
+from workloads.run.integrity import newest_whole, publish, seal
 
 State = dict[str, dict[str, torch.Tensor]]
 MIB = 1 << 20
@@ -36,7 +36,7 @@ def main() -> None:
         parts = [_compare(size, Path(folder), options.rounds) for size in options.mib]
     known = facts(
         ["torch", "safetensors", "xxhash"],
-        ["workloads/integrity.py", "bench/checkpoint.py", "bench/_pair.py"],
+        ["workloads/run/integrity.py", "bench/checkpoint.py", "bench/_pair.py"],
         options.machine,
     )
     print(known)

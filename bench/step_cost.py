@@ -44,7 +44,7 @@ from workloads.llm.collate import Collate
 from workloads.llm.config import LlmConfig
 from workloads.llm.train import LlmTrainer, arguments
 from workloads.run import Run
-from workloads.session import Session
+from workloads.run.session import Session
 
 MODEL = ROOT / "data" / "demo" / "tiny-llama"
 GOAL = 0.3  # milliseconds over the bare Trainer

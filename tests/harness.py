@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workloads.integrity import sealed
 from workloads.run import Run
+from workloads.run.integrity import sealed
 
 ROOT = Path(__file__).resolve().parent.parent
 INJECT = ROOT / "tests" / "fault" / "inject"

@@ -13,7 +13,7 @@ from workloads.environment import without_secrets
 from workloads.errors import EXIT_DONE, EXIT_FAILED, EXIT_RETRY, Stopped, TataraError
 from workloads.processes import die_with_parent, quick_imports
 from workloads.run import Run
-from workloads.session import Session
+from workloads.run.session import Session
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.compose.project import Project, arguments, docker
 from tests.harness import SHORT, events, losses, state, steps
-from workloads.integrity import sealed
+from workloads.run.integrity import sealed
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]
 

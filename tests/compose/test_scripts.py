@@ -23,8 +23,8 @@ from tests.compose.project import (
     newest,
 )
 from tests.harness import SHORT, events, steps
-from workloads.integrity import sealed
 from workloads.run import Run
+from workloads.run.integrity import sealed
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ONE_RANK, ROOT, SHORT, Training, events, losses, rows, state
-from workloads.integrity import sealed
 from workloads.run import verify_checkpoint
+from workloads.run.integrity import sealed
 
 pytestmark = pytest.mark.fault
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ONE_RANK, Training, events
-from workloads.integrity import sealed
 from workloads.run import verify_checkpoint
+from workloads.run.integrity import sealed
 
 pytestmark = pytest.mark.fault
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ONE_RANK, Training, events, losses, state
-from workloads.integrity import sealed
+from workloads.run.integrity import sealed
 
 pytestmark = pytest.mark.fault
 

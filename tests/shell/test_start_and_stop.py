@@ -12,8 +12,8 @@ import pytest
 
 from tests.harness import SHORT, events, steps
 from tests.tiny_policy import episodes
-from workloads.integrity import sealed
 from workloads.run import Run
+from workloads.run.integrity import sealed
 
 pytestmark = [pytest.mark.shell, pytest.mark.slow]
 

@@ -20,7 +20,6 @@ from workloads.config.merge import Provenance
 from workloads.engine.adapter import add_adapter, load_adapter, save_adapters
 from workloads.engine.models import settled
 from workloads.errors import Retry, TataraError, UserError
-from workloads.integrity import publish, seal
 from workloads.llm.config import LlmConfig
 from workloads.llm.export import (
     Skeleton,
@@ -34,6 +33,7 @@ from workloads.llm.export import (
 )
 from workloads.llm.model import load_for_use, load_model
 from workloads.run import Run
+from workloads.run.integrity import publish, seal
 
 pytestmark = pytest.mark.unit
 INPUTS = torch.arange(5, 45).reshape(2, 20)

@@ -21,7 +21,7 @@ HEAVY = ("torch", "transformers", "vllm", "trl", "peft", "accelerate", "datasets
 LIGHT = [
     "workloads.cli",
     "workloads.launch",
-    "workloads.run",
+    "workloads.run.directory",
     "workloads.data.packing",
     *(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)

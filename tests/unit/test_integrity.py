@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads import integrity
-from workloads.run import verify_checkpoint
+from workloads.run import integrity, verify_checkpoint
 
 pytestmark = pytest.mark.unit
 

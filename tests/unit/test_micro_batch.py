@@ -11,7 +11,7 @@ from workloads.config.sections import Profile
 from workloads.engine.memory import micro_batch, out_of_memory
 from workloads.errors import EXIT_FAILED, EXIT_RETRY
 from workloads.run import Run
-from workloads.session import Session
+from workloads.run.session import Session
 
 pytestmark = pytest.mark.unit
 DEMO = Path(__file__).resolve().parents[2] / "profiles" / "demo.yaml"

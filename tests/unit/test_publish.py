@@ -14,7 +14,7 @@ from workloads.engine import publish
 from workloads.engine.publish import Publisher, may_push, push_final
 from workloads.errors import TataraError
 from workloads.llm.export import export
-from workloads.session import Session
+from workloads.run.session import Session
 
 pytestmark = pytest.mark.unit
 TARGET = {"push": "saves", "hub_model_id": "me/model"}

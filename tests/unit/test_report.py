@@ -10,9 +10,9 @@ from PIL import Image
 from tests.monitored import ID, Tags, Written
 from workloads import cli
 from workloads.errors import UserError
-from workloads.integrity import seal
 from workloads.monitor import report
 from workloads.run import write_manifest
+from workloads.run.integrity import seal
 
 pytestmark = pytest.mark.unit
 EVIL = "<script>alert(1)</script><svg onload=alert(2)>\"'&"

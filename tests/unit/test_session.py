@@ -9,7 +9,7 @@ import pytest
 
 from workloads.errors import Stopped
 from workloads.run import Run
-from workloads.session import Session
+from workloads.run.session import Session
 
 pytestmark = pytest.mark.unit
 

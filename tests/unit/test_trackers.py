@@ -10,7 +10,7 @@ import pytest
 from workloads.engine import trackers
 from workloads.engine.trackers import Trackers
 from workloads.run import Run
-from workloads.session import Session
+from workloads.run.session import Session
 
 pytestmark = pytest.mark.unit
 

@@ -8,7 +8,7 @@ from transformers.utils import is_torch_tf32_available
 from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.engine.memory import micro_batch
-from workloads.session import Session
+from workloads.run.session import Session
 
 _NEVER = 10**9
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}

@@ -13,7 +13,7 @@ from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.engine.trackers import trackers
 from workloads.processes import resident_bytes
-from workloads.session import Session
+from workloads.run.session import Session
 
 # Keys of the Trainer's logs that are ours under another name, or of no use in a row of metrics.
 _DROPPED = ("total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second")

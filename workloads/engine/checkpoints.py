@@ -13,8 +13,8 @@ from typing import Any
 
 from workloads.engine import distributed
 from workloads.errors import UserError
-from workloads.integrity import PREFIX, publish, rotate, seal, sealed, step_of
-from workloads.session import Session
+from workloads.run.integrity import PREFIX, publish, rotate, seal, sealed, step_of
+from workloads.run.session import Session
 
 STAGING = ".staging"
 

@@ -14,8 +14,8 @@ from workloads.engine.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_confi
 from workloads.engine.card import Card, write_card
 from workloads.engine.pretrained import Tell, read_json
 from workloads.errors import TataraError, UserError
-from workloads.integrity import SEAL, step_of, verify_checkpoint
 from workloads.run import Run
+from workloads.run.integrity import SEAL, step_of, verify_checkpoint
 
 SHARD_SIZE = "4GB"
 # Where a run keeps everything of its model but the weights, so that export needs neither hub nor

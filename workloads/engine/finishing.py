@@ -9,7 +9,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from workloads.engine import distributed
 from workloads.engine.trainer import RunTrainer
 from workloads.errors import TataraError
-from workloads.session import Session
+from workloads.run.session import Session
 
 
 def export_final(session: Session, export: Callable[..., Any]) -> None:

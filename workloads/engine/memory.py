@@ -6,8 +6,9 @@ from workloads import plan
 from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.errors import Retry, TataraError
-from workloads.run import Run, rows_in
-from workloads.session import Session
+from workloads.run import Run
+from workloads.run.directory import rows_in
+from workloads.run.session import Session
 
 _GIB = 2**30
 # Without a GPU there is none to measure; the advice is then for the smallest usual card.

@@ -17,8 +17,8 @@ from workloads.check import Finding
 from workloads.config.sections import Profile
 from workloads.engine.hub import account, push
 from workloads.errors import Retry, TataraError
-from workloads.integrity import step_of
-from workloads.session import Session
+from workloads.run.integrity import step_of
+from workloads.run.session import Session
 
 _WAITS = (5.0, 30.0)  # seconds between attempts at the end
 

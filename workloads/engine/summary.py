@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from workloads.processes import own_command
-from workloads.run import Run, rows_in
+from workloads.run import Run
+from workloads.run.directory import rows_in
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from workloads.config.sections import Tracking
-from workloads.session import Session
+from workloads.run.session import Session
 
 _END_WAIT = 10.0  # seconds that trackers get to flush at the end of a run
 _INIT_WAIT = 20.0

@@ -18,8 +18,8 @@ from workloads.engine.callbacks import RunCallback
 from workloads.engine.memory import out_of_memory
 from workloads.engine.publish import Publisher
 from workloads.errors import Stopped, TataraError
-from workloads.integrity import PREFIX, SEAL, sealed, step_of
-from workloads.session import Session
+from workloads.run.integrity import PREFIX, SEAL, sealed, step_of
+from workloads.run.session import Session
 
 
 def _numbers(rows: Sequence[int]) -> list[str]:

@@ -41,8 +41,8 @@ from workloads.grpo.model import (
     load_processing,
     sees_images,
 )
-from workloads.integrity import write_atomically
 from workloads.run import Run
+from workloads.run.integrity import write_atomically
 
 
 def export(

@@ -20,7 +20,7 @@ from workloads.grpo.rollouts import FILE, FOLDER
 from workloads.grpo.scores import AFTER, BEFORE, BLANK, scores_of
 from workloads.grpo.sources import Prepared
 from workloads.run import Run
-from workloads.session import Session
+from workloads.run.session import Session
 
 # A reward's mean at the two ends of a run is taken over so many logged steps.
 _SPAN = 10

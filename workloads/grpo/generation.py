@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 from workloads.errors import EXIT_RETRY, Retry, UserError
 from workloads.grpo.config import Grpo, GrpoConfig
-from workloads.session import Session
+from workloads.run.session import Session
 
 URL_VARIABLE = "TATARA_VLLM_URL"
 # Seconds between looks at an engine's health, for one answer, and of silence until it is given up.

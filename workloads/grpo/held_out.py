@@ -25,8 +25,8 @@ from workloads.grpo.prompts import Turns
 from workloads.grpo.rewards import WeightedReward, load_reward, right_completion
 from workloads.grpo.scores import ANSWERS, BEFORE, BLANK, FILE, TASK
 from workloads.grpo.sources import Prepared, turns_of
-from workloads.integrity import write_atomically
-from workloads.session import Session
+from workloads.run.integrity import write_atomically
+from workloads.run.session import Session
 
 
 @dataclass(frozen=True)

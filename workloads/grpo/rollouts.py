@@ -14,7 +14,7 @@ from typing import Any
 
 from workloads.grpo.config import Rollouts
 from workloads.grpo.rewards import completion_text
-from workloads.session import Session
+from workloads.run.session import Session
 
 FOLDER, FILE, IMAGES = "rollouts", "rollouts.jsonl", "images"
 

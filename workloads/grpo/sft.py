@@ -18,7 +18,7 @@ from workloads.grpo.greedy import prompt_texts
 from workloads.grpo.model import Processing, lacks_beginning, learner, sees_images, tokenizer_of
 from workloads.grpo.resume import LoadsByName
 from workloads.grpo.sources import Prepared, dataset_of
-from workloads.session import Session
+from workloads.run.session import Session
 
 IGNORED = -100
 

@@ -38,9 +38,9 @@ from workloads.grpo.rewards import for_trainer, load_reward, try_rewards
 from workloads.grpo.rollouts import Rollout, RolloutLog
 from workloads.grpo.sft import build_sft_trainer
 from workloads.grpo.sources import Prepared, dataset_of, prepare, right_answer, turns_of
-from workloads.integrity import step_of
 from workloads.run import write_manifest
-from workloads.session import Session
+from workloads.run.integrity import step_of
+from workloads.run.session import Session
 
 _REFERENCE = "ref"
 

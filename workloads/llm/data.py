@@ -27,13 +27,13 @@ from workloads.data import packing
 from workloads.data import rows as local_rows
 from workloads.data.once import built_once, nothing
 from workloads.errors import UserError
-from workloads.integrity import digest
 from workloads.llm import source, template, tokenise
 from workloads.llm.config import LlmConfig, LlmData
 from workloads.llm.report import Report, SplitReport
 from workloads.llm.source import Rows, Split, Splits, load_rows
 from workloads.llm.template import Rendered, RowError, Template
 from workloads.llm.tokenise import IGNORED, Encoder, Tokens
+from workloads.run.integrity import digest
 
 _BATCH = 1000  # rows rendered and encoded at a time
 _CHUNK = 4_000_000  # tokens written at a time

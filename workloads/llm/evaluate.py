@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workloads.errors import Stopped, UserError
-from workloads.integrity import write_atomically
 from workloads.llm.config import LlmData, LlmEvaluation
 from workloads.llm.gsm8k import (
     CHAT_SUFFIX,
@@ -27,6 +26,7 @@ from workloads.llm.gsm8k import (
     few_shot_prompt,
     score_gsm8k,
 )
+from workloads.run.integrity import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -52,10 +52,10 @@ from workloads.engine.pretrained import (
     read_json,
 )
 from workloads.errors import TataraError, UserError
-from workloads.integrity import write_atomically
 from workloads.llm.config import LlmConfig
 from workloads.llm.model import load_for_use, load_model, load_tokenizer
 from workloads.run import Run
+from workloads.run.integrity import write_atomically
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from workloads.llm.evaluate import Score, evaluate_gsm8k, merge_shards
 from workloads.llm.export import export, refresh_card
 from workloads.llm.model import load_for_use
 from workloads.run import Run
-from workloads.session import Session
+from workloads.run.session import Session
 
 BEFORE, AFTER = "before", "after"
 

@@ -20,7 +20,7 @@ from workloads.llm.finish import evaluate_before, finish
 from workloads.llm.model import load_model, load_tokenizer
 from workloads.llm.packed import refuse_mixing
 from workloads.run import write_manifest
-from workloads.session import Session
+from workloads.run.session import Session
 
 
 def train(config: LlmConfig, session: Session) -> None:

@@ -9,7 +9,7 @@ from workloads import health
 from workloads.monitor.clock import Now, Watched
 from workloads.monitor.follow import read_object, whole
 from workloads.processes import is_stopped
-from workloads.session import BEAT
+from workloads.run.session import BEAT
 
 LATE, STALLED = 4.0, 10.0  # seconds without a heartbeat; one is written every second
 _GUESSED = 60.0  # seconds that a file's date must be past, where it is all there is to go by

@@ -182,8 +182,8 @@ class Checkpoint:
 
 def checkpoints(run: Run) -> Iterator[Checkpoint]:
     """The checkpoints there are, by step; whole ones are those with a seal."""
-    from workloads.integrity import PREFIX, SEAL
     from workloads.monitor.follow import read_object
+    from workloads.run.integrity import PREFIX, SEAL
 
     found = []
     for path in run.checkpoints.glob(f"{PREFIX}*"):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from workloads.errors import UserError
-from workloads.integrity import write_atomically
 from workloads.monitor import evaluations, gallery, page
 from workloads.monitor.follow import number, read_object
 from workloads.monitor.page import Row, esc, table, tile
@@ -19,6 +18,7 @@ from workloads.monitor.snapshot import Snapshot, Watch
 from workloads.monitor.style import CSS
 from workloads.monitor.words import byte_text, number_text, span_text
 from workloads.run import Run
+from workloads.run.integrity import write_atomically
 
 _POINTS = 1000
 _EVENTS = 500

@@ -9,7 +9,7 @@ from workloads.engine.publish import push_final
 from workloads.engine.summary import change, draw_curve, report_next, rows_of, series, show
 from workloads.engine.trainer import RunTrainer
 from workloads.errors import TataraError
-from workloads.session import Session
+from workloads.run.session import Session
 from workloads.vla.config import VlaConfig
 from workloads.vla.export import export
 from workloads.vla.reach.finishing import judge_exported

@@ -21,7 +21,7 @@ from workloads.engine import checkpoints, distributed
 from workloads.engine.arguments import trainer_arguments
 from workloads.engine.trainer import RunTrainer
 from workloads.run import write_manifest
-from workloads.session import Session
+from workloads.run.session import Session
 from workloads.vla.config import VlaConfig
 from workloads.vla.data import Collate, Maker, Steps
 from workloads.vla.export import keep_skeleton, write_statistics

@@ -1,6 +1,6 @@
 """The reach task at the end of a training: before, after, controls, and a picture."""
 
-from workloads.session import Session
+from workloads.run.session import Session
 from workloads.vla.reach.judge import TRAINED, UNTRAINED, Verdict, judge, table, write
 from workloads.vla.reach.policies import pair
 from workloads.vla.reach.sheet import draw

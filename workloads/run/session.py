@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from workloads.environment import without_secrets
 from workloads.errors import EXIT_STOPPED, Stopped
 from workloads.processes import resident_bytes
-from workloads.run import Run
+from workloads.run.directory import Run
 
 BEAT = 1.0  # seconds between two heartbeats
 # Phases that a stop may cut short at once, because nothing would be lost.

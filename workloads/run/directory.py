@@ -5,37 +5,25 @@ evaluations.jsonl, events.jsonl, status/<rank>.json, logs/, checkpoints/, evalua
 docs/run-directory.md describes it.
 """
 
-import fcntl
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import secrets
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from workloads.errors import UserError
-from workloads.integrity import newest_whole, sealed, verify_checkpoint, write_atomically
+from workloads.run.integrity import newest_whole
 
 # What only reads a run's files, such as the monitor, does without the schema and its memory.
 if TYPE_CHECKING:
-    from workloads.config.merge import Provenance
-    from workloads.config.sections import Profile
+    pass
 
 FORMAT = 1
-OWNER = ".owner"
-_PACKAGES = [
-    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
-    *("safetensors", "bitsandbytes", "liger-kernel", "kernels", "flash-attn", "vllm"),
-    *("deepspeed", "wandb"),
-]
 
 
 def new_id() -> str:
@@ -117,7 +105,7 @@ class Run:
         self._append(self.metrics if "loss" in row else self.evaluations, {**row, **now()})
 
     def _append(self, path: Path, row: dict[str, Any]) -> None:
-        line = json.dumps(_plain(row), ensure_ascii=False) + "\n"
+        line = json.dumps(json_ready(row), ensure_ascii=False) + "\n"
         try:
             # One write of one line with O_APPEND: lines of several processes never mix.
             with path.open("ab", buffering=0) as file:
@@ -136,7 +124,7 @@ class Run:
         path = self.path / "status" / f"{rank}.json"
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         # No fsync: a heartbeat is worth nothing after a power cut, and is written every second.
-        beside.write_text(json.dumps(_plain({**status, **now()})))
+        beside.write_text(json.dumps(json_ready({**status, **now()})))
         os.replace(beside, path)
 
     def statuses(self) -> dict[int, dict[str, Any]]:
@@ -159,14 +147,14 @@ class Run:
         return newest_whole(self.checkpoints, damaged)
 
 
-def _plain(value: Any) -> Any:
+def json_ready(value: Any) -> Any:
     """JSON has no NaN: write the names that Python, and people, read."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): json_ready(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [json_ready(inner) for inner in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
@@ -191,86 +179,3 @@ def find(root: Path, profile: str, wanted: str) -> Run:
     names = ", ".join(path.name for path in known[-5:])
     have = f"runs there: {names}" if names else "there are none yet"
     raise UserError(f"expected a run in {root / profile}, found no {wanted!r}; {have}")
-
-
-def start(run: Run, config: "Profile", provenance: "Provenance", facts: dict[str, Any]) -> None:
-    """Write what a new run is: its config with provenance and its manifest."""
-    run.make()
-    dump = {"format": FORMAT, "config": config.model_dump(), "provenance": dict(provenance)}
-    write_atomically(run.path / "config.json", json.dumps(dump, indent=1, ensure_ascii=False))
-    write_manifest(run, {"profile": config.name, "workload": config.workload, **facts})
-
-
-def write_manifest(run: Run, facts: dict[str, Any]) -> None:
-    """Merge facts into the manifest: code, versions, host, data, devices."""
-    path = run.path / "manifest.json"
-    known = json.loads(path.read_text()) if path.is_file() else _birth()
-    text = json.dumps(_plain({**known, **facts}), indent=1, ensure_ascii=False)
-    write_atomically(path, text)
-
-
-def _birth() -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": _versions(),
-        "git": _git(),
-        "image": os.environ.get("TATARA_IMAGE"),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _git() -> dict[str, Any]:
-    """Commit and whether files differ from it; empty outside a checkout or without git."""
-    here = Path(__file__).parent
-    try:
-        words = ["git", "-C", str(here), "rev-parse", "HEAD"]
-        commit = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10)
-        words = ["git", "-C", str(here), "status", "--porcelain", "-uno"]
-        changed = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": commit.stdout.strip(), "changed": bool(changed.stdout.strip())}
-
-
-@dataclass
-class Owner:
-    """The right to write a run: one supervisor at a time, given back when its process ends."""
-
-    run: Run
-    _file: IO[str] | None = field(default=None, repr=False)
-
-    def take(self) -> None:
-        """UserError that names the owner where another process has the run."""
-        self.run.make()
-        file = (self.run.path / OWNER).open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            file.close()
-            raise UserError(
-                f"{self.run.path}: this run belongs to {owner}; stop that one first, or start a "
-                "new run by leaving out --resume and RUN_ID"
-            ) from None
-        file.truncate(0)
-        started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
-        file.flush()
-        self._file = file
-
-
-__all__ = ["Owner", "Run", "find", "new_id", "sealed", "start", "verify_checkpoint"]

@@ -1,0 +1,44 @@
+"""Who may write a run."""
+
+import fcntl
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING
+
+from workloads.errors import UserError
+from workloads.run.directory import Run
+
+if TYPE_CHECKING:
+    pass
+
+OWNER = ".owner"
+
+
+@dataclass
+class Owner:
+    """The right to write a run: one supervisor at a time, given back when its process ends."""
+
+    run: Run
+    _file: IO[str] | None = field(default=None, repr=False)
+
+    def take(self) -> None:
+        """UserError that names the owner where another process has the run."""
+        self.run.make()
+        file = (self.run.path / OWNER).open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"{self.run.path}: this run belongs to {owner}; stop that one first, or start a "
+                "new run by leaving out --resume and RUN_ID"
+            ) from None
+        file.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
+        file.flush()
+        self._file = file

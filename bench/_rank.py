@@ -12,7 +12,7 @@ from workloads.run.session import Session
 
 @contextlib.contextmanager
 def rank_session(folder: Path) -> Iterator[Session]:
-    """A session as `workloads.worker` begins one; the standard streams are given back after it."""
+    """A session as a rank begins one; the standard streams are given back after it."""
     run = Run(folder / "run")
     run.make()
     session = Session(run)

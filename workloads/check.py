@@ -21,7 +21,7 @@ from workloads.config.sections import Adapter, Profile
 from workloads.errors import UserError
 
 if TYPE_CHECKING:
-    from workloads.launch import Job
+    from workloads.launch.supervisor import Job
 
 Level = Literal["ok", "warning", "error"]
 _GIB = 1 << 30

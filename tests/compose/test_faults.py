@@ -125,7 +125,7 @@ def test_a_suspended_rank_shows_as_unhealthy(project: Callable[..., Project]) ->
     demo.until_step(2)
     worker = demo.container("demo-worker")
     health = ["docker", "exec", "-e", "TATARA_HEALTH_LIMIT=3", worker]
-    health += ["python", "-m", "workloads.health"]
+    health += ["python", "-m", "workloads.launch.health"]
     well = subprocess.run(health, capture_output=True, text=True)
     assert (well.returncode, well.stdout) == (0, "1 ranks, all with a heartbeat\n")
     demo.kill_rank("demo-worker", 1, "STOP")

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from workloads import device, launch
+from workloads import device
 from workloads.check import shallow
 from workloads.commands import train
 from workloads.config.merge import resolve
 from workloads.device import Gpu
-from workloads.launch import Job
+from workloads.launch import supervisor
+from workloads.launch.supervisor import Job
 
 pytestmark = pytest.mark.unit
 
@@ -38,7 +39,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int, **env: 
     found: list[Any] = []
     monkeypatch.chdir(ROOT)
     with_gpus(monkeypatch, gpus)
-    monkeypatch.setattr(launch, "launch", found.append)
+    monkeypatch.setattr(supervisor, "launch", found.append)
     for name, value in {"TATARA_OUTPUTS": str(tmp_path), **env}.items():
         monkeypatch.setenv(name, value)
     train.main(Namespace(profile="demo", resume=None), ["train.max_steps=1"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.health import Rank, main, ranks
+from workloads.launch.health import Rank, main, ranks
 
 pytestmark = pytest.mark.unit
 
@@ -20,7 +20,7 @@ def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that looks like rank 3 of a run; that its module sleeps is all it does."""
     code = "import sys; print(flush=True); sys.stdin.read()"
     env = {**os.environ, "RANK": "3", "TATARA_RUN": str(tmp_path)}
-    words = [sys.executable, "-c", code, "-m", "workloads.worker"]
+    words = [sys.executable, "-c", code, "-m", "workloads.launch.rank"]
     (tmp_path / "status").mkdir()
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, env=env) as process:
@@ -56,7 +56,7 @@ def test_the_age_of_the_heartbeat_decides(
 ) -> None:
     beat(tmp_path, worker.pid, seconds)
     only = [one for one in ranks() if one.pid == worker.pid]
-    monkeypatch.setattr("workloads.health.ranks", lambda: iter(only))
+    monkeypatch.setattr("workloads.launch.health.ranks", lambda: iter(only))
     assert main(limit=10) == code
     said = capsys.readouterr().out
     assert said.startswith(
@@ -76,6 +76,6 @@ def test_no_ranks_is_setting_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert list(ranks(tmp_path)) == []
-    monkeypatch.setattr("workloads.health.ranks", lambda: iter(()))
+    monkeypatch.setattr("workloads.launch.health.ranks", lambda: iter(()))
     assert main() == 0
     assert capsys.readouterr().out == "no ranks: setting up\n"

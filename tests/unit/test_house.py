@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "vllm", "trl", "peft", "accelerate", "datasets")
 LIGHT = [
     "workloads.cli",
-    "workloads.launch",
+    "workloads.launch.supervisor",
     "workloads.run.directory",
     "workloads.data.packing",
     *(

@@ -28,7 +28,7 @@ def written(tmp_path: Path) -> Written:
 @pytest.fixture
 def process(written: Written) -> Iterator["subprocess.Popen[bytes]"]:
     """A process that looks like rank 1 of the run, and waits."""
-    words = [sys.executable, "-c", "import sys; sys.stdin.read()", "workloads.worker"]
+    words = [sys.executable, "-c", "import sys; sys.stdin.read()", "workloads.launch.rank"]
     env = {**os.environ, "RANK": "1", "TATARA_RUN": str(written.run.path)}
     with subprocess.Popen(words, env=env, stdin=subprocess.PIPE) as found:
         yield found

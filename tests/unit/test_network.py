@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from workloads.network import interface_to
+from workloads.launch.network import interface_to
 
 pytestmark = pytest.mark.unit
 

@@ -11,7 +11,7 @@ from workloads import run as runs
 from workloads.config.merge import resolve
 from workloads.engine.summary import rows_of
 from workloads.errors import UserError
-from workloads.launch import Job, _claim
+from workloads.launch.supervisor import Job, _claim
 from workloads.run import Owner, Run
 
 pytestmark = pytest.mark.unit

@@ -37,7 +37,7 @@ def desk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
-    monkeypatch.setattr("workloads.launch.launch", refuse)
+    monkeypatch.setattr("workloads.launch.supervisor.launch", refuse)
     return with_gpu
 
 

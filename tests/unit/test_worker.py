@@ -10,8 +10,8 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from workloads.errors import EXIT_FAILED, EXIT_RETRY, UserError
+from workloads.launch.rank import explain, sentence
 from workloads.processes import own_command, quick_imports
-from workloads.worker import explain, sentence
 
 pytestmark = pytest.mark.unit
 
@@ -56,7 +56,7 @@ def test_what_a_data_loader_s_process_says_comes_without_its_traceback(
 
 def test_a_package_left_out_is_not_imported_by_libraries() -> None:
     code = (
-        "import sys; from workloads.worker import leave_out; leave_out('wandb');"
+        "import sys; from workloads.launch.rank import leave_out; leave_out('wandb');"
         "from transformers import is_wandb_available; from accelerate import utils;"
         "assert not is_wandb_available() and not utils.is_wandb_available();"
         "assert not any(name.startswith('wandb.') for name in sys.modules)"

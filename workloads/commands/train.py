@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     from workloads import device
     from workloads.check import before_start
-    from workloads.launch import Job, fewer_nodes, launch
+    from workloads.launch.supervisor import Job, fewer_nodes, launch
 
     env = loaded_environment()
     if args.resume and "=" in args.resume:

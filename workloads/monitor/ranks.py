@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from workloads import health
+from workloads.launch import health
 from workloads.monitor.clock import Now, Watched
 from workloads.monitor.follow import read_object, whole
 from workloads.processes import is_stopped

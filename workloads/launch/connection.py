@@ -9,20 +9,20 @@ import time
 from typing import Any
 
 
-class Wire:
+class Connection:
     """One connection: lines in by a thread, lines out under a lock, a beat when it is quiet."""
 
-    def __init__(self, connection: socket.socket, beat: float) -> None:
+    def __init__(self, link: socket.socket, beat: float) -> None:
         self.inbox: queue.Queue[dict[str, Any]] = queue.Queue()
         self.heard = time.monotonic()
         self.open = True
-        self._connection, self._beat, self._lock = connection, beat, threading.Lock()
+        self._link, self._beat, self._lock = link, beat, threading.Lock()
         threading.Thread(target=self._read, daemon=True).start()
         threading.Thread(target=self._keep_alive, daemon=True).start()
 
     def _read(self) -> None:
         try:
-            with self._connection.makefile("r", encoding="utf-8") as lines:
+            with self._link.makefile("r", encoding="utf-8") as lines:
                 for line in lines:
                     self.heard = time.monotonic()
                     message = json.loads(line)
@@ -41,7 +41,7 @@ class Wire:
         line = json.dumps({"type": kind, **facts}) + "\n"
         try:
             with self._lock:
-                self._connection.sendall(line.encode())
+                self._link.sendall(line.encode())
         except OSError:
             self.open = False
 
@@ -66,5 +66,5 @@ class Wire:
     def close(self) -> None:
         self.open = False
         with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
+            self._link.shutdown(socket.SHUT_RDWR)
+        self._link.close()

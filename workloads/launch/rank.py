@@ -1,4 +1,4 @@
-"""One rank of a job, started by the agent: `python -m workloads.worker` with the run in TATARA_RUN.
+"""One rank of a job: torchrun starts `python -m workloads.launch.rank` with the run in TATARA_RUN.
 
 Its exit code is 0 when it is done or has stopped in order; the heartbeat tells which.
 """

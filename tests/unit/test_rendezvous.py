@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from workloads.errors import EXIT_DONE, EXIT_RETRY, EXIT_USER, Retry, Stopped, UserError
-from workloads.lobby import Alone, Coordinator, Hello, Meeting, Member, Outcome, Terms
+from workloads.launch.coordinator import Coordinator
+from workloads.launch.member import Member
+from workloads.launch.messages import Hello, Meeting, Outcome, Terms
+from workloads.launch.rendezvous import Alone
 
 pytestmark = pytest.mark.unit
 
@@ -192,7 +195,7 @@ def test_a_stop_ends_the_waiting(tmp_path: Path) -> None:
 
 
 def test_alone_restarts_only_what_is_worth_it() -> None:
-    lobby = Alone("run", "host")
-    assert lobby.settle(Outcome(EXIT_RETRY, "x"), True).again
-    assert not lobby.settle(Outcome(EXIT_RETRY, "x"), False).again
-    assert not lobby.settle(Outcome(EXIT_USER, "x"), True).again
+    rendezvous = Alone("run", "host")
+    assert rendezvous.settle(Outcome(EXIT_RETRY, "x"), True).again
+    assert not rendezvous.settle(Outcome(EXIT_RETRY, "x"), False).again
+    assert not rendezvous.settle(Outcome(EXIT_USER, "x"), True).again

@@ -1,4 +1,4 @@
-"""Whether the ranks in this container are alive: `python -m workloads.health`, for health checks.
+"""Health check of a container: `python -m workloads.launch.health` ends with 0 while ranks live.
 
 Looks at the processes that are there and at the heartbeats they write; needs only the standard
 library. Ends with 0 while every rank has a fresh heartbeat, and while there are no ranks, which is
@@ -41,7 +41,7 @@ def ranks(proc: Path = Path("/proc")) -> Iterator[Rank]:
     for folder in proc.glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"workloads.worker" not in words or b"workloads.agent" in words:
+            if b"workloads.launch.rank" not in words or b"workloads.launch.torchrun" in words:
                 continue
             pairs = (folder / "environ").read_bytes().split(b"\0")
             started = (folder / "stat").read_text().rpartition(")")[2].split()[19]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from workloads.errors import EXIT_DONE, EXIT_FAILED, EXIT_RETRY, EXIT_STOPPED, EXIT_USER
-from workloads.lobby import Lobby, Outcome
+from workloads.launch.messages import Outcome
+from workloads.launch.rendezvous import Rendezvous
 from workloads.processes import is_stopped, memory_limit, out_of_memory_kills
 from workloads.run import Run
 
@@ -64,7 +65,7 @@ class Attempt:
     run: Run
     number: int
     ranks: Sequence[int]
-    lobby: Lobby
+    rendezvous: Rendezvous
     stop: Stop
     hang_timeout: float
     _process: subprocess.Popen[bytes] | None = None
@@ -75,7 +76,14 @@ class Attempt:
     def go(self, words: Sequence[str], env: Mapping[str, str]) -> Outcome:
         """Run to the end; the outcome is this node's part only."""
         kills = out_of_memory_kills()
-        command = [sys.executable, "-m", "workloads.agent", *words, "-m", "workloads.worker"]
+        command = [
+            sys.executable,
+            "-m",
+            "workloads.launch.torchrun",
+            *words,
+            "-m",
+            "workloads.launch.rank",
+        ]
         log = self.run.path / "logs" / f"agent-{min(self.ranks)}.log"
         self._forget()
         with log.open("ab") as output:
@@ -110,8 +118,8 @@ class Attempt:
                 process.wait(_TICK)
             if self.stop.now:
                 return Outcome(EXIT_STOPPED, "stopped at once; the last checkpoint is the newest")
-            if not self._asked and (self.stop() or self.lobby.stop_asked()):
-                self.lobby.ask_stop()
+            if not self._asked and (self.stop() or self.rendezvous.stop_asked()):
+                self.rendezvous.ask_stop()
                 self._asked = self._ask_to_stop(process)
             if time.monotonic() - looked > _LOOK:
                 looked, hung = time.monotonic(), self._hung()
@@ -192,7 +200,7 @@ class Attempt:
     def _peer_trouble(self) -> str | None:
         """Another node's trouble, once the ranks here had their time to end by themselves."""
         if self._trouble is None:
-            text = self.lobby.trouble()
+            text = self.rendezvous.trouble()
             self._trouble = (time.monotonic(), text) if text else None
         if self._trouble and time.monotonic() - self._trouble[0] > _GRACE:
             return self._trouble[1]

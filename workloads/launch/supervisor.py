@@ -22,11 +22,14 @@ from workloads import run as runs
 from workloads.config.merge import Provenance
 from workloads.config.sections import Profile
 from workloads.errors import EXIT_DONE, EXIT_RETRY, EXIT_STOPPED, TataraError, UserError
-from workloads.lobby import Alone, Coordinator, Hello, Lobby, Meeting, Member, Outcome, Terms
-from workloads.network import free_address, interface_to
+from workloads.launch.attempt import Attempt, Stop
+from workloads.launch.coordinator import Coordinator
+from workloads.launch.member import Member
+from workloads.launch.messages import Hello, Meeting, Outcome, Terms
+from workloads.launch.network import free_address, interface_to
+from workloads.launch.rendezvous import Alone, Rendezvous
 from workloads.processes import die_with_parent, own_command
 from workloads.run import Owner, Run
-from workloads.watch import Attempt, Stop
 
 # Set for the other nodes of a job whose nodes are all here: node 0 speaks for them.
 _LOCAL_CHILD = "TATARA_LOCAL_CHILD"
@@ -97,20 +100,20 @@ def launch(job: Job) -> int:
         job = replace(job, env={**job.env, "MASTER_ADDR": "127.0.0.1", **_free_port(job)})
     tell = _teller(job)
     owner, target = _claim(job) if job.node == 0 else (None, None)
-    lobby = _open_lobby(job, target, stop, tell)
+    rendezvous = _open_rendezvous(job, target, stop, tell)
     children = _start_local_nodes(job) if job.is_local else []
     try:
-        outcome = _supervise(job, lobby, stop, tell)
+        outcome = _supervise(job, rendezvous, stop, tell)
     except TataraError as error:
         outcome = Outcome(error.exit_code, str(error))
-        if isinstance(lobby, Coordinator):
-            lobby.end(outcome)
+        if isinstance(rendezvous, Coordinator):
+            rendezvous.end(outcome)
         if outcome.code not in (EXIT_STOPPED, EXIT_RETRY):
             if target is not None:
                 target.event("failed", code=outcome.code, reason=outcome.reason)
             raise
     finally:
-        lobby.close()
+        rendezvous.close()
         _wait_for(children)
     del owner
     return _report(job, outcome, target, tell)
@@ -206,7 +209,9 @@ def _digest(config: Profile) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _open_lobby(job: Job, target: Run | None, stop: Stop, tell: Callable[[str], None]) -> Lobby:
+def _open_rendezvous(
+    job: Job, target: Run | None, stop: Stop, tell: Callable[[str], None]
+) -> Rendezvous:
     host = socket.gethostname()
     parallel = job.config.parallel
     terms = Terms(parallel.node_timeout, parallel.peer_timeout, stop, tell)
@@ -260,20 +265,22 @@ def _wait_for(children: list[subprocess.Popen[bytes]]) -> None:
             child.wait()
 
 
-def _supervise(job: Job, lobby: Lobby, stop: Stop, tell: Callable[[str], None]) -> Outcome:
+def _supervise(
+    job: Job, rendezvous: Rendezvous, stop: Stop, tell: Callable[[str], None]
+) -> Outcome:
     """Attempt after attempt, until the job is done, stopped, failed, or out of restarts."""
     budget = job.config.parallel.restarts
     delay = job.config.parallel.restart_delay
     for restarts in range(budget + 1):
-        meeting = lobby.meet(restarts)
+        meeting = rendezvous.meet(restarts)
         run = _prepare(job, meeting)
         first = job.node * job.ranks
         ranks = range(first, first + job.ranks)
         attempt = Attempt(
-            run, meeting.attempt, ranks, lobby, stop, job.config.parallel.hang_timeout
+            run, meeting.attempt, ranks, rendezvous, stop, job.config.parallel.hang_timeout
         )
         mine = attempt.go(_agent_words(job), _rank_env(job, run, meeting))
-        outcome = lobby.settle(mine, may_restart=restarts < budget and not stop())
+        outcome = rendezvous.settle(mine, may_restart=restarts < budget and not stop())
         if not outcome.again:
             return outcome
         if job.node == 0:

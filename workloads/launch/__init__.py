@@ -1,0 +1,1 @@
+"""From one command to the ranks of every node: supervisor, rendezvous, torchrun, ranks."""

@@ -1,0 +1,221 @@
+"""Node 0's side of the rendezvous."""
+
+import contextlib
+import queue
+import secrets
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workloads.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_RETRY,
+    EXIT_STOPPED,
+    EXIT_USER,
+    Retry,
+    UserError,
+)
+from workloads.launch.connection import Connection
+from workloads.launch.messages import Hello, Meeting, Outcome, Terms
+from workloads.launch.network import free_address
+
+_WORST_FIRST = (EXIT_USER, EXIT_FAILED, EXIT_STOPPED, EXIT_RETRY, EXIT_DONE)
+
+
+_SETTLE = 20.0  # seconds that the other nodes get to report once one node's part has ended
+
+
+@dataclass
+class Coordinator:
+    """Node 0's side."""
+
+    me: Hello
+    nodes: int
+    address: str
+    port: int
+    run_id: str
+    outputs: Path
+    terms: Terms
+    _connections: dict[int, Connection] = field(default_factory=dict)
+    _hellos: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        free_address(self.address, self.port - 1, self.terms.pause)  # torchrun's, who names no port
+        place = free_address(self.address, self.port, self.terms.pause)
+        self._listener = socket.create_server(place, backlog=64)
+        threading.Thread(target=self._welcome, daemon=True).start()
+
+    def _welcome(self) -> None:
+        while True:
+            try:
+                link, _ = self._listener.accept()
+            except OSError:
+                return
+            connection = Connection(link, self.terms.peer_timeout / 5)
+            threading.Thread(target=self._seat, args=(connection,), daemon=True).start()
+
+    def _seat(self, connection: Connection) -> None:
+        try:
+            hello = connection.inbox.get(timeout=self.terms.peer_timeout)
+        except queue.Empty:
+            connection.close()
+            return
+        node = int(hello.get("node", 0))
+        if hello["type"] != "hello" or (refusal := self._refusal(node, str(hello.get("host")))):
+            connection.send("verdict", code=EXIT_USER, again=False, reason=refusal)
+            return
+        self._hellos[node], self._connections[node] = hello, connection
+
+    def _refusal(self, node: int, host: str) -> str:
+        """Why a node is not let in; empty for one that is expected, or that has come back."""
+        if node not in range(1, self.nodes):
+            return (
+                f"node {node} ({host}) is not expected; set NODE_RANK from 1 to {self.nodes - 1} "
+                "there, and NNODES as here"
+            )
+        seated = self._connections.get(node)
+        known = self._hellos.get(node, {}).get("host")
+        if seated and host != known and not seated.lost(self.terms.peer_timeout):
+            return (
+                f"node {node} is {known} already, and {host} says that it is too; give each node "
+                "a NODE_RANK of its own"
+            )
+        return ""
+
+    def missing(self) -> list[int]:
+        """Nodes that have not come, or have gone again."""
+        silence = self.terms.peer_timeout
+        return [
+            node
+            for node in range(1, self.nodes)
+            if node not in self._connections or self._connections[node].lost(silence)
+        ]
+
+    def meet(self, attempt: int) -> Meeting:
+        """Wait for every node, compare settings, start all; Retry names the missing ones."""
+        until = time.monotonic() + self.terms.node_timeout
+        told = time.monotonic() - 12  # a few seconds of waiting are nothing to speak of
+        while missing := self.missing():
+            if time.monotonic() - told > 15:
+                told = time.monotonic()
+                self.terms.tell(f"waiting for {_names(missing)} of {self.nodes} nodes")
+            if not self.terms.pause(until):
+                raise Retry(
+                    f"{_names(missing)} did not come within {self.terms.node_timeout:.0f} s; start "
+                    f"it there with NODE_RANK and MASTER_ADDR set, or check the firewall for port "
+                    f"{self.port}"
+                )
+        self._compare()
+        shared = self._probe()
+        hosts = (self.me.host, *(self._hellos[node]["host"] for node in range(1, self.nodes)))
+        meeting = Meeting(self.run_id, attempt, shared, hosts)
+        self._broadcast("start", **asdict(meeting))
+        return meeting
+
+    def _compare(self) -> None:
+        for node, hello in self._hellos.items():
+            if (hello["config"], hello["ranks"]) != (self.me.config, self.me.ranks):
+                raise UserError(
+                    f"node {node} ({hello['host']}) has other settings than node 0 "
+                    f"({hello['ranks']} ranks there, {self.me.ranks} here); give both the same "
+                    "profile, .env and flags"
+                )
+
+    def _probe(self) -> bool:
+        """Whether every node sees a file that node 0 just wrote."""
+        name, word = f".probe-{secrets.token_hex(4)}", secrets.token_hex(8)
+        path = self.outputs / name
+        self.outputs.mkdir(parents=True, exist_ok=True)
+        path.write_text(word)
+        try:
+            self._broadcast("probe", name=name, word=word)
+            return all(self._ask(node)["seen"] for node in self._connections)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _ask(self, node: int) -> dict[str, Any]:
+        until = time.monotonic() + self.terms.peer_timeout
+        while (answer := self._connections[node].take("seen")) is None:
+            if self._connections[node].lost(self.terms.peer_timeout) or not self.terms.pause(
+                until, 0.02
+            ):
+                raise Retry(f"node {node} went away while the nodes were meeting")
+        return answer
+
+    def _broadcast(self, kind: str, **facts: Any) -> None:
+        for connection in self._connections.values():
+            connection.send(kind, **facts)
+
+    def trouble(self) -> str | None:
+        """Why this attempt cannot go on, if another node is the reason."""
+        if missing := self.missing():
+            return self._lost(missing)
+        for node, connection in self._connections.items():
+            result = connection.peek("result")
+            if result and result["code"] not in (EXIT_DONE, EXIT_STOPPED):
+                return f"node {node} failed: {result['reason']}"
+        return None
+
+    def ask_stop(self) -> None:
+        """Have every node ask its ranks to stop."""
+        self._broadcast("stop")
+
+    def stop_asked(self) -> bool:
+        """Whether any node wants the job to stop; the others are told on the way."""
+        asked = any(connection.peek("stop") for connection in self._connections.values())
+        if asked:
+            self.ask_stop()
+        return asked
+
+    def _lost(self, nodes: list[int]) -> str:
+        hosts = [str(self._hellos[node]["host"]) for node in nodes if node in self._hellos]
+        return f"lost {_names(nodes)} ({', '.join(hosts)})"
+
+    def settle(self, mine: Outcome, may_restart: bool) -> Outcome:
+        """Wait for all nodes' outcomes, decide for all, and tell them."""
+        outcomes = [mine]
+        until = time.monotonic() + _SETTLE
+        for node, connection in self._connections.items():
+            while (result := connection.take("result")) is None:
+                late = time.monotonic() > until
+                if late or connection.lost(self.terms.peer_timeout):
+                    result = {"code": EXIT_RETRY, "reason": self._lost([node])}
+                    break
+                time.sleep(0.05)
+            outcomes.append(Outcome(result["code"], result["reason"]))
+        worst = min(outcomes, key=_gravity)
+        verdict = Outcome(worst.code, worst.reason, worst.code == EXIT_RETRY and may_restart)
+        self._broadcast("verdict", **asdict(verdict))
+        return verdict
+
+    def end(self, outcome: Outcome) -> None:
+        """Tell the other nodes that the job has ended outside of an attempt."""
+        self._broadcast("verdict", **asdict(outcome))
+
+    def close(self) -> None:
+        # Closing alone leaves the port open for as long as the thread waits in accept().
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        # A member closes its side once it has read the verdict; until then the line stays up.
+        until = time.monotonic() + 2
+        while (
+            any(connection.open for connection in self._connections.values())
+            and time.monotonic() < until
+        ):
+            time.sleep(0.02)
+        for connection in self._connections.values():
+            connection.close()
+
+
+def _gravity(outcome: Outcome) -> tuple[int, bool]:
+    """The worst code first, and a cause before what it made others lose."""
+    return _WORST_FIRST.index(outcome.code), outcome.reason.startswith("lost contact")
+
+
+def _names(nodes: list[int]) -> str:
+    return ("node " if len(nodes) == 1 else "nodes ") + ", ".join(map(str, nodes))

@@ -1,0 +1,119 @@
+"""The side of every other node."""
+
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from workloads.errors import (
+    EXIT_FAILED,
+    EXIT_RETRY,
+    EXIT_STOPPED,
+    EXIT_USER,
+    Retry,
+    Stopped,
+    UserError,
+)
+from workloads.launch.connection import Connection
+from workloads.launch.messages import Hello, Meeting, Outcome, Terms
+
+
+@dataclass
+class Member:
+    """Every other node's side."""
+
+    me: Hello
+    address: str
+    port: int
+    outputs: Path
+    terms: Terms
+    _connection: Connection | None = None
+
+    def meet(self, attempt: int) -> Meeting:
+        """Find node 0 and wait for its start; Retry where it does not come."""
+        until = time.monotonic() + self.terms.node_timeout
+        while True:
+            connection = self._connected(until)
+            if probe := connection.peek("probe"):
+                connection.take("probe")
+                connection.send("seen", seen=self._sees(probe["name"], probe["word"]))
+            if start := connection.peek("start"):
+                connection.take("start")
+                return Meeting(
+                    start["run_id"], start["attempt"], start["shared"], tuple(start["hosts"])
+                )
+            # One for the attempt before says `again` to a node that came back meanwhile. Nothing
+            # is taken here: what comes at this very moment would be lost with it.
+            if (verdict := connection.peek("verdict")) and not verdict["again"]:
+                _raise(verdict)
+            if not self.terms.pause(until, 0.02):
+                raise Retry(
+                    f"node 0 ({self.address}:{self.port}) did not start the job within "
+                    f"{self.terms.node_timeout:.0f} s; see its log for the node it waits for"
+                )
+
+    def _connected(self, until: float) -> Connection:
+        if self._connection is not None and not self._connection.lost(self.terms.peer_timeout):
+            return self._connection
+        self.terms.tell(f"looking for node 0 at {self.address}:{self.port}")
+        while True:
+            try:
+                link = socket.create_connection((self.address, self.port), timeout=5)
+                link.settimeout(None)
+                break
+            except OSError as error:
+                if not self.terms.pause(until, 0.3):
+                    raise Retry(
+                        f"node 0 did not answer at {self.address}:{self.port} within "
+                        f"{self.terms.node_timeout:.0f} s ({error}); check MASTER_ADDR, "
+                        "MASTER_PORT, that node 0 runs, and its firewall"
+                    ) from None
+        self._connection = Connection(link, self.terms.peer_timeout / 5)
+        self._connection.send("hello", **asdict(self.me))
+        return self._connection
+
+    def _sees(self, name: str, word: str) -> bool:
+        if "/" in name:
+            return False
+        try:
+            return (self.outputs / name).read_text() == word
+        except OSError:
+            return False
+
+    def trouble(self) -> str | None:
+        if self._connection is None or self._connection.lost(self.terms.peer_timeout):
+            return f"lost node 0 ({self.address})"
+        if verdict := self._connection.peek("verdict"):
+            return f"node 0 ended the attempt: {verdict['reason']}"
+        return None
+
+    def ask_stop(self) -> None:
+        if self._connection is not None:
+            self._connection.send("stop")
+
+    def stop_asked(self) -> bool:
+        return self._connection is not None and self._connection.peek("stop") is not None
+
+    def settle(self, mine: Outcome, may_restart: bool) -> Outcome:
+        """Report and take node 0's word; where node 0 is gone, look for it again."""
+        connection = self._connection
+        if connection is None:
+            return Outcome(EXIT_RETRY, "lost node 0", may_restart)
+        connection.send("result", code=mine.code, reason=mine.reason)
+        while not connection.lost(self.terms.peer_timeout):
+            if verdict := connection.take("verdict"):
+                return Outcome(verdict["code"], verdict["reason"], verdict["again"])
+            time.sleep(0.05)
+        if mine.code in (EXIT_USER, EXIT_FAILED, EXIT_STOPPED):
+            return mine
+        return Outcome(EXIT_RETRY, f"lost node 0 ({self.address})", may_restart)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _raise(verdict: dict[str, Any]) -> None:
+    kinds = {EXIT_USER: UserError, EXIT_STOPPED: Stopped, EXIT_RETRY: Retry}
+    raise kinds.get(verdict["code"], Retry)(f"node 0 ended the job: {verdict['reason']}")

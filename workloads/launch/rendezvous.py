@@ -1,0 +1,41 @@
+"""Where the nodes of a job meet: node 0 coordinates, every message is one JSON object in a line.
+
+The rendezvous is up before torch is imported and stays up beside the training. It gives all nodes
+one run id, finds out whether they share `outputs/`, notices a node that is gone, and makes all
+nodes end or restart together. Node 0 listens on the port after MASTER_PORT.
+"""
+
+from workloads.errors import (
+    EXIT_RETRY,
+)
+from workloads.launch.coordinator import Coordinator
+from workloads.launch.member import Member
+from workloads.launch.messages import Meeting, Outcome
+
+
+class Alone:
+    """The rendezvous of a job with one node."""
+
+    def __init__(self, run_id: str, host: str) -> None:
+        self._run_id, self._host = run_id, host
+
+    def meet(self, attempt: int) -> Meeting:
+        return Meeting(self._run_id, attempt, shared=True, hosts=(self._host,))
+
+    def trouble(self) -> str | None:
+        return None
+
+    def ask_stop(self) -> None:
+        return None
+
+    def stop_asked(self) -> bool:
+        return False
+
+    def settle(self, mine: Outcome, may_restart: bool) -> Outcome:
+        return Outcome(mine.code, mine.reason, again=mine.code == EXIT_RETRY and may_restart)
+
+    def close(self) -> None:
+        return None
+
+
+Rendezvous = Alone | Coordinator | Member

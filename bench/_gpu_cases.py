@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from bench._pair import ROOT
 from workloads.llm.config import LlmConfig
-from workloads.plan import Breakdown, estimate
+from workloads.plan.estimate import Breakdown, estimate
 
 OURS, COMPILED, HAND = "ours", "ours, compiled", "a loop by hand"
 TRL, TRL_LIGER, TRL_GROUPED = "TRL", "TRL + Liger", "TRL, grouped by length"

@@ -11,7 +11,7 @@ import torch
 
 from bench._pair import facts, write_page
 from bench._players import GIB
-from workloads.plan import Breakdown
+from workloads.plan.estimate import Breakdown
 
 
 class Turn(Protocol):

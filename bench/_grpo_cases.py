@@ -18,7 +18,7 @@ from workloads.config.merge import resolve
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data import Example
 from workloads.grpo.pictures import FilePicture
-from workloads.plan import Breakdown, estimate
+from workloads.plan.estimate import Breakdown, estimate
 
 OURS, TRL, WHOLE = "ours", "TRL", "whole logits"
 SIDES = (OURS, TRL, WHOLE)

@@ -25,7 +25,7 @@ from bench._pair import ROOT
 from bench._rank import rank_session
 from workloads.config.merge import resolve
 from workloads.data.robot.writer import write_episode
-from workloads.plan import Breakdown, estimate
+from workloads.plan.estimate import Breakdown, estimate
 from workloads.vla.config import VlaConfig
 from workloads.vla.data import Collate, Maker, Steps
 from workloads.vla.loading import image_processor

@@ -30,7 +30,7 @@ from transformers import PreTrainedConfig
 from bench._pair import facts, write_page
 from workloads.config.merge import resolve
 from workloads.llm.config import LlmConfig
-from workloads.plan import Breakdown, estimate
+from workloads.plan.estimate import Breakdown, estimate
 
 GOAL = 0.10
 MIB = 1 << 20
@@ -291,7 +291,11 @@ def main() -> None:
 def _page(text: str) -> list[str]:
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU, {os.cpu_count()} cores"
     packages = ["torch", "transformers", "peft", "accelerate"]
-    sources = ["workloads/plan.py", "workloads/memory.py", "workloads/activations.py"]
+    sources = [
+        "workloads/plan/estimate.py",
+        "workloads/plan/gpu_memory.py",
+        "workloads/plan/activations.py",
+    ]
     return [
         "# Predicted against allocated memory",
         "How far is `tatara plan` from what a training step allocates? Real steps of small models, "

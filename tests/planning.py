@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.config.merge import resolve
-from workloads.plan import Breakdown, estimate
+from workloads.plan.estimate import Breakdown, estimate
 
 GIB = 1 << 30
 OFFLINE = {"HF_HUB_OFFLINE": "1"}

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from workloads import device, plan
+from workloads import device
 from workloads import run as runs
 from workloads.config.sections import Adapter, Profile
 from workloads.errors import UserError
+from workloads.plan.estimate import advice, estimate
 
 if TYPE_CHECKING:
     from workloads.launch.supervisor import Job
@@ -195,7 +196,7 @@ def _is_left_behind(setting: str, provenance: Mapping[str, str]) -> bool:
 def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
     """The plan against the GPUs and the disk that are here."""
     gpus = device.gpus(env)
-    breakdown = plan.estimate(config, len(gpus) or None, env)
+    breakdown = estimate(config, len(gpus) or None, env)
     if breakdown.total is None:
         return [Finding("memory", "warning", f"not planned: {breakdown.unknown}")]
     findings = []
@@ -205,7 +206,7 @@ def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
         over = breakdown.total / size
         # The plan counts every row at the longest length: a little over may well fit.
         level: Level = "ok" if over <= 1 else "warning" if over <= _MAY_FIT else "error"
-        fixes = [] if over <= 1 else plan.advice(breakdown, config, size)
+        fixes = [] if over <= 1 else advice(breakdown, config, size)
         findings.append(Finding("memory", level, need, "; ".join(fixes)))
     free = shutil.disk_usage(_existing(runs.outputs(dict(env)))).free
     text = f"{breakdown.disk / _GIB:.1f} GiB planned, {free / _GIB:.1f} GiB free"

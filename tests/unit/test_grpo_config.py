@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from workloads import plan
 from workloads.check import Finding
 from workloads.config.merge import resolve
 from workloads.errors import UserError
 from workloads.grpo import check
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.rollouts import Rollout, RolloutLog, prompt_text, read_rollouts
+from workloads.plan.estimate import estimate
 from workloads.run import Run
 
 pytestmark = pytest.mark.unit
@@ -55,7 +55,7 @@ def test_every_profile_fits_its_card_and_its_groups(path: Path) -> None:
     wanted = found.parallel.ranks_per_node
     ranks = wanted if isinstance(wanted, int) else 1
     found.check_groups(ranks)
-    breakdown = plan.estimate(found, ranks, {})
+    breakdown = estimate(found, ranks, {})
     assert breakdown.total is not None, breakdown.unknown
     engine = found.generation
     beside = engine.gpu_memory_utilization if engine.engine == "vllm_colocate" else 0

@@ -19,8 +19,8 @@ from workloads.monitor.follow import read_object
 from workloads.monitor.hardware import GpuReading, Hardware
 from workloads.monitor.snapshot import Snapshot, Watch
 from workloads.monitor.trouble import troubles
-from workloads.plan import mfu_flops_per_token, peak_flops
-from workloads.shapes import from_fields
+from workloads.plan.estimate import mfu_flops_per_token, peak_flops
+from workloads.plan.shapes import from_fields
 
 pytestmark = pytest.mark.unit
 

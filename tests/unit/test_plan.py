@@ -8,11 +8,11 @@ import transformers
 
 from bench.plan_memory import Case, measure, predict, predicted_states
 from tests.planning import GIB, OFFLINE, TABLE, N, of, profile, total
-from workloads import activations
 from workloads.config.merge import resolve
-from workloads.known_shapes import shape_of
-from workloads.memory import job_of
-from workloads.plan import Breakdown, estimate
+from workloads.plan import activations
+from workloads.plan.estimate import Breakdown, estimate
+from workloads.plan.gpu_memory import job_of
+from workloads.plan.known_shapes import shape_of
 from workloads.vla.openvla.config import OftSpec
 from workloads.vla.openvla.oft import ActionHead, ProprioProjector
 

@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 
 from tests.planning import GIB, LLAMA_1B, OFFLINE, N, of, profile, total
-from workloads import plan
 from workloads.config.sections import Adapter, Model
-from workloads.known_shapes import shape_of
-from workloads.plan import Breakdown, advice, estimate, fits, mfu_flops_per_token, peak_flops, table
+from workloads.plan.estimate import (
+    _LABELS,
+    Breakdown,
+    advice,
+    estimate,
+    fits,
+    mfu_flops_per_token,
+    peak_flops,
+    table,
+)
+from workloads.plan.known_shapes import shape_of
 
 pytestmark = pytest.mark.unit
 
@@ -114,10 +122,11 @@ def test_peak_of_a_card(name: str, peak: float | None) -> None:
 def test_quick_and_without_torch(tmp_path: Path) -> None:
     profile(tmp_path)
     code = (
-        "import sys, time; from workloads.config.merge import resolve; from workloads import plan\n"
+        "import sys, time; from workloads.config import resolve\n"
+        "from workloads.plan.estimate import advice, estimate\n"
         f"config, _ = resolve({str(tmp_path / 'one.yaml')!r}, {{}})\n"
-        "start = time.perf_counter(); found = plan.estimate(config, 4, {})\n"
-        "advised = plan.advice(found, config, 1 << 30)\n"
+        "start = time.perf_counter(); found = estimate(config, 4, {})\n"
+        "advised = advice(found, config, 1 << 30)\n"
         "assert time.perf_counter() - start < 0.1\n"
         "assert advised and found.total\n"
         "print([name for name in ('torch', 'rich', 'huggingface_hub') if name in sys.modules])"
@@ -128,4 +137,4 @@ def test_quick_and_without_torch(tmp_path: Path) -> None:
 
 def test_parts_are_the_fields_of_a_gpu() -> None:
     """`parts` takes the first fields by position: nothing else may come before them."""
-    assert list(Breakdown().parts) == list(plan._LABELS)
+    assert list(Breakdown().parts) == list(_LABELS)

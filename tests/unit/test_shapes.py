@@ -15,12 +15,12 @@ from transformers import PreTrainedConfig
 
 from tests.fake_hub import GOOD_TOKEN, FakeHub
 from tests.planning import LLAMA_1B, OFFLINE, SIZES, TABLE, N, of, profile
-from workloads import known_shapes
 from workloads.config.sections import Model
 from workloads.errors import UserError
-from workloads.known_shapes import shape_of
-from workloads.plan import estimate
-from workloads.shapes import from_fields
+from workloads.plan import known_shapes
+from workloads.plan.estimate import estimate
+from workloads.plan.known_shapes import shape_of
+from workloads.plan.shapes import from_fields
 
 pytestmark = pytest.mark.unit
 

@@ -17,27 +17,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     """Ends with 1 where the plan does not fit the GPU that is here or was named."""
-    from workloads import device, plan
+    from workloads import device
+    from workloads.plan.estimate import advice, estimate, fits, table
 
     env = loaded_environment()
     config, _ = resolved(args.profile, env, words)
     here = device.gpus(env)
-    breakdown = plan.estimate(config, len(here) or None, env)
+    breakdown = estimate(config, len(here) or None, env)
     size = (
         int(args.gpu_memory * _GIB)
         if args.gpu_memory
         else min((gpu.total for gpu in here), default=0)
     )
-    fits = plan.fits(breakdown, size) if size else None
-    fixes = plan.advice(breakdown, config, size) if size and not fits else []
+    suffices = fits(breakdown, size) if size else None
+    fixes = advice(breakdown, config, size) if size and not suffices else []
     if args.json:
         facts = {"total": breakdown.total, "parts": breakdown.parts, "disk": breakdown.disk}
-        print_json({**facts, "unknown": breakdown.unknown, "fits": fits, "advice": fixes})
+        print_json({**facts, "unknown": breakdown.unknown, "fits": suffices, "advice": fixes})
     else:
-        plan.table(breakdown)
-        if fits is not None:
-            verdict = "fits" if fits else "does not fit"
-            print(f"it {verdict} in a GPU of {size / _GIB:.1f} GiB")
+        table(breakdown)
+        if suffices is not None:
+            print(f"it {'fits' if suffices else 'does not fit'} in a GPU of {size / _GIB:.1f} GiB")
         for fix in fixes:
             print(f"  {fix}")
-    return EXIT_FAILED if fits is False else EXIT_DONE
+    return EXIT_FAILED if suffices is False else EXIT_DONE

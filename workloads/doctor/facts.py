@@ -16,7 +16,7 @@ from workloads.errors import UserError
 
 if TYPE_CHECKING:
     from workloads.config.sections import Profile
-    from workloads.plan import Breakdown
+    from workloads.plan.estimate import Breakdown
 
 SETUP = "make setup"
 
@@ -158,7 +158,7 @@ def _planned(facts: Facts) -> Facts:
     """With the plan of one node, where there are settings to make one from."""
     if facts.config is None:
         return facts
-    from workloads.plan import estimate
+    from workloads.plan.estimate import estimate
 
     gpus = min((len(node.cards) for node in facts.nodes), default=0)
     try:

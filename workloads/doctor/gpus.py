@@ -197,7 +197,7 @@ def _memory(facts: Facts) -> Finding | None:
     found = f"{size / GIB:.1f} GiB"
     if total <= size:
         return Finding("GPU memory", "ok", found, needed)
-    from workloads.plan import advice
+    from workloads.plan.estimate import advice
 
     verdict: Verdict = "warning" if total <= _MAY_FIT * size else "error"
     return Finding(

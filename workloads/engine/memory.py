@@ -2,10 +2,10 @@
 
 import torch
 
-from workloads import plan
 from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.errors import Retry, TataraError
+from workloads.plan.estimate import advice, estimate
 from workloads.run import Run
 from workloads.run.directory import rows_in
 from workloads.run.session import Session
@@ -52,7 +52,7 @@ def out_of_memory(config: Profile, session: Session, size: int, error: Exception
     tried, and there are any, it is a Retry.
     """
     config = _as_it_was(config, session.world_size, size)
-    breakdown = plan.estimate(config, session.world_size // config.parallel.nodes)
+    breakdown = estimate(config, session.world_size // config.parallel.nodes)
     gpu = torch.cuda.is_available()
     card = torch.cuda.get_device_properties(session.local_rank).total_memory if gpu else _USUAL
     peak = torch.cuda.max_memory_allocated() if gpu else 0
@@ -71,7 +71,7 @@ def out_of_memory(config: Profile, session: Session, size: int, error: Exception
         parts = sorted(breakdown.parts.items(), key=lambda part: -part[1])[:3]
         largest = ", ".join(f"{name} {value / _GIB:.1f} GiB" for name, value in parts if value)
         lines.append(f"the largest parts: {largest.replace('_', ' ')}")
-    fixes = plan.advice(breakdown, config, card)
+    fixes = advice(breakdown, config, card)
     return TataraError("\n  ".join([*lines, "try one of these:", *fixes]))
 
 

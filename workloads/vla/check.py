@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from workloads import device, plan
+from workloads import device
 from workloads.check import Finding
 from workloads.engine.publish import may_push
 from workloads.errors import UserError
+from workloads.plan.estimate import estimate
 from workloads.vla.config import VlaConfig
 from workloads.vla.recipes import fitting_recipe
 
@@ -46,7 +47,7 @@ def _memory(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     if not gpus:
         return []
     size = min(gpu.total for gpu in gpus)
-    planned = plan.estimate(config, len(gpus), env).total
+    planned = estimate(config, len(gpus), env).total
     if planned is None or planned <= _MAY_FIT * size:
         return []
     recipe = fitting_recipe(size, config.model.name)

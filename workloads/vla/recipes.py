@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from workloads import device, environment, plan
+from workloads import device, environment
 from workloads.config.merge import resolve
 from workloads.errors import TataraError, UserError
+from workloads.plan.estimate import Breakdown, estimate, fits
 
 FOLDER = Path("profiles/recipes")
 # The most capable first; those for several GPUs and for OFT are asked for by name.
@@ -25,16 +26,14 @@ def fitting_recipe(memory: int, model: str | None = None, folder: Path = FOLDER)
     model: a name that takes the recipes' own one's place.
     """
     needs = _needs(model, folder)
-    return next((path for path, need in needs if plan.fits(need, memory)), None)
+    return next((path for path, need in needs if fits(need, memory)), None)
 
 
-def _needs(model: str | None, folder: Path) -> list[tuple[Path, plan.Breakdown]]:
+def _needs(model: str | None, folder: Path) -> list[tuple[Path, Breakdown]]:
     """The recipes for one GPU, the most capable first, with what is predicted for each."""
     paths = [folder / f"{name}.yaml" for name in BY_SIZE]
     changes = {"model.name": model} if model else {}
-    return [
-        (path, plan.estimate(resolve(path, {}, changes)[0], 1)) for path in paths if path.is_file()
-    ]
+    return [(path, estimate(resolve(path, {}, changes)[0], 1)) for path in paths if path.is_file()]
 
 
 def chosen(env: Mapping[str, str], default: str = "profiles/vla.yaml") -> str:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workloads import activations
-from workloads.activations import Work
 from workloads.config.merge import leaves
 from workloads.config.sections import Profile
-from workloads.shapes import Linear, ModelShape
+from workloads.plan import activations
+from workloads.plan.activations import Work
+from workloads.plan.shapes import Linear, ModelShape
 
 GIB = 1 << 30
 # The 8-bit optimizer keeps one byte a number and an fp32 scale for each block of 256; the states of

@@ -6,7 +6,7 @@ Counted per token from what autograd saves in the layers of transformers, for fu
 
 from dataclasses import dataclass
 
-from workloads.shapes import Linear, ModelShape, Tower
+from workloads.plan.shapes import Linear, ModelShape, Tower
 
 # The fused head of TRL projects tiles of this many tokens by this many words at a time.
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from workloads.errors import UserError
-from workloads.vision_shapes import LLAVA, Fields, Linear, Tower, need, vision
+from workloads.plan.vision_shapes import LLAVA, Fields, Linear, Tower, need, vision
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from workloads.config.sections import Model
 from workloads.errors import UserError
-from workloads.shapes import ModelShape, from_fields
+from workloads.plan.shapes import ModelShape, from_fields
 
 # Seconds that the hub gets for one small file; memory is only predicted, never worth a wait.
 _PATIENCE = 5.0

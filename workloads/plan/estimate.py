@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from workloads.config.sections import Adapter, Profile
-from workloads.known_shapes import UnknownShape, shape_of
-from workloads.memory import GIB, Job, Moment, framework, job_of, moments, states
-from workloads.shapes import ModelShape
+from workloads.plan.gpu_memory import GIB, Job, Moment, framework, job_of, moments, states
+from workloads.plan.known_shapes import UnknownShape, shape_of
+from workloads.plan.shapes import ModelShape
 
 # Dense bf16 peak of one card in FLOP/s, by a part of the name that NVML gives; from data sheets.
 PEAK_FLOPS: Mapping[str, float] = {

@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from bench._pair import ROOT
 from bench._rank import rank_session
 from workloads.config.merge import resolve
-from workloads.data.robot.writer import write_episode
+from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.plan.estimate import Breakdown, estimate
 from workloads.vla.config import VlaConfig
 from workloads.vla.data import Collate, Maker, Steps

@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image
 
 from bench._pair import Timed, facts, table, write_page
-from workloads.data import tfrecord
-from workloads.data.robot import example, open_dataset, pictures
+from workloads.data import tf_example, tfrecord
+from workloads.data.robot import images, open_dataset
 
 SIDE, MODEL, BATCH, WORKERS = 256, 224, 32, 2
 SMALL = 96
@@ -145,7 +145,7 @@ def recordings(count: int, side: int, different: int) -> Iterator[Path]:
     ramp = np.linspace(0, 200, side, dtype=np.float32)
     noise = chance.integers(0, 40, (side, side, 3), np.uint8)
     base = np.stack([ramp[None, :] + 0 * ramp[:, None]] * 3, -1).astype(np.uint8) + noise
-    frames = [pictures.encode_jpeg(np.roll(base, at, axis=1)) for at in range(different)]
+    frames = [images.encode_jpeg(np.roll(base, at, axis=1)) for at in range(different)]
     states = chance.uniform(-1, 1, (_EPISODE, 8)).astype(np.float32)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -153,7 +153,7 @@ def recordings(count: int, side: int, different: int) -> Iterator[Path]:
             folder = root / f"episode_{start // _EPISODE:05d}_20260101_000000"
             folder.mkdir()
             records = (
-                example.build(
+                tf_example.build(
                     {
                         "observation/proprio": states[at % _EPISODE],
                         "action": states[(at + 1) % _EPISODE],
@@ -196,7 +196,7 @@ class Plain:
     def __init__(self, folder: Path) -> None:
         files = sorted(folder.glob("*/episode_data.tfrecord"))
         records = (record for file in files for record in tfrecord.read(file))
-        self.encoded = [example.parse(record)[KEY].values[0] for record in records]
+        self.encoded = [tf_example.parse(record)[KEY].values[0] for record in records]
 
     def __len__(self) -> int:
         return len(self.encoded)

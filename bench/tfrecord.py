@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench._pair import facts, write_page  # noqa: E402
 from workloads.data import tfrecord  # noqa: E402
-from workloads.data.robot.pictures import encode_jpeg  # noqa: E402
+from workloads.data.robot.images import encode_jpeg  # noqa: E402
 from workloads.data.tfrecord import Damage  # noqa: E402
 
 SIDE = 256

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.data.robot.statistics import describe
-from workloads.data.robot.writer import write_episode
 from workloads.vla.loading import image_processor
 from workloads.vla.model import random_init, save_pretrained
 from workloads.vla.openvla.config import OftSpec

@@ -15,10 +15,10 @@ import pytest
 
 from workloads.data import tfrecord
 from workloads.data.robot import open_dataset, statistics
-from workloads.data.robot.convert import to_lerobot_v3
 from workloads.data.robot.episode import Episode
-from workloads.data.robot.example import parse
-from workloads.data.robot.pictures import decode, resize
+from workloads.data.robot.images import decode, resize
+from workloads.data.robot.lerobot.writer import to_lerobot_v3
+from workloads.data.tf_example import parse
 from workloads.vla.actions import normalize
 
 pytestmark = pytest.mark.golden

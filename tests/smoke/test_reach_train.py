@@ -16,7 +16,7 @@ import pytest
 
 from tests.harness import Training, events, losses, state
 from tests.unit.robot_data import rewrite
-from workloads.data.robot import pictures
+from workloads.data.robot import images
 from workloads.run import Run
 from workloads.vla.reach.demonstrations import generate
 from workloads.vla.reach.judge import CONTROLS, TRAINED
@@ -40,7 +40,7 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "reach"
     generate(folder, 30, 0, lambda done, total: None)
     # Begins as a picture does, so that opening the data does not find it.
-    cut = pictures.encode_jpeg(np.full((96, 96, 3), 90, np.uint8), 95)[:-40]
+    cut = images.encode_jpeg(np.full((96, 96, 3), 90, np.uint8), 95)[:-40]
     for number in (3, 9, 17, 26):
         file = folder / f"episode_{number:04d}" / "episode_data.tfrecord"
         rewrite(file, {1: {"observation/image_primary": cut}})

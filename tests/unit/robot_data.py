@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workloads.data import tfrecord
-from workloads.data.robot import example, pictures
-from workloads.data.robot.writer import write_episode
+from workloads.data import tf_example, tfrecord
+from workloads.data.robot.crane_x7.writer import write_episode
+from workloads.data.robot.images import encode_jpeg, encode_png
 
 
 def vectors(steps: int, seed: int = 0, size: int = 8) -> np.ndarray:
@@ -55,9 +55,9 @@ def rewrite(file: Path, changes: Mapping[int, Mapping[str, Any]]) -> None:
     """Change features of some records of a TFRecord; None removes one."""
     records = []
     for number, record in enumerate(tfrecord.read(file)):
-        features: dict[str, Any] = {k: f.values for k, f in example.parse(record).items()}
+        features: dict[str, Any] = {k: f.values for k, f in tf_example.parse(record).items()}
         features |= changes.get(number, {})
-        records.append(example.build({k: v for k, v in features.items() if v is not None}))
+        records.append(tf_example.build({k: v for k, v in features.items() if v is not None}))
     tfrecord.write(file, records)
 
 
@@ -90,7 +90,7 @@ def rlds(
     records = []
     for number, length in enumerate(lengths):
         values = rlds_features(number, length) | dict((changes or {}).get(number, {}))
-        records.append(example.build({k: v for k, v in values.items() if v is not None}))
+        records.append(tf_example.build({k: v for k, v in values.items() if v is not None}))
     tfrecord.write(root / f"toy_arm-{split}.tfrecord-00000-of-00001", records)
     return root
 
@@ -98,8 +98,8 @@ def rlds(
 def rlds_features(number: int, length: int) -> dict[str, Any]:
     frames = [picture(t) for t in range(length)]
     return {
-        "steps/observation/image": [pictures.encode_jpeg(frame) for frame in frames],
-        "steps/observation/image_wrist": [pictures.encode_png(frame) for frame in frames],
+        "steps/observation/image": [encode_jpeg(frame) for frame in frames],
+        "steps/observation/image_wrist": [encode_png(frame) for frame in frames],
         "steps/observation/depth": [b"\x89PNG"] * length,
         "steps/observation/state": vectors(length, number, 4),
         "steps/action": vectors(length, number + 50, 7),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from workloads.data.once import built_once, is_whole
+from workloads.data.build_once import built_once, is_whole
 from workloads.errors import UserError
 from workloads.llm.config import LlmConfig, LlmData
 from workloads.llm.data import Prepared, load_rows, prepare

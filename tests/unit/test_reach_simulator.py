@@ -7,7 +7,7 @@ import pytest
 
 from workloads.cli import main
 from workloads.data.robot import open_dataset
-from workloads.data.robot.crane_x7 import JOINT_LIMITS
+from workloads.data.robot.crane_x7.tfrecords import JOINT_LIMITS
 from workloads.vla.reach import arm
 from workloads.vla.reach.closed_loop import REACHED, STEPS, roll_out
 from workloads.vla.reach.demonstrations import CAMERA, generate

@@ -12,10 +12,10 @@ from PIL import Image
 from robot_data import crane_episode, lerobot_video_v3, picture, rewrite, rlds, step_of, vectors
 
 from workloads.data.robot import open_dataset, statistics
-from workloads.data.robot.convert import to_lerobot_v3
+from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.data.robot.inspect import action_curves, contact_sheet, inspect
+from workloads.data.robot.lerobot.writer import to_lerobot_v3
 from workloads.data.robot.statistics import write
-from workloads.data.robot.writer import write_episode
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -218,9 +218,9 @@ def test_conversion_refuses(tmp_path: Path) -> None:
 
 
 def test_conversion_starts_new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workloads.data.robot import lerobot_layout
+    from workloads.data.robot.lerobot import layout
 
-    monkeypatch.setattr(lerobot_layout, "DATA_FILE_BYTES", 2000)
+    monkeypatch.setattr(layout, "DATA_FILE_BYTES", 2000)
     for number in range(5):
         crane_episode(tmp_path / "data" / f"episode_{number}", 6, seed=number)
     source = open_dataset(tmp_path / "data")

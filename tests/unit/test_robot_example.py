@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from workloads.data.robot.example import ExampleError, build, parse
+from workloads.data.tf_example import ExampleError, build, parse
 
 pytestmark = pytest.mark.unit
 

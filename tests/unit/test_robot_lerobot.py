@@ -19,8 +19,8 @@ from robot_data import (
 )
 
 from workloads.data.robot import DamagedRecord, open_dataset
-from workloads.data.robot.convert import to_lerobot_v3
-from workloads.data.robot.video import VideoError, Videos
+from workloads.data.robot.lerobot.video import VideoError, Videos
+from workloads.data.robot.lerobot.writer import to_lerobot_v3
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from robot_data import crane_episode, picture, rewrite, step_of, vectors
 
-from workloads.data import tfrecord
-from workloads.data.robot import DamagedRecord, crane_x7, example, npz, open_dataset, pictures
-from workloads.data.robot.writer import write_episode
+from workloads.data import tf_example, tfrecord
+from workloads.data.robot import DamagedRecord, images, open_dataset
+from workloads.data.robot.crane_x7 import npz, tfrecords
+from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -27,13 +28,13 @@ def v1_episode(folder: Path, steps: int = 4, **extra: object) -> Path:
         features = {
             "observation/state": states[t],
             "action": goals[t],
-            "observation/image": pictures.encode_jpeg(picture(t)[..., ::-1]),
+            "observation/image": images.encode_jpeg(picture(t)[..., ::-1]),
             "observation/image/height": np.array([24]),
             "observation/image/width": np.array([32]),
             "observation/image/channels": np.array([3]),
             "observation/timestamp": np.array([t / 10], np.float32),
         }
-        records.append(example.build(features | extra))
+        records.append(tf_example.build(features | extra))
     tfrecord.write(folder / "episode_data.tfrecord", records)
     return folder / "episode_data.tfrecord"
 
@@ -144,7 +145,8 @@ def test_the_last_good_step_stays_where_the_placeholder_is_damaged(tmp_path: Pat
 
 def test_a_picture_that_breaks_off_is_found_by_verify_and_by_reading(tmp_path: Path) -> None:
     file = crane_episode(tmp_path, 6, cameras=("primary", "wrist"))
-    jpeg = bytes(example.parse(list(tfrecord.read(file))[2])["observation/image_wrist"].values[0])
+    record = tf_example.parse(list(tfrecord.read(file))[2])
+    jpeg = bytes(record["observation/image_wrist"].values[0])
     rewrite(file, {2: {"observation/image_wrist": jpeg[: len(jpeg) // 2]}})
     dataset = open_dataset(tmp_path)
     assert dataset.damage == []
@@ -340,9 +342,9 @@ def test_the_index_reads_what_is_new_and_forgets_what_is_gone(
     for number in range(3):
         crane_episode(data / f"episode_{number}", 4 + number, seed=number)
     scanned = []
-    scan = crane_x7.scan
+    scan = tfrecords.scan
     monkeypatch.setattr(
-        crane_x7, "scan", lambda path: scanned.append(path.parent.name) or scan(path)
+        tfrecords, "scan", lambda path: scanned.append(path.parent.name) or scan(path)
     )
     whole = open_dataset(data, cache_dir=cache)
     crane_episode(data / "episode_1", 9, seed=7)
@@ -363,19 +365,19 @@ def test_what_an_interrupted_look_found_is_kept(
     data, cache = tmp_path / "data", tmp_path / "cache"
     for number in range(3):
         crane_episode(data / f"episode_{number}", 4)
-    scan = crane_x7.scan
+    scan = tfrecords.scan
 
     def interrupted(path: Path) -> object:
         if path.parent.name == "episode_2":
             raise KeyboardInterrupt
         return scan(path)
 
-    monkeypatch.setattr(crane_x7, "scan", interrupted)
+    monkeypatch.setattr(tfrecords, "scan", interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_dataset(data, cache_dir=cache)
     scanned = []
     monkeypatch.setattr(
-        crane_x7, "scan", lambda path: scanned.append(path.parent.name) or scan(path)
+        tfrecords, "scan", lambda path: scanned.append(path.parent.name) or scan(path)
     )
     assert len(open_dataset(data, cache_dir=cache)) == 3 and scanned == ["episode_2"]
 

@@ -10,7 +10,7 @@ import pytest
 from robot_data import picture, rlds, step_of, vectors
 
 from workloads.data import tfrecord
-from workloads.data.robot import DamagedRecord, open_dataset, pictures, statistics
+from workloads.data.robot import DamagedRecord, images, open_dataset, statistics
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -90,7 +90,7 @@ def test_choice_of_vectors(tmp_path: Path) -> None:
 def test_damaged_steps_and_episodes(tmp_path: Path) -> None:
     action = vectors(5, 50, 7)
     action[3, 2] = np.nan
-    frames = [pictures.encode_jpeg(picture(t)) for t in range(5)]
+    frames = [images.encode_jpeg(picture(t)) for t in range(5)]
     changes = {
         0: {"steps/action": action},
         1: {"steps/action": None},

@@ -9,8 +9,9 @@ import pytest
 from robot_data import picture, vectors
 
 from workloads.config.merge import resolve
-from workloads.data.robot import pictures
-from workloads.data.robot.writer import write_episode
+from workloads.data.robot import images
+from workloads.data.robot.crane_x7 import writer
+from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.errors import UserError
 from workloads.vla.actions import ActionTokenizer, normalize
 from workloads.vla.augment import augment, centre_crop, recoloured
@@ -148,13 +149,13 @@ def test_chunks_never_cross_a_gap(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_read_is_replaced_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = pictures.encode_jpeg
+    whole = images.encode_jpeg
 
     def cut_short(pixels: np.ndarray, quality: int) -> bytes:
         encoded = whole(pixels, quality)
         return encoded[: len(encoded) // 2] if np.array_equal(pixels, picture(3)) else encoded
 
-    monkeypatch.setattr(pictures, "encode_jpeg", cut_short)
+    monkeypatch.setattr(writer, "encode_jpeg", cut_short)
     frames = [picture(step) for step in range(STEPS)]
     folder = tmp_path / "episode_0000_20251210_090000"
     write_episode(folder, vectors(STEPS), {"primary": frames}, "Take it")

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
-    from workloads.data.robot.convert import to_lerobot_v3
+    from workloads.data.robot.lerobot.writer import to_lerobot_v3
 
     source, out = args.folder.resolve(), args.out.resolve()
     if out.is_relative_to(source) or source.is_relative_to(out):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workloads.data.cached import Arrays, load_or_build
+from workloads.data.file_index import Arrays, load_or_build
 from workloads.errors import UserError
 
 log = logging.getLogger(__name__)

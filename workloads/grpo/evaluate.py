@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from workloads.data.once import taken
+from workloads.data.build_once import taken
 from workloads.data.rows import read_rows
 from workloads.engine.summary import interval
 from workloads.errors import TataraError, UserError

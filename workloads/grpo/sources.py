@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workloads.data.once import built_once, nothing
+from workloads.data.build_once import built_once, nothing
 from workloads.engine import hub
 from workloads.engine.pretrained import is_local, locate
 from workloads.errors import UserError

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workloads.data import packing
 from workloads.data import rows as local_rows
-from workloads.data.once import built_once, nothing
+from workloads.data.build_once import built_once, nothing
 from workloads.errors import UserError
 from workloads.llm import source, template, tokenise
 from workloads.llm.config import LlmConfig, LlmData

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from workloads.data.robot import pictures
+from workloads.data.robot import images
 from workloads.errors import UserError
 from workloads.vla.client import decode, dumps, encode, is_encoded
 from workloads.vla.policy import Observation
@@ -131,9 +131,9 @@ def _decoded(encoded: bytes, name: str) -> np.ndarray:
     if not encoded.startswith(_JPEG_OR_PNG):
         raise UserError(f"{name}: expected a JPEG or PNG file, found something else")
     try:
-        _check_size(name, *pictures.shape_of(encoded))
-        return pictures.decode(encoded)
-    except pictures.PictureError as error:
+        _check_size(name, *images.shape_of(encoded))
+        return images.decode(encoded)
+    except images.PictureError as error:
         raise UserError(f"{name}: {error}; send a whole picture") from None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from workloads.data.robot.crane_x7 import DATASET_NAME, JOINT_LIMITS, JOINTS
+from workloads.data.robot.crane_x7.tfrecords import DATASET_NAME, JOINT_LIMITS, JOINTS
 from workloads.data.robot.episode import Dataset, Episode, Progress
 from workloads.data.tfrecord import Damage, DamagedRecord
 from workloads.errors import UserError

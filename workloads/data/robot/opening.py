@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from workloads.data.robot import recordings
+from workloads.data.robot.crane_x7 import recordings
 from workloads.data.robot.episode import ColorOrder, Dataset, Options
 from workloads.errors import UserError
 
@@ -56,15 +56,15 @@ def open_dataset(
 def _opened(root: Path, options: Options) -> Dataset:
     # Only the reader that is needed loads its libraries: pyarrow takes half a second.
     if (root / LEROBOT_INFO).is_file():
-        from workloads.data.robot import lerobot
+        from workloads.data.robot.lerobot.reader import LeRobot
 
         _refuse(root, "LeRobot", split=options.split)
-        return lerobot.LeRobot(root, options)
+        return LeRobot(root, options)
     builder = _rlds_folder(root)
     if builder is not None:
-        from workloads.data.robot import rlds
+        from workloads.data.robot.rlds.reader import Rlds
 
-        return rlds.Rlds(builder, options)
+        return Rlds(builder, options)
     files = recordings.find(root)
     if files:
         keys = {"state_keys": options.state_keys, "action_keys": options.action_keys}

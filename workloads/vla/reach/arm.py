@@ -7,7 +7,7 @@ robot, rounded; masses, collisions and the fingers' motion are left out.
 
 import numpy as np
 
-from workloads.data.robot.crane_x7 import JOINT_LIMITS
+from workloads.data.robot.crane_x7.tfrecords import JOINT_LIMITS
 
 JOINTS = len(JOINT_LIMITS)
 SHOULDER_HEIGHT = 0.105

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workloads.data.robot.files import read_json
-from workloads.data.robot.writer import write_episode
+from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.errors import UserError
+from workloads.json_files import read_json
 from workloads.vla.reach.expert import demonstration
 from workloads.vla.reach.render import SIZE, Camera
 from workloads.vla.reach.scene import COLOURS, Scene, scene

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from workloads.data.robot.crane_x7 import DATASET_NAME
+from workloads.data.robot.crane_x7.tfrecords import DATASET_NAME
 from workloads.engine.exporting import SKELETON
 from workloads.engine.pretrained import Tell
 from workloads.errors import UserError

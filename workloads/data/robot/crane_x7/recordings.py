@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from workloads.data.robot import crane_x7, npz
+from workloads.data.robot.crane_x7 import tfrecords
+from workloads.data.robot.crane_x7 import npz
 from workloads.data.robot.episode import (
     ColorOrder,
     Dataset,
@@ -14,7 +15,7 @@ from workloads.data.robot.episode import (
     Source,
     instruction_of,
 )
-from workloads.data.robot.meta import Meta, read_meta
+from workloads.data.robot.crane_x7.meta import Meta, read_meta
 from workloads.data.tfrecord import Damage
 from workloads.errors import UserError
 
@@ -67,7 +68,7 @@ class Recordings(Dataset):
     """One episode a file; an episode without a usable step keeps its place with length 0."""
 
     format = "crane_x7"
-    fps: float | None = crane_x7.FPS
+    fps: float | None = tfrecords.FPS
 
     def __init__(self, path: Path, options: Options, files: Sequence[Path]) -> None:
         """files: what `find` has found."""
@@ -93,8 +94,8 @@ class Recordings(Dataset):
     def episode(self, number: int) -> Episode:
         recording, meta = self._recordings[number], self._meta[number]
         source: Source
-        if isinstance(recording, crane_x7.Recording):
-            source = crane_x7.TFRecordSource(recording, meta.depth_shape)
+        if isinstance(recording, tfrecords.Recording):
+            source = tfrecords.TFRecordSource(recording, meta.depth_shape)
             rows, default, timesteps = recording.records, TFRECORD_COLOR_ORDER, recording.timesteps
         else:
             source = npz.NpzSource(recording, self._arrays)
@@ -116,7 +117,7 @@ class Recordings(Dataset):
         )
         return episode.take(slice(0, 0)) if self._odd(recording) else episode
 
-    def _odd(self, recording: crane_x7.Recording | npz.Recording) -> list[Damage]:
+    def _odd(self, recording: tfrecords.Recording | npz.Recording) -> list[Damage]:
         """Every step of a file whose vectors have not the size that most steps have."""
         sizes = (recording.states.shape[1], recording.actions.shape[1])
         if len(recording.states) == 0 or sizes == self._sizes:
@@ -131,28 +132,28 @@ class Recordings(Dataset):
 
 def _load(
     root: Path, files: Sequence[Path], cache_dir: Path | None
-) -> list[crane_x7.Recording | npz.Recording]:
+) -> list[tfrecords.Recording | npz.Recording]:
     """What is known of every file without its pictures, in the files' order."""
     indexed = [file for file in files if file.suffix == TFRECORD]
-    loaded = {one.path: one for one in crane_x7.load(root, indexed, cache_dir)}
+    loaded = {one.path: one for one in tfrecords.load(root, indexed, cache_dir)}
     return [loaded[file] if file in loaded else npz.load(file) for file in files]
 
 
-def _usual_sizes(recordings: list[crane_x7.Recording | npz.Recording]) -> tuple[int, int]:
+def _usual_sizes(recordings: list[tfrecords.Recording | npz.Recording]) -> tuple[int, int]:
     counts: Counter[tuple[int, int]] = Counter()
     for recording in recordings:
         counts[recording.states.shape[1], recording.actions.shape[1]] += len(recording.states)
     return counts.most_common(1)[0][0] if counts else (0, 0)
 
 
-def _name(recordings: list[crane_x7.Recording | npz.Recording]) -> str:
-    names = {r.dataset_name for r in recordings if isinstance(r, crane_x7.Recording)} - {""}
-    return names.pop() if len(names) == 1 else crane_x7.DATASET_NAME
+def _name(recordings: list[tfrecords.Recording | npz.Recording]) -> str:
+    names = {r.dataset_name for r in recordings if isinstance(r, tfrecords.Recording)} - {""}
+    return names.pop() if len(names) == 1 else tfrecords.DATASET_NAME
 
 
 def _fps(metas: list[Meta]) -> float:
     stated = {meta.fps for meta in metas if meta.fps is not None}
-    return stated.pop() if len(stated) == 1 else crane_x7.FPS
+    return stated.pop() if len(stated) == 1 else tfrecords.FPS
 
 
 def _episode_name(root: Path, file: Path) -> str:

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workloads.data.robot import pictures
+from workloads.data.robot import images
 from workloads.data.robot.episode import Dataset, Episode, Options, instruction_of
-from workloads.data.robot.files import read_json, read_json_lines
-from workloads.data.robot.recent import Recent
-from workloads.data.robot.video import VideoError, Videos
+from workloads.json_files import read_json, read_json_lines
+from workloads.data.robot.lru import LruCache
+from workloads.data.robot.lerobot.video import VideoError, Videos
 from workloads.data.tfrecord import Damage, DamagedRecord
 from workloads.errors import UserError
 
@@ -304,10 +304,10 @@ class _Columns:
 
     def __init__(self, vectors: set[str]) -> None:
         self.wanted = {"timestamp", "frame_index", "episode_index", "task_index"} | vectors
-        self._recent: Recent[Path, pa.Table] = Recent(_FILES_KEPT)
+        self._cache: LruCache[Path, pa.Table] = LruCache(_FILES_KEPT)
 
     def get(self, file: Path) -> pa.Table:
-        return self._recent.get(file, lambda: self._load(file))
+        return self._cache.get(file, lambda: self._load(file))
 
     def _load(self, file: Path) -> pa.Table:
         return pq.read_table(file, columns=sorted(self.wanted & set(pq.read_schema(file).names)))
@@ -317,14 +317,14 @@ class _PictureColumns:
     """Encoded pictures of the row groups last used: parquet cannot be read in smaller pieces."""
 
     def __init__(self, kept: int) -> None:
-        self._recent: Recent[tuple[Path, str, int], pa.Array] = Recent(kept)
+        self._cache: LruCache[tuple[Path, str, int], pa.Array] = LruCache(kept)
         self._starts: dict[Path, list[int]] = {}
 
     def get(self, root: Path, file: Path, key: str, row: int) -> bytes:
         """The bytes of a cell; raises what pyarrow raises, and ValueError where there are none."""
         starts = self._row_groups(file)
         group = int(np.searchsorted(starts, row, side="right")) - 1
-        column = self._recent.get((file, key, group), lambda: _read_group(file, key, group))
+        column = self._cache.get((file, key, group), lambda: _read_group(file, key, group))
         cell = column[row - starts[group]].as_py() or {}
         if cell.get("bytes"):
             return bytes(cell["bytes"])
@@ -366,8 +366,8 @@ class _Source:
         if key in self.entry.videos:
             return self._video_frame(key, row)
         try:
-            return pictures.decode(self.encoded(camera, row) or b"")
-        except pictures.PictureError as error:
+            return images.decode(self.encoded(camera, row) or b"")
+        except images.PictureError as error:
             raise self._damaged(row, f"bad_image: {key}: {error}") from error
 
     def depth(self, camera: str, row: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from workloads.data.robot.recent import Recent
+from workloads.data.robot.lru import LruCache
 
 _VIDEOS_OPEN = 4
 _FRAMES_KEPT = 8
@@ -25,13 +25,13 @@ class Videos:
 
     def __init__(self, cameras: int = 1) -> None:
         self._most = max(_VIDEOS_OPEN, cameras)
-        self._open: Recent[Path, _Video] = Recent(self._most, _Video.close)
+        self._open: LruCache[Path, _Video] = LruCache(self._most, _Video.close)
         self._process = os.getpid()
 
     def frame(self, path: Path, seconds: float) -> np.ndarray:
         """The frame nearest to `seconds`, at most half a frame away: uint8 [H, W, 3] RGB."""
         if self._process != os.getpid():  # a forked worker must not share file positions
-            self._open, self._process = Recent(self._most, _Video.close), os.getpid()
+            self._open, self._process = LruCache(self._most, _Video.close), os.getpid()
         return self._open.get(path, lambda: _Video(path)).frame(seconds)
 
 
@@ -47,7 +47,7 @@ class _Video:
             self._times, self._keys = self._timetable()
         except (*self._errors, OSError, IndexError) as error:
             raise VideoError(f"not a readable video: {error}") from error
-        self._frames: Recent[int, np.ndarray] = Recent(_FRAMES_KEPT)
+        self._frames: LruCache[int, np.ndarray] = LruCache(_FRAMES_KEPT)
         self._decoder: Any = None
         self._last: int | None = None
 

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workloads.data.robot.crane_x7 import DATASET_NAME, JOINTS
+from workloads.data.robot.crane_x7.tfrecords import DATASET_NAME, JOINTS
 from workloads.data.robot.episode import Dataset
-from workloads.data.robot.lerobot_stats import NAMES, Described
+from workloads.data.robot.lerobot.stats import NAMES, Described
 
 VERSION = "v3.0"
 CHUNK_SIZE = 1000

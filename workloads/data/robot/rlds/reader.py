@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from workloads.data.cached import Arrays, load_or_build
-from workloads.data.robot import pictures
+from workloads.data.file_index import Arrays, load_or_build
+from workloads.data.robot import images
 from workloads.data.robot.episode import (
     Dataset,
     Episode,
@@ -21,9 +21,9 @@ from workloads.data.robot.episode import (
     decode_instruction,
     instruction_of,
 )
-from workloads.data.robot.example import ExampleError, Feature, parse
-from workloads.data.robot.recent import Recent
-from workloads.data.robot.rlds_layout import Layout, read_layout
+from workloads.data.tf_example import ExampleError, Feature, parse
+from workloads.data.robot.lru import LruCache
+from workloads.data.robot.rlds.layout import Layout, read_layout
 from workloads.data.tfrecord import Damage, DamagedRecord, Frame, read_at, scan
 from workloads.errors import UserError
 
@@ -225,7 +225,7 @@ def _episode_vectors(
             count = 0 if feature is None else len(feature.values)
             raise _Unusable(f"missing_feature: {count} pictures of {key} for {len(actions)} steps")
         for row, encoded in enumerate(feature.values):
-            if not pictures.looks_like_picture(encoded):
+            if not images.looks_like_picture(encoded):
                 wrong.setdefault(row, f"bad_image: image decode error, {key} of step {row}")
     return states, actions, wrong
 
@@ -264,12 +264,12 @@ class _Records:
     """The episodes last used: a record is read and checked as a whole."""
 
     def __init__(self) -> None:
-        self._recent: Recent[tuple[Path, int], dict[str, Feature]] = Recent(_EPISODES_KEPT)
+        self._cache: LruCache[tuple[Path, int], dict[str, Feature]] = LruCache(_EPISODES_KEPT)
 
     def get(self, shard: _Shard, inner: int) -> dict[str, Feature]:
         record, offset = int(shard.records[inner]), int(shard.offsets[inner])
         length = int(shard.lengths[inner])
-        return self._recent.get(
+        return self._cache.get(
             (shard.path, record),
             lambda: parse(read_at(shard.path, offset, length, record)),
         )
@@ -294,8 +294,8 @@ class _Source:
 
     def pixels(self, camera: str, row: int) -> np.ndarray:
         try:
-            return pictures.decode(self.encoded(camera, row) or b"")
-        except pictures.PictureError as error:
+            return images.decode(self.encoded(camera, row) or b"")
+        except images.PictureError as error:
             cause = f"bad_image: {self.dataset.layout.cameras[camera]} of step {row}: {error}"
             raise self._damaged(cause) from error
 

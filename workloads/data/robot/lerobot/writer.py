@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workloads.data.robot import lerobot_layout as layout
-from workloads.data.robot import pictures
+from workloads.data.robot.lerobot import layout
+from workloads.data.robot import images
 from workloads.data.robot.episode import Dataset, Episode, Progress
-from workloads.data.robot.lerobot_stats import Described, PictureStats, VectorStats, total
+from workloads.data.robot.lerobot.stats import Described, PictureStats, VectorStats, total
 from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
 from workloads.errors import UserError
 
@@ -141,13 +141,13 @@ class _Writer:
                 continue
             for camera, pixels in frames.items():
                 self._check_shape(episode, camera, pixels.shape)
-            encoded[t] = {camera: pictures.encode_png(p) for camera, p in frames.items()}
+            encoded[t] = {camera: images.encode_png(p) for camera, p in frames.items()}
             histograms[t] = {camera: PictureStats.histogram(p) for camera, p in frames.items()}
         return encoded, histograms
 
     def _frame(self, episode: Episode, camera: str, step: int) -> np.ndarray:
         pixels = episode.image(camera, step)
-        return pixels if self.size is None else pictures.resize(pixels, self.size)
+        return pixels if self.size is None else images.resize(pixels, self.size)
 
     def _check_shape(self, episode: Episode, camera: str, shape: tuple[int, ...]) -> None:
         expected = self.shapes.setdefault(camera, shape)

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from workloads.data.cached import Arrays, load_or_build
-from workloads.data.robot import pictures
+from workloads.data.file_index import Arrays, load_or_build
+from workloads.data.robot import images
 from workloads.data.robot.episode import decode_instruction
-from workloads.data.robot.example import ExampleError, Feature, parse
+from workloads.data.tf_example import ExampleError, Feature, parse
 from workloads.data.tfrecord import Damage, DamagedRecord, Frame, read_at, scan
 
 FPS = 10.0
@@ -268,7 +268,7 @@ def _pictures(features: dict[str, Feature]) -> dict[str, str]:
         encoded = feature.values[0] if len(feature.values) else b""
         if not encoded:
             continue
-        if not pictures.looks_like_picture(encoded):
+        if not images.looks_like_picture(encoded):
             raise _Unusable(f"bad_image: image decode error, {key} holds no picture")
         found[match["name"] or MAIN_CAMERA] = key
     return found
@@ -301,8 +301,8 @@ class TFRecordSource:
     def pixels(self, camera: str, row: int) -> np.ndarray:
         encoded = self.encoded(camera, row)
         try:
-            return pictures.decode(encoded or b"")
-        except pictures.PictureError as error:
+            return images.decode(encoded or b"")
+        except images.PictureError as error:
             cause = f"bad_image: {self.recording.cameras[camera]}: {error}"
             raise self._damaged(row, cause) from error
 
@@ -329,8 +329,8 @@ class TFRecordSource:
         picture = _first(features, self.recording.cameras.get(camera, ""), "bytes")
         if picture is not None:
             # A picture that is broken is damage of its own; depth may still have another shape.
-            with suppress(pictures.PictureError):
-                shapes.append(pictures.shape_of(bytes(picture)))
+            with suppress(images.PictureError):
+                shapes.append(images.shape_of(bytes(picture)))
         return [*shapes, self.depth_shape] if self.depth_shape else shapes
 
     def _features(self, row: int) -> dict[str, Feature]:

@@ -1,4 +1,4 @@
-"""The few things used last."""
+"""LRU cache."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -8,7 +8,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Recent(Generic[Key, Value]):
+class LruCache(Generic[Key, Value]):
     """Keeps the `size` values used last; worker processes start with none."""
 
     def __init__(self, size: int, drop: Callable[[Value], None] | None = None) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.data.robot.episode import ColorOrder
-from workloads.data.robot.files import read_json
+from workloads.json_files import read_json
 from workloads.errors import UserError
 
 FILE_NAME = "meta.json"

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from workloads.data import tfrecord
-from workloads.data.robot import crane_x7, example, pictures
+from workloads.data.robot.crane_x7 import tfrecords
+from workloads.data import tf_example
+from workloads.data.robot.images import encode_jpeg
 from workloads.errors import UserError
 
 FILE_NAME = "episode_data.tfrecord"
@@ -20,8 +22,8 @@ def write_episode(
     instruction: str,
     *,
     actions: np.ndarray | None = None,
-    dataset_name: str = crane_x7.DATASET_NAME,
-    fps: float = crane_x7.FPS,
+    dataset_name: str = tfrecords.DATASET_NAME,
+    fps: float = tfrecords.FPS,
     quality: int = 95,
 ) -> Path:
     """Write one episode into `folder` and return its TFRecord.
@@ -42,17 +44,17 @@ def write_episode(
 
     def records() -> Iterator[bytes]:
         for t, (state, action) in enumerate(zip(vectors, goals, strict=True)):
-            features: dict[str, example.Value] = {
+            features: dict[str, tf_example.Value] = {
                 "observation/proprio": state,
                 "observation/timestep": np.array([t]),
                 "action": action,
-                crane_x7.NAME_KEY: dataset_name,
+                tfrecords.NAME_KEY: dataset_name,
                 "task/language_instruction": instruction,
             }
             for camera, frames in images.items():
-                jpeg = pictures.encode_jpeg(frames[t], quality)
+                jpeg = encode_jpeg(frames[t], quality)
                 features[f"observation/image_{camera}"] = jpeg
-            yield example.build(features)
+            yield tf_example.build(features)
 
     target = folder / FILE_NAME
     tfrecord.write(target, records())

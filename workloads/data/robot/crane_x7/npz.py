@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workloads.data.robot.recent import Recent
+from workloads.data.robot.lru import LruCache
 from workloads.data.tfrecord import Damage, DamagedRecord
 
 STATE_KEYS = ("states", "state", "observation/proprio", "observation/state", "proprio")
@@ -143,11 +143,11 @@ class Arrays:
 
     def __init__(self, cameras: int) -> None:
         # A step looks through every camera: with fewer, each picture would cost a whole array.
-        self._recent: Recent[tuple[Path, str], np.ndarray] = Recent(max(_ARRAYS_KEPT, cameras))
+        self._cache: LruCache[tuple[Path, str], np.ndarray] = LruCache(max(_ARRAYS_KEPT, cameras))
 
     def get(self, path: Path, key: str) -> np.ndarray:
         """The array stored under `key`; raises what numpy and zipfile raise on broken files."""
-        return self._recent.get((path, key), lambda: _load_array(path, key))
+        return self._cache.get((path, key), lambda: _load_array(path, key))
 
 
 def _load_array(path: Path, key: str) -> np.ndarray:

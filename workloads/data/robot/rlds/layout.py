@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.data.robot.episode import Options
-from workloads.data.robot.files import read_json
+from workloads.json_files import read_json
 from workloads.errors import UserError
 
 STATE_KEYS = ("observation/proprio", "observation/state", "observation/joint_state")

@@ -1,0 +1,1 @@
+"""CRANE-X7: recordings as TFRecord or npz, read and written."""

@@ -1,0 +1,1 @@
+"""RLDS data sets as tensorflow_datasets writes them, read without TensorFlow."""

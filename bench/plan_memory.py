@@ -127,7 +127,7 @@ def build(case: Case, config: LlmConfig) -> torch.nn.Module:
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if not full:
-        from workloads.engine.adapter import add_adapter
+        from workloads.engine.pretrained.adapter import add_adapter
 
         if config.train.gradient_checkpointing:
             model.enable_input_require_grads()

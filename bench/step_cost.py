@@ -39,7 +39,7 @@ from trl import SFTTrainer
 
 from bench._pair import ROOT, facts, write_page
 from bench._rank import rank_session
-from workloads.engine.trainer import RunTrainer
+from workloads.engine.training.trainer import RunTrainer
 from workloads.llm.collate import Collate
 from workloads.llm.config import LlmConfig
 from workloads.llm.train import LlmTrainer, arguments
@@ -115,7 +115,11 @@ def main() -> None:
     text = _table(rounds)
     known = facts(
         ["torch", "transformers", "trl", "accelerate"],
-        ["workloads/engine/trainer.py", "workloads/engine/callbacks.py", "bench/step_cost.py"],
+        [
+            "workloads/engine/training/trainer.py",
+            "workloads/engine/training/callbacks.py",
+            "bench/step_cost.py",
+        ],
         options.machine,
     )
     print(f"{text}\n\n{known}")

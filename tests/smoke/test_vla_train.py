@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.harness import Training, events, losses, rows, state
 from workloads.data.robot import open_dataset
-from workloads.engine import weights
+from workloads.engine.pretrained import weights
 from workloads.run import Run
 from workloads.vla.client import PolicyClient
 from workloads.vla.model import load_pretrained

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.tiny_llama import make_model, write_tiny
 from workloads.config.sections import Adapter
-from workloads.engine.adapter import add_adapter, load_adapter, merge_into, save_adapters
+from workloads.engine.pretrained.adapter import add_adapter, load_adapter, merge_into, save_adapters
 from workloads.errors import UserError
 from workloads.llm.config import LlmConfig
 from workloads.llm.model import load_model

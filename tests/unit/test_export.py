@@ -17,8 +17,8 @@ from tests.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
 from tests.tiny_llama import make_config, make_model, make_tokenizer, write_tiny
 from workloads import run as runs
 from workloads.config.merge import Provenance
-from workloads.engine.adapter import add_adapter, load_adapter, save_adapters
-from workloads.engine.models import settled
+from workloads.engine.pretrained.adapter import add_adapter, load_adapter, save_adapters
+from workloads.engine.pretrained.load import settled
 from workloads.errors import Retry, TataraError, UserError
 from workloads.llm.config import LlmConfig
 from workloads.llm.export import (
@@ -342,7 +342,7 @@ def skeleton_of(run: Run) -> Skeleton:
 
 
 def exported_state(run: Run, state: dict[str, torch.Tensor]) -> None:
-    from workloads.engine.card import card_of
+    from workloads.engine.export.card import card_of
 
     card = card_of(run, run.config(), "model", "float32", 1, None)
     export_state(state, skeleton_of(run), run.final, card)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, set_hf_deepspeed_config
 
-from workloads.engine.finishing import forget
+from workloads.engine.finish import forget
 from workloads.llm.finish import _bad_rows
 from workloads.run import Run
 

@@ -351,7 +351,7 @@ def test_as_the_trainer_calls_it() -> None:
 
 
 def test_a_step_of_grpo_says_what_was_earned() -> None:
-    from workloads.engine.callbacks import progress_line
+    from workloads.engine.training.callbacks import progress_line
 
     row = {"loss": -2e-8, "reward": 1.25, "rewards/accuracy/mean": 0.5, "learning_rate": 1e-6}
     assert progress_line(3, 8, row) == "step 3/8  reward 1.25  loss -2e-08  lr 1e-06"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
-from workloads.engine import hub
+from workloads.engine.hub import hub
 from workloads.errors import Retry, UserError
 
 pytestmark = pytest.mark.unit

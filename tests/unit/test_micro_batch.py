@@ -8,7 +8,7 @@ import torch
 
 from workloads.config.merge import resolve
 from workloads.config.sections import Profile
-from workloads.engine.memory import micro_batch, out_of_memory
+from workloads.engine.training.out_of_memory import micro_batch, out_of_memory
 from workloads.errors import EXIT_FAILED, EXIT_RETRY
 from workloads.run import Run
 from workloads.run.session import Session

@@ -13,8 +13,14 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from tests.fake_hub import FakeHub
 from tests.tiny_llama import make_model, make_tokenizer, write_tiny
 from workloads.config.sections import Adapter, Model, Train
-from workloads.engine.models import settled
-from workloads.engine.pretrained import candidates, choose_attention, chosen, locate, weights_dtype
+from workloads.engine.pretrained.files import (
+    candidates,
+    choose_attention,
+    chosen,
+    locate,
+    weights_dtype,
+)
+from workloads.engine.pretrained.load import settled
 from workloads.errors import Retry, UserError
 from workloads.llm.config import LlmConfig
 from workloads.llm.model import choose_padding, load_for_use, load_model, load_tokenizer

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from workloads.engine.arguments import _deepspeed
-from workloads.engine.trainer import RunTrainer
+from workloads.engine.training.arguments import _deepspeed
+from workloads.engine.training.trainer import RunTrainer
 from workloads.llm.config import LlmConfig
 
 pytestmark = pytest.mark.unit

@@ -10,8 +10,8 @@ from tests.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
 from tests.harness import events
 from tests.tiny_llama import make_model
 from tests.unit.test_export import checkpoint, make_run, whole
-from workloads.engine import publish
-from workloads.engine.publish import Publisher, may_push, push_final
+from workloads.engine.hub import publish
+from workloads.engine.hub.publish import Publisher, may_push, push_final
 from workloads.errors import TataraError
 from workloads.llm.export import export
 from workloads.run.session import Session

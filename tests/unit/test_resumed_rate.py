@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from workloads.engine.callbacks import take_rate
+from workloads.engine.training.callbacks import take_rate
 
 pytestmark = pytest.mark.unit
 

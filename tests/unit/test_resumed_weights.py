@@ -7,8 +7,8 @@ import pytest
 from torch import nn
 
 from tests.tiny_llama import make_model
-from workloads.engine.checkpoints import same_shape
-from workloads.engine.trainer import RunTrainer
+from workloads.engine.training.checkpoints import same_shape
+from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import TataraError, UserError
 
 pytestmark = pytest.mark.unit

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from workloads.engine import trackers
-from workloads.engine.trackers import Trackers
+from workloads.engine.training import trackers
+from workloads.engine.training.trackers import Trackers
 from workloads.run import Run
 from workloads.run.session import Session
 

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     )
     print(exported.folder)
     if pushes and target:
-        from workloads.engine.hub import push
+        from workloads.engine.hub.hub import push
 
         print(push(exported.folder, target))
     return EXIT_DONE

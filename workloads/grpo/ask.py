@@ -77,7 +77,7 @@ def _identity(name: str, args: argparse.Namespace) -> str:
     facts = Path(name) / "tatara.json"
     at = ""
     if facts.is_file():
-        from workloads.engine.pretrained import read_json
+        from workloads.engine.pretrained.files import read_json
 
         at = f" at step {read_json(facts).get('step')}"
     return f"{name}{at}" + (f", max_pixels {args.max_pixels}" if args.max_pixels else "")
@@ -127,7 +127,7 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
     from vllm import LLM, SamplingParams
 
     from workloads.config.sections import Model, Train
-    from workloads.engine.pretrained import compute_dtype, locate
+    from workloads.engine.pretrained.files import compute_dtype, locate
     from workloads.grpo.config import Grpo
     from workloads.grpo.generation import pixel_limits
     from workloads.grpo.greedy import prompt_texts
@@ -159,7 +159,7 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
 
 def _check_vllm(name: str) -> None:
     """UserError where vLLM is not there, or would be given an adapter alone."""
-    from workloads.engine.pretrained import ADAPTER_CONFIG
+    from workloads.engine.pretrained.files import ADAPTER_CONFIG
 
     folder = Path(name).expanduser()
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workloads.check import Finding, Level, world_size
-from workloads.engine.publish import may_push
+from workloads.engine.hub.publish import may_push
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GENERATED, GrpoConfig
 
@@ -65,7 +65,7 @@ def _engine(config: GrpoConfig) -> Finding:
 
 
 def _data(config: GrpoConfig) -> Finding:
-    from workloads.engine.pretrained import is_local
+    from workloads.engine.pretrained.files import is_local
 
     source = config.data.source
     if source == GENERATED:

@@ -13,10 +13,8 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from workloads.config.sections import Model
-from workloads.engine import weights
-from workloads.engine.adapter import merge_into
-from workloads.engine.card import Card, card_of
-from workloads.engine.exporting import (
+from workloads.engine.export.card import Card, card_of
+from workloads.engine.export.export import (
     SHARD_SIZE,
     SKELETON,
     SOURCE,
@@ -30,8 +28,10 @@ from workloads.engine.exporting import (
     silent,
     source_of,
 )
-from workloads.engine.models import valid_generation
-from workloads.engine.pretrained import Tell, compute_dtype, load_config, locate, read_json
+from workloads.engine.pretrained import weights
+from workloads.engine.pretrained.adapter import merge_into
+from workloads.engine.pretrained.files import Tell, compute_dtype, load_config, locate, read_json
+from workloads.engine.pretrained.load import valid_generation
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import Grpo, GrpoConfig
 from workloads.grpo.model import (

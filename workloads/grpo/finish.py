@@ -6,10 +6,10 @@ from typing import Any
 from trl import GRPOTrainer
 
 from workloads.engine import distributed
-from workloads.engine.finishing import export_final, forget
-from workloads.engine.publish import push_final
+from workloads.engine.finish import export_final, forget
+from workloads.engine.hub.publish import push_final
 from workloads.engine.summary import change, draw_curve, report_next, rows_of, series, show
-from workloads.engine.trainer import RunTrainer
+from workloads.engine.training.trainer import RunTrainer
 from workloads.grpo import held_out
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.curve import draw_rewards

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from workloads.config.sections import Model
-from workloads.engine import models
-from workloads.engine.pretrained import Tell, load_config, locate
+from workloads.engine.pretrained import load
+from workloads.engine.pretrained.files import Tell, load_config, locate
 from workloads.errors import UserError
 from workloads.grpo.config import Grpo, GrpoConfig
 
@@ -103,8 +103,8 @@ def _limit_pixels(name: str, processor: ProcessorMixin, limits: Grpo) -> None:
 
 
 def load_model(config: GrpoConfig, tell: Tell) -> PreTrainedModel:
-    """The model that the config names; see `engine.models.load_model`."""
-    return models.load_model(config, kind_of, tell)
+    """The model that the config names; see `engine.pretrained.load.load_model`."""
+    return load.load_model(config, kind_of, tell)
 
 
 def learner(model: PreTrainedModel, config: GrpoConfig) -> Any:
@@ -114,16 +114,16 @@ def learner(model: PreTrainedModel, config: GrpoConfig) -> Any:
     """
     if config.adapter.method == "full":
         return model
-    from workloads.engine.adapter import add_adapter
+    from workloads.engine.pretrained.adapter import add_adapter
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         return add_adapter(model, config.adapter)
 
 
-def kind_of(own: PreTrainedConfig) -> models.Kind:
+def kind_of(own: PreTrainedConfig) -> load.Kind:
     """The factory that makes models of this config."""
-    return models.IMAGES if sees_images(own) else models.TEXT
+    return load.IMAGES if sees_images(own) else load.TEXT
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Loaded:
 
 
 def load_for_use(name: str, precision: str, limits: Grpo, tell: Tell) -> Loaded:
-    """A model by hub id or folder for evaluation; see `engine.models.load_for_use`."""
-    ready = models.load_for_use(Model(name=name), precision, kind_of, tell)
+    """A model by hub id or folder for evaluation; see `engine.pretrained.load.load_for_use`."""
+    ready = load.load_for_use(Model(name=name), precision, kind_of, tell)
     processing = load_processing(ready.source, limits, tell)
     return Loaded(ready.model, processing, ready.source.name if ready.is_adapter else None)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
 
-from workloads.engine.arguments import trainer_arguments
-from workloads.engine.trainer import RunTrainer
+from workloads.engine.training.arguments import trainer_arguments
+from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import UserError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.greedy import prompt_texts

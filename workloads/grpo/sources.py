@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workloads.data.build_once import built_once, nothing
-from workloads.engine import hub
-from workloads.engine.pretrained import is_local, locate
+from workloads.engine.hub import hub
+from workloads.engine.pretrained.files import is_local, locate
 from workloads.errors import UserError
 from workloads.grpo import prompts
 from workloads.grpo.config import GENERATED, GrpoConfig, GrpoData
@@ -293,7 +293,7 @@ def dataset_of(examples: Sequence[Example], data: GrpoData) -> "Dataset":
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from workloads.engine.pretrained import read_json
+    from workloads.engine.pretrained.files import read_json
 
     return read_json(path)
 

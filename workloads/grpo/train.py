@@ -12,11 +12,12 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
-from workloads.engine import checkpoints, distributed
-from workloads.engine.arguments import trainer_arguments
-from workloads.engine.models import settled
-from workloads.engine.pretrained import compute_dtype, locate
-from workloads.engine.trainer import RunTrainer
+from workloads.engine import distributed
+from workloads.engine.pretrained.files import compute_dtype, locate
+from workloads.engine.pretrained.load import settled
+from workloads.engine.training import checkpoints
+from workloads.engine.training.arguments import trainer_arguments
+from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import Retry, TataraError
 from workloads.grpo import generation, held_out
 from workloads.grpo.config import GrpoConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from workloads.check import Finding
 from workloads.data.rows import data_files
-from workloads.engine.publish import may_push
+from workloads.engine.hub.publish import may_push
 from workloads.errors import UserError
 from workloads.llm.config import LlmConfig
 

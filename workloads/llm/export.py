@@ -23,10 +23,8 @@ from transformers import (
 )
 
 from workloads.config.sections import Adapter, Model
-from workloads.engine import weights
-from workloads.engine.adapter import ADAPTER_WEIGHTS, MergeReport, merge_into
-from workloads.engine.card import Card, card_of, licence_of, write_card
-from workloads.engine.exporting import (
+from workloads.engine.export.card import Card, card_of, licence_of, write_card
+from workloads.engine.export.export import (
     FACTS,
     SHARD_SIZE,
     SKELETON,
@@ -41,9 +39,10 @@ from workloads.engine.exporting import (
     silent,
     source_of,
 )
-from workloads.engine.hub import push
-from workloads.engine.models import valid_generation
-from workloads.engine.pretrained import (
+from workloads.engine.hub.hub import push
+from workloads.engine.pretrained import weights
+from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, MergeReport, merge_into
+from workloads.engine.pretrained.files import (
     Tell,
     candidates,
     compute_dtype,
@@ -51,6 +50,7 @@ from workloads.engine.pretrained import (
     locate,
     read_json,
 )
+from workloads.engine.pretrained.load import valid_generation
 from workloads.errors import TataraError, UserError
 from workloads.llm.config import LlmConfig
 from workloads.llm.model import load_for_use, load_model, load_tokenizer

@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workloads.engine import distributed
-from workloads.engine.checkpoints import gather_files
-from workloads.engine.finishing import export_final, forget
-from workloads.engine.publish import push_final
+from workloads.engine.finish import export_final, forget
+from workloads.engine.hub.publish import push_final
 from workloads.engine.summary import change, draw_curve, report_next, rows_of, series, show
-from workloads.engine.trainer import RunTrainer
+from workloads.engine.training.checkpoints import gather_files
+from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import Stopped, TataraError
 from workloads.llm.config import LlmConfig
 from workloads.llm.data import load_rows

@@ -11,8 +11,8 @@ from transformers import (
 )
 
 from workloads.config.sections import Model
-from workloads.engine import models
-from workloads.engine.pretrained import Tell, chosen, locate, read_json
+from workloads.engine.pretrained import load
+from workloads.engine.pretrained.files import Tell, chosen, locate, read_json
 from workloads.errors import UserError
 from workloads.llm.config import LlmConfig
 
@@ -89,12 +89,12 @@ def choose_padding(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def load_model(config: LlmConfig, tell: Tell) -> PreTrainedModel:
-    """The model that the config names; see `engine.models.load_model`."""
-    return models.load_model(config, _kind, tell)
+    """The model that the config names; see `engine.pretrained.load.load_model`."""
+    return load.load_model(config, _kind, tell)
 
 
-def _kind(own: PreTrainedConfig) -> models.Kind:
-    return models.TEXT
+def _kind(own: PreTrainedConfig) -> load.Kind:
+    return load.TEXT
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class Loaded:
 
 
 def load_for_use(name: str, precision: str, tell: Tell, revision: str | None = None) -> Loaded:
-    """A model by hub id or folder for evaluation; see `engine.models.load_for_use`."""
+    """A model by hub id or folder for evaluation; see `engine.pretrained.load.load_for_use`."""
     wanted = Model(name=name, revision=revision)
-    ready = models.load_for_use(wanted, precision, _kind, tell)
+    ready = load.load_for_use(wanted, precision, _kind, tell)
     has_own = (ready.folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(wanted if has_own else ready.source, tell)
     return Loaded(ready.model, tokenizer, ready.source.name if ready.is_adapter else None)

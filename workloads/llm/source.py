@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from workloads.data import rows as local_rows
-from workloads.engine import hub
+from workloads.engine.hub import hub
 from workloads.errors import UserError
 from workloads.llm.config import COLUMNS, LlmData
 

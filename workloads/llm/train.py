@@ -7,11 +7,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from workloads.engine import checkpoints, distributed
-from workloads.engine.adapter import add_adapter
-from workloads.engine.arguments import trainer_arguments
-from workloads.engine.models import settled
-from workloads.engine.trainer import RunTrainer
+from workloads.engine import distributed
+from workloads.engine.pretrained.adapter import add_adapter
+from workloads.engine.pretrained.load import settled
+from workloads.engine.training import checkpoints
+from workloads.engine.training.arguments import trainer_arguments
+from workloads.engine.training.trainer import RunTrainer
 from workloads.llm.collate import Collate
 from workloads.llm.config import LlmConfig
 from workloads.llm.data import Prepared, prepare

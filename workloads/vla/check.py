@@ -5,7 +5,7 @@ from pathlib import Path
 
 from workloads import device
 from workloads.check import Finding
-from workloads.engine.publish import may_push
+from workloads.engine.hub.publish import may_push
 from workloads.errors import UserError
 from workloads.plan.estimate import estimate
 from workloads.vla.config import VlaConfig

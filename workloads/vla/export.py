@@ -15,11 +15,16 @@ from typing import Any
 import torch
 
 from workloads.config.sections import Model
-from workloads.engine import weights
-from workloads.engine.adapter import ADAPTER_WEIGHTS, TOLERANCES, adapter_folder, load_adapter
-from workloads.engine.card import card_of, render
-from workloads.engine.exporting import FACTS, SKELETON, Exported, dtype_name, silent, source_of
-from workloads.engine.pretrained import ADAPTER_CONFIG, Tell, compute_dtype, locate, read_json
+from workloads.engine.export.card import card_of, render
+from workloads.engine.export.export import FACTS, SKELETON, Exported, dtype_name, silent, source_of
+from workloads.engine.pretrained import weights
+from workloads.engine.pretrained.adapter import (
+    ADAPTER_WEIGHTS,
+    TOLERANCES,
+    adapter_folder,
+    load_adapter,
+)
+from workloads.engine.pretrained.files import ADAPTER_CONFIG, Tell, compute_dtype, locate, read_json
 from workloads.errors import TataraError, UserError
 from workloads.run import Run
 from workloads.vla.config import VlaConfig

@@ -4,10 +4,10 @@ import json
 import time
 
 from workloads.engine import distributed
-from workloads.engine.finishing import export_final, forget
-from workloads.engine.publish import push_final
+from workloads.engine.finish import export_final, forget
+from workloads.engine.hub.publish import push_final
 from workloads.engine.summary import change, draw_curve, report_next, rows_of, series, show
-from workloads.engine.trainer import RunTrainer
+from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import TataraError
 from workloads.run.session import Session
 from workloads.vla.config import VlaConfig

@@ -8,8 +8,8 @@ from torch import nn
 
 from workloads.config.sections import Model
 from workloads.engine import distributed
-from workloads.engine.adapter import ALL_LINEAR, load_adapter, lora_config
-from workloads.engine.pretrained import (
+from workloads.engine.pretrained.adapter import ALL_LINEAR, load_adapter, lora_config
+from workloads.engine.pretrained.files import (
     choose_attention,
     compute_dtype,
     has_flash_kernel,

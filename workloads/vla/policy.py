@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from workloads.config.sections import Model
-from workloads.engine.adapter import load_adapter
-from workloads.engine.exporting import FACTS
-from workloads.engine.pretrained import ADAPTER_CONFIG, Tell
-from workloads.engine.pretrained import locate as locate_base
+from workloads.engine.export.export import FACTS
+from workloads.engine.pretrained.adapter import load_adapter
+from workloads.engine.pretrained.files import ADAPTER_CONFIG, Tell
+from workloads.engine.pretrained.files import locate as locate_base
 from workloads.errors import UserError
 from workloads.run import Run, find, outputs
 from workloads.vla.actions import normalize

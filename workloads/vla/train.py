@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from workloads.data.tfrecord import Damage
-from workloads.engine import checkpoints, distributed
-from workloads.engine.arguments import trainer_arguments
-from workloads.engine.trainer import RunTrainer
+from workloads.engine import distributed
+from workloads.engine.training import checkpoints
+from workloads.engine.training.arguments import trainer_arguments
+from workloads.engine.training.trainer import RunTrainer
 from workloads.run import write_manifest
 from workloads.run.session import Session
 from workloads.vla.config import VlaConfig

@@ -47,7 +47,7 @@ def poison(handle, output):
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "workloads.engine.trainer":
+        if name != "workloads.engine.training.trainer":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         load = spec.loader.exec_module

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from workloads.data.robot.crane_x7.tfrecords import DATASET_NAME
-from workloads.engine.exporting import SKELETON
-from workloads.engine.pretrained import Tell
+from workloads.engine.export.export import SKELETON
+from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
 from workloads.run import Run
 from workloads.vla.config import VlaConfig

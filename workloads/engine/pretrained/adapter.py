@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from workloads.config.sections import Adapter
-from workloads.engine.pretrained import ADAPTER_CONFIG, read_json
+from workloads.engine.pretrained.files import ADAPTER_CONFIG, read_json
 from workloads.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from workloads.engine import distributed
-from workloads.engine.trainer import RunTrainer
+from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import TataraError
 from workloads.run.session import Session
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from workloads.check import Finding
 from workloads.config.sections import Profile
-from workloads.engine.hub import account, push
+from workloads.engine.hub.hub import account, push
 from workloads.errors import Retry, TataraError
 from workloads.run.integrity import step_of
 from workloads.run.session import Session

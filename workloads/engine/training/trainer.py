@@ -13,10 +13,11 @@ from accelerate.utils import DistributedType
 from transformers import Trainer
 
 from workloads.config.sections import Profile
-from workloads.engine import checkpoints, distributed
-from workloads.engine.callbacks import RunCallback
-from workloads.engine.memory import out_of_memory
-from workloads.engine.publish import Publisher
+from workloads.engine import distributed
+from workloads.engine.hub.publish import Publisher
+from workloads.engine.training import checkpoints
+from workloads.engine.training.callbacks import RunCallback
+from workloads.engine.training.out_of_memory import out_of_memory
 from workloads.errors import Stopped, TataraError
 from workloads.run.integrity import PREFIX, SEAL, sealed, step_of
 from workloads.run.session import Session

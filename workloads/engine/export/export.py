@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from workloads.config.sections import Adapter, Model
-from workloads.engine import weights
-from workloads.engine.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_config
-from workloads.engine.card import Card, write_card
-from workloads.engine.pretrained import Tell, read_json
+from workloads.engine.export.card import Card, write_card
+from workloads.engine.pretrained import weights
+from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_config
+from workloads.engine.pretrained.files import Tell, read_json
 from workloads.errors import TataraError, UserError
 from workloads.run import Run
 from workloads.run.integrity import SEAL, step_of, verify_checkpoint

@@ -14,7 +14,7 @@ import yaml
 
 from workloads.config.merge import leaves
 from workloads.config.sections import Profile
-from workloads.engine.pretrained import is_local
+from workloads.engine.pretrained.files import is_local
 from workloads.engine.summary import rows_of
 from workloads.run import Run
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from workloads.engine.pretrained import ADAPTER_CONFIG, weight_files
+from workloads.engine.pretrained.files import ADAPTER_CONFIG, weight_files
 from workloads.errors import TataraError, UserError
 
 SHARDS = "pytorch_model_fsdp_0"

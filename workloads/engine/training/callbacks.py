@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from workloads.config.sections import Profile
 from workloads.engine import distributed
-from workloads.engine.trackers import trackers
+from workloads.engine.training.trackers import trackers
 from workloads.processes import resident_bytes
 from workloads.run.session import Session
 

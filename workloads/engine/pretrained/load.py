@@ -22,7 +22,7 @@ from transformers import (
 
 from workloads.config.sections import Model, Profile, Train
 from workloads.engine import distributed
-from workloads.engine.pretrained import (
+from workloads.engine.pretrained.files import (
     ADAPTER_CONFIG,
     Tell,
     choose_attention,
@@ -230,7 +230,7 @@ def load_for_use(wanted: Model, precision: str, kind_of: KindOf, tell: Tell) -> 
     arguments = _arguments(source, own, kind, dtype, dtype, tell)
     model: Any = _pretrained(source, whole, own, kind, arguments, tell)
     if is_adapter:
-        from workloads.engine.adapter import load_adapter
+        from workloads.engine.pretrained.adapter import load_adapter
 
         model = load_adapter(model, folder)
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")

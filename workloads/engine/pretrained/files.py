@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workloads.config.sections import Adapter, Model, Train
-from workloads.engine import hub
+from workloads.engine.hub import hub
 from workloads.errors import Retry, TataraError, UserError
 
 if TYPE_CHECKING:

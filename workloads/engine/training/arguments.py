@@ -7,7 +7,7 @@ from transformers.utils import is_torch_tf32_available
 
 from workloads.config.sections import Profile
 from workloads.engine import distributed
-from workloads.engine.memory import micro_batch
+from workloads.engine.training.out_of_memory import micro_batch
 from workloads.run.session import Session
 
 _NEVER = 10**9

@@ -1,0 +1,1 @@
+"""What a run publishes: a model folder and its card."""

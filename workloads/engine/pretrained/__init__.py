@@ -1,0 +1,1 @@
+"""Pretrained models: their files, how they are loaded, adapters, weights."""

@@ -1,0 +1,1 @@
+"""The trainer that every workload shares, its arguments, callbacks and checkpoints."""

@@ -43,11 +43,11 @@ from bench._gpu_cases import (
 )
 from bench._rank import rank_session
 from workloads.data.packing import pack
-from workloads.llm.collate import Collate
 from workloads.llm.config import LlmConfig
-from workloads.llm.data import Prepared
+from workloads.llm.data.collate import Collate
+from workloads.llm.data.prepare import Prepared
+from workloads.llm.data.report import Report, SplitReport
 from workloads.llm.model import load_model
-from workloads.llm.report import Report, SplitReport
 from workloads.llm.train import build_trainer
 
 
@@ -172,7 +172,7 @@ def _ours(case: Case, steps: int, folder: Path, compiled: bool = False) -> tuple
 
 
 def _prepared(case: Case, rows: Rows, folder: Path) -> Prepared:
-    """The rows as `workloads.llm.data` leaves them, packed where the profile says so."""
+    """The rows as `workloads.llm.data.prepare` leaves them, packed where the profile says so."""
     lengths = np.array([len(row) for row in rows])
     groups = pack(lengths, case.length) if case.mean else [[at] for at in range(len(rows))]
     joined = [np.concatenate([rows[at] for at in group]) for group in groups]

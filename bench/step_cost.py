@@ -40,8 +40,8 @@ from trl import SFTTrainer
 from bench._pair import ROOT, facts, write_page
 from bench._rank import rank_session
 from workloads.engine.training.trainer import RunTrainer
-from workloads.llm.collate import Collate
 from workloads.llm.config import LlmConfig
+from workloads.llm.data.collate import Collate
 from workloads.llm.train import LlmTrainer, arguments
 from workloads.run import Run
 from workloads.run.session import Session

@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 
 from bench._pair import ROOT, Side, Timed, facts, measure, table, write_page
 from workloads.llm.config import LlmConfig
-from workloads.llm.data import Prepared, prepare
+from workloads.llm.data.prepare import Prepared, prepare
 
 DEMO = ROOT / "data" / "demo"
 MODEL = DEMO / "tiny-llama"
@@ -68,7 +68,7 @@ def _introduction(rows: int) -> list[str]:
     return [
         "# Rows of chat to tokens and labels",
         f"{rows:,} rows made from the demo's questions, with the demo's tokenizer and chat "
-        "template: `workloads.llm.data.prepare` beside `SFTTrainer._prepare_dataset` of TRL, in "
+        "template: `prepare` beside `SFTTrainer._prepare_dataset` of TRL, in "
         "one process, turn by turn, after checking that every row has the same token ids and "
         "the same labels on both sides. MB are those of the rows as UTF-8 JSON.",
         "Ours reads and checks the JSONL file, renders, encodes, labels and writes the data set; "

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from workloads.llm import gsm8k
+from workloads.llm.evaluate import gsm8k
 
 pytestmark = pytest.mark.golden
 

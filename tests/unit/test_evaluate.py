@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from tests.tiny_llama import make_model, make_tokenizer
 from workloads.errors import Stopped, UserError
 from workloads.llm.config import LlmData, LlmEvaluation
-from workloads.llm.evaluate import (
+from workloads.llm.evaluate.score import (
     Score,
     _Answers,
     evaluate_gsm8k,

@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from workloads.llm.config import LlmData
-from workloads.llm.template import FIXED_DATE, Rendered, RowError, Template
-from workloads.llm.tokenise import Encoder, Tokens
+from workloads.llm.data.template import FIXED_DATE, Rendered, RowError, Template
+from workloads.llm.data.tokenise import Encoder, Tokens
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]

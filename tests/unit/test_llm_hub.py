@@ -63,8 +63,8 @@ def main(folder: Path) -> None:
 def case(**settings: object) -> dict:
     from workloads.errors import TataraError
     from workloads.llm.config import LlmData
-    from workloads.llm.data import load_rows
-    from workloads.llm.source import Splits
+    from workloads.llm.data.prepare import load_rows
+    from workloads.llm.data.rows import Splits
 
     data = LlmData(**{"source": ROWS, "columns": {"question": "q"}, **settings})
     try:

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from workloads.data.build_once import built_once, is_whole
 from workloads.errors import UserError
 from workloads.llm.config import LlmConfig, LlmData
-from workloads.llm.data import Prepared, load_rows, prepare
-from workloads.llm.report import Report
-from workloads.llm.source import held_out
+from workloads.llm.data.prepare import Prepared, load_rows, prepare
+from workloads.llm.data.report import Report
+from workloads.llm.data.rows import held_out
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workloads.llm.collate import Collate
+from workloads.llm.data.collate import Collate
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ from workloads.errors import UserError
 
 # task → module with `add_arguments(parser)` and `main(args, env) -> exit code`
 TASKS = {
-    "gsm8k": "workloads.llm.ask",
+    "gsm8k": "workloads.llm.evaluate.command",
     "superclevr": "workloads.grpo.ask",
     "geoqa": "workloads.grpo.ask",
     "reach": "workloads.vla.reach.ask",

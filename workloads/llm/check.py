@@ -39,7 +39,7 @@ def _evaluation(config: LlmConfig) -> list[Finding]:
 
 
 def _data(name: str, source: str) -> Finding:
-    from workloads.llm.source import Source
+    from workloads.llm.data.rows import Source
 
     place = Source(source)
     if not place.is_local:
@@ -53,7 +53,7 @@ def _data(name: str, source: str) -> Finding:
 
 def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
     """Read and tokenise every row, as the first phase of training does; the cache keeps it."""
-    from workloads.llm.data import prepare
+    from workloads.llm.data.prepare import prepare
     from workloads.llm.model import load_tokenizer
 
     try:

@@ -17,8 +17,8 @@ from workloads.engine.training.checkpoints import gather_files
 from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import Stopped, TataraError
 from workloads.llm.config import LlmConfig
-from workloads.llm.data import load_rows
-from workloads.llm.evaluate import Score, evaluate_gsm8k, merge_shards
+from workloads.llm.data.prepare import load_rows
+from workloads.llm.evaluate.score import Score, evaluate_gsm8k, merge_shards
 from workloads.llm.export import export, refresh_card
 from workloads.llm.model import load_for_use
 from workloads.run import Run

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from workloads.errors import UserError
-from workloads.llm.collate import Collate
+from workloads.llm.data.collate import Collate
 
 _LENGTH = 8  # tokens of each of two samples
 # Shares of the largest logit: experts and 8-bit matrices may round otherwise beside other tokens,

@@ -13,9 +13,9 @@ from workloads.engine.pretrained.load import settled
 from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
-from workloads.llm.collate import Collate
 from workloads.llm.config import LlmConfig
-from workloads.llm.data import Prepared, prepare
+from workloads.llm.data.collate import Collate
+from workloads.llm.data.prepare import Prepared, prepare
 from workloads.llm.export import keep_skeleton
 from workloads.llm.finish import evaluate_before, finish
 from workloads.llm.model import load_model, load_tokenizer

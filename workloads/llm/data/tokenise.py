@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from workloads.llm.template import Rendered
+from workloads.llm.data.template import Rendered
 
 IGNORED = -100  # a label that no loss counts
 Ints = NDArray[np.int32]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workloads.errors import Stopped, UserError
 from workloads.llm.config import LlmData, LlmEvaluation
-from workloads.llm.gsm8k import (
+from workloads.llm.evaluate.gsm8k import (
     CHAT_SUFFIX,
     INVALID,
     STOP_STRINGS,
@@ -173,7 +173,7 @@ def _chat_prompts(
     tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], data: LlmData
 ) -> "list[Prompt]":
     """Questions exactly as training puts them."""
-    from workloads.llm.template import RowError, Template
+    from workloads.llm.data.template import RowError, Template
 
     template = Template(data.model_copy(update={"format": "qa"}), tokenizer)
     prompts: list[Prompt] = []

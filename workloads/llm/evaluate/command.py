@@ -61,7 +61,7 @@ def _changed(settings: LlmEvaluation, given: dict[str, Any]) -> LlmEvaluation:
 
 
 def _suffix() -> str:
-    from workloads.llm.gsm8k import CHAT_SUFFIX
+    from workloads.llm.evaluate.gsm8k import CHAT_SUFFIX
 
     return f" {CHAT_SUFFIX}"
 
@@ -82,9 +82,9 @@ def _folder(env: dict[str, str], model: str) -> Path:
 def _ask(name: str, precision: str, data: LlmData, settings: LlmEvaluation, out: Path) -> int:
     from rich.console import Console
 
-    from workloads.llm.evaluate import evaluate_gsm8k, table
+    from workloads.llm.data.rows import load_rows
+    from workloads.llm.evaluate.score import evaluate_gsm8k, table
     from workloads.llm.model import load_for_use
-    from workloads.llm.source import load_rows
 
     rows = list(load_rows(data, "eval"))
     if not rows:

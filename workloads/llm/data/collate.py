@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from workloads.llm.tokenise import IGNORED
+from workloads.llm.data.tokenise import IGNORED
 
 
 @dataclass(frozen=True)

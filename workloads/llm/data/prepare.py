@@ -24,15 +24,17 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from workloads.data import packing
-from workloads.data import rows as local_rows
+from workloads.data import rows as file_rows
 from workloads.data.build_once import built_once, nothing
 from workloads.errors import UserError
-from workloads.llm import source, template, tokenise
+from workloads.llm.data import rows as llm_rows
+from workloads.llm.data import template
+from workloads.llm.data import tokenise
 from workloads.llm.config import LlmConfig, LlmData
-from workloads.llm.report import Report, SplitReport
-from workloads.llm.source import Rows, Split, Splits, load_rows
-from workloads.llm.template import Rendered, RowError, Template
-from workloads.llm.tokenise import IGNORED, Encoder, Tokens
+from workloads.llm.data.report import Report, SplitReport
+from workloads.llm.data.rows import Rows, Split, Splits, load_rows
+from workloads.llm.data.template import Rendered, RowError, Template
+from workloads.llm.data.tokenise import IGNORED, Encoder, Tokens
 from workloads.run.integrity import digest
 
 _BATCH = 1000  # rows rendered and encoded at a time
@@ -96,7 +98,7 @@ def fingerprint(data: LlmData, splits: Splits, tokenizer: PreTrainedTokenizerBas
         splits.fingerprint(),
         data.model_dump_json(),
         _tokenizer_state(tokenizer),
-        *(Path(str(one.__file__)).read_bytes() for one in _code()),
+        *(path.read_bytes() for path in _code()),
         *(one.__version__ for one in (transformers, tokenizers, jinja2)),
     )
     digest = hashlib.blake2b(digest_size=16)
@@ -106,10 +108,10 @@ def fingerprint(data: LlmData, splits: Splits, tokenizer: PreTrainedTokenizerBas
     return digest.hexdigest()
 
 
-def _code() -> tuple[Any, ...]:
-    import workloads.llm.data as this
-
-    return this, source, template, tokenise, packing, local_rows
+def _code() -> list[Path]:
+    """The files whose code decides the tokens."""
+    modules = (llm_rows, template, tokenise, packing, file_rows)
+    return [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
 
 
 def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,0 +1,1 @@
+"""Rows of a language model: read, rendered by the template, made to tokens."""

@@ -16,8 +16,8 @@ from PIL import Image
 from bench._pair import ROOT
 from workloads.config.merge import resolve
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.data import Example
-from workloads.grpo.pictures import FilePicture
+from workloads.grpo.data.images import FilePicture
+from workloads.grpo.data.rows import Example
 from workloads.plan.estimate import Breakdown, estimate
 
 OURS, TRL, WHOLE = "ours", "TRL", "whole logits"

@@ -21,7 +21,8 @@ from bench._gpu_sides import Clock, synchronise
 from bench._grpo_cases import OURS, RATE, TRL, WHOLE, Case, bench_folder, examples_of
 from bench._rank import rank_session
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.data import training_dataset
+from workloads.grpo.data.prepare import Prepared
+from workloads.grpo.data.rows import training_dataset
 from workloads.grpo.greedy import Asked, encoded
 from workloads.grpo.model import (
     Processing,
@@ -31,8 +32,7 @@ from workloads.grpo.model import (
     placeholders,
     tokenizer_of,
 )
-from workloads.grpo.rewards import for_trainer, load_reward
-from workloads.grpo.sources import Prepared
+from workloads.grpo.rewards.functions import for_trainer, load_reward
 from workloads.grpo.train import build_trainer
 
 

@@ -90,7 +90,7 @@ def test_what_trains_has_memory_time_and_secrets_as_files(name: str) -> None:
     # A service that only waits for somebody is no training; the shell is there to be run by hand.
     assert (
         name == "vla_finetune"
-        or service["command"][:3] == ["python", "-m", "workloads.grpo.serve"]
+        or service["command"][:3] == ["python", "-m", "workloads.grpo.rollouts.server"]
         or service["command"][0] in ("train", "serve")
     )
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.compose.project import Project, arguments
 from tests.harness import events, rows
-from workloads.grpo.rollouts import read_rollouts
+from workloads.grpo.rollouts.rollouts import read_rollouts
 
 pytestmark = [pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(1800)]
 

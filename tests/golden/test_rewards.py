@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from workloads.grpo import evaluate, rewards
-from workloads.grpo.math_checker import shared_checker
+from workloads.grpo.evaluate import tasks as evaluate
+from workloads.grpo.rewards import functions as rewards
+from workloads.grpo.rewards.math_checker import shared_checker
 
 pytestmark = pytest.mark.golden
 FOLDER = Path(__file__).parent / "rewards"

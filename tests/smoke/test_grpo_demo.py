@@ -10,8 +10,8 @@ import pytest
 
 from tests.harness import ROOT, losses, rows
 from tests.smoke.test_grpo_train import GrpoTraining, weights_and_states
-from workloads.grpo.rollouts import read_rollouts
-from workloads.grpo.scores import scores_of
+from workloads.grpo.evaluate.scores import scores_of
+from workloads.grpo.rollouts.rollouts import read_rollouts
 from workloads.run import Run
 
 pytestmark = pytest.mark.smoke

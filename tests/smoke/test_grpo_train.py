@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.harness import ROOT, Training, events, losses, rows, state, steps
 from tests.tiny_llava import write_llava
-from workloads.grpo.data import generate_scenes, write_imagefolder
-from workloads.grpo.rollouts import read_rollouts
+from workloads.grpo.data.rows import generate_scenes, write_imagefolder
+from workloads.grpo.rollouts.rollouts import read_rollouts
 
 pytestmark = pytest.mark.smoke
 

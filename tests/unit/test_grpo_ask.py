@@ -11,9 +11,9 @@ import pytest
 from tests.tiny_llava import write_llava
 from workloads.commands.evaluate import TASKS
 from workloads.errors import UserError
-from workloads.grpo import ask
-from workloads.grpo.data import generate_scenes
-from workloads.grpo.evaluate import Prompt
+from workloads.grpo.data.rows import generate_scenes
+from workloads.grpo.evaluate import command as ask
+from workloads.grpo.evaluate.tasks import Prompt
 from workloads.grpo.prompts import SUPERCLEVR, image_turns
 
 pytestmark = pytest.mark.unit
@@ -47,7 +47,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_both_tasks_are_known_to_the_command() -> None:
-    assert TASKS["superclevr"] == TASKS["geoqa"] == "workloads.grpo.ask"
+    assert TASKS["superclevr"] == TASKS["geoqa"] == "workloads.grpo.evaluate.command"
 
 
 def test_a_model_is_asked_by_batches_and_the_result_kept(

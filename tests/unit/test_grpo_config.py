@@ -12,7 +12,7 @@ from workloads.config.merge import resolve
 from workloads.errors import UserError
 from workloads.grpo import check
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.rollouts import Rollout, RolloutLog, prompt_text, read_rollouts
+from workloads.grpo.rollouts.rollouts import Rollout, RolloutLog, prompt_text, read_rollouts
 from workloads.plan.estimate import estimate
 from workloads.run import Run
 
@@ -183,7 +183,7 @@ def test_a_deep_look_names_the_rows_that_do_not_fit(
 def test_dropped_rows_are_left_out_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workloads.grpo.sources import prepare
+    from workloads.grpo.data.prepare import prepare
 
     monkeypatch.chdir(ROOT)
     data = {"source": str(rows(tmp_path, [3, 400, 5])), "too_long": "drop"}
@@ -198,7 +198,7 @@ def test_dropped_rows_are_left_out_and_counted(
 def test_drawn_scenes_need_a_model_that_sees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workloads.grpo.sources import prepare, read_source
+    from workloads.grpo.data.prepare import prepare, read_source
 
     monkeypatch.chdir(ROOT)
     scenes = {"count": 3, "width": 48, "height": 32, "least": 1, "most": 3}
@@ -259,7 +259,7 @@ def test_the_order_of_rows_follows_from_seed_and_epoch_alone() -> None:
 
 
 def test_engines_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workloads.grpo import generation
+    from workloads.grpo.rollouts import engine as generation
 
     trained = {"name": "data/demo/tiny-llama"}
 
@@ -279,7 +279,7 @@ def test_engines_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_ladders_name_what_is_not_done_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workloads.grpo.generation import memory_ladder, stability_ladder
+    from workloads.grpo.rollouts.engine import memory_ladder, stability_ladder
 
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     grpo = {"num_generations": 2, "max_pixels": 200704, "temperature": 0.8}

@@ -15,16 +15,16 @@ import pytest
 from PIL import Image
 
 from workloads.errors import UserError
-from workloads.grpo import data
-from workloads.grpo.data import (
+from workloads.grpo.data import rows as data
+from workloads.grpo.data.rows import (
     Example,
     generate_scenes,
     read_examples,
     training_dataset,
     write_imagefolder,
 )
+from workloads.grpo.data.scenes import COLOURS, colours_of, draw_scene, visible_pixels
 from workloads.grpo.prompts import training_turns
-from workloads.grpo.scenes import COLOURS, colours_of, draw_scene, visible_pixels
 
 pytestmark = pytest.mark.unit
 

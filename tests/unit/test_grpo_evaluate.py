@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from workloads.errors import TataraError, UserError
-from workloads.grpo.evaluate import (
+from workloads.grpo.evaluate.tasks import (
     TASKS,
     Prompt,
     Question,

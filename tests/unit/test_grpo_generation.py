@@ -3,8 +3,8 @@
 import pytest
 
 from workloads.config.merge import resolve
-from workloads.grpo import generation
 from workloads.grpo.config import GrpoConfig
+from workloads.grpo.rollouts import engine as generation
 
 pytestmark = pytest.mark.unit
 

@@ -6,9 +6,9 @@ import pytest
 
 from workloads.config.merge import resolve
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.data import Example, generate_scenes, with_pictures, write_imagefolder
-from workloads.grpo.held_out import commonest
-from workloads.grpo.sources import Prepared, prepare
+from workloads.grpo.data.prepare import Prepared, prepare
+from workloads.grpo.data.rows import Example, generate_scenes, with_pictures, write_imagefolder
+from workloads.grpo.evaluate.held_out import commonest
 
 pytestmark = pytest.mark.unit
 

@@ -13,14 +13,14 @@ from workloads.config.merge import resolve
 from workloads.config.sections import Model
 from workloads.errors import UserError
 from workloads.grpo import check
+from workloads.grpo.check_counts import prove, sample_of
 from workloads.grpo.config import Grpo, GrpoConfig
-from workloads.grpo.data import Example
+from workloads.grpo.data.images import FilePicture
+from workloads.grpo.data.prepare import count, prepare
+from workloads.grpo.data.rows import Example
+from workloads.grpo.data.tokens import RowTokens
 from workloads.grpo.model import load_processing
-from workloads.grpo.pictures import FilePicture
 from workloads.grpo.prompts import training_turns
-from workloads.grpo.proof import prove, sample_of
-from workloads.grpo.sources import count, prepare
-from workloads.grpo.tokens import RowTokens
 
 pytestmark = pytest.mark.unit
 

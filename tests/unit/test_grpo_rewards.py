@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from workloads.errors import TataraError, UserError
-from workloads.grpo import answers, prompts, rewards
-from workloads.grpo.math_checker import MathChecker, Verdict, shared_checker
+from workloads.grpo import prompts
+from workloads.grpo.rewards import answers
+from workloads.grpo.rewards import functions as rewards
+from workloads.grpo.rewards.math_checker import MathChecker, Verdict, shared_checker
 
 pytestmark = pytest.mark.unit
 
@@ -102,7 +104,7 @@ def test_the_same_question_costs_once(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_no_process_outlives_a_killed_parent() -> None:
     code = (
-        "from workloads.grpo.math_checker import shared_checker\n"
+        "from workloads.grpo.rewards.math_checker import shared_checker\n"
         "shared_checker().compare('$7$', '$7$')\n"
         "print(shared_checker().pid, flush=True)\n"
         "input()"

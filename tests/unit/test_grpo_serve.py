@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.grpo import serve
+from workloads.grpo.rollouts import server as serve
 
 pytestmark = pytest.mark.unit
 

@@ -14,9 +14,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tests.tiny_llama import make_tokenizer
 from workloads.errors import UserError
-from workloads.grpo import prompts, tokens
-from workloads.grpo.data import Example
-from workloads.grpo.pictures import FilePicture
+from workloads.grpo import prompts
+from workloads.grpo.data import tokens
+from workloads.grpo.data.images import FilePicture
+from workloads.grpo.data.rows import Example
 
 pytestmark = pytest.mark.unit
 
@@ -327,5 +328,6 @@ def test_rows_that_would_break_a_run_are_named(checkpoint: Path, tmp_path: Path)
 
 
 def test_counting_needs_no_torch() -> None:
-    code = "import sys, workloads.grpo.tokens, tokenizers, jinja2; sys.exit('torch' in sys.modules)"
+    code = "import sys, workloads.grpo.data.tokens, tokenizers, jinja2; "
+    code += "sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ from tests.smoke.test_grpo_train import GrpoTraining
 from tests.tiny_llama import write_tiny
 from tests.vllm.engine import environment
 from tests.vllm.tiny_qwen import write_qwen
-from workloads.grpo.rollouts import read_rollouts
+from workloads.grpo.rollouts.rollouts import read_rollouts
 
 pytestmark = pytest.mark.vllm
 

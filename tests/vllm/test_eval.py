@@ -12,7 +12,7 @@ from tests.harness import ROOT
 from tests.smoke.test_grpo_train import GrpoTraining
 from tests.vllm.engine import environment
 from tests.vllm.tiny_qwen import write_qwen
-from workloads.grpo.data import QUESTION, generate_scenes, write_imagefolder
+from workloads.grpo.data.rows import QUESTION, generate_scenes, write_imagefolder
 
 pytestmark = pytest.mark.vllm
 

@@ -10,8 +10,8 @@ from workloads.errors import UserError
 # task → module with `add_arguments(parser)` and `main(args, env) -> exit code`
 TASKS = {
     "gsm8k": "workloads.llm.evaluate.command",
-    "superclevr": "workloads.grpo.ask",
-    "geoqa": "workloads.grpo.ask",
+    "superclevr": "workloads.grpo.evaluate.command",
+    "geoqa": "workloads.grpo.evaluate.command",
     "reach": "workloads.vla.reach.ask",
 }
 

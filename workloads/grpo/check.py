@@ -11,7 +11,7 @@ from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GENERATED, GrpoConfig
 
 if TYPE_CHECKING:
-    from workloads.grpo.sources import Counting
+    from workloads.grpo.data.prepare import Counting
 
 
 def shallow(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
@@ -79,8 +79,8 @@ def _data(config: GrpoConfig) -> Finding:
 
 def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     """Count text and image tokens of every row against the limits; name the rows that break."""
-    from workloads.grpo.rewards import load_reward, try_rewards
-    from workloads.grpo.sources import count, read_source, right_answer
+    from workloads.grpo.data.prepare import count, read_source, right_answer
+    from workloads.grpo.rewards.functions import load_reward, try_rewards
 
     try:
         found = read_source(config.data, Path(env.get("TATARA_CACHE") or ".cache"))
@@ -105,9 +105,9 @@ def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
 
 def _compared(config: GrpoConfig, counted: "Counting") -> Finding:
     """A few rows by the model's own processor, which may need packages that only the GPU has."""
+    from workloads.grpo.check_counts import prove, sample_of
+    from workloads.grpo.data.prepare import turns_of
     from workloads.grpo.model import load_processing
-    from workloads.grpo.proof import prove, sample_of
-    from workloads.grpo.sources import turns_of
 
     try:
         processing = load_processing(config.model, config.grpo, lambda text: None)

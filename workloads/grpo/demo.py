@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workloads.errors import EXIT_DONE, EXIT_STOPPED, UserError
-from workloads.grpo.scores import AFTER, BEFORE, BLANK, scores_of
+from workloads.grpo.evaluate.scores import AFTER, BEFORE, BLANK, scores_of
 from workloads.run import Run, find, new_id, outputs
 
 TAUGHT, REWARDED = "demo-grpo-sft", "demo-grpo"

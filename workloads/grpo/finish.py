@@ -10,15 +10,15 @@ from workloads.engine.finish import export_final, forget
 from workloads.engine.hub.publish import push_final
 from workloads.engine.summary import change, draw_curve, report_next, rows_of, series, show
 from workloads.engine.training.trainer import RunTrainer
-from workloads.grpo import held_out
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.curve import draw_rewards
+from workloads.grpo.data.prepare import Prepared
+from workloads.grpo.evaluate import held_out
+from workloads.grpo.evaluate.chart import draw_rewards
+from workloads.grpo.evaluate.scores import AFTER, BEFORE, BLANK, scores_of
 from workloads.grpo.export import export
-from workloads.grpo.generation import stability_ladder
 from workloads.grpo.model import load_for_use
-from workloads.grpo.rollouts import FILE, FOLDER
-from workloads.grpo.scores import AFTER, BEFORE, BLANK, scores_of
-from workloads.grpo.sources import Prepared
+from workloads.grpo.rollouts.engine import stability_ladder
+from workloads.grpo.rollouts.rollouts import FILE, FOLDER
 from workloads.run import Run
 from workloads.run.session import Session
 

@@ -14,10 +14,10 @@ from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import UserError
 from workloads.grpo.config import GrpoConfig
+from workloads.grpo.data.prepare import Prepared, dataset_of
 from workloads.grpo.greedy import prompt_texts
 from workloads.grpo.model import Processing, lacks_beginning, learner, sees_images, tokenizer_of
 from workloads.grpo.resume import LoadsByName
-from workloads.grpo.sources import Prepared, dataset_of
 from workloads.run.session import Session
 
 IGNORED = -100

@@ -19,8 +19,10 @@ from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import Retry, TataraError
-from workloads.grpo import generation, held_out
+from workloads.grpo.check_counts import prove, sample_of
 from workloads.grpo.config import GrpoConfig
+from workloads.grpo.data.prepare import Prepared, dataset_of, prepare, right_answer, turns_of
+from workloads.grpo.evaluate import held_out
 from workloads.grpo.export import keep_skeleton
 from workloads.grpo.finish import finish
 from workloads.grpo.model import (
@@ -33,12 +35,11 @@ from workloads.grpo.model import (
     sees_images,
     tokenizer_of,
 )
-from workloads.grpo.proof import prove, sample_of
 from workloads.grpo.resume import LoadsByName
-from workloads.grpo.rewards import for_trainer, load_reward, try_rewards
-from workloads.grpo.rollouts import Rollout, RolloutLog
+from workloads.grpo.rewards.functions import for_trainer, load_reward, try_rewards
+from workloads.grpo.rollouts import engine
+from workloads.grpo.rollouts.rollouts import Rollout, RolloutLog
 from workloads.grpo.sft import build_sft_trainer
-from workloads.grpo.sources import Prepared, dataset_of, prepare, right_answer, turns_of
 from workloads.run import write_manifest
 from workloads.run.integrity import step_of
 from workloads.run.session import Session
@@ -52,16 +53,16 @@ def train(config: GrpoConfig, session: Session) -> None:
     distributed.join(config.parallel.hang_timeout)
     config = settled(config, session.tell)
     config.check_groups(distributed.world_size())
-    generation.check(config, sees_images(own_config(config.model, session.tell)))
+    engine.check(config, sees_images(own_config(config.model, session.tell)))
     processing = load_processing(config.model, config.grpo, session.tell)
     data = prepare_data(config, session, processing)
-    generation.check_rows(config, len(data.examples), distributed.world_size())
+    engine.check_rows(config, len(data.examples), distributed.world_size())
     resume = checkpoints.resume_point(session)
     model = load_model(config, session.tell)
     if session.is_main:
         keep_skeleton(config, model, processing, session.run)
     build = build_trainer if config.stage == "grpo" else build_sft_trainer
-    with generation.ready(config, session):
+    with engine.ready(config, session):
         trainer = build(config, session, model, processing, data, step_of(resume) if resume else 0)
         if resume is not None:
             checkpoints.same_shape(resume, trainer.facts())
@@ -152,7 +153,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         except TataraError as error:
             is_final = not isinstance(error, Retry)
             if is_final and isinstance(error.__cause__, torch.OutOfMemoryError):
-                ladder = "\n  ".join([str(error), *generation.memory_ladder(self.profile)])
+                ladder = "\n  ".join([str(error), *engine.memory_ladder(self.profile)])
                 raise TataraError(ladder) from error
             raise
 
@@ -169,7 +170,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         return super()._prepare_inputs(generation_batch["rows"])
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with self.session.phase("generating"), generation.named_failures(self.profile):
+        with self.session.phase("generating"), engine.named_failures(self.profile):
             output = super()._generate_and_score_completions(inputs)
         masks = output["prompt_mask"].sum() + output["completion_mask"].sum()
         self.watch.tokens += int(masks)
@@ -181,7 +182,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         if self.profile.generation.engine == "vllm_colocate":
             tokens = placeholders(self.processing_class)
             known = tokenizer_of(self.processing_class).convert_tokens_to_ids(tokens)
-            prompt_ids = generation.one_for_each_picture(prompt_ids, known)
+            prompt_ids = engine.one_for_each_picture(prompt_ids, known)
         result = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         self.session.progress()
         return result
@@ -296,7 +297,7 @@ def arguments(config: GrpoConfig, session: Session, pictures: Sequence[str]) -> 
     return GRPOConfig(
         **own,
         **grpo.settled(),
-        **generation.arguments(config, pictures),
+        **engine.arguments(config, pictures),
         model_init_kwargs={"dtype": dtype, "trust_remote_code": config.model.trust_remote_code},
         num_generations=grpo.num_generations,
         temperature=grpo.temperature,

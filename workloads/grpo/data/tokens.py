@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.errors import UserError
-from workloads.grpo.data import Example
+from workloads.grpo.data.rows import Example
 from workloads.grpo.prompts import Turns, in_parts, training_turns
 
 IMAGE_TOKEN = "<|image_pad|>"

@@ -27,8 +27,8 @@ from workloads.data.rows import read_rows
 from workloads.engine.summary import interval
 from workloads.errors import TataraError, UserError
 from workloads.grpo import prompts
-from workloads.grpo.math_checker import shared_checker
-from workloads.grpo.pictures import FilePicture, find_picture
+from workloads.grpo.data.images import FilePicture, find_picture
+from workloads.grpo.rewards.math_checker import shared_checker
 
 _COUNT = re.compile(r"<answer>\s*(\d+)\s*</answer>")
 _SHOWN = 10

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from workloads.errors import UserError
-from workloads.grpo.raycast import Array, Indices, Mask, Solid, camera_rays, outline, picture, trace
+from workloads.grpo.data.raycast import Array, Indices, Mask, Solid, camera_rays, outline, picture, trace
 
 Palette = Literal["A", "B"]
 

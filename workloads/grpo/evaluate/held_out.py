@@ -18,13 +18,13 @@ from transformers import PreTrainedModel
 from workloads.engine import distributed
 from workloads.errors import Stopped, TataraError
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.data import Example, greyed
+from workloads.grpo.data.prepare import Prepared, turns_of
+from workloads.grpo.data.rows import Example, greyed
+from workloads.grpo.evaluate.scores import ANSWERS, BEFORE, BLANK, FILE, TASK
 from workloads.grpo.greedy import Asked, answers
 from workloads.grpo.model import Processing
 from workloads.grpo.prompts import Turns
-from workloads.grpo.rewards import WeightedReward, load_reward, right_completion
-from workloads.grpo.scores import ANSWERS, BEFORE, BLANK, FILE, TASK
-from workloads.grpo.sources import Prepared, turns_of
+from workloads.grpo.rewards.functions import WeightedReward, load_reward, right_completion
 from workloads.run.integrity import write_atomically
 from workloads.run.session import Session
 

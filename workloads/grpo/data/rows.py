@@ -20,7 +20,7 @@ from PIL import Image
 
 from workloads.data.rows import BadRow, data_files, read_rows
 from workloads.errors import UserError
-from workloads.grpo.pictures import (
+from workloads.grpo.data.images import (
     GreyPicture,
     ParquetPicture,
     ParquetPictures,
@@ -29,7 +29,7 @@ from workloads.grpo.pictures import (
     only_one,
 )
 from workloads.grpo.prompts import training_turns
-from workloads.grpo.scenes import SIZES, Palette, Scene, colours_of, draw_scene, render
+from workloads.grpo.data.scenes import SIZES, Palette, Scene, colours_of, draw_scene, render
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,11 +7,11 @@ prompts than those that were held against the limits.
 from collections.abc import Callable, Iterable, Sequence
 
 from workloads.errors import UserError
-from workloads.grpo.data import Example
+from workloads.grpo.data.rows import Example
+from workloads.grpo.data.tokens import RowTokens
 from workloads.grpo.greedy import Asked, encoded
 from workloads.grpo.model import Processing
 from workloads.grpo.prompts import Turns
-from workloads.grpo.tokens import RowTokens
 
 Counted = tuple[Example, RowTokens]
 

@@ -14,7 +14,7 @@ from workloads.engine.pretrained.files import is_local, locate
 from workloads.errors import UserError
 from workloads.grpo import prompts
 from workloads.grpo.config import GENERATED, GrpoConfig, GrpoData
-from workloads.grpo.data import (
+from workloads.grpo.data.rows import (
     Example,
     Examples,
     generate_scenes,
@@ -23,8 +23,8 @@ from workloads.grpo.data import (
     with_pictures,
     write_imagefolder,
 )
-from workloads.grpo.rewards import right_completion
-from workloads.grpo.tokens import (
+from workloads.grpo.rewards.functions import right_completion
+from workloads.grpo.data.tokens import (
     ImageRules,
     Limits,
     PromptText,

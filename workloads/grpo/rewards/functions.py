@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from workloads.errors import TataraError, UserError
-from workloads.grpo.answers import answers_match, extract_answer
-from workloads.grpo.math_checker import shared_checker
+from workloads.grpo.rewards.answers import answers_match, extract_answer
+from workloads.grpo.rewards.math_checker import shared_checker
 
 Reward = Callable[[str, str], float]
 

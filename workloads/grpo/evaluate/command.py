@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     """Ask, score, and print a table beside the published scores."""
-    from workloads.grpo.evaluate import TASKS, evaluate, read_questions, table
+    from workloads.grpo.evaluate.tasks import TASKS, evaluate, read_questions, table
 
     for name in ("batch_size", "rows", "max_pixels"):
         value = getattr(args, name)
@@ -129,9 +129,9 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
     from workloads.config.sections import Model, Train
     from workloads.engine.pretrained.files import compute_dtype, locate
     from workloads.grpo.config import Grpo
-    from workloads.grpo.generation import pixel_limits
     from workloads.grpo.greedy import prompt_texts
     from workloads.grpo.model import load_processing
+    from workloads.grpo.rollouts.engine import pixel_limits
 
     model = Model(name=name)
     grpo = Grpo(max_pixels=max_pixels)

@@ -1,4 +1,6 @@
-"""vLLM as a service, for generation.engine=vllm_server: `python -m workloads.grpo.serve PROFILE`.
+"""vLLM as a service, for generation.engine=vllm_server.
+
+Started by `python -m workloads.grpo.rollouts.server PROFILE [SETTING...]`.
 
 Takes the profile and the settings that `tatara train` takes, so that both sides have one model.
 """
@@ -16,7 +18,7 @@ from workloads import environment
 from workloads.config.merge import resolve
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.generation import URL_VARIABLE, pixel_limits
+from workloads.grpo.rollouts.engine import URL_VARIABLE, pixel_limits
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # The addresses that take new weights are there in this mode alone: for networks of one's own.

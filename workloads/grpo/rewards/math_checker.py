@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.errors import TataraError, UserError
-from workloads.grpo.math_worker import PHASE_DONE
+from workloads.grpo.rewards.math_worker import PHASE_DONE
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.grpo.config import Rollouts
-from workloads.grpo.rewards import completion_text
+from workloads.grpo.rewards.functions import completion_text
 from workloads.run.session import Session
 
 FOLDER, FILE, IMAGES = "rollouts", "rollouts.jsonl", "images"

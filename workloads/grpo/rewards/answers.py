@@ -10,7 +10,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from workloads.grpo.math_checker import shared_checker
+from workloads.grpo.rewards.math_checker import shared_checker
 
 # The innermost pair of tags, over several lines if need be.
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)

@@ -1,0 +1,1 @@
+"""Completions of a step: who writes them, and what is kept of them."""

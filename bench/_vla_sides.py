@@ -27,13 +27,13 @@ from workloads.config.merge import resolve
 from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.plan.estimate import Breakdown, estimate
 from workloads.vla.config import VlaConfig
-from workloads.vla.data import Collate, Maker, Steps
+from workloads.vla.data.prepare import Sources, open_sources
+from workloads.vla.data.steps import Collate, Maker, Steps
 from workloads.vla.loading import image_processor
 from workloads.vla.model import random_init
 from workloads.vla.openvla.lora import used_linears
 from workloads.vla.openvla.modeling import OpenVLA, multimodal_labels
-from workloads.vla.sources import Sources, open_sources
-from workloads.vla.tokenizer import LlamaTokenizer
+from workloads.vla.openvla.tokenizer import LlamaTokenizer
 from workloads.vla.train import build_trainer
 
 OURS, PUBLISHED = "ours", "the published recipe"

@@ -15,7 +15,7 @@ from workloads.vla.loading import image_processor
 from workloads.vla.model import random_init, save_pretrained
 from workloads.vla.openvla.config import OftSpec
 from workloads.vla.openvla.modeling import OpenVLA
-from workloads.vla.tokenizer import COMPANIONS
+from workloads.vla.openvla.tokenizer import COMPANIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "data/demo/tiny-openvla"

@@ -5,8 +5,8 @@
     python3 crane_x7_policy_node.py --ros-args \
         -p instruction:="pick up the red cube"               # where the robot is
 
-Copy workloads/vla/client.py beside this file; besides ROS 2 both need numpy and Pillow only. For a
-server on another machine set `-p url:=http://HOST:8000/act` and TATARA_SERVE_TOKEN.
+Copy workloads/vla/serve/client.py beside this file; besides ROS 2 both need numpy and Pillow only.
+For a server on another machine set `-p url:=http://HOST:8000/act` and TATARA_SERVE_TOKEN.
 
 Reads  /camera/color/image_raw (sensor_msgs/Image), /joint_states (sensor_msgs/JointState) and
        /vla/update_instruction (std_msgs/String).

@@ -18,9 +18,9 @@ from tests.harness import Training, events, losses, rows, state
 from workloads.data.robot import open_dataset
 from workloads.engine.pretrained import weights
 from workloads.run import Run
-from workloads.vla.client import PolicyClient
 from workloads.vla.model import load_pretrained
 from workloads.vla.policy import Observation, Policy
+from workloads.vla.serve.client import PolicyClient
 
 pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -125,7 +125,7 @@ def test_what_is_trained_is_served_until_it_is_stopped(whole: Run, recordings: P
         observation = Observation({"primary": image}, episode.instruction)
         assert np.array_equal(action, policy.act([observation])[0, 0])
         ask = subprocess.run(
-            [sys.executable, "-m", "workloads.vla.client", "--url", url, "--image", PICTURE]
+            [sys.executable, "-m", "workloads.vla.serve.client", "--url", url, "--image", PICTURE]
             + ["--instruction", "take the cube", "--repeat", "3"],
             cwd=ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip

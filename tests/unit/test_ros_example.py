@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from tests.tiny_policy import policy_folder
-from workloads.vla import client
 from workloads.vla.openvla.config import OftSpec
 from workloads.vla.policy import Observation, Policy
-from workloads.vla.serve import claim
-from workloads.vla.service import Service
+from workloads.vla.serve import client
+from workloads.vla.serve.server import claim
+from workloads.vla.serve.service import Service
 
 pytestmark = pytest.mark.unit
 FILE = Path(__file__).resolve().parents[2] / "docs/examples/crane_x7_policy_node.py"

@@ -14,13 +14,13 @@ from workloads.data.robot.crane_x7 import writer
 from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.errors import UserError
 from workloads.vla.actions import ActionTokenizer, normalize
-from workloads.vla.augment import augment, centre_crop, recoloured
 from workloads.vla.config import Augmentation, VlaConfig
-from workloads.vla.data import Collate, Maker, Steps
+from workloads.vla.data.augment import augment, centre_crop, recoloured
+from workloads.vla.data.prepare import Sources, open_sources
+from workloads.vla.data.steps import Collate, Maker, Steps
 from workloads.vla.loading import image_processor
+from workloads.vla.openvla.tokenizer import LlamaTokenizer
 from workloads.vla.recipes import fitting_recipe
-from workloads.vla.sources import Sources, open_sources
-from workloads.vla.tokenizer import LlamaTokenizer
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from workloads.errors import UserError
-from workloads.vla.client import decode, dumps, encode, multipart
-from workloads.vla.messages import Question, read
+from workloads.vla.serve.client import decode, dumps, encode, multipart
+from workloads.vla.serve.messages import Question, read
 
 pytestmark = pytest.mark.unit
 CAMERAS = ("primary", "wrist")
@@ -167,7 +167,7 @@ def test_files_that_are_no_picture(content: bytes, sentence: str) -> None:
 
 
 def test_a_large_array_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workloads.vla.messages.MOST_PIXELS", 100)
+    monkeypatch.setattr("workloads.vla.serve.messages.MOST_PIXELS", 100)
     with pytest.raises(UserError, match="at most 100 pixels, found 30 x 20"):
         asked({"image": picture(), "instruction": "go"})
 

@@ -12,12 +12,12 @@ from workloads.config.merge import resolve
 from workloads.errors import UserError
 from workloads.run import Run
 from workloads.vla.actions import unnormalize
-from workloads.vla.data import Collate, Maker, Steps
+from workloads.vla.data.prepare import open_sources
+from workloads.vla.data.steps import Collate, Maker, Steps
 from workloads.vla.loading import image_processor
 from workloads.vla.openvla.config import OftSpec
+from workloads.vla.openvla.tokenizer import LlamaTokenizer
 from workloads.vla.policy import Observation, Policy, exported_folder
-from workloads.vla.sources import open_sources
-from workloads.vla.tokenizer import LlamaTokenizer
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -15,13 +15,13 @@ import pytest
 from tests.tiny_policy import policy_folder, statistics
 from workloads.cli import main
 from workloads.errors import UserError
-from workloads.vla import client as clients
-from workloads.vla import serve
-from workloads.vla.client import PolicyClient, ServerError, decode, dumps
 from workloads.vla.openvla.config import OftSpec
 from workloads.vla.policy import Observation, Policy
-from workloads.vla.serve import Server, claim
-from workloads.vla.service import Service
+from workloads.vla.serve import client as clients
+from workloads.vla.serve import server as serve
+from workloads.vla.serve.client import PolicyClient, ServerError, decode, dumps
+from workloads.vla.serve.server import Server, claim
+from workloads.vla.serve.service import Service
 
 pytestmark = pytest.mark.unit
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)

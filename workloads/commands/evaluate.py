@@ -12,7 +12,7 @@ TASKS = {
     "gsm8k": "workloads.llm.evaluate.command",
     "superclevr": "workloads.grpo.evaluate.command",
     "geoqa": "workloads.grpo.evaluate.command",
-    "reach": "workloads.vla.reach.ask",
+    "reach": "workloads.vla.reach.command",
 }
 
 

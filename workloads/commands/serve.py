@@ -24,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     no_settings(words)
     env = loaded_environment()
-    from workloads.vla.serve import claim, serve
+    from workloads.vla.serve.server import claim, serve
 
     # The port first: who waits a minute for the model does not want to hear that it was taken.
     # Blanks around it no client can send; nothing but blanks protects nobody.
     token = env.get("TATARA_SERVE_TOKEN", "").strip() or None
     server = claim(args.host, args.port, token)
     from workloads.vla.policy import Policy, exported_folder
-    from workloads.vla.service import Service
+    from workloads.vla.serve.service import Service
 
     folder = exported_folder(args.model, env)
     policy = Policy.from_pretrained(folder, four_bit=args.four_bit, tell=_tell)

@@ -58,7 +58,7 @@ def _memory(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
 
 def deep(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     """Open, split and describe the data as training does, and read every picture."""
-    from workloads.vla.sources import open_sources
+    from workloads.vla.data.prepare import open_sources
 
     try:
         cache = Path(env.get("TATARA_CACHE") or ".cache")

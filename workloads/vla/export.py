@@ -28,13 +28,13 @@ from workloads.engine.pretrained.files import ADAPTER_CONFIG, Tell, compute_dtyp
 from workloads.errors import TataraError, UserError
 from workloads.run import Run
 from workloads.vla.config import VlaConfig
+from workloads.vla.data.prepare import Statistics
 from workloads.vla.loading import image_processor, oft_spec, spec_of
 from workloads.vla.model import load_pretrained, random_init
 from workloads.vla.openvla import layout
 from workloads.vla.openvla.config import OftSpec
 from workloads.vla.openvla.modeling import OpenVLA
-from workloads.vla.sources import Statistics
-from workloads.vla.tokenizer import COMPANIONS
+from workloads.vla.openvla.tokenizer import COMPANIONS
 
 STATISTICS = "dataset_statistics.json"
 _OTHERS = ("README.md", "config.json", "generation_config.json")

@@ -18,13 +18,13 @@ from workloads.engine.pretrained.files import (
 )
 from workloads.errors import TataraError, UserError
 from workloads.vla.config import VlaConfig
+from workloads.vla.data.prepare import Statistics
 from workloads.vla.model import load_pretrained, random_init
 from workloads.vla.openvla.config import OftSpec, OpenVLASpec, parse, read_json
 from workloads.vla.openvla.lora import linear_suffixes, used_linears
 from workloads.vla.openvla.modeling import OpenVLA
 from workloads.vla.openvla.quantise import Quantisation
 from workloads.vla.processing import FILE, ImageProcessor, preprocessor_fields
-from workloads.vla.sources import Statistics
 
 Tell = Callable[[str], None]
 

@@ -21,7 +21,7 @@ from workloads.engine.pretrained.files import locate as locate_base
 from workloads.errors import UserError
 from workloads.run import Run, find, outputs
 from workloads.vla.actions import normalize
-from workloads.vla.augment import as_served
+from workloads.vla.data.augment import as_served
 from workloads.vla.loading import image_processor, plain
 from workloads.vla.model import load_pretrained, locate
 from workloads.vla.openvla import layout
@@ -29,8 +29,8 @@ from workloads.vla.openvla.checkpoint import STATISTICS, saved_oft
 from workloads.vla.openvla.config import read_json
 from workloads.vla.openvla.modeling import OpenVLA, action_size, action_stats
 from workloads.vla.openvla.quantise import Quantisation
+from workloads.vla.openvla.tokenizer import LlamaTokenizer
 from workloads.vla.processing import ImageProcessor, Tokenizer, tokenize_prompt, training_prompt
-from workloads.vla.tokenizer import LlamaTokenizer
 
 _ONE_CAMERA = ("primary",)
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -24,7 +24,9 @@ from workloads.engine.training.trainer import RunTrainer
 from workloads.run import write_manifest
 from workloads.run.session import Session
 from workloads.vla.config import VlaConfig
-from workloads.vla.data import Collate, Maker, Steps
+from workloads.vla.data.prepare import Sources, open_sources
+from workloads.vla.data.steps import Collate, Maker, Steps
+from workloads.vla.evaluate.action_errors import ActionMeter
 from workloads.vla.export import keep_skeleton, write_statistics
 from workloads.vla.finish import finish
 from workloads.vla.loading import (
@@ -36,11 +38,9 @@ from workloads.vla.loading import (
     spec_of,
     trainable,
 )
-from workloads.vla.metrics import ActionMeter
 from workloads.vla.openvla.layout import OFT_WEIGHTS, is_head
 from workloads.vla.openvla.modeling import OpenVLA
-from workloads.vla.sources import Sources, open_sources
-from workloads.vla.tokenizer import LlamaTokenizer
+from workloads.vla.openvla.tokenizer import LlamaTokenizer
 
 
 def train(config: VlaConfig, session: Session) -> None:

@@ -21,8 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from workloads.errors import EXIT_DONE, UserError
-from workloads.vla import messages
-from workloads.vla.service import Refused, Service
+from workloads.vla.serve import messages
+from workloads.vla.serve.service import Refused, Service
 
 MOST_BYTES = 32 << 20
 _LIMIT = f"expected a body of at most {MOST_BYTES >> 20} MiB"

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from workloads.data.robot import DamagedRecord, Episode
 from workloads.errors import UserError
 from workloads.vla.actions import ActionTokenizer, normalize
-from workloads.vla.augment import as_served, augment
+from workloads.vla.data.augment import as_served, augment
 from workloads.vla.config import Augmentation
 from workloads.vla.processing import (
     ImageProcessor,
@@ -25,7 +25,7 @@ from workloads.vla.processing import (
     tokenize_prompt,
     training_prompt,
 )
-from workloads.vla.sources import Part, Statistics
+from workloads.vla.data.prepare import Part, Statistics
 
 # A step that cannot be read is replaced by the next that can, at most so many further on.
 _TRIES = 64

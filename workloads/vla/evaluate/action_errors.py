@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workloads.vla.actions import ActionTokenizer
-from workloads.vla.sources import Part, Statistics
+from workloads.vla.data.prepare import Part, Statistics
 
 # What is summed before the columns of the dimensions; `compared` counts tokens, `steps` actions.
 _SAMPLES, _RIGHT, _COMPARED, _STEPS, _HEAD = range(5)

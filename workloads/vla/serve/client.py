@@ -1,4 +1,4 @@
-"""Ask a served policy: `python -m workloads.vla.client --image X.jpg --instruction TEXT`.
+"""Ask a served policy: `python -m workloads.vla.serve.client --image X.jpg --instruction TEXT`.
 
 This file stands alone, with numpy and Pillow only: copy it beside a robot's own program. It speaks
 to `tatara serve`, and with `send="json-numpy"` to OpenVLA's and OpenVLA-OFT's own servers too.
@@ -204,7 +204,8 @@ def _sentence(content: bytes) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Print the answer as JSON, one line for each time it was asked."""
     parser = argparse.ArgumentParser(
-        prog="python -m workloads.vla.client", description="Ask a served policy for an action."
+        prog="python -m workloads.vla.serve.client",
+        description="Ask a served policy for an action.",
     )
     parser.add_argument(
         "--image", action="append", required=True, metavar="[CAMERA=]FILE", help="once a camera"

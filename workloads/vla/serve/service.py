@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from workloads.errors import UserError
-from workloads.vla.messages import Question
 from workloads.vla.policy import Observation, Policy
+from workloads.vla.serve.messages import Question
 
 _MOST_WAITING = 8
 _REMEMBERED = 1000  # answers whose latency makes the percentiles

@@ -17,8 +17,8 @@ import numpy as np
 
 from workloads.data.robot import images
 from workloads.errors import UserError
-from workloads.vla.client import decode, dumps, encode, is_encoded
 from workloads.vla.policy import Observation
+from workloads.vla.serve.client import decode, dumps, encode, is_encoded
 
 MOST_PIXELS = 4096 * 4096
 MOST_WORDS = 2000  # characters of an instruction

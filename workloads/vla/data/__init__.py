@@ -1,0 +1,1 @@
+"""Steps of robot episodes, made ready for a policy: sources, statistics, augmentation."""

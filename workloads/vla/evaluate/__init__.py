@@ -1,0 +1,1 @@
+"""Errors of a policy's actions on held-out steps."""

@@ -2,7 +2,7 @@
 
     python scripts/check_house.py [FOLDER...]        (default: workloads)
 
-No function over 80 lines, no file over 400: exit code 1 names each one that is.
+No function over 80 lines, no file over 500: exit code 1 names each one that is.
 """
 
 import ast
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 MAX_FUNCTION = 80
-MAX_FILE = 400
+MAX_FILE = 500
 
 
 def functions_of(path: Path) -> list[tuple[int, str]]:

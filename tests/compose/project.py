@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.harness import events, rows, steps
+from tests.support.processes import events, rows, steps
 from workloads.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]

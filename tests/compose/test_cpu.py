@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.compose.project import Project, arguments, docker
-from tests.harness import events
+from tests.support.processes import events
 from workloads.run.integrity import sealed
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.compose.project import Project, arguments, build_there, copy_checkout, docker
-from tests.harness import events, steps
+from tests.support.processes import events, steps
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(900)]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.compose.project import Project, arguments, docker
-from tests.harness import events, rows
-from tests.tiny_llama import make_model, make_tokenizer
+from tests.support.processes import events, rows
+from tests.support.tiny_llama import make_model, make_tokenizer
 from workloads.run import Run
 
 pytestmark = [pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(1800)]

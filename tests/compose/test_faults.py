@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.compose.project import Project, arguments, docker
-from tests.harness import SHORT, events, losses, state, steps
+from tests.support.processes import SHORT, events, losses, state, steps
 from workloads.run.integrity import sealed
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]

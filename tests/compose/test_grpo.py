@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.compose.project import Project, arguments
-from tests.harness import events, rows
+from tests.support.processes import events, rows
 from workloads.grpo.rollouts.rollouts import read_rollouts
 
 pytestmark = [pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -22,7 +22,7 @@ from tests.compose.project import (
     docker,
     newest,
 )
-from tests.harness import SHORT, events, steps
+from tests.support.processes import SHORT, events, steps
 from workloads.run import Run
 from workloads.run.integrity import sealed
 
@@ -32,7 +32,7 @@ FILES = ("compose.yaml", "compose.cpu.yaml", "compose.multihost.yaml", ".env.exa
 LONG = (*SHORT, "train.max_steps=100000", "train.epochs=100000")
 
 
-class Desk:
+class Checkout:
     """A fresh checkout and the scripts in it."""
 
     def __init__(self, root: Path) -> None:
@@ -84,15 +84,15 @@ class Desk:
 
 
 @pytest.fixture
-def desks(tmp_path: Path, images: Callable[[str], None]) -> Iterator[Callable[[], Desk]]:
+def checkouts(tmp_path: Path, images: Callable[[str], None]) -> Iterator[Callable[[], Checkout]]:
     """Makes checkouts; what they started is removed at the end."""
     images("demo")
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
-    made: list[Desk] = []
+    made: list[Checkout] = []
 
-    def make() -> Desk:
-        made.append(Desk(tmp_path / f"checkout-{len(made)}"))
+    def make() -> Checkout:
+        made.append(Checkout(tmp_path / f"checkout-{len(made)}"))
         return made[-1]
 
     yield make
@@ -102,91 +102,93 @@ def desks(tmp_path: Path, images: Callable[[str], None]) -> Iterator[Callable[[]
 
 
 @pytest.fixture
-def desk(desks: Callable[[], Desk]) -> Desk:
-    return desks()
+def checkout(checkouts: Callable[[], Checkout]) -> Checkout:
+    return checkouts()
 
 
-def test_from_a_fresh_checkout_to_a_resumed_run(desk: Desk) -> None:
+def test_from_a_fresh_checkout_to_a_resumed_run(checkout: Checkout) -> None:
     shell = {"SEED": "7", "TATARA__OPTIM__WEIGHT_DECAY": "0.02", "HF_TOKEN": "canary-5f0c"}
-    code, text = desk.script("start_training.sh", "demo", *LONG, **shell)
+    code, text = checkout.script("start_training.sh", "demo", *LONG, **shell)
     assert code == 0, text
-    _has_what_the_shell_said(desk)
+    _has_what_the_shell_said(checkout)
     assert "runtime: docker (a Docker engine answers)" in text
     assert "4/4 images: demo" in text and "first step done: outputs/demo/" in text
-    assert desk.codes() == {"demo-master": -1, "demo-worker": -1}
+    assert checkout.codes() == {"demo-master": -1, "demo-worker": -1}
 
-    code, text = desk.script("start_training.sh")
+    code, text = checkout.script("start_training.sh")
     assert code == 2 and "a training of demo is running; stop it first" in text
 
-    code, text = desk.script("stop_training.sh")
+    code, text = checkout.script("stop_training.sh")
     assert code == 0, text
-    assert desk.codes() == {"demo-master": 3, "demo-worker": 3}
-    saved = sealed(desk.run.checkpoints)[-1]
-    assert f"newest checkpoint: {saved.relative_to(desk.root)}" in text
+    assert checkout.codes() == {"demo-master": 3, "demo-worker": 3}
+    saved = sealed(checkout.run.checkpoints)[-1]
+    assert f"newest checkpoint: {saved.relative_to(checkout.root)}" in text
 
     step = int(saved.name.rpartition("-")[2])
-    words = (*LONG, f"train.max_steps={step + 2}", "--resume", desk.run.id, "--wait")
-    code, text = desk.script("start_training.sh", "demo", *words, **shell)
+    words = (*LONG, f"train.max_steps={step + 2}", "--resume", checkout.run.id, "--wait")
+    code, text = checkout.script("start_training.sh", "demo", *words, **shell)
     assert code == 0, text
-    assert f"going on from {saved.name}" in text and max(steps(desk.run)) == step + 2
-    owners = {path.lstat().st_uid for path in (desk.root / "outputs").rglob("*")}
-    assert owners == {int(desk.env.get("SUDO_UID", os.getuid()))}
+    assert f"going on from {saved.name}" in text and max(steps(checkout.run)) == step + 2
+    owners = {path.lstat().st_uid for path in (checkout.root / "outputs").rglob("*")}
+    assert owners == {int(checkout.env.get("SUDO_UID", os.getuid()))}
 
 
-def _has_what_the_shell_said(desk: Desk) -> None:
-    config = desk.run.config()
+def _has_what_the_shell_said(checkout: Checkout) -> None:
+    config = checkout.run.config()
     assert (config.train.seed, config.optim.weight_decay) == (7, 0.02)
-    token = desk.root / ".cache" / "HF_TOKEN"
+    token = checkout.root / ".cache" / "HF_TOKEN"
     assert token.stat().st_mode & 0o777 == 0o600
-    label = f"label=com.docker.compose.project={desk.project}"
+    label = f"label=com.docker.compose.project={checkout.project}"
     for one in docker("ps", "--quiet", "--filter", label).split():
         assert "canary" not in docker("inspect", one)
         assert docker("exec", one, "cat", "/run/secrets/hf_token") == "canary-5f0c"
 
 
-def test_interrupting_the_wait_stops_and_saves(desk: Desk) -> None:
-    process = desk.start("start_training.sh", "demo", "--wait", *LONG)
+def test_interrupting_the_wait_stops_and_saves(checkout: Checkout) -> None:
+    process = checkout.start("start_training.sh", "demo", "--wait", *LONG)
     end = time.monotonic() + 300
-    while time.monotonic() < end and not list(desk.root.glob("outputs/demo/*/metrics.jsonl")):
+    while time.monotonic() < end and not list(checkout.root.glob("outputs/demo/*/metrics.jsonl")):
         assert process.poll() is None
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the script and what it shows
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 3, text
-    assert events(desk.run, "stopped") and sealed(desk.run.checkpoints)
+    assert events(checkout.run, "stopped") and sealed(checkout.run.checkpoints)
 
 
-def test_set_up_twice_is_set_up_once(desk: Desk) -> None:
-    code, text = desk.script("setup_environment.sh", TORCH_INDEX_URL="https://example.invalid/cpu")
-    dotenv = desk.root / ".env"
+def test_set_up_twice_is_set_up_once(checkout: Checkout) -> None:
+    code, text = checkout.script(
+        "setup_environment.sh", TORCH_INDEX_URL="https://example.invalid/cpu"
+    )
+    dotenv = checkout.root / ".env"
     assert dotenv.stat().st_mode & 0o777 == 0o600, text
     lines = dotenv.read_text().splitlines()
     assert "TATARA_DOTENV=.env" in lines
     assert "TORCH_INDEX_URL=https://example.invalid/cpu" in lines
     dotenv.write_text(dotenv.read_text().replace("TORCH_INDEX_URL=https", "# "))
     before = sorted(dotenv.read_text().splitlines())
-    code, text = desk.script("setup_environment.sh")
+    code, text = checkout.script("setup_environment.sh")
     assert code == 0, text
     assert sorted(dotenv.read_text().splitlines()) == before
 
 
-def test_a_gpu_profile_is_refused_before_anything_is_built(desk: Desk) -> None:
+def test_a_gpu_profile_is_refused_before_anything_is_built(checkout: Checkout) -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("NOT TESTED: this machine has NVIDIA's driver")
-    code, text = desk.script("start_training.sh", "llm-4090")
+    code, text = checkout.script("start_training.sh", "llm-4090")
     assert code == 2
     assert "found no NVIDIA GPU" in text and "mend it with" in text
     assert "this machine cannot train llm-4090 as it is" in text
     assert "Traceback" not in text
-    assert not (desk.root / ".env").exists() and desk.codes() == {}
+    assert not (checkout.root / ".env").exists() and checkout.codes() == {}
 
 
-def test_two_hosts_on_the_network_of_the_host(desks: Callable[[], Desk]) -> None:
+def test_two_hosts_on_the_network_of_the_host(checkouts: Callable[[], Checkout]) -> None:
     """Two checkouts that share nothing stand for two hosts."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))
         address = probe.getsockname()[0]
-    first, second = desks(), desks()
+    first, second = checkouts(), checkouts()
     words = ("--master", address, "--wait", *SHORT, "train.max_steps=4")
     master = first.start("start_training.sh", "demo", "--node", "0", *words, MASTER_PORT="38171")
     code, text = second.script(

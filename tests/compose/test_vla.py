@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.compose.project import ROOT, Project, arguments, docker
-from tests.harness import events
 from tests.smoke.test_vla_train import unpack
+from tests.support.processes import events
 from workloads.vla.serve.client import PolicyClient
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]

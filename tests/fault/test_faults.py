@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ONE_RANK, ROOT, SHORT, Training, events, losses, rows, state
+from tests.support.processes import ONE_RANK, ROOT, SHORT, Training, events, losses, rows, state
 from workloads.run import verify_checkpoint
 from workloads.run.integrity import sealed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ONE_RANK, Training, events
+from tests.support.processes import ONE_RANK, Training, events
 from workloads.run import verify_checkpoint
 from workloads.run.integrity import sealed
 

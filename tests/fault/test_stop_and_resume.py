@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ONE_RANK, Training, events, losses, state
+from tests.support.processes import ONE_RANK, Training, events, losses, state
 from workloads.run.integrity import sealed
 
 pytestmark = pytest.mark.fault

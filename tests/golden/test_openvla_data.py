@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from openvla_golden import ROOT, json_of
 from PIL import Image
 
+from tests.support.openvla_golden import ROOT, json_of
 from workloads.vla.actions import ActionTokenizer, normalize, unnormalize
 from workloads.vla.processing import (
     ImageProcessor,

@@ -4,9 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from openvla_golden import ROOT, complete_model, inputs_of, json_of, largest, tensors_of
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from tests.support.openvla_golden import (
+    ROOT,
+    complete_model,
+    inputs_of,
+    json_of,
+    largest,
+    tensors_of,
+)
 from workloads.vla.model import load_pretrained
 from workloads.vla.openvla.lora import linear_suffixes, used_linears
 

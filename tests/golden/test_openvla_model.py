@@ -6,10 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from openvla_golden import VARIANTS, complete_model, inputs_of, json_of, largest, tensors_of
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.support.openvla_golden import (
+    VARIANTS,
+    complete_model,
+    inputs_of,
+    json_of,
+    largest,
+    tensors_of,
+)
 from workloads.errors import UserError
 from workloads.vla.actions import action_metrics
 from workloads.vla.model import load_pretrained, save_pretrained

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from openvla_golden import complete_model, json_of, largest, tensors_of
 from torch.nn import functional
 
+from tests.support.openvla_golden import complete_model, json_of, largest, tensors_of
 from workloads.vla.model import load_pretrained, save_pretrained
 from workloads.vla.openvla.config import OftSpec
 from workloads.vla.openvla.oft import ActionHead

@@ -10,7 +10,7 @@ import torch
 
 from bench._gpu_cases import CASES, OURS, TRL, Case
 from bench._gpu_sides import take_turn
-from tests.harness import ONE_RANK, Training, events, rows
+from tests.support.processes import ONE_RANK, Training, events, rows
 
 pytestmark = [
     pytest.mark.gpu,

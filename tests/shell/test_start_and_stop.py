@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import SHORT, events, steps
-from tests.tiny_policy import episodes
+from tests.support.processes import SHORT, events, steps
+from tests.support.tiny_policy import episodes
 from workloads.run import Run
 from workloads.run.integrity import sealed
 

@@ -10,7 +10,7 @@ import torch
 from bench import _grpo_cases, _grpo_sides, _vla_sides, gpu_grpo, gpu_vla
 from bench._gpu_cases import CASES, HAND, OURS, TRL, TRL_GROUPED
 from bench._gpu_sides import take_turn
-from tests.harness import ROOT
+from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.smoke
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, losses, rows
 from tests.smoke.test_grpo_train import GrpoTraining, weights_and_states
+from tests.support.processes import ROOT, losses, rows
 from workloads.grpo.evaluate.scores import scores_of
 from workloads.grpo.rollouts.rollouts import read_rollouts
 from workloads.run import Run

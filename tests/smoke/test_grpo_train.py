@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.harness import ROOT, Training, events, losses, rows, state, steps
-from tests.tiny_llava import write_llava
+from tests.support.processes import ROOT, Training, events, losses, rows, state, steps
+from tests.support.tiny_llava import write_llava
 from workloads.grpo.data.rows import generate_scenes, write_imagefolder
 from workloads.grpo.rollouts.rollouts import read_rollouts
 

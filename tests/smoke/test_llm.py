@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
-from tests.harness import ONE_RANK, ROOT, Training, events, rows
+from tests.support.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
+from tests.support.processes import ONE_RANK, ROOT, Training, events, rows
 
 pytestmark = pytest.mark.smoke
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.harness import Training, events, losses, state
-from tests.unit.robot_data import rewrite
+from tests.support.processes import Training, events, losses, state
+from tests.support.robot_data import rewrite
 from workloads.data.robot import images
 from workloads.run import Run
 from workloads.vla.reach.demonstrations import generate

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.harness import Training, events, losses, rows, state
+from tests.support.processes import Training, events, losses, rows, state
 from workloads.data.robot import open_dataset
 from workloads.engine.pretrained import weights
 from workloads.run import Run

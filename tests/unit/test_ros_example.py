@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny_policy import policy_folder
+from tests.support.tiny_policy import policy_folder
 from workloads.vla.openvla.config import OftSpec
 from workloads.vla.policy import Observation, Policy
 from workloads.vla.serve import client

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import rows
 from tests.smoke.test_grpo_train import GrpoTraining
-from tests.tiny_llama import write_tiny
+from tests.support.processes import rows
+from tests.support.tiny_llama import write_tiny
 from tests.vllm.engine import environment
 from tests.vllm.tiny_qwen import write_qwen
 from workloads.grpo.rollouts.rollouts import read_rollouts

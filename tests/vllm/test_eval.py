@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness import ROOT
 from tests.smoke.test_grpo_train import GrpoTraining
+from tests.support.processes import ROOT
 from tests.vllm.engine import environment
 from tests.vllm.tiny_qwen import write_qwen
 from workloads.grpo.data.rows import QUESTION, generate_scenes, write_imagefolder

@@ -11,7 +11,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from tests.tiny_llama import make_tokenizer
+from tests.support.tiny_llama import make_tokenizer
 
 START, IMAGE, VIDEO, END = VISION = (
     "<|vision_start|>",

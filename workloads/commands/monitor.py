@@ -43,12 +43,12 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     # Whatever trains on this machine goes first.
     os.nice(10)
     if args.web:
-        from workloads.monitor.web import serve
+        from workloads.monitor.html.web import serve
 
         return serve(root, run, args.port)
     if args.json or args.once or not (sys.stdout.isatty() and sys.stdin.isatty()):
         return _one_picture(root, run, args.json)
-    from workloads.monitor.terminal import Monitor
+    from workloads.monitor.text.live import Monitor
     from workloads.processes import own_command
 
     # Without the mouse the terminal itself can select and copy, paths above all.
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def _chosen(root: Path, args: argparse.Namespace) -> "Run | None":
     """The run to begin with, None for the list of all."""
-    from workloads.monitor import find
+    from workloads.monitor.reading import find
 
     if args.all:
         find.some_runs(root)
@@ -69,10 +69,10 @@ def _chosen(root: Path, args: argparse.Namespace) -> "Run | None":
 
 
 def _one_picture(root: Path, run: "Run | None", as_json: bool) -> int:
-    from workloads.monitor import once
+    from workloads.monitor.text import print_once
 
     if as_json:
-        print_json(once.as_dict(root, run))
+        print_json(print_once.as_dict(root, run))
     else:
-        once.show(root, run)
+        print_once.show(root, run)
     return EXIT_DONE

@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from workloads.monitor import find, report
+    from workloads.monitor.html import report
+    from workloads.monitor.reading import find
     from workloads.run import outputs
 
     no_settings(words)

@@ -1,0 +1,146 @@
+"""Real trainings as real processes: started, watched through their run's files, disturbed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workloads.run import Run
+from workloads.run.integrity import sealed
+
+ROOT = Path(__file__).resolve().parents[2]
+INJECT = ROOT / "tests" / "fault" / "inject"
+# The demo without its evaluations: 24 steps, a checkpoint every 8.
+SHORT = (
+    "train.epochs=50",
+    "train.max_steps=24",
+    "train.per_device_batch_size=4",
+    "checkpoints.every_steps=8",
+    "evaluation.every_steps=8",
+    "evaluation.task=null",
+    "export.enabled=false",
+    "tracking.tensorboard=false",
+    "parallel.restart_delay=0.1",
+)
+ONE_RANK = ("parallel.nodes=1", "parallel.strategy=single")
+PATIENCE = 240.0  # a bound for the worst machine, not an expectation
+
+
+class Training:
+    """`tatara train profiles/demo.yaml` in a folder of its own."""
+
+    def __init__(
+        self,
+        outputs: Path,
+        words: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        fault: str = "",
+        resume: bool = False,
+        profile: str = "profiles/demo.yaml",
+    ) -> None:
+        self.outputs = outputs
+        outputs.mkdir(parents=True, exist_ok=True)
+        inherited = {name: value for name, value in os.environ.items() if "WANDB" not in name}
+        full = {**inherited, "TATARA_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1", **(env or {})}
+        if fault:
+            full |= {"FAULT": fault, "PYTHONPATH": str(INJECT)}
+        command = [sys.executable, "-m", "workloads.cli", "train", profile, *SHORT, *words]
+        if resume:
+            command += ["--resume", "latest"]
+        self.log = outputs / "console.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=full, stdout=log, stderr=log)
+
+    @property
+    def run(self) -> Run:
+        """The run, once its folder is there."""
+        self.until(lambda: bool(list(self.outputs.glob("*/*/config.json"))), "a run directory")
+        return Run(max(self.outputs.glob("*/*/config.json")).parent)
+
+    @property
+    def console(self) -> str:
+        return self.log.read_text()
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for something to show in the run's files; fail with the console otherwise."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            ended = self.process.poll() is not None
+            if (ended and not condition()) or time.monotonic() > end:
+                raise AssertionError(f"no {what}; exit {self.process.poll()}\n{self.everything()}")
+            time.sleep(0.02)
+
+    def everything(self) -> str:
+        logs = [path.read_text()[-3000:] for path in self.outputs.glob("*/*/logs/*.log")]
+        return "\n".join([self.console[-3000:], *logs])
+
+    def until_step(self, step: int) -> None:
+        self.until(lambda: any(one >= step for one in steps(self.run)), f"step {step}")
+
+    def until_event(self, name: str) -> dict[str, Any]:
+        self.until(lambda: bool(events(self.run, name)), f"event {name!r}")
+        return events(self.run, name)[-1]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def signal_rank(self, rank: int, number: int) -> int:
+        """Send a signal to one rank's own process; returns its pid."""
+        pid = int(self.run.statuses()[rank]["pid"])
+        os.kill(pid, number)
+        return pid
+
+    def end(self, expected: int = 0) -> "Training":
+        """Wait for the end and check the exit code."""
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGKILL)
+            raise AssertionError(f"did not end\n{self.everything()}") from None
+        assert code == expected, f"exit {code}, expected {expected}\n{self.everything()}"
+        return self
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON Lines file that may be written right now."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def steps(run: Run) -> list[int]:
+    return [row["step"] for row in rows(run.metrics) if "loss" in row]
+
+
+def events(run: Run, name: str) -> list[dict[str, Any]]:
+    return [row for row in rows(run.events) if row["event"] == name]
+
+
+def losses(run: Run) -> dict[int, tuple[Any, ...]]:
+    """Loss, gradient norm, learning rate and batch of every step, the last word on each."""
+    names = ("loss", "grad_norm", "learning_rate", "batches")
+    return {
+        row["step"]: tuple(row.get(name) for name in names)
+        for row in rows(run.metrics)
+        if "loss" in row
+    }
+
+
+# Files in which time, paths or file layout differ between two equal trainings.
+_NOT_STATE = ("trainer_state.json", "training_args.bin", ".metadata")
+
+
+def state(run: Run) -> dict[str, str]:
+    """Digests of weights, optimizer, schedule and random states in the newest checkpoint."""
+    record = json.loads((sealed(run.checkpoints)[-1] / "complete.json").read_text())
+    return {
+        name: fact["xxh3_128"]
+        for name, fact in record["files"].items()
+        if not name.endswith(_NOT_STATE)
+    }

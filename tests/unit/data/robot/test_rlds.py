@@ -1,0 +1,170 @@
+"""RLDS folders: episodes in shards, several cameras, choice of vectors, damage."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support.robot_data import picture, rlds, step_of, vectors
+
+from workloads.data import tfrecord
+from workloads.data.robot import DamagedRecord, images, open_dataset, statistics
+from workloads.errors import UserError
+
+pytestmark = pytest.mark.unit
+
+
+def test_episodes(tmp_path: Path) -> None:
+    dataset = open_dataset(rlds(tmp_path / "toy"))
+    assert dataset.format == "rlds" and dataset.name == "toy_arm" and dataset.fps is None
+    assert dataset.lengths.tolist() == [5, 3]
+    assert dataset.cameras == ("primary", "wrist"), "depth is no colour picture"
+    for number, episode in enumerate(dataset):
+        assert episode.instruction == f"do task {number}"
+        assert np.array_equal(episode.states, vectors(len(episode), number, 4))
+        assert np.array_equal(episode.actions, vectors(len(episode), number + 50, 7))
+        for t in range(len(episode)):
+            assert step_of(episode.image("primary", t)) == t
+            assert np.array_equal(episode.image("wrist", t), picture(t))
+    assert dataset.verify() == []
+    table = statistics(dataset)["toy_arm"]
+    assert table["num_transitions"] == 8 and len(table["proprio"]["mean"]) == 4
+
+
+def test_versions_and_shards(tmp_path: Path) -> None:
+    for version in ("0.1.0", "0.10.0", "0.9.0"):
+        rlds(tmp_path / "toy_arm" / version, lengths=(len(version),))
+    assert open_dataset(tmp_path / "toy_arm").path.name == "0.10.0"
+    assert open_dataset(tmp_path).lengths.tolist() == [6]
+    rlds(tmp_path / "other" / "0.1.0")
+    with pytest.raises(UserError, match="expected one RLDS data set"):
+        open_dataset(tmp_path)
+
+
+def test_data_sets_without_versions_are_not_taken_for_versions(tmp_path: Path) -> None:
+    rlds(tmp_path / "bridge")
+    assert open_dataset(tmp_path).path.name == "bridge"
+    rlds(tmp_path / "fractal")
+    with pytest.raises(UserError, match="expected one RLDS data set.*bridge.*fractal"):
+        open_dataset(tmp_path)
+
+
+def test_a_missing_shard_is_damage(tmp_path: Path) -> None:
+    root = rlds(tmp_path / "toy")
+    name = root / "toy_arm-train.tfrecord-00000-of-00001"
+    shutil.copy(name, root / "toy_arm-train.tfrecord-00002-of-00003")
+    name.rename(root / "toy_arm-train.tfrecord-00000-of-00003")
+    dataset = open_dataset(root)
+    assert len(dataset) == 4
+    (missing,) = dataset.damage
+    assert missing.trouble == "missing_file" and missing.file.endswith("00001-of-00003")
+
+
+def test_splits(tmp_path: Path) -> None:
+    rlds(tmp_path / "toy", lengths=(2,), split="val")
+    assert open_dataset(tmp_path / "toy").lengths.tolist() == [2], "the only one"
+    rlds(tmp_path / "toy", lengths=(4,), split="test")
+    with pytest.raises(UserError, match=r"shards of split train, found splits: test, val"):
+        open_dataset(tmp_path / "toy")
+    assert open_dataset(tmp_path / "toy", split="test").lengths.tolist() == [4]
+    rlds(tmp_path / "toy", lengths=(3,))
+    assert open_dataset(tmp_path / "toy").lengths.tolist() == [3]
+
+
+def test_choice_of_vectors(tmp_path: Path) -> None:
+    root = rlds(tmp_path / "toy")
+    dataset = open_dataset(root, action_keys=["action", "gripper"], state_keys=["gripper"])
+    assert dataset[0].actions.shape == (5, 8)
+    assert dataset[0].actions[:, 7].tolist() == [0, 1, 0, 1, 0]
+    assert dataset[0].states.dtype == np.float32
+    with pytest.raises(UserError, match=r"action_keys, found 'world_vector'.*action, gripper"):
+        open_dataset(root, action_keys=["world_vector"])
+    features = (root / "features.json").read_text().replace('"state"', '"joints"')
+    (root / "features.json").write_text(features)
+    with pytest.raises(UserError, match=r"state_keys, found none of observation/proprio"):
+        open_dataset(root)
+
+
+def test_damaged_steps_and_episodes(tmp_path: Path) -> None:
+    action = vectors(5, 50, 7)
+    action[3, 2] = np.nan
+    frames = [images.encode_jpeg(picture(t)) for t in range(5)]
+    changes = {
+        0: {"steps/action": action},
+        1: {"steps/action": None},
+        2: {"steps/observation/image": [*frames[:2], b"garbage", *frames[3:]]},
+        3: {"steps/observation/image": frames[:4]},
+        4: {"steps/observation/state": np.zeros(19, np.float32)},
+        5: {"steps/language_instruction": [b"\xff"] * 5},
+        6: {"steps/observation/image": [*frames[:4], frames[4][:200]]},
+    }
+    root = rlds(tmp_path / "toy", (5,) * 8, changes=changes)
+    dataset = open_dataset(root)
+    assert dataset.lengths.tolist() == [4, 4, 5, 5]
+    assert [(d.record, d.trouble) for d in dataset.damage] == [
+        (0, "non_finite"),
+        (1, "missing_feature"),
+        (2, "bad_image"),
+        (3, "missing_feature"),
+        (4, "wrong_dim"),
+        (5, "bad_utf8"),
+    ]
+    assert dataset[0].gaps == [(3, 1)] and dataset[1].rows.tolist() == [0, 1, 3, 4]
+    assert step_of(dataset[1].image("primary", 2)) == 3
+    assert dataset[2].instruction == "do task 6"
+    with pytest.raises(DamagedRecord, match="record 6 at byte"):
+        dataset[2].image("primary", 4)
+    assert [item.record for item in dataset.verify()] == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_flipped_bit_costs_one_episode(tmp_path: Path) -> None:
+    root = rlds(tmp_path / "toy", (3, 3, 3))
+    file = next(root.glob("*.tfrecord-*"))
+    data = bytearray(file.read_bytes())
+    data[int(tfrecord.index(file).offsets[1]) + 100] ^= 1
+    file.write_bytes(data)
+    dataset = open_dataset(root)
+    assert [e.instruction for e in dataset] == ["do task 0", "do task 2"]
+    assert [item.trouble for item in dataset.damage] == ["bad_payload_crc"]
+    assert dataset[1].name.endswith("#2")
+
+
+def test_index_cache_depends_on_the_vectors(tmp_path: Path) -> None:
+    root, cache = rlds(tmp_path / "toy"), tmp_path / "cache"
+    first = open_dataset(root, cache_dir=cache)
+    other = open_dataset(root, cache_dir=cache, action_keys=["gripper"])
+    again = open_dataset(root, cache_dir=cache)
+    assert len(list(cache.iterdir())) == 2
+    assert other[0].actions.shape == (5, 1)
+    assert np.array_equal(again[1].actions, first[1].actions)
+    assert again[1].instruction == "do task 1"
+    assert step_of(pickle.loads(pickle.dumps(again))[1].image("primary", 2)) == 2
+
+
+def test_a_shard_written_anew_after_opening_is_noticed(tmp_path: Path) -> None:
+    root = rlds(tmp_path / "toy")
+    dataset = open_dataset(root)
+    (file,) = root.glob("*.tfrecord-*")
+    sizes = [len(record) for record in tfrecord.read(file)]
+    tfrecord.write(file, [bytes(size) for size in sizes])
+    with pytest.raises(DamagedRecord, match="missing_feature"):
+        dataset[0].image("primary", 0)
+
+
+def test_what_is_no_rlds_data_set(tmp_path: Path) -> None:
+    root = rlds(tmp_path / "toy")
+    (root / "features.json").write_text(json.dumps({"featuresDict": {"features": {}}}))
+    with pytest.raises(UserError, match=r"features\.json: expected a sequence of steps"):
+        open_dataset(root)
+
+
+def test_features_of_another_kind_than_written(tmp_path: Path) -> None:
+    root = rlds(tmp_path / "toy")
+    fields = json.loads((root / "features.json").read_text())
+    steps = fields["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]
+    steps["features"]["action"]["tensor"]["shape"]["dimensions"] = ["many"]
+    (root / "features.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="expected a sequence of steps, found invalid literal"):
+        open_dataset(root)

@@ -1,0 +1,170 @@
+"""Token, licence, name and network told apart within seconds; W&B's key; the clock."""
+
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from tests.support.doctor_machine import Hub, Machine, llm
+from workloads.doctor import accounts
+from workloads.doctor.accounts import Reply
+
+pytestmark = pytest.mark.unit
+MODEL = "meta-llama/Llama-3.2-1B-Instruct"
+GATED = {"X-Error-Code": "GatedRepo"}
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    made = Hub()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path, hub: Hub) -> Machine:
+    return Machine(tmp_path, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="0")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "token", "verdict", "found", "mend"),
+    [
+        (200, {}, "", "ok", "the model can be read", ""),
+        (200, {}, "hf_good", "ok", "the model can be read", ""),
+        (401, GATED, "", "error", "a gated model, and no token", "set HF_TOKEN"),
+        (
+            403,
+            GATED,
+            "hf_x",
+            "error",
+            "a gated model that the token's account",
+            "accept the licence",
+        ),
+        (401, {}, "hf_bad", "error", "a token that the hub refuses (401)", "a new token"),
+        (401, {}, "", "error", "no such model (401)", "or set HF_TOKEN if it is private"),
+        (403, {}, "hf_x", "error", "without the right to read", "a new token"),
+        (404, {}, "hf_x", "error", "no such model (404)", "correct model.name"),
+        (
+            404,
+            {"X-Error-Code": "RevisionNotFound"},
+            "",
+            "error",
+            "no such revision",
+            "/commits/main",
+        ),
+        (404, {"X-Error-Code": "EntryNotFound"}, "", "ok", "the model can be read", ""),
+        (429, {}, "hf_x", "warning", "answers 429: trouble that may pass", "try again later"),
+        (503, {}, "", "warning", "answers 503", "try again later"),
+    ],
+)
+def test_answers_of_the_hub(
+    host: Machine, hub: Hub, status: int, headers: dict[str, str], token: str, verdict: str,
+    found: str, mend: str,
+) -> None:  # fmt: skip
+    hub.status, hub.headers = status, headers
+    got = host.examine("llm-4090", HF_TOKEN=token)["hub"]
+    assert got.verdict == verdict and found in got.found and mend in got.mend, got
+    sent = f"Bearer {token}" if token else None
+    assert hub.asked == [("HEAD", f"/{MODEL}/resolve/main/config.json", sent)]
+    assert "hf_" not in got.line()
+
+
+def test_a_hub_that_says_nothing(host: Machine, hub: Hub) -> None:
+    hub.silent = True
+    before = time.monotonic()
+    reply = accounts.ask(f"{hub.address}/x", None, seconds=0.3)
+    assert time.monotonic() - before < 3
+    assert reply.status is None and "gave no answer in 0.3 s" in reply.problem
+
+
+def test_no_network(host: Machine, hub: Hub) -> None:
+    hub.close()
+    got = host.examine("llm-4090")
+    assert got["hub"].verdict == "warning" and "cannot be reached" in got["hub"].found
+    assert "clock offset" not in got
+
+
+def test_no_network_but_a_copy(host: Machine, hub: Hub) -> None:
+    hub.status = 503
+    copy = host.home / "hub" / "models--meta-llama--Llama-3.2-1B-Instruct" / "snapshots" / "abc"
+    copy.mkdir(parents=True)
+    env = {"HF_HUB_CACHE": str(host.home / "hub")}
+    assert host.examine("llm-4090", **env)["hub"].verdict == "warning"
+    (copy / "config.json").write_text("{}")
+    got = host.examine("llm-4090", **env)["hub"]
+    assert got.verdict == "ok" and "is in the cache" in got.found
+
+
+def test_the_cache_of_containers_is_the_one_they_mount(host: Machine, hub: Hub) -> None:
+    hub.status = 503
+    host.docker(llm())
+    copy = host.home / ".cache/huggingface/hub/models--meta-llama--Llama-3.2-1B-Instruct"
+    (copy / "snapshots" / "abc").mkdir(parents=True)
+    (copy / "snapshots" / "abc" / "config.json").write_text("{}")
+    assert host.examine("llm-4090")["hub"].verdict == "ok"
+
+
+def test_offline_by_wish(host: Machine, hub: Hub) -> None:
+    got = host.examine("llm-4090", HF_HUB_OFFLINE="1")["hub"]
+    assert got.verdict == "error" and "not in the cache" in got.found
+    assert hub.asked == []
+
+
+def test_models_that_stand_in_for_it(host: Machine, hub: Hub) -> None:
+    hub.status = 404
+    got = host.examine("llm-4090", "model.fallbacks=[a/b, c/d]")["hub"]
+    assert got.verdict == "warning" and "falls back on a/b, c/d" in got.found
+
+
+def test_a_folder_asks_nobody(host: Machine, hub: Hub) -> None:
+    assert host.examine("demo")["hub"].verdict == "skipped"
+    assert host.examine()["hub"].found == "no profile was named"
+    assert hub.asked == []
+
+
+def test_the_token_stays_with_the_hub(host: Machine, hub: Hub) -> None:
+    """A file is often kept at another host: that the hub sends one there is answer enough."""
+    other = Hub()
+    hub.status, hub.headers = 302, {"Location": f"{other.address}/file"}
+    assert host.examine("llm-4090", HF_TOKEN="hf_x")["hub"].verdict == "ok"
+    assert other.asked == []
+    other.close()
+
+
+def test_a_redirect_within_the_hub_is_followed(hub: Hub) -> None:
+    hub.status, hub.headers = 307, {"Location": "/renamed"}
+    assert accounts.ask(f"{hub.address}/old", "hf_x").status == 200
+    assert [path for _, path, _ in hub.asked] == ["/old", "/renamed"]
+
+
+@pytest.mark.parametrize(
+    ("away", "verdict", "found"),
+    [(0, "ok", "the hub's"), (4000, "warning", "behind the hub's"), (-4000, "warning", "ahead of")],
+)
+def test_the_clock_against_the_hubs(away: int, verdict: str, found: str) -> None:
+    got = accounts.offset(Reply(200, {"date": formatdate(time.time() + away, usegmt=True)}))
+    assert got is not None and got.verdict == verdict and found in got.found
+
+
+def test_a_hub_that_does_not_tell_the_time() -> None:
+    assert accounts.offset(Reply(200)) is None
+    assert accounts.offset(Reply(200, {"date": "yesterday"})) is None
+
+
+def test_the_key_of_weights_and_biases(host: Machine) -> None:
+    online = "tracking.wandb=online"
+    assert "Weights & Biases" not in host.examine("demo")
+    assert host.examine("demo", online)["Weights & Biases"].verdict == "warning"
+    assert host.examine("demo", online, WANDB_API_KEY="k")["Weights & Biases"].verdict == "ok"
+
+
+def test_a_certificate_that_is_refused_names_the_clock() -> None:
+    import ssl
+    import urllib.error
+
+    error = ssl.SSLCertVerificationError(1, "x")
+    error.verify_message = "certificate is not yet valid"
+    told = accounts.why(urllib.error.URLError(error))
+    assert told == "certificate is not yet valid (is the clock right?)"

@@ -1,0 +1,448 @@
+"""Export: from what every strategy leaves on disk to a folder that transformers loads."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.support.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
+from tests.support.tiny_llama import make_config, make_model, make_tokenizer, write_tiny
+from workloads import run as runs
+from workloads.config.merge import Provenance
+from workloads.engine.pretrained.adapter import add_adapter, load_adapter, save_adapters
+from workloads.engine.pretrained.load import settled
+from workloads.errors import Retry, TataraError, UserError
+from workloads.llm.config import LlmConfig
+from workloads.llm.export import (
+    Skeleton,
+    export,
+    export_state,
+    keep_skeleton,
+    merge,
+    push,
+    read_skeleton,
+    refresh_card,
+)
+from workloads.llm.model import load_for_use, load_model
+from workloads.run import Run
+from workloads.run.integrity import publish, seal
+
+pytestmark = pytest.mark.unit
+INPUTS = torch.arange(5, 45).reshape(2, 20)
+
+
+def make_run(folder: Path, **changes: Any) -> Run:
+    """A run whose base is a folder beside it."""
+    if not (folder / "base").exists():
+        write_tiny(folder / "base", **changes.pop("shape", {}))
+    settings: dict[str, Any] = {
+        "workload": "llm",
+        "name": "test",
+        "summary": "a test",
+        "data": {"source": "owner/rows", "prompt_suffix": " Please. "},
+        "train": {"precision": "fp32"},
+        **changes,
+        "model": {"name": str(folder / "base"), **changes.get("model", {})},
+    }
+    run = Run(folder / "outputs" / "test" / "20260101-000000-abcd")
+    runs.start(run, LlmConfig.model_validate(settings), Provenance({}), {})
+    return run
+
+
+def checkpoint(run: Run, step: int, fill: Any) -> Path:
+    """A sealed checkpoint with whatever `fill(folder)` writes."""
+    staged = run.checkpoints / f".staging-{step}"
+    staged.mkdir(parents=True)
+    fill(staged)
+    seal(staged, {"step": step})
+    final = run.checkpoints / f"checkpoint-{step}"
+    publish(staged, final)
+    return final
+
+
+def whole(model: Any) -> Any:
+    """As the Trainer of one rank or of DDP writes it, fp32 whatever it computes in."""
+    return lambda folder: model.save_pretrained(folder)
+
+
+def same_weights(folder: Path, model: Any, dtype: torch.dtype) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.dtype == dtype
+    expected = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    assert set(loaded.state_dict()) == set(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_a_plain_checkpoint(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+    run = make_run(tmp_path, train={"precision": precision})
+    checkpoint(run, 5, whole(make_model(seed=1)))
+    checkpoint(run, 20, whole(make_model(seed=2)))
+    told: list[str] = []
+    done = export(run, tell=told.append)
+    assert (done.folder, done.kind, done.step) == (run.final, "model", 20)
+    same_weights(run.final, make_model(seed=2), dtype)
+    tokenizer = AutoTokenizer.from_pretrained(run.final)
+    assert tokenizer.chat_template == make_tokenizer().chat_template
+    assert tokenizer("a b")["input_ids"] == make_tokenizer()("a b")["input_ids"]
+    assert "exported model of step 20" in told[-1]
+    assert not [path for path in run.path.iterdir() if path.name.startswith(".final")]
+
+
+def test_tied_weights_are_written_once(tmp_path: Path) -> None:
+    shape = {"tie_word_embeddings": True}
+    run = make_run(tmp_path, shape=shape)
+    checkpoint(run, 1, whole(make_model(seed=2, **shape)))
+    export(run)
+    assert "lm_head.weight" not in load_file(run.final / "model.safetensors")
+    loaded = AutoModelForCausalLM.from_pretrained(run.final)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    same_weights(run.final, make_model(seed=2, **shape), torch.float32)
+
+
+def save_sharded(model: Any, folder: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    writer = dcp.FileSystemWriter(folder / "pytorch_model_fsdp_0")
+    dcp.save({"model": model.state_dict()}, storage_writer=writer, no_dist=True)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_checkpoint_in_torchs_distributed_format(tmp_path: Path, tied: bool) -> None:
+    shape = {"tie_word_embeddings": tied}
+    run = make_run(tmp_path, shape=shape, train={"precision": "bf16"})
+    model = make_model(seed=2, **shape)
+    checkpoint(run, 3, lambda folder: save_sharded(model, folder))
+    export(run)
+    same_weights(run.final, model, torch.bfloat16)
+
+
+SHARDING = """
+import sys, torch, torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from tests.support.tiny_llama import make_model
+
+dist.init_process_group("gloo")
+model = make_model(seed=2)
+for layer in model.model.layers:
+    fully_shard(layer)
+fully_shard(model)
+assert all(isinstance(value, DTensor) for value in model.parameters())
+state = get_model_state_dict(model)
+dcp.save({"model": state}, storage_writer=dcp.FileSystemWriter(sys.argv[1]))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_shards_of_two_real_ranks(tmp_path: Path) -> None:
+    script = tmp_path / "shard.py"
+    script.write_text(SHARDING)
+    run = make_run(tmp_path)
+
+    def fill(folder: Path) -> None:
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        words += ["--nproc-per-node", "2", str(script), str(folder / "pytorch_model_fsdp_0")]
+        env = {"PYTHONPATH": str(Path(__file__).parents[4]), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, env={**env, "PATH": ""}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(list((folder / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
+
+    checkpoint(run, 3, fill)
+    export(run)
+    same_weights(run.final, make_model(seed=2), torch.float32)
+
+
+def trained_adapter(base: Any, run: Run, name: str = "default") -> Any:
+    adapter = run.config().adapter.model_copy(update={"name": name})
+    model = add_adapter(base, adapter)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if "lora_B" in key:
+                value.normal_(std=0.1)
+    return model.eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=INPUTS).logits
+
+
+LORA = {"method": "lora", "r": 4, "alpha": 8, "dropout": 0}
+
+
+@pytest.mark.parametrize("name", ["default", "poems"])
+def test_an_adapter_alone(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path, adapter={**LORA, "name": name})
+    model = trained_adapter(make_model(), run, name)
+    checkpoint(run, 7, lambda folder: save_adapters(model, folder))
+    assert export(run).kind == "adapter"
+    assert not (run.final / "model.safetensors").exists()
+    loaded = AutoModelForCausalLM.from_pretrained(run.final)
+    assert torch.allclose(logits(loaded), logits(model), atol=1e-5)
+    used = load_for_use(str(run.final), "fp32", print)
+    assert used.base == str(tmp_path / "base")
+    assert torch.allclose(logits(used.model), logits(model), atol=1e-5)
+
+
+def test_an_adapter_merged(tmp_path: Path) -> None:
+    run = make_run(tmp_path, adapter=LORA)
+    model = trained_adapter(make_model(), run)
+    checkpoint(run, 7, lambda folder: save_adapters(model, folder))
+    done = export(run, merge=True)
+    assert done.kind == "merged" and done.difference is not None
+    loaded = AutoModelForCausalLM.from_pretrained(run.final)
+    assert torch.allclose(logits(loaded), logits(model), atol=1e-4)
+    assert "logits differ by at most" in (run.final / "README.md").read_text()
+
+
+def test_merging_without_a_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path, adapter=LORA)
+    model = trained_adapter(make_model(), run)
+    save_adapters(model, tmp_path / "adapter")
+    base, out = str(tmp_path / "base"), tmp_path / "merged"
+    report = merge(base, tmp_path / "adapter", out, precision="fp32")
+    assert report.difference <= report.tolerance * report.scale
+    assert torch.allclose(
+        logits(AutoModelForCausalLM.from_pretrained(out)), logits(model), atol=1e-4
+    )
+    merge(base, tmp_path / "adapter", out)
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+
+
+def test_an_adapter_over_random_weights_is_merged(tmp_path: Path) -> None:
+    run = make_run(tmp_path, adapter=LORA, model={"random_init": True}, shape={"weights": False})
+    model = trained_adapter(load_model(run.config(), print), run)
+    checkpoint(run, 7, lambda folder: save_adapters(model, folder))
+    assert export(run).kind == "merged"
+    loaded = AutoModelForCausalLM.from_pretrained(run.final)
+    assert torch.allclose(logits(loaded), logits(model), atol=1e-4)
+
+
+def test_a_sharded_adapter(tmp_path: Path) -> None:
+    """As accelerate shards one: the adapter's weights alone, by peft's names."""
+    import torch.distributed.checkpoint as dcp
+    from peft import get_peft_model_state_dict
+
+    run = make_run(tmp_path, adapter=LORA)
+    model = trained_adapter(make_model(), run)
+    state = {"model": get_peft_model_state_dict(model)}
+
+    def fill(folder: Path) -> None:
+        writer = dcp.FileSystemWriter(folder / "pytorch_model_fsdp_0")
+        dcp.save(state, storage_writer=writer, no_dist=True)
+
+    checkpoint(run, 7, fill)
+    export(run)
+    assert torch.allclose(logits(load_adapter(make_model(), run.final)), logits(model), atol=1e-5)
+    export(run, tmp_path / "whole", merge=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert torch.allclose(logits(loaded), logits(model), atol=1e-4)
+
+
+def test_the_run_keeps_what_export_needs(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
+    model = make_model(seed=2)
+    keep_skeleton(run.config(), model, make_tokenizer(), run)
+    checkpoint(run, 1, whole(model))
+    shutil.rmtree(tmp_path / "base")
+    export(run)
+    same_weights(run.final, model, torch.float32)
+    assert "license: mit" in (run.final / "README.md").read_text()
+
+
+def test_the_model_that_was_truly_used_is_named(tmp_path: Path) -> None:
+    wish = {"name": str(tmp_path / "nothing"), "fallbacks": [str(tmp_path / "base")]}
+    run = make_run(tmp_path, adapter=LORA, model=wish)
+    config = settled(run.config(), print)
+    keep_skeleton(config, make_model(), make_tokenizer(), run)
+    model = trained_adapter(make_model(), run)
+    checkpoint(run, 7, lambda folder: save_adapters(model, folder))
+    export(run)
+    own = json.loads((run.final / "adapter_config.json").read_text())
+    assert own["base_model_name_or_path"] == str(tmp_path / "base")
+    assert f"An adapter for `{tmp_path / 'base'}`" in (run.final / "README.md").read_text()
+
+
+def test_the_card_tells_what_the_run_did(tmp_path: Path) -> None:
+    run = make_run(tmp_path, optim={"learning_rate": 3e-4})
+    checkpoint(run, 9, whole(make_model()))
+    run.metric({"step": 8, "loss": 2.5})
+    run.metric({"step": 9, "loss": 2.25, "eval_loss": 2.0})
+    run.metric({"step": 10, "loss": 77777.0})
+    export(run)
+    text = (run.final / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["library_name"] == "transformers" and front["datasets"] == ["owner/rows"]
+    assert "base_model" not in front  # a local folder is no repository
+    assert "optim.learning_rate: 0.0003" in text and '`" Please. "`' in text
+    assert "training loss: 2.25" in text and "77777" not in text
+    assert "torch: " in text and run.id in text and "Set the licence" in text
+    score = {"task": "gsm8k", "rows": 32, "strict": 0.25, "flexible": 0.5, "marked": 1.0}
+    (run.evaluation / "after").mkdir()
+    (run.evaluation / "before").mkdir()
+    (run.evaluation / "before" / "gsm8k.json").write_text(json.dumps({**score, "strict": 0}))
+    (run.evaluation / "after" / "gsm8k.json").write_text(json.dumps(score))
+    refresh_card(run)
+    text = (run.final / "README.md").read_text()
+    assert "| gsm8k, after | 32 | 25.0% | 50.0% | 100.0% |" in text and "at step 9" in text
+    assert text.index("gsm8k, before") < text.index("gsm8k, after")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    checkpoint(run, 1, whole(make_model(seed=1)))
+    newest = checkpoint(run, 2, whole(make_model(seed=2)))
+    weights = newest / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        export(run, checkpoint=newest)
+    assert export(run).step == 1
+    same_weights(run.final, make_model(seed=1), torch.float32)
+
+
+def test_a_checkpoint_is_named_by_its_folder_or_its_name(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for step in (1, 2):
+        checkpoint(run, step, whole(make_model(seed=step)))
+    assert export(run, checkpoint=Path("checkpoint-1")).step == 1
+    assert export(run, checkpoint=run.checkpoints / "checkpoint-2").step == 2
+    with pytest.raises(UserError, match="checkpoint-3: expected model.safetensors"):
+        export(run, checkpoint=Path("checkpoint-3"))
+
+
+def test_nothing_to_export(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with pytest.raises(UserError, match="expected a whole checkpoint"):
+        export(run)
+    checkpoint(run, 1, lambda folder: (folder / "trainer_state.json").write_text("{}"))
+    with pytest.raises(UserError, match="found none of them"):
+        export(run)
+
+
+def skeleton_of(run: Run) -> Skeleton:
+    return read_skeleton(run, run.config(), print)
+
+
+def exported_state(run: Run, state: dict[str, torch.Tensor]) -> None:
+    from workloads.engine.export.card import card_of
+
+    card = card_of(run, run.config(), "model", "float32", 1, None)
+    export_state(state, skeleton_of(run), run.final, card)
+
+
+def test_a_state_in_memory(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    exported_state(run, make_model(seed=2).state_dict())
+    same_weights(run.final, make_model(seed=2), torch.float32)
+
+
+def test_wrong_weights_leave_the_old_export_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    exported_state(run, make_model(seed=1).state_dict())
+    good = make_model(seed=2).state_dict()
+    norm = "model.norm.weight"
+    for wrong, reason in (
+        ({key: value for key, value in good.items() if key != norm}, f"{norm} is missing"),
+        ({**good, "more.weight": torch.zeros(2)}, "more.weight is not part"),
+        ({**good, norm: torch.zeros(3)}, "of shape"),
+        ({**good, norm: torch.full((32,), float("nan"))}, "not finite"),
+    ):
+        with pytest.raises(TataraError, match=reason):
+            exported_state(run, wrong)
+    same_weights(run.final, make_model(seed=1), torch.float32)
+    assert not [path for path in run.path.iterdir() if path.name.startswith(".final")]
+
+
+def test_values_that_overflow_half_precision_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, train={"precision": "fp16"})
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = 1e6
+    checkpoint(run, 1, whole(model))
+    with pytest.raises(TataraError, match="not finite in torch.float16"):
+        export(run)
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path)
+    checkpoint(run, 1, whole(make_model()))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match="MiB needed"):
+        export(run)
+    assert not run.final.exists()
+    assert not [path for path in run.path.iterdir() if path.name.startswith(".final")]
+
+
+def test_large_models_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workloads.llm.export.SHARD_SIZE", "50KB")
+    run = make_run(tmp_path)
+    checkpoint(
+        run, 1, lambda folder: make_model(seed=2).save_pretrained(folder, max_shard_size="40KB")
+    )
+    export(run)
+    assert len(list(run.final.glob("model-*.safetensors"))) > 1
+    same_weights(run.final, make_model(seed=2), torch.float32)
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    run = make_run(tmp_path)
+    checkpoint(run, 1, whole(make_model(seed=2)))
+    return export(run).folder
+
+
+def test_push(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    with FakeHub({}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        with pytest.raises(UserError, match="found none"):
+            push(exported, "me/model")
+        monkeypatch.setenv("HF_TOKEN", "hf_stale")
+        with pytest.raises(UserError, match="401"):
+            push(exported, "me/model")
+        monkeypatch.setenv("HF_TOKEN", OTHER_TOKEN)
+        with pytest.raises(UserError, match="no right to this"):
+            push(exported, "me/model")
+        monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
+        assert push(exported, "me/model").startswith(f"{hub.url}/me/model/commit/")
+        files = hub.pushed["me/model"]
+        assert set(files) == {path.name for path in exported.iterdir()}
+        assert files["model.safetensors"] == (exported / "model.safetensors").read_bytes()
+        hub.mood = "too many requests"
+        with pytest.raises(Retry, match="429"):
+            push(exported, "me/model")
+
+
+def test_a_whole_checkpoint_with_other_names_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    state = {f"inner.{name}": value for name, value in make_model().state_dict().items()}
+
+    def fill(folder: Path) -> None:
+        save_file(state, folder / "model.safetensors")
+        make_config().save_pretrained(folder)
+
+    checkpoint(run, 1, fill)
+    with pytest.raises(UserError, match="expected the weights of a LlamaForCausalLM"):
+        export(run)

@@ -1,0 +1,125 @@
+"""`tatara eval superclevr` and `geoqa`: what is asked, refused, unpacked and kept."""
+
+import argparse
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.tiny_llava import write_llava
+from workloads.commands.evaluate import TASKS
+from workloads.errors import UserError
+from workloads.grpo.data.rows import generate_scenes
+from workloads.grpo.evaluate import command as ask
+from workloads.grpo.evaluate.tasks import Prompt
+from workloads.grpo.prompts import SUPERCLEVR, image_turns
+
+pytestmark = pytest.mark.unit
+
+
+def arguments(task: str, *words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"tatara eval {task}")
+    parser.set_defaults(task=task)
+    ask.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A prompt file and a zip with its images, in a folder inside."""
+    folder = tmp_path_factory.mktemp("questions")
+    lines = []
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for place, row in enumerate(generate_scenes(3, 1, "B", (1, 3), (60, 40))):
+            row["image"].save(folder / "one.png")
+            archive.write(folder / "one.png", f"images/{place}.png")
+            ask_it = {"image_path": f"./images/{place}.png", "question": "How many?" + "!" * place}
+            lines.append({**ask_it, "ground_truth": place + 1})
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "prompts.jsonl", folder / "images.zip"
+
+
+def test_both_tasks_are_known_to_the_command() -> None:
+    assert TASKS["superclevr"] == TASKS["geoqa"] == "workloads.grpo.evaluate.command"
+
+
+def test_a_model_is_asked_by_batches_and_the_result_kept(
+    tmp_path: Path, llava: Path, questions: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--model", str(llava), "--precision", "fp32", "--batch-size", "2", "--rows", "2")
+    files = ("--prompts", str(questions[0]), "--images", str(questions[1]))
+    asked = arguments("superclevr", *words, *files)
+    assert ask.main(asked, {"TATARA_OUTPUTS": str(tmp_path)}) == 0
+    (path,) = tmp_path.glob("eval/*/superclevr.json")
+    result = json.loads(path.read_text())
+    assert [one["ground_truth"] for one in result["results"]] == [1, 2]
+    said = capsys.readouterr()
+    assert f"{result['accuracy']:6.2f} %" in said.out and "2 of 2 questions" in said.err
+    assert (questions[1].with_name("images") / "images" / "0.png").is_file()
+
+
+def test_an_answer_does_not_depend_on_what_is_in_the_batch(llava: Path) -> None:
+    rows = generate_scenes(3, 5, "A", (1, 3), (60, 40))
+    prompts = [
+        Prompt(image_turns("Count" + " all" * (3 * place) + ".", SUPERCLEVR), row["image"], 12)
+        for place, row in enumerate(rows)
+    ]
+    generate = ask._transformers(str(llava), "fp32", None)
+    together = generate(prompts)
+    alone = [text for prompt in prompts for text in generate([prompt])]
+    assert together == alone and any(together)
+
+
+def test_a_model_without_eyes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, questions: tuple[Path, Path]
+) -> None:
+    from tests.support.tiny_llama import write_tiny
+
+    blind = write_tiny(tmp_path / "blind")
+    with pytest.raises(UserError, match="takes no images"):
+        ask._transformers(str(blind), "fp32", None)
+
+
+def test_a_log_is_told_of_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ask._progress()
+    for done in range(0, 201):
+        progress(done, 200)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"{20 * tenth} of 200 questions" for tenth in range(1, 11)]
+
+
+def test_an_adapter_is_not_given_to_vllm(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"found an adapter in .*tatara export RUN --merge"):
+        ask._vllm(str(tmp_path), "bf16", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch_size": 0}, "--batch-size: expected at least 1"),
+        ({"rows": 0}, "--rows: expected at least 1"),
+        ({"images": Path("nowhere")}, "found none at nowhere"),
+        ({"engine": "vllm"}, "expected the package vllm"),
+    ],
+)
+def test_mistakes_are_named(
+    change: dict[str, Any],
+    said: str,
+    tmp_path: Path,
+    questions: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ask, "find_spec", lambda name: None)
+    files = ("--prompts", str(questions[0]), "--images", str(questions[1]))
+    asked = arguments("superclevr", "--model", "x/y", *files)
+    vars(asked).update(change)
+    with pytest.raises(UserError, match=said):
+        ask.main(asked, {"TATARA_OUTPUTS": str(tmp_path)})

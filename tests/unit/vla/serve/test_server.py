@@ -1,0 +1,328 @@
+"""A served policy over real HTTP on the loopback: answers, refusals, tokens, many at once."""
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.tiny_policy import policy_folder, statistics
+from workloads.cli import main
+from workloads.errors import UserError
+from workloads.vla.openvla.config import OftSpec
+from workloads.vla.policy import Observation, Policy
+from workloads.vla.serve import client as clients
+from workloads.vla.serve import server as serve
+from workloads.vla.serve.client import PolicyClient, ServerError, decode, dumps
+from workloads.vla.serve.server import Server, claim
+from workloads.vla.serve.service import Service
+
+pytestmark = pytest.mark.unit
+PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+STATE = np.linspace(-0.5, 0.5, 8)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """Chunks of 4, two cameras, a state, statistics of two data sets."""
+    oft = OftSpec(action_dim=8, action_chunk=4, proprio_dim=8)
+    folder = tmp_path_factory.mktemp("policy") / "oft"
+    table = statistics(("crane_x7", "other"))
+    policy_folder(folder, table, oft=oft, cameras=("primary", "wrist"))
+    return Policy.from_pretrained(folder, device="cpu", tell=lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """Action tokens, one camera, one data set."""
+    folder = policy_folder(tmp_path_factory.mktemp("policy") / "tokens")
+    return Policy.from_pretrained(folder, device="cpu", tell=lambda text: None)
+
+
+class Served:
+    """A server in a thread of its own."""
+
+    def __init__(self, policy: Policy, token: str | None = None) -> None:
+        self.server: Server = claim("127.0.0.1", 0, token)
+        self.service = self.server.service = Service(policy, token)
+        self.server.server_activate()
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/act"
+
+    def end(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, Any, http.client.HTTPResponse]:
+        """One request as any program makes it: status, JSON, and the response for its headers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_port, timeout=20)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, named)
+        response = connection.getresponse()
+        found = json.loads(response.read())
+        connection.close()
+        return response.status, found, response
+
+    def post(self, payload: dict[str, Any], **headers: str) -> tuple[int, Any]:
+        kind = {"Content_Type": "application/json", **headers}
+        return self.ask("POST", "/act", dumps(payload).encode(), **kind)[:2]
+
+
+@pytest.fixture
+def served(policy: Policy) -> Iterator[Served]:
+    one = Served(policy)
+    yield one
+    one.end()
+
+
+def payload(**changes: Any) -> dict[str, Any]:
+    pictures = {"full_image": PICTURE, "wrist_image": PICTURE[::-1]}
+    return {**pictures, "instruction": "take it", "state": STATE, "unnorm_key": "other"} | changes
+
+
+def expected(policy: Policy) -> np.ndarray:
+    images = {"primary": PICTURE, "wrist": PICTURE[::-1]}
+    return policy.act([Observation(images, "take it", STATE)], "other")[0]
+
+
+@pytest.mark.parametrize("send", ["png", "json-numpy"])
+def test_the_client_gets_the_policys_own_actions(served: Served, policy: Policy, send: str) -> None:
+    client = PolicyClient(served.url, send=send)
+    images = {"full_image": PICTURE, "wrist": PICTURE[::-1]}
+    for _ in range(2):
+        actions = client.act("take it", images, STATE, "other")
+        assert actions.shape == (4, 8) and np.array_equal(actions, expected(policy))
+    assert client.latency is not None and 0 < client.latency < 20
+    health = client.health()
+    assert health["served"] == 2 and health["refused"] == 0 and health["status"] == "ok"
+    assert health["unnorm_keys"] == ["crane_x7", "other"]
+    assert health["cameras"] == ["primary", "wrist"]
+    assert (health["state_size"], health["action_shape"]) == (8, [4, 8])
+    assert 0 < health["latency_ms"]["p50"] <= health["latency_ms"]["p95"]
+    client.close()
+
+
+def test_jpeg_comes_near(served: Served, policy: Policy) -> None:
+    smooth = np.full((48, 64, 3), (200, 90, 30), np.uint8)
+    images = {"primary": smooth, "wrist": smooth}
+    found = PolicyClient(served.url).act("take it", images, STATE, "other")
+    exact = policy.act([Observation(images, "take it", STATE)], "other")[0]
+    assert np.abs(found - exact).max() < 0.05
+
+
+def test_one_image_and_no_key_where_there_is_one(plain: Policy) -> None:
+    served = Served(plain)
+    try:
+        action = PolicyClient(served.url, send="png").act("take it", PICTURE)
+        status, found = served.post({"image": PICTURE, "instruction": "take it"})
+        inner = dumps({"image": PICTURE, "instruction": "take it"})
+        doubly = served.post({"encoded": inner})[1]
+    finally:
+        served.end()
+    assert action.shape == (8,) and status == 200
+    assert np.array_equal(decode(found), action)
+    assert np.array_equal(decode(json.loads(doubly)), action)
+    exact = plain.act([Observation({"primary": PICTURE}, "take it")])[0, 0]
+    assert np.array_equal(action, exact)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"unnorm_key": "bridge"}, "found 'bridge'; known: crane_x7, other"),
+        ({"unnorm_key": None}, "choose one of: crane_x7, other"),
+        ({"wrist_image": None}, "found none of wrist"),
+        ({"instruction": ""}, "expected an instruction, found none"),
+        ({"state": None}, "expected a state of 8 numbers"),
+        ({"state": [1.0, 2.0]}, "found shape [2]"),
+        ({"full_image": PICTURE.astype(np.float32)}, "full_image: expected uint8"),
+    ],
+)
+def test_a_mistake_is_answered_with_a_sentence(
+    served: Served, changes: dict[str, Any], sentence: str
+) -> None:
+    status, found = served.post(payload(**changes))
+    assert status == 400 and sentence in found["error"]
+    with pytest.raises(ServerError, match="found none of primary"):
+        PolicyClient(served.url).act("go", {"left": PICTURE}, STATE, "other")
+    assert served.service.health()["refused"] == 2
+
+
+def test_what_is_not_served(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert served.ask("GET", "/")[0] == 404
+    assert served.ask("GET", "/act")[0] == 405
+    assert served.ask("POST", "/health", b"{}")[0] == 405
+    assert served.ask("POST", "/act", b"hi", Content_Type="text/plain")[0] == 415
+    status, found, _ = served.ask("POST", "/act", None, Content_Length="x")
+    assert status == 411 and "Content-Length" in found["error"]
+    chunked = {"Transfer_Encoding": "chunked", "Content_Type": "application/json"}
+    assert served.ask("POST", "/act", b"2\r\n{}\r\n0\r\n\r\n", **chunked)[0] == 411
+    monkeypatch.setattr(serve, "MOST_BYTES", 1000)
+    status, found, response = served.ask("POST", "/act", bytes(3_000_000))
+    assert status == 413 and "found 3,000,000 bytes" in found["error"]
+    assert float(response.headers["X-Latency-Ms"]) >= 0
+    assert response.headers["Connection"] == "close"
+
+
+def test_a_page_in_a_browser_may_not_ask(served: Served) -> None:
+    assert served.post(payload(), Origin="http://example.org")[0] == 403
+    assert served.post(payload())[0] == 200
+
+
+def test_fields_that_nobody_looks_at_are_named(served: Served) -> None:
+    body = dumps(payload(timestep=3, **{"no\nheader": 1})).encode()
+    kind = {"Content_Type": "application/json; charset=utf-8"}
+    status, _, response = served.ask("POST", "/act", body, **kind)
+    assert (status, response.headers["X-Ignored"]) == (200, "timestep")
+
+
+def test_a_token_is_asked_for(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(policy, token="canary-77")
+    try:
+        assert served.post(payload())[0] == 401
+        assert served.post(payload(), Authorization="Bearer canary-7")[0] == 401
+        assert served.post(payload(), Authorization="Basic canary-77")[0] == 401
+        assert served.post(payload(), Authorization="Bearer canary-77")[0] == 200
+        assert served.ask("GET", "/health")[1] == {"status": "ok"}
+        images = {"primary": PICTURE, "wrist": PICTURE}
+        monkeypatch.setenv(clients.TOKEN, "canary-77")
+        client = PolicyClient(served.url)
+        assert client.act("go", images, STATE, "other").shape == (4, 8)
+        assert client.health()["model"].endswith("oft")
+    finally:
+        served.end()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "robot.example", "192.168.0.5"])
+def test_other_machines_only_with_a_token(host: str) -> None:
+    with pytest.raises(UserError, match="set TATARA_SERVE_TOKEN"):
+        claim(host, 0, None)
+
+
+def test_a_port_that_is_taken_is_named(served: Served) -> None:
+    with pytest.raises(UserError, match=f"127.0.0.1:{served.server.server_port} cannot be used"):
+        claim("127.0.0.1", served.server.server_port, None)
+    with pytest.raises(UserError, match="cannot be used"):
+        claim("127.0.0.1", 70_000, None)
+
+
+def test_one_model_call_at_a_time_and_few_who_wait(
+    served: Served, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, most = 0, 0
+    full, go_on = threading.Event(), threading.Event()
+    answer = expected(policy)
+
+    def slow(observations: list[Observation], key: str) -> np.ndarray:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        full.set()
+        assert go_on.wait(20)
+        inside -= 1
+        return answer[None]
+
+    monkeypatch.setattr(policy, "act", slow)
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(served.post, payload()) for _ in range(8)]
+        assert full.wait(20)
+        while served.service._waiting < 8:
+            threading.Event().wait(0.005)
+        status, found = served.post(payload())
+        assert status == 503 and "8 requests are waiting" in found["error"]
+        go_on.set()
+        assert [one.result()[0] for one in asked] == [200] * 8
+    assert most == 1
+
+
+def test_a_stop_lets_the_last_answer_out(
+    served: Served, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, go_on, drained = threading.Event(), threading.Event(), threading.Event()
+    answer = expected(policy)
+
+    def slow(observations: list[Observation], key: str) -> np.ndarray:
+        inside.set()
+        assert go_on.wait(20)
+        return answer[None]
+
+    monkeypatch.setattr(policy, "act", slow)
+    with ThreadPoolExecutor(2) as pool:
+        last = pool.submit(served.post, payload())
+        assert inside.wait(20)
+        served.service.stopping = True
+        pool.submit(lambda: (served.service.drain(20), drained.set()))
+        status, found = served.post(payload())
+        assert status == 503 and "stopping" in found["error"] and not drained.is_set()
+        go_on.set()
+        assert last.result()[0] == 200 and drained.wait(20)
+
+
+def test_a_model_that_fails_is_no_news_to_the_next(
+    served: Served, policy: Policy, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "act", lambda *_: 1 / 0)
+        status, found = served.post(payload())
+        assert status == 500 and "log says why" in found["error"]
+        assert "ZeroDivisionError" in capsys.readouterr().err
+        patch.setattr(policy, "act", lambda *_: np.full((1, 4, 8), np.nan))
+        assert served.post(payload())[0] == 500
+    assert served.post(payload())[0] == 200
+
+
+def test_a_client_that_goes_away_holds_nobody_up(served: Served, capsys: Any) -> None:
+    with socket.create_connection(("127.0.0.1", served.server.server_port)) as gone:
+        gone.sendall(b"POST /act HTTP/1.1\r\nContent-Length: 1000\r\n\r\nabc")
+    assert served.post(payload())[0] == 200
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_kept_connection_that_was_closed_is_made_anew(policy: Policy) -> None:
+    first = Served(policy)
+    client = PolicyClient(first.url, send="png")
+    images = {"primary": PICTURE, "wrist": PICTURE}
+    client.act("go", images, STATE, "other")
+    assert client._connection.sock is not None
+    client._connection.sock.shutdown(socket.SHUT_RDWR)
+    assert client.act("go", images, STATE, "other").shape == (4, 8)
+    first.end()
+    with pytest.raises(OSError):
+        PolicyClient(first.url).act("go", images, STATE, "other")
+
+
+def test_no_policy_is_served_without_statistics(tmp_path: Path) -> None:
+    folder = policy_folder(tmp_path / "model")
+    (folder / "dataset_statistics.json").write_text("{}")
+    policy = Policy.from_pretrained(folder, device="cpu", tell=lambda text: None)
+    with pytest.raises(UserError, match="expected statistics to give actions their units"):
+        Service(policy).warm_up()
+
+
+def test_a_blank_token_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TATARA_SERVE_TOKEN", " \n")
+    assert main(["serve", "latest", "--host", "0.0.0.0"]) == 2
+    assert "expected a token" in capsys.readouterr().err
+
+
+def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "latest", "--host", "0.0.0.0"]) == 2
+    assert "expected a token" in capsys.readouterr().err
+    assert main(["serve", "data/demo/tiny-llama", "--port", "0"]) == 2
+    assert "expected model_type of openvla, found 'llama'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="expected a URL"):
+        PolicyClient("127.0.0.1:8000")
+    assert clients.main(["--image", "none.jpg", "--instruction", "go"]) == 2
+    assert "no action: " in capsys.readouterr().err

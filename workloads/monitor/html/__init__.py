@@ -1,0 +1,1 @@
+"""Runs in a browser: the web view and the report of a run."""

@@ -1,0 +1,1 @@
+"""Run directories read as they grow: the only reader behind text and HTML."""

@@ -1,0 +1,98 @@
+"""Which runs there are, and which one is meant."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from workloads.errors import UserError
+from workloads.monitor.reading.snapshot import Snapshot, Watch
+from workloads.run import Run
+
+MOST = 200  # runs that are listed; older ones are still found by name
+_TAIL, _POINTS = 1 << 16, 32
+
+
+def runs(root: Path) -> list[Run]:
+    """All runs of all profiles, the newest first."""
+    dated = []
+    for path in root.glob("*/*/config.json"):
+        try:
+            dated.append((path.stat().st_mtime_ns, path.parent))
+        except OSError:
+            continue  # removed at this moment
+    return [Run(path) for _, path in sorted(dated, reverse=True)]
+
+
+def locate(root: Path, wanted: str) -> Run:
+    """A run by its id or the start of it, `profile/id`, its path, or `latest`.
+
+    UserError names what there is.
+    """
+    path = Path(wanted)
+    if (path / "config.json").is_file() and (path / "events.jsonl").exists():
+        return Run(path)
+    known = some_runs(root)
+    if wanted == "latest":
+        return known[0]
+    of_profile = [run for run in known if run.path.parent.name == wanted]
+    if of_profile:
+        return of_profile[0]
+    names = [(run, f"{run.path.parent.name}/{run.id}") for run in known]
+    exact = [run for run, name in names if wanted in (run.id, name)]
+    close = exact or [run for run, name in names if run.id.startswith(wanted)]
+    if len(close) == 1:
+        return close[0]
+    there = ", ".join(name for _, name in names[:5]) + (" …" if len(names) > 5 else "")
+    many = f"{len(close)} runs of that name" if close else f"no run {wanted!r}"
+    raise UserError(f"expected a run of {root}, found {many}; there are: {there}")
+
+
+def some_runs(root: Path) -> list[Run]:
+    """All runs, the newest first; UserError where there is none."""
+    known = runs(root)
+    if not known:
+        raise UserError(
+            f"expected a run in {root}/, found none; start one with `tatara train "
+            "profiles/demo.yaml`, or name the folder of the runs with TATARA_OUTPUTS"
+        )
+    return known
+
+
+class Glances:
+    """Looks at many runs, a little at each; what has ended and did not change is not read again."""
+
+    def __init__(self) -> None:
+        self._watches: dict[Path, Watch] = {}
+        self._ended: dict[Path, tuple[int, Snapshot]] = {}
+
+    def look(self, runs: Sequence[Run]) -> list[Snapshot]:
+        """One for each run, in their order."""
+        here = {run.path for run in runs}
+        self._watches = {path: one for path, one in self._watches.items() if path in here}
+        self._ended = {path: one for path, one in self._ended.items() if path in here}
+        return [self.one(run) for run in runs]
+
+    def one(self, run: Run) -> Snapshot:
+        changed = _changed(run)
+        known = self._ended.get(run.path)
+        if known and known[0] == changed:
+            return known[1]
+        watch = self._watches.setdefault(run.path, Watch(run, _POINTS, _TAIL, most_events=20))
+        found = watch.look()
+        if not found.active and found.phase != "lost":  # a lost one may still come back
+            self._ended[run.path] = (changed, found)
+            del self._watches[run.path]
+        return found
+
+
+def newest_active(root: Path) -> Run:
+    """The newest run that is going on, else the newest of all; UserError where there is none."""
+    known = some_runs(root)
+    glances = Glances()
+    return next((run for run in known[:MOST] if glances.one(run).active), known[0])
+
+
+def _changed(run: Run) -> int:
+    try:
+        return run.events.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,1 @@
+"""Runs in a terminal: live, printed once, listed."""

@@ -30,8 +30,8 @@ LIGHT = [
 ]
 LOCKS = {
     "demo": {"llm", "grpo", "vla"},
-    "llm-4090": {"llm", "cuda"},
-    "vla": {"vla", "cuda"},
+    "llm-4090": {"llm", "cuda", "serve"},
+    "vla": {"vla", "cuda", "array-record", "hdf5", "rosbag"},
     "grpo-h100": {"grpo", "cuda", "vllm"},
 }
 

@@ -320,10 +320,10 @@ def test_a_list_reads_a_long_run_by_its_end(tmp_path: Path) -> None:
 
 
 def test_no_training_library_and_no_schema_is_loaded() -> None:
-    modules = "terminal, web, once, report, evaluations"
-    code = f"""
+    code = """
 import sys
-from workloads.monitor import {modules}
+from workloads.monitor.html import evaluations, report, web
+from workloads.monitor.text import live, print_once
 from workloads.commands import monitor, report
 print([name for name in ("torch", "transformers", "numpy", "pydantic") if name in sys.modules])
 """

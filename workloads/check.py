@@ -11,37 +11,22 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from workloads import device
 from workloads import run as runs
 from workloads.config.sections import Adapter, Profile
 from workloads.errors import UserError
+from workloads.findings import Finding, Level
 from workloads.plan.estimate import advice, estimate
 
 if TYPE_CHECKING:
     from workloads.launch.supervisor import Job
 
-Level = Literal["ok", "warning", "error"]
 _GIB = 1 << 30
 _MIN_FREE = _GIB
 _MAY_FIT = 1.15
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: what, how it is, what was found, what to do."""
-
-    name: str
-    level: Level
-    found: str
-    mend: str = ""
-
-    def line(self) -> str:
-        mark = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}[self.level]
-        return f"{mark} {self.name}: {self.found}" + (f"; {self.mend}" if self.mend else "")
 
 
 def shallow(
@@ -235,7 +220,3 @@ def _resolvable(address: str) -> None:
         socket.getaddrinfo(address, None)
     except OSError:
         print(f"tatara: MASTER_ADDR {address!r} does not resolve yet", file=sys.stderr)
-
-
-def as_json(findings: list[Finding]) -> list[dict[str, Any]]:
-    return [one.__dict__ for one in findings]

@@ -15,7 +15,7 @@ from typing import Any
 
 from workloads.doctor.command import examine
 from workloads.doctor.facts import Facts, look
-from workloads.doctor.finding import Finding
+from workloads.findings import Finding
 
 ROOT = Path(__file__).resolve().parents[2]
 RTX_4090 = ("NVIDIA GeForce RTX 4090", 24564, "8.9")
@@ -110,8 +110,8 @@ class Machine:
         """The findings by the name of the check; each name comes once."""
         with self.inside():
             found = examine(look({**self.env, **env}, profile, words))
-        assert len({one.check for one in found}) == len(found)
-        return {one.check: one for one in found}
+        assert len({one.name for one in found}) == len(found)
+        return {one.name: one for one in found}
 
 
 def say(text: str) -> str:

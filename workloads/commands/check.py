@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     from workloads import check
+    from workloads.findings import as_json
 
     env = loaded_environment()
     config, provenance = resolved(args.profile, env, words)
@@ -28,7 +29,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
             name: {"value": value, "source": provenance[name]}
             for name, value in leaves(config).items()
         }
-        found = check.as_json(findings)
+        found = as_json(findings)
         print_json({"ok": not failed, "findings": found, "settings": settings})
     else:
         for name, source in provenance.items():

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from workloads.doctor.facts import Facts
-from workloads.doctor.finding import Finding, Verdict
+from workloads.findings import Finding, Level
 
 HUB = "https://huggingface.co"
 PATIENCE = 5.0
@@ -61,9 +61,9 @@ def _hub(facts: Facts, model: Any) -> list[Finding]:
     revision = quote(model.revision or "main", safe="")
     reply = ask(f"{base}/{model.name}/resolve/{revision}/config.json", facts.env.get("HF_TOKEN"))
     found = judge(reply, model.name, base, bool(facts.env.get("HF_TOKEN")), cached)
-    if found.verdict == "error" and model.fallbacks:
+    if found.level == "error" and model.fallbacks:
         rest = f"{found.found}; the profile falls back on {', '.join(model.fallbacks)}"
-        found = Finding(found.check, "warning", rest, found.needed, found.mend)
+        found = Finding(found.name, "warning", rest, needed=found.needed, fix=found.fix)
     clock = offset(reply)
     return [found, clock] if clock else [found]
 
@@ -72,7 +72,9 @@ def _offline(name: str, cached: bool) -> Finding:
     if cached:
         return Finding("hub", "ok", f"HF_HUB_OFFLINE is set and {name} is in the cache")
     told = f"HF_HUB_OFFLINE is set and {name} is not in the cache"
-    return Finding("hub", "error", told, "a copy, or the network", "unset HF_HUB_OFFLINE once")
+    return Finding(
+        "hub", "error", told, needed="a copy, or the network", fix="unset HF_HUB_OFFLINE once"
+    )
 
 
 def is_cached(name: str, facts: Facts) -> bool:
@@ -93,16 +95,16 @@ def judge(reply: Reply, name: str, base: str, has_token: bool, cached: bool) -> 
     licence = f"accept the licence at {base}/{name}"
     token = f"a new token from {base}/settings/tokens as HF_TOKEN in .env"
 
-    def bad(told: str, mend: str, verdict: Verdict = "error") -> Finding:
-        return Finding("hub", verdict, told, needed, mend)
+    def bad(told: str, fix: str, level: Level = "error") -> Finding:
+        return Finding("hub", level, told, needed=needed, fix=fix)
 
     if status is None or status in (408, 429) or status >= 500:
         told = reply.problem or f"{base} answers {status}: trouble that may pass"
         if cached:
-            return Finding("hub", "ok", f"{told}; {name} is in the cache", needed)
+            return Finding("hub", "ok", f"{told}; {name} is in the cache", needed=needed)
         return bad(told, "check network, proxy and HF_ENDPOINT, or try again later", "warning")
     if status < 400 or code == "EntryNotFound":
-        return Finding("hub", "ok", f"{base} answers; the model can be read", needed)
+        return Finding("hub", "ok", f"{base} answers; the model can be read", needed=needed)
     if code == "GatedRepo":
         if has_token:
             return bad("a gated model that the token's account may not read", licence)
@@ -188,17 +190,17 @@ def offset(reply: Reply) -> Finding | None:
     away = round(time.time() - there)
     told = f"{abs(away)} s {'ahead of' if away > 0 else 'behind'} the hub's"
     if abs(away) > _OFFSET:
-        mend = "sudo timedatectl set-ntp true"
-        return Finding("clock offset", "warning", told, f"within {_OFFSET} s", mend)
-    return Finding("clock offset", "ok", told, f"within {_OFFSET} s")
+        fix = "sudo timedatectl set-ntp true"
+        return Finding("clock offset", "warning", told, needed=f"within {_OFFSET} s", fix=fix)
+    return Finding("clock offset", "ok", told, needed=f"within {_OFFSET} s")
 
 
 def _wandb(facts: Facts) -> Finding:
     if facts.env.get("WANDB_API_KEY") or (not facts.in_docker and _in_netrc()):
-        return Finding("Weights & Biases", "ok", "a key", "WANDB_API_KEY")
+        return Finding("Weights & Biases", "ok", "a key", needed="WANDB_API_KEY")
     told = "tracking.wandb=online and no key: the run goes on without it"
-    mend = "set WANDB_API_KEY in .env, or USE_WANDB=offline"
-    return Finding("Weights & Biases", "warning", told, "WANDB_API_KEY", mend)
+    fix = "set WANDB_API_KEY in .env, or USE_WANDB=offline"
+    return Finding("Weights & Biases", "warning", told, needed="WANDB_API_KEY", fix=fix)
 
 
 def _in_netrc() -> bool:

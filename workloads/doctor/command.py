@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from workloads.doctor import accounts, containers, deep, gpus, host
 from workloads.doctor.facts import Facts, look
-from workloads.doctor.finding import Finding, as_json, is_bad, summary, table
 from workloads.errors import EXIT_DONE, EXIT_FAILED, UserError
+from workloads.findings import Finding, as_json, summary, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,12 +34,13 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     findings = examine(facts)
     if args.deep:
         findings += deep.checks(facts)
-    failed = any(one.verdict == "error" for one in findings)
+    failed = any(one.level == "error" for one in findings)
     if args.json:
         print(json.dumps(_object(facts, findings, not failed), indent=1, ensure_ascii=False))
     elif args.brief:
-        for one in filter(is_bad, findings):
-            print(one.line())
+        for finding in findings:
+            if finding.is_bad:
+                print(finding.line())
     else:
         print(table(findings))
         subject = f"{args.profile} ({facts.runtime})" if args.profile else "a run"
@@ -60,8 +61,10 @@ def examine(facts: Facts) -> list[Finding]:
     """Every look, in the order in which things are mended."""
     found = [Finding("runtime", "ok", f"{facts.runtime}: {facts.why}")]
     if facts.settings.mistake:
-        mend = f"tatara check {facts.profile}"
-        found.append(Finding("profile", "error", facts.settings.mistake, "no mistake", mend))
+        fix = f"tatara check {facts.profile}"
+        found.append(
+            Finding("profile", "error", facts.settings.mistake, needed="no mistake", fix=fix)
+        )
     elif facts.settings.missing and facts.profile:
         found.append(Finding("profile", "skipped", facts.settings.missing))
     for part in (gpus, containers, host, accounts):

@@ -6,7 +6,7 @@ from workloads.doctor import docker, nvidia
 from workloads.doctor.answer import has
 from workloads.doctor.docker import Engine
 from workloads.doctor.facts import SETUP, Facts
-from workloads.doctor.finding import Finding, Verdict
+from workloads.findings import Finding, Level
 
 OLDEST_ENGINE, OLDEST_COMPOSE = (20, 10), (2, 24)
 _TOOLKIT = (
@@ -24,7 +24,9 @@ def checks(facts: Facts) -> list[Finding]:
         return [_no_engine(facts, engine)]
     found = [_engine(engine, facts), _compose(engine, facts)]
     if facts.complaint:
-        found.append(Finding("compose.yaml", "error", facts.complaint, "a file that Compose reads"))
+        found.append(
+            Finding("compose.yaml", "error", facts.complaint, needed="a file that Compose reads")
+        )
     if facts.in_docker:
         found += [_users(engine), *_gpu(facts, engine)]
     return found
@@ -33,15 +35,15 @@ def checks(facts: Facts) -> list[Finding]:
 def _no_engine(facts: Facts, why: str) -> Finding:
     if not facts.in_docker and not has("docker", facts.env):
         return Finding("Docker Engine", "skipped", f"{why}; runs use .venv")
-    mend = "sudo systemctl start docker"
+    fix = "sudo systemctl start docker"
     if "permission denied" in why.lower():
-        mend = "sudo usermod -aG docker $USER, then log in again"
+        fix = "sudo usermod -aG docker $USER, then log in again"
     elif "not on PATH" in why:
-        mend = (
+        fix = (
             "install Docker Engine (docker-ce) with docker-compose-plugin, or unset TATARA_RUNTIME"
         )
-    verdict: Verdict = "error" if facts.in_docker else "warning"
-    return Finding("Docker Engine", verdict, why, "an engine that answers", mend)
+    level: Level = "error" if facts.in_docker else "warning"
+    return Finding("Docker Engine", level, why, needed="an engine that answers", fix=fix)
 
 
 def _engine(engine: Engine, facts: Facts) -> Finding:
@@ -57,17 +59,17 @@ def _compose(engine: Engine, facts: Facts) -> Finding:
 def _version(name: str, found: str, oldest: nvidia.Version, package: str, facts: Facts) -> Finding:
     needed = f"{'.'.join(map(str, oldest))} or newer"
     if nvidia.numbers(found) >= oldest:
-        return Finding(name, "ok", found, needed)
-    verdict: Verdict = "error" if facts.in_docker else "warning"
-    return Finding(name, verdict, found, needed, f"sudo apt-get install -y {package}")
+        return Finding(name, "ok", found, needed=needed)
+    level: Level = "error" if facts.in_docker else "warning"
+    return Finding(name, level, found, needed=needed, fix=f"sudo apt-get install -y {package}")
 
 
 def _users(engine: Engine) -> Finding:
     """Files that a container writes must belong to the caller, so uids must mean the same."""
     if engine.maps_users:
         told = "an engine that is rootless or remaps users: a container's uid is another one here"
-        mend = "docker context use default, for an engine of the system; or TATARA_RUNTIME=local"
-        return Finding("uids in containers", "error", told, "the host's own uids", mend)
+        fix = "docker context use default, for an engine of the system; or TATARA_RUNTIME=local"
+        return Finding("uids in containers", "error", told, needed="the host's own uids", fix=fix)
     return Finding("uids in containers", "ok", "the host's own")
 
 
@@ -96,12 +98,12 @@ def _toolkit(facts: Facts, engine: Engine) -> Finding:
     if handed or listed or hook:
         how = "registered with the engine" if listed else "found by the engine"
         return Finding(
-            "container toolkit", "ok", f"{version or 'a version unknown'}, {how}", needed
+            "container toolkit", "ok", f"{version or 'a version unknown'}, {how}", needed=needed
         )
     runtimes = ", ".join(name for name in engine.runtimes if "." not in name)
     told = f"{version or 'none'}; the engine's runtimes are: {runtimes}"
-    mend = _TOOLKIT.partition(" && ")[2] if version else _TOOLKIT
-    return Finding("container toolkit", "error", told, needed, mend)
+    fix = _TOOLKIT.partition(" && ")[2] if version else _TOOLKIT
+    return Finding("container toolkit", "error", told, needed=needed, fix=fix)
 
 
 def _handed(facts: Facts) -> Finding | None:
@@ -114,12 +116,12 @@ def _handed(facts: Facts) -> Finding | None:
     seen = [line for line in answer.out.splitlines() if line.startswith("GPU ")]
     if answer.is_good:
         here = len(facts.smi.cards)
-        return Finding("GPU in containers", "ok", f"{len(seen)} of {here} GPUs seen", needed)
+        return Finding("GPU in containers", "ok", f"{len(seen)} of {here} GPUs seen", needed=needed)
     told = answer.problem
     if "Unknown Error" in answer.out + told:
         told += " (the engine's cgroups hide the devices)"
-    mend = "sudo systemctl restart docker" if "Unknown Error" in told else _TOOLKIT
-    return Finding("GPU in containers", "error", told, needed, mend)
+    fix = "sudo systemctl restart docker" if "Unknown Error" in told else _TOOLKIT
+    return Finding("GPU in containers", "error", told, needed=needed, fix=fix)
 
 
 def cgroups(engine: Engine, devices: Path = Path("/dev/char")) -> Finding:
@@ -131,8 +133,10 @@ def cgroups(engine: Engine, devices: Path = Path("/dev/char")) -> Finding:
     found = f"cgroup driver {engine.cgroup_driver or 'unknown'}, v{engine.cgroup_version or '?'}"
     needed = "GPUs that stay after `systemctl daemon-reload`"
     if engine.cgroup_driver != "systemd":
-        return Finding("cgroups", "ok", found, needed)
+        return Finding("cgroups", "ok", found, needed=needed)
     if docker.has_device_links(devices):
-        return Finding("cgroups", "ok", f"{found}, devices linked in /dev/char", needed)
+        return Finding("cgroups", "ok", f"{found}, devices linked in /dev/char", needed=needed)
     told = f"{found}, no links in /dev/char: a daemon-reload ends a training with 'Unknown Error'"
-    return Finding("cgroups", "warning", told, needed, f"{_LINKS} (at each boot); or {_CGROUPFS}")
+    return Finding(
+        "cgroups", "warning", told, needed=needed, fix=f"{_LINKS} (at each boot); or {_CGROUPFS}"
+    )

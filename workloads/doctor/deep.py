@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from workloads.doctor.answer import Answer, ask
 from workloads.doctor.facts import Facts
-from workloads.doctor.finding import Finding
+from workloads.findings import Finding
 
 _COMMON = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "pyarrow")
 PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -58,9 +58,9 @@ def packages(facts: Facts, names: Sequence[str]) -> Finding:
     failed = {name: what for name, what in told.items() if not re.match(r"\d", what)}
     if not told or failed:
         found = "; ".join(f"{name}: {what}" for name, what in failed.items()) or answer.problem
-        return Finding("packages", "error", found, ", ".join(names), "make setup")
+        return Finding("packages", "error", found, needed=", ".join(names), fix="make setup")
     found = ", ".join(f"{name} {version}" for name, version in told.items())
-    return Finding("packages", "ok", found, "imports without errors")
+    return Finding("packages", "ok", found, needed="imports without errors")
 
 
 def compute(facts: Facts) -> Finding:
@@ -69,10 +69,10 @@ def compute(facts: Facts) -> Finding:
     told = _told(answer)
     needed = "finite gradients that agree with the CPU's"
     if not answer.is_good or not told:
-        mend = "compare driver and compute capability above with torch's build"
-        return Finding("forward and backward", "error", answer.problem, needed, mend)
+        fix = "compare driver and compute capability above with torch's build"
+        return Finding("forward and backward", "error", answer.problem, needed=needed, fix=fix)
     found = f"{told['device']}, {told['dtype']}: off by {told['error']}"
-    return Finding("forward and backward", "ok", found, needed)
+    return Finding("forward and backward", "ok", found, needed=needed)
 
 
 def collective(facts: Facts) -> Finding:
@@ -84,6 +84,6 @@ def collective(facts: Facts) -> Finding:
     told = _told(answer)
     needed = "2 ranks that add up their numbers"
     if not told:
-        mend = "NCCL_DEBUG=INFO shows where they wait; see the rows on P2P and interfaces"
-        return Finding("collective", "error", answer.problem, needed, mend)
-    return Finding("collective", "ok", f"{told['backend']} on {told['device']}", needed)
+        fix = "NCCL_DEBUG=INFO shows where they wait; see the rows on P2P and interfaces"
+        return Finding("collective", "error", answer.problem, needed=needed, fix=fix)
+    return Finding("collective", "ok", f"{told['backend']} on {told['device']}", needed=needed)

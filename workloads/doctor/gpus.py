@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from workloads.doctor import nvidia
 from workloads.doctor.facts import Facts, Node
-from workloads.doctor.finding import Finding, Verdict
 from workloads.doctor.nvidia import Card
+from workloads.findings import Finding, Level
 
 GIB = 1 << 30
 _MAY_FIT = 1.15  # the plan counts every row at the longest length: a little over may well fit
@@ -31,20 +31,20 @@ def _driver_missing(facts: Facts) -> Finding:
     plugged = nvidia.on_the_bus()
     told = facts.smi.problem
     needed = f"driver {nvidia.dotted(_needed_driver(facts))} or newer" if facts.build.cuda else ""
-    verdict: Verdict = "error" if facts.needs_gpu or plugged else "warning"
+    level: Level = "error" if facts.needs_gpu or plugged else "warning"
     if "version mismatch" in told:
-        return Finding("NVIDIA driver", "error", told, needed, "sudo reboot")
+        return Finding("NVIDIA driver", "error", told, needed=needed, fix="sudo reboot")
     if plugged:
         told = f"an NVIDIA card on the bus, but {told}"
-        return Finding("NVIDIA driver", verdict, told, needed, _install_driver())
+        return Finding("NVIDIA driver", level, told, needed=needed, fix=_install_driver())
     if facts.needs_gpu:
-        mend = f"run {facts.profile} on a machine with an NVIDIA GPU, or try `make train` here"
-        return Finding("NVIDIA driver", verdict, f"no NVIDIA GPU: {told}", needed, mend)
+        fix = f"run {facts.profile} on a machine with an NVIDIA GPU, or try `make train` here"
+        return Finding("NVIDIA driver", level, f"no NVIDIA GPU: {told}", needed=needed, fix=fix)
     config = facts.config
     if config is not None and config.train.precision == "fp32":
-        return Finding("GPU", "ok", "none: trains on the CPU", "none")
+        return Finding("GPU", "ok", "none: trains on the CPU", needed="none")
     rest = f"{facts.profile or 'all but the demo'} would take the CPU, slowly"
-    return Finding("GPU", verdict, f"no NVIDIA GPU ({told}): {rest}", "an NVIDIA GPU")
+    return Finding("GPU", level, f"no NVIDIA GPU ({told}): {rest}", needed="an NVIDIA GPU")
 
 
 def _install_driver() -> str:
@@ -64,27 +64,27 @@ def _driver(facts: Facts) -> Finding:
             *("NVIDIA driver", "error" if facts.needs_gpu else "warning"),
             f"{found}, but torch is built for CPUs ({build.source})",
             "a CUDA build of torch, or CUDA_VISIBLE_DEVICES= to train on the CPU",
-            "TORCH_INDEX_URL=…/whl/cu130 make setup",
+            needed="TORCH_INDEX_URL=…/whl/cu130 make setup",
         )
     oldest, own = _needed_driver(facts), nvidia.OWN_DRIVER.get(build.cuda[:2])
     name = f"CUDA {'.'.join(map(str, build.cuda[:2]))} ({build.source})"
     needed = f"{nvidia.dotted(oldest)} or newer for {name}"
     if nvidia.numbers(found) < oldest:
-        return Finding("NVIDIA driver", "error", found, needed, _newer_driver(found))
+        return Finding("NVIDIA driver", "error", found, needed=needed, fix=_newer_driver(found))
     if own and nvidia.numbers(found) < own:
         told = f"{found}: older than {nvidia.dotted(own)}, which came with this CUDA; code that is "
         told += "compiled at run time (torch.compile, kernels) may fail"
-        return Finding("NVIDIA driver", "warning", told, needed, _install_driver())
-    return Finding("NVIDIA driver", "ok", found, needed)
+        return Finding("NVIDIA driver", "warning", told, needed=needed, fix=_install_driver())
+    return Finding("NVIDIA driver", "ok", found, needed=needed)
 
 
 def _newer_driver(found: str) -> str:
     """A newer driver, or the older build of torch where that would do."""
     old = nvidia.build_of_index(nvidia.OLD_INDEX)
-    mend = _install_driver()
+    fix = _install_driver()
     if old and old.cuda and nvidia.numbers(found) >= nvidia.oldest_driver(old.cuda):
-        mend += f"; or the older build: {nvidia.OLD_INDEX} make setup"
-    return mend
+        fix += f"; or the older build: {nvidia.OLD_INDEX} make setup"
+    return fix
 
 
 def _capability(facts: Facts) -> Finding | None:
@@ -99,8 +99,8 @@ def _capability(facts: Facts) -> Finding | None:
     found = ", ".join(f"{name} {cap[0]}.{cap[1]}" for name, cap in told.items() if cap)
     left_out = [cap for cap in told.values() if cap and not nvidia.is_served(cap, facts.build.cuda)]
     if not left_out:
-        return Finding("compute capability", "ok", found, needed)
-    return Finding("compute capability", "error", found, needed, _other_build(left_out))
+        return Finding("compute capability", "ok", found, needed=needed)
+    return Finding("compute capability", "error", found, needed=needed, fix=_other_build(left_out))
 
 
 def _other_build(capabilities: Sequence[tuple[int, int]]) -> str:
@@ -123,7 +123,9 @@ def _bf16(facts: Facts) -> Finding | None:
     if not old:
         return None
     told = f"{', '.join(sorted(old))}: no bf16 units"
-    return Finding("precision", "warning", told, "8.0 or newer for bf16", "train.precision=fp16")
+    return Finding(
+        "precision", "warning", told, needed="8.0 or newer for bf16", fix="train.precision=fp16"
+    )
 
 
 def _count(facts: Facts) -> Finding:
@@ -133,15 +135,17 @@ def _count(facts: Facts) -> Finding:
     if facts.profile is None:
         return Finding("GPUs", "ok", found)
     if not cards:
-        return Finding("GPUs", "warning", f"{found}: trains on the CPU", mend=_unhide(facts))
+        return Finding("GPUs", "warning", f"{found}: trains on the CPU", fix=_unhide(facts))
     wanted = "; ".join(_wanted(node) for node in facts.nodes)
     double = _shared(facts.nodes)
     if double:
         told = f"GPU {', '.join(double)} given to two nodes"
-        return Finding("GPUs", "error", told, "each GPU to one node: NCCL refuses two ranks on one")
+        return Finding(
+            "GPUs", "error", told, needed="each GPU to one node: NCCL refuses two ranks on one"
+        )
     if all(len(node.cards) >= _need(node) for node in facts.nodes):
-        return Finding("GPUs", "ok", found, wanted)
-    return Finding("GPUs", "error", found, wanted, _fewer(facts))
+        return Finding("GPUs", "ok", found, needed=wanted)
+    return Finding("GPUs", "error", found, needed=wanted, fix=_fewer(facts))
 
 
 def _unhide(facts: Facts) -> str:
@@ -196,12 +200,16 @@ def _memory(facts: Facts) -> Finding | None:
     needed = f"{total / GIB:.1f} GiB in each, by the plan"
     found = f"{size / GIB:.1f} GiB"
     if total <= size:
-        return Finding("GPU memory", "ok", found, needed)
+        return Finding("GPU memory", "ok", found, needed=needed)
     from workloads.plan.estimate import advice
 
-    verdict: Verdict = "warning" if total <= _MAY_FIT * size else "error"
+    level: Level = "warning" if total <= _MAY_FIT * size else "error"
     return Finding(
-        "GPU memory", verdict, found, needed, "; ".join(advice(facts.plan, facts.config, size))
+        "GPU memory",
+        level,
+        found,
+        needed=needed,
+        fix="; ".join(advice(facts.plan, facts.config, size)),
     )
 
 
@@ -218,14 +226,14 @@ def _p2p(facts: Facts) -> Finding | None:
         told = "no" if pairs is None else f"no, for {len(pairs)} of {_pairs(cards)} pairs"
         needed = "NCCL_P2P_DISABLE=1"
         if is_off:
-            return Finding("P2P between GPUs", "ok", f"{told}; NCCL has been told", needed)
+            return Finding("P2P between GPUs", "ok", f"{told}; NCCL has been told", needed=needed)
         # With it on, NCCL between GeForce cards hangs or crashes; others it asks first.
-        verdict: Verdict = "error" if _is_geforce(cards) else "warning"
-        return Finding("P2P between GPUs", verdict, told, needed, _TELL_NCCL)
+        level: Level = "error" if _is_geforce(cards) else "warning"
+        return Finding("P2P between GPUs", level, told, needed=needed, fix=_TELL_NCCL)
     if is_off:
         told = "yes, but NCCL_P2P_DISABLE=1 keeps NCCL from it: slower"
-        mend = "echo NCCL_P2P_DISABLE=0 >>.env"
-        return Finding("P2P between GPUs", "warning", told, "NCCL_P2P_DISABLE=0", mend)
+        fix = "echo NCCL_P2P_DISABLE=0 >>.env"
+        return Finding("P2P between GPUs", "warning", told, needed="NCCL_P2P_DISABLE=0", fix=fix)
     return Finding("P2P between GPUs", "ok", "yes, between all")
 
 

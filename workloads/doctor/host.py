@@ -14,7 +14,7 @@ from pathlib import Path
 from workloads import device
 from workloads.doctor.docker import Engine
 from workloads.doctor.facts import SETUP, Facts
-from workloads.doctor.finding import Finding, Verdict
+from workloads.findings import Finding, Level
 
 GIB, MIB = 1 << 30, 1 << 20
 _OLDEST_PYTHON, _FIRST_TOO_NEW = (3, 11), (3, 13)
@@ -39,12 +39,14 @@ def _python(facts: Facts) -> Finding:
         return Finding("Python", "ok", f"{found}; the images bring their own")
     needed = "3.11 or 3.12, with the project's packages"
     if not _OLDEST_PYTHON <= version < _FIRST_TOO_NEW:
-        mend = f"sudo apt-get install -y python3.11 python3.11-venv && {SETUP}"
-        return Finding("Python", "error", found, needed, mend)
+        fix = f"sudo apt-get install -y python3.11 python3.11-venv && {SETUP}"
+        return Finding("Python", "error", found, needed=needed, fix=fix)
     try:
-        return Finding("Python", "ok", f"{found} with torch {metadata.version('torch')}", needed)
+        return Finding(
+            "Python", "ok", f"{found} with torch {metadata.version('torch')}", needed=needed
+        )
     except metadata.PackageNotFoundError:
-        return Finding("Python", "warning", f"{found} without torch", needed, SETUP)
+        return Finding("Python", "warning", f"{found} without torch", needed=needed, fix=SETUP)
 
 
 def _interfaces(facts: Facts) -> list[Finding]:
@@ -57,8 +59,8 @@ def _interfaces(facts: Facts) -> list[Finding]:
         if value and not interface_exists(value, there, exact=name.startswith("GLOO")):
             where = "in a container on its own network" if bridged else "on this machine"
             needed = f"one of {', '.join(there)}, {where}"
-            mend = f"take {name} out of .env: `launch` finds the right one"
-            found.append(Finding(name, "error", value, needed, mend))
+            fix = f"take {name} out of .env: `launch` finds the right one"
+            found.append(Finding(name, "error", value, needed=needed, fix=fix))
     told = [facts.setting(name) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")]
     text = ", ".join(dict.fromkeys(filter(None, told))) or "not set: chosen at the start of a run"
     return found or [Finding("network interface", "ok", text)]
@@ -90,14 +92,14 @@ def _shared_memory(facts: Facts) -> Finding | None:
     told = f"{size / MIB:.0f} MiB" if size < GIB else f"{size / GIB:.1f} GiB"
     if size >= _SHARED or (ranks < 2 and not workers):
         return Finding("/dev/shm", "ok", told)
-    verdict: Verdict = "error" if size <= _SHARED_BY_ENGINE else "warning"
-    mend = "sudo mount -o remount,size=16g /dev/shm"
+    level: Level = "error" if size <= _SHARED_BY_ENGINE else "warning"
+    fix = "sudo mount -o remount,size=16g /dev/shm"
     if facts.in_docker:
-        mend = "TATARA_SHM_SIZE=16gb in .env"
+        fix = "TATARA_SHM_SIZE=16gb in .env"
     elif Path("/.dockerenv").exists():
-        mend = "start this container with --shm-size=16g"
+        fix = "start this container with --shm-size=16g"
     needed = f"1 GiB for {ranks} GPU ranks and {workers} loader processes each"
-    return Finding("/dev/shm", verdict, told, needed, mend)
+    return Finding("/dev/shm", level, told, needed=needed, fix=fix)
 
 
 def existing(folder: Path) -> Path:
@@ -112,16 +114,18 @@ def _disk(facts: Facts) -> Finding:
     place = existing(facts.outputs)
     free = shutil.disk_usage(place).free
     found = f"{free / GIB:.1f} GiB free for {facts.outputs}"
-    mend = f"free some on the file system of {place}, or set TATARA_OUTPUTS to another one"
+    fix = f"free some on the file system of {place}, or set TATARA_OUTPUTS to another one"
     if free < _FREE_AT_LEAST:
-        return Finding("disk", "error", found, "1 GiB at least", mend)
+        return Finding("disk", "error", found, needed="1 GiB at least", fix=fix)
     plan = facts.plan
     if plan is None or plan.total is None:
-        return Finding("disk", "ok", found, "1 GiB at least; more is not planned")
+        return Finding("disk", "ok", found, needed="1 GiB at least; more is not planned")
     needed = f"{plan.disk / GIB:.1f} GiB for checkpoints and the final model, by the plan"
     if plan.disk > free:
-        return Finding("disk", "error", found, needed, f"{mend}; or checkpoints.keep_last=1")
-    return Finding("disk", "ok", found, needed)
+        return Finding(
+            "disk", "error", found, needed=needed, fix=f"{fix}; or checkpoints.keep_last=1"
+        )
+    return Finding("disk", "ok", found, needed=needed)
 
 
 def _host_memory(facts: Facts) -> Finding:
@@ -136,11 +140,11 @@ def _host_memory(facts: Facts) -> Finding:
     wanted = plan.host_memory * facts.nodes_here
     needed = f"{wanted / GIB:.1f} GiB, by the plan"
     # The plan counts processes with CUDA in them, and pages that are only read may be dropped.
-    verdict: Verdict = "ok" if wanted <= memory.available else "warning"
+    level: Level = "ok" if wanted <= memory.available else "warning"
     if wanted > 2 * size:
-        verdict = "error"
-    mend = "close other programs, add memory, or set train.workers=0" if verdict != "ok" else ""
-    return Finding("host memory", verdict, found, needed, mend)
+        level = "error"
+    fix = "close other programs, add memory, or set train.workers=0" if level != "ok" else ""
+    return Finding("host memory", level, found, needed=needed, fix=fix)
 
 
 def _ports(facts: Facts) -> Finding | None:
@@ -160,9 +164,11 @@ def _ports(facts: Facts) -> Finding | None:
     busy = [port for port in (first, first + 1) if not is_free(port)]
     needed = f"{first} and {first + 1} free"
     if not busy:
-        return Finding("ports", "ok", "both free", needed)
+        return Finding("ports", "ok", "both free", needed=needed)
     told = f"{' and '.join(map(str, busy))} taken"
-    return Finding("ports", "error", told, needed, f"MASTER_PORT={_free_pair(first)} on all nodes")
+    return Finding(
+        "ports", "error", told, needed=needed, fix=f"MASTER_PORT={_free_pair(first)} on all nodes"
+    )
 
 
 def is_free(port: int) -> bool:
@@ -195,8 +201,10 @@ def _folders(facts: Facts) -> Finding:
     if not bad:
         return Finding("folders", "ok", f"{facts.outputs} and {facts.cache} are yours to write")
     told = ", ".join(f"{place} (of uid {place.stat().st_uid})" for place in dict.fromkeys(bad))
-    mend = f"sudo chown -R {uid}:{gid} {' '.join(map(str, dict.fromkeys(bad)))}"
-    return Finding("folders", "error", f"not writable by uid {uid}: {told}", "yours to write", mend)
+    fix = f"sudo chown -R {uid}:{gid} {' '.join(map(str, dict.fromkeys(bad)))}"
+    return Finding(
+        "folders", "error", f"not writable by uid {uid}: {told}", needed="yours to write", fix=fix
+    )
 
 
 def may_write(place: Path, uid: int, gid: int) -> bool:
@@ -216,10 +224,10 @@ def _user(facts: Facts) -> Finding | None:
         return None
     own = ":".join(map(str, _caller(facts)))
     if users == {own}:
-        return Finding("user of containers", "ok", own, own)
+        return Finding("user of containers", "ok", own, needed=own)
     told = f"{', '.join(sorted(users))} where `docker compose` is called by hand"
-    mend = "scripts/setup_environment.sh    (writes UID and GID into .env)"
-    return Finding("user of containers", "warning", told, own, mend)
+    fix = "scripts/setup_environment.sh    (writes UID and GID into .env)"
+    return Finding("user of containers", "warning", told, needed=own, fix=fix)
 
 
 def _dotenv(path: Path = Path(".env")) -> Finding:
@@ -228,13 +236,15 @@ def _dotenv(path: Path = Path(".env")) -> Finding:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         told = f"mode {mode:o}: others on this machine can read your tokens"
-        return Finding(".env", "warning", told, "mode 600", f"chmod 600 {path}")
-    return Finding(".env", "ok", f"mode {mode:o}", "yours alone to read")
+        return Finding(".env", "warning", told, needed="mode 600", fix=f"chmod 600 {path}")
+    return Finding(".env", "ok", f"mode {mode:o}", needed="yours alone to read")
 
 
 def _year() -> Finding:
     year = time.gmtime().tm_year
     if year < _FIRST_YEAR:
-        mend = "sudo timedatectl set-ntp true"
-        return Finding("clock", "warning", f"the year {year}", f"{_FIRST_YEAR} or later", mend)
+        fix = "sudo timedatectl set-ntp true"
+        return Finding(
+            "clock", "warning", f"the year {year}", needed=f"{_FIRST_YEAR} or later", fix=fix
+        )
     return Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))

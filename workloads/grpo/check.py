@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workloads.check import Finding, Level, world_size
+from workloads.check import world_size
 from workloads.engine.hub.publish import may_push
 from workloads.errors import TataraError, UserError
+from workloads.findings import Finding, Level
 from workloads.grpo.config import GENERATED, GrpoConfig
 
 if TYPE_CHECKING:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from workloads.check import Finding
 from workloads.data.rows import data_files
 from workloads.engine.hub.publish import may_push
 from workloads.errors import UserError
+from workloads.findings import Finding
 from workloads.llm.config import LlmConfig
 
 

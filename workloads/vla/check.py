@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workloads import device
-from workloads.check import Finding
 from workloads.engine.hub.publish import may_push
 from workloads.errors import UserError
+from workloads.findings import Finding
 from workloads.plan.estimate import estimate
 from workloads.vla.config import VlaConfig
 from workloads.vla.recipes import fitting_recipe

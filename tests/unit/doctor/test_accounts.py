@@ -65,7 +65,7 @@ def test_answers_of_the_hub(
 ) -> None:  # fmt: skip
     hub.status, hub.headers = status, headers
     got = host.examine("llm-4090", HF_TOKEN=token)["hub"]
-    assert got.verdict == verdict and found in got.found and mend in got.mend, got
+    assert got.level == verdict and found in got.found and mend in got.fix, got
     sent = f"Bearer {token}" if token else None
     assert hub.asked == [("HEAD", f"/{MODEL}/resolve/main/config.json", sent)]
     assert "hf_" not in got.line()
@@ -82,7 +82,7 @@ def test_a_hub_that_says_nothing(host: Machine, hub: Hub) -> None:
 def test_no_network(host: Machine, hub: Hub) -> None:
     hub.close()
     got = host.examine("llm-4090")
-    assert got["hub"].verdict == "warning" and "cannot be reached" in got["hub"].found
+    assert got["hub"].level == "warning" and "cannot be reached" in got["hub"].found
     assert "clock offset" not in got
 
 
@@ -91,10 +91,10 @@ def test_no_network_but_a_copy(host: Machine, hub: Hub) -> None:
     copy = host.home / "hub" / "models--meta-llama--Llama-3.2-1B-Instruct" / "snapshots" / "abc"
     copy.mkdir(parents=True)
     env = {"HF_HUB_CACHE": str(host.home / "hub")}
-    assert host.examine("llm-4090", **env)["hub"].verdict == "warning"
+    assert host.examine("llm-4090", **env)["hub"].level == "warning"
     (copy / "config.json").write_text("{}")
     got = host.examine("llm-4090", **env)["hub"]
-    assert got.verdict == "ok" and "is in the cache" in got.found
+    assert got.level == "ok" and "is in the cache" in got.found
 
 
 def test_the_cache_of_containers_is_the_one_they_mount(host: Machine, hub: Hub) -> None:
@@ -103,23 +103,23 @@ def test_the_cache_of_containers_is_the_one_they_mount(host: Machine, hub: Hub) 
     copy = host.home / ".cache/huggingface/hub/models--meta-llama--Llama-3.2-1B-Instruct"
     (copy / "snapshots" / "abc").mkdir(parents=True)
     (copy / "snapshots" / "abc" / "config.json").write_text("{}")
-    assert host.examine("llm-4090")["hub"].verdict == "ok"
+    assert host.examine("llm-4090")["hub"].level == "ok"
 
 
 def test_offline_by_wish(host: Machine, hub: Hub) -> None:
     got = host.examine("llm-4090", HF_HUB_OFFLINE="1")["hub"]
-    assert got.verdict == "error" and "not in the cache" in got.found
+    assert got.level == "error" and "not in the cache" in got.found
     assert hub.asked == []
 
 
 def test_models_that_stand_in_for_it(host: Machine, hub: Hub) -> None:
     hub.status = 404
     got = host.examine("llm-4090", "model.fallbacks=[a/b, c/d]")["hub"]
-    assert got.verdict == "warning" and "falls back on a/b, c/d" in got.found
+    assert got.level == "warning" and "falls back on a/b, c/d" in got.found
 
 
 def test_a_folder_asks_nobody(host: Machine, hub: Hub) -> None:
-    assert host.examine("demo")["hub"].verdict == "skipped"
+    assert host.examine("demo")["hub"].level == "skipped"
     assert host.examine()["hub"].found == "no profile was named"
     assert hub.asked == []
 
@@ -128,7 +128,7 @@ def test_the_token_stays_with_the_hub(host: Machine, hub: Hub) -> None:
     """A file is often kept at another host: that the hub sends one there is answer enough."""
     other = Hub()
     hub.status, hub.headers = 302, {"Location": f"{other.address}/file"}
-    assert host.examine("llm-4090", HF_TOKEN="hf_x")["hub"].verdict == "ok"
+    assert host.examine("llm-4090", HF_TOKEN="hf_x")["hub"].level == "ok"
     assert other.asked == []
     other.close()
 
@@ -145,7 +145,7 @@ def test_a_redirect_within_the_hub_is_followed(hub: Hub) -> None:
 )
 def test_the_clock_against_the_hubs(away: int, verdict: str, found: str) -> None:
     got = accounts.offset(Reply(200, {"date": formatdate(time.time() + away, usegmt=True)}))
-    assert got is not None and got.verdict == verdict and found in got.found
+    assert got is not None and got.level == verdict and found in got.found
 
 
 def test_a_hub_that_does_not_tell_the_time() -> None:
@@ -156,8 +156,8 @@ def test_a_hub_that_does_not_tell_the_time() -> None:
 def test_the_key_of_weights_and_biases(host: Machine) -> None:
     online = "tracking.wandb=online"
     assert "Weights & Biases" not in host.examine("demo")
-    assert host.examine("demo", online)["Weights & Biases"].verdict == "warning"
-    assert host.examine("demo", online, WANDB_API_KEY="k")["Weights & Biases"].verdict == "ok"
+    assert host.examine("demo", online)["Weights & Biases"].level == "warning"
+    assert host.examine("demo", online, WANDB_API_KEY="k")["Weights & Biases"].level == "ok"
 
 
 def test_a_certificate_that_is_refused_names_the_clock() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.doctor_machine import ROOT, RTX_4090, Machine, llm, service
 from workloads.doctor import deep
-from workloads.doctor.finding import Finding, table
+from workloads.findings import Finding, table
 
 pytestmark = pytest.mark.unit
 # -S leaves site-packages out: a Python with its standard library alone.
@@ -42,19 +42,19 @@ def test_a_bare_python_says_what_it_cannot_know(host: Machine) -> None:
     done = call(host, [*BARE, "llm-4090", "--json"])
     told = json.loads(done.stdout)
     assert (done.returncode, told["ok"], told["runtime"]) == (0, True, "docker"), done.stdout
-    found = {one["check"]: one for one in told["checks"]}
-    assert found["profile"]["verdict"] == "skipped"
+    found = {one["name"]: one for one in told["checks"]}
+    assert found["profile"]["level"] == "skipped"
     assert "needs `make setup`" in found["profile"]["found"]
-    assert found["GPUs"]["verdict"] == "ok"
-    assert found["GPU memory"]["verdict"] == found["hub"]["verdict"] == "skipped"
-    assert set(found["GPUs"]) == {"check", "verdict", "found", "needed", "mend"}
+    assert found["GPUs"]["level"] == "ok"
+    assert found["GPU memory"]["level"] == found["hub"]["level"] == "skipped"
+    assert set(found["GPUs"]) == {"name", "level", "found", "fix", "needed"}
 
 
 def test_a_bare_python_counts_gpus_by_the_services(host: Machine) -> None:
     host.gpus(RTX_4090)
     done = call(host, [*BARE, "llm-4090", "--brief"])
     assert done.returncode == 1
-    assert "ERROR: GPUs: found 1 (NVIDIA GeForce RTX 4090); needed: llm-master: 2" in done.stdout
+    assert "ERROR   GPUs: 1 (NVIDIA GeForce RTX 4090); needed: llm-master: 2" in done.stdout
 
 
 def test_an_old_driver_ends_with_one_and_names_the_command(host: Machine) -> None:
@@ -81,8 +81,8 @@ def test_a_mistake_in_the_profile_is_an_error(host: Machine) -> None:
 
 def test_words_of_train_are_understood(host: Machine) -> None:
     done = call(host, [*FULL, "llm-4090", "--resume", "latest", "--json", "train.workers=3"])
-    found = {one["check"]: one for one in json.loads(done.stdout)["checks"]}
-    assert found["GPU memory"]["verdict"] == "ok"
+    found = {one["name"]: one for one in json.loads(done.stdout)["checks"]}
+    assert found["GPU memory"]["level"] == "ok"
     wrong = call(host, [*FULL, "llm-4090", "--brief", "--resume", "train.wrokers=3"])
     assert wrong.returncode == 1 and "did you mean 'workers'?" in wrong.stdout
     refused = call(host, [*FULL, "--learning_rate=1"])
@@ -106,7 +106,7 @@ def test_an_older_python_can_read_it(path: Path) -> None:
 
 def test_a_table_keeps_its_columns_and_never_cuts_a_command() -> None:
     long = "x" * 150
-    text = table([Finding("disk", "error", "much " * 30, "little", long)], columns=90)
+    text = table([Finding("disk", "error", "much " * 30, needed="little", fix=long)], columns=90)
     head, rule, *rows = text.splitlines()
     assert head.split() == ["check", "found", "needed", "verdict"]
     assert len(rule) == 90
@@ -119,7 +119,7 @@ def test_a_table_keeps_its_columns_and_never_cuts_a_command() -> None:
 def test_deep_is_skipped_without_torch(host: Machine) -> None:
     done = call(host, [*BARE, "--deep", "--json", "llm-4090"])
     last = json.loads(done.stdout)["checks"][-1]
-    assert last["check"] == "trials" and last["verdict"] == "skipped"
+    assert last["name"] == "trials" and last["level"] == "skipped"
     assert "run --rm llm-master doctor llm-4090 --deep" in last["found"]
 
 
@@ -128,9 +128,9 @@ def test_deep_computes_and_speaks(host: Machine) -> None:
     env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     facts = host.look("demo", TATARA_RUNTIME="local", OMP_NUM_THREADS="1", **env)
     found = [deep.compute(facts), deep.collective(facts)]
-    assert [one.verdict for one in found] == ["ok", "ok"], found
+    assert [one.level for one in found] == ["ok", "ok"], found
     assert found[1].found.split()[0] in ("gloo", "nccl")
     good = deep.packages(facts, ["safetensors"])
-    assert good.verdict == "ok" and good.found.startswith("safetensors 0.")
+    assert good.level == "ok" and good.found.startswith("safetensors 0.")
     bad = deep.packages(facts, ["safetensors", "no_such_package"])
-    assert bad.verdict == "error" and "no_such_package: ModuleNotFoundError" in bad.found
+    assert bad.level == "error" and "no_such_package: ModuleNotFoundError" in bad.found

@@ -25,12 +25,12 @@ def host(tmp_path: Path) -> Machine:
 def test_an_engine_without_the_toolkit(host: Machine) -> None:
     host.docker(llm(), runtimes=BARE)
     found = host.examine("llm-4090")
-    assert found["container toolkit"].verdict == "error"
+    assert found["container toolkit"].level == "error"
     assert found["container toolkit"].found == "none; the engine's runtimes are: runc"
     assert "install -y nvidia-container-toolkit && sudo nvidia-ctk" in (
-        found["container toolkit"].mend
+        found["container toolkit"].fix
     )
-    assert found["GPU in containers"].verdict == "skipped"
+    assert found["GPU in containers"].level == "skipped"
 
 
 def test_a_toolkit_that_the_engine_does_not_know(host: Machine) -> None:
@@ -39,8 +39,8 @@ def test_a_toolkit_that_the_engine_does_not_know(host: Machine) -> None:
         "nvidia-ctk", otherwise=say("NVIDIA Container Toolkit CLI version 1.17.8\ncommit: f2")
     )
     found = host.examine("llm-4090")["container toolkit"]
-    assert found.verdict == "error" and found.found.startswith("1.17.8; ")
-    assert found.mend == (
+    assert found.level == "error" and found.found.startswith("1.17.8; ")
+    assert found.fix == (
         "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
     )
 
@@ -48,14 +48,14 @@ def test_a_toolkit_that_the_engine_does_not_know(host: Machine) -> None:
 def test_a_toolkit_beside_the_engine_is_enough(host: Machine) -> None:
     host.docker(llm(), runtimes=BARE)
     host.program("nvidia-container-runtime-hook", otherwise="exit 0")
-    assert host.examine("llm-4090")["container toolkit"].verdict == "ok"
+    assert host.examine("llm-4090")["container toolkit"].level == "ok"
 
 
 def test_an_engine_that_refuses_the_gpu(host: Machine) -> None:
     words = f"docker: Error response from daemon: {REFUSAL}.\n\nRun 'docker run --help' for more"
     host.docker(llm(), runtimes=BARE, run=f"{say(words)} >&2; exit 125")
     found = host.examine("llm-4090")["GPU in containers"]
-    assert found.verdict == "error" and REFUSAL in found.found
+    assert found.level == "error" and REFUSAL in found.found
 
 
 def test_a_gpu_that_is_handed_over_and_the_torch_in_the_image(host: Machine) -> None:
@@ -69,7 +69,7 @@ def test_a_gpu_that_is_handed_over_and_the_torch_in_the_image(host: Machine) -> 
 def test_a_container_that_lost_its_gpu(host: Machine) -> None:
     host.docker(llm(), run=f"{say('Failed to initialize NVML: Unknown Error')}; exit 255")
     found = host.examine("llm-4090")["GPU in containers"]
-    assert found.verdict == "error" and found.mend == "sudo systemctl restart docker"
+    assert found.level == "error" and found.fix == "sudo systemctl restart docker"
 
 
 def test_the_reservation_is_what_counts(host: Machine) -> None:
@@ -83,10 +83,10 @@ def test_the_reservation_is_what_counts(host: Machine) -> None:
 def test_a_daemon_reload_that_would_take_the_gpu(tmp_path: Path) -> None:
     systemd = Engine("28.2.2", "2.40.0", cgroup_driver="systemd", cgroup_version="2")
     found = containers.cgroups(systemd, tmp_path)
-    assert found.verdict == "warning" and "create-dev-char-symlinks" in found.mend
+    assert found.level == "warning" and "create-dev-char-symlinks" in found.fix
     (tmp_path / "195:255").symlink_to("/dev/nvidiactl")
-    assert containers.cgroups(systemd, tmp_path).verdict == "ok"
-    assert containers.cgroups(Engine("28.2.2", "2", cgroup_driver="cgroupfs")).verdict == "ok"
+    assert containers.cgroups(systemd, tmp_path).level == "ok"
+    assert containers.cgroups(Engine("28.2.2", "2", cgroup_driver="cgroupfs")).level == "ok"
 
 
 @pytest.mark.parametrize(
@@ -99,29 +99,29 @@ def test_a_daemon_reload_that_would_take_the_gpu(tmp_path: Path) -> None:
 def test_versions_too_old(host: Machine, facts: dict[str, str], check: str, found: str) -> None:
     host.docker(llm(), **facts)
     got = host.examine("llm-4090")[check]
-    assert (got.verdict, got.found) == ("error", found)
-    assert host.examine("llm-4090", TATARA_RUNTIME="local")[check].verdict == "warning"
+    assert (got.level, got.found) == ("error", found)
+    assert host.examine("llm-4090", TATARA_RUNTIME="local")[check].level == "warning"
 
 
 @pytest.mark.parametrize("version", ["2.24.0", "v2.40.1", "5.0.1", "2.26.1-4"])
 def test_versions_new_enough(host: Machine, version: str) -> None:
     host.docker(llm(), compose=version)
-    assert host.examine("llm-4090")["Docker Compose"].verdict == "ok"
+    assert host.examine("llm-4090")["Docker Compose"].level == "ok"
 
 
 @pytest.mark.parametrize("option", ["name=rootless", "name=userns"])
 def test_an_engine_whose_uids_are_others(host: Machine, option: str) -> None:
     host.docker(llm(), SecurityOptions=["name=seccomp,profile=default", option])
-    assert host.examine("llm-4090")["uids in containers"].verdict == "error"
+    assert host.examine("llm-4090")["uids in containers"].level == "error"
 
 
 def test_no_engine(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     found = machine.examine("demo")
     assert found["runtime"].found == "local: no Docker engine with Compose answers"
-    assert found["Docker Engine"].verdict == "skipped"
+    assert found["Docker Engine"].level == "skipped"
     forced = machine.examine("demo", TATARA_RUNTIME="docker")["Docker Engine"]
-    assert forced.verdict == "error" and "unset TATARA_RUNTIME" in forced.mend
+    assert forced.level == "error" and "unset TATARA_RUNTIME" in forced.fix
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_an_engine_that_does_not_answer(tmp_path: Path, said: str, mend: str) ->
     answer = json.dumps({"ServerVersion": "", "ServerErrors": [said]})
     machine.program("docker", f"'info '*) {say(answer)}; exit 1 ;;")
     found = machine.examine("demo")["Docker Engine"]
-    assert found.verdict == "warning" and said in found.found and mend in found.mend
+    assert found.level == "warning" and said in found.found and mend in found.fix
 
 
 def test_what_compose_complains_of(host: Machine) -> None:
@@ -147,7 +147,7 @@ def test_what_compose_complains_of(host: Machine) -> None:
     broken = text[:start] + f"'compose --profile '*) {wrong} " + text[end:]
     (host.bin / "docker").write_text(broken)
     found = host.examine("llm-4090")["compose.yaml"]
-    assert (found.verdict, found.found) == ("error", "service llm-master: undefined volume")
+    assert (found.level, found.found) == ("error", "service llm-master: undefined volume")
 
 
 def test_a_profile_without_a_service_runs_locally(host: Machine) -> None:

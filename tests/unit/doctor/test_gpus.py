@@ -24,7 +24,7 @@ def host(tmp_path: Path) -> Machine:
 def test_what_is_good_is_called_good(host: Machine) -> None:
     found = host.examine("llm-4090")
     for name in ("NVIDIA driver", "compute capability", "GPUs", "GPU memory", "P2P between GPUs"):
-        assert found[name].verdict == "ok", found[name]
+        assert found[name].level == "ok", found[name]
     assert found["NVIDIA driver"].found == "580.95.05"
     assert found["GPUs"].needed == "llm-master: 2, numbers 0,1; llm-worker: 2, numbers 2,3"
     assert found["P2P between GPUs"].found == "no, for 6 of 6 pairs; NCCL has been told"
@@ -34,16 +34,16 @@ def test_what_is_good_is_called_good(host: Machine) -> None:
 def test_an_old_driver(host: Machine, tells: bool) -> None:
     host.gpus(*[RTX_4090] * 4, driver="525.105.17", tells_capability=tells)
     found = host.examine("llm-4090")["NVIDIA driver"]
-    assert (found.verdict, found.found) == ("error", "525.105.17")
+    assert (found.level, found.found) == ("error", "525.105.17")
     assert found.needed == "580 or newer for CUDA 13.0 (the usual build)"
-    assert "apt-get install -y nvidia-driver-580" in found.mend
-    assert "or the older build: TORCH_INDEX_URL=…/whl/cu126" in found.mend
+    assert "apt-get install -y nvidia-driver-580" in found.fix
+    assert "or the older build: TORCH_INDEX_URL=…/whl/cu126" in found.fix
 
 
 def test_an_older_build_of_torch_is_what_an_old_driver_can_run(host: Machine) -> None:
     host.gpus(*[RTX_4090] * 4, driver="525.105.17")
     found = host.examine("llm-4090", TORCH_INDEX_URL="https://example.org/whl/cu126")
-    assert found["NVIDIA driver"].verdict == "warning"
+    assert found["NVIDIA driver"].level == "warning"
     assert "525.60.13 or newer for CUDA 12.6 (TORCH_INDEX_URL ends in cu126)" in (
         found["NVIDIA driver"].needed
     )
@@ -52,7 +52,7 @@ def test_an_older_build_of_torch_is_what_an_old_driver_can_run(host: Machine) ->
 
 def test_a_driver_too_old_for_any_build_is_told_to_be_renewed(host: Machine) -> None:
     host.gpus(*[RTX_4090] * 4, driver="470.256.02", tells_capability=False)
-    mend = host.examine("llm-4090")["NVIDIA driver"].mend
+    mend = host.examine("llm-4090")["NVIDIA driver"].fix
     assert "nvidia-driver-580" in mend and "TORCH_INDEX_URL" not in mend
 
 
@@ -60,22 +60,22 @@ def test_a_driver_too_old_for_any_build_is_told_to_be_renewed(host: Machine) -> 
 def test_a_v100(host: Machine, tells: bool) -> None:
     host.gpus(*[V100] * 4, tells_capability=tells)
     found = host.examine("llm-4090")
-    assert found["compute capability"].verdict == "error"
+    assert found["compute capability"].level == "error"
     assert found["compute capability"].found == "Tesla V100-SXM2-32GB 7.0"
     assert found["compute capability"].needed.startswith("one of 7.5, 8.0")
-    assert "whl/cu126" in found["compute capability"].mend
-    assert "train.precision=fp16" in found["compute capability"].mend
-    assert found["precision"].verdict == "warning"
+    assert "whl/cu126" in found["compute capability"].fix
+    assert "train.precision=fp16" in found["compute capability"].fix
+    assert found["precision"].level == "warning"
     older = host.examine("llm-4090", "train.precision=fp16", TORCH_INDEX_URL="x/whl/cu126/")
-    assert older["compute capability"].verdict == "ok"
+    assert older["compute capability"].level == "ok"
     assert "precision" not in older
 
 
 def test_one_gpu_for_a_profile_of_four(host: Machine) -> None:
     host.gpus(RTX_4090)
     found = host.examine("llm-4090")["GPUs"]
-    assert (found.verdict, found.found) == ("error", "1 (NVIDIA GeForce RTX 4090)")
-    assert found.mend == (
+    assert (found.level, found.found) == ("error", "1 (NVIDIA GeForce RTX 4090)")
+    assert found.fix == (
         "NODES=1 NPROC_PER_NODE=1 LLM_MASTER_GPUS=0 scripts/start_training.sh llm-4090"
     )
 
@@ -84,7 +84,7 @@ def test_one_gpu_is_enough_for_one_rank(host: Machine) -> None:
     host.gpus(RTX_4090)
     host.docker(llm("0", "", environment={"NNODES": "1", "NPROC_PER_NODE": "1"}))
     found = host.examine("llm-4090", NNODES="1", NPROC_PER_NODE="1")
-    assert (found["GPUs"].verdict, found["GPUs"].needed) == ("ok", "llm-master: 1, numbers 0")
+    assert (found["GPUs"].level, found["GPUs"].needed) == ("ok", "llm-master: 1, numbers 0")
     assert "P2P between GPUs" not in found
 
 
@@ -101,14 +101,14 @@ def test_one_host_of_two_starts_one_node(host: Machine) -> None:
 def test_a_gpu_given_to_two_nodes(host: Machine) -> None:
     host.docker(llm("0,1", "1,2"))
     found = host.examine("llm-4090")["GPUs"]
-    assert (found.verdict, found.found) == ("error", "GPU 1 given to two nodes")
+    assert (found.level, found.found) == ("error", "GPU 1 given to two nodes")
 
 
 def test_no_gpu_where_a_service_reserves_one(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.docker(llm())
     found = machine.examine("llm-4090")
-    assert found["NVIDIA driver"].verdict == "error"
+    assert found["NVIDIA driver"].level == "error"
     assert "nvidia-smi is not on PATH" in found["NVIDIA driver"].found
     assert "GPUs" not in found
 
@@ -116,11 +116,11 @@ def test_no_gpu_where_a_service_reserves_one(tmp_path: Path) -> None:
 def test_no_gpu_where_none_is_needed(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.docker({"demo-master": service("demo", 0, None)})
-    assert machine.examine("demo")["GPU"].verdict == "skipped"
-    assert machine.examine()["GPU"].verdict == "warning"
+    assert machine.examine("demo")["GPU"].level == "skipped"
+    assert machine.examine()["GPU"].level == "warning"
     local = machine.examine("demo", TATARA_RUNTIME="local")["GPU"]
-    assert (local.verdict, local.found) == ("ok", "none: trains on the CPU")
-    assert machine.examine("llm-4090", TATARA_RUNTIME="local")["GPU"].verdict == "warning"
+    assert (local.level, local.found) == ("ok", "none: trains on the CPU")
+    assert machine.examine("llm-4090", TATARA_RUNTIME="local")["GPU"].level == "warning"
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_no_gpu_where_none_is_needed(tmp_path: Path) -> None:
 def test_a_driver_that_does_not_answer(host: Machine, said: str, mend: str) -> None:
     host.broken_driver(said)
     found = host.examine("llm-4090")["NVIDIA driver"]
-    assert found.verdict == "error" and said in found.found and mend in found.mend
+    assert found.level == "error" and said in found.found and mend in found.fix
 
 
 def test_the_cpu_build_beside_a_gpu(host: Machine) -> None:
     found = host.examine("llm-4090", TORCH_INDEX_URL="https://example.org/whl/cpu")
-    assert found["NVIDIA driver"].verdict == "error"
+    assert found["NVIDIA driver"].level == "error"
     assert "torch is built for CPUs" in found["NVIDIA driver"].found
     assert "compute capability" not in found
 
@@ -147,14 +147,14 @@ def test_a_plan_that_does_not_fit(host: Machine) -> None:
     small = ("NVIDIA GeForce RTX 3060 Laptop GPU", 6144, "8.6")
     host.gpus(*[small] * 4)
     found = host.examine("llm-4090")["GPU memory"]
-    assert (found.verdict, found.found) == ("error", "6.0 GiB")
-    assert "adapter.method=lora" in found.mend
+    assert (found.level, found.found) == ("error", "6.0 GiB")
+    assert "adapter.method=lora" in found.fix
 
 
 def test_p2p_that_is_there_is_to_be_used(host: Machine) -> None:
     host.gpus(*[H100] * 4, p2p="OK")
     found = host.examine("llm-4090")["P2P between GPUs"]
-    assert found.verdict == "warning" and "NCCL_P2P_DISABLE=0" in found.mend
+    assert found.level == "warning" and "NCCL_P2P_DISABLE=0" in found.fix
 
 
 @pytest.mark.parametrize(("card", "verdict"), [(RTX_4090, "error"), (H100, "warning")])
@@ -163,31 +163,31 @@ def test_p2p_that_is_not_there_and_nccl_not_told(
 ) -> None:
     host.gpus(*[card] * 4, p2p="NS")
     found = host.examine("llm-4090", TATARA_RUNTIME="local")["P2P between GPUs"]
-    assert found.verdict == verdict
-    assert "NCCL_P2P_DISABLE=1" in found.mend and "NCCL_IB_DISABLE=1" in found.mend
+    assert found.level == verdict
+    assert "NCCL_P2P_DISABLE=1" in found.fix and "NCCL_IB_DISABLE=1" in found.fix
 
 
 def test_a_local_job_shares_this_machines_gpus(host: Machine) -> None:
     found = host.examine("llm-4090", TATARA_RUNTIME="local", CUDA_VISIBLE_DEVICES="0,3")["GPUs"]
-    assert (found.verdict, found.needed) == ("error", "node 0: 2; node 1: 2")
-    assert found.mend.startswith("NNODES=1 NPROC_PER_NODE=2")
+    assert (found.level, found.needed) == ("error", "node 0: 2; node 1: 2")
+    assert found.fix.startswith("NNODES=1 NPROC_PER_NODE=2")
     fits = host.examine("llm-4090", TATARA_RUNTIME="local", CUDA_VISIBLE_DEVICES="0,3", NNODES="1")
-    assert fits["GPUs"].verdict == "ok"
+    assert fits["GPUs"].level == "ok"
 
 
 def test_one_gpu_trains_the_demo_as_one_node(host: Machine) -> None:
     """`make train` with one GPU and no engine: two nodes are one more than it has a GPU for."""
     host.gpus(H100)
     found = host.examine("demo", TATARA_RUNTIME="local")["GPUs"]
-    assert (found.verdict, found.needed) == ("ok", "node 0: 1")
+    assert (found.level, found.needed) == ("ok", "node 0: 1")
     two_ranks = host.examine("llm-4090", TATARA_RUNTIME="local")["GPUs"]
-    assert (two_ranks.verdict, two_ranks.mend) == ("error", "NPROC_PER_NODE=1")
+    assert (two_ranks.level, two_ranks.fix) == ("error", "NPROC_PER_NODE=1")
 
 
 def test_gpus_hidden_from_a_local_job(host: Machine) -> None:
     env = {"TATARA_RUNTIME": "local", "CUDA_VISIBLE_DEVICES": "7"}
     found = host.examine("llm-4090", **env)["GPUs"]
-    assert found.verdict == "warning" and "7 names no GPU" in found.mend
+    assert found.level == "warning" and "7 names no GPU" in found.fix
 
 
 def test_cards_of_a_table_alone(host: Machine) -> None:

@@ -41,7 +41,7 @@ def test_names_of_interfaces(value: str, exact: bool, expected: bool) -> None:
 def test_an_interface_that_is_not_there(host: Machine) -> None:
     found = host.examine("demo", NCCL_SOCKET_IFNAME="lo", GLOO_SOCKET_IFNAME="nosuch0")
     assert "NCCL_SOCKET_IFNAME" not in found
-    assert found["GLOO_SOCKET_IFNAME"].verdict == "error"
+    assert found["GLOO_SOCKET_IFNAME"].level == "error"
     assert found["GLOO_SOCKET_IFNAME"].needed.endswith("on this machine")
 
 
@@ -62,10 +62,10 @@ def test_shared_memory_of_containers(host: Machine, size: int, verdict: str) -> 
     host.gpus(*[RTX_4090] * 4)
     host.docker(llm(shm_size=str(size)))
     found = host.examine("llm-4090")["/dev/shm"]
-    assert found.verdict == verdict
+    assert found.level == verdict
     if verdict != "ok":
         assert found.needed == "1 GiB for 4 GPU ranks and 2 loader processes each"
-        assert found.mend == "TATARA_SHM_SIZE=16gb in .env"
+        assert found.fix == "TATARA_SHM_SIZE=16gb in .env"
 
 
 def test_containers_without_a_size_get_the_engines(host: Machine) -> None:
@@ -77,15 +77,15 @@ def test_containers_without_a_size_get_the_engines(host: Machine) -> None:
 def test_a_plan_larger_than_the_disk(host: Machine) -> None:
     words = ["checkpoints.keep_last=100000", "model.name=meta-llama/Llama-3.2-1B-Instruct"]
     found = host.examine("llm-4090", *words)["disk"]
-    assert found.verdict == "error" and "by the plan" in found.needed
-    assert "checkpoints.keep_last=1" in found.mend
-    assert host.examine("demo")["disk"].verdict == "ok"
+    assert found.level == "error" and "by the plan" in found.needed
+    assert "checkpoints.keep_last=1" in found.fix
+    assert host.examine("demo")["disk"].level == "ok"
 
 
 def test_host_memory_of_all_nodes_that_share_it(host: Machine) -> None:
     host.docker({f"n{at}": service("demo", at, None) for at in range(2)}, MemTotal=2 << 30)
     found = host.examine("demo")["host memory"]
-    assert (found.verdict, found.needed) == ("error", "6.0 GiB, by the plan")
+    assert (found.level, found.needed) == ("error", "6.0 GiB, by the plan")
     assert found.found.startswith("2.0 GiB")
 
 
@@ -93,23 +93,23 @@ def test_ports_that_are_taken(host: Machine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         found = host.examine("demo", NODE_RANK="0", MASTER_PORT=str(port))["ports"]
-        assert found.verdict == "error" and found.found.startswith(str(port))
-        assert found.mend.startswith("MASTER_PORT=")
+        assert found.level == "error" and found.found.startswith(str(port))
+        assert found.fix.startswith("MASTER_PORT=")
         other = host.examine("demo", NODE_RANK="1", MASTER_PORT=str(port))["ports"]
-        assert other.verdict == "skipped"
+        assert other.level == "skipped"
         assert not looks.is_free(port)
     assert looks.is_free(port)
 
 
 def test_ports_that_nobody_has_to_keep_free(host: Machine) -> None:
-    assert host.examine("demo")["ports"].verdict == "ok"
+    assert host.examine("demo")["ports"].level == "ok"
     host.docker({"demo-master": service("demo", 0, None)})
-    assert host.examine("demo")["ports"].verdict == "skipped"
-    assert host.examine("demo", NODE_RANK="1")["ports"].verdict == "skipped"
+    assert host.examine("demo")["ports"].level == "skipped"
+    assert host.examine("demo", NODE_RANK="1")["ports"].level == "skipped"
     host.docker({"demo-master": service("demo", 0, None, network_mode="host")})
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-        assert host.examine("demo", NODE_RANK="0", MASTER_PORT=port)["ports"].verdict == "error"
+        assert host.examine("demo", NODE_RANK="0", MASTER_PORT=port)["ports"].level == "error"
 
 
 @pytest.mark.parametrize(
@@ -139,18 +139,18 @@ def test_folders_left_to_another_user(host: Machine) -> None:
         (host.home / name).mkdir(mode=0o755)
     (host.home / ".cache").chmod(0o777)
     found = host.examine("demo", SUDO_UID="4001", SUDO_GID="4002")["folders"]
-    assert found.verdict == "error"
-    assert found.mend == f"sudo chown -R 4001:4002 {host.home / 'outputs'}"
-    assert host.examine("demo")["folders"].verdict == "ok"
+    assert found.level == "error"
+    assert found.fix == f"sudo chown -R 4001:4002 {host.home / 'outputs'}"
+    assert host.examine("demo")["folders"].level == "ok"
 
 
 def test_containers_of_another_user(host: Machine) -> None:
     own = f"{os.getuid()}:{os.getgid()}"
     host.docker({"demo-master": service("demo", 0, None, user="4001:4001")})
     found = host.examine("demo")["user of containers"]
-    assert (found.verdict, found.needed) == ("warning", own)
+    assert (found.level, found.needed) == ("warning", own)
     host.docker({"demo-master": service("demo", 0, None, user=own)})
-    assert host.examine("demo")["user of containers"].verdict == "ok"
+    assert host.examine("demo")["user of containers"].level == "ok"
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_dotenv_is_its_owners(host: Machine, mode: int, verdict: str) -> None:
     dotenv.write_text("MASTER_PORT=41000\n")
     dotenv.chmod(mode)
     found = host.examine("demo")[".env"]
-    assert found.verdict == verdict
-    assert found.mend == ("" if verdict == "ok" else "chmod 600 .env")
+    assert found.level == verdict
+    assert found.fix == ("" if verdict == "ok" else "chmod 600 .env")
 
 
 def test_dotenv_reaches_the_checks(host: Machine) -> None:

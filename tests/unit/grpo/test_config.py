@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from workloads.check import Finding
 from workloads.config.merge import resolve
 from workloads.errors import UserError
+from workloads.findings import Finding
 from workloads.grpo import check
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.rollouts.rollouts import Rollout, RolloutLog, prompt_text, read_rollouts

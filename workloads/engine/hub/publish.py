@@ -13,10 +13,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from workloads.check import Finding
 from workloads.config.sections import Profile
 from workloads.engine.hub.hub import account, push
 from workloads.errors import Retry, TataraError
+from workloads.findings import Finding
 from workloads.run.integrity import step_of
 from workloads.run.session import Session
 

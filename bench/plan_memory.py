@@ -232,14 +232,8 @@ def accelerate_estimate(case: Case, config: LlmConfig) -> int:
 
 
 def predicted_states(found: Breakdown) -> int:
-    """The part of a prediction that parameters, gradients and optimizer states make up.
-
-    Where weights are kept in a wider type, `weights` are only copies for a step; `gradients` are
-    those at their highest, so the ones that stay are taken from the weights, which they equal.
-    """
-    weights = found.master_weights or found.weights
-    gradients = 0 if found.adapter_states else weights
-    return weights + gradients + found.optimizer_states + found.adapter_states
+    """The part of a prediction that parameters, gradients and optimizer states make up."""
+    return found.states.total
 
 
 def row(case: Case) -> tuple[str, float, float]:

@@ -19,14 +19,14 @@ from workloads import run as runs
 from workloads.config.sections import Adapter, Profile
 from workloads.errors import UserError
 from workloads.findings import Finding, Level
-from workloads.plan.estimate import advice, estimate
+from workloads.plan.advice import advice
+from workloads.plan.estimate import MAY_FIT, estimate
 
 if TYPE_CHECKING:
     from workloads.launch.supervisor import Job
 
 _GIB = 1 << 30
 _MIN_FREE = _GIB
-_MAY_FIT = 1.15
 
 
 def shallow(
@@ -189,8 +189,7 @@ def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
         size = min(gpu.total for gpu in gpus)
         need = f"{breakdown.total / _GIB:.1f} GiB planned, {size / _GIB:.1f} GiB in the GPU"
         over = breakdown.total / size
-        # The plan counts every row at the longest length: a little over may well fit.
-        level: Level = "ok" if over <= 1 else "warning" if over <= _MAY_FIT else "error"
+        level: Level = "ok" if over <= 1 else "warning" if over <= MAY_FIT else "error"
         fixes = [] if over <= 1 else advice(breakdown, config, size)
         findings.append(Finding("memory", level, need, "; ".join(fixes)))
     free = shutil.disk_usage(_existing(runs.outputs(dict(env)))).free

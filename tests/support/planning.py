@@ -1,5 +1,6 @@
 """Profiles of one model, and what is predicted for them."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,8 @@ def of(folder: Path, *overrides: str, gpus: int = 1, model: str = LLAMA_1B) -> B
 def total(breakdown: Breakdown) -> int:
     assert breakdown.total is not None
     return breakdown.total
+
+
+def highest(breakdown: Breakdown, part: str) -> int:
+    """The most that one part takes at any moment."""
+    return max(asdict(moment.memory)[part] for moment in breakdown.moments)

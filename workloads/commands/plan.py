@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     """Ends with 1 where the plan does not fit the GPU that is here or was named."""
     from workloads import device
-    from workloads.plan.estimate import advice, estimate, fits, table
+    from workloads.plan.advice import advice
+    from workloads.plan.estimate import estimate, fits
+    from workloads.plan.table import table
 
     env = loaded_environment()
     config, _ = resolved(args.profile, env, words)

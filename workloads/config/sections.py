@@ -1,10 +1,16 @@
 """The sections that every workload's config shares; each setting is declared here once."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from workloads.errors import UserError
+
+if TYPE_CHECKING:
+    from workloads.plan.shapes import ModelShape
+
+# Tokens of a row where no setting bounds them.
+_USUAL_LENGTH = 1024
 
 
 def _no_truth_as_number(value: Any) -> Any:
@@ -212,6 +218,18 @@ class Profile(Section):
     checkpoints: Checkpoints = Checkpoints()
     tracking: Tracking = Tracking()
     export: Export = Export()
+
+    def row_length(self, shape: "ModelShape") -> int:
+        """Tokens of the longest row, which a plan counts every row as."""
+        return _USUAL_LENGTH
+
+    def extra_parameters(self, shape: "ModelShape") -> int:
+        """Numbers that are trained beside the model's own, whatever the rest is; always fp32."""
+        return 0
+
+    def seen_shape(self, shape: "ModelShape") -> "ModelShape":
+        """The model's shape as this profile's rows use it."""
+        return shape
 
     def ranks_per_node(self, gpus: int) -> int:
         """Processes on each node, given the GPUs that one node has."""

@@ -8,7 +8,6 @@ from workloads.doctor.nvidia import Card
 from workloads.findings import Finding, Level
 
 GIB = 1 << 30
-_MAY_FIT = 1.15  # the plan counts every row at the longest length: a little over may well fit
 _TELL_NCCL = "printf 'NCCL_P2P_DISABLE=1\\nNCCL_IB_DISABLE=1\\n' >>.env"
 
 
@@ -201,9 +200,10 @@ def _memory(facts: Facts) -> Finding | None:
     found = f"{size / GIB:.1f} GiB"
     if total <= size:
         return Finding("GPU memory", "ok", found, needed=needed)
-    from workloads.plan.estimate import advice
+    from workloads.plan.advice import advice
+    from workloads.plan.estimate import MAY_FIT
 
-    level: Level = "warning" if total <= _MAY_FIT * size else "error"
+    level: Level = "warning" if total <= MAY_FIT * size else "error"
     return Finding(
         "GPU memory",
         level,

@@ -6,12 +6,15 @@ Works for language models and for vision-language models; the model's own config
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from workloads.config.sections import Number, Profile, Section, Text, Whole
 from workloads.errors import UserError
+
+if TYPE_CHECKING:
+    from workloads.plan.shapes import ModelShape
 
 GENERATED = "scenes"
 # What GRPO optimises, by name. `r1v`: R1-V's objective, KL to a frozen reference and a mean over
@@ -125,7 +128,7 @@ class Grpo(Section):
     def settled(self) -> dict[str, Any]:
         """The objective's values, each replaced where the profile sets it itself."""
         named = OBJECTIVES[self.objective]
-        own = {name: self.__dict__[name] for name in named}
+        own = self.model_dump(include=set(named))
         return {name: named[name] if own[name] is None else own[name] for name in named}
 
     @property
@@ -231,6 +234,10 @@ class GrpoConfig(Profile):
                 "adapter.name: with grpo.beta over 0 the adapter has to be called default; "
                 "the reference is a second adapter beside it"
             )
+
+    def row_length(self, shape: "ModelShape") -> int:
+        """Prompt, images included, and completion."""
+        return self.grpo.max_prompt_length + self.grpo.max_completion_length
 
     def accumulation_steps(self, world_size: int) -> int:
         whole, step = self.train.global_batch_size, self.train.per_device_batch_size * world_size

@@ -1,10 +1,13 @@
 """Settings of the llm workload: supervised fine-tuning of language models."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from workloads.config.sections import Profile, Section, Text, Whole
+
+if TYPE_CHECKING:
+    from workloads.plan.shapes import ModelShape
 
 FORMATS = Literal["qa", "prompt_completion", "messages", "text"]
 # The columns that each format needs, and what they are called unless the profile maps them.
@@ -75,3 +78,6 @@ class LlmEvaluation(Section):
 class LlmConfig(Profile):
     data: LlmData
     evaluation: LlmEvaluation = LlmEvaluation()
+
+    def row_length(self, shape: "ModelShape") -> int:
+        return self.data.max_length

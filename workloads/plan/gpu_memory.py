@@ -3,11 +3,8 @@
 Peaks are looked for at five moments, because gradients grow while activations go.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import astuple, dataclass, replace
 
-from workloads.config.merge import leaves
 from workloads.config.sections import Profile
 from workloads.plan import activations
 from workloads.plan.activations import Work
@@ -21,10 +18,43 @@ _STATE_8BIT = 1 + 4 / 256
 _NF4, _NF4_DOUBLE = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
 # DeepSpeed's own defaults for its buckets and for what ZeRO-3 keeps gathered, in numbers.
 _ZERO_BUCKET, _ZERO_LIVE = 500_000_000, 1_000_000_000
-# What a row holds where no setting says: the prompt and actions of a robot policy, or anything.
-_VLA_TEXT, _USUAL_LENGTH = 64, 1024
-# Numbers of an action where no mask says how many: seven joints and a gripper.
-_VLA_ACTION = 8
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Bytes of one GPU by part.
+
+    weights: frozen ones and copies in the compute type; master_weights: trained ones kept in a
+    wider type; adapter_states: adapters with their gradients and moments; communication: buckets of
+    DDP and ZeRO, layers on their way under FSDP2; framework: CUDA, libraries, fragmentation.
+    """
+
+    weights: int = 0
+    master_weights: int = 0
+    gradients: int = 0
+    optimizer_states: int = 0
+    adapter_states: int = 0
+    quantised_base: int = 0
+    activations: int = 0
+    logits: int = 0
+    communication: int = 0
+    framework: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(astuple(self))
+
+    def __add__(self, other: "GpuMemory") -> "GpuMemory":
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return GpuMemory(*(mine + theirs for mine, theirs in pairs))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of a step and the bytes that a GPU holds then."""
+
+    name: str
+    memory: GpuMemory
 
 
 @dataclass(frozen=True)
@@ -51,10 +81,10 @@ class Job:
     @property
     def trained(self) -> int:
         """Trained numbers, all ranks together."""
-        work, head = self.work, _oft_head(self.config, self.work.shape)
+        work, extra = self.work, self.config.extra_parameters(self.work.shape)
         if work.full:
-            return work.shape.parameters + head
-        return sum(one.adapter_parameters(work.rank) for one in work.adapted) + head
+            return work.shape.parameters + extra
+        return sum(linear.adapter_parameters(work.rank) for linear in work.adapted) + extra
 
 
 def job_of(config: Profile, shape: ModelShape, gpus: int | None) -> Job:
@@ -69,7 +99,7 @@ def job_of(config: Profile, shape: ModelShape, gpus: int | None) -> Job:
 
 def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
     train, adapter = config.train, config.adapter
-    shape = _seen(config, shape)
+    shape = config.seen_shape(shape)
     compute = 4 if train.precision == "fp32" else 2
     full = adapter.method == "full"
     master = 4 if train.master_weights == "fp32" or strategy == "fsdp2" else compute
@@ -80,7 +110,7 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
     return Work(
         shape=shape,
         rows=train.per_device_batch_size,
-        length=row_length(config, shape),
+        length=config.row_length(shape),
         compute=compute,
         stored=stored,
         residual=stored if fp32_stream else compute,
@@ -94,85 +124,28 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
     )
 
 
-def row_length(config: Profile, shape: ModelShape) -> int:
-    """Tokens of the longest row: `data.max_length`, or prompt and answer, or what is usual."""
-    settings = leaves(config)
-    if isinstance(settings.get("data.max_length"), int):
-        return int(settings["data.max_length"])
-    parts = [_named(settings, "max_prompt_length"), _named(settings, "max_completion_length")]
-    if any(parts):
-        return sum(parts)
-    if not shape.image_tokens:
-        return _USUAL_LENGTH
-    return shape.image_tokens + _VLA_TEXT + _slots(settings)
-
-
-def _slots(settings: Mapping[str, Any]) -> int:
-    """Positions of an OFT head's actions, and of the robot's state before them."""
-    if settings.get("action_head.kind") != "oft":
-        return 0
-    slots = int(settings["action_head.chunk"]) * _action_size(settings)
-    return slots + bool(settings["action_head.proprio"])
-
-
-def _action_size(settings: Mapping[str, Any]) -> int:
-    return len(settings.get("data.action_mask") or ()) or _VLA_ACTION
-
-
-def _oft_head(config: Profile, shape: ModelShape) -> int:
-    """Numbers of an OFT head and of what projects the robot's state; trained whatever the rest is.
-
-    The head is a linear layer on all slots of a step, two residual blocks, a linear layer, and a
-    norm before each.
-    """
-    settings = leaves(config)
-    if settings.get("action_head.kind") != "oft":
-        return 0
-    hidden, size = shape.hidden, _action_size(settings)
-    square = hidden * hidden + hidden
-    state = square + size * hidden + hidden if settings["action_head.proprio"] else 0
-    if settings["action_head.decode"] != "l1":
-        return state
-    first, last = size * hidden * (hidden + 2) + hidden, size * (hidden + 1) + 2 * hidden
-    return first + 2 * (square + 2 * hidden) + last + state
-
-
-def _seen(config: Profile, shape: ModelShape) -> ModelShape:
-    """A robot policy's shape by its cameras: towers see the pictures of a row one by one, and the
-    patches of all of them stand in the sequence."""
-    cameras = len(leaves(config).get("data.cameras") or ()) if shape.image_tokens else 0
-    if cameras < 2:
-        return shape
-    towers = tuple(replace(one, patches=cameras * one.patches) for one in shape.towers)
-    return replace(shape, towers=towers, image_tokens=cameras * shape.image_tokens)
-
-
-def _named(settings: Mapping[str, Any], name: str) -> int:
-    found = [value for key, value in settings.items() if key.rsplit(".", 1)[-1] == name]
-    return next((value for value in found if isinstance(value, int)), 0)
-
-
-def states(job: Job) -> dict[str, int]:
-    """Bytes that stay through a step, by part; `gradients` are those after the backward pass."""
-    parts = _full_states(job) if job.work.full else _adapter_job_states(job)
+def states(job: Job) -> GpuMemory:
+    """Bytes that stay through a step; `gradients` are those after the backward pass."""
+    found = _full_states(job) if job.work.full else _adapter_job_states(job)
     if job.strategy == "ddp" and job.world > 1:
         # Gradients are reduced in buckets that are copies of them.
-        parts["communication"] = job.trained * (job.work.stored if job.work.full else 4)
+        bucket = job.trained * (job.work.stored if job.work.full else 4)
+        return replace(found, communication=bucket)
     if job.offloads:
         bucket = min(job.trained, _ZERO_BUCKET) * job.work.compute
-        parts["communication"] = 2 * bucket
-    return parts
+        return replace(found, communication=2 * bucket)
+    return found
 
 
-def _full_states(job: Job) -> dict[str, int]:
+def _full_states(job: Job) -> GpuMemory:
     work, count = job.work, job.trained
     own = count * work.stored // job.shards
-    parts = {"master_weights" if work.stored > work.compute else "weights": own}
+    wide = work.stored > work.compute
+    found = GpuMemory(master_weights=own) if wide else GpuMemory(weights=own)
     if job.offloads:
-        return parts
-    parts["gradients"] = own
-    parts["optimizer_states"] = int(_moments(job, count, work.stored)) // job.shards
-    return parts
+        return found
+    moments = int(_moments(job, count, work.stored)) // job.shards
+    return replace(found, gradients=own, optimizer_states=moments)
 
 
 def _moments(job: Job, count: int, stored: int) -> float:
@@ -183,19 +156,21 @@ def _moments(job: Job, count: int, stored: int) -> float:
     return 2 * (_STATE_8BIT * (count - table) + 4 * table)
 
 
-def _adapter_job_states(job: Job) -> dict[str, int]:
+def _adapter_job_states(job: Job) -> GpuMemory:
     work, count = job.work, job.trained
     shape, own = work.shape, work.adapter_bytes
     moments = 0 if job.offloads else _moments(job, count, own)
-    parts = {"adapter_states": int(2 * own * count + moments) // job.shards}
+    adapter = int(2 * own * count + moments) // job.shards
     if job.config.adapter.method == "lora":
-        return parts | {"weights": shape.parameters * work.compute // job.shards}
+        weights = shape.parameters * work.compute // job.shards
+        return GpuMemory(weights=weights, adapter_states=adapter)
     rest = shape.parameters - shape.linear_parameters
     quantised = int(_quantised_bits(job.config, shape.linears))
-    return parts | {
-        "weights": rest * work.compute // job.shards,
-        "quantised_base": quantised // job.shards,
-    }
+    return GpuMemory(
+        weights=rest * work.compute // job.shards,
+        quantised_base=quantised // job.shards,
+        adapter_states=adapter,
+    )
 
 
 def _quantised_bits(config: Profile, linears: tuple[Linear, ...]) -> float:
@@ -206,47 +181,52 @@ def _quantised_bits(config: Profile, linears: tuple[Linear, ...]) -> float:
     return count * (_NF4_DOUBLE if config.adapter.double_quantisation else _NF4)
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A moment of a step and the bytes it holds besides the states, by part."""
-
-    name: str
-    parts: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts.values())
-
-
 def moments(job: Job) -> list[Moment]:
-    """The moments at which memory can be at its highest."""
+    """The moments at which memory can be at its highest, in the order of a step."""
     work = job.work
-    kept = activations.stack(work)
-    head = activations.head_input(work)
-    copies = working_copies(job)
-    gradients = states(job).get("gradients", 0)
+    stay = states(job)
+    kept = activations.stack(work) + activations.head_input(work)
+    copies, in_flight = working_copies(job), _in_flight(job)
+    gradients = stay.gradients
+    stay = replace(stay, gradients=0)
     before = _accumulated(job, gradients)
     first_layer = activations.layer_backward(work) + work.tokens * activations.layer(work)
     first_layer += _dequantised(job)
-    top = kept + activations.recomputed(work) + activations.layer_backward(work)
+    last_layer = activations.stack(work) + activations.recomputed(work)
+    last_layer += activations.layer_backward(work) + _dequantised(job)
     grown = before if job.accumulates else gradients - _first_gradients(job)
-    return [
-        Moment("end of the forward pass", {
-            "weights": copies.forward, "activations": kept + head, "gradients": before,
-            "logits": activations.logits_forward(work)}),
-        Moment("start of the backward pass", {
-            "weights": copies.backward, "activations": kept + head, "gradients": before,
-            "logits": activations.logits_backward(work)}),
-        Moment("backward pass of the last layer", {
-            "weights": copies.backward, "activations": top + _dequantised(job),
-            "gradients": before + _head_gradient(job), "communication": _in_flight(job)}),
-        Moment("backward pass of the first layer", {
-            "weights": copies.end, "activations": first_layer, "gradients": max(grown, 0),
-            "communication": _in_flight(job)}),
-        Moment("end of the backward pass", {
-            "weights": copies.end, "gradients": max(gradients, before) + _tied_gradients(job),
-            "communication": _in_flight(job)}),
-    ]  # fmt: skip
+    comes = {
+        "end of the forward pass": GpuMemory(
+            weights=copies.forward,
+            activations=kept,
+            gradients=before,
+            logits=activations.logits_forward(work),
+        ),
+        "start of the backward pass": GpuMemory(
+            weights=copies.backward,
+            activations=kept,
+            gradients=before,
+            logits=activations.logits_backward(work),
+        ),
+        "backward pass of the last layer": GpuMemory(
+            weights=copies.backward,
+            activations=last_layer,
+            gradients=before + _head_gradient(job),
+            communication=in_flight,
+        ),
+        "backward pass of the first layer": GpuMemory(
+            weights=copies.end,
+            activations=first_layer,
+            gradients=max(grown, 0),
+            communication=in_flight,
+        ),
+        "end of the backward pass": GpuMemory(
+            weights=copies.end,
+            gradients=max(gradients, before) + _tied_gradients(job),
+            communication=in_flight,
+        ),
+    }
+    return [Moment(name, stay + memory) for name, memory in comes.items()]
 
 
 @dataclass(frozen=True)
@@ -333,8 +313,10 @@ def _dequantised(job: Job) -> int:
     return job.work.compute * max(one.inputs * one.outputs for one in job.work.shape.linears)
 
 
-def framework(job: Job, moving: int) -> int:
-    """CUDA's context and libraries, NCCL's buffers, and what the allocator cannot use."""
+def framework(job: Job, memory: GpuMemory) -> GpuMemory:
+    """The same with CUDA's context and libraries, NCCL's buffers, and what the allocator cannot
+    use, which grows with what moves."""
     context = int(0.5 * GIB)
     network = int(0.35 * GIB) if job.world > 1 else 0
-    return context + network + int(0.03 * moving)
+    moving = memory.total - states(job).total + states(job).gradients
+    return replace(memory, framework=context + network + int(0.03 * moving))

@@ -9,81 +9,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from workloads.config.sections import Model
 from workloads.errors import UserError
-from workloads.plan.shapes import ModelShape, from_fields
+from workloads.plan.shapes import Fields, ModelShape, from_fields
 
 # Seconds that the hub gets for one small file; memory is only predicted, never worth a wait.
 _PATIENCE = 5.0
 _LARGEST = 1 << 20
-
-
-def _decoder(family: str, sizes: tuple[int, ...], **more: Any) -> Mapping[str, Any]:
-    """config.json's fields; sizes: hidden, layers, heads, kv heads, intermediate, vocabulary."""
-    names = (
-        *("hidden_size", "num_hidden_layers", "num_attention_heads"),
-        *("num_key_value_heads", "intermediate_size", "vocab_size"),
-    )
-    return {"model_type": family, **dict(zip(names, sizes, strict=True)), **more}
-
-
-def _qwen_vl(sizes: tuple[int, ...], tied: bool) -> Mapping[str, Any]:
-    vision = {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": sizes[0]}
-    return _decoder("qwen2_5_vl", sizes, tie_word_embeddings=tied, vision_config=vision)
-
-
-def _qwen2_vl(sizes: tuple[int, ...], tied: bool) -> Mapping[str, Any]:
-    vision = {"embed_dim": 1280, "hidden_size": sizes[0]}
-    return _decoder("qwen2_vl", sizes, tie_word_embeddings=tied, vision_config=vision)
-
-
-_LLAMA_1B = _decoder("llama", (2048, 16, 32, 8, 8192, 128256), tie_word_embeddings=True)
-_LLAMA_3B = _decoder("llama", (3072, 28, 24, 8, 8192, 128256), tie_word_embeddings=True)
-_LLAMA_8B = _decoder("llama", (4096, 32, 32, 8, 14336, 128256))
-_STABLELM_3B = _decoder("stablelm", (2560, 32, 32, 32, 6912, 50304))
-_NEOX_3B = _decoder("gpt_neox", (2816, 36, 22, 22, 11264, 32000))
-_QWEN_05B = _decoder("qwen2", (896, 24, 14, 2, 4864, 151936), tie_word_embeddings=True)
-_QWEN_32B = _decoder("qwen2", (5120, 64, 40, 8, 27648, 152064))
-_QWEN_VL_3B = _qwen_vl((2048, 36, 16, 2, 11008, 151936), tied=True)
-_QWEN_VL_7B = _qwen_vl((3584, 28, 28, 4, 18944, 152064), tied=False)
-_QWEN2_VL_2B = _qwen2_vl((1536, 28, 12, 2, 8960, 151936), tied=True)
-_QWEN2_VL_7B = _qwen2_vl((3584, 28, 28, 4, 18944, 152064), tied=False)
-_GEMMA_2B = _decoder("gemma2", (2304, 26, 8, 4, 9216, 256000), head_dim=256)
-_OPENVLA_7B = {"model_type": "openvla", "text_config": {"vocab_size": 32064}}
-
-# Repository names without their owner, so that mirrors are known too.
-_KNOWN: Mapping[str, Mapping[str, Any]] = {
-    "llama-3.2-1b": _LLAMA_1B,
-    "llama-3.2-1b-instruct": _LLAMA_1B,
-    "llama-3.2-3b": _LLAMA_3B,
-    "llama-3.2-3b-instruct": _LLAMA_3B,
-    "meta-llama-3-8b": _LLAMA_8B,
-    "meta-llama-3-8b-instruct": _LLAMA_8B,
-    "llama-3.1-8b": _LLAMA_8B,
-    "llama-3.1-8b-instruct": _LLAMA_8B,
-    "llama-3-elyza-jp-8b": _LLAMA_8B,
-    "japanese-stablelm-3b-4e1t-base": _STABLELM_3B,
-    "japanese-stablelm-3b-4e1t-instruct": _STABLELM_3B,
-    "japanese-gpt-neox-3.6b": _NEOX_3B,
-    "japanese-gpt-neox-3.6b-instruction-sft": _NEOX_3B,
-    "japanese-gpt-neox-3.6b-instruction-sft-v2": _NEOX_3B,
-    "japanese-gpt-neox-3.6b-instruction-ppo": _NEOX_3B,
-    "qwen2.5-0.5b": _QWEN_05B,
-    "qwen2.5-0.5b-instruct": _QWEN_05B,
-    "qwen2.5-32b": _QWEN_32B,
-    "qwen2.5-32b-instruct": _QWEN_32B,
-    "deepseek-r1-distill-qwen-32b": _QWEN_32B,
-    "deepseek-r1-distill-qwen-32b-japanese": _QWEN_32B,
-    "qwen2.5-vl-3b-instruct": _QWEN_VL_3B,
-    "qwen2.5-vl-7b-instruct": _QWEN_VL_7B,
-    "qwen2-vl-2b-instruct": _QWEN2_VL_2B,
-    "qwen2-vl-7b-instruct": _QWEN2_VL_7B,
-    "gemma-2-2b": _GEMMA_2B,
-    "gemma-2-2b-it": _GEMMA_2B,
-    "openvla-7b": _OPENVLA_7B,
-}
+# Models by their repository names, without owners, and the fields of their config.json.
+_TABLE = Path(__file__).with_name("known_shapes.json")
 
 
 class UnknownShape(UserError):
@@ -102,10 +37,17 @@ def shape_of(model: Model, env: Mapping[str, str]) -> tuple[ModelShape, str]:
     cached = _cached(model, env)
     if cached is not None:
         return _from_file(cached), "config.json in the hub's cache"
-    known = _KNOWN.get(model.name.rsplit("/", 1)[-1].lower())
+    known = _in_table(model.name)
     if known is not None:
         return from_fields(known), "table of known models"
     return _parsed(_download(model, env), f"config.json of {model.name}"), "config.json on the hub"
+
+
+def _in_table(name: str) -> Fields | None:
+    """The fields of config.json that the table has for a name, whoever its owner: mirrors count."""
+    repository = name.rsplit("/", 1)[-1].lower()
+    models = json.loads(_TABLE.read_text(encoding="utf-8"))
+    return next((model["config"] for model in models if repository in model["names"]), None)
 
 
 def _from_file(path: Path) -> ModelShape:

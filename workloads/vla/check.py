@@ -7,13 +7,11 @@ from workloads import device
 from workloads.engine.hub.publish import may_push
 from workloads.errors import UserError
 from workloads.findings import Finding
-from workloads.plan.estimate import estimate
+from workloads.plan.estimate import MAY_FIT, estimate
 from workloads.vla.config import VlaConfig
 from workloads.vla.recipes import fitting_recipe
 
 _GIB = 1 << 30
-# The same share over the GPU that the general look lets pass with a warning.
-_MAY_FIT = 1.15
 _MARKS = ("meta/info.json", "features.json", "**/features.json")
 _EPISODES = ("**/*.tfrecord", "**/*.npz")
 
@@ -48,7 +46,7 @@ def _memory(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
         return []
     size = min(gpu.total for gpu in gpus)
     planned = estimate(config, len(gpus), env).total
-    if planned is None or planned <= _MAY_FIT * size:
+    if planned is None or planned <= MAY_FIT * size:
         return []
     recipe = fitting_recipe(size, config.model.name)
     mend = f"train {recipe}, or set RECIPE=auto" if recipe else "take a larger GPU"

@@ -1,10 +1,18 @@
 """Settings of the vla workload: OpenVLA and its OFT variant on robot demonstrations."""
 
-from typing import Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from workloads.config.sections import Number, Profile, Section, Text, Whole
+
+if TYPE_CHECKING:
+    from workloads.plan.shapes import ModelShape
+
+# Tokens of a prompt and its answer, and numbers of an action where no mask counts them: seven
+# joints and a gripper.
+_TEXT, _ACTION = 64, 8
 
 
 class Source(Section):
@@ -78,7 +86,7 @@ class VlaData(Source):
 
     def sources(self) -> tuple[Source, ...]:
         """All data sets, this one first."""
-        own = {name: self.__dict__[name] for name in Source.model_fields}
+        own = self.model_dump(include=set(Source.model_fields))
         return (Source.model_validate(own), *self.mixed_with)
 
 
@@ -137,3 +145,39 @@ class VlaConfig(Profile):
     def regresses(self) -> bool:
         """Whether actions are numbers of an L1 head rather than tokens."""
         return self.action_head.kind == "oft" and self.action_head.decode == "l1"
+
+    def row_length(self, shape: "ModelShape") -> int:
+        """Patches, text, and with OFT the slots of the actions and of the robot's state."""
+        length = shape.image_tokens + _TEXT
+        if self.action_head.kind == "oft":
+            length += self.action_head.chunk * self._action_size + self.action_head.proprio
+        return length
+
+    @property
+    def _action_size(self) -> int:
+        return len(self.data.action_mask or ()) or _ACTION
+
+    def extra_parameters(self, shape: "ModelShape") -> int:
+        """Numbers of an OFT head and of what projects the robot's state.
+
+        The head is a linear layer on all slots of a step, two residual blocks, a linear layer, and
+        a norm before each.
+        """
+        if self.action_head.kind != "oft":
+            return 0
+        hidden, size = shape.hidden, self._action_size
+        square = hidden * hidden + hidden
+        state = square + size * hidden + hidden if self.action_head.proprio else 0
+        if self.action_head.decode != "l1":
+            return state
+        first, last = size * hidden * (hidden + 2) + hidden, size * (hidden + 1) + 2 * hidden
+        return first + 2 * (square + 2 * hidden) + last + state
+
+    def seen_shape(self, shape: "ModelShape") -> "ModelShape":
+        """By its cameras: towers see the images of a row one by one, and the patches of all of
+        them stand in the sequence."""
+        cameras = len(self.data.cameras)
+        if cameras < 2:
+            return shape
+        towers = tuple(replace(tower, patches=cameras * tower.patches) for tower in shape.towers)
+        return replace(shape, towers=towers, image_tokens=cameras * shape.image_tokens)

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from bench.plan_memory import Case, measure, predict, predicted_states
-from tests.support.planning import GIB, OFFLINE, TABLE, N, of, profile, total
+from tests.support.planning import GIB, OFFLINE, TABLE, N, highest, of, profile, total
 from workloads.config.merge import resolve
 from workloads.plan import activations
 from workloads.plan.estimate import Breakdown, estimate
@@ -25,37 +25,41 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_full_fsdp2_on_four_gpus(tmp_path: Path) -> None:
     found = of(tmp_path, "parallel.nodes=2", gpus=2)
     assert (found.strategy, found.world_size) == ("fsdp2", 4)
-    assert found.master_weights == N  # 4 bytes / 4 GPUs
-    assert found.optimizer_states == 2 * N
+    assert found.gpu.master_weights == N  # 4 bytes / 4 GPUs
+    assert found.gpu.optimizer_states == 2 * N
     # Gathered whole in bf16, because the fused head is kept whole.
-    assert found.weights == 2 * N
+    assert found.gpu.weights == 2 * N
     # A quarter in fp32, and the tied table three times in bf16 until it is reduced.
-    assert found.gradients == N + 3 * 2 * TABLE
-    assert total(found) == sum(found.parts.values()) - found.not_together
+    assert highest(found, "gradients") == N + 3 * 2 * TABLE
+    assert total(found) == sum(found.parts.values())
 
 
 def test_full_on_one_gpu_is_16_bytes_a_parameter(tmp_path: Path) -> None:
     found = of(tmp_path)
-    own = found.master_weights + found.optimizer_states
+    own = found.gpu.master_weights + found.gpu.optimizer_states
     assert own == 12 * N
     # When the backward pass ends: all gradients, and two more of the tied table.
-    assert found.gradients == 4 * N + 2 * 4 * TABLE
+    assert highest(found, "gradients") == 4 * N + 2 * 4 * TABLE
     assert total(found) >= 16 * N
 
 
 def test_types_of_weights(tmp_path: Path) -> None:
     low = of(tmp_path, "train.master_weights=compute")
-    assert (low.weights, low.master_weights) == (2 * N, 0)
-    assert low.optimizer_states == 4 * N
+    assert (low.states.weights, low.states.master_weights) == (2 * N, 0)
+    assert low.states.optimizer_states == 4 * N
     single = of(tmp_path, "train.precision=fp32")
-    assert (single.weights, single.master_weights, single.optimizer_states) == (4 * N, 0, 8 * N)
+    assert (
+        single.states.weights,
+        single.states.master_weights,
+        single.states.optimizer_states,
+    ) == (4 * N, 0, 8 * N)
     # accelerate widens trained weights under FSDP2 whatever they are loaded in.
-    assert of(tmp_path, "train.master_weights=compute", gpus=2).master_weights == 2 * N
+    assert of(tmp_path, "train.master_weights=compute", gpus=2).states.master_weights == 2 * N
 
 
 def test_8bit_optimizer_keeps_the_embedding_wide(tmp_path: Path) -> None:
     found = of(tmp_path, "optim.optimizer=adamw_8bit")
-    assert found.optimizer_states == pytest.approx(2 * 1.015625 * (N - TABLE) + 8 * TABLE)
+    assert found.gpu.optimizer_states == pytest.approx(2 * 1.015625 * (N - TABLE) + 8 * TABLE)
 
 
 # q, k, v and o of 16 layers at rank 16.
@@ -65,25 +69,29 @@ LORA = 16 * 16 * ((2048 + 2048) + 2 * (2048 + 512) + (2048 + 2048))
 def test_lora(tmp_path: Path) -> None:
     found = of(tmp_path, "adapter.method=lora")
     assert LORA == 3_407_872
-    assert found.adapter_states == 16 * LORA
-    assert (found.weights, found.master_weights, found.gradients) == (2 * N, 0, 0)
+    assert found.gpu.adapter_states == 16 * LORA
+    assert (found.states.weights, found.states.master_weights, found.states.gradients) == (
+        2 * N,
+        0,
+        0,
+    )
     assert found.checkpoint_disk == 12 * LORA
     two = of(tmp_path, "adapter.method=lora", gpus=2)
-    assert (two.strategy, two.communication) == ("ddp", 4 * LORA)
+    assert (two.strategy, two.states.communication) == ("ddp", 4 * LORA)
 
 
 def test_qlora(tmp_path: Path) -> None:
     linear = 16 * (2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192)
     nf4 = of(tmp_path, "adapter.method=qlora")
-    assert nf4.quantised_base == int(linear * (0.5 + 1 / 64 + 1 / 4096))
-    assert nf4.quantised_base == pytest.approx(0.52 * linear, rel=0.01)
-    assert nf4.weights == 2 * (N - linear)
-    assert nf4.adapter_states == 16 * LORA
+    assert nf4.states.quantised_base == int(linear * (0.5 + 1 / 64 + 1 / 4096))
+    assert nf4.states.quantised_base == pytest.approx(0.52 * linear, rel=0.01)
+    assert nf4.states.weights == 2 * (N - linear)
+    assert nf4.states.adapter_states == 16 * LORA
     plain = of(tmp_path, "adapter.method=qlora", "adapter.double_quantisation=false")
-    assert plain.quantised_base == linear * 9 // 16
+    assert plain.states.quantised_base == linear * 9 // 16
     rows = 16 * (2 * 2048 + 2 * 512 + 2 * 8192 + 2048)
     int8 = of(tmp_path, "adapter.method=qlora", "adapter.quantisation=int8")
-    assert int8.quantised_base == linear + 4 * rows
+    assert int8.states.quantised_base == linear + 4 * rows
 
 
 def test_activations_of_a_layer(tmp_path: Path) -> None:
@@ -115,17 +123,18 @@ def test_logits(tmp_path: Path) -> None:
     rows = ("train.per_device_batch_size=2", "data.max_length=2048")
     whole = of(tmp_path, *rows, "train.fused_cross_entropy=false")
     # The log-softmax and two gradients of its size.
-    assert whole.logits == 12 * 4096 * 128_256
+    assert highest(whole, "logits") == 12 * 4096 * 128_256
     fused = of(tmp_path, *rows)
     # A tile and the weights under it, the head's input and its gradient, the weight's gradient.
     tile, weight = 4096 * 32_768 * 2, 32_768 * 2048 * 2
-    assert fused.logits == tile + weight + 4096 * 2048 * 8 + 4 * TABLE
+    assert highest(fused, "logits") == tile + weight + 4096 * 2048 * 8 + 4 * TABLE
 
 
 def test_eager_attention_grows_with_the_square(tmp_path: Path) -> None:
     def of_length(length: int) -> int:
         settings = ("model.attention=eager", f"data.max_length={length}")
-        return of(tmp_path, *settings).activations - of(tmp_path, settings[1]).activations
+        eager, fused = of(tmp_path, *settings), of(tmp_path, settings[1])
+        return highest(eager, "activations") - highest(fused, "activations")
 
     assert of_length(2048) > 3.5 * of_length(1024)
 
@@ -139,11 +148,15 @@ def test_packing_fills_every_row(tmp_path: Path) -> None:
 
 def test_ddp_and_zero(tmp_path: Path) -> None:
     ddp = of(tmp_path, "parallel.strategy=ddp", gpus=2)
-    assert ddp.master_weights == 4 * N and ddp.communication == 4 * N
+    assert ddp.states.master_weights == 4 * N and ddp.states.communication == 4 * N
     zero2 = of(tmp_path, "parallel.strategy=zero2", gpus=2)
-    assert (zero2.weights, zero2.master_weights, zero2.optimizer_states) == (2 * N, 0, 0)
+    assert (zero2.states.weights, zero2.states.master_weights, zero2.states.optimizer_states) == (
+        2 * N,
+        0,
+        0,
+    )
     zero3 = of(tmp_path, "parallel.strategy=zero3", gpus=2)
-    assert zero3.weights == N + 2 * 1_000_000_000  # its part, and what it keeps gathered
+    assert zero3.gpu.weights == N + 2 * 1_000_000_000  # its part, and what it keeps gathered
     # The optimizer is on the host: 16 bytes a parameter, beside two processes.
     assert zero2.host_memory == zero3.host_memory == 16 * N + 2 * 3 * GIB
 
@@ -152,7 +165,7 @@ def test_accumulation_under_fsdp2_keeps_whole_gradients(tmp_path: Path) -> None:
     settings = ("train.per_device_batch_size=2", "parallel.ranks_per_node=4")
     once = of(tmp_path, *settings)
     many = of(tmp_path, *settings, "train.global_batch_size=32")
-    assert many.gradients >= 2 * N
+    assert highest(many, "gradients") >= 2 * N
     assert total(many) > total(once)
     assert any("accumulates" in note for note in many.notes)
     assert not any("accumulates" in note for note in once.notes)
@@ -169,7 +182,7 @@ def test_disk_and_host(tmp_path: Path) -> None:
 def test_missing_targets_are_noted(tmp_path: Path) -> None:
     settings = ("adapter.method=lora", "adapter.targets=[c_attn]")
     found = of(tmp_path, *settings)
-    assert found.adapter_states == 0
+    assert found.gpu.adapter_states == 0
     assert any("q_proj, k_proj" in note for note in found.notes)
 
 
@@ -194,9 +207,11 @@ def test_less_is_less(more: str, less: str, tmp_path: Path) -> None:
 def test_a_policy_that_sees(tmp_path: Path) -> None:
     settings = ("adapter.method=lora", "adapter.r=32", "adapter.targets=[all-linear]")
     found = of(tmp_path, *settings, "data.max_length=320", model="openvla/openvla-7b")
-    assert found.adapter_states == 16 * (110_828_288 - 32 * (36_160 + 3_352))
+    assert found.gpu.adapter_states == 16 * (110_828_288 - 32 * (36_160 + 3_352))
     frozen = of(tmp_path, "adapter.method=lora", "data.max_length=320", model="openvla/openvla-7b")
-    assert found.activations > frozen.activations  # the towers keep theirs only where trained
+    assert (
+        found.gpu.activations > frozen.gpu.activations
+    )  # the towers keep theirs only where trained
 
 
 def policy(*overrides: str) -> Breakdown:
@@ -208,7 +223,7 @@ def test_a_policy_that_sees_more_needs_more() -> None:
     one, two = policy(), policy("data.cameras=[primary,wrist]")
     rows, patches = 8, 261
     assert two.tokens - one.tokens == rows * patches
-    assert two.activations > 1.6 * one.activations
+    assert highest(two, "activations") > 1.6 * highest(one, "activations")
     assert policy("data.cameras=[primary]") == one
 
 
@@ -220,9 +235,9 @@ def test_a_policy_that_plans_ahead_has_slots_and_a_head() -> None:
         head, state = ActionHead(OftSpec(8, 8, 8), 4096), ProprioProjector(8, 4096)
     counts = [sum(one.numel() for one in module.parameters()) for module in (head, state)]
     # fp32 with gradients and two moments, whatever the base is.
-    assert chunks.adapter_states - plain.adapter_states == 16 * sum(counts)
+    assert chunks.states.adapter_states - plain.states.adapter_states == 16 * sum(counts)
     discrete = policy("action_head.kind=oft", "action_head.decode=discrete")
-    assert discrete.adapter_states - plain.adapter_states == 16 * counts[1]
+    assert discrete.states.adapter_states - plain.states.adapter_states == 16 * counts[1]
 
 
 # Against real steps

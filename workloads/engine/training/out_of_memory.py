@@ -5,7 +5,8 @@ import torch
 from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.errors import Retry, TataraError
-from workloads.plan.estimate import advice, estimate
+from workloads.plan.advice import advice
+from workloads.plan.estimate import estimate
 from workloads.run import Run
 from workloads.run.directory import rows_in
 from workloads.run.session import Session

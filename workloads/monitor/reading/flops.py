@@ -54,7 +54,7 @@ def _parsed(text: str) -> tuple[int, float] | None:
 
 def main(words: Sequence[str]) -> int:
     """Print FLOPs a token and a GPU's peak in FLOP/s; nothing where one of them is not known."""
-    from workloads.plan.estimate import peak_flops
+    from workloads.plan.speed import peak_flops
 
     run, gpu = Run(Path(words[0])), " ".join(words[1:])
     token, peak = flops_per_token(run, read_object(run.path / "manifest.json")), peak_flops(gpu)
@@ -68,8 +68,8 @@ def flops_per_token(run: Run, manifest: Mapping[str, Any]) -> int | None:
 
     Nothing is asked of the network: the monitor only reads files.
     """
-    from workloads.plan.estimate import mfu_flops_per_token
     from workloads.plan.known_shapes import UnknownShape, shape_of
+    from workloads.plan.speed import mfu_flops_per_token
 
     try:
         config = run.config()

@@ -19,8 +19,8 @@ from workloads.monitor.reading.follow import read_object
 from workloads.monitor.reading.hardware import GpuReading, Hardware
 from workloads.monitor.reading.snapshot import Snapshot, Watch
 from workloads.monitor.reading.trouble import troubles
-from workloads.plan.estimate import mfu_flops_per_token, peak_flops
 from workloads.plan.shapes import from_fields
+from workloads.plan.speed import mfu_flops_per_token, peak_flops
 
 pytestmark = pytest.mark.unit
 

@@ -43,6 +43,7 @@ from bench._gpu_cases import (
 )
 from bench._rank import rank_session
 from workloads.data.packing import pack
+from workloads.engine.pretrained.base import find_base
 from workloads.llm.config import LlmConfig
 from workloads.llm.data.collate import Collate
 from workloads.llm.data.prepare import Prepared
@@ -132,7 +133,7 @@ def _model(config: LlmConfig) -> Any:
     """Made where it is to be trained: random weights of billions take long on a CPU."""
     torch.manual_seed(config.train.seed)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        return load_model(config, lambda text: None)
+        return load_model(find_base(config.model, print), config, lambda text: None)
 
 
 def _figures(trainer: Trainer, clock: Clock, count: Count, micro: int) -> tuple[float, int, float]:

@@ -20,6 +20,7 @@ from bench._gpu_cases import WARM
 from bench._gpu_sides import Clock, synchronise
 from bench._grpo_cases import OURS, RATE, TRL, WHOLE, Case, bench_folder, examples_of
 from bench._rank import rank_session
+from workloads.engine.pretrained.base import find_base
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared
 from workloads.grpo.data.rows import training_dataset
@@ -96,7 +97,7 @@ def take_turn(case: Case, side: str, steps: int) -> Turn:
     try:
         with bench_folder(case) as folder:
             config = case.config(folder, steps)
-            processing = load_processing(config.model, config.grpo, _silent)
+            processing = load_processing(find_base(config.model, _silent), config.grpo)
             clock = Train()
             history = _SIDES[side](case, config, processing, folder, clock)
         peak = torch.cuda.max_memory_allocated() if gpu else 0
@@ -115,7 +116,7 @@ def _model(config: GrpoConfig) -> Any:
     needed is not counted: a checkpoint is read as it is held."""
     gpu = torch.cuda.is_available()
     with torch.device("cuda" if gpu else "cpu"):
-        model = load_model(config, _silent)
+        model = load_model(find_base(config.model, _silent), config, _silent)
     if gpu:
         gc.collect()
         torch.cuda.empty_cache()

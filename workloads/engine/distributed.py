@@ -46,6 +46,16 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def node() -> int:
+    """This machine's number, as torchrun gives it; 0 for a process that was started alone."""
+    return int(os.environ.get("GROUP_RANK", 0))
+
+
+def is_first_of_node() -> bool:
+    """Whether this rank does for its node what one rank of each has to do."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def barrier() -> None:
     """Wait for all ranks, over the CPU back end."""
     agree(False)

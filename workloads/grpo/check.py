@@ -12,6 +12,9 @@ from workloads.findings import Finding, Level
 from workloads.grpo.config import GENERATED, GrpoConfig
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from workloads.engine.pretrained.base import Base
     from workloads.grpo.data.prepare import Counting
 
 
@@ -80,19 +83,23 @@ def _data(config: GrpoConfig) -> Finding:
 
 def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     """Count text and image tokens of every row against the limits; name the rows that break."""
+    from workloads.engine.pretrained.base import find_base
     from workloads.grpo.data.prepare import count, read_source, right_answer
     from workloads.grpo.rewards.functions import load_reward, try_rewards
 
+    told: list[str] = []
     try:
+        base = find_base(config.model, told.append, weights=False)
         found = read_source(config.data, Path(env.get("TATARA_CACHE") or ".cache"))
-        counted = count(config, found.rows)
+        counted = count(config, base.folder, found.rows)
         rewards = [load_reward(one.name, one.weight) for one in config.rewards]
         solution = found.rows[0].solution
         useless = try_rewards(rewards, right_answer(config, solution), solution)
     except TataraError as error:
         return [Finding("rows", "error", str(error))]
     tokens = counted.report
-    findings = [Finding("bad row", "warning", str(row)) for row in found.bad]
+    findings = [Finding("model", "ok", line) for line in told]
+    findings += [Finding("bad row", "warning", str(row)) for row in found.bad]
     findings += [Finding("rewards", "warning", line) for line in useless]
     level: Level = "warning" if config.data.too_long == "drop" else "error"
     findings += [Finding("row", level, line) for line in tokens.broken]
@@ -101,17 +108,17 @@ def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
         findings.append(
             Finding("longest prompt", "ok", f"{tokens.longest} at {tokens.longest.place}")
         )
-    return [*findings, _compared(config, counted)]
+    return [*findings, _compared(config, base, counted)]
 
 
-def _compared(config: GrpoConfig, counted: "Counting") -> Finding:
+def _compared(config: GrpoConfig, base: "Base[PreTrainedConfig]", counted: "Counting") -> Finding:
     """A few rows by the model's own processor, which may need packages that only the GPU has."""
     from workloads.grpo.check_counts import prove, sample_of
     from workloads.grpo.data.prepare import turns_of
     from workloads.grpo.model import load_processing
 
     try:
-        processing = load_processing(config.model, config.grpo, lambda text: None)
+        processing = load_processing(base, config.grpo)
     except TataraError as error:
         return Finding("tokens", "warning", f"not compared with the model's own processor: {error}")
     try:

@@ -4,25 +4,24 @@
 writes takes its name only when the folder has been read back.
 """
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import cast
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from workloads.config.sections import Model
 from workloads.engine.export.card import Card, card_of
 from workloads.engine.export.export import (
     SHARD_SIZE,
     SKELETON,
-    SOURCE,
     Exported,
     adapter_state,
     describe,
     dtype_name,
-    kept_model,
+    keep_base,
+    kept_base,
     save_adapter,
     settled_config,
     silent,
@@ -30,7 +29,8 @@ from workloads.engine.export.export import (
 )
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import merge_into
-from workloads.engine.pretrained.files import Tell, compute_dtype, load_config, locate, read_json
+from workloads.engine.pretrained.base import Base, find_base
+from workloads.engine.pretrained.files import Tell, compute_dtype, read_json
 from workloads.engine.pretrained.load import valid_generation
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import Grpo, GrpoConfig
@@ -42,7 +42,6 @@ from workloads.grpo.model import (
     sees_images,
 )
 from workloads.run import Run
-from workloads.run.integrity import write_atomically
 
 
 def export(
@@ -80,31 +79,21 @@ def export(
 
 
 def keep_skeleton(
-    config: GrpoConfig, model: PreTrainedModel, processing: Processing, run: Run
+    config: GrpoConfig,
+    base: Base[PreTrainedConfig],
+    model: PreTrainedModel,
+    processing: Processing,
+    run: Run,
 ) -> None:
     """Keep config, processor and the base's card in the run: export then needs nothing else."""
-    folder = run.path / SKELETON
+    folder = keep_base(base, run)
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         valid_generation(model.generation_config).save_pretrained(folder)
-    _keep_processing(config, processing, folder)
-    write_atomically(folder / SOURCE, config.model.model_dump_json(indent=1))
-    card = locate(config.model, silent, weights=False) / "README.md"
-    if card.is_file():
-        shutil.copyfile(card, folder / "README.md")
-
-
-def _keep_processing(config: GrpoConfig, processing: Processing, folder: Path) -> None:
-    """Save it as the model's own, without the limits of this training."""
     if config.grpo.max_pixels or config.grpo.min_pixels:
-        processing = load_processing(config.model, Grpo(), silent)
+        # The model's own, without the limits of this training.
+        processing = load_processing(base, Grpo())
     processing.save_pretrained(folder)
-
-
-def _skeleton(run: Run, config: GrpoConfig) -> tuple[Model, Path]:
-    """The model whose folder holds config and processor: the run's own where it has them."""
-    model = kept_model(run, config.model)
-    return model, locate(model, silent, weights=False)
 
 
 def _has_images(folder: Path) -> bool:
@@ -120,8 +109,7 @@ def _whole_model(source: Path, run: Run, config: GrpoConfig) -> PreTrainedModel:
     not those of its modules: only the library itself knows how to read them.
     """
     dtype = compute_dtype(config.train)
-    model, folder = _skeleton(run, config)
-    own = load_config(model, folder)
+    own = kept_base(run, config, silent).config
     if weights.layout(source) == "whole":
         made, found = kind_of(own).factory.from_pretrained(
             source, config=own, dtype=dtype, local_files_only=True, output_loading_info=True
@@ -147,29 +135,28 @@ def _write_model(
     """Write a model that is on the host as a folder."""
     state = made.state_dict()
     weights.check_finite(state)
-    model, folder = _skeleton(run, config)
+    kept = kept_base(run, config, silent)
     made.config.name_or_path = config.model.name
     made.config.use_cache = True
-    if (folder / "generation_config.json").is_file():
-        made.generation_config = valid_generation(GenerationConfig.from_pretrained(folder))
+    if (kept.folder / "generation_config.json").is_file():
+        made.generation_config = valid_generation(GenerationConfig.from_pretrained(kept.folder))
     with weights.whole_folder(out, needed=int(1.02 * weights.size_of(state))) as part:
         made.save_pretrained(part, max_shard_size=SHARD_SIZE)
-        load_processing(model, Grpo(), silent).save_pretrained(part)
+        load_processing(kept, Grpo()).save_pretrained(part)
         describe(part, card)
         _check_model(part)
 
 
 def _check_model(folder: Path) -> None:
     """Read the folder as a user will, without filling the weights in."""
-    model = Model(name=str(folder))
-    own = load_config(model, folder)
+    written = find_base(Model(name=str(folder)), silent)
     try:
-        _, found = kind_of(own).factory.from_pretrained(
+        _, found = kind_of(written.config).factory.from_pretrained(
             folder, device_map={"": "meta"}, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise TataraError(f"export: what was written does not load: {error}") from error
-    load_processing(model, Grpo(), silent)
+    load_processing(written, Grpo())
     wrong = sorted([*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]])
     if wrong or found["error_msgs"]:
         raise TataraError(f"export: what was written does not load: {(wrong or [''])[0]}")
@@ -184,8 +171,7 @@ def _write_adapter(config: GrpoConfig, source: Path, run: Run, out: Path, card: 
     size = sum(path.stat().st_size for path in source.rglob("adapter_model.safetensors"))
     with weights.whole_folder(out, needed=int(1.05 * size)) as folder:
         _save_adapter(source, config, folder)
-        model, _ = _skeleton(run, config)
-        load_processing(model, Grpo(), silent).save_pretrained(folder)
+        load_processing(kept_base(run, config, silent), Grpo()).save_pretrained(folder)
         describe(folder, card)
 
 
@@ -194,13 +180,15 @@ def _write_merged(
 ) -> None:
     """Base and adapter in one, after a comparison of logits; a quantised base is never merged."""
     plain = config.adapter.model_copy(update={"method": "lora"})
-    base = load_model(config.model_copy(update={"adapter": plain}), tell)
+    whole = find_base(config.model, tell)
+    base = load_model(whole, config.model_copy(update={"adapter": plain}), tell)
     with TemporaryDirectory(prefix="tatara-") as spare:
         _save_adapter(source, config, Path(spare))
         merged, report = merge_into(base, Path(spare))
     tell(report.line())
-    whole: Any = merged
-    _write_model(whole, run, config, out, replace(card, notes=(report.line(),)))
+    _write_model(
+        cast(PreTrainedModel, merged), run, config, out, replace(card, notes=(report.line(),))
+    )
 
 
 __all__ = ["Exported", "export", "keep_skeleton", "sees_images", "settled_config"]

@@ -4,6 +4,7 @@ Which of the two a model is follows from its own config, never from its name.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -19,7 +20,8 @@ from transformers import (
 
 from workloads.config.sections import Model
 from workloads.engine.pretrained import load
-from workloads.engine.pretrained.files import Tell, load_config, locate
+from workloads.engine.pretrained.base import Base
+from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
 from workloads.grpo.config import Grpo, GrpoConfig
 
@@ -30,11 +32,6 @@ def sees_images(own: PreTrainedConfig) -> bool:
     """Whether a model of this config takes images beside text."""
     known = type(own) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     return known and "vision_config" in type(own).sub_configs
-
-
-def own_config(model: Model, tell: Tell) -> PreTrainedConfig:
-    """The config in the model's folder, without its weights."""
-    return load_config(model, locate(model, tell, weights=False))
 
 
 def tokenizer_of(processing: Processing) -> PreTrainedTokenizerBase:
@@ -60,26 +57,25 @@ def lacks_beginning(processing: Processing, text: str) -> bool:
     return isinstance(processing, ProcessorMixin) and not is_whole
 
 
-def load_processing(model: Model, limits: Grpo, tell: Tell) -> Processing:
+def load_processing(base: Base[PreTrainedConfig], limits: Grpo) -> Processing:
     """The tokenizer of a language model, or the processor of a vision-language model.
 
     Padded on the left. `limits` set the pixels that an image is scaled to. Raises UserError.
     """
-    folder = locate(model, tell, weights=False)
-    vision = sees_images(load_config(model, folder))
+    vision = sees_images(base.config)
     arguments: dict[str, Any] = {"local_files_only": True, "padding_side": "left"}
-    arguments["trust_remote_code"] = model.trust_remote_code
+    arguments["trust_remote_code"] = base.model.trust_remote_code
     loader = AutoProcessor if vision else AutoTokenizer
     try:
-        processing: Processing = loader.from_pretrained(folder, **arguments)
+        processing: Processing = loader.from_pretrained(base.folder, **arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:
         what = "processor" if vision else "tokenizer"
         raise UserError(
-            f"{model.name}: expected a {what} that this version of transformers can load, "
+            f"{base.model.name}: expected a {what} that this version of transformers can load, "
             f"found none: {str(error).strip().splitlines()[0]}"
         ) from error
     if isinstance(processing, ProcessorMixin):
-        _limit_pixels(model.name, processing, limits)
+        _limit_pixels(base.model.name, processing, limits)
     tokenizer = tokenizer_of(processing)
     if tokenizer.pad_token is None:
         # Completions are masked by position, so the end of an answer stays a target.
@@ -102,9 +98,9 @@ def _limit_pixels(name: str, processor: ProcessorMixin, limits: Grpo) -> None:
     images.size = {**dict(images.size), **given}
 
 
-def load_model(config: GrpoConfig, tell: Tell) -> PreTrainedModel:
-    """The model that the config names; see `engine.pretrained.load.load_model`."""
-    return load.load_model(config, kind_of, tell)
+def load_model(base: Base[PreTrainedConfig], config: GrpoConfig, tell: Tell) -> PreTrainedModel:
+    """The base as the config asks for it; see `engine.pretrained.load.load_model`."""
+    return load.load_model(base, config, kind_of, tell)
 
 
 def learner(model: PreTrainedModel, config: GrpoConfig) -> Any:
@@ -128,15 +124,14 @@ def kind_of(own: PreTrainedConfig) -> load.Kind:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to generate, its tokenizer or processor, and the base under an adapter."""
+    """A model ready to generate, its tokenizer or processor, and its adapter if any."""
 
     model: PreTrainedModel
     processing: Processing
-    base: str | None = None
+    adapter: Path | None = None
 
 
 def load_for_use(name: str, precision: str, limits: Grpo, tell: Tell) -> Loaded:
     """A model by hub id or folder for evaluation; see `engine.pretrained.load.load_for_use`."""
     ready = load.load_for_use(Model(name=name), precision, kind_of, tell)
-    processing = load_processing(ready.source, limits, tell)
-    return Loaded(ready.model, processing, ready.source.name if ready.is_adapter else None)
+    return Loaded(ready.model, load_processing(ready.base, limits), ready.adapter)

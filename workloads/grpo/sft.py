@@ -8,8 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Trainer,
+    TrainingArguments,
+)
 
+from workloads.engine.pretrained.base import Base
 from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import UserError
@@ -96,6 +103,7 @@ def _tensor(value: Any) -> torch.Tensor:
 def build_sft_trainer(
     config: GrpoConfig,
     session: Session,
+    base: Base[PreTrainedConfig],
     model: PreTrainedModel,
     processing: Processing,
     data: Prepared,
@@ -103,7 +111,7 @@ def build_sft_trainer(
 ) -> SftTrainer:
     """The trainer of the supervised stage."""
     own = trainer_arguments(config, session, None)
-    if sees_images(model.config):
+    if sees_images(base.config):
         own["ddp_find_unused_parameters"] = None
     trained = learner(model, config)
     if config.adapter.method != "full" and config.train.gradient_checkpointing:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from workloads.engine import distributed
-from workloads.engine.pretrained.files import compute_dtype, locate
-from workloads.engine.pretrained.load import settled
+from workloads.engine.pretrained.base import Base, resolve
+from workloads.engine.pretrained.files import compute_dtype
 from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
@@ -30,7 +30,6 @@ from workloads.grpo.model import (
     learner,
     load_model,
     load_processing,
-    own_config,
     placeholders,
     sees_images,
     tokenizer_of,
@@ -51,19 +50,21 @@ def train(config: GrpoConfig, session: Session) -> None:
     """Train as the config says; Stopped where the run was asked to stop on the way."""
     session.enter("preparing")
     distributed.join(config.parallel.hang_timeout)
-    config = settled(config, session.tell)
+    base = resolve(config, session.tell)
+    config = config.model_copy(update={"model": base.model})
     config.check_groups(distributed.world_size())
-    engine.check(config, sees_images(own_config(config.model, session.tell)))
-    processing = load_processing(config.model, config.grpo, session.tell)
-    data = prepare_data(config, session, processing)
+    engine.check(config, sees_images(base.config))
+    processing = load_processing(base, config.grpo)
+    data = prepare_data(config, session, base, processing)
     engine.check_rows(config, len(data.examples), distributed.world_size())
     resume = checkpoints.resume_point(session)
-    model = load_model(config, session.tell)
+    model = load_model(base, config, session.tell)
     if session.is_main:
-        keep_skeleton(config, model, processing, session.run)
+        keep_skeleton(config, base, model, processing, session.run)
     build = build_trainer if config.stage == "grpo" else build_sft_trainer
     with engine.ready(config, session):
-        trainer = build(config, session, model, processing, data, step_of(resume) if resume else 0)
+        done_steps = step_of(resume) if resume else 0
+        trainer = build(config, session, base, model, processing, data, done_steps)
         if resume is not None:
             checkpoints.same_shape(resume, trainer.facts())
             session.tell(f"going on from {resume.name}")
@@ -74,7 +75,9 @@ def train(config: GrpoConfig, session: Session) -> None:
     distributed.leave()
 
 
-def prepare_data(config: GrpoConfig, session: Session, processing: Processing) -> Prepared:
+def prepare_data(
+    config: GrpoConfig, session: Session, base: Base[PreTrainedConfig], processing: Processing
+) -> Prepared:
     """Rows whose prompts fit, and what there is to say about them; rank 0 fetches and draws.
 
     It also tries out what every later step depends on: how prompts were counted, and the rewards.
@@ -84,7 +87,7 @@ def prepare_data(config: GrpoConfig, session: Session, processing: Processing) -
     problem: TataraError | None = None
     if session.local_rank == 0:
         try:
-            data = prepare(config, cache, session.progress)
+            data = prepare(config, base.folder, cache, session.progress)
             prove(sample_of(data.counted), processing, turns_of(config.data))
             rewards = [load_reward(one.name) for one in config.rewards]
             solution = data.examples[0].solution
@@ -92,7 +95,7 @@ def prepare_data(config: GrpoConfig, session: Session, processing: Processing) -
         except TataraError as error:
             problem = error
     distributed.all_or_none(problem, "data")
-    data = data or prepare(config, cache, session.progress)
+    data = data or prepare(config, base.folder, cache, session.progress)
     for line in data.lines:
         session.tell(line)
     if session.is_main:
@@ -244,6 +247,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def build_trainer(
     config: GrpoConfig,
     session: Session,
+    base: Base[PreTrainedConfig],
     model: PreTrainedModel,
     processing: Processing,
     data: Prepared,
@@ -252,7 +256,7 @@ def build_trainer(
     """The GRPO trainer of this rank, which goes on after `done_steps`."""
     rewards = [load_reward(one.name, one.weight) for one in config.rewards]
     log = RolloutLog(session, config.rollouts, done_steps)
-    with _named_by_folder(config, model, session):
+    with _named_by_folder(model, base.folder):
         return GrpoTrainer(
             profile=config,
             session=session,
@@ -266,16 +270,13 @@ def build_trainer(
 
 
 @contextmanager
-def _named_by_folder(
-    config: GrpoConfig, model: PreTrainedModel, session: Session
-) -> Iterator[None]:
+def _named_by_folder(model: PreTrainedModel, folder: Path) -> Iterator[None]:
     """TRL loads a reference, and vLLM its model, by the name in the model: it is a folder then.
 
     The name that people know it by comes back afterwards, for adapters and model cards.
     """
-    folder = str(locate(config.model, session.tell, weights=False))
     known = model.config.name_or_path
-    model.name_or_path = model.config._name_or_path = folder
+    model.name_or_path = model.config._name_or_path = str(folder)
     try:
         yield
     finally:

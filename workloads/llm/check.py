@@ -53,17 +53,20 @@ def _data(name: str, source: str) -> Finding:
 
 def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
     """Read and tokenise every row, as the first phase of training does; the cache keeps it."""
+    from workloads.engine.pretrained.base import find_base
     from workloads.llm.data.prepare import prepare
     from workloads.llm.model import load_tokenizer
 
+    told: list[str] = []
     try:
-        data = prepare(
-            config, load_tokenizer(config.model), Path(env.get("TATARA_CACHE") or ".cache")
-        )
+        base = find_base(config.model, told.append, weights=False)
+        tokenizer = load_tokenizer(base, told.append)
+        data = prepare(config, tokenizer, Path(env.get("TATARA_CACHE") or ".cache"))
     except UserError as error:
         return [Finding("rows", "error", str(error))]
     splits = [data.report.train, data.report.evaluation]
     bad = [
         Finding("bad row", "warning", one) for split in splits if split for one in split.bad_rows
     ]
-    return [*bad, *(Finding("rows", "ok", line) for line in data.report.lines())]
+    notes = [Finding("model", "ok", line) for line in told]
+    return [*notes, *bad, *(Finding("rows", "ok", line) for line in data.report.lines())]

@@ -5,7 +5,6 @@ other rank is needed. `export_state` writes weights that are in memory. Both wri
 give it its name only when the folder has been read back.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -22,18 +21,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from workloads.config.sections import Adapter, Model
+from workloads.config.sections import Adapter
 from workloads.engine.export.card import Card, card_of, licence_of, write_card
 from workloads.engine.export.export import (
     FACTS,
     SHARD_SIZE,
-    SKELETON,
-    SOURCE,
     Exported,
     adapter_state,
     describe,
     dtype_name,
-    kept_model,
+    keep_base,
+    kept_base,
     save_adapter,
     settled_config,
     silent,
@@ -42,20 +40,13 @@ from workloads.engine.export.export import (
 from workloads.engine.hub.hub import push
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, MergeReport, merge_into
-from workloads.engine.pretrained.files import (
-    Tell,
-    candidates,
-    compute_dtype,
-    load_config,
-    locate,
-    read_json,
-)
+from workloads.engine.pretrained.base import Base, find_base
+from workloads.engine.pretrained.files import Tell, compute_dtype, read_json
 from workloads.engine.pretrained.load import valid_generation
 from workloads.errors import TataraError, UserError
 from workloads.llm.config import LlmConfig
 from workloads.llm.model import load_for_use, load_model, load_tokenizer
 from workloads.run import Run
-from workloads.run.integrity import write_atomically
 
 
 @dataclass(frozen=True)
@@ -118,30 +109,27 @@ def refresh_card(run: Run, folder: Path | None = None) -> None:
 
 
 def keep_skeleton(
-    config: LlmConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run
+    base: Base[PreTrainedConfig],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    run: Run,
 ) -> None:
     """Keep config, tokenizer and the base's card in the run: export then needs nothing else."""
-    folder = run.path / SKELETON
+    folder = keep_base(base, run)
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         valid_generation(model.generation_config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_atomically(folder / SOURCE, config.model.model_dump_json(indent=1))
-    card = locate(next(candidates(config.model)), silent, weights=False) / "README.md"
-    if card.is_file():
-        shutil.copyfile(card, folder / "README.md")
 
 
 def read_skeleton(run: Run, config: LlmConfig, tell: Tell) -> Skeleton:
     """Config, generation config and tokenizer: the run's own where it has them, else the base's."""
-    model = kept_model(run, next(candidates(config.model)))
-    folder = locate(model, tell, weights=False)
-    loaded = load_config(model, folder)
-    loaded.name_or_path = config.model.name
+    base = kept_base(run, config, tell)
+    base.config.name_or_path = config.model.name
     generation = None
-    if (folder / "generation_config.json").is_file():
-        generation = valid_generation(GenerationConfig.from_pretrained(folder))
-    return Skeleton(loaded, generation, load_tokenizer(model), folder)
+    if (base.folder / "generation_config.json").is_file():
+        generation = valid_generation(GenerationConfig.from_pretrained(base.folder))
+    return Skeleton(base.config, generation, load_tokenizer(base, silent), base.folder)
 
 
 def export_state(
@@ -218,8 +206,9 @@ def _export_merged(
     """Base and adapter in one, after a comparison of logits; a quantised base is never merged."""
     # Under `lora` the base is frozen and whole: held in the compute type, not quantised.
     plain = config.adapter.model_copy(update={"method": "lora"})
-    base = load_model(config.model_copy(update={"adapter": plain}), tell)
-    quantised = _quantised_base(config, tell)
+    whole = find_base(config.model, tell)
+    base = load_model(whole, config.model_copy(update={"adapter": plain}), tell)
+    quantised = _quantised_base(whole, config, tell)
     with TemporaryDirectory(prefix="tatara-") as spare:
         place = _as_peft_folder(source, config, Path(spare))
         merged, report = merge_into(base, place, config.adapter.name, quantised=quantised)
@@ -246,7 +235,7 @@ def merge(
     """
     loaded = load_for_use(base, precision, tell)
     model = loaded.model.to("cpu")
-    folder = locate(Model(name=base), tell, weights=False)
+    folder = loaded.base.folder
     skeleton = Skeleton(model.config, model.generation_config, loaded.tokenizer, folder)
     dtype = model.dtype
     merged, report = merge_into(model, adapter, name, quantised=quantised)
@@ -271,13 +260,15 @@ def _as_peft_folder(source: Path, config: LlmConfig, spare: Path) -> Path:
     return spare
 
 
-def _quantised_base(config: LlmConfig, tell: Tell) -> PreTrainedModel | None:
+def _quantised_base(
+    base: Base[PreTrainedConfig], config: LlmConfig, tell: Tell
+) -> PreTrainedModel | None:
     if config.adapter.method != "qlora":
         return None
     if find_spec("bitsandbytes") is None:
         tell("merge: bitsandbytes is not installed; not compared with the quantised base")
         return None
-    return load_model(config, tell)
+    return load_model(base, config, tell)
 
 
 __all__ = [

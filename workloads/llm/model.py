@@ -1,6 +1,6 @@
 """Language models and their tokenizers, from the hub or a folder, as a profile asks for them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import (
@@ -12,7 +12,8 @@ from transformers import (
 
 from workloads.config.sections import Model
 from workloads.engine.pretrained import load
-from workloads.engine.pretrained.files import Tell, chosen, locate, read_json
+from workloads.engine.pretrained.base import Base
+from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
 from workloads.llm.config import LlmConfig
 
@@ -23,43 +24,31 @@ _PADDING = (
 )
 
 
-def _silent(text: str) -> None:
-    pass
-
-
-def load_tokenizer(model: Model, tell: Tell = _silent) -> PreTrainedTokenizerBase:
+def load_tokenizer(base: Base[PreTrainedConfig], tell: Tell) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a padding token that never stands for the end of an answer.
 
     Raises UserError where there is none, or where it has more tokens than the model.
     """
-    if model.fallbacks:
-        model = chosen(model, _silent)
-    folder = locate(model, tell, weights=False)
+    name = base.model.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=model.trust_remote_code, local_files_only=True
+            base.folder, trust_remote_code=base.model.trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
-            f"{model.name}: expected a tokenizer that this version of transformers can load, "
+            f"{name}: expected a tokenizer that this version of transformers can load, "
             f"found none: {str(error).strip().splitlines()[0]}"
         ) from error
-    _check_vocabulary(model.name, tokenizer, folder)
-    note = choose_padding(tokenizer)
-    if note:
-        tell(note)
-    return tokenizer
-
-
-def _check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        return
-    size = read_json(folder / "config.json").get("vocab_size")
+    size = base.config.get_text_config().to_dict().get("vocab_size")
     if isinstance(size, int) and len(tokenizer) > size:
         raise UserError(
             f"{name}: expected a tokenizer of at most {size} tokens, which the model has, found "
             f"{len(tokenizer)}; use the tokenizer that belongs to the model"
         )
+    note = choose_padding(tokenizer)
+    if note:
+        tell(note)
+    return tokenizer
 
 
 def choose_padding(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -88,9 +77,9 @@ def choose_padding(tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def load_model(config: LlmConfig, tell: Tell) -> PreTrainedModel:
-    """The model that the config names; see `engine.pretrained.load.load_model`."""
-    return load.load_model(config, _kind, tell)
+def load_model(base: Base[PreTrainedConfig], config: LlmConfig, tell: Tell) -> PreTrainedModel:
+    """The base as the config asks for it; see `engine.pretrained.load.load_model`."""
+    return load.load_model(base, config, _kind, tell)
 
 
 def _kind(own: PreTrainedConfig) -> load.Kind:
@@ -99,17 +88,18 @@ def _kind(own: PreTrainedConfig) -> load.Kind:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to generate, its tokenizer, and the base that an adapter sits on."""
+    """A model ready to generate, its tokenizer, the base of its weights, and its adapter if any."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    base: str | None = None
+    base: Base[PreTrainedConfig]
+    adapter: Path | None = None
 
 
 def load_for_use(name: str, precision: str, tell: Tell, revision: str | None = None) -> Loaded:
     """A model by hub id or folder for evaluation; see `engine.pretrained.load.load_for_use`."""
-    wanted = Model(name=name, revision=revision)
-    ready = load.load_for_use(wanted, precision, _kind, tell)
-    has_own = (ready.folder / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(wanted if has_own else ready.source, tell)
-    return Loaded(ready.model, tokenizer, ready.source.name if ready.is_adapter else None)
+    ready = load.load_for_use(Model(name=name, revision=revision), precision, _kind, tell)
+    base = ready.base
+    if ready.adapter and (ready.adapter / "tokenizer_config.json").is_file():
+        base = replace(base, folder=ready.adapter)
+    return Loaded(ready.model, load_tokenizer(base, tell), ready.base, ready.adapter)

@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from workloads.engine import distributed
 from workloads.engine.pretrained.adapter import add_adapter
-from workloads.engine.pretrained.load import settled
+from workloads.engine.pretrained.base import resolve
 from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
@@ -28,13 +28,14 @@ def train(config: LlmConfig, session: Session) -> None:
     """Fine-tune as the config says; Stopped where the run was asked to stop on the way."""
     session.enter("preparing")
     distributed.join(config.parallel.hang_timeout)
-    config = settled(config, session.tell)
-    tokenizer = load_tokenizer(config.model, session.tell)
+    base = resolve(config, session.tell)
+    config = config.model_copy(update={"model": base.model})
+    tokenizer = load_tokenizer(base, session.tell)
     data = prepare_data(config, session, tokenizer)
     resume = checkpoints.resume_point(session)
-    model = load_model(config, session.tell)
+    model = load_model(base, config, session.tell)
     if session.is_main:
-        keep_skeleton(config, model, tokenizer, session.run)
+        keep_skeleton(base, model, tokenizer, session.run)
     evaluate_before(config, session, model, tokenizer)
     trainer = build_trainer(config, session, model, tokenizer, data)
     trainer.args.eval_on_start = config.evaluation.before and resume is None

@@ -16,7 +16,15 @@ import torch
 
 from workloads.config.sections import Model
 from workloads.engine.export.card import card_of, render
-from workloads.engine.export.export import FACTS, SKELETON, Exported, dtype_name, silent, source_of
+from workloads.engine.export.export import (
+    FACTS,
+    SKELETON,
+    Exported,
+    dtype_name,
+    keep_base,
+    silent,
+    source_of,
+)
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import (
     ADAPTER_WEIGHTS,
@@ -24,7 +32,8 @@ from workloads.engine.pretrained.adapter import (
     adapter_folder,
     load_adapter,
 )
-from workloads.engine.pretrained.files import ADAPTER_CONFIG, Tell, compute_dtype, locate, read_json
+from workloads.engine.pretrained.base import Base, locate
+from workloads.engine.pretrained.files import ADAPTER_CONFIG, Tell, compute_dtype, read_json
 from workloads.errors import TataraError, UserError
 from workloads.run import Run
 from workloads.vla.config import VlaConfig
@@ -32,12 +41,11 @@ from workloads.vla.data.prepare import Statistics
 from workloads.vla.loading import image_processor, oft_spec, spec_of
 from workloads.vla.model import load_pretrained, random_init
 from workloads.vla.openvla import layout
-from workloads.vla.openvla.config import OftSpec
+from workloads.vla.openvla.config import OftSpec, OpenVLASpec
 from workloads.vla.openvla.modeling import OpenVLA
 from workloads.vla.openvla.tokenizer import COMPANIONS
 
 STATISTICS = "dataset_statistics.json"
-_OTHERS = ("README.md", "config.json", "generation_config.json")
 
 
 def write_statistics(folder: Path, statistics: Statistics) -> None:
@@ -47,14 +55,13 @@ def write_statistics(folder: Path, statistics: Statistics) -> None:
     os.replace(partial, folder / STATISTICS)
 
 
-def keep_skeleton(config: VlaConfig, base: Path, model: OpenVLA, run: Run) -> None:
+def keep_skeleton(base: Base[OpenVLASpec], model: OpenVLA, run: Run) -> None:
     """Keep the base's config, tokenizer, processor and card in the run."""
-    folder = run.path / SKELETON
-    folder.mkdir(exist_ok=True)
-    for name in (*COMPANIONS, *_OTHERS):
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
-    image_processor(base).save_pretrained(folder)
+    folder = keep_base(base, run)
+    for name in (*COMPANIONS, "config.json", "generation_config.json"):
+        if (base.folder / name).is_file():
+            shutil.copyfile(base.folder / name, folder / name)
+    image_processor(base.folder).save_pretrained(folder)
     if model.oft is not None:
         fields = {name: model.oft.__dict__[name] for name in model.oft.__dataclass_fields__}
         (folder / layout.OFT_CONFIG).write_text(json.dumps(fields, indent=1) + "\n")

@@ -7,16 +7,14 @@ import torch
 from torch import nn
 
 from workloads.config.sections import Model
-from workloads.engine import distributed
 from workloads.engine.pretrained.adapter import ALL_LINEAR, load_adapter, lora_config
 from workloads.engine.pretrained.files import (
     choose_attention,
     compute_dtype,
     has_flash_kernel,
-    locate,
     weights_dtype,
 )
-from workloads.errors import TataraError, UserError
+from workloads.errors import UserError
 from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Statistics
 from workloads.vla.model import load_pretrained, random_init
@@ -29,18 +27,9 @@ from workloads.vla.processing import FILE, ImageProcessor, preprocessor_fields
 Tell = Callable[[str], None]
 
 
-def base_folder(model: Model, tell: Tell) -> Path:
-    """The base's files, downloaded by rank 0 alone where there are none; the same on all ranks."""
-    problem: TataraError | None = None
-    if distributed.rank() == 0:
-        try:
-            locate(model, tell, weights=not model.random_init)
-        except TataraError as error:
-            problem = error
-    problem = distributed.from_main(problem)
-    if problem is not None:
-        raise problem
-    return locate(model, tell, weights=not model.random_init)
+def read_spec(model: Model, folder: Path) -> OpenVLASpec:
+    """A base's config, as `engine.pretrained.base.resolve` asks for it."""
+    return spec_of(folder)
 
 
 def spec_of(folder: Path) -> OpenVLASpec:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workloads.errors import Retry, UserError
+from workloads.config.sections import Model
+from workloads.engine.pretrained.base import locate
+from workloads.errors import UserError
 from workloads.vla.openvla import checkpoint as openvla
 from workloads.vla.openvla.config import OftSpec, read_json
 from workloads.vla.openvla.quantise import Quantisation
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from workloads.vla.openvla.modeling import OpenVLA
 
 FAMILIES: Mapping[str, ModuleType] = {"openvla": openvla}
-# No code and no pickles: weights, JSON and the tokenizer are all that is ever read.
-DOWNLOADED = ("*.safetensors", "*.json", "tokenizer.model")
 
 
 def load_pretrained(
@@ -36,10 +36,16 @@ def load_pretrained(
     has none; `quantisation` gives the base 4- or 8-bit weights. Raises UserError where the folder
     is no checkpoint of a known family.
     """
-    folder = locate(path, revision)
+    named = Model(name=os.fspath(path), revision=revision)
+    # What a local folder lacks is named by its family, as it is read.
+    folder = locate(named, _silent, weights=not Path(path).is_dir())
     load = _family(folder).load_pretrained
     model: OpenVLA = load(folder, dtype, attn, device, oft, quantisation)
     return model
+
+
+def _silent(text: str) -> None:
+    """For a function that is called by programs: it prints nothing."""
 
 
 def random_init(
@@ -62,45 +68,6 @@ def save_pretrained(
 ) -> None:
     """Write a model in its family's published layout, so that the original tools load it."""
     model.save_pretrained(path, dtype=dtype)
-
-
-def locate(path: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The checkpoint's folder; a hub name is downloaded, without any code, unless it is cached.
-
-    Raises UserError for a name that is neither, and Retry where the hub cannot be reached.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    name = os.fspath(path)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"expected a checkpoint folder or a hub name, found {name!r}")
-    return _download(name, revision)
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import is_offline_mode, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"expected a checkpoint folder or a hub name, found {name!r} at revision "
-            f"{revision or 'main'} refused; correct model.name, or set HF_TOKEN where it is private"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, TimeoutError) as error:
-        if is_offline_mode():
-            raise UserError(
-                f"expected {name} in the hub cache, found offline mode without it; download it once"
-            ) from error
-        raise Retry(f"expected to download {name}, found no answer of the hub") from error
 
 
 def _family(folder: Path) -> ModuleType:

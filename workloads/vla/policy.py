@@ -16,14 +16,14 @@ import torch
 from workloads.config.sections import Model
 from workloads.engine.export.export import FACTS
 from workloads.engine.pretrained.adapter import load_adapter
-from workloads.engine.pretrained.files import ADAPTER_CONFIG, Tell
-from workloads.engine.pretrained.files import locate as locate_base
+from workloads.engine.pretrained.base import locate, locate_for_use
+from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
 from workloads.run import Run, find, outputs
 from workloads.vla.actions import normalize
 from workloads.vla.data.augment import as_served
 from workloads.vla.loading import image_processor, plain
-from workloads.vla.model import load_pretrained, locate
+from workloads.vla.model import load_pretrained
 from workloads.vla.openvla import layout
 from workloads.vla.openvla.checkpoint import STATISTICS, saved_oft
 from workloads.vla.openvla.config import read_json
@@ -85,12 +85,12 @@ class Policy:
         where there is one. four_bit: hold the base in nf4, for GPUs of 16 GB. Raises UserError
         where the folder is no policy.
         """
-        folder = locate(path)
+        folder, is_adapter = locate_for_use(Model(name=os.fspath(path)), tell)
         facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = dtype or _dtype(folder, facts, place)
         quantisation = Quantisation(compute=kind) if four_bit else None
-        if (folder / ADAPTER_CONFIG).is_file():
+        if is_adapter:
             model = _with_adapter(folder, facts, kind, attn, place, quantisation, tell)
         else:
             model = load_pretrained(folder, kind, attn, place, quantisation=quantisation)
@@ -243,7 +243,7 @@ def _with_adapter(
         raise UserError(f"{folder}: expected {FACTS} to name the base; export the run once more")
     base = Model(name=facts["base"], revision=facts.get("revision"))
     oft = saved_oft(folder)
-    where = locate_base(base, tell, weights=True)
+    where = locate(base, tell, weights=True)
     model = load_pretrained(where, dtype, attn, device, oft=oft, quantisation=quantisation)
     if oft is not None:
         from safetensors.torch import load_file

@@ -18,6 +18,7 @@ from transformers import (
 
 from workloads.data.tfrecord import Damage
 from workloads.engine import distributed
+from workloads.engine.pretrained.base import Base, resolve
 from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
@@ -30,14 +31,14 @@ from workloads.vla.evaluate.action_errors import ActionMeter
 from workloads.vla.export import keep_skeleton, write_statistics
 from workloads.vla.finish import finish
 from workloads.vla.loading import (
-    base_folder,
     image_processor,
     load_model,
     oft_spec,
     plain,
-    spec_of,
+    read_spec,
     trainable,
 )
+from workloads.vla.openvla.config import OpenVLASpec
 from workloads.vla.openvla.layout import OFT_WEIGHTS, is_head
 from workloads.vla.openvla.modeling import OpenVLA
 from workloads.vla.openvla.tokenizer import LlamaTokenizer
@@ -47,14 +48,14 @@ def train(config: VlaConfig, session: Session) -> None:
     """Fine-tune as the config says; Stopped where the run was asked to stop on the way."""
     session.enter("preparing")
     distributed.join(config.parallel.hang_timeout)
-    folder = base_folder(config.model, session.tell)
+    base = resolve(config, session.tell, read_spec)
     sources = prepare_data(config, session)
     resume = checkpoints.resume_point(session)
     oft = oft_spec(config, sources.action_dim, sources.proprio_dim)
-    model = load_model(config, folder, oft, sources.statistics, session.tell)
+    model = load_model(config, base.folder, oft, sources.statistics, session.tell)
     if session.is_main:
-        keep_skeleton(config, folder, model, session.run)
-    trainer = build_trainer(config, session, folder, model, sources)
+        keep_skeleton(base, model, session.run)
+    trainer = build_trainer(config, session, base, model, sources)
     trainer.args.eval_on_start = (
         config.evaluation.before and resume is None and trainer.eval_dataset is not None
     )
@@ -209,12 +210,16 @@ def _head(model: OpenVLA) -> dict[str, torch.Tensor]:
 
 
 def build_trainer(
-    config: VlaConfig, session: Session, folder: Path, model: OpenVLA, sources: Sources
+    config: VlaConfig,
+    session: Session,
+    base: Base[OpenVLASpec],
+    model: OpenVLA,
+    sources: Sources,
 ) -> VlaTrainer:
     """The trainer of this rank."""
     maker = Maker(
-        processor=image_processor(folder),
-        tokenizer=LlamaTokenizer(folder),
+        processor=image_processor(base.folder),
+        tokenizer=LlamaTokenizer(base.folder),
         actions=model.action_tokenizer,
         statistics=sources.statistics,
         augmentation=config.data.augmentation,
@@ -223,7 +228,6 @@ def build_trainer(
     )
     seed, samples = config.train.seed, config.evaluation.samples
     held_out = Steps(sources.held_out, maker, seed, False, samples) if sources.held_out else None
-    spec = spec_of(folder)
     return VlaTrainer(
         profile=config,
         session=session,
@@ -233,7 +237,9 @@ def build_trainer(
         train_dataset=Steps(sources.train, maker, seed, True),
         eval_dataset=held_out,
         data_collator=Collate(
-            spec.pad_token_id, spec.patches * len(sources.train[0].cameras), config.regresses
+            base.config.pad_token_id,
+            base.config.patches * len(sources.train[0].cameras),
+            config.regresses,
         ),
     )
 

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.support.tiny_llava import TOKENS, write_llava
 from workloads.config.merge import resolve
 from workloads.config.sections import Model
+from workloads.engine.pretrained.base import find_base
 from workloads.errors import UserError
 from workloads.grpo import check
 from workloads.grpo.check_counts import prove, sample_of
@@ -55,14 +56,14 @@ def config_of(llava: Path, rows: Path, *words: str) -> GrpoConfig:
 
 
 def test_counted_rows_are_as_long_as_the_processor_makes_them(llava: Path, rows: Path) -> None:
-    data = prepare(config_of(llava, rows), rows)
-    processing = load_processing(Model(name=str(llava)), Grpo(), lambda text: None)
+    data = prepare(config_of(llava, rows), llava, rows)
+    processing = load_processing(find_base(Model(name=str(llava)), print), Grpo())
     assert prove(data.counted, processing, training_turns) == len(SIZES)
 
 
 def test_a_prompt_that_was_counted_otherwise_is_named(llava: Path, rows: Path) -> None:
-    data = prepare(config_of(llava, rows), rows)
-    processing = load_processing(Model(name=str(llava)), Grpo(), lambda text: None)
+    data = prepare(config_of(llava, rows), llava, rows)
+    processing = load_processing(find_base(Model(name=str(llava)), print), Grpo())
     example, counted = data.counted[2]
     wrong = replace(counted, image=TOKENS * 4)
     with pytest.raises(
@@ -77,7 +78,7 @@ def test_a_deep_check_compares_with_the_processor(
     good = check.deep(config_of(llava, rows), {})
     assert good[-1].level == "ok" and "as the model's own processor counts" in good[-1].found
     # A model whose images cost something else than a fixed grid has.
-    processing = load_processing(Model(name=str(llava)), Grpo(), lambda text: None)
+    processing = load_processing(find_base(Model(name=str(llava)), print), Grpo())
     monkeypatch.setattr(processing, "num_additional_image_tokens", 3)
     monkeypatch.setattr("workloads.grpo.model.load_processing", lambda *_: processing)
     (found,) = [one for one in check.deep(config_of(llava, rows), {}) if one.level == "error"]
@@ -114,15 +115,17 @@ def test_answers_that_are_too_long_to_be_taught_are_named_before_training(
         return path
 
     words = ("stage=sft", "grpo.max_completion_length=20", "model.name=data/demo/tiny-llama")
+    llama = Path("data/demo/tiny-llama")
     config = config_of(llava, lines(["2", "2" * 400, "3"]), *words)
     with pytest.raises(
         UserError, match=r"sums\.jsonl:2: expected an answer of fewer than 20 tokens"
     ):
-        prepare(config, tmp_path)
-    found = count(config, prepare(config_of(llava, lines(["2", "3"]), *words), tmp_path).examples)
+        prepare(config, llama, tmp_path)
+    good = prepare(config_of(llava, lines(["2", "3"]), *words), llama, tmp_path)
+    found = count(config, llama, good.examples)
     assert found.fits == [True, True]
     rewarded = config_of(llava, lines(["2", "2" * 400]), *words[1:])
-    assert len(prepare(rewarded, tmp_path).examples) == 2
+    assert len(prepare(rewarded, llama, tmp_path).examples) == 2
 
 
 def test_a_supervised_stage_that_teaches_what_earns_nothing_is_told(tmp_path: Path) -> None:

@@ -188,11 +188,12 @@ def test_dropped_rows_are_left_out_and_counted(
     monkeypatch.chdir(ROOT)
     data = {"source": str(rows(tmp_path, [3, 400, 5])), "too_long": "drop"}
     limits = {"max_prompt_length": 300, "max_completion_length": 8}
-    found = prepare(config(data=data, grpo=limits), tmp_path)
+    base = Path(config().model.name)
+    found = prepare(config(data=data, grpo=limits), base, tmp_path)
     assert [one.problem.count("7") for one in found.examples] == [3, 5]
     assert found.facts["left_out"] == 1
     with pytest.raises(UserError, match="1 of 3 rows"):
-        prepare(config(data={**data, "too_long": "error"}, grpo=limits), tmp_path)
+        prepare(config(data={**data, "too_long": "error"}, grpo=limits), base, tmp_path)
 
 
 def test_drawn_scenes_need_a_model_that_sees(
@@ -206,7 +207,7 @@ def test_drawn_scenes_need_a_model_that_sees(
     found = read_source(blind.data, tmp_path)
     assert len(found.rows) == 3 and found.rows[0].open_image().size == (48, 32)
     with pytest.raises(UserError, match="takes no images"):
-        prepare(blind, tmp_path)
+        prepare(blind, Path(blind.model.name), tmp_path)
 
 
 def log(folder: Path, done_steps: int, every: int = 2, most: int = 3) -> RolloutLog:

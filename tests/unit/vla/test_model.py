@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workloads.errors import UserError
-from workloads.vla.model import load_pretrained, locate, random_init, save_pretrained
+from workloads.vla.model import load_pretrained, random_init, save_pretrained
 from workloads.vla.openvla.config import OftSpec, parse
 from workloads.vla.openvla.modeling import OpenVLA
 from workloads.vla.openvla.quantise import Quantisation
@@ -247,8 +247,8 @@ def test_broken_files_name_their_place(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "openvla",\n "x": }')
     with pytest.raises(UserError, match=r"config\.json:2:7: expected JSON"):
         load_pretrained(tmp_path)
-    with pytest.raises(UserError, match="expected a checkpoint folder or a hub name"):
-        locate(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="expected a folder or a hub id"):
+        load_pretrained(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "pi0"}')
     with pytest.raises(UserError, match="expected model_type of openvla, found 'pi0'"):
         load_pretrained(tmp_path)

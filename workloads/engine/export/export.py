@@ -2,20 +2,22 @@
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from workloads.config.sections import Adapter, Model
+from workloads.config.sections import Adapter, Model, Profile
 from workloads.engine.export.card import Card, write_card
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_config
+from workloads.engine.pretrained.base import Base, candidates, find_base
 from workloads.engine.pretrained.files import Tell, read_json
 from workloads.errors import TataraError, UserError
 from workloads.run import Run
-from workloads.run.integrity import SEAL, step_of, verify_checkpoint
+from workloads.run.integrity import SEAL, step_of, verify_checkpoint, write_atomically
 
 SHARD_SIZE = "4GB"
 # Where a run keeps everything of its model but the weights, so that export needs neither hub nor
@@ -84,13 +86,25 @@ def settled_config(run: Run) -> Any:
     return config.model_copy(update={"model": used})
 
 
-def kept_model(run: Run, model: Model) -> Model:
-    """The model whose folder holds config and tokenizer: the run's own where it has them."""
+def kept_base(run: Run, config: Profile, tell: Tell) -> Base[Any]:
+    """Config, tokenizer and generation settings of a run: its own where it kept them, else its
+    model's."""
     kept = run.path / SKELETON
-    if not (kept / "config.json").is_file():
-        return model
-    own = {"name": str(kept), "revision": None, "trust_remote_code": False}
-    return model.model_copy(update=own)
+    model = next(candidates(config.model))
+    if (kept / "config.json").is_file():
+        own = {"name": str(kept), "revision": None, "trust_remote_code": False}
+        model = model.model_copy(update=own)
+    return find_base(model, tell, weights=False)
+
+
+def keep_base(base: Base[Any], run: Run) -> Path:
+    """The folder in the run that keeps all of the base but its weights; its name and card first."""
+    folder = run.path / SKELETON
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / SOURCE, base.model.model_dump_json(indent=1))
+    if (base.folder / "README.md").is_file():
+        shutil.copyfile(base.folder / "README.md", folder / "README.md")
+    return folder
 
 
 def describe(folder: Path, card: Card) -> None:

@@ -1,90 +1,32 @@
-"""Where a pretrained model's files are, which of several models to take, and how to hold it.
-
-Only safetensors, JSON and tokenizer files are read; code only where the config allows it.
-"""
+"""The files of a pretrained model's folder, and which dtype, quantisation and attention to use."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workloads.config.sections import Adapter, Model, Train
-from workloads.engine.hub import hub
-from workloads.errors import Retry, TataraError, UserError
+from workloads.config.sections import Adapter, Train
+from workloads.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig, PreTrainedConfig
+    from transformers import BitsAndBytesConfig
 
 Tell = Callable[[str], None]
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
-_LIGHT = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md")
 _FILES = (".jsonl", ".json", ".parquet", ".csv")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def candidates(model: Model) -> Iterator[Model]:
-    """`name` and each fallback as a model of its own; revision and code belong to `name` alone."""
-    yield model.model_copy(update={"fallbacks": ()})
-    for name in model.fallbacks:
-        own = {"name": name, "fallbacks": (), "revision": None, "trust_remote_code": False}
-        yield model.model_copy(update=own)
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter alone, which needs its base."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def chosen(model: Model, tell: Tell) -> Model:
-    """The first model of the list whose files are all there, downloaded where needed.
-
-    Says why each one before it failed. Raises the only one's error, or one that lists them all:
-    Retry where any may pass by itself, else UserError.
-    """
-    failures: list[TataraError] = []
-    wanted = list(candidates(model))
-    for one in wanted:
-        try:
-            config = load_config(one, locate(one, tell, weights=not one.random_init))
-        except TataraError as error:
-            failures.append(error)
-            if len(wanted) > 1:
-                tell(f"model {one.name} cannot be used: {error}")
-            continue
-        if failures:
-            tell(f"model: using {one.name} ({config.model_type}) instead of {model.name}")
-        return one
-    if len(failures) == 1:
-        raise failures[0]
-    kind = Retry if any(isinstance(error, Retry) for error in failures) else UserError
-    reasons = "\n  ".join(str(error) for error in failures)
-    raise kind(f"none of {len(failures)} models can be used:\n  {reasons}")
-
-
-def locate(model: Model, tell: Tell, weights: bool) -> Path:
-    """The folder with a model's files: a local one, or the hub's snapshot in the cache.
-
-    weights: whether the weights are needed too; they are downloaded, and must be there.
-    """
-    folder = Path(model.name).expanduser()
-    if folder.is_dir():
-        if weights:
-            _check_weights(model.name, folder)
-        return folder
-    if _is_path(model.name):
-        raise UserError(
-            f"model.name: expected a folder or a hub id, found {model.name!r}, which does not "
-            f"exist; correct the path{hub.nearest_folder(model.name)}"
-        )
-    patterns = _LIGHT + (("*.py",) if model.trust_remote_code else ())
-    folder = hub.fetch(model.name, patterns, model.revision, tell=tell)
-    if weights and not (folder / ADAPTER_CONFIG).is_file():
-        hub.fetch(model.name, (*patterns, *weight_files(folder)), model.revision)
-        _check_weights(model.name, folder)
-    return folder
-
-
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether a name can only be a path: the hub has owner/name and, for old models, name."""
     return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
 
@@ -92,7 +34,7 @@ def _is_path(name: str) -> bool:
 def is_local(name: str) -> bool:
     """Whether a name means a file or folder here, there or missing, and not a repository."""
     path = Path(name).expanduser()
-    return _is_path(name) or path.suffix in _FILES or path.exists()
+    return is_path(name) or path.suffix in _FILES or path.exists()
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -101,30 +43,6 @@ def weight_files(folder: Path) -> list[str]:
     if not index.is_file():
         return [WEIGHTS]
     return sorted(set(read_json(index).get("weight_map", {}).values()))
-
-
-def _check_weights(name: str, folder: Path) -> None:
-    missing = [file for file in weight_files(folder) if not (folder / file).is_file()]
-    if not missing:
-        return
-    if (folder / ADAPTER_CONFIG).is_file():
-        raise UserError(
-            f"{name}: expected a whole model, found an adapter; give its base as model.name and "
-            "this folder as adapter.resume_from"
-        )
-    if (folder / WEIGHTS_INDEX).is_file():
-        raise UserError(
-            f"{name}: {WEIGHTS_INDEX} names {missing[0]}, which is missing; copy it there too"
-        )
-    if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
-        raise UserError(
-            f"{name}: expected safetensors weights, found pickled ones, which may run code when "
-            "loaded; convert them to safetensors first"
-        )
-    raise UserError(
-        f"{name}: expected {WEIGHTS}, found no safetensors weights; choose another folder or "
-        "revision, or set model.random_init=true to start from random weights"
-    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -138,42 +56,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def load_config(model: Model, folder: Path) -> "PreTrainedConfig":
-    """The model's own config; UserError where it is missing, unknown, or wants code to be run."""
-    from transformers import AutoConfig
-
-    if not (folder / "config.json").is_file():
-        adapter = (folder / ADAPTER_CONFIG).is_file()
-        found = "an adapter; its base is what model.name names" if adapter else "none; is it whole?"
-        raise UserError(f"{model.name}: expected a model's config.json, found {found}")
-    own = read_json(folder / "config.json")
-    _check_code(model, own)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise UserError(
-            f"{model.name}: config.json of type {own.get('model_type')!r} is not one that this "
-            f"version of transformers can build: {str(error).splitlines()[0]}"
-        ) from error
-    # The folder of a snapshot says nothing to a person, and is another one on the next machine.
-    config.name_or_path = model.name
-    return config
-
-
-def _check_code(model: Model, own: dict[str, Any]) -> None:
-    """Code may come only from the repository and the commit that the profile names."""
-    places = own.get("auto_map")
-    if not model.trust_remote_code or not isinstance(places, dict):
-        return
-    for place in places.values():
-        owner, dashes, _ = str(place).partition("--")
-        if dashes and owner != model.name:
-            raise UserError(
-                f"{model.name}: its code comes from another repository, {owner}, whose version "
-                "nothing pins; use a model with code of its own or none"
-            )
 
 
 def compute_dtype(train: Train) -> "torch.dtype":

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import (
@@ -21,23 +21,18 @@ from transformers import (
 )
 
 from workloads.config.sections import Model, Profile, Train
-from workloads.engine import distributed
+from workloads.engine.pretrained.base import Base, find_base, load_config, locate_for_use
 from workloads.engine.pretrained.files import (
     ADAPTER_CONFIG,
     Tell,
     choose_attention,
-    chosen,
     compute_dtype,
     has_flash_kernel,
-    load_config,
-    locate,
     quantisation,
     read_json,
     weights_dtype,
 )
-from workloads.errors import TataraError, UserError
-
-P = TypeVar("P", bound=Profile)
+from workloads.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,54 +48,28 @@ IMAGES = Kind(AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
 KindOf = Callable[[PreTrainedConfig], Kind]
 
 
-def settled(config: P, tell: Tell) -> P:
-    """The config with the one model that all ranks will use, chosen by rank 0 from the list.
-
-    Called by all ranks together, so that none takes a fallback alone. The weights are downloaded
-    on the way. Raises on every rank what rank 0 found.
-    """
-    answer: Model | TataraError | None = None
-    if distributed.rank() == 0:
-        try:
-            answer = chosen(config.model, tell)
-        except TataraError as error:
-            answer = error
-    answer = distributed.from_main(answer)
-    if isinstance(answer, TataraError):
-        raise answer
-    return config.model_copy(update={"model": answer})
-
-
-def load_model(config: Profile, kind_of: KindOf, tell: Tell) -> PreTrainedModel:
-    """The model that the config names, in the types and with the attention that it asks for.
+def load_model(base: Base[Any], config: Profile, kind_of: KindOf, tell: Tell) -> PreTrainedModel:
+    """The base in the types and with the attention that the config asks for.
 
     On the CPU, except for a quantised base, which is made on this rank's GPU where there is one.
     With `random_init` the weights follow from `train.seed`. Raises UserError or Retry.
     """
-    model = chosen(config.model, tell) if config.model.fallbacks else config.model
-    folder = locate(model, tell, weights=not model.random_init)
-    own = load_config(model, folder)
-    kind, compute = kind_of(own), compute_dtype(config.train)
+    kind, compute = kind_of(base.config), compute_dtype(config.train)
     held = weights_dtype(config.train, config.adapter)
-    arguments = _arguments(model, own, kind, compute, held, tell)
-    if model.random_init:
-        return _random(model, config, own, kind, folder, arguments)
+    arguments = _arguments(base, kind, compute, held, tell)
+    if base.model.random_init:
+        return _random(base, config, kind, arguments)
     arguments["quantization_config"] = quantisation(config.adapter, compute)
-    return _pretrained(model, folder, own, kind, arguments, tell)
+    return _pretrained(base, kind, arguments, tell)
 
 
 def _arguments(
-    model: Model,
-    own: PreTrainedConfig,
-    kind: Kind,
-    compute: torch.dtype,
-    held: torch.dtype,
-    tell: Tell,
+    base: Base[Any], kind: Kind, compute: torch.dtype, held: torch.dtype, tell: Tell
 ) -> dict[str, Any]:
     """What transformers is to be asked for: types, attention, and whether code may be run."""
     attention = choose_attention(
-        model.attention,
-        kind.classes.get(type(own), None),
+        base.model.attention,
+        kind.classes.get(type(base.config), None),
         compute,
         torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
         has_flash_kernel,
@@ -109,17 +78,12 @@ def _arguments(
     return {
         "dtype": held,
         "attn_implementation": attention.name,
-        "trust_remote_code": model.trust_remote_code,
+        "trust_remote_code": base.model.trust_remote_code,
     }
 
 
 def _random(
-    model: Model,
-    config: Profile,
-    own: PreTrainedConfig,
-    kind: Kind,
-    folder: Path,
-    arguments: dict[str, Any],
+    base: Base[Any], config: Profile, kind: Kind, arguments: dict[str, Any]
 ) -> PreTrainedModel:
     if config.adapter.method == "qlora":
         raise UserError(
@@ -128,40 +92,38 @@ def _random(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        made: PreTrainedModel = kind.factory.from_config(own, **arguments)
-    if (folder / "generation_config.json").is_file():
-        made.generation_config = GenerationConfig.from_pretrained(folder)
-    return _known_as(made, model.name)
+        made: PreTrainedModel = kind.factory.from_config(base.config, **arguments)
+    if (base.folder / "generation_config.json").is_file():
+        made.generation_config = GenerationConfig.from_pretrained(base.folder)
+    return _known_as(made, base.model.name)
 
 
 def _pretrained(
-    model: Model,
-    folder: Path,
-    own: PreTrainedConfig,
-    kind: Kind,
-    arguments: dict[str, Any],
-    tell: Tell,
+    base: Base[Any], kind: Kind, arguments: dict[str, Any], tell: Tell
 ) -> PreTrainedModel:
     from safetensors import SafetensorError
 
     if arguments.get("quantization_config") is not None and torch.cuda.is_available():
         arguments["device_map"] = {"": torch.cuda.current_device()}
+    name = base.model.name
     fixed = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     try:
-        made, found = kind.factory.from_pretrained(folder, config=own, **fixed, **arguments)
+        made, found = kind.factory.from_pretrained(
+            base.folder, config=base.config, **fixed, **arguments
+        )
     except SafetensorError as error:
         raise UserError(
-            f"{model.name}: a weights file in {folder} is damaged ({error}); delete it and "
+            f"{name}: a weights file in {base.folder} is damaged ({error}); delete it and "
             "download it again"
         ) from error
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(
-            f"{model.name}: its weights cannot be loaded: {str(error).strip().splitlines()[0]}"
+            f"{name}: its weights cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from error
-    _check_loaded(model.name, found, tell)
-    return _known_as(made, model.name)
+    _check_loaded(name, found, tell)
+    return _known_as(made, name)
 
 
 def _check_loaded(name: str, found: dict[str, Any], tell: Tell) -> None:
@@ -201,15 +163,14 @@ def valid_generation(generation: GenerationConfig) -> GenerationConfig:
 
 @dataclass(frozen=True)
 class Ready:
-    """A model ready to generate; `source` names it, or the base that an adapter sits on.
+    """A model ready to generate.
 
-    folder: what was asked for; it may be an adapter's.
+    base: whose weights it has; adapter: the folder of the adapter on it, None for a whole model.
     """
 
     model: PreTrainedModel
-    source: Model
-    folder: Path
-    is_adapter: bool
+    base: Base[Any]
+    adapter: Path | None
 
 
 def load_for_use(wanted: Model, precision: str, kind_of: KindOf, tell: Tell) -> Ready:
@@ -218,20 +179,19 @@ def load_for_use(wanted: Model, precision: str, kind_of: KindOf, tell: Tell) -> 
     precision: bf16, fp16 or fp32, of the weights and the computation. On the GPU where there is
     one, in evaluation mode.
     """
-    folder = locate(wanted, tell, weights=False)
-    is_adapter = (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
-    source = wanted
+    folder, is_adapter = locate_for_use(wanted, tell)
     if is_adapter:
-        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-        source = Model(name=str(base))
-    whole = locate(source, tell, weights=True)
-    own = load_config(source, whole)
-    kind, dtype = kind_of(own), compute_dtype(Train.model_validate({"precision": precision}))
-    arguments = _arguments(source, own, kind, dtype, dtype, tell)
-    model: Any = _pretrained(source, whole, own, kind, arguments, tell)
+        named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        base = find_base(Model(name=str(named)), tell)
+    else:
+        base = Base(wanted, folder, load_config(wanted, folder))
+    kind = kind_of(base.config)
+    dtype = compute_dtype(Train.model_validate({"precision": precision}))
+    arguments = _arguments(base, kind, dtype, dtype, tell)
+    model: Any = _pretrained(base, kind, arguments, tell)
     if is_adapter:
         from workloads.engine.pretrained.adapter import load_adapter
 
         model = load_adapter(model, folder)
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    return Ready(model.to(device).eval(), source, folder, is_adapter)
+    return Ready(model.to(device).eval(), base, folder if is_adapter else None)

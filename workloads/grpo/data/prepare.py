@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workloads.data.build_once import built_once, nothing
 from workloads.engine.hub import hub
-from workloads.engine.pretrained.files import is_local, locate
+from workloads.engine.pretrained.files import is_local
 from workloads.errors import UserError
 from workloads.grpo import prompts
 from workloads.grpo.config import GENERATED, GrpoConfig, GrpoData
@@ -110,15 +110,17 @@ def read_source(data: GrpoData, cache: Path, progress: Callable[[], None] = noth
     return found
 
 
-def prepare(config: GrpoConfig, cache: Path, progress: Callable[[], None] = nothing) -> Prepared:
+def prepare(
+    config: GrpoConfig, base: Path, cache: Path, progress: Callable[[], None] = nothing
+) -> Prepared:
     """Read every row and hold its prompt against the limits, before any GPU is used.
 
-    Rows that do not fit end the run with their names, or are left out with `data.too_long=drop`.
+    base: the folder of the model's files. Rows that do not fit end the run with their names, or are left out with `data.too_long=drop`.
     """
     data = config.data
     found = read_source(data, cache, progress)
     progress()
-    counted = count(config, found.rows)
+    counted = count(config, base, found.rows)
     tokens, examples = counted.report, found.rows
     if tokens.broken and data.too_long == "error":
         tokens.raise_if_broken()
@@ -151,13 +153,12 @@ class Counting:
     good: list[tuple[Example, RowTokens]]
 
 
-def count(config: GrpoConfig, examples: Sequence[Example]) -> Counting:
+def count(config: GrpoConfig, base: Path, examples: Sequence[Example]) -> Counting:
     """The tokens of all prompts, and of what the supervised stage teaches, against the limits."""
-    folder = locate(config.model, _silent, weights=False)
-    own = _read(folder / "config.json")
-    rules = _rules(config, folder, own, examples)
+    own = _read(base / "config.json")
+    rules = _rules(config, base, own, examples)
     limits = _limits(config, own)
-    text = read_prompt_text(folder, "vision_config" in own)
+    text = read_prompt_text(base, "vision_config" in own)
     rows = list(count_rows(examples, text, rules, turns_of(config.data)))
     if config.stage == "sft":
         pairs = zip(rows, examples, strict=True)
@@ -297,9 +298,6 @@ def _read(path: Path) -> dict[str, Any]:
 
     return read_json(path)
 
-
-def _silent(text: str) -> None:
-    pass
 
 
 __all__ = [

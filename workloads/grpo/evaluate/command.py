@@ -127,20 +127,21 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
     from vllm import LLM, SamplingParams
 
     from workloads.config.sections import Model, Train
-    from workloads.engine.pretrained.files import compute_dtype, locate
+    from workloads.engine.pretrained.base import find_base
+    from workloads.engine.pretrained.files import compute_dtype
     from workloads.grpo.config import Grpo
     from workloads.grpo.greedy import prompt_texts
     from workloads.grpo.model import load_processing
     from workloads.grpo.rollouts.engine import pixel_limits
 
-    model = Model(name=name)
+    base = find_base(Model(name=name), _tell)
     grpo = Grpo(max_pixels=max_pixels)
-    processing = load_processing(model, grpo, _tell)
+    processing = load_processing(base, grpo)
     options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}}
     if pixels := pixel_limits(grpo):
         options["mm_processor_kwargs"] = pixels
     dtype = compute_dtype(Train.model_validate({"precision": precision}))
-    engine = LLM(model=str(locate(model, _tell, weights=True)), dtype=dtype, **options)
+    engine = LLM(model=str(base.folder), dtype=dtype, **options)
     own = engine.get_default_sampling_params().repetition_penalty
 
     def generate(prompts: Sequence[Any]) -> list[str]:
@@ -159,10 +160,9 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
 
 def _check_vllm(name: str) -> None:
     """UserError where vLLM is not there, or would be given an adapter alone."""
-    from workloads.engine.pretrained.files import ADAPTER_CONFIG
+    from workloads.engine.pretrained.files import is_adapter
 
-    folder = Path(name).expanduser()
-    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+    if is_adapter(Path(name).expanduser()):
         raise UserError(
             f"--engine vllm: expected a whole model, found an adapter in {name}; write one with "
             "tatara export RUN --merge --out FOLDER and name it by --model, or take --engine "

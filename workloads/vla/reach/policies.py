@@ -6,12 +6,13 @@ import torch
 
 from workloads.data.robot.crane_x7.tfrecords import DATASET_NAME
 from workloads.engine.export.export import SKELETON
+from workloads.engine.pretrained.base import locate
 from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
 from workloads.run import Run
 from workloads.vla.config import VlaConfig
 from workloads.vla.export import STATISTICS
-from workloads.vla.loading import base_folder, load_model, oft_spec
+from workloads.vla.loading import load_model, oft_spec
 from workloads.vla.openvla.checkpoint import random_init
 from workloads.vla.openvla.config import read_json
 from workloads.vla.openvla.modeling import OpenVLA, action_stats
@@ -67,7 +68,7 @@ def _initial(run: Run, tell: Tell) -> OpenVLA:
     first = next(iter(statistics.values()))
     oft = oft_spec(config, len(first["action"]["q01"]), len(first["proprio"]["q01"]))
     is_random = config.model.random_init
-    folder = run.path / SKELETON if is_random else base_folder(config.model, tell)
+    folder = run.path / SKELETON if is_random else locate(config.model, tell, weights=True)
     return load_model(config, folder, oft, statistics, tell)
 
 

@@ -18,7 +18,7 @@ from tests.support.tiny_llama import make_config, make_model, make_tokenizer, wr
 from workloads import run as runs
 from workloads.config.merge import Provenance
 from workloads.engine.pretrained.adapter import add_adapter, load_adapter, save_adapters
-from workloads.engine.pretrained.load import settled
+from workloads.engine.pretrained.base import find_base, resolve
 from workloads.errors import Retry, TataraError, UserError
 from workloads.llm.config import LlmConfig
 from workloads.llm.export import (
@@ -195,7 +195,7 @@ def test_an_adapter_alone(tmp_path: Path, name: str) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(run.final)
     assert torch.allclose(logits(loaded), logits(model), atol=1e-5)
     used = load_for_use(str(run.final), "fp32", print)
-    assert used.base == str(tmp_path / "base")
+    assert used.base.model.name == str(tmp_path / "base")
     assert torch.allclose(logits(used.model), logits(model), atol=1e-5)
 
 
@@ -226,7 +226,9 @@ def test_merging_without_a_run(tmp_path: Path) -> None:
 
 def test_an_adapter_over_random_weights_is_merged(tmp_path: Path) -> None:
     run = make_run(tmp_path, adapter=LORA, model={"random_init": True}, shape={"weights": False})
-    model = trained_adapter(load_model(run.config(), print), run)
+    model = trained_adapter(
+        load_model(find_base(run.config().model, print), run.config(), print), run
+    )
     checkpoint(run, 7, lambda folder: save_adapters(model, folder))
     assert export(run).kind == "merged"
     loaded = AutoModelForCausalLM.from_pretrained(run.final)
@@ -258,7 +260,7 @@ def test_the_run_keeps_what_export_needs(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
     model = make_model(seed=2)
-    keep_skeleton(run.config(), model, make_tokenizer(), run)
+    keep_skeleton(find_base(run.config().model, print), model, make_tokenizer(), run)
     checkpoint(run, 1, whole(model))
     shutil.rmtree(tmp_path / "base")
     export(run)
@@ -269,8 +271,8 @@ def test_the_run_keeps_what_export_needs(tmp_path: Path) -> None:
 def test_the_model_that_was_truly_used_is_named(tmp_path: Path) -> None:
     wish = {"name": str(tmp_path / "nothing"), "fallbacks": [str(tmp_path / "base")]}
     run = make_run(tmp_path, adapter=LORA, model=wish)
-    config = settled(run.config(), print)
-    keep_skeleton(config, make_model(), make_tokenizer(), run)
+    base = resolve(run.config(), print)
+    keep_skeleton(base, make_model(), make_tokenizer(), run)
     model = trained_adapter(make_model(), run)
     checkpoint(run, 7, lambda folder: save_adapters(model, folder))
     export(run)

@@ -12,6 +12,7 @@ from torch import nn
 from tests.support.tiny_llama import make_model, write_tiny
 from workloads.config.sections import Adapter
 from workloads.engine.pretrained.adapter import add_adapter, load_adapter, merge_into, save_adapters
+from workloads.engine.pretrained.base import find_base
 from workloads.errors import UserError
 from workloads.llm.config import LlmConfig
 from workloads.llm.model import load_model
@@ -165,6 +166,10 @@ def test_a_merge_without_finite_weights_is_refused(tmp_path: Path) -> None:
         merge_into(make_model(), tmp_path)
 
 
+def load(config: LlmConfig) -> Any:
+    return load_model(find_base(config.model, print), config, print)
+
+
 def qlora_config(folder: Path, quantisation: str) -> LlmConfig:
     settings: dict[str, Any] = {
         "workload": "llm",
@@ -182,7 +187,7 @@ def qlora_config(folder: Path, quantisation: str) -> LlmConfig:
 )
 def test_qlora_without_its_package_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pip install bitsandbytes"):
-        load_model(qlora_config(write_tiny(tmp_path), "nf4"), print)
+        load(qlora_config(write_tiny(tmp_path), "nf4"))
 
 
 def test_qlora_trains_over_nf4_and_merges_into_the_full_base(tmp_path: Path) -> None:
@@ -190,7 +195,7 @@ def test_qlora_trains_over_nf4_and_merges_into_the_full_base(tmp_path: Path) -> 
     # nf4 works on blocks of 64 values: a base a little wider than elsewhere.
     folder = write_tiny(tmp_path / "base", hidden_size=64, intermediate_size=128)
     config = qlora_config(folder, "nf4")
-    base = load_model(config, print)
+    base = load(config)
     kinds = {type(module).__name__ for module in base.modules()}
     assert "Linear4bit" in kinds
     layer = base.model.layers[0].self_attn.q_proj
@@ -202,13 +207,13 @@ def test_qlora_trains_over_nf4_and_merges_into_the_full_base(tmp_path: Path) -> 
     assert float(model(input_ids=INPUTS, labels=INPUTS).loss) < before - 0.1
     save_adapters(model, tmp_path / "adapter")
     full = make_model(hidden_size=64, intermediate_size=128)
-    quantised = load_model(config, print)
+    quantised = load(config)
     merged, report = merge_into(full, tmp_path / "adapter", quantised=quantised)
     assert report.difference <= report.tolerance * report.scale
     assert report.quantised_difference is not None
     assert report.quantised_difference > report.difference
     with pytest.raises(UserError, match="found a quantised one"):
-        merge_into(load_model(config, print), tmp_path / "adapter")
+        merge_into(load(config), tmp_path / "adapter")
     json.dumps(report.as_dict())
     print(report.line())
 
@@ -216,7 +221,7 @@ def test_qlora_trains_over_nf4_and_merges_into_the_full_base(tmp_path: Path) -> 
 def test_int8_base(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     config = qlora_config(write_tiny(tmp_path / "base"), "int8")
-    base = load_model(config, print)
+    base = load(config)
     assert base.model.layers[0].self_attn.q_proj.weight.dtype == torch.int8
     model = add_adapter(base, config.adapter)
     before = float(model(input_ids=INPUTS, labels=INPUTS).loss)

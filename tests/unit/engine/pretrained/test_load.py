@@ -8,22 +8,23 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from tests.support.fake_hub import FakeHub
 from tests.support.tiny_llama import make_model, make_tokenizer, write_tiny
 from workloads.config.sections import Adapter, Model, Train
-from workloads.engine.pretrained.files import (
-    candidates,
-    choose_attention,
-    chosen,
-    locate,
-    weights_dtype,
-)
-from workloads.engine.pretrained.load import settled
+from workloads.engine.pretrained.adapter import add_adapter, save_adapters
+from workloads.engine.pretrained.base import Base, candidates, find_base, locate, resolve
+from workloads.engine.pretrained.files import Tell, choose_attention, weights_dtype
 from workloads.errors import Retry, UserError
+from workloads.llm import model as llm_model
 from workloads.llm.config import LlmConfig
-from workloads.llm.model import choose_padding, load_for_use, load_model, load_tokenizer
+from workloads.llm.model import choose_padding, load_for_use
 
 pytestmark = pytest.mark.unit
 
@@ -38,6 +39,14 @@ def config_for(name: object, **changes: Any) -> LlmConfig:
         **changes,
     }
     return LlmConfig.model_validate(settings)
+
+
+def load_model(config: LlmConfig, tell: Tell) -> PreTrainedModel:
+    return llm_model.load_model(find_base(config.model, tell), config, tell)
+
+
+def load_tokenizer(name: object) -> PreTrainedTokenizerBase:
+    return llm_model.load_tokenizer(find_base(Model(name=str(name)), print), print)
 
 
 @pytest.fixture
@@ -69,7 +78,7 @@ def test_a_folder_gives_its_weights_and_keeps_its_name(tiny: Path) -> None:
 
 def test_a_hub_model_comes_without_code_or_pickles(server: FakeHub) -> None:
     model = load_model(config_for("owner/tiny"), print)
-    tokenizer = load_tokenizer(Model(name="owner/tiny"))
+    tokenizer = load_tokenizer("owner/tiny")
     assert model.config.name_or_path == "owner/tiny"
     assert tokenizer("ab")["input_ids"] == make_tokenizer()("ab")["input_ids"]
     fetched = {path.rpartition("/")[2] for method, path in server.requests if method == "GET"}
@@ -171,7 +180,7 @@ def test_a_fallback_is_taken_and_each_failure_told(tmp_path: Path, server: FakeH
     names = ["owner/nothing", str(bare), "owner/tiny"]
     told: list[str] = []
     model = Model.model_validate({"name": "owner/gated", "fallbacks": names})
-    assert chosen(model, told.append).name == "owner/tiny"
+    assert find_base(model, told.append).model.name == "owner/tiny"
     assert ["gated" in told[0], "neither" in told[1], "random_init" in told[2]] == [True] * 3
     assert "using owner/tiny (llama) instead of owner/gated" in told[3]
 
@@ -179,10 +188,10 @@ def test_a_fallback_is_taken_and_each_failure_told(tmp_path: Path, server: FakeH
 def test_when_all_fail_every_reason_is_given(tmp_path: Path, server: FakeHub) -> None:
     model = Model.model_validate({"name": "owner/gated", "fallbacks": ["owner/nothing"]})
     with pytest.raises(UserError, match="(?s)none of 2 models.*gated.*neither"):
-        chosen(model, print)
+        find_base(model, print)
     server.mood = "broken"
     with pytest.raises(Retry):
-        chosen(model, print)
+        find_base(model, print)
 
 
 def test_a_fallback_brings_no_code_of_its_own(tmp_path: Path) -> None:
@@ -193,10 +202,30 @@ def test_a_fallback_brings_no_code_of_its_own(tmp_path: Path) -> None:
     assert (second.trust_remote_code, second.revision) == (False, None)
 
 
-def test_settled_leaves_one_model(tiny: Path) -> None:
+def test_a_base_is_one_model_with_its_folder_and_config(tiny: Path) -> None:
     wish = {"fallbacks": [str(tiny)]}
-    config = settled(config_for(tiny.parent / "nothing", model=wish), print)
-    assert config.model.name == str(tiny) and config.model.fallbacks == ()
+    base: Base[Any] = resolve(config_for(tiny.parent / "nothing", model=wish), print)
+    assert base.model.name == str(tiny) and base.model.fallbacks == ()
+    assert base.folder == tiny and base.config.vocab_size == 261
+
+
+def test_an_adapter_of_the_hub_comes_with_its_weights(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = add_adapter(make_model(), Adapter.model_validate({"method": "lora", "r": 4}))
+    with torch.no_grad():
+        for name, value in adapter.named_parameters():
+            if "lora_B" in name:
+                value.fill_(0.01)
+    adapter.peft_config["default"].base_model_name_or_path = str(tiny)
+    save_adapters(adapter, tmp_path / "adapter")
+    with FakeHub({"owner/adapter": tmp_path / "adapter"}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        used = load_for_use("owner/adapter", "fp32", print)
+    inputs = torch.arange(5, 25).reshape(2, 10)
+    assert torch.allclose(used.model(inputs).logits, adapter.eval()(inputs).logits, atol=1e-5)
+    assert used.base.model.name == str(tiny) and used.adapter is not None
 
 
 def test_a_missing_folder_names_the_nearest(tiny: Path) -> None:
@@ -240,13 +269,13 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tiny: Path) -> None:
     tokenizer.add_tokens(["one more"])
     tokenizer.save_pretrained(tiny)
     with pytest.raises(UserError, match="at most 261 tokens.*found 262"):
-        load_tokenizer(Model(name=str(tiny)))
+        load_tokenizer(tiny)
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="expected a tokenizer"):
-        load_tokenizer(Model(name=str(tmp_path)))
+        load_tokenizer(tmp_path)
 
 
 def test_padding_is_not_the_end_of_an_answer() -> None:
@@ -281,4 +310,4 @@ def test_published_generation_settings_do_not_break_checkpoints(
 def test_loading_for_use(tiny: Path) -> None:
     loaded = load_for_use(str(tiny), "bf16", print)
     assert loaded.model.dtype == torch.bfloat16 and not loaded.model.training
-    assert loaded.base is None
+    assert loaded.adapter is None and loaded.base.folder == tiny

@@ -24,7 +24,7 @@ def prepared(scenes: Path, *words: str) -> Prepared:
     settings = [f"data.source={scenes}", "model.name=data/demo/tiny-llava", *words]
     config, _ = resolve("profiles/demo-grpo.yaml", {}, settings)
     assert isinstance(config, GrpoConfig)
-    return prepare(config, scenes)
+    return prepare(config, Path(config.model.name), scenes)
 
 
 @pytest.mark.parametrize(("wanted", "kept"), [(64, 18), (1, 19), (0, 20)])

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from workloads.config.merge import CONTRACT, PREFIX, SHORT_NAMES, WORKLOADS
+from workloads.catalogue import WORKLOADS
+from workloads.config.merge import CONTRACT, PREFIX, SHORT_NAMES
 from workloads.config.sections import Profile, Section
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
@@ -58,10 +59,10 @@ def render() -> str:
 
 def _workloads() -> Iterator[tuple[str, type[Profile]]]:
     """The workloads that this version has, with their schemas."""
-    for workload, place in WORKLOADS.items():
-        module, _, name = place.partition(":")
+    for name_of_workload, entry in WORKLOADS.items():
+        module, _, name = entry.schema.partition(":")
         if importlib.util.find_spec(module) is not None:
-            yield workload, importlib.import_module(module).__dict__[name]
+            yield name_of_workload, importlib.import_module(module).__dict__[name]
 
 
 def _own(schema: type[Profile]) -> list[str]:

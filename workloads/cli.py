@@ -1,39 +1,45 @@
-"""The command `tatara`. Nothing heavy is imported before a verb needs it."""
+"""The command `tatara`. Nothing heavy is imported before a command needs it."""
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from workloads.errors import EXIT_STOPPED, TataraError, UserError
+from workloads.commands.parsing import (
+    CommandParser,
+    Commands,
+    PrintCompletion,
+    PrintVersion,
+    add_commands,
+    split_settings,
+)
+from workloads.errors import EXIT_STOPPED, TataraError
 
-# verb → (module with `add_arguments(parser)` and `main(args, words) -> exit code`, what it does)
-VERBS = {
+COMMANDS: Commands = {
     "train": ("workloads.commands.train", "start a run, or go on with one (--resume)"),
     "check": ("workloads.commands.check", "find mistakes in a profile before any GPU is used"),
     "plan": ("workloads.commands.plan", "predict memory and disk of a profile"),
     "eval": ("workloads.commands.evaluate", "score a run or a model on a task"),
     "export": ("workloads.commands.export", "turn a run's checkpoint into a model folder"),
     "serve": ("workloads.commands.serve", "answer a robot's program with a policy's actions"),
-    "data": ("workloads.commands.data", "look at demonstrations, or convert them"),
+    "data": ("workloads.commands.data", "inspect demonstrations, convert them or make some"),
     "doctor": ("workloads.commands.doctor", "say what this machine can run and what it lacks"),
     "monitor": ("workloads.commands.monitor", "watch a run, or all of them"),
     "report": ("workloads.commands.report", "write a run's page, to keep or to send"),
 }
+# What follows a PROFILE there are settings, which the parser does not know.
+_WITH_SETTINGS = ("train", "check", "plan", "doctor")
+_EPILOG = """\
+A PROFILE is a file such as profiles/demo.yaml, or its name. Settings follow it as
+optim.learning_rate=1e-5 or, where the profile honours them, --learning_rate 1e-5.
+`tatara COMMAND --help` has more on one command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code; a mistake of the user's ends with one sentence."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    verb = words[0] if words else "--help"
-    if verb in ("-h", "--help", "help"):
-        print(usage())
-        return 0
+    """Run one command and return the exit code; a user's mistake ends with one sentence."""
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        if verb not in VERBS:
-            raise UserError(f"unknown verb {verb!r}; verbs: {', '.join(VERBS)}")
-        return run_verb(verb, words[1:])
+        return _run(["--help"] if arguments == ["help"] else arguments)
     except TataraError as error:
         print(f"tatara: {error}", file=sys.stderr)
         return error.exit_code
@@ -45,30 +51,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def usage() -> str:
-    """The page that `tatara --help` prints."""
-    lines = [f"  {verb:<8} {text}" for verb, (_, text) in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: tatara VERB …   (tatara VERB --help for one verb)",
-            "",
-            *lines,
-            "",
-            "A PROFILE is a file such as profiles/demo.yaml. Settings follow it as",
-            "optim.learning_rate=1e-5 or, where the profile honours them, --learning_rate 1e-5.",
-        ]
+def parser() -> CommandParser:
+    """The parser of the whole command line; commands load when they are chosen."""
+    whole = CommandParser(
+        prog="tatara",
+        description="Fine-tune language models, vision-language models and robot policies.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    whole.add_argument("--version", action=PrintVersion, help="print the version and leave")
+    whole.add_argument(
+        "--print-completion", action=PrintCompletion, help="print the completion of a shell"
+    )
+    add_commands(whole, COMMANDS, "COMMAND")
+    return whole
 
 
-def run_verb(verb: str, words: list[str]) -> int:
-    """Parse a verb's own arguments and run it; what is left over are settings."""
-    module = importlib.import_module(VERBS[verb][0])
-    parser = argparse.ArgumentParser(
-        prog=f"tatara {verb}", description=module.__doc__, allow_abbrev=False
-    )
-    module.add_arguments(parser)
-    args, rest = parser.parse_known_args(words)
-    code: int = module.main(args, rest)
+def _run(arguments: list[str]) -> int:
+    whole, settings = parser(), list[str]()
+    if arguments[0] in _WITH_SETTINGS:
+        command = whole.command(arguments[0])
+        own, settings = split_settings(command, arguments[1:])
+        arguments = [arguments[0], *own]
+    found, rest = whole.parse_known_args(arguments)
+    code: int = found.main(found, [*settings, *rest])
     return code
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from workloads.cli import VERBS, main
+from workloads.cli import COMMANDS, main
 from workloads.environment import ALIASES, SECRET_FOLDER, SECRETS
 from workloads.errors import UserError
 
@@ -85,13 +85,13 @@ def start(words: list[str]) -> int:
     for name in set(os.environ) - set(env):
         del os.environ[name]
     os.environ.update(env)
-    if words[0] in VERBS or words[0] in ("-h", "--help", "help"):
+    if words[0] in COMMANDS or words[0] in ("-h", "--help", "help"):
         return main(words)
     try:
         os.execvp(words[0], words)
     except OSError as error:
         print(
-            f"tatara: {words[0]!r} is neither a verb ({', '.join(VERBS)}) nor a program here "
+            f"tatara: {words[0]!r} is neither a command ({', '.join(COMMANDS)}) nor a program here "
             f"({error.strerror})",
             file=sys.stderr,
         )

@@ -1,4 +1,7 @@
-"""What can go wrong, and the exit code that says so."""
+"""What can go wrong, the exit code that says so, and the nearest name to one that is unknown."""
+
+import difflib
+from collections.abc import Iterable
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -14,7 +17,7 @@ class TataraError(Exception):
 
 
 class UserError(TataraError):
-    """Something the user can mend: "expected X, found Y; do Z"; printed without a traceback."""
+    """Something the user can fix: "expected X, found Y; do Z"; printed without a traceback."""
 
     exit_code = EXIT_USER
 
@@ -26,6 +29,15 @@ class Stopped(TataraError):
 
 
 class Retry(TataraError):
-    """Worth another try: network, NCCL, a lost peer."""
+    """Worth retrying: network, NCCL, a lost peer."""
 
     exit_code = EXIT_RETRY
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The nearest of the known names, by its letters or its initials, or else all of them."""
+    names = sorted(known)
+    word = str(name)
+    close = [one for one in names if "".join(part[:1] for part in one.split("_")) == word]
+    close = close or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(names)}"

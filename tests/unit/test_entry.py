@@ -67,9 +67,9 @@ def _file(folder: Path) -> Path:
     return path
 
 
-def test_a_word_that_is_nothing_names_the_verbs(
+def test_a_word_that_is_nothing_names_the_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert start(["no-such-program-here"]) == 2
-    assert "'no-such-program-here' is neither a verb (train," in capsys.readouterr().err
+    assert "'no-such-program-here' is neither a command (train," in capsys.readouterr().err

@@ -33,7 +33,8 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         print_json({"ok": not failed, "findings": found, "settings": settings})
     else:
         for name, source in provenance.items():
-            if source != "default" and not source.startswith(args.profile):
+            of_profile = source.startswith((args.profile, "file name of"))
+            if source != "default" and not of_profile:
                 print(f"{name} = {leaves(config)[name]}   ({source})")
         for one in findings:
             print(one.line())

@@ -1,15 +1,16 @@
 """What several verbs do first: environment, config, and the lines that say what was taken."""
 
+import argparse
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workloads import environment
-from workloads.errors import UserError
+from workloads.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from workloads.config.merge import Provenance
@@ -22,6 +23,18 @@ def loaded_environment() -> dict[str, str]:
     env = environment.load(os.environ)
     environment.apply(env)
     return env
+
+
+def with_environment(
+    main: Callable[[argparse.Namespace, dict[str, str]], int],
+) -> Callable[[argparse.Namespace, Sequence[str]], int]:
+    """A command that takes no settings, called with the environment in their place."""
+
+    def run(args: argparse.Namespace, words: Sequence[str]) -> int:
+        no_settings(words)
+        return main(args, loaded_environment())
+
+    return run
 
 
 def resolved(profile: str, env: dict[str, str], words: Sequence[str]) -> "tuple[Any, Provenance]":
@@ -63,7 +76,7 @@ def _named(profile: str) -> Path:
         if (folder / f"{profile}.yaml").is_file():
             return folder / f"{profile}.yaml"
     known = sorted(path.stem for path in Path("profiles").glob("**/*.yaml"))
-    raise UserError(f"no profile {profile!r} in profiles/; there are: {', '.join(known)}")
+    raise UserError(f"no profile {profile!r} in profiles/; {did_you_mean(profile, known)}")
 
 
 def no_settings(words: Sequence[str]) -> None:

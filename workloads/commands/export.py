@@ -13,7 +13,9 @@ from workloads.run import find, outputs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, its id, or latest")
-    parser.add_argument("--out", type=Path, help="folder to write (default: RUN/final)")
+    parser.add_argument(
+        "--output", "--out", type=Path, metavar="DIR", help="folder to write (default: RUN/final)"
+    )
     parser.add_argument(
         "--checkpoint", type=Path, help="name or folder (default: the newest whole one)"
     )
@@ -35,7 +37,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         raise UserError("--push-to-hub needs export.hub_model_id, HUB_MODEL_ID or --hub-model-id")
     workload = importlib.import_module(f"workloads.{config.workload}.export")
     exported = workload.export(
-        run, args.out, checkpoint=args.checkpoint, merge=args.merge or None, tell=_tell
+        run, args.output, checkpoint=args.checkpoint, merge=args.merge or None, tell=_tell
     )
     print(exported.folder)
     if pushes and target:

@@ -3,7 +3,6 @@
 default < profile < environment < command line. `resolve()` is the only place that merges them.
 """
 
-import difflib
 import importlib
 import json
 import os
@@ -17,16 +16,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
+from workloads.catalogue import WORKLOADS
 from workloads.config.sections import Profile, Section
 from workloads.config.yaml_source import load_mapping, mark_of, parse_scalar, text_of, value_of
-from workloads.errors import UserError
-
-# A workload's schema is imported only when a profile names it, so that no workload loads another.
-WORKLOADS = {
-    "llm": "workloads.llm.config:LlmConfig",
-    "vla": "workloads.vla.config:VlaConfig",
-    "grpo": "workloads.grpo.config:GrpoConfig",
-}
+from workloads.errors import UserError, did_you_mean
 
 # Names people already use, in `.env` (upper case) and as flags (--lower_case). A profile lists the
 # ones it honours under `honours`; the launch contract is honoured by every profile.
@@ -104,7 +97,7 @@ def resolve(
         _take_mapping(layers, node, file, layers.schema, ())
     honoured = _honoured(layers)
     ignored = _take_environment(layers, env, honoured)
-    for name, value, source in _words(overrides, honoured):
+    for name, value, source in _overrides(overrides, honoured, layers.schema):
         _take_word(layers, name, value, source)
     return _validated(layers, ignored)
 
@@ -139,7 +132,9 @@ def _schema_of(chain: list[tuple[yaml.MappingNode, str]]) -> type[Profile]:
         )
     workload, mark = found
     if workload not in WORKLOADS:
-        raise UserError(f"{mark}: unknown workload {workload!r}; {_nearest(workload, WORKLOADS)}")
+        raise UserError(
+            f"{mark}: unknown workload {workload!r}; {did_you_mean(workload, WORKLOADS)}"
+        )
     try:
         return _schema(workload)
     except UserError as error:
@@ -147,7 +142,8 @@ def _schema_of(chain: list[tuple[yaml.MappingNode, str]]) -> type[Profile]:
 
 
 def _schema(workload: str) -> type[Profile]:
-    module, _, name = WORKLOADS[workload].partition(":")
+    # Imported only when a profile names it, so that no workload loads another.
+    module, _, name = WORKLOADS[workload].schema.partition(":")
     try:
         schema: type[Profile] = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
@@ -164,14 +160,10 @@ def _honoured(layers: _Layers) -> list[str]:
     for number, name in enumerate(names):
         if name not in SHORT_NAMES:
             where = layers.sources.get(("honours", number), place)
-            raise UserError(f"{where}: unknown short name {name!r}; {_nearest(name, SHORT_NAMES)}")
+            raise UserError(
+                f"{where}: unknown short name {name!r}; {did_you_mean(name, SHORT_NAMES)}"
+            )
     return names
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(sorted(known))}"
 
 
 def _section(schema: type[Section], name: str) -> type[Section] | None:
@@ -207,7 +199,7 @@ def _take_mapping(
         if name not in schema.model_fields:
             full = ".".join((*path, name))
             raise UserError(
-                f"{mark}: unknown setting {full!r}; {_nearest(name, schema.model_fields)}"
+                f"{mark}: unknown setting {full!r}; {did_you_mean(name, schema.model_fields)}"
             )
         inner = _section(schema, name)
         if inner is not None:
@@ -253,27 +245,29 @@ def _take_environment(
     return ignored
 
 
-def _words(
-    overrides: Sequence[str] | Mapping[str, Any], honoured: Sequence[str]
+def _overrides(
+    overrides: Sequence[str] | Mapping[str, Any], honoured: Sequence[str], schema: type[Profile]
 ) -> list[tuple[str, Any, str]]:
-    """Command-line words as (dotted name, value, source)."""
+    """What the command line says, as (dotted name, value, source)."""
     if isinstance(overrides, Mapping):
         return [(name, value, f"command line {name}") for name, value in overrides.items()]
     found = []
-    words = list(overrides)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=")
-        if not equals and not word.startswith("--"):
-            raise UserError(f"command line: expected NAME=VALUE or --name VALUE, found {word!r}")
+    left = list(overrides)
+    while left:
+        argument = left.pop(0)
+        name, equals, value = argument.partition("=")
+        if not equals and not argument.startswith("--"):
+            raise UserError(
+                f"command line: expected NAME=VALUE or --name VALUE, found {argument!r}"
+            )
         if not equals:
-            is_flag = not words or words[0].startswith("--") or "=" in words[0]
-            value = "true" if is_flag else words.pop(0)
-        found.append((_long_name(name, honoured), value, f"command line {name}"))
+            is_switch = not left or left[0].startswith("--") or "=" in left[0]
+            value = "true" if is_switch else left.pop(0)
+        found.append((_long_name(name, honoured, schema), value, f"command line {name}"))
     return found
 
 
-def _long_name(name: str, honoured: Sequence[str]) -> str:
+def _long_name(name: str, honoured: Sequence[str], schema: type[Profile]) -> str:
     if not name.startswith("--"):
         return name
     bare = name[2:].replace("-", "_")
@@ -288,7 +282,33 @@ def _long_name(name: str, honoured: Sequence[str]) -> str:
             f"or add {bare.upper()} to its `honours`"
         )
     flags = [f"--{known.lower()}" for known in (*honoured, *CONTRACT)]
-    raise UserError(f"command line: unknown flag {name!r}; {_nearest(name, flags)}")
+    near = _near_setting(schema, None, bare) or did_you_mean(name, flags)
+    raise UserError(f"command line: unknown flag {name!r}; {near}")
+
+
+def setting_names(schema: type[Section], prefix: str = "") -> list[str]:
+    """The dotted names of every setting of a schema."""
+    names = []
+    for name in schema.model_fields:
+        inner = _section(schema, name)
+        if inner is None:
+            names.append(f"{prefix}{name}")
+        else:
+            names += setting_names(inner, f"{prefix}{name}.")
+    return names
+
+
+def _near_setting(schema: type[Profile], group: type[Section] | None, name: str) -> str:
+    """What may be meant by a name that no setting has: one whose last word or initials it is,
+    else the nearest of its group; empty where there is neither."""
+    same = []
+    for dotted in setting_names(schema):
+        last = dotted.rpartition(".")[2]
+        if name in (last, "".join(part[:1] for part in last.split("_"))):
+            same.append(dotted)
+    if same:
+        return f"did you mean {' or '.join(f'{dotted}=…' for dotted in same[:3])}?"
+    return did_you_mean(name, group.model_fields) if group else ""
 
 
 def _take_word(layers: _Layers, dotted: str, value: Any, source: str) -> None:
@@ -298,7 +318,7 @@ def _take_word(layers: _Layers, dotted: str, value: Any, source: str) -> None:
         raise UserError(f"{source}: the workload belongs to the profile; take another profile")
     for depth, part in enumerate(path):
         if part not in schema.model_fields:
-            near = _nearest(part, schema.model_fields)
+            near = _near_setting(layers.schema, schema, part)
             raise UserError(f"{source}: unknown setting {dotted!r}; {near}")
         inner = _section(schema, part)
         last = depth == len(path) - 1
@@ -312,7 +332,7 @@ def _take_word(layers: _Layers, dotted: str, value: Any, source: str) -> None:
             break
         schema = inner
     is_value = not isinstance(value, str) or (as_written and value != "null")
-    layers.set(path, value if is_value else parse_scalar(value), source)
+    layers.set(path, value if is_value else parse_scalar(value, source), source)
 
 
 def _validated(layers: _Layers, ignored: list[str]) -> tuple[Any, Provenance]:

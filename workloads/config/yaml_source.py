@@ -30,6 +30,13 @@ _STANDARD = "tag:yaml.org,2002:"
 _FLOAT = re.compile(
     r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d+([eE][-+]?\d+)?|\.inf|\.nan)$"
 )
+_DEPTH = 32  # levels; no schema has more than four
+_VALUES = 10_000
+_TAGS = {
+    "scalar": {f"{_STANDARD}{kind}" for kind in ("str", "int", "float", "bool", "null")},
+    "sequence": {f"{_STANDARD}seq"},
+    "mapping": {f"{_STANDARD}map"},
+}
 _KEPT = {"tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"}
 # Decimal only: 010 is no octal number to a person, and 1:30 is no number at all.
 _INT = re.compile(r"^[-+]?(0|[1-9][0-9_]*)$")
@@ -44,8 +51,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def mark_of(node: yaml.Node, file: str) -> Mark:
+def mark_of(node: yaml.Node | yaml.Event, file: str) -> Mark:
     """Where a node starts."""
+    assert node.start_mark is not None  # both are made from a text
     return Mark(file, node.start_mark.line + 1, node.start_mark.column + 1)
 
 
@@ -60,7 +68,16 @@ def load_mapping(path: Path, name: str) -> yaml.MappingNode:
         raise UserError(f"{name}: no such file; check the path of the profile") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: cannot be read as text: {error}") from None
+    node = _composed(text, name)
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{name}:1:1: expected a mapping of settings, found something else")
+    return node
+
+
+def _composed(text: str, name: str) -> yaml.Node | None:
+    """The nodes of a text, looked through; UserError with the place of what is wrong."""
     try:
+        _check_depth(text, name)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -68,28 +85,63 @@ def load_mapping(path: Path, name: str) -> yaml.MappingNode:
         raise UserError(f"{place}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name}: not valid YAML: {error}") from None
-    if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{name}:1:1: expected a mapping of settings, found something else")
-    _look_through(node, name, ())
+    if node is not None:
+        _look_through(node, name, {})
     return node
 
 
-def _look_through(node: yaml.Node, name: str, above: tuple[yaml.Node, ...]) -> None:
-    """Refuse what a profile cannot mean: tags, keys that are no words, repeated keys, loops."""
+def _check_depth(text: str, name: str) -> None:
+    """Composing is recursive and parsing is not, so deep nesting is refused before composing."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEPTH:
+                place = mark_of(event, name)
+                raise UserError(
+                    f"{place}: expected at most {_DEPTH} levels, found more; write it flatter"
+                )
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _look_through(node: yaml.Node, name: str, sizes: dict[int, int]) -> int:
+    """Refuse what a profile cannot mean: tags, keys that are no words, repeated keys, loops.
+
+    Returns how many values a node stands for once its aliases are written out. A node is looked
+    through once however many aliases name it; `sizes` holds what is known, 0 while it is open.
+    """
     mark = mark_of(node, name)
-    if any(node is one for one in above):
-        raise UserError(f"{mark}: an alias stands inside what it names; write the value out")
-    if not node.tag.startswith(_STANDARD):
-        raise UserError(f"{mark}: the tag {node.tag} is not known here; write a plain value")
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise UserError(f"{mark}: an alias stands inside what it names; write the value out")
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    kind = "scalar"
     if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _look_through(item, name, (*above, node))
-    if isinstance(node, yaml.MappingNode):
-        _look_through_mapping(node, name, above)
+        kind = "sequence"
+        size = 1 + sum(_look_through(item, name, sizes) for item in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        kind = "mapping"
+        size = 1 + _look_through_mapping(node, name, sizes)
+    else:
+        size = 1
+    if node.tag not in _TAGS[kind]:
+        raise UserError(f"{mark}: the tag {node.tag} cannot stand here; write a plain value")
+    if isinstance(node, yaml.ScalarNode):
+        _check_scalar(node, mark)
+    if size > _VALUES:
+        raise UserError(
+            f"{mark}: expected at most {_VALUES:,} values, found more once the aliases are "
+            "written out; use fewer aliases"
+        )
+    sizes[id(node)] = size
+    return size
 
 
-def _look_through_mapping(node: yaml.MappingNode, name: str, above: tuple[yaml.Node, ...]) -> None:
+def _look_through_mapping(node: yaml.MappingNode, name: str, sizes: dict[int, int]) -> int:
     seen: dict[str, Mark] = {}
+    size = 0
     for key, value in node.value:
         mark = mark_of(key, name)
         if not isinstance(key, yaml.ScalarNode):
@@ -97,11 +149,22 @@ def _look_through_mapping(node: yaml.MappingNode, name: str, above: tuple[yaml.N
         if key.value in seen:
             raise UserError(f"{mark}: {key.value!r} is set twice, first at {seen[key.value]}")
         seen[key.value] = mark
-        _look_through(value, name, (*above, node))
+        size += _look_through(value, name, sizes)
+    return size
+
+
+def _check_scalar(node: yaml.ScalarNode, mark: Mark) -> None:
+    """Python refuses numbers of thousands of digits, and words under the tag of a number."""
+    try:
+        value_of(node)
+    except (ValueError, KeyError, yaml.YAMLError):
+        kind = node.tag.removeprefix(_STANDARD)
+        shown = node.value if len(node.value) < 40 else f"{node.value[:37]}..."
+        raise UserError(f"{mark}: expected a value of type {kind}, found {shown!r}") from None
 
 
 def value_of(node: yaml.Node) -> Any:
-    """The plain Python value of a node."""
+    """The plain Python value of a node that was looked through."""
     loader = _Loader("")
     try:
         return loader.construct_object(node, deep=True)
@@ -116,9 +179,15 @@ def text_of(node: yaml.Node) -> Any:
     return value_of(node)
 
 
-def parse_scalar(text: str) -> Any:
-    """Read a value as a profile would, for values that come as text; text that is no YAML stays."""
+def parse_scalar(text: str, source: str) -> Any:
+    """Read a value as a profile would, for values that come as text; text that is no YAML stays.
+
+    source: where the text comes from. Raises UserError for what no setting can be: values nested
+    too deep, numbers of thousands of digits.
+    """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  _Loader is a SafeLoader
+        list(yaml.parse(text, Loader=_Loader))
     except yaml.YAMLError:
         return text
+    node = _composed(text, source)
+    return None if node is None else value_of(node)

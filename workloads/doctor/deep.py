@@ -9,18 +9,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from workloads.catalogue import WORKLOADS
 from workloads.doctor.answer import Answer, ask
 from workloads.doctor.facts import Facts
 from workloads.findings import Finding
 
-_COMMON = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "pyarrow")
-PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "llm": (*_COMMON, "trl"),
-    "grpo": (*_COMMON, "trl", "math_verify", "PIL"),
-    "vla": (*_COMMON, "PIL", "av", "google_crc32c"),
-}
 _IMPORT_SECONDS, _COMPUTE_SECONDS, _SPEAK_SECONDS = 300.0, 120.0, 120.0
 
 
@@ -32,7 +27,7 @@ def checks(facts: Facts) -> list[Finding]:
         inside = f"docker compose --profile {profile} run --rm {name} doctor {profile} --deep"
         how = inside if facts.in_docker else "make setup"
         return [Finding("trials", "skipped", f"no torch in this Python; `{how}` has it")]
-    names = PACKAGES.get(facts.config.workload if facts.config else "", _COMMON)
+    names = WORKLOADS[facts.config.workload].packages if facts.config else ("torch",)
     return [packages(facts, names), compute(facts), collective(facts)]
 
 

@@ -97,7 +97,7 @@ def test_convert_joins_the_vectors_of_rlds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["look", "."], "expected one of inspect, convert"),
+        (["look", "."], "unknown action 'look'; valid names: convert"),
         (["inspect", "nowhere"], "found nothing at nowhere"),
         (["inspect", "{logs}", "train.epochs=1"], "unexpected 'train.epochs=1'"),
         (["convert", "{logs}", "{logs}/out"], "expected OUT beside the data set"),

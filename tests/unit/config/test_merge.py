@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from tests.support.profile_folder import BASE, ProfileFolder
-from workloads.config.merge import CONTRACT, SHORT_NAMES, WORKLOADS, leaves, load_dump, resolve
+from workloads.catalogue import WORKLOADS
+from workloads.config.merge import CONTRACT, SHORT_NAMES, leaves, load_dump, resolve
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit

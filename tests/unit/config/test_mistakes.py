@@ -135,7 +135,7 @@ def test_files_that_cannot_be_read(profiles: ProfileFolder) -> None:
     ],
 )
 def test_scalars(text: str, value: Any) -> None:
-    found = parse_scalar(text)
+    found = parse_scalar(text, "here")
     assert found == value and type(found) is type(value)
 
 

@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=Path, required=True, help="their folder, or a zip or tar file of them"
     )
-    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument(
+        "--engine", choices=["transformers", "vllm"], default="transformers",
+        help="who writes the answers (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--precision", choices=PRECISIONS, help="default: the run's, or bf16")
     parser.add_argument("--batch-size", type=int, default=1, help="questions at a time")
     parser.add_argument("--rows", type=int, help="ask only the first so many")

@@ -17,7 +17,13 @@ from workloads.run import Run, find, outputs
 
 # The public data set, asked the way verl asks it.
 GSM8K = LlmData(source="openai/gsm8k", subset="main", eval_split="test")
-_FLAGS = ("style", "shots", "rows", "batch_size", "max_new_tokens")
+_NUMBERS = {
+    "shots": "worked examples before each few_shot question",
+    "rows": "ask only the first so many questions",
+    "batch_size": "questions at a time",
+    "max_new_tokens": "longest answer",
+}
+_FLAGS = ("style", *_NUMBERS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="JSONL, Parquet or CSV file, or hub id (default: the run's)")
     parser.add_argument("--precision", choices=["bf16", "fp16", "fp32"], help="default: the run's")
     parser.add_argument("--out", type=Path, help="folder of the answers")
-    parser.add_argument("--style", choices=["chat", "few_shot"])
-    for name in _FLAGS[1:]:
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=int)
+    parser.add_argument(
+        "--style", choices=["chat", "few_shot"], help="how a question is put (default: the run's)"
+    )
+    for name, text in _NUMBERS.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, dest=name, type=int, metavar="N", help=text)
 
 
 def main(args: argparse.Namespace, env: dict[str, str]) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from workloads.catalogue import WORKLOADS
 from workloads.monitor.numbers import byte_text, span_text
 from workloads.monitor.reading.curve import Curve, smooth
 from workloads.monitor.reading.ranks import Rank
@@ -26,6 +27,11 @@ def troubles(now: Snapshot) -> list[Trouble]:
     """Everything there is to warn of, the worst first."""
     found = [one for check in CHECKS for one in check(now)]
     return sorted(found, key=lambda one: not one.bad)
+
+
+def _is_policy_gradient(now: Snapshot) -> bool:
+    known = WORKLOADS.get(now.workload)
+    return known is not None and known.is_policy_gradient
 
 
 def _ended(now: Snapshot) -> Iterator[Trouble]:
@@ -81,7 +87,7 @@ def _non_finite(now: Snapshot) -> Iterator[Trouble]:
 
 def _rising(now: Snapshot) -> Iterator[Trouble]:
     # The loss of a policy gradient says nothing by its height.
-    if now.workload == "grpo" or not now.active:
+    if _is_policy_gradient(now) or not now.active:
         return
     curve = now.curves.get("loss")
     if curve is not None and _rises(curve, now.recent):
@@ -105,7 +111,7 @@ def _rises(curve: Curve, recent: Sequence[float]) -> bool:
 def _held_out(now: Snapshot) -> Iterator[Trouble]:
     values = [point.mean for point in now.curves.get("eval_loss", ())]
     rises = len(values) >= 3 and values[-3] < values[-2] < values[-1]
-    if rises and values[-1] > min(values) * 1.01 and now.workload != "grpo":
+    if rises and values[-1] > min(values) * 1.01 and not _is_policy_gradient(now):
         yield Trouble(
             f"the held-out loss rises: {values[-1]:.4g}, it was {min(values):.4g}; more steps may "
             "only learn the rows by heart"

@@ -47,7 +47,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_both_tasks_are_known_to_the_command() -> None:
-    assert TASKS["superclevr"] == TASKS["geoqa"] == "workloads.grpo.evaluate.command"
+    places = {TASKS[name][0] for name in ("superclevr", "geoqa")}
+    assert places == {"workloads.grpo.evaluate.command"}
 
 
 def test_a_model_is_asked_by_batches_and_the_result_kept(

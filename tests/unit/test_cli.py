@@ -1,0 +1,99 @@
+"""The command line as people know it: version, help, completion, and mistakes in one sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workloads.cli import COMMANDS, main, parser
+from workloads.commands.parsing import CommandParser, load_all, split_settings
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def every_parser(parent: CommandParser) -> list[CommandParser]:
+    below = parent._commands.choices.values() if parent._commands else ()
+    return [parent, *(one for child in below for one in every_parser(child))]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out.startswith("tatara 0.")
+
+
+def test_every_command_and_option_has_a_line_of_help() -> None:
+    for one in every_parser(load_all(parser())):
+        assert one.description, one.prog
+        for action in one._actions:
+            shown = action.help
+            assert shown, f"{one.prog}: {action.option_strings or action.dest} has no help"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
+def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    shown = capsys.readouterr().out
+    assert left.value.code == 0
+    assert all(f"    {name} " in shown and line in shown for name, (_, line) in COMMANDS.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["evl"], "tatara: unknown command 'evl'; did you mean 'eval'?"),
+        (["eval", "gsm9k"], "tatara: eval: unknown task 'gsm9k'; did you mean 'gsm8k'?"),
+        (["data", "inspekt"], "tatara: data: unknown action 'inspekt'; did you mean 'inspect'?"),
+        (["check", "dmo"], "tatara: no profile 'dmo' in profiles/; did you mean 'demo'?"),
+        (["check", "demo", "lr=1"], "unknown setting 'lr'; did you mean optim.learning_rate=…?"),
+        (["check", "demo", "optim.lr=1"], "'optim.lr'; did you mean optim.learning_rate=…?"),
+        (["check", "demo", "--max-new-tokens", "8"], "did you mean evaluation.max_new_tokens=…?"),
+        (["check"], "check: the following arguments are required: PROFILE; see tatara check"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_the_nearest_name(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(ROOT)
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert sentence in shown and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own", "settings"),
+    [
+        (["demo", "a.b=1", "--x", "2"], ["demo"], ["a.b=1", "--x", "2"]),
+        (["--batch_size", "16", "demo"], ["demo"], ["--batch_size", "16"]),
+        (["--use_wandb", "demo"], ["demo"], ["--use_wandb"]),
+        (["--model_name", "demo", "vla"], ["vla"], ["--model_name", "demo"]),
+        (["--resume", "demo"], ["demo", "--resume"], []),
+        (["demo", "--resume", "20260101-1"], ["demo", "--resume", "20260101-1"], []),
+        (["demo", "--resume", "a.b=1"], ["demo", "--resume"], ["a.b=1"]),
+        (["--resume=one", "demo", "--lr=-1"], ["demo", "--resume=one"], ["--lr=-1"]),
+    ],
+)  # fmt: skip
+def test_settings_may_stand_before_the_profile(
+    arguments: list[str], own: list[str], settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert split_settings(parser().command("train"), arguments) == (own, settings)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_below_commands(shell: str) -> None:
+    command = [sys.executable, "-m", "workloads.cli", "--print-completion", shell]
+    script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "superclevr" in script and "--resume" in script
+
+
+def test_completion_in_a_real_bash() -> None:
+    command = [sys.executable, "-m", "workloads.cli", "--print-completion", "bash"]
+    script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    ask = "COMP_WORDS=(tatara eval gs); COMP_CWORD=2; _shtab_tatara; echo ${COMPREPLY[@]}"
+    done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["gsm8k"], done.stderr

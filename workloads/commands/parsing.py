@@ -1,0 +1,182 @@
+"""The parser of `tatara`: commands that load their module when they are chosen, and mistakes told
+in one sentence."""
+
+import argparse
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from workloads.errors import UserError, did_you_mean
+
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+# command → (module with `add_arguments(parser)` and `main`, one line of help)
+Commands = Mapping[str, tuple[str, str]]
+# Makes `main(args, words)` of a module's own main.
+Wrapper = Callable[[Callable[..., int]], Callable[[argparse.Namespace, Sequence[str]], int]]
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose arguments come from `module` once they are needed."""
+
+    def __init__(
+        self, *args: Any, module: str = "", wrap: Wrapper | None = None, **settings: Any
+    ) -> None:
+        settings.setdefault("allow_abbrev", False)
+        super().__init__(*args, **settings)
+        self._module, self._wrap = module, wrap
+        self._commands: argparse._SubParsersAction[CommandParser] | None = None
+
+    def load(self) -> None:
+        """Take the module's arguments, at the first call."""
+        if self._module:
+            module = importlib.import_module(self._module)
+            self._module = ""
+            self.description = module.__doc__
+            if hasattr(module, "main"):
+                self.set_defaults(main=self._wrap(module.main) if self._wrap else module.main)
+            module.add_arguments(self)
+
+    def command(self, name: str) -> "CommandParser":
+        """The parser of a command below this one, with its arguments."""
+        assert self._commands is not None
+        parser = self._commands.choices[name]
+        parser.load()
+        return parser
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.load()
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError in place of a usage page on stderr."""
+        raise UserError(f"{self._place()}{message}; see {self.prog} --help")
+
+    def _place(self) -> str:
+        """The command that a message is about; `tatara` itself starts each message anyway."""
+        return f"{self.prog.partition(' ')[2]}: " if " " in self.prog else ""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # The one hook of argparse (3.11, 3.12) between a wrong choice and its message.
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            name = (action.option_strings or [action.dest])[0]
+            near = did_you_mean(value, known)
+            raise UserError(f"{self._place()}unknown {name} {value!r}; {near}")
+
+
+def add_commands(
+    parser: CommandParser, commands: Commands, name: str, wrap: Wrapper | None = None
+) -> None:
+    """Commands below `parser`, each listed with its line; `name` is what messages call one."""
+    below = parser.add_subparsers(
+        metavar=name,
+        dest=name.lower(),
+        required=True,
+        parser_class=CommandParser,
+        title="commands",
+        help=f"what to do; `{parser.prog} {name} --help` has more on each",
+    )
+    for command, (module, text) in commands.items():
+        below.add_parser(command, help=text, module=module, wrap=wrap)
+    parser._commands = below
+
+
+def load_all(parser: CommandParser) -> CommandParser:
+    """The parser with the arguments of every command: for completion and the reference page."""
+    parser.load()
+    if parser._commands is not None:
+        for below in parser._commands.choices.values():
+            load_all(below)
+    return parser
+
+
+class PrintVersion(argparse.Action):
+    """`--version`: the installed version, looked up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str = "") -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"{parser.prog} {version('tatara')}")
+        parser.exit()
+
+
+class PrintCompletion(argparse.Action):
+    """`--print-completion bash|zsh|tcsh`: a script for the shell, made by shtab."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str = "") -> None:
+        shells = ("bash", "zsh", "tcsh")
+        super().__init__(option_strings, argparse.SUPPRESS, choices=shells, help=help)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, shell: object, *_: object
+    ) -> None:
+        import shtab
+
+        assert isinstance(parser, CommandParser)
+        print(shtab.complete(_completing_files(load_all(parser)), str(shell)))
+        parser.exit()
+
+
+def _completing_files(parser: CommandParser) -> CommandParser:
+    """Arguments that name a path, as their metavar or type tells, are completed as paths."""
+    import shtab
+
+    for action in parser._actions:
+        names = str(action.metavar or "")
+        if action.type is Path or any(word in names for word in ("PROFILE", "RUN", "DIR", "FILE")):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    if parser._commands is not None:
+        for below in parser._commands.choices.values():
+            _completing_files(below)
+    return parser
+
+
+def split_settings(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The arguments that `parser` knows, and the settings of the profile, each in their order.
+
+    A flag that the parser does not know is a setting; the word after it is its value, unless that
+    word can only be the PROFILE.
+    """
+    positional: list[str] = []
+    options: list[str] = []
+    settings: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        option = parser._option_string_actions.get(argument.partition("=")[0])
+        if option is not None:
+            options.append(argument)
+            if "=" not in argument and option.nargs != 0 and _is_value(left, positional):
+                options.append(left.pop(0))
+        elif argument.startswith("--"):
+            settings.append(argument)
+            if "=" not in argument and _is_value(left, positional):
+                settings.append(left.pop(0))
+        elif _SETTING.match(argument):
+            settings.append(argument)
+        else:
+            positional.append(argument)
+    return [*positional, *options], settings
+
+
+def _is_value(left: Sequence[str], positional: Sequence[str]) -> bool:
+    """Whether the next word belongs to the flag before it."""
+    if not left or left[0].startswith("--") or "=" in left[0]:
+        return False
+    # The only word that can be the profile is no value.
+    return bool(positional) or not is_profile(left[0]) or any(map(is_profile, left[1:]))
+
+
+def is_profile(word: str) -> bool:
+    """Whether a word names a profile: a YAML file, or one in profiles/ by its name."""
+    folders = (Path("profiles"), Path("profiles/recipes"))
+    return word.endswith((".yaml", ".yml")) or any(
+        (folder / f"{word}.yaml").is_file() for folder in folders
+    )

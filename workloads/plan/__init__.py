@@ -1,1 +1,5 @@
-"""What a run needs before it starts: memory, disk, FLOPs, all without torch."""
+"""What a run needs before it starts: memory, disk, time and money, all without torch."""
+
+from workloads.plan.measured_rows import predict_row
+
+__all__ = ["predict_row"]

@@ -1,7 +1,8 @@
 """Bytes that a forward pass keeps for its backward pass, and what both need for a moment.
 
-Counted per token from what autograd saves in the layers of transformers, for fused attention
-(flash or sdpa). `bench/plan_memory.py` compares the counts with allocated bytes.
+Counted from what autograd saves in the layers of transformers. Going back through a layer has two
+moments that can be its highest: its MLP, while all of the layer is kept, and its attention, when
+the MLP's part is gone. `bench/plan_memory.py` compares the counts with allocated bytes.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from workloads.plan.shapes import Linear, ModelShape, Tower
 
 # The fused head of TRL projects tiles of this many tokens by this many words at a time.
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768
+# bitsandbytes dequantises into 16 bits, whatever the stream has.
+DEQUANTISED = 2
 _FUSED_PROJECTIONS = ("query_key_value", "qkv_proj")
 
 
@@ -18,8 +21,9 @@ class Work:
     """One rank's micro-batch, in the numbers that the formulas need.
 
     `rows` of `length` tokens. Bytes of one number: `compute` in matrix products, `stored` for a
-    trained weight, `residual` in the stream between the layers. `adapted` are LoRA's matrices,
-    empty where all weights are trained.
+    trained weight, `residual` in the stream between the layers, `frozen` for a frozen weight that
+    is not quantised. `adapted` are LoRA's matrices, empty where all weights are trained.
+    keeps_logits: the caller holds the model's output through the backward pass.
     """
 
     shape: ModelShape
@@ -31,11 +35,16 @@ class Work:
     full: bool
     adapted: tuple[Linear, ...] = ()
     rank: int = 0
+    frozen: int = 2
     dropout: bool = False
     adapter_bytes: int = 4
     checkpointing: bool = False
+    quantised: bool = False
     fused_head: bool = True
     eager: bool = False
+    fp16: bool = False
+    autocast: bool = True
+    keeps_logits: bool = False
 
     @property
     def tokens(self) -> int:
@@ -52,13 +61,28 @@ class Work:
         return self.shape.kv_heads * self.shape.head_dim
 
     @property
+    def scores(self) -> int:
+        """Numbers of one layer's attention scores, which eager attention holds."""
+        return self.rows * self.shape.heads * self.length**2 if self.eager else 0
+
+    @property
+    def adapter_input(self) -> int:
+        """Bytes of a number in an adapter's input; autocast gives it the compute type."""
+        return self.compute if self.autocast else self.adapter_bytes
+
+    @property
+    def shares_inputs(self) -> bool:
+        """Whether adapters read what the layer has anyway, without a copy of their own."""
+        return not self.dropout and self.adapter_bytes == self.compute
+
+    @property
     def casts(self) -> bool:
         """Whether autocast copies every matrix and its input into the compute type."""
         return self.stored > self.compute and self.residual > self.compute
 
 
 def layer(work: Work) -> int:
-    """Bytes a token that one decoder layer keeps."""
+    """Bytes a token that one decoder layer keeps, eager attention's scores left out."""
     return _norms(work) + _attention(work) + _mlp(work) + _inputs(work)
 
 
@@ -77,8 +101,8 @@ def _attention(work: Work) -> int:
     """Rotated queries and keys, values, the output, and the log-sum of each head in fp32.
 
     The output is also what the output projection reads, but where queries, keys and values come
-    from one projection, which lays it out another way. Eager attention keeps the softmax in fp32
-    and in the compute type, the capped scores of Gemma 2, and keys and values for every query head.
+    from one projection, which lays it out another way. Eager attention keeps keys and values for
+    every query head; its scores are counted apart.
     """
     shape, size = work.shape, work.compute
     # A slice of a joint projection keeps the whole of it.
@@ -87,9 +111,21 @@ def _attention(work: Work) -> int:
     kept = size * (2 * work.query + work.key + value + (work.query if joint else 0))
     kept += 4 * shape.heads
     if work.eager:
-        scores = 4 + (size if size < 4 else 0) + (size if shape.family == "gemma2" else 0)
-        kept += shape.heads * work.length * scores + 2 * size * (work.query - work.key)
+        kept += 2 * size * (work.query - work.key)
     return kept
+
+
+def _kept_scores(work: Work) -> int:
+    """Bytes of a layer's scores until its backward pass: the softmax in fp32 and in the compute
+    type, and the capped scores of Gemma 2."""
+    size = work.compute
+    capped = size if work.shape.family == "gemma2" else 0
+    return work.scores * (4 + (size if size < 4 else 0) + capped)
+
+
+def mask(work: Work) -> int:
+    """Bytes of eager attention's mask, which stays from the forward pass to the end."""
+    return work.rows * work.length**2 * work.compute if work.eager else 0
 
 
 def _mlp(work: Work) -> int:
@@ -127,7 +163,7 @@ def _in_layers(work: Work) -> list[Linear]:
 def _adapter_inputs(work: Work) -> int:
     """What the adapters of one layer keep; without dropout and casts they share their inputs."""
     adapters = _in_layers(work)
-    if work.dropout or work.adapter_bytes != work.compute:
+    if not work.shares_inputs:
         return sum(_adapter_input(work, one) for one in adapters) // work.shape.layers
     hidden, middle = work.shape.hidden, work.shape.intermediate
     before_norm = {one.where for one in adapters if one.inputs == hidden and one.name != "o_proj"}
@@ -141,30 +177,71 @@ def _adapter_input(work: Work, one: Linear) -> int:
 
     The mask is one byte on a GPU; on a CPU it is a number of the adapter's type.
     """
-    copy = work.compute + (1 if work.dropout else 0)
-    return one.count * (copy * one.inputs + work.compute * work.rank)
+    copy = work.adapter_input + (1 if work.dropout else 0)
+    return one.count * (copy * one.inputs + work.adapter_input * work.rank)
 
 
 def layer_backward(work: Work) -> int:
-    """Bytes that going back through one layer needs on top of what it keeps.
+    """Bytes at the highest moment of going back through one layer, what it keeps included.
 
-    Gradients of the MLP's product and of its two factors (less the product itself, which is gone by
-    then where it was kept), the stream's, and one matrix's gradient in the compute type beside its
-    copy in the stored one.
+    With checkpointing the layer has been computed again; its input stream is counted in `stack`.
+    """
+    return max(_mlp_backward(work), _attention_backward(work))
+
+
+def _mlp_backward(work: Work) -> int:
+    """The whole layer, gradients of the MLP's product and of its two factors (less the product
+    itself, which is gone by then where it was kept), the stream's, and one matrix's gradient in the
+    compute type beside its copy in the stored one.
+
+    Over a quantised base a matrix is dequantised a moment earlier, beside the first gradient.
     """
     shape, size = work.shape, work.compute
-    middle = (2 if work.full else 3) * size * shape.intermediate
-    moving = work.tokens * (middle + work.residual * shape.hidden)
+    middle = (2 if work.full else 3) * size * shape.intermediate * work.tokens
+    if work.quantised:
+        matrix = DEQUANTISED * shape.hidden * shape.intermediate
+        middle = max(middle, matrix + DEQUANTISED * shape.intermediate * work.tokens)
     weight = (size + work.stored) * shape.hidden * shape.intermediate if work.full else 0
-    return moving + weight
+    return _recomputed(work) + middle + work.tokens * work.residual * shape.hidden + weight
 
 
-def recomputed(work: Work) -> int:
-    """Bytes of the one layer that checkpointing computes again, beside the stream already kept."""
-    if not work.checkpointing:
-        return 0
-    stream = 4 * work.shape.hidden if work.residual == 4 else 0
-    return work.tokens * (layer(work) - stream)
+def _attention_backward(work: Work) -> int:
+    """What is left of the layer when its attention's gradients are made, and those.
+
+    Eager attention: 16 bytes a score. The softmax in fp32, its gradient, the product of both that
+    CUDA's kernel makes first, and the gradient of the scores, which in fp16 has 2 bytes, because
+    that softmax is fused with its cast. Then queries, keys and the values' gradient for every
+    query head. A flash kernel sums the queries' gradient in fp32, and makes those of keys and
+    values for every query head.
+    """
+    size, query = work.compute, work.query
+    inputs = _before_attention(work) + work.residual * work.shape.hidden
+    if work.eager:
+        scores = work.scores * (14 if work.fp16 else 16)
+        return work.tokens * (inputs + 3 * size * query) + scores
+    kept = _attention(work) - 4 * work.shape.heads
+    gradients = size * query + 4 * query + size * query + 2 * size * query
+    return work.tokens * (inputs + kept + gradients)
+
+
+def _before_attention(work: Work) -> int:
+    """Bytes a token that the first norm and the projections behind it keep."""
+    shape = work.shape
+    norm = 0 if work.residual == 4 else 4 * shape.hidden
+    names = {linear.name for linear in _decoder(shape)} - {"o_proj", "dense"}
+    readers = [linear for linear in _in_layers(work)
+               if linear.where == "attention" and linear.name in names]  # fmt: skip
+    if work.full:
+        return norm + (work.residual + work.compute) * shape.hidden
+    if work.shares_inputs:
+        return norm + (work.compute * shape.hidden if readers else 0)
+    return norm + sum(_adapter_input(work, linear) for linear in readers) // shape.layers
+
+
+def _recomputed(work: Work) -> int:
+    """Bytes of one layer, without the stream before it where checkpointing keeps that anyway."""
+    stream = 4 * work.shape.hidden if work.residual == 4 and work.checkpointing else 0
+    return work.tokens * (layer(work) - stream) + _kept_scores(work)
 
 
 def stack(work: Work) -> int:
@@ -172,8 +249,14 @@ def stack(work: Work) -> int:
 
     With checkpointing only the stream before each layer; the rest is computed again.
     """
-    each = work.residual * work.shape.hidden if work.checkpointing else layer(work)
-    return work.tokens * work.shape.layers * each + towers(work)
+    return work.shape.layers * kept_layer(work) + towers(work) + mask(work)
+
+
+def kept_layer(work: Work) -> int:
+    """Bytes that one layer keeps from the forward pass to its backward pass."""
+    if work.checkpointing:
+        return work.tokens * work.residual * work.shape.hidden
+    return work.tokens * layer(work) + _kept_scores(work)
 
 
 def head_input(work: Work) -> int:
@@ -213,7 +296,16 @@ def logits_forward(work: Work) -> int:
     """
     if work.fused_head:
         return _tile(work)
-    return work.tokens * work.shape.vocab * (8 if work.compute == 4 else work.compute + 8)
+    return work.tokens * work.shape.vocab * 8 + output_logits(work)
+
+
+def output_logits(work: Work) -> int:
+    """Bytes of the logits as the model gives them back, beside the fp32 ones that the loss reads.
+
+    fp32 ones are read as they are, so that they count only where the caller keeps them.
+    """
+    counts = work.compute < 4 or work.keeps_logits
+    return work.tokens * work.shape.vocab * work.compute if counts else 0
 
 
 def logits_backward(work: Work) -> int:
@@ -230,7 +322,8 @@ def logits_backward(work: Work) -> int:
         return _tile(work) + inputs + table * (4 + cast)
     logits = work.tokens * work.shape.vocab
     copy = work.stored if work.stored != work.compute else 0
-    return max(12 * logits, work.compute * logits + table * (work.compute + copy))
+    kept = output_logits(work) if work.keeps_logits else 0
+    return kept + max(12 * logits, work.compute * logits + table * (work.compute + copy))
 
 
 def _tile(work: Work) -> int:

@@ -10,7 +10,7 @@ from workloads.plan import activations
 from workloads.plan.activations import Work
 from workloads.plan.shapes import Linear, ModelShape
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 # The 8-bit optimizer keeps one byte a number and an fp32 scale for each block of 256; the states of
 # an embedding stay in fp32.
 _STATE_8BIT = 1 + 4 / 256
@@ -117,10 +117,13 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
         full=full,
         adapted=() if full else shape.adapted(adapter.targets),
         rank=adapter.r,
+        quantised=adapter.method == "qlora",
+        frozen=compute,
         dropout=adapter.dropout > 0,
         checkpointing=train.gradient_checkpointing,
         fused_head=train.fused_cross_entropy,
         eager=config.model.attention == "eager",
+        fp16=train.precision == "fp16",
     )
 
 
@@ -162,12 +165,12 @@ def _adapter_job_states(job: Job) -> GpuMemory:
     moments = 0 if job.offloads else _moments(job, count, own)
     adapter = int(2 * own * count + moments) // job.shards
     if job.config.adapter.method == "lora":
-        weights = shape.parameters * work.compute // job.shards
+        weights = shape.parameters * work.frozen // job.shards
         return GpuMemory(weights=weights, adapter_states=adapter)
     rest = shape.parameters - shape.linear_parameters
     quantised = int(_quantised_bits(job.config, shape.linears))
     return GpuMemory(
-        weights=rest * work.compute // job.shards,
+        weights=rest * work.frozen // job.shards,
         quantised_base=quantised // job.shards,
         adapter_states=adapter,
     )
@@ -183,18 +186,17 @@ def _quantised_bits(config: Profile, linears: tuple[Linear, ...]) -> float:
 
 def moments(job: Job) -> list[Moment]:
     """The moments at which memory can be at its highest, in the order of a step."""
-    work = job.work
-    stay = states(job)
+    work, after = job.work, states(job)
+    adapter = _adapter_gradients(job)
+    stay = replace(after, gradients=0, adapter_states=after.adapter_states - adapter)
     kept = activations.stack(work) + activations.head_input(work)
     copies, in_flight = working_copies(job), _in_flight(job)
-    gradients = stay.gradients
-    stay = replace(stay, gradients=0)
-    before = _accumulated(job, gradients)
-    first_layer = activations.layer_backward(work) + work.tokens * activations.layer(work)
-    first_layer += _dequantised(job)
-    last_layer = activations.stack(work) + activations.recomputed(work)
-    last_layer += activations.layer_backward(work) + _dequantised(job)
-    grown = before if job.accumulates else gradients - _first_gradients(job)
+    before, logits = _accumulated(job, after.gradients), activations.output_logits(work)
+    going_back = activations.layer_backward(work)
+    # Without checkpointing the last layer's part of the stack is what it keeps itself.
+    rest = 0 if work.checkpointing else activations.kept_layer(work)
+    grown = before if job.accumulates else after.gradients - _first_gradients(job)
+    held = logits if work.keeps_logits else 0
     comes = {
         "end of the forward pass": GpuMemory(
             weights=copies.forward,
@@ -210,23 +212,33 @@ def moments(job: Job) -> list[Moment]:
         ),
         "backward pass of the last layer": GpuMemory(
             weights=copies.backward,
-            activations=last_layer,
+            activations=activations.stack(work) - rest + going_back,
             gradients=before + _head_gradient(job),
+            logits=held,
             communication=in_flight,
         ),
         "backward pass of the first layer": GpuMemory(
             weights=copies.end,
-            activations=first_layer,
+            activations=activations.mask(work) + going_back,
             gradients=max(grown, 0),
+            adapter_states=adapter,
+            logits=held,
             communication=in_flight,
         ),
         "end of the backward pass": GpuMemory(
             weights=copies.end,
-            gradients=max(gradients, before) + _tied_gradients(job),
+            gradients=max(after.gradients, before) + _tied_gradients(job),
+            adapter_states=adapter,
+            logits=held,
             communication=in_flight,
         ),
     }
     return [Moment(name, stay + memory) for name, memory in comes.items()]
+
+
+def _adapter_gradients(job: Job) -> int:
+    """Gradients of adapters, which are counted with their states."""
+    return 0 if job.work.full else job.work.adapter_bytes * job.trained // job.shards
 
 
 @dataclass(frozen=True)
@@ -304,13 +316,6 @@ def _in_flight(job: Job) -> int:
         return 0
     layer = job.work.compute * job.work.shape.layer_parameters
     return 2 * layer + (2 * layer if job.work.full else 0)
-
-
-def _dequantised(job: Job) -> int:
-    """A quantised matrix is multiplied in the compute type, one at a time."""
-    if job.config.adapter.method != "qlora":
-        return 0
-    return job.work.compute * max(one.inputs * one.outputs for one in job.work.shape.linears)
 
 
 def framework(job: Job, memory: GpuMemory) -> GpuMemory:

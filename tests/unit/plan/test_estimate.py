@@ -69,7 +69,7 @@ LORA = 16 * 16 * ((2048 + 2048) + 2 * (2048 + 512) + (2048 + 2048))
 def test_lora(tmp_path: Path) -> None:
     found = of(tmp_path, "adapter.method=lora")
     assert LORA == 3_407_872
-    assert found.gpu.adapter_states == 16 * LORA
+    assert found.states.adapter_states == 16 * LORA
     assert (found.states.weights, found.states.master_weights, found.states.gradients) == (
         2 * N,
         0,
@@ -114,7 +114,8 @@ def test_checkpointing_keeps_the_stream_and_one_layer(tmp_path: Path) -> None:
     work = job_of(config, shape, 4).work
     tokens = 4 * 1024
     assert activations.stack(work) == 2 * 2048 * tokens * 16
-    assert activations.recomputed(work) == tokens * activations.layer(work)
+    kept = activations.layer(work) * tokens
+    assert kept < activations.layer_backward(work) < 1.5 * kept
     off = of(tmp_path, "train.per_device_batch_size=4", gpus=4)
     assert total(estimate(config, 4, OFFLINE)) < 0.7 * total(off)
 
@@ -182,7 +183,7 @@ def test_disk_and_host(tmp_path: Path) -> None:
 def test_missing_targets_are_noted(tmp_path: Path) -> None:
     settings = ("adapter.method=lora", "adapter.targets=[c_attn]")
     found = of(tmp_path, *settings)
-    assert found.gpu.adapter_states == 0
+    assert found.states.adapter_states == 0
     assert any("q_proj, k_proj" in note for note in found.notes)
 
 
@@ -207,7 +208,7 @@ def test_less_is_less(more: str, less: str, tmp_path: Path) -> None:
 def test_a_policy_that_sees(tmp_path: Path) -> None:
     settings = ("adapter.method=lora", "adapter.r=32", "adapter.targets=[all-linear]")
     found = of(tmp_path, *settings, "data.max_length=320", model="openvla/openvla-7b")
-    assert found.gpu.adapter_states == 16 * (110_828_288 - 32 * (36_160 + 3_352))
+    assert found.states.adapter_states == 16 * (110_828_288 - 32 * (36_160 + 3_352))
     frozen = of(tmp_path, "adapter.method=lora", "data.max_length=320", model="openvla/openvla-7b")
     assert (
         found.gpu.activations > frozen.gpu.activations

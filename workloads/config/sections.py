@@ -19,9 +19,28 @@ def _no_truth_as_number(value: Any) -> Any:
     return value
 
 
+_TRUTHS = {
+    **dict.fromkeys(("1", "true", "yes", "on", "y", "t"), True),
+    **dict.fromkeys(("0", "false", "no", "off", "n", "f"), False),
+}
+
+
+def _truth(value: Any) -> Any:
+    """A word that every other switch takes as true or false; anything else as it is."""
+    if isinstance(value, str):
+        return _TRUTHS.get(value.lower(), value)
+    return bool(value) if isinstance(value, int) and value in (0, 1) else value
+
+
 def _switch(value: Any) -> Any:
-    """`--use_wandb`, `USE_WANDB=true` and `=1` are the same wish as `wandb: online`."""
-    return {1: "online", 0: "off"}.get(value, value) if isinstance(value, int) else value
+    """`--use_wandb`, `USE_WANDB=yes` and `=1` are the same wish as `wandb: online`."""
+    truth = _truth(value)
+    return ("online" if truth else "off") if isinstance(truth, bool) else value
+
+
+def _listed(value: Any) -> Any:
+    """One name, such as `all-linear`, is a list of one."""
+    return (value,) if isinstance(value, str) else value
 
 
 def _text(value: Any) -> Any:
@@ -160,8 +179,14 @@ class Adapter(Section):
     r: Whole = Field(16, ge=1, description="Rank of the adapter.")
     alpha: Number = Field(32, gt=0, description="Scale of the adapter (alpha / r).")
     dropout: Number = Field(0.05, ge=0, lt=1, description="Dropout before the adapter.")
-    targets: tuple[Text, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Modules that get an adapter."
+    targets: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        description="Modules that get an adapter; all-linear: every linear layer but the head.",
+    )
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r), for high ranks.")
+    use_dora: bool = Field(False, description="DoRA: learn the weights' magnitudes apart.")
+    modules_to_save: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = Field(
+        (), description="Modules trained whole and kept with the adapter, such as lm_head."
     )
     quantisation: Literal["nf4", "int8"] = Field("nf4", description="Base weights under qlora.")
     double_quantisation: bool = Field(True, description="Quantise the nf4 constants too.")
@@ -179,7 +204,8 @@ class Tracking(Section):
 
 def _when(value: Any) -> Any:
     """`--push_to_hub`, `PUSH_TO_HUB=true` and `=1` are the same wish as `push: end`."""
-    return {1: "end", 0: "never"}.get(value, value) if isinstance(value, int) else value
+    truth = _truth(value)
+    return ("end" if truth else "never") if isinstance(truth, bool) else value
 
 
 class Export(Section):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from workloads.engine.pretrained.chat import stop_ids
+from workloads.engine.pretrained.files import positions
 from workloads.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
 
 
 def _check_room(model: nn.Module, ids: list[list[int]], max_new_tokens: int) -> None:
-    limit = model.config.get_text_config().to_dict().get("max_position_embeddings")
+    limit = positions(model.config.to_dict())
     longest = max((len(one) for one in ids), default=0)
     if limit is not None and longest + max_new_tokens > limit:
         raise UserError(
@@ -141,7 +143,7 @@ def _rules(
     """Every rule of generation spelt out: what is left open is taken from the model's own file."""
     from transformers import GenerationConfig
 
-    ends = _end_ids(model, tokenizer)
+    ends = stop_ids(tokenizer, model.generation_config)
     temperature, top_p, top_k = sampling
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -158,15 +160,6 @@ def _rules(
         pad_token_id=_pad_id(tokenizer, ends),
         bos_token_id=tokenizer.bos_token_id,
     )
-
-
-def _end_ids(model: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Every token that ends an answer: chat models have several."""
-    own = model.generation_config.eos_token_id
-    ends = [] if own is None else [own] if isinstance(own, int) else list(own)
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
-        ends.append(tokenizer.eos_token_id)
-    return ends
 
 
 def _pad_id(tokenizer: "PreTrainedTokenizerBase", ends: list[int]) -> int:

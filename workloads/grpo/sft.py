@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from workloads.engine.pretrained.base import Base
+from workloads.engine.pretrained.chat import answer_end_ids
 from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import UserError
@@ -44,6 +45,7 @@ class Collate:
     def __init__(self, processing: Processing, answer: str, longest: int) -> None:
         self._processing, self._answer, self._longest = processing, answer, longest
         self._tokenizer = tokenizer_of(processing)
+        self._end = answer_end_ids(processing)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         prompts, extra = self._prompts(rows)
@@ -86,7 +88,7 @@ class Collate:
                 f"{row['place']}: expected an answer of fewer than {self._longest} tokens, found "
                 f"{len(ids)}; raise grpo.max_completion_length or remove the row"
             )
-        return [*ids, self._tokenizer.eos_token_id]
+        return [*ids, *self._end]
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, width: int) -> torch.Tensor:

@@ -42,11 +42,11 @@ def add_adapter(model: nn.Module, adapter: Adapter) -> "PeftModel":
             f"adapter.name: expected a new name, found {adapter.name!r}, which this model has "
             "already; choose another"
         )
-    _check_targets(model, adapter)
+    check_targets(model, adapter)
     saved = adapter_folder(Path(adapter.resume_from), adapter.name) if adapter.resume_from else None
     config = lora_config(adapter)
     if saved is not None:
-        _check_same_shape(saved, adapter)
+        _check_same_config(saved, adapter, config)
     if wrapped is None:
         wrapped = get_peft_model(model, config, adapter_name=adapter.name)
     else:
@@ -67,27 +67,53 @@ def lora_config(adapter: Adapter) -> "LoraConfig":
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=ALL_LINEAR if everywhere else list(adapter.targets),
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
+        modules_to_save=list(adapter.modules_to_save) or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
 
 
-def _check_targets(model: nn.Module, adapter: Adapter) -> None:
-    """peft itself is content when one of several targets exists."""
+def check_targets(model: nn.Module, adapter: Adapter) -> None:
+    """Raise UserError for a target that the model lacks, and for its head.
+
+    peft itself is content when one of several targets exists, and the loss reads the head's weights
+    without any adapter on them. The model may lie on the meta device.
+    """
+    names = set(_linear_names(model))
+    head = _head_name(model)
+    known = sorted({name.rpartition(".")[2] for name in names - {head}})
+    all_names = {name for name, _ in model.named_modules()}
+    for module in adapter.modules_to_save:
+        if not any(_is_called(name, module) for name in all_names):
+            raise UserError(
+                f"adapter.modules_to_save: expected modules of the model, found {module!r}; it has "
+                f"{', '.join(sorted({name.rpartition('.')[2] for name in all_names} - {''}))}"
+            )
     if adapter.targets == (ALL_LINEAR,):
         return
-    names = set(_linear_names(model))
-    missing = [
-        target
-        for target in adapter.targets
-        if not any(name == target or name.endswith(f".{target}") for name in names)
-    ]
-    if missing:
-        known = sorted({name.rpartition(".")[2] for name in names})
-        raise UserError(
-            f"adapter.targets: expected modules of the model, found {missing[0]!r}; it has "
-            f"{', '.join(known)}, or take [{ALL_LINEAR}]"
-        )
+    for target in adapter.targets:
+        if head is not None and _is_called(head, target):
+            raise UserError(
+                f"adapter.targets: expected modules other than the model's head, found {target!r}; "
+                f"take it out, or train it whole by adapter.modules_to_save=[{target}]"
+            )
+        if not any(_is_called(name, target) for name in names):
+            raise UserError(
+                f"adapter.targets: expected modules of the model, found {target!r}; it has "
+                f"{', '.join(known)}, or take [{ALL_LINEAR}]"
+            )
+
+
+def _is_called(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _head_name(model: nn.Module) -> str | None:
+    """The name of the layer that makes logits, where the model has one of its own."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def _linear_names(model: nn.Module) -> Iterator[str]:
@@ -121,22 +147,56 @@ def saved_adapters(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _check_same_shape(saved: Path, adapter: Adapter) -> None:
-    own = read_json(saved / ADAPTER_CONFIG)
-    targets = own.get("target_modules") or []
-    pairs: list[tuple[str, Any, Any]] = [
-        ("r", own.get("r"), adapter.r),
-        ("alpha", own.get("lora_alpha"), adapter.alpha),
-    ]
-    # peft writes the modules that `all-linear` stood for.
-    if adapter.targets != (ALL_LINEAR,) and targets != ALL_LINEAR:
-        pairs.append(("targets", sorted(targets), sorted(adapter.targets)))
-    for name, there, here in pairs:
-        if there != here:
+# Fields of adapter_config.json that say nothing about what the weights are, or that a profile sets
+# anew. fan_in_fan_out: peft corrects it by the kind of layer.
+_MAY_DIFFER = {
+    *("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode"),
+    *("lora_dropout", "peft_version", "revision", "task_type"),
+}
+# Ways to begin that leave the base as it is; the others take something out of its weights.
+_PLAIN_BEGINNINGS = (True, False, "gaussian")
+_OUR_NAMES = {"lora_alpha": "alpha", "target_modules": "targets"}
+
+
+def _check_same_config(saved: Path, adapter: Adapter, config: "LoraConfig") -> None:
+    """Every field of the saved adapter's config must be as the profile makes it.
+
+    A field that a profile cannot set is refused by its name: going on without it would compute
+    something else than peft does with the saved adapter.
+    """
+    ours = config.to_dict()
+    # What an older peft did not write had its default.
+    own = type(config)().to_dict() | read_json(saved / ADAPTER_CONFIG)
+    for name in own:
+        there, here = _comparable(own[name]), _comparable(ours.get(name))
+        if name in _MAY_DIFFER or there == here:
+            continue
+        if name == "init_lora_weights" and own[name] in _PLAIN_BEGINNINGS:
+            continue
+        # peft writes the modules that `all-linear` stood for.
+        if name == "target_modules" and ALL_LINEAR in (there, here) and not _is_pattern(own[name]):
+            continue
+        setting = _OUR_NAMES.get(name, name)
+        if setting in Adapter.model_fields and not _is_pattern(own[name]):
             raise UserError(
-                f"adapter.{name}: expected {there}, as the adapter in {saved} has, found {here}; "
+                f"adapter.{setting}: expected {there}, as the adapter in {saved} has, found {here}; "
                 "set it to the same, or leave out adapter.resume_from"
             )
+        raise UserError(
+            f"{saved / ADAPTER_CONFIG}: expected {name} {here}, found {own[name]!r}, which training "
+            "cannot go on with; merge the adapter into its base and train a new one on it"
+        )
+
+
+def _comparable(value: Any) -> Any:
+    """Lists in one order; peft writes an empty object, an empty list and null for the same."""
+    if isinstance(value, set | tuple | list):
+        return sorted(value) or None
+    return None if value == {} else getattr(value, "value", value)
+
+
+def _is_pattern(targets: Any) -> bool:
+    return isinstance(targets, str) and targets != ALL_LINEAR
 
 
 def _take_weights(model: "PeftModel", saved: Path, name: str) -> None:
@@ -158,7 +218,12 @@ def _take_weights(model: "PeftModel", saved: Path, name: str) -> None:
             f"{saved}: expected an adapter of this model, found weights for "
             f"{found.unexpected_keys[0]}, which it does not have"
         )
-    absent = [key for key in found.missing_keys if "lora_" in key and f".{name}." in key]
+    marks = ("lora_", "modules_to_save")
+    absent = [
+        key
+        for key in found.missing_keys
+        if any(mark in key for mark in marks) and f".{name}" in key
+    ]
     if absent:
         raise UserError(f"{saved}: expected weights for {absent[0]}, found none; is it whole?")
 

@@ -1,7 +1,7 @@
 """The files of a pretrained model's folder, and which dtype, quantisation and attention to use."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,8 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _FILES = (".jsonl", ".json", ".parquet", ".csv")
+# What configs call the longest sequence that a model was made for.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -56,6 +58,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def positions(own: Mapping[str, Any]) -> int | None:
+    """The longest sequence in tokens that a model takes, by its config; None where it says none.
+
+    own: config.json as an object; models of text and images keep it in the part of the text.
+    """
+    for part in (own.get("text_config"), own.get("llm_config"), own):
+        found = [part[name] for name in _POSITIONS if name in part] if part else []
+        if found and isinstance(found[0], int) and found[0] > 0:
+            return found[0]
+    return None
 
 
 def compute_dtype(train: Train) -> "torch.dtype":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workloads.data.build_once import built_once, nothing
 from workloads.engine.hub import hub
-from workloads.engine.pretrained.files import is_local
+from workloads.engine.pretrained.files import is_local, positions
 from workloads.errors import UserError
 from workloads.grpo import prompts
 from workloads.grpo.config import GENERATED, GrpoConfig, GrpoData
@@ -239,11 +239,9 @@ class _Grid(ImageRules):
 
 
 def _limits(config: GrpoConfig, own: Mapping[str, Any]) -> Limits:
-    text = own.get("text_config") or own
-    positions = text.get("max_position_embeddings") or own.get("max_position_embeddings")
     engine = config.generation
     uses_vllm = config.stage == "grpo" and engine.engine != "transformers"
-    context = (engine.max_model_length if uses_vllm else None) or positions
+    context = (engine.max_model_length if uses_vllm else None) or positions(own)
     # TRL gives a colocated engine this many tokens at once; an image has to fit into them whole.
     image = 4096 if uses_vllm and engine.engine == "vllm_colocate" else None
     grpo = config.grpo

@@ -108,6 +108,68 @@ def test_going_on_with_another_shape_is_refused(tmp_path: Path) -> None:
         add_adapter(make_model(), wish(targets=["q_proj"], resume_from=str(folder)))
 
 
+# L-F4: peft's own adapters, with every setting that changes what the weights mean.
+MADE_BY_PEFT: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "use_rslora": {"use_rslora": True},
+    "use_dora": {"use_dora": True},
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "rank_pattern": {"rank_pattern": {"v_proj": 4}},
+    "alpha_pattern": {"alpha_pattern": {"v_proj": 4}},
+    "layers_to_transform": {"layers_to_transform": [0]},
+    "target_modules": {"target_modules": r".*\.(q|v)_proj"},
+    "bias": {"bias": "lora_only"},
+    "trainable_token_indices": {"trainable_token_indices": [3]},
+}
+
+
+def made_by_peft(folder: Path, changes: dict[str, Any]) -> torch.Tensor:
+    """Save an adapter as peft's users do, and return its logits."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    given = {"target_modules": ["q_proj", "v_proj"], **changes}
+    settings = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **given)
+    model = get_peft_model(make_model(), settings)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name or "magnitude" in name or "modules_to_save" in name:
+            weight.data += 0.05 * torch.randn_like(weight)
+    model.save_pretrained(str(folder))
+    return logits(model.eval())
+
+
+@pytest.mark.parametrize("name", MADE_BY_PEFT)
+def test_an_adapter_of_peft_goes_on_as_peft_computes_it_or_its_field_is_named(
+    tmp_path: Path, name: str
+) -> None:
+    """L-F4"""
+    changes = MADE_BY_PEFT[name]
+    expected = made_by_peft(tmp_path, changes)
+    assert torch.equal(logits(load_adapter(make_model(), tmp_path).eval()), expected)
+    ours = {"targets": ["q_proj", "v_proj"], "resume_from": str(tmp_path)}
+    settable = set(changes) & {"use_rslora", "use_dora", "modules_to_save"}
+    if not changes or settable:
+        model = add_adapter(make_model(), wish(**ours, **{key: changes[key] for key in settable}))
+        assert torch.equal(logits(model.eval()), expected)
+    if changes:
+        with pytest.raises(UserError, match=next(iter(changes))):
+            add_adapter(make_model(), wish(**ours))
+
+
+def test_an_adapter_of_another_method_is_refused_by_name(tmp_path: Path) -> None:
+    """L-F4"""
+    folder = saved_adapter(tmp_path)
+    own = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**own, "peft_type": "IA3"}))
+    with pytest.raises(UserError, match=r"peft_type.*IA3"):
+        add_adapter(make_model(), wish(resume_from=str(folder)))
+    (folder / "adapter_config.json").write_text(json.dumps({**own, "use_newdora": True}))
+    with pytest.raises(UserError, match=r"use_newdora"):
+        add_adapter(make_model(), wish(resume_from=str(folder)))
+
+
 def test_going_on_with_nothing_or_another_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found adapters: none"):
         add_adapter(make_model(), wish(resume_from=str(tmp_path)))
@@ -132,8 +194,21 @@ def test_a_target_that_does_not_exist_names_those_that_do() -> None:
         add_adapter(make_model(), wish(targets=["q_proj", "c_attn"]))
 
 
-def test_all_linear_layers() -> None:
-    model = add_adapter(make_model(), wish(targets=["all-linear"]))
+def test_the_head_is_no_target_and_is_not_offered_as_one() -> None:
+    """L-F11"""
+    with pytest.raises(UserError, match=r"'lm_head'.*modules_to_save=\[lm_head\]"):
+        add_adapter(make_model(), wish(targets=["q_proj", "lm_head"]))
+    with pytest.raises(UserError, match="it has") as caught:
+        add_adapter(make_model(), wish(targets=["wrong"]))
+    assert "lm_head" not in str(caught.value)
+    with pytest.raises(UserError, match=r"modules_to_save.*'other'"):
+        add_adapter(make_model(), wish(modules_to_save=["other"]))
+
+
+@pytest.mark.parametrize("targets", [["all-linear"], "all-linear"])
+def test_all_linear_layers(targets: Any) -> None:
+    """L-S13"""
+    model = add_adapter(make_model(), wish(targets=targets))
     wrapped = [name for name, _ in model.named_modules() if name.endswith(".lora_A")]
     assert len(wrapped) == 2 * 7
 

@@ -1,0 +1,88 @@
+"""What a chat template does, found out by trying it: how answers end, and where the date goes.
+
+The same facts serve training, export, evaluation and generation, so that what is learnt as the end
+of an answer is what generation stops at.
+"""
+
+import copy
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from jinja2.exceptions import TemplateError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+PROBE = "Tatara"
+# Some templates write today's date into every prompt. With a fixed one the same rows give the same
+# tokens on every day and node; this is the date those templates fall back on themselves.
+_FIXED_NOW = datetime(2024, 7, 26)
+FIXED_DATE = _FIXED_NOW.strftime("%d %b %Y")
+
+
+def _fixed_now(form: str) -> str:
+    return _FIXED_NOW.strftime(form)
+
+
+# For every call of a template: `date_string` as Llama's have it, `strftime_now` as all others.
+FIXED: dict[str, Any] = {"date_string": FIXED_DATE, "strftime_now": _fixed_now}
+
+
+def answer_end(speaker: Any) -> str:
+    """The special tokens with which the chat template ends an answer, as text; '' if it has none.
+
+    speaker: a tokenizer, or a processor, whose template may want texts in parts.
+    """
+    tokenizer = getattr(speaker, "tokenizer", speaker)
+    if getattr(speaker, "chat_template", None) is None and tokenizer.chat_template is None:
+        return ""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    for content in (str, lambda text: [{"type": "text", "text": text}]):
+        turns = [
+            {"role": "user", "content": content("?")},
+            {"role": "assistant", "content": content(PROBE)},
+        ]
+        try:
+            text = str(speaker.apply_chat_template(turns, tokenize=False, **FIXED))
+        except (TemplateError, TypeError, ValueError):
+            continue
+        if PROBE in text:
+            tail = text.rpartition(PROBE)[2].rstrip()
+            return tail if any(tail.endswith(token) for token in special) else ""
+    return ""
+
+
+def answer_end_ids(speaker: Any) -> list[int]:
+    """The tokens that an answer is taught to end with: the template's, else the tokenizer's own."""
+    tokenizer = getattr(speaker, "tokenizer", speaker)
+    tail = answer_end(speaker)
+    if not tail:
+        return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    return [int(token) for token in tokenizer(tail, add_special_tokens=False)["input_ids"]]
+
+
+def stop_ids(speaker: Any, generation: "GenerationConfig | None" = None) -> list[int]:
+    """Every token that generation stops at: the model's own, the tokenizer's, the template's."""
+    tokenizer = getattr(speaker, "tokenizer", speaker)
+    own = generation.eos_token_id if generation is not None else None
+    found = [own] if isinstance(own, int) else list(own or [])
+    known = set(tokenizer.added_tokens_decoder)
+    learnt = [token for token in answer_end_ids(speaker) if token in known][:1]
+    eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    return list(dict.fromkeys([*found, *eos, *learnt]))
+
+
+def with_stops(speaker: Any, generation: "GenerationConfig | None") -> "GenerationConfig":
+    """A copy of a model's generation config that stops where its answers are taught to end."""
+    from transformers import GenerationConfig
+
+    tokenizer = getattr(speaker, "tokenizer", speaker)
+    ends: Sequence[int] = stop_ids(speaker, generation)
+    if generation is None:
+        made = GenerationConfig(bos_token_id=tokenizer.bos_token_id)
+        made.pad_token_id = tokenizer.pad_token_id
+    else:
+        made = copy.deepcopy(generation)
+    made.eos_token_id = ends[0] if len(ends) == 1 else list(ends) or None
+    return made

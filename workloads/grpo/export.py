@@ -30,6 +30,7 @@ from workloads.engine.export.export import (
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import merge_into
 from workloads.engine.pretrained.base import Base, find_base
+from workloads.engine.pretrained.chat import with_stops
 from workloads.engine.pretrained.files import Tell, compute_dtype, read_json
 from workloads.engine.pretrained.load import valid_generation
 from workloads.errors import TataraError, UserError
@@ -88,8 +89,9 @@ def keep_skeleton(
     """Keep config, processor and the base's card in the run: export then needs nothing else."""
     folder = keep_base(base, run)
     model.config.save_pretrained(folder)
-    if model.generation_config is not None:
-        valid_generation(model.generation_config).save_pretrained(folder)
+    generation = model.generation_config
+    valid = valid_generation(generation) if generation is not None else None
+    with_stops(processing, valid).save_pretrained(folder)
     if config.grpo.max_pixels or config.grpo.min_pixels:
         # The model's own, without the limits of this training.
         processing = load_processing(base, Grpo())

@@ -41,6 +41,7 @@ from workloads.engine.hub.hub import push
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, MergeReport, merge_into
 from workloads.engine.pretrained.base import Base, find_base
+from workloads.engine.pretrained.chat import with_stops
 from workloads.engine.pretrained.files import Tell, compute_dtype, read_json
 from workloads.engine.pretrained.load import valid_generation
 from workloads.errors import TataraError, UserError
@@ -54,7 +55,7 @@ class Skeleton:
     """Everything of a model folder but the weights; `folder` is where it was read from."""
 
     config: PreTrainedConfig
-    generation: GenerationConfig | None
+    generation: GenerationConfig  # stops where answers were taught to end
     tokenizer: PreTrainedTokenizerBase
     folder: Path
 
@@ -117,8 +118,9 @@ def keep_skeleton(
     """Keep config, tokenizer and the base's card in the run: export then needs nothing else."""
     folder = keep_base(base, run)
     model.config.save_pretrained(folder)
-    if model.generation_config is not None:
-        valid_generation(model.generation_config).save_pretrained(folder)
+    generation = model.generation_config
+    valid = valid_generation(generation) if generation is not None else None
+    with_stops(tokenizer, valid).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -129,7 +131,8 @@ def read_skeleton(run: Run, config: LlmConfig, tell: Tell) -> Skeleton:
     generation = None
     if (base.folder / "generation_config.json").is_file():
         generation = valid_generation(GenerationConfig.from_pretrained(base.folder))
-    return Skeleton(base.config, generation, load_tokenizer(base, silent), base.folder)
+    tokenizer = load_tokenizer(base, silent)
+    return Skeleton(base.config, with_stops(tokenizer, generation), tokenizer, base.folder)
 
 
 def export_state(
@@ -147,8 +150,7 @@ def export_state(
     with torch.device("meta"):
         shell: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     _check_names(shell, state)
-    if skeleton.generation is not None:
-        shell.generation_config = skeleton.generation
+    shell.generation_config = skeleton.generation
     with weights.whole_folder(out, needed=int(1.02 * weights.size_of(state))) as folder:
         shell.save_pretrained(folder, state_dict=dict(state), max_shard_size=SHARD_SIZE)
         skeleton.tokenizer.save_pretrained(folder)
@@ -196,6 +198,7 @@ def _export_adapter(
     state, own = adapter_state(source, adapter)
     with weights.whole_folder(out, needed=int(1.05 * weights.size_of(state))) as folder:
         save_adapter(state, own, base, folder)
+        skeleton.generation.save_pretrained(folder)
         skeleton.tokenizer.save_pretrained(folder)
         describe(folder, card)
 
@@ -236,7 +239,8 @@ def merge(
     loaded = load_for_use(base, precision, tell)
     model = loaded.model.to("cpu")
     folder = loaded.base.folder
-    skeleton = Skeleton(model.config, model.generation_config, loaded.tokenizer, folder)
+    generation = with_stops(loaded.tokenizer, model.generation_config)
+    skeleton = Skeleton(model.config, generation, loaded.tokenizer, folder)
     dtype = model.dtype
     merged, report = merge_into(model, adapter, name, quantised=quantised)
     tell(report.line())

@@ -33,7 +33,13 @@ from workloads.engine.pretrained.adapter import (
     load_adapter,
 )
 from workloads.engine.pretrained.base import Base, locate
-from workloads.engine.pretrained.files import ADAPTER_CONFIG, Tell, compute_dtype, read_json
+from workloads.engine.pretrained.files import (
+    ADAPTER_CONFIG,
+    Tell,
+    compute_dtype,
+    lasting_name,
+    read_json,
+)
 from workloads.errors import TataraError, UserError
 from workloads.run import Run
 from workloads.vla.config import VlaConfig
@@ -149,7 +155,8 @@ class _Export:
         with weights.whole_folder(self.out, int(1.05 * weights.size_of(state))) as folder:
             save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
             settings = read_json(source / ADAPTER_CONFIG)
-            settings |= {"base_model_name_or_path": self.config.model.name, "inference_mode": True}
+            settings["base_model_name_or_path"] = lasting_name(self.config.model.name)
+            settings["inference_mode"] = True
             _write_json(folder / ADAPTER_CONFIG, settings)
             if head:
                 save_file(head, folder / layout.OFT_WEIGHTS, metadata={"format": "pt"})

@@ -12,6 +12,7 @@ from workloads.engine.pretrained.files import (
     choose_attention,
     compute_dtype,
     has_flash_kernel,
+    lasting_name,
     weights_dtype,
 )
 from workloads.errors import UserError
@@ -136,7 +137,7 @@ def _adapted(model: OpenVLA, config: VlaConfig) -> nn.Module:
     own = lora_config(adapter)
     # For peft a causal model takes text alone.
     own.task_type = None
-    own.base_model_name_or_path = config.model.name
+    own.base_model_name_or_path = lasting_name(config.model.name)
     own.target_modules = set(_targets(model, config))
     if adapter.targets == (ALL_LINEAR,):
         # What belongs to the name in OpenVLA's own recipe.

@@ -14,7 +14,7 @@ from workloads.engine.export.card import Card, write_card
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_config
 from workloads.engine.pretrained.base import Base, candidates, find_base
-from workloads.engine.pretrained.files import Tell, read_json
+from workloads.engine.pretrained.files import Tell, lasting_name, read_json
 from workloads.errors import TataraError, UserError
 from workloads.run import Run
 from workloads.run.integrity import SEAL, step_of, verify_checkpoint, write_atomically
@@ -26,7 +26,9 @@ SKELETON = "model"
 SOURCE = "source.json"
 # What an exported folder says about itself, for our own tools.
 FACTS = "tatara.json"
-_SAVED = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
+_SAVED = re.compile(
+    r"\.lora_(embedding_)?[AB](\.weight)?$|\.lora_magnitude_vector\.weight$|\.modules_to_save\."
+)
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,15 @@ def adapter_state(source: Path, adapter: Adapter) -> tuple[dict[str, torch.Tenso
         mark = f".{adapter.name}."
         state = weights.read_state(source, torch.float32)
         named = {name.replace(mark, "."): value for name, value in state.items()}
-        own = {name: value for name, value in named.items() if _SAVED.search(name)}
+        own = {_saved_as(name): value for name, value in named.items() if _SAVED.search(name)}
         return own, lora_config(adapter)
     folder = adapter_folder(source, adapter.name)
     return load_file(folder / ADAPTER_WEIGHTS), PeftConfig.from_pretrained(str(folder))
+
+
+def _saved_as(name: str) -> str:
+    """peft's files leave out the wrapper of a module trained whole, and one level of DoRA's."""
+    return name.replace(".modules_to_save.", ".").replace("_vector.weight", "_vector")
 
 
 def save_adapter(state: dict[str, torch.Tensor], own: Any, base: str, folder: Path) -> None:
@@ -135,7 +142,7 @@ def save_adapter(state: dict[str, torch.Tensor], own: Any, base: str, folder: Pa
     from safetensors.torch import save_file
 
     weights.check_finite(state)
-    own.base_model_name_or_path = base
+    own.base_model_name_or_path = lasting_name(base)
     own.inference_mode = True
     save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     own.save_pretrained(folder)

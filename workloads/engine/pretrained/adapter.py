@@ -179,12 +179,12 @@ def _check_same_config(saved: Path, adapter: Adapter, config: "LoraConfig") -> N
         setting = _OUR_NAMES.get(name, name)
         if setting in Adapter.model_fields and not _is_pattern(own[name]):
             raise UserError(
-                f"adapter.{setting}: expected {there}, as the adapter in {saved} has, found {here}; "
-                "set it to the same, or leave out adapter.resume_from"
+                f"adapter.{setting}: expected {there}, as the adapter in {saved} has, found "
+                f"{here}; set it to the same, or leave out adapter.resume_from"
             )
         raise UserError(
-            f"{saved / ADAPTER_CONFIG}: expected {name} {here}, found {own[name]!r}, which training "
-            "cannot go on with; merge the adapter into its base and train a new one on it"
+            f"{saved / ADAPTER_CONFIG}: expected {name} {here}, found {own[name]!r}, which "
+            "training cannot go on with; merge the adapter into its base and train a new one on it"
         )
 
 

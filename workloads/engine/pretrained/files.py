@@ -47,6 +47,12 @@ def weight_files(folder: Path) -> list[str]:
     return sorted(set(read_json(index).get("weight_map", {}).values()))
 
 
+def lasting_name(name: str) -> str:
+    """What a model is called from every folder: the full path of a local one, else its hub id."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model's folder."""
     try:

@@ -32,7 +32,7 @@ from workloads.engine.pretrained.files import (
     read_json,
     weights_dtype,
 )
-from workloads.errors import UserError
+from workloads.errors import TataraError, UserError
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,7 @@ def load_for_use(wanted: Model, precision: str, kind_of: KindOf, tell: Tell) -> 
     """
     folder, is_adapter = locate_for_use(wanted, tell)
     if is_adapter:
-        named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-        base = find_base(Model(name=str(named)), tell)
+        base = _base_of_adapter(folder, tell)
     else:
         base = Base(wanted, folder, load_config(wanted, folder))
     kind = kind_of(base.config)
@@ -193,5 +192,19 @@ def load_for_use(wanted: Model, precision: str, kind_of: KindOf, tell: Tell) -> 
         from workloads.engine.pretrained.adapter import load_adapter
 
         model = load_adapter(model, folder)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     return Ready(model.to(device).eval(), base, folder if is_adapter else None)
+
+
+def _base_of_adapter(folder: Path, tell: Tell) -> Base[Any]:
+    """The base that an adapter names; what is wrong with it is told as the adapter's."""
+    named = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
+    try:
+        return find_base(Model(name=named), tell)
+    except TataraError as error:
+        raise type(error)(
+            f"{folder}: expected the base model of this adapter as {named!r} "
+            f"(base_model_name_or_path in {ADAPTER_CONFIG}), which cannot be used: {error}"
+        ) from error

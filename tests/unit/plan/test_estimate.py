@@ -114,7 +114,7 @@ def test_checkpointing_keeps_the_stream_and_one_layer(tmp_path: Path) -> None:
     work = job_of(config, shape, 4).work
     tokens = 4 * 1024
     assert activations.stack(work) == 2 * 2048 * tokens * 16
-    # The layer again, two gradients of the MLP's width, the stream's, and one weight's in two types.
+    # The layer, two gradients of the MLP's width, the stream's, and one weight's in two types.
     gradients = tokens * (2 * 2 * 8192 + 2 * 2048) + (2 + 4) * 2048 * 8192
     assert activations.layer_backward(work) == tokens * activations.layer(work) + gradients
     off = of(tmp_path, "train.per_device_batch_size=4", gpus=4)

@@ -1,4 +1,4 @@
-"""JSON files of data sets, with errors that name their place."""
+"""JSON files read with errors that name their place: file, line and column."""
 
 import json
 from pathlib import Path
@@ -9,27 +9,41 @@ from workloads.errors import UserError
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object; raises UserError where the file is missing or holds something else."""
-    return _object(_text(file), str(file))
+    return _object(_text(file), str(file), 1)
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
     """One JSON object a line; empty lines are left out."""
     lines = enumerate(_text(file).split("\n"), start=1)
-    return [_object(line, f"{file}:{number}") for number, line in lines if line.strip()]
+    return [_object(line, str(file), number) for number, line in lines if line.strip()]
 
 
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: expected a JSON file, found {error}; copy it anew") from error
+    except FileNotFoundError:
+        raise UserError(f"expected {file}, found none; check that its folder is whole") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file}: expected JSON as UTF-8 text, found byte {error.object[error.start]:#04x} at "
+            f"{error.start}; fix the file or copy it again"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
-def _object(text: str, place: str) -> dict[str, Any]:
+def _object(text: str, file: str, first: int) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{place}: expected JSON, found {error}; mend or copy it anew") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{file}:{first + error.lineno - 1}:{error.colno}: expected JSON "
+            f"({error.msg[:1].lower()}{error.msg[1:]}); fix the file or copy it again"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{file}:{first}: expected JSON with fewer levels") from None
     if not isinstance(value, dict):
-        raise UserError(f"{place}: expected an object, found {type(value).__name__}; mend it")
+        raise UserError(
+            f"{file}:{first}: expected a JSON object, found {type(value).__name__}; fix the file"
+        )
     return value

@@ -31,7 +31,7 @@ from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import merge_into
 from workloads.engine.pretrained.base import Base, find_base
 from workloads.engine.pretrained.chat import with_stops
-from workloads.engine.pretrained.files import Tell, compute_dtype, read_json
+from workloads.engine.pretrained.files import Tell, compute_dtype
 from workloads.engine.pretrained.load import valid_generation
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import Grpo, GrpoConfig
@@ -42,6 +42,7 @@ from workloads.grpo.model import (
     load_processing,
     sees_images,
 )
+from workloads.json_files import read_json
 from workloads.run import Run
 
 

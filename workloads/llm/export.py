@@ -42,9 +42,10 @@ from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, MergeReport, merge_into
 from workloads.engine.pretrained.base import Base, find_base
 from workloads.engine.pretrained.chat import with_stops
-from workloads.engine.pretrained.files import Tell, compute_dtype, read_json
+from workloads.engine.pretrained.files import Tell, compute_dtype
 from workloads.engine.pretrained.load import valid_generation
 from workloads.errors import TataraError, UserError
+from workloads.json_files import read_json
 from workloads.llm.config import LlmConfig
 from workloads.llm.model import load_for_use, load_model, load_tokenizer
 from workloads.run import Run

@@ -33,14 +33,9 @@ from workloads.engine.pretrained.adapter import (
     load_adapter,
 )
 from workloads.engine.pretrained.base import Base, locate
-from workloads.engine.pretrained.files import (
-    ADAPTER_CONFIG,
-    Tell,
-    compute_dtype,
-    lasting_name,
-    read_json,
-)
+from workloads.engine.pretrained.files import ADAPTER_CONFIG, Tell, compute_dtype, lasting_name
 from workloads.errors import TataraError, UserError
+from workloads.json_files import read_json
 from workloads.run import Run
 from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Statistics

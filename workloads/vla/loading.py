@@ -16,10 +16,11 @@ from workloads.engine.pretrained.files import (
     weights_dtype,
 )
 from workloads.errors import UserError
+from workloads.json_files import read_json
 from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Statistics
 from workloads.vla.model import load_pretrained, random_init
-from workloads.vla.openvla.config import OftSpec, OpenVLASpec, parse, read_json
+from workloads.vla.openvla.config import OftSpec, OpenVLASpec, parse
 from workloads.vla.openvla.lora import linear_suffixes, used_linears
 from workloads.vla.openvla.modeling import OpenVLA
 from workloads.vla.openvla.quantise import Quantisation

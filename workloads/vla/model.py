@@ -11,8 +11,9 @@ import torch
 from workloads.config.sections import Model
 from workloads.engine.pretrained.base import locate
 from workloads.errors import UserError
+from workloads.json_files import read_json
 from workloads.vla.openvla import checkpoint as openvla
-from workloads.vla.openvla.config import OftSpec, read_json
+from workloads.vla.openvla.config import OftSpec
 from workloads.vla.openvla.quantise import Quantisation
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from workloads.engine.pretrained.adapter import load_adapter
 from workloads.engine.pretrained.base import locate, locate_for_use
 from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
+from workloads.json_files import read_json
 from workloads.run import Run, find, outputs
 from workloads.vla.actions import normalize
 from workloads.vla.data.augment import as_served
@@ -26,7 +27,6 @@ from workloads.vla.loading import image_processor, plain
 from workloads.vla.model import load_pretrained
 from workloads.vla.openvla import layout
 from workloads.vla.openvla.checkpoint import STATISTICS, saved_oft
-from workloads.vla.openvla.config import read_json
 from workloads.vla.openvla.modeling import OpenVLA, action_size, action_stats
 from workloads.vla.openvla.quantise import Quantisation
 from workloads.vla.openvla.tokenizer import LlamaTokenizer

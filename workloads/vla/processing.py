@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from workloads.errors import UserError
+from workloads.json_files import read_json
 from workloads.vla.openvla.config import (
     RESIZE_STRATEGIES,
     OpenVLASpec,
     Tower,
     mistakes_named,
-    read_json,
     with_published_code,
 )
 

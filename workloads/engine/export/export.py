@@ -14,8 +14,9 @@ from workloads.engine.export.card import Card, write_card
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_config
 from workloads.engine.pretrained.base import Base, candidates, find_base
-from workloads.engine.pretrained.files import Tell, lasting_name, read_json
+from workloads.engine.pretrained.files import Tell, lasting_name
 from workloads.errors import TataraError, UserError
+from workloads.json_files import read_json
 from workloads.run import Run
 from workloads.run.integrity import SEAL, step_of, verify_checkpoint, write_atomically
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from workloads.config.sections import Adapter
-from workloads.engine.pretrained.files import ADAPTER_CONFIG, read_json
+from workloads.engine.pretrained.files import ADAPTER_CONFIG
 from workloads.errors import UserError
+from workloads.json_files import read_json
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

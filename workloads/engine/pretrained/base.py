@@ -18,10 +18,10 @@ from workloads.engine.pretrained.files import (
     Tell,
     is_adapter,
     is_path,
-    read_json,
     weight_files,
 )
 from workloads.errors import Retry, TataraError, UserError
+from workloads.json_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

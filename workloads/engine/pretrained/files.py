@@ -1,6 +1,5 @@
 """The files of a pretrained model's folder, and which dtype, quantisation and attention to use."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from workloads.config.sections import Adapter, Train
 from workloads.errors import UserError
+from workloads.json_files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -51,19 +51,6 @@ def lasting_name(name: str) -> str:
     """What a model is called from every folder: the full path of a local one, else its hub id."""
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model's folder."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: expected a readable file: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: expected JSON, found: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def positions(own: Mapping[str, Any]) -> int | None:

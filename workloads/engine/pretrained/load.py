@@ -29,10 +29,10 @@ from workloads.engine.pretrained.files import (
     compute_dtype,
     has_flash_kernel,
     quantisation,
-    read_json,
     weights_dtype,
 )
 from workloads.errors import TataraError, UserError
+from workloads.json_files import read_json
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,7 @@ def dataset_of(examples: Sequence[Example], data: GrpoData) -> "Dataset":
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from workloads.engine.pretrained.files import read_json
+    from workloads.json_files import read_json
 
     return read_json(path)
 

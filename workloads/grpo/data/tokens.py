@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from workloads.json_files import read_json
 from workloads.errors import UserError
 from workloads.grpo.data.rows import Example
 from workloads.grpo.prompts import Turns, in_parts, training_turns
@@ -102,24 +103,14 @@ def read_image_rules(
 def _image_processor(folder: Path) -> tuple[dict[str, Any], Path]:
     """The image processor's settings: nested where newer libraries put them, else on their own."""
     nested, own = folder / "processor_config.json", folder / "preprocessor_config.json"
-    if nested.is_file() and "image_processor" in (config := _read_json(nested)):
+    if nested.is_file() and "image_processor" in (config := read_json(nested)):
         return config["image_processor"], nested
     if own.is_file():
-        return _read_json(own), own
+        return read_json(own), own
     raise UserError(
         f"expected {own.name} or {nested.name} in {folder}, found neither; "
         "copy the model's processor files there"
     )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: expected readable JSON, found: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 class PromptText:
@@ -164,7 +155,7 @@ def read_prompt_text(folder: Path, sees_images: bool = True) -> PromptText:
         add = whole and sees_images and not (begin and text.startswith(begin))
         return tokenizer.encode(text, add_special_tokens=add).ids
 
-    own = _read_json(path) if (path := folder / "processor_config.json").is_file() else {}
+    own = read_json(path) if (path := folder / "processor_config.json").is_file() else {}
     image_token = _token(special, "image_token") or _token(own, "image_token") or IMAGE_TOKEN
     template = _renderer(_chat_template(folder, special), _constants(special))
 
@@ -197,7 +188,7 @@ def _special_tokens(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (path := folder / name).is_file():
-            found |= {key: value for key, value in _read_json(path).items() if value is not None}
+            found |= {key: value for key, value in read_json(path).items() if value is not None}
     return found
 
 
@@ -219,7 +210,7 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str:
         return file.read_text(encoding="utf-8")
     template = tokenizer_config.get("chat_template")
     if (file := folder / "chat_template.json").is_file():
-        template = _read_json(file).get("chat_template", template)
+        template = read_json(file).get("chat_template", template)
     if isinstance(template, list):  # several, each with a name
         template = {one.get("name"): one.get("template") for one in template}.get("default")
     if not isinstance(template, str):

@@ -80,7 +80,7 @@ def _identity(name: str, args: argparse.Namespace) -> str:
     facts = Path(name) / "tatara.json"
     at = ""
     if facts.is_file():
-        from workloads.engine.pretrained.files import read_json
+        from workloads.json_files import read_json
 
         at = f" at step {read_json(facts).get('step')}"
     return f"{name}{at}" + (f", max_pixels {args.max_pixels}" if args.max_pixels else "")

@@ -13,7 +13,7 @@ from workloads.data.robot import Dataset, open_dataset
 from workloads.data.robot.statistics import describe
 from workloads.errors import UserError
 from workloads.vla.config import Source, VlaConfig, VlaData
-from workloads.vla.openvla.config import read_json
+from workloads.json_files import read_json
 
 Statistics = dict[str, dict[str, Any]]
 _MAIN_CAMERA = "primary"

@@ -17,7 +17,8 @@ from transformers.initialization import no_init_weights
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from workloads.errors import UserError
-from workloads.vla.openvla.config import OftSpec, OpenVLASpec, parse, read_json
+from workloads.json_files import read_json
+from workloads.vla.openvla.config import OftSpec, OpenVLASpec, parse
 from workloads.vla.openvla.layout import (
     HEADS,
     INDEX,

@@ -4,11 +4,9 @@ The field names and their defaults are those of the published checkpoints; `raw`
 it was found, so that a checkpoint written from it has the same fields.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from workloads.errors import UserError
@@ -160,28 +158,6 @@ _OVERRIDES = {
     "reg_tokens": "registers",
     "img_size": "image_size",
 }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises UserError with the line and column of a mistake."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"expected {path}, found none; name a complete checkpoint folder"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{error.lineno}:{error.colno}: expected JSON, found {error.msg.lower()}; "
-            "write the file again"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: expected UTF-8 text, found byte {error.start} of another"
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def with_published_code(fields: Mapping[str, Any]) -> dict[str, Any]:

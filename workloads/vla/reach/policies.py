@@ -9,12 +9,12 @@ from workloads.engine.export.export import SKELETON
 from workloads.engine.pretrained.base import locate
 from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
+from workloads.json_files import read_json
 from workloads.run import Run
 from workloads.vla.config import VlaConfig
 from workloads.vla.export import STATISTICS
 from workloads.vla.loading import load_model, oft_spec
 from workloads.vla.openvla.checkpoint import random_init
-from workloads.vla.openvla.config import read_json
 from workloads.vla.openvla.modeling import OpenVLA, action_stats
 from workloads.vla.policy import Policy
 from workloads.vla.reach import arm

@@ -261,7 +261,7 @@ def test_versions_we_do_not_know(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected codebase_version v3\.0 or v2\.1, found 'v1\.6'"):
         open_dataset(root)
     (root / "meta/info.json").write_text("no json")
-    with pytest.raises(UserError, match=r"meta/info\.json: expected JSON"):
+    with pytest.raises(UserError, match=r"meta/info\.json:1:\d+: expected JSON"):
         open_dataset(root)
 
 
@@ -272,5 +272,5 @@ def test_meta_data_that_is_missing(tmp_path: Path) -> None:
         open_dataset(root)
     root = lerobot_video_v2(tmp_path / "two")
     (root / "meta/episodes.jsonl").write_text('{"episode_index": 0,\n')
-    with pytest.raises(UserError, match=r"episodes\.jsonl:1: expected JSON"):
+    with pytest.raises(UserError, match=r"episodes\.jsonl:1:\d+: expected JSON"):
         open_dataset(root)

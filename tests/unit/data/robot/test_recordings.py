@@ -79,7 +79,7 @@ def test_what_the_episode_says_of_its_colours_counts(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"meta\.json: expected {field} .*found .*; mend"):
             open_dataset(tmp_path)
     meta.write_text("{")
-    with pytest.raises(UserError, match=r"meta\.json: expected JSON"):
+    with pytest.raises(UserError, match=r"meta\.json:1:\d+: expected JSON"):
         open_dataset(tmp_path)
 
 

@@ -10,7 +10,8 @@ from tests.support.chat_models import FAMILIES, chat_tokenizer, write_chat_model
 from tests.support.tiny_llama import make_model
 from workloads.engine.generate import generate
 from workloads.engine.pretrained.chat import answer_end, answer_end_ids, stop_ids, with_stops
-from workloads.engine.pretrained.files import lasting_name, positions, read_json
+from workloads.engine.pretrained.files import lasting_name, positions
+from workloads.json_files import read_json
 
 pytestmark = pytest.mark.unit
 ENDS = {

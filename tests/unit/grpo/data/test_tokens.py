@@ -146,7 +146,7 @@ def test_rules_that_cannot_be_read(tmp_path: Path) -> None:
         tokens.read_image_rules(tmp_path)
     file = tmp_path / "preprocessor_config.json"
     file.write_text("{")
-    with pytest.raises(UserError, match="readable JSON"):
+    with pytest.raises(UserError, match="expected JSON"):
         tokens.read_image_rules(tmp_path)
     file.write_text('{"image_processor_type": "CLIPImageProcessor"}')
     with pytest.raises(UserError, match="found CLIPImageProcessor"):

@@ -9,6 +9,7 @@ Lists of numbers come packed or one by one, unknown fields are skipped, and of t
 name the later counts, as protobuf has it.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -17,6 +18,12 @@ import numpy as np
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _KINDS = {1: "bytes", 2: "float", 3: "int64"}
+_LONGEST_VARINT = 10  # bytes of 64 bits, seven at a time
+# DataType of tensor.proto, those whose content is an array of numbers.
+_TENSOR_TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?",
+                 17: "<u2", 19: "<f2", 22: "<u4", 23: "<u8"}  # fmt: skip
+# The field of TensorProto that lists the values of a type, where they are not in its content.
+_TENSOR_LISTS = {1: 5, 2: 6, 3: 7, 4: 7, 5: 7, 6: 7, 9: 10, 10: 11, 17: 7}
 
 
 class ExampleError(ValueError):
@@ -91,6 +98,48 @@ def _feature(record: bytes, field: _Field) -> Feature:
     return Feature("", ())
 
 
+def tensor(serialised: bytes) -> np.ndarray:
+    """The array of a TensorProto, as tf.io.serialize_tensor writes it; raises ExampleError."""
+    kind, sizes, content = 0, [], None
+    listed: list[_Field] = []
+    fields = list(_fields(serialised, 0, len(serialised)))
+    for field in fields:
+        if field.number == 1 and field.wire == _VARINT:
+            kind = field.start
+        elif field.number == 2 and field.wire == _LENGTH:
+            sizes = _tensor_shape(serialised, field)
+        elif field.number == 4 and field.wire == _LENGTH:
+            content = serialised[field.start : field.stop]
+    if kind not in _TENSOR_TYPES:
+        raise ExampleError(f"a tensor of type {kind}, which holds no numbers")
+    dtype, count = np.dtype(_TENSOR_TYPES[kind]), math.prod(sizes)
+    listed = [field for field in fields if field.number == _TENSOR_LISTS.get(kind)]
+    if content is not None and len(content) == count * dtype.itemsize:
+        return np.frombuffer(content, dtype).reshape(sizes)
+    if content is not None or not listed:
+        raise ExampleError(f"a tensor of {sizes} without its {count} values of {dtype}")
+    if kind == 1:
+        values = _floats(serialised, listed)
+    elif kind == 2:
+        pieces = [np.frombuffer(serialised[f.start : f.stop], "<f8") for f in listed]
+        values = np.concatenate(pieces)
+    else:
+        values = _integers(serialised, listed)
+    # One value stands for all, as protobuf writes a constant.
+    if len(values) not in (1, count):
+        raise ExampleError(f"a tensor of {sizes} with {len(values)} values")
+    return np.broadcast_to(values, count).reshape(sizes) if len(values) == 1 else values.reshape(sizes)
+
+
+def _tensor_shape(serialised: bytes, shape: _Field) -> list[int]:
+    sizes = []
+    for dimension in _fields(serialised, shape.start, shape.stop):
+        if dimension.number == 2 and dimension.wire == _LENGTH:
+            inner = _fields(serialised, dimension.start, dimension.stop)
+            sizes.append(next((f.start for f in inner if f.number == 1), 0))
+    return sizes
+
+
 def _floats(record: bytes, fields: list[_Field]) -> np.ndarray:
     pieces = []
     for field in fields:
@@ -122,14 +171,20 @@ def _joined(pieces: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
 
 
 def _packed_integers(record: bytes, start: int, stop: int) -> np.ndarray:
+    """Varints one after the other: seven bits an octet, the lowest first, the last below 128."""
     octets = np.frombuffer(record, np.uint8, stop - start, start)
-    if (octets < 0x80).all():  # flags and small counts: one byte each
+    last = np.flatnonzero(octets < 0x80)
+    if len(last) == len(octets):  # flags and small counts: one octet each
         return octets.astype(np.int64)
-    values = []
-    while start < stop:
-        value, start = _varint(record, start, stop)
-        values.append(_signed(value))
-    return np.array(values, np.int64)
+    if octets[-1] >= 0x80:
+        raise ExampleError(f"an integer that does not end at byte {stop}")
+    first = np.concatenate([[0], last[:-1] + 1])
+    sizes = last - first + 1
+    if sizes.max() > _LONGEST_VARINT:
+        raise ExampleError(f"an integer of {sizes.max()} bytes at byte {start}")
+    place = np.arange(len(octets)) - np.repeat(first, sizes)
+    bits = (octets & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
+    return np.add.reduceat(bits, first).view(np.int64)
 
 
 def _signed(value: int) -> int:

@@ -8,6 +8,7 @@ frame when the length can be trusted, else at the next place where both checksum
 import logging
 import mmap
 import os
+import shlex
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from workloads import git_lfs
 from workloads.data.file_index import Arrays, load_or_build
 from workloads.errors import UserError
 
@@ -43,13 +45,15 @@ class Damage(NamedTuple):
 
     A cause begins with its class and a colon: truncated, bad_length_crc, bad_payload_crc, empty,
     bad_example, missing_feature, wrong_dim, non_finite, bad_utf8, bad_image, bad_file,
-    missing_file.
+    missing_file. `lost` is how many records (steps of robot data) are lost by it: a file that is
+    missing weighs what was in it.
     """
 
     file: str
     record: int
     offset: int | None
     cause: str
+    lost: int = 1
 
     @property
     def trouble(self) -> str:
@@ -124,21 +128,25 @@ def _read(path: str | os.PathLike[str], damage: list[Damage] | None) -> Iterator
 
 
 def check_budget(damage: list[Damage], seen: int, budget: float | None) -> None:
-    """Raise UserError where more records are damaged than `budget`, by default max(10, 0.1 %)."""
+    """Raise UserError where more records are lost than `budget`, by default max(10, 0.1 %).
+
+    seen: all records, the lost ones among them.
+    """
     allowed = max(DAMAGE_ALWAYS_ALLOWED, DAMAGE_SHARE * seen) if budget is None else budget
-    if len(damage) <= allowed:
+    lost = sum(item.lost for item in damage)
+    if lost <= allowed:
         return
     first = "; ".join(str(item) for item in damage[:3])
     raise UserError(
-        f"expected at most {int(allowed)} damaged records, found {len(damage)} of {seen}, "
-        f"first: {first}; run data inspect, then mend or remove the files, or allow more"
+        f"expected at most {int(allowed)} damaged records, found {lost} of {seen}, "
+        f"first: {first}; run data inspect, then fix or remove the files, or allow more"
     )
 
 
 def scan(path: str | os.PathLike[str]) -> Iterator[Frame | Damage]:
     """Yield every record in order, as a Frame if sound and as a Damage if not.
 
-    Raises UserError for a file that may not be read: that is no damage, and chmod mends it.
+    Raises UserError for a file that may not be read: that is no damage, and chmod fixes it.
     """
     name = os.fspath(path)
     if not os.access(name, os.R_OK):
@@ -148,9 +156,11 @@ def scan(path: str | os.PathLike[str]) -> Iterator[Frame | Damage]:
         yield Damage(name, 0, 0, "empty: empty file")
         return
     with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if _checked_length(data, 0) is None and _is_compressed(data[:_PEEK_BYTES]):
-            yield Damage(name, 0, 0, "bad_file: compressed file; unpack it with gunzip")
-            return
+        if _checked_length(data, 0) is None:
+            problem = _other_file(name, data[:_PEEK_BYTES])
+            if problem is not None:
+                yield Damage(name, 0, 0, f"bad_file: {problem}")
+                return
         position: int | None = 0
         record = 0
         while position is not None and position < size:
@@ -200,14 +210,22 @@ def _after_bad_header(data: mmap.mmap, size: int, start: int) -> int | None:
     return _next_frame(data, size, start + 1)
 
 
-def _is_compressed(start: bytes) -> bool:
-    """Whether bytes are the start of a gzip or zlib stream, not a damaged length that looks so."""
+def _other_file(name: str, start: bytes) -> str | None:
+    """What a file is that does not begin as a TFRecord, and what to do; None where unknown."""
+    if git_lfs.is_pointer(name):
+        return git_lfs.WHAT_TO_DO
     if not start.startswith(_COMPRESSED):
-        return False
-    try:
-        return bool(zlib.decompressobj(_GZIP_OR_ZLIB).decompress(start))
+        return None
+    try:  # a damaged length may look like the start of a stream
+        if not zlib.decompressobj(_GZIP_OR_ZLIB).decompress(start):
+            return None
     except zlib.error:
-        return False
+        return None
+    # gunzip takes files named .gz only.
+    if start.startswith(_COMPRESSED[0]):
+        quoted = shlex.quote(name)
+        return f"compressed with gzip; unpack it: mv {quoted} {quoted}.gz && gunzip {quoted}.gz"
+    return "compressed with zlib; write it again without compression (TFRecordOptions)"
 
 
 def _checked_length(data: mmap.mmap, start: int) -> int | None:

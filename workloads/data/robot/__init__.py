@@ -1,12 +1,9 @@
-"""Robot demonstrations: one shape of episodes for CRANE-X7, LeRobot and RLDS data sets."""
+"""Robot demonstrations: one shape of episodes whatever format the dataset is in."""
 
-from workloads.data.robot.episode import (
-    DEFAULT_INSTRUCTION,
-    Dataset,
-    Episode,
-    Options,
-)
+from workloads.data.robot.episode import Dataset, Episode
+from workloads.data.robot.instructions import DEFAULT_INSTRUCTION
 from workloads.data.robot.opening import open_dataset
+from workloads.data.robot.options import Options
 from workloads.data.robot.statistics import statistics
 from workloads.data.tfrecord import Damage, DamagedRecord
 

@@ -1,4 +1,4 @@
-"""One shape of episodes and data sets, whatever the files look like.
+"""One shape of episodes and datasets, whatever the files look like.
 
 An episode with damaged records keeps all its good ones: the action of a step is stored with the
 step, so its neighbours stay sound. `rows` then jumps, and `segments` are the runs without a jump,
@@ -6,41 +6,29 @@ which is what anything that looks at several steps in a row (action chunks) must
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, cast, overload
+from typing import Protocol, cast, overload
 
 import numpy as np
 
+from workloads.data.robot.instructions import Instruction, Origin
+from workloads.data.robot.options import ColorOrder, Options
 from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
 from workloads.errors import UserError
 
-ColorOrder = Literal["rgb", "bgr"]
 Progress = Callable[[int, int], None]
-DEFAULT_INSTRUCTION = "manipulate the object"
+_SAME_RATE = 0.02  # share by which the rate of real clocks may differ from the one stated
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a data set is opened; see `open_dataset` for each."""
-
-    drop_last_placeholder: bool = True
-    color_order: ColorOrder | None = None
-    cache_dir: Path | None = None
-    instruction: str | None = None
-    damage_budget: float | None = None
-    split: str | None = None
-    state_keys: tuple[str, ...] = ()
-    action_keys: tuple[str, ...] = ()
-
-
-class Source(Protocol):
-    """Where the pictures of an episode come from; `row` is the step's number in the file."""
+class ImageReader(Protocol):
+    """Where the images of an episode come from; `row` is the step's number in the file."""
 
     def encoded(self, camera: str, row: int) -> bytes | None:
-        """The picture as stored, None where it is not stored as a picture of its own."""
+        """The image as stored, None where it is not stored as an image of its own."""
 
     def pixels(self, camera: str, row: int) -> np.ndarray:
         """uint8 [H, W, 3] in the stored order of colours; raises DamagedRecord."""
@@ -51,19 +39,20 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Episode:
-    """One demonstration: T steps of states, actions and pictures.
+    """One demonstration: T steps of states, actions and images.
 
-    states float32 [T, D], actions float32 [T, A] in the recorder's units (CRANE-X7: rad);
-    rows int64 [T], the step's number in the file; timestamps float64 [T] in seconds or None.
+    states float32 [T, D], D = 0 where none were recorded; actions float32 [T, A], both in the
+    recorder's units (CRANE-X7: rad); rows int64 [T], the step's number in the file; timestamps
+    float64 [T] in seconds or None.
     """
 
     name: str
     states: np.ndarray
     actions: np.ndarray
-    instruction: str
+    said: Instruction
     cameras: tuple[str, ...]
     rows: np.ndarray
-    source: Source
+    reader: ImageReader
     file: str
     color_order: ColorOrder = "rgb"
     timesteps: np.ndarray | None = None
@@ -73,18 +62,32 @@ class Episode:
     def __len__(self) -> int:
         return len(self.actions)
 
+    @property
+    def instruction(self) -> str:
+        """That of the first step, which nearly always is that of all."""
+        return self.said.text
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """The distinct instructions of its steps, in order of appearance."""
+        return tuple(dict.fromkeys(self.said.steps or (self.said.text,)))
+
+    def instruction_at(self, t: int) -> str:
+        """What the robot is told to do at step t."""
+        return self.said.text if self.said.steps is None else self.said.steps[t]
+
     def image(self, camera: str, t: int) -> np.ndarray:
-        """The camera's picture at step t, uint8 [H, W, 3], true red, green, blue."""
-        pixels = self.source.pixels(self._known(camera, self.cameras), self._row(t))
+        """The camera's image at step t, uint8 [H, W, 3], true red, green, blue."""
+        pixels = self.reader.pixels(self._known(camera, self.cameras), self._row(t))
         return np.ascontiguousarray(pixels[..., ::-1]) if self.color_order == "bgr" else pixels
 
     def encoded(self, camera: str, t: int) -> bytes | None:
-        """The picture as stored, before any exchange of red and blue; None where there is none."""
-        return self.source.encoded(self._known(camera, self.cameras), self._row(t))
+        """The image as stored, before any exchange of red and blue; None where there is none."""
+        return self.reader.encoded(self._known(camera, self.cameras), self._row(t))
 
     def depth(self, camera: str, t: int) -> np.ndarray:
-        """The camera's depth picture at step t, float32 [H, W], CRANE-X7: mm, 0 = no return."""
-        return self.source.depth(self._known(camera, self.depth_cameras), self._row(t))
+        """The camera's depth image at step t, float32 [H, W], CRANE-X7: mm, 0 = no return."""
+        return self.reader.depth(self._known(camera, self.depth_cameras), self._row(t))
 
     @property
     def segments(self) -> list[slice]:
@@ -100,10 +103,15 @@ class Episode:
         jumps = np.flatnonzero(np.diff(self.rows) != 1)
         return [(int(at) + 1, int(self.rows[at + 1] - self.rows[at]) - 1) for at in jumps]
 
-    def take(self, steps: slice) -> "Episode":
-        """The same episode with only some of its steps."""
+    def take(self, steps: slice | np.ndarray) -> "Episode":
+        """The same episode with only some of its steps: a slice, or bool [T]."""
+        said = self.said
+        if said.steps is not None and len(self.rows[steps]):
+            kept = [said.steps[t] for t in np.arange(len(self))[steps].tolist()]
+            said = said._replace(text=kept[0], steps=tuple(kept) if len(set(kept)) > 1 else None)
         return replace(
             self,
+            said=said,
             states=self.states[steps],
             actions=self.actions[steps],
             rows=self.rows[steps],
@@ -115,18 +123,21 @@ class Episode:
         """Without the last step where its action is its own state: that teaches to stand still.
 
         Where the last step recorded is damaged, the one before it has a real action and stays.
+        Where actions are the states at every step, the last one is like the others and stays too.
         """
-        if len(self) and np.array_equal(self.actions[-1], self.states[-1]):
-            return self.take(slice(0, len(self) - 1))
-        return self
+        if not len(self) or not np.array_equal(self.actions[-1], self.states[-1]):
+            return self
+        if len(self) > 1 and np.array_equal(self.actions, self.states):
+            return self
+        return self.take(slice(0, len(self) - 1))
 
     def verify(self) -> Iterator[Damage]:
-        """Read every picture of every step and yield what cannot be read."""
+        """Read every image of every step and yield what cannot be read."""
         for row in self.rows:
             for camera in self.cameras:
-                yield from _damage_of(self.source.pixels, camera, int(row))
+                yield from _damage_of(self.reader.pixels, camera, int(row))
             for camera in self.depth_cameras:
-                yield from _damage_of(self.source.depth, camera, int(row))
+                yield from _damage_of(self.reader.depth, camera, int(row))
 
     def _row(self, t: int) -> int:
         if not -len(self) <= t < len(self):
@@ -157,18 +168,29 @@ def _damage_of(read: _Read, camera: str, row: int) -> Iterator[Damage]:
 class Dataset(Sequence[Episode], ABC):
     """Episodes in a fixed order, read when asked for.
 
-    `format` names the files' format, `name` the data set's entry in the statistics, `fps` steps a
-    second where the files or the format say so, `damage` what was found wrong so far.
+    format: the files' format; name: the dataset's entry in the statistics; fps: steps a second
+    where the files or the format say so, measured_fps: what the times of the steps say, where they
+    can be trusted; seen: all steps, lost ones too; damage: what was found wrong so far; notes: what a person
+    should know before training on it; unused: features in the files that nothing reads, and why;
+    text_keys: features that hold texts; action_names, state_names: one for each dimension, None
+    where the files have none.
     """
 
     format: str
     name: str
     fps: float | None
+    measured_fps: float | None = None
+    seen: int = 0
+    action_names: tuple[str, ...] | None = None
+    state_names: tuple[str, ...] | None = None
+    text_keys: tuple[str, ...] = ()
 
     def __init__(self, path: Path, options: Options) -> None:
         self.path = path
         self.options = options
         self.damage: list[Damage] = []
+        self.notes: list[str] = []
+        self.unused: dict[str, str] = {}
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -204,14 +226,31 @@ class Dataset(Sequence[Episode], ABC):
                 common = mine if common is None else [name for name in common if name in mine]
         return tuple(common or ())
 
+    @cached_property
+    def origins(self) -> Counter[Origin]:
+        """How many episodes have a recorded instruction, the option's, or the default."""
+        return Counter(episode.said.origin for episode in self if len(episode))
+
+    @property
+    def rates_differ(self) -> bool:
+        """Whether the files state another rate than the times of their steps have."""
+        if self.fps is None or self.measured_fps is None:
+            return False
+        return abs(self.measured_fps - self.fps) > _SAME_RATE * self.fps
+
+    def note(self, text: str) -> None:
+        """Remember what a person should know of the data, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
     @property
     def color_orders(self) -> tuple[ColorOrder, ...]:
-        """The orders of colours found in the files; pictures are handed out as RGB anyway."""
+        """The orders of colours found in the files; images are handed out as RGB anyway."""
         found = {episode.color_order for episode in self}
         return tuple(cast(list[ColorOrder], sorted(found)))
 
     def verify(self, progress: Progress | None = None) -> list[Damage]:
-        """Read everything, pictures and the placeholder steps included, and return the damage.
+        """Read everything, images and the placeholder steps included, and return the damage.
 
         progress: called with the number of episodes read so far and of all.
         """
@@ -224,24 +263,24 @@ class Dataset(Sequence[Episode], ABC):
             found |= {item: None for item in self.damage}
         return sorted(found, key=lambda item: (item.file, item.record, item.cause))
 
-    def report(self, damage: Iterable[Damage], seen: int) -> None:
-        """Add to the damage known; UserError past the budget, `seen` records read so far."""
-        known = set(self.damage)
-        self.damage.extend(item for item in damage if item not in known)
-        check_budget(self.damage, seen, self.options.damage_budget)
+    def report(self, damage: Iterable[Damage]) -> None:
+        """Add to the damage known; UserError past the budget."""
+        self.damage = list(dict.fromkeys([*self.damage, *damage]))
+        check_budget(self.damage, self.seen, self.options.damage_budget)
 
 
-def instruction_of(candidates: Iterable[str], options: Options) -> str:
-    """The first instruction that says something, else the option's, else the field's default."""
-    for text in candidates:
-        if text.strip():
-            return text
-    return (options.instruction or "").strip() or DEFAULT_INSTRUCTION
-
-
-def decode_instruction(raw: bytes) -> str | None:
-    """UTF-8 to text, None where it is none."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
+def measured_rate(times: Iterable[np.ndarray]) -> float | None:
+    """Steps a second by the median distance of times, one float [T] in seconds an episode."""
+    steps = [np.diff(episode) for episode in times if len(episode) > 1]
+    if not steps:
         return None
+    usual = float(np.median(np.concatenate(steps)))
+    return 1 / usual if usual > 0 else None
+
+
+def usual_sizes(sizes: Iterable[tuple[tuple[int, int], int]]) -> tuple[int, int]:
+    """The sizes of (states, actions) that most steps have; given: sizes and steps by episode."""
+    counts: Counter[tuple[int, int]] = Counter()
+    for size, steps in sizes:
+        counts[size] += steps
+    return counts.most_common(1)[0][0] if counts else (0, 0)

@@ -1,4 +1,4 @@
-"""Encoded pictures to arrays, with what is wrong with them in words."""
+"""Encoded images to arrays, with what is wrong with them in words."""
 
 import io
 import struct
@@ -9,34 +9,39 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# The first bytes of what recorders write: a picture that begins otherwise is none.
+# The first bytes of what recorders write: an image that begins otherwise is none.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"RIFF")
 
 
-class PictureError(ValueError):
-    """Bytes that are no readable picture."""
+class ImageError(ValueError):
+    """Bytes that are no readable image."""
 
 
-def looks_like_picture(encoded: bytes) -> bool:
+def looks_like_image(encoded: bytes) -> bool:
     """Whether the bytes begin as a JPEG, PNG, BMP, GIF or WebP does: a check that costs nothing."""
     return encoded.startswith(_SIGNATURES)
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """JPEG, PNG, … → uint8 [H, W, 3] in the file's own order of colours; raises PictureError."""
+    """JPEG, PNG, … → uint8 [H, W, 3] in the file's own order of colours; raises ImageError."""
     with _opened(encoded) as picture:
         return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def shape_of(encoded: bytes) -> tuple[int, int]:
-    """Height and width, from the header alone; raises PictureError."""
+    """Height and width, from the header alone; raises ImageError."""
     with _opened(encoded) as picture:
         return picture.height, picture.width
 
 
+def as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 1 | 3 | 4] → [H, W, 3]: grey becomes RGB, transparency is left out."""
+    return np.repeat(pixels, 3, 2) if pixels.shape[-1] == 1 else pixels[..., :3].copy()
+
+
 @contextmanager
 def _opened(encoded: bytes) -> Iterator[Image.Image]:
-    """The picture; what Pillow says of a broken one, in here and in the caller, as PictureError."""
+    """The image; what Pillow says of a broken one, in here and in the caller, as ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -44,13 +49,13 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
                 yield picture
     except UnidentifiedImageError:
         # Pillow's own words hold an address, and the same damage is to be told in the same ones.
-        raise PictureError("image decode error: not a picture of a known format") from None
+        raise ImageError("image decode error: not an image of a known format") from None
     # What Pillow's decoders raise on broken input, each format its own.
     except (
         OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error,
         Image.DecompressionBombError,
     ) as error:  # fmt: skip
-        raise PictureError(f"image decode error: {error}") from error
+        raise ImageError(f"image decode error: {error}") from error
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -69,7 +74,7 @@ def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] → uint8 [size, size, 3], as the CRANE-X7 origin's loader makes pictures.
+    """uint8 [H, W, 3] → uint8 [size, size, 3], as the CRANE-X7 origin's loader makes images.
 
     Bilinear about the centres of pixels, not smoothed before, cut off to whole numbers: what
     TensorFlow's `resize` does by default. Models resize by themselves, each its own way.

@@ -1,56 +1,81 @@
-"""Which format a folder is in, by what lies in it."""
+"""Which format a dataset is in, by what lies in its folder."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from workloads.data.robot.crane_x7 import recordings
-from workloads.data.robot.episode import ColorOrder, Dataset, Options
+from workloads.data.robot.episode import Dataset
+from workloads.data.robot.options import Options
 from workloads.errors import UserError
 
 LEROBOT_INFO = Path("meta/info.json")
 RLDS_FEATURES = "features.json"
+BAG_METADATA = "metadata.yaml"
+HDF5 = (".hdf5", ".h5")
+# What one format alone can use: an option given to another is refused, never ignored.
+_SPECIAL = {
+    "LeRobot": ("state_keys", "action_keys", "instruction_key", "revision"),
+    "RLDS": ("split", "state_keys", "action_keys", "instruction_key"),
+    "CRANE-X7": ("instruction_key",),
+    "HDF5": ("state_keys", "action_keys", "instruction_key"),
+    "ROS 2 bag": ("state_keys", "action_keys", "instruction_key", "rate"),
+}
+_MOST_NAMED = 8  # files of a folder that an error names
 
 
 def open_dataset(
-    path: str | os.PathLike[str],
-    drop_last_placeholder: bool = True,
-    *,
-    color_order: ColorOrder | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    instruction: str | None = None,
-    damage_budget: float | None = None,
-    split: str | None = None,
-    state_keys: Sequence[str] = (),
-    action_keys: Sequence[str] = (),
+    path: str | os.PathLike[str], options: Options | None = None, **changes: Any
 ) -> Dataset:
     """Open a folder (or a single episode file) of demonstrations, whatever its format.
 
-    drop_last_placeholder: leave out the last step of an episode where its action is its own state.
-    color_order: how pictures are stored where an episode's meta.json does not say; by default
-    "bgr" for CRANE-X7 TFRecords, whose recorders exchange red and blue, and "rgb" for all else.
-    cache_dir: where indices are kept; without it nothing is written anywhere.
-    instruction: for episodes without one; by default "manipulate the object".
-    damage_budget: damaged records tolerated, by default max(10, 0.1 %); math.inf to look at
-    anything. split: for RLDS; state_keys, action_keys: for RLDS and LeRobot, whose vectors are
-    joined in order. Raises UserError where nothing known is found, and past the budget.
+    path: a folder, a file, or for LeRobot a name on the hub. changes: fields of `Options`, over
+    those of `options`. Raises UserError where nothing known is found, and past the budget of
+    damage.
     """
-    root = Path(path)
-    if not root.exists():
-        raise UserError(f"expected a data set, found nothing at {root}; check the path")
-    if color_order not in (None, "rgb", "bgr"):
-        raise UserError(f"expected a color_order of rgb or bgr, found {color_order!r}")
-    options = Options(
-        drop_last_placeholder,
-        color_order,
-        None if cache_dir is None else Path(cache_dir),
-        instruction,
-        damage_budget,
-        split,
-        tuple(state_keys),
-        tuple(action_keys),
+    chosen = _complete(replace(options or Options(), **changes))
+    root = _local(path, chosen)
+    dataset = _opened(root, chosen)
+    if chosen.instruction_map:
+        _check_map(dataset)
+    return dataset
+
+
+def _complete(options: Options) -> Options:
+    """The options with paths and tuples as they are declared, whatever was given."""
+    if options.color_order not in (None, "rgb", "bgr"):
+        raise UserError(f"expected a color_order of rgb or bgr, found {options.color_order!r}")
+    return replace(
+        options,
+        cache_dir=None if options.cache_dir is None else Path(options.cache_dir),
+        state_keys=tuple(options.state_keys),
+        action_keys=tuple(options.action_keys),
     )
-    return _opened(root, options)
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether this can be a dataset's name on the hub: owner/name, and nothing lies there."""
+    parts = source.split("/")
+    return (
+        len(parts) == 2
+        and all(part and not part.startswith((".", "~")) for part in parts)
+        and not Path(source).exists()
+        and not Path(parts[0]).exists()
+    )
+
+
+def _local(path: str | os.PathLike[str], options: Options) -> Path:
+    """Where the dataset lies on this machine, downloaded from the hub where it has to be."""
+    root = Path(path)
+    if root.exists():
+        return root
+    if is_hub_name(os.fspath(path)):
+        from workloads.data.robot.lerobot.hub import download
+
+        return download(os.fspath(path), options.revision, LEROBOT_INFO)
+    raise UserError(f"expected a dataset, found nothing at {root}; check the path")
 
 
 def _opened(root: Path, options: Options) -> Dataset:
@@ -58,31 +83,81 @@ def _opened(root: Path, options: Options) -> Dataset:
     if (root / LEROBOT_INFO).is_file():
         from workloads.data.robot.lerobot.reader import LeRobot
 
-        _refuse(root, "LeRobot", split=options.split)
+        _refuse(root, "LeRobot", options)
         return LeRobot(root, options)
     builder = _rlds_folder(root)
     if builder is not None:
         from workloads.data.robot.rlds.reader import Rlds
 
+        _refuse(root, "RLDS", options)
         return Rlds(builder, options)
     files = recordings.find(root)
     if files:
-        keys = {"state_keys": options.state_keys, "action_keys": options.action_keys}
-        _refuse(root, "CRANE-X7", split=options.split, **keys)
+        _refuse(root, "CRANE-X7", options)
         return recordings.Recordings(root, options, files)
-    raise UserError(
-        f"expected a data set in {root}, found none: no {LEROBOT_INFO} (LeRobot), no "
-        f"{RLDS_FEATURES} (RLDS), no **/episode_data.tfrecord or .npz (CRANE-X7); check the path"
-    )
+    files = _below(root, HDF5)
+    if files:
+        from workloads.data.robot.hdf5.reader import Hdf5
+
+        _refuse(root, "HDF5", options)
+        return Hdf5(root, options, files)
+    folders = [file.parent for file in _below(root, (BAG_METADATA,))]
+    if folders:
+        from workloads.data.robot.rosbag.reader import Rosbags
+
+        _refuse(root, "ROS 2 bag", options)
+        return Rosbags(root, options, folders)
+    raise UserError(f"expected a dataset in {root}, found {_contents(root)}; {WHAT_IS_READ}")
 
 
-def _refuse(root: Path, format: str, **options: object) -> None:
+WHAT_IS_READ = (
+    f"what is read: {LEROBOT_INFO} (LeRobot), {RLDS_FEATURES} (RLDS), **/episode_data.tfrecord or "
+    f".npz (CRANE-X7), **/*.hdf5 (robomimic, LIBERO, ALOHA), **/{BAG_METADATA} (ROS 2 bags)"
+)
+
+
+def _contents(root: Path) -> str:
+    """What lies in a folder in place of a dataset, in a few words."""
+    if root.is_file():
+        return f"a file {root.name}"
+    names = [file.name for _, file in zip(range(10_000), root.rglob("*"), strict=False)]
+    if not names:
+        return "an empty folder"
+    loose = [name for name in names if name.endswith((".mcap", ".db3", ".bag"))]
+    if loose:
+        return f"{loose[0]} without a {BAG_METADATA} beside it (ros2 bag reindex writes one)"
+    kinds = Counter(Path(name).suffix or name for name in names)
+    listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(_MOST_NAMED))
+    return f"none of a known format: {listed}"
+
+
+def _below(root: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Files below a folder whose name ends so, in plain string order; the file itself."""
+    if root.is_file():
+        return [root] if root.name.endswith(endings) else []
+    return [Path(file) for file in sorted(recordings.walk(root, endings))]
+
+
+def _refuse(root: Path, format: str, options: Options) -> None:
     """What a format has no use for is never ignored silently."""
-    given = [name for name, value in options.items() if value]
+    values, special = asdict(options), {name for names in _SPECIAL.values() for name in names}
+    given = [name for name in values if name in special - {*_SPECIAL[format]} and values[name]]
     if given:
         raise UserError(
-            f"{root}: expected no {given[0]} for {format} recordings, found {options[given[0]]!r}; "
+            f"{root}: expected no {given[0]} for {format} recordings, found {values[given[0]]!r}; "
             "leave it out"
+        )
+
+
+def _check_map(dataset: Dataset) -> None:
+    """A text that the map translates and no episode has is a typing error."""
+    said = {text for episode in dataset for text in episode.instructions}
+    unused = [key for key, text in dataset.options.instruction_map.items() if text not in said]
+    if unused:
+        there = ", ".join(repr(text) for text in sorted(said)[:_MOST_NAMED])
+        raise UserError(
+            f"data.instruction_map: expected texts that {dataset.path} has, found {unused[0]!r}; "
+            f"there are: {there}"
         )
 
 
@@ -93,12 +168,12 @@ def _rlds_folder(root: Path) -> Path | None:
     if (root / RLDS_FEATURES).is_file():
         return root
     found = [*root.glob(f"*/{RLDS_FEATURES}"), *root.glob(f"*/*/{RLDS_FEATURES}")]
-    # A data set is a folder of versions; without them it is the folder itself.
+    # A dataset is a folder of versions; without them it is the folder itself.
     folders = [file.parent for file in found]
     names = sorted({one.parent if _version(one) else one for one in folders})
     if len(names) > 1:
         listed = ", ".join(str(name) for name in names)
-        raise UserError(f"expected one RLDS data set in {root}, found {listed}; name one of them")
+        raise UserError(f"expected one RLDS dataset in {root}, found {listed}; name one of them")
     return max(folders, key=_version, default=None)
 
 

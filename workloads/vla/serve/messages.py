@@ -133,7 +133,7 @@ def _decoded(encoded: bytes, name: str) -> np.ndarray:
     try:
         _check_size(name, *images.shape_of(encoded))
         return images.decode(encoded)
-    except images.PictureError as error:
+    except images.ImageError as error:
         raise UserError(f"{name}: {error}; send a whole picture") from None
 
 

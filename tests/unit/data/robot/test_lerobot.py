@@ -65,11 +65,11 @@ def test_a_missing_or_broken_video_is_damage(tmp_path: Path) -> None:
     first, second = sorted((root / "videos").rglob("*.mp4"))
     first.write_bytes(first.read_bytes()[:300])
     second.unlink()
-    dataset = open_dataset(root)
+    dataset = open_dataset(root, damage_budget=16)
     damage = dataset.verify()
-    assert {(d.file, d.trouble) for d in damage} == {
-        (str(first), "bad_image"),
-        (str(second), "bad_image"),
+    assert {(d.file, d.trouble, d.lost) for d in damage} == {
+        (str(first), "bad_image", 9),
+        (str(second), "missing_file", 7),
     }
     with pytest.raises(DamagedRecord):
         dataset[0].image("top", 0)
@@ -80,8 +80,11 @@ def test_a_video_shorter_than_its_episode(tmp_path: Path) -> None:
     first = sorted((root / "videos").rglob("*.mp4"))[0]
     video(first, [picture(t) for t in range(6)])
     dataset = open_dataset(root)
-    assert [item.record for item in dataset.verify()] == [6, 7, 8]
-    assert step_of(dataset[0].image("top", 5)) == 5
+    (damage,) = dataset.verify()
+    assert "6 frames for 9 rows" in damage.cause and damage.lost == 9
+    # Which of the frames are missing cannot be known: none is shown for a step.
+    with pytest.raises(DamagedRecord):
+        dataset[0].image("top", 0)
 
 
 def test_a_time_between_two_frames_is_refused_only_outside(tmp_path: Path) -> None:
@@ -131,22 +134,20 @@ def test_a_data_file_that_is_missing_or_short(tmp_path: Path) -> None:
     first, second = sorted((root / "data").rglob("*.parquet"))
     pq.write_table(pq.read_table(first).slice(0, 5), first)
     second.write_bytes(second.read_bytes()[:200])
-    dataset = open_dataset(root)
+    dataset = open_dataset(root, damage_budget=20)
     assert dataset.lengths.tolist() == [5, 0]
-    assert [(d.file, d.trouble) for d in dataset.damage] == [
-        (str(first), "truncated"),
-        (str(second), "bad_file"),
+    assert [(d.file, d.trouble, d.lost) for d in dataset.damage][:2] == [
+        (str(first), "truncated", 4),
+        (str(second), "bad_file", 7),
     ]
 
 
-def test_damage_past_the_budget_stops_while_reading(tmp_path: Path) -> None:
+def test_damage_past_the_budget_stops_at_opening(tmp_path: Path) -> None:
     root = lerobot_video_v2(tmp_path / "set")
     for file in (root / "data").rglob("*.parquet"):
         file.unlink()
-    dataset = open_dataset(root, damage_budget=1)
-    assert len(dataset[0]) == 0
-    with pytest.raises(UserError, match="at most 1 damaged"):
-        _ = dataset[1]
+    with pytest.raises(UserError, match="at most 1 damaged records, found 16 of 16"):
+        open_dataset(root, damage_budget=1)
 
 
 def test_a_picture_in_parquet_that_is_broken(tmp_path: Path) -> None:
@@ -215,20 +216,18 @@ def test_a_data_file_without_a_column_is_damage(tmp_path: Path) -> None:
     assert [(d.file, d.trouble) for d in dataset.damage] == [(str(file), "bad_file")]
 
 
-def test_tasks_that_change_within_an_episode_are_told_of_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_tasks_that_change_within_an_episode_are_each_steps_own(tmp_path: Path) -> None:
     root = lerobot_video_v3(tmp_path / "set")
     assert [episode.instruction for episode in open_dataset(root)] == ["even", "odd", "even"]
-    assert not caplog.records
     file = root / "data/chunk-000/file-000.parquet"
     table = pq.read_table(file)
     index = table.column_names.index("task_index")
     tasks = [0, 1] * (len(table) // 2)
     pq.write_table(table.set_column(index, "task_index", [tasks]), file)
-    assert len(list(open_dataset(root))) == 3
-    (said,) = caplog.messages
-    assert said.endswith("episode 0 has 2 tasks; the first of an episode counts for all its steps")
+    episode = open_dataset(root)[0]
+    assert [episode.instruction_at(t) for t in range(4)] == ["even", "odd", "even", "odd"]
+    assert episode.take(slice(1, 4)).instruction == "odd"
+    assert episode.instructions == ("even", "odd")
 
 
 def test_vectors_are_read_once_and_pictures_a_group_at_a_time(

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from workloads import git_lfs
+from workloads.data.robot import images
+from workloads.data.robot.instructions import distinct
 from workloads.data.robot.lru import LruCache
 from workloads.data.tfrecord import Damage, DamagedRecord
 
@@ -19,8 +22,9 @@ INSTRUCTION_KEYS = (
     "instruction",
     "prompt",
 )
-PICTURE_PREFIXES = ("images", "image", "observation/image")
+IMAGE_PREFIXES = ("images", "image", "observation/image")
 DEPTH_PREFIXES = ("depths", "depth", "observation/depth")
+KNOWN_KEYS = (*STATE_KEYS, *ACTION_KEYS, *TIMESTAMP_KEYS, *INSTRUCTION_KEYS)
 MAIN_CAMERA = "primary"
 
 # A decompressed array is a whole episode of one camera: hundreds of megabytes at 640x480.
@@ -30,7 +34,10 @@ _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 
 @dataclass(frozen=True)
 class Recording:
-    """The vectors of a file and which cameras it holds; `rows` are the steps that are sound."""
+    """The vectors of a file and which cameras it holds; `rows` are the steps that are sound.
+
+    texts: the distinct instructions, which int32 [T]: the one of each step, None for all alike.
+    """
 
     path: Path
     rows: np.ndarray
@@ -39,7 +46,10 @@ class Recording:
     timestamps: np.ndarray | None
     cameras: dict[str, str]
     depths: dict[str, str]
-    instruction: str
+    texts: list[str]
+    which: np.ndarray | None
+    features: list[str]
+    text_keys: list[str]
     seen: int
     damage: tuple[Damage, ...]
 
@@ -48,13 +58,15 @@ class _Unusable(Exception):
     """Why the file as a whole cannot be used."""
 
 
-def load(path: Path) -> Recording:
-    """Read everything but the pictures."""
+def load(path: Path, text_key: str | None = None) -> Recording:
+    """Read everything but the images; text_key: the array of instructions, by default as usual."""
     if path.stat().st_size == 0:
         return _nothing(path, "empty: empty file")
+    if git_lfs.is_pointer(path):
+        return _nothing(path, f"bad_file: {git_lfs.WHAT_TO_DO}")
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return _recording(path, stored)
+            return _recording(path, stored, (text_key,) if text_key else INSTRUCTION_KEYS)
     except _Unusable as error:
         return _nothing(path, str(error))
     except _BROKEN as error:
@@ -64,20 +76,28 @@ def load(path: Path) -> Recording:
 def _nothing(path: Path, cause: str) -> Recording:
     empty = np.empty((0, 0), np.float32)
     damage = (Damage(str(path), 0, 0, cause),)
-    return Recording(path, np.empty(0, np.int64), empty, empty, None, {}, {}, "", 1, damage)
+    rows = np.empty(0, np.int64)
+    return Recording(path, rows, empty, empty, None, {}, {}, [], None, [], [], 1, damage)
 
 
-def _recording(path: Path, stored: np.lib.npyio.NpzFile) -> Recording:
-    states, actions = _vectors(stored, STATE_KEYS), _vectors(stored, ACTION_KEYS)
+def _recording(
+    path: Path, stored: np.lib.npyio.NpzFile, text_keys: tuple[str, ...]
+) -> Recording:
+    actions = _vectors(stored, ACTION_KEYS)
+    # Policies without a state need none.
+    recorded = any(key in stored.files for key in STATE_KEYS)
+    empty = np.empty((len(actions), 0), np.float32)
+    states = _vectors(stored, STATE_KEYS) if recorded else empty
     if len(states) != len(actions):
         raise _Unusable(f"wrong_dim: {len(states)} states and {len(actions)} actions")
-    cameras, depths = _cameras(stored, PICTURE_PREFIXES), _cameras(stored, DEPTH_PREFIXES)
+    cameras, depths = _cameras(stored, IMAGE_PREFIXES), _cameras(stored, DEPTH_PREFIXES)
     bad = ~(np.isfinite(states).all(1) & np.isfinite(actions).all(1))
     damage = tuple(
         Damage(str(path), int(row), None, "non_finite: non-finite value in states or actions")
         for row in np.flatnonzero(bad)
     )
     times = _times(stored, len(states))
+    texts, which = _texts(stored, text_keys, len(states))
     return Recording(
         path,
         np.flatnonzero(~bad),
@@ -86,7 +106,10 @@ def _recording(path: Path, stored: np.lib.npyio.NpzFile) -> Recording:
         None if times is None else times[~bad],
         cameras,
         depths,
-        _instruction(stored),
+        texts,
+        None if which is None else which[~bad],
+        list(stored.files),
+        [key for key in stored.files if _is_text(stored, key)],
         len(states),
         damage,
     )
@@ -125,17 +148,31 @@ def _cameras(stored: np.lib.npyio.NpzFile, prefixes: tuple[str, ...]) -> dict[st
     return dict(sorted(found.items(), key=lambda item: (item[0] != MAIN_CAMERA, item[0])))
 
 
-def _instruction(stored: np.lib.npyio.NpzFile) -> str:
-    for key in INSTRUCTION_KEYS:
+def _is_text(stored: np.lib.npyio.NpzFile, key: str) -> bool:
+    """Whether an array holds text, by its header alone: images are large."""
+    with stored.zip.open(f"{key}.npy") as file:  # type: ignore[union-attr]
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+        header = read(file) if read else np.lib.format.read_array_header_2_0(file)
+    return header[2].kind in "US"
+
+
+def _texts(
+    stored: np.lib.npyio.NpzFile, keys: tuple[str, ...], steps: int
+) -> tuple[list[str], np.ndarray | None]:
+    """The distinct instructions, and which each step has; None where one stands for all."""
+    for key in keys:
         if key not in stored.files:
             continue
         try:
-            words = stored[key].ravel()
+            values = stored[key].ravel()
         except ValueError:  # pickled objects: never loaded
             continue
-        for word in words[:1]:
-            return word.decode("utf-8", "replace") if isinstance(word, bytes) else str(word)
-    return ""
+        words = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values]
+        if any(word.strip() for word in words):
+            texts, which = distinct(words)
+            return texts, which if len(words) == steps else None
+    return [], None
 
 
 class Arrays:
@@ -155,8 +192,8 @@ def _load_array(path: Path, key: str) -> np.ndarray:
         return np.asarray(stored[key])
 
 
-class NpzSource:
-    """Pictures of one file."""
+class NpzImages:
+    """Images of one file."""
 
     def __init__(self, recording: Recording, arrays: Arrays) -> None:
         self.recording = recording
@@ -171,8 +208,7 @@ class NpzSource:
         if frame.dtype != np.uint8 or shaped.ndim != 3 or shaped.shape[-1] not in (1, 3, 4):
             cause = f"wrong_dim: picture of shape {frame.shape} and type {frame.dtype}"
             raise self._damaged(row, cause)
-        # Grey ones become RGB and transparency is left out, as in pictures that are encoded.
-        return np.repeat(shaped, 3, 2) if shaped.shape[-1] == 1 else shaped[..., :3].copy()
+        return images.as_rgb(shaped)
 
     def depth(self, camera: str, row: int) -> np.ndarray:
         frame = self._frame(self.recording.depths[camera], row)

@@ -1,25 +1,22 @@
 """Folders of CRANE-X7 recordings: TFRecord and NPZ episodes, side by side."""
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from workloads.data.robot.crane_x7 import tfrecords
 from workloads.data.robot.crane_x7 import npz
-from workloads.data.robot.episode import (
-    ColorOrder,
-    Dataset,
-    Episode,
-    Options,
-    Source,
-    instruction_of,
-)
 from workloads.data.robot.crane_x7.meta import Meta, read_meta
+from workloads.data.robot.episode import Dataset, Episode, ImageReader, usual_sizes
+from workloads.data.robot.instructions import instruction_of
+from workloads.data.robot.options import ColorOrder, Options
 from workloads.data.tfrecord import Damage
 from workloads.errors import UserError
 
-TFRECORD, NPZ = ".tfrecord", ".npz"
+TFRECORD, NPZ = (".tfrecord", ".tfrecords"), (".npz",)
+Recording = tfrecords.Recording | npz.Recording
 # The recorders hand RGB arrays to a BGR encoder, and nothing in the file says so.
 TFRECORD_COLOR_ORDER: ColorOrder = "bgr"
 NPZ_COLOR_ORDER: ColorOrder = "rgb"
@@ -32,22 +29,21 @@ def find(path: Path) -> list[Path]:
     TFRecord. A single file is taken where its name ends as an episode's does.
     """
     if path.is_file():
-        return [path] if path.suffix in (TFRECORD, NPZ) else []
-    files = sorted(_files(path))
-    stems = {file.removesuffix(TFRECORD) for file in files if file.endswith(TFRECORD)}
-    kept = [file for file in files if file.endswith(TFRECORD) or file[: -len(NPZ)] not in stems]
-    return [Path(file) for file in kept]
+        return [path] if path.suffix in TFRECORD + NPZ else []
+    files = [Path(file) for file in sorted(walk(path, TFRECORD + NPZ))]
+    recorded = {file.with_suffix("") for file in files if file.suffix in TFRECORD}
+    return [f for f in files if f.suffix in TFRECORD or f.with_suffix("") not in recorded]
 
 
-def _files(root: Path) -> Iterator[str]:
-    """Episode files in no order; a folder that several links lead to counts once."""
+def walk(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
+    """Files below a folder in no order; a folder that several links lead to counts once."""
     visited: set[str] = set()
     for folder, inner, names in os.walk(root, onerror=_refuse, followlinks=True):
         real = os.path.realpath(folder)
         inner[:] = [name for name in inner if not _is_left_out(name) and real not in visited]
         for name in names if real not in visited else ():
             file = os.path.join(folder, name)
-            if name.endswith((TFRECORD, NPZ)) and not _is_left_out(name) and os.path.isfile(file):
+            if name.endswith(endings) and not _is_left_out(name) and os.path.isfile(file):
                 yield file
         visited.add(real)
 
@@ -76,38 +72,39 @@ class Recordings(Dataset):
         self.files = files
         self._names = [_episode_name(path, file) for file in files]
         self._meta = [read_meta(file.parent) for file in files]
-        self._recordings = _load(path, files, options.cache_dir)
+        self._recordings = _load(path, files, options)
         self._arrays = npz.Arrays(
             max(len(one.cameras) + len(one.depths) for one in self._recordings)
         )
-        self._sizes = _usual_sizes(self._recordings)
+        self._sizes = usual_sizes((_sizes(one), len(one.states)) for one in self._recordings)
         self.name = _name(self._recordings)
         self.fps = _fps(self._meta)
-        seen = sum(recording.seen for recording in self._recordings)
-        for recording in self._recordings:
-            self.damage.extend([*recording.damage, *self._odd(recording)])
-        self.report([], seen)
+        self._describe()
+        self._weigh_damage()
+        self.report([])
 
     def __len__(self) -> int:
         return len(self.files)
 
     def episode(self, number: int) -> Episode:
         recording, meta = self._recordings[number], self._meta[number]
-        source: Source
+        reader: ImageReader
         if isinstance(recording, tfrecords.Recording):
-            source = tfrecords.TFRecordSource(recording, meta.depth_shape)
-            rows, default, timesteps = recording.records, TFRECORD_COLOR_ORDER, recording.timesteps
+            reader = tfrecords.TFRecordImages(recording, meta.depth_shape)
+            # Pixels that no encoder has seen are as the camera gave them.
+            default = NPZ_COLOR_ORDER if recording.is_raw else TFRECORD_COLOR_ORDER
+            rows, timesteps = recording.records, recording.timesteps
         else:
-            source = npz.NpzSource(recording, self._arrays)
+            reader = npz.NpzImages(recording, self._arrays)
             rows, default, timesteps = recording.rows, NPZ_COLOR_ORDER, None
         episode = Episode(
             name=self._names[number],
             states=recording.states,
             actions=recording.actions,
-            instruction=instruction_of([recording.instruction], self.options),
+            said=instruction_of(recording.texts, recording.which, self.options),
             cameras=tuple(recording.cameras),
             rows=rows,
-            source=source,
+            reader=reader,
             file=str(self.files[number]),
             # What the episode itself says, else the option, else what the recorders do.
             color_order=meta.color_order or self.options.color_order or default,
@@ -117,9 +114,44 @@ class Recordings(Dataset):
         )
         return episode.take(slice(0, 0)) if self._odd(recording) else episode
 
-    def _odd(self, recording: tfrecords.Recording | npz.Recording) -> list[Damage]:
+    def _describe(self) -> None:
+        """Joint names where the robot is known, texts there are, and features nothing reads."""
+        known = self.name == tfrecords.DATASET_NAME
+        states, actions = self._sizes
+        self.state_names = tfrecords.JOINTS if known and states == len(tfrecords.JOINTS) else None
+        self.action_names = tfrecords.JOINTS if known and actions == len(tfrecords.JOINTS) else None
+        there = {key for one in self._recordings for key in one.features}
+        self.text_keys = tuple(sorted({key for one in self._recordings for key in one.text_keys}))
+        used = {*tfrecords.KNOWN_KEYS, *npz.KNOWN_KEYS, self.options.instruction_key}
+        used |= {key for one in self._recordings for key in one.cameras.values()}
+        depths = {key for one in self._recordings for key in one.depths.values()}
+        belongs = tuple(f"{key}/" for key in used | depths)  # height, width and the like
+        for key in sorted(there - used):
+            if not key.startswith(belongs):
+                self.unused[key] = "no colour camera: depth" if key in depths else "a feature"
+        key = self.options.instruction_key
+        if key is not None and key not in there:
+            texts = ", ".join(self.text_keys) or "none"
+            raise UserError(
+                f"{self.path}: expected a feature {key!r} of instruction_key, found none; features "
+                f"with texts: {texts}"
+            )
+
+    def _weigh_damage(self) -> None:
+        """A file of which nothing can be read weighs what the others hold."""
+        lengths = [one.seen for one in self._recordings if len(one.states)]
+        usual = int(np.median(lengths)) if lengths else 1
+        for recording in self._recordings:
+            damage = [*recording.damage, *self._odd(recording)]
+            whole = not len(recording.states) and recording.seen == 1
+            if whole:
+                damage = [item._replace(lost=usual) for item in damage]
+            self.damage.extend(damage)
+            self.seen += usual if whole else recording.seen
+
+    def _odd(self, recording: Recording) -> list[Damage]:
         """Every step of a file whose vectors have not the size that most steps have."""
-        sizes = (recording.states.shape[1], recording.actions.shape[1])
+        sizes = _sizes(recording)
         if len(recording.states) == 0 or sizes == self._sizes:
             return []
         cause = f"wrong_dim: wrong dimension, state and action of {sizes}, expected {self._sizes}"
@@ -130,23 +162,20 @@ class Recordings(Dataset):
         return [Damage(file, int(record), int(offset), cause) for record, offset in places]
 
 
-def _load(
-    root: Path, files: Sequence[Path], cache_dir: Path | None
-) -> list[tfrecords.Recording | npz.Recording]:
-    """What is known of every file without its pictures, in the files' order."""
-    indexed = [file for file in files if file.suffix == TFRECORD]
-    loaded = {one.path: one for one in tfrecords.load(root, indexed, cache_dir)}
-    return [loaded[file] if file in loaded else npz.load(file) for file in files]
+def _sizes(recording: Recording) -> tuple[int, int]:
+    return recording.states.shape[1], recording.actions.shape[1]
 
 
-def _usual_sizes(recordings: list[tfrecords.Recording | npz.Recording]) -> tuple[int, int]:
-    counts: Counter[tuple[int, int]] = Counter()
-    for recording in recordings:
-        counts[recording.states.shape[1], recording.actions.shape[1]] += len(recording.states)
-    return counts.most_common(1)[0][0] if counts else (0, 0)
+def _load(root: Path, files: Sequence[Path], options: Options) -> list[Recording]:
+    """What is known of every file without its images, in the files' order."""
+    indexed = [file for file in files if file.suffix in TFRECORD]
+    found = tfrecords.load(root, indexed, options.cache_dir, options.instruction_key)
+    loaded = {one.path: one for one in found}
+    key = options.instruction_key
+    return [loaded[file] if file in loaded else npz.load(file, key) for file in files]
 
 
-def _name(recordings: list[tfrecords.Recording | npz.Recording]) -> str:
+def _name(recordings: list[Recording]) -> str:
     names = {r.dataset_name for r in recordings if isinstance(r, tfrecords.Recording)} - {""}
     return names.pop() if len(names) == 1 else tfrecords.DATASET_NAME
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from workloads.data.file_index import Arrays, load_or_build
 from workloads.data.robot import images
-from workloads.data.robot.episode import decode_instruction
-from workloads.data.tf_example import ExampleError, Feature, parse
+from workloads.data.robot.instructions import decode_instruction, distinct
+from workloads.data.tf_example import ExampleError, Feature, parse, tensor
 from workloads.data.tfrecord import Damage, DamagedRecord, Frame, read_at, scan
 
 FPS = 10.0
@@ -52,11 +52,15 @@ TIMESTEP_KEY = "observation/timestep"
 TIMESTAMP_KEY = "observation/timestamp"
 NAME_KEY = "dataset_name"
 
-_VERSION = "crane-x7-1"
+_VERSION = "crane-x7-2"
 _CAMERA = re.compile(r"observation/image(?:s?[/_](?P<name>.+))?$")
 _DEPTH = re.compile(r"observation/depth(?:s?[/_](?P<name>.+))?$")
 _NOT_CAMERAS = {"height", "width", "channels", "format", "encoding"}
+KNOWN_KEYS = (
+    *STATE_KEYS, *ACTION_KEYS, *INSTRUCTION_KEYS, TIMESTEP_KEY, TIMESTAMP_KEY, NAME_KEY
+)  # fmt: skip
 MAIN_CAMERA = "primary"
+_LONGEST_TEXT = 2000  # bytes
 
 
 class _Step(NamedTuple):
@@ -67,15 +71,21 @@ class _Step(NamedTuple):
     action: np.ndarray
     timestep: int | None
     timestamp: float | None
-    pictures: dict[str, str]  # camera → key
+    images: dict[str, str]  # camera → key
     depths: dict[str, str]
-    instruction: str
+    text: str
     dataset_name: str
+    features: frozenset[str]
+    is_raw: bool
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What is known of a file without its pictures; arrays hold the good records only."""
+    """What is known of a file without its images; arrays hold the good records only.
+
+    texts: the distinct instructions, which int32 [T]: the one of each record; features: all keys,
+    text_keys: those that hold text.
+    """
 
     path: Path
     records: np.ndarray  # int64 [T]
@@ -87,15 +97,26 @@ class Recording:
     timestamps: np.ndarray | None  # float64 [T]
     cameras: dict[str, str]
     depths: dict[str, str]
-    instruction: str
+    texts: list[str]
+    which: np.ndarray
     dataset_name: str
+    features: list[str]
+    text_keys: list[str]
+    is_raw: bool  # images are stored as their pixels
     seen: int
     damage: tuple[Damage, ...]
 
 
-def load(root: Path, files: Sequence[Path], cache_dir: Path | None) -> list[Recording]:
-    """Read files of `root` once, checksums included, or take what `cache_dir` knows of them."""
-    known = load_or_build(root, files, _VERSION, cache_dir, _arrays)
+def load(
+    root: Path, files: Sequence[Path], cache_dir: Path | None, text_key: str | None = None
+) -> list[Recording]:
+    """Read files of `root` once, checksums included, or take what `cache_dir` knows of them.
+
+    text_key: the feature that holds the instructions, where it is none of INSTRUCTION_KEYS.
+    """
+    keys = (text_key,) if text_key else INSTRUCTION_KEYS
+    version = f"{_VERSION} {text_key or ''}".strip()
+    known = load_or_build(root, files, version, cache_dir, lambda path: _arrays(path, keys))
     return [_recording(path, arrays) for path, arrays in zip(files, known, strict=True)]
 
 
@@ -112,31 +133,40 @@ def _recording(path: Path, arrays: Arrays) -> Recording:
         lengths=arrays["lengths"],
         states=arrays["states"],
         actions=arrays["actions"],
+        which=arrays["which"],
         **facts,
     )
 
 
-def _arrays(path: Path) -> Arrays:
+def _arrays(path: Path, text_keys: tuple[str, ...]) -> Arrays:
     steps: list[_Step] = []
     damage: list[Damage] = []
+    texts_seen: set[str] = set()
     for item in scan(path):
-        step = _step(str(path), item) if isinstance(item, Frame) else item
+        if isinstance(item, Frame):
+            step = _step(str(path), item, text_keys, texts_seen)
+        else:
+            step = item
         if isinstance(step, _Step):
             steps.append(step)
         else:
             damage.append(step)
     seen = len(steps) + len(damage)
-    cameras, depths = _usual(steps, "pictures"), _usual(steps, "depths")
+    cameras, depths = _usual(steps, "images"), _usual(steps, "depths")
     steps, odd = _without_odd(str(path), steps, {*cameras.values(), *depths.values()})
+    texts, which = distinct([step.text for step in steps])
     facts = {
         "cameras": cameras,
         "depths": depths,
-        "instruction": next((step.instruction for step in steps if step.instruction.strip()), ""),
+        "texts": texts,
+        "features": sorted({key for step in steps for key in step.features}),
+        "text_keys": sorted(texts_seen),
+        "is_raw": any(step.is_raw for step in steps),
         "dataset_name": next((step.dataset_name for step in steps if step.dataset_name), ""),
         "seen": seen,
         "damage": sorted(tuple(item[1:]) for item in [*damage, *odd]),
     }
-    return {"facts": np.array(json.dumps(facts)), **_columns(steps)}
+    return {"facts": np.array(json.dumps(facts)), "which": which, **_columns(steps)}
 
 
 def _columns(steps: list[_Step]) -> Arrays:
@@ -161,7 +191,7 @@ def _stacked(vectors: list[np.ndarray]) -> np.ndarray:
 def _usual(steps: list[_Step], column: str) -> dict[str, str]:
     """Cameras that more than half of the steps have: a step without one of them is damaged."""
     tables: list[dict[str, str]] = [
-        step.pictures if column == "pictures" else step.depths for step in steps
+        step.images if column == "images" else step.depths for step in steps
     ]
     counts = Counter(item for table in tables for item in table.items())
     usual = {name: key for (name, key), count in counts.items() if 2 * count > len(steps)}
@@ -178,8 +208,10 @@ def _without_odd(
     good, odd = [], []
     for step in steps:
         size = (len(step.state), len(step.action))
-        missing = sorted(expected - {*step.pictures.values(), *step.depths.values()})
-        if size != usual:
+        missing = sorted(expected - {*step.images.values(), *step.depths.values()})
+        if not len(step.state) and usual[0]:
+            cause = f"missing_feature: missing feature {' or '.join(STATE_KEYS)}"
+        elif size != usual:
             cause = f"wrong_dim: wrong dimension, state and action of {size}, expected {usual}"
         elif missing:
             cause = f"missing_feature: missing feature {', '.join(missing)}"
@@ -190,10 +222,13 @@ def _without_odd(
     return good, odd
 
 
-def _step(file: str, frame: Frame) -> _Step | Damage:
+def _step(
+    file: str, frame: Frame, text_keys: tuple[str, ...], texts_seen: set[str]
+) -> _Step | Damage:
     try:
         features = parse(frame.payload)
-        return _checked_step(frame, features)
+        texts_seen |= {key for key, feature in features.items() if _is_text(feature)}
+        return _checked_step(frame, features, text_keys)
     except ExampleError as error:
         cause = f"bad_example: no tf.train.Example, {error}"
     except _Unusable as error:
@@ -205,21 +240,35 @@ class _Unusable(Exception):
     """Why a record that parses cannot be used."""
 
 
-def _checked_step(frame: Frame, features: dict[str, Feature]) -> _Step:
+def _is_text(feature: Feature) -> bool:
+    """Whether a feature holds words: UTF-8 with a letter, and no control characters."""
+    if feature.kind != "bytes" or not len(feature.values) or len(feature.values[0]) > _LONGEST_TEXT:
+        return False
+    text = decode_instruction(feature.values[0]) or ""
+    return text.isprintable() and any(letter.isalpha() for letter in text)
+
+
+def _checked_step(
+    frame: Frame, features: dict[str, Feature], text_keys: tuple[str, ...]
+) -> _Step:
     timestep = _first(features, TIMESTEP_KEY, "int64")
     timestamp = _first(features, TIMESTAMP_KEY, "float")
+    found = _images(features)
+    raw = any(not images.looks_like_image(features[key].values[0]) for key in found.values())
     return _Step(
         frame.record,
         frame.offset,
         len(frame.payload),
-        _vector(features, STATE_KEYS),
+        _state(features),
         _vector(features, ACTION_KEYS),
         None if timestep is None else int(timestep),
         None if timestamp is None else float(timestamp),
-        _pictures(features),
+        found,
         _depths(features),
-        _text(features, INSTRUCTION_KEYS),
+        _text(features, text_keys),
         _text(features, (NAME_KEY,)),
+        frozenset(features),
+        raw,
     )
 
 
@@ -231,15 +280,26 @@ def _first(features: dict[str, Feature], key: str, kind: str) -> Any:
     return feature.values[0]
 
 
+def _state(features: dict[str, Feature]) -> np.ndarray:
+    """float32 [D]; empty where none was recorded, which a policy without a state does not need."""
+    if any(key in features and len(features[key].values) for key in STATE_KEYS):
+        return _vector(features, STATE_KEYS)
+    return np.empty(0, np.float32)
+
+
 def _vector(features: dict[str, Feature], keys: tuple[str, ...]) -> np.ndarray:
     for key in keys:
         feature = features.get(key)
         if feature is None or not len(feature.values):
             continue
-        if feature.kind != "float":
+        if feature.kind == "bytes":
+            values = tensor(feature.values[0]).ravel()
+        elif feature.kind == "float":
+            values = feature.values
+        else:
             raise _Unusable(f"missing_feature: {key} holds {feature.kind}, expected float")
-        # Copied: a view would keep the whole record, pictures and all, in memory.
-        vector = np.array(feature.values, np.float32)
+        # Copied: a view would keep the whole record, images and all, in memory.
+        vector = np.array(values, np.float32)
         if not np.isfinite(vector).all():
             raise _Unusable(f"non_finite: non-finite value in {key}")
         return vector
@@ -259,19 +319,31 @@ def _text(features: dict[str, Feature], keys: tuple[str, ...]) -> str:
     return ""
 
 
-def _pictures(features: dict[str, Feature]) -> dict[str, str]:
+def _images(features: dict[str, Feature]) -> dict[str, str]:
     found = {}
     for key, feature in features.items():
         match = _CAMERA.match(key)
         if not match or match["name"] in _NOT_CAMERAS or feature.kind != "bytes":
             continue
-        encoded = feature.values[0] if len(feature.values) else b""
-        if not encoded:
+        content = feature.values[0] if len(feature.values) else b""
+        if not content:
             continue
-        if not images.looks_like_picture(encoded):
-            raise _Unusable(f"bad_image: image decode error, {key} holds no picture")
+        if not images.looks_like_image(content) and _raw_shape(features, key, content) is None:
+            raise _Unusable(f"bad_image: image decode error, {key} holds no image")
         found[match["name"] or MAIN_CAMERA] = key
     return found
+
+
+def _raw_shape(
+    features: dict[str, Feature], key: str, content: bytes
+) -> tuple[int, int, int] | None:
+    """Height, width and channels of an image stored as its pixels; None where it is none."""
+    height = _first(features, f"{key}/height", "int64")
+    width = _first(features, f"{key}/width", "int64")
+    if height is None or width is None or height < 1 or width < 1:
+        return None
+    channels, rest = divmod(len(content), int(height * width))
+    return (int(height), int(width), channels) if channels in (1, 3, 4) and not rest else None
 
 
 def _depths(features: dict[str, Feature]) -> dict[str, str]:
@@ -284,25 +356,34 @@ def _depths(features: dict[str, Feature]) -> dict[str, str]:
     return found
 
 
-class TFRecordSource:
-    """Pictures of one file, read record by record when asked for."""
+class TFRecordImages:
+    """Images of one file, read record by record when asked for."""
 
     def __init__(self, recording: Recording, depth_shape: tuple[int, int] | None) -> None:
         self.recording = recording
         self.depth_shape = depth_shape
 
     def encoded(self, camera: str, row: int) -> bytes | None:
+        content = self._content(camera, self._features(row), row)
+        return content if images.looks_like_image(content) else None
+
+    def _content(self, camera: str, features: dict[str, Feature], row: int) -> bytes:
         key = self.recording.cameras[camera]
-        found = _first(self._features(row), key, "bytes")
+        found = _first(features, key, "bytes")
         if found is None:
             raise self._damaged(row, f"missing_feature: missing feature {key}")
         return bytes(found)
 
     def pixels(self, camera: str, row: int) -> np.ndarray:
-        encoded = self.encoded(camera, row)
+        features = self._features(row)
+        content = self._content(camera, features, row)
         try:
-            return images.decode(encoded or b"")
-        except images.PictureError as error:
+            if not images.looks_like_image(content):
+                shape = _raw_shape(features, self.recording.cameras[camera], content)
+                if shape is not None:
+                    return images.as_rgb(np.frombuffer(content, np.uint8).reshape(shape))
+            return images.decode(content)
+        except images.ImageError as error:
             cause = f"bad_image: {self.recording.cameras[camera]}: {error}"
             raise self._damaged(row, cause) from error
 
@@ -329,7 +410,7 @@ class TFRecordSource:
         picture = _first(features, self.recording.cameras.get(camera, ""), "bytes")
         if picture is not None:
             # A picture that is broken is damage of its own; depth may still have another shape.
-            with suppress(images.PictureError):
+            with suppress(images.ImageError):
                 shapes.append(images.shape_of(bytes(picture)))
         return [*shapes, self.depth_shape] if self.depth_shape else shapes
 

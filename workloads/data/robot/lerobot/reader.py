@@ -1,184 +1,233 @@
-"""LeRobot data sets, v3.0 and v2.1 (v2.0 too): parquet, with pictures inside or as videos."""
+"""LeRobot datasets, v3.0 and v2.1 (v2.0 too): parquet, with images inside or as videos."""
 
-import logging
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workloads.data.robot import images
-from workloads.data.robot.episode import Dataset, Episode, Options, instruction_of
-from workloads.json_files import read_json, read_json_lines
+from workloads import git_lfs
+from workloads.data.robot.episode import Dataset, Episode, measured_rate, usual_sizes
+from workloads.data.robot.instructions import distinct, instruction_of
+from workloads.data.robot.lerobot.frames import EpisodeImages, ImageColumns, tie_videos
+from workloads.data.robot.lerobot.meta import BROKEN, Entry, Meta, cause_of
+from workloads.data.robot.lerobot.video import Videos
 from workloads.data.robot.lru import LruCache
-from workloads.data.robot.lerobot.video import VideoError, Videos
-from workloads.data.tfrecord import Damage, DamagedRecord
+from workloads.data.robot.options import Options
+from workloads.data.tfrecord import Damage
 from workloads.errors import UserError
-
-log = logging.getLogger(__name__)
 
 STATE_KEYS = ("observation.state",)
 ACTION_KEYS = ("action",)
-_BROKEN = (pa.ArrowException, OSError, KeyError, ValueError)
+_TASK_KEY = "task_index"
 _FILES_KEPT = 2
 _GROUPS_KEPT = 2
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What the meta data says of an episode: its file, and for each video file and start."""
-
-    index: int
-    length: int
-    tasks: tuple[str, ...]
-    file: Path
-    videos: dict[str, tuple[Path, float]]
-
-
 class LeRobot(Dataset):
-    """Vectors are read a file at a time and kept, pictures and videos when asked for."""
+    """Vectors are read once and kept, images and videos when asked for."""
 
     format = "lerobot"
 
     def __init__(self, path: Path, options: Options) -> None:
         super().__init__(path, options)
-        self.info = read_json(path / "meta" / "info.json")
-        self.version = _known_version(path, str(self.info.get("codebase_version", "")))
-        try:
-            self._read_meta(path, options)
-        # Fields that are missing, or of another kind than LeRobot writes.
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            found = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise UserError(
-                f"{path / 'meta'}: expected the fields of LeRobot {self.version}, found {found}; "
-                "copy the folder anew"
-            ) from error
-        self._files = _Columns({*self.state_keys, *self.action_keys})
-        # A step looks through every camera: with fewer, each picture would cost a whole group.
-        self.pictures = _PictureColumns(max(_GROUPS_KEPT, len(self.camera_keys)))
-        self.videos = Videos(len(self.camera_keys))
-        # Vectors are small, and a training asks for any step of any episode.
-        self._known: dict[int, _Rows] = {}
-        self._seen: dict[int, int] = {}
-        self._told = False
-
-    def _read_meta(self, path: Path, options: Options) -> None:
-        self.fps = float(self.info["fps"]) if self.info.get("fps") else None
-        self.name = str(self.info.get("robot_type") or path.resolve().name)
-        self.features: dict[str, dict[str, Any]] = self.info.get("features", {})
-        self.state_keys = _known_keys(self, options.state_keys or STATE_KEYS)
-        self.action_keys = _known_keys(self, options.action_keys or ACTION_KEYS)
-        self.camera_keys = _cameras(self.features)
-        self.tasks = _tasks(path, self.version)
-        self._entries = _entries(self)
+        self.meta = Meta(path)
+        self.name = str(self.meta.info.get("robot_type") or path.resolve().name)
+        self.fps = self.meta.fps
+        usual_state = STATE_KEYS if STATE_KEYS[0] in self.meta.features else ()
+        self.state_keys = self._known(options.state_keys or usual_state, "state_keys")
+        self.action_keys = self._known(options.action_keys or ACTION_KEYS, "action_keys")
+        self.text_key = self._known((options.instruction_key or _TASK_KEY,), "instruction_key")[0]
+        texts = [key for key, facts in self.meta.features.items() if facts.get("dtype") == "string"]
+        self.text_keys = ("task", *texts)
+        # A step looks through every camera: with fewer, each image would cost a whole group.
+        self.columns = ImageColumns(max(_GROUPS_KEPT, len(self.meta.cameras)))
+        self.videos = Videos(len(self.meta.cameras))
+        self._name_what_is_unused()
+        self.rows = self._read_all()
+        self.ties = tie_videos(self)
+        self.damage += [tie.damage for tie in self.ties.values() if tie.damage is not None]
+        self.report([])
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.meta.entries)
 
     def episode(self, number: int) -> Episode:
-        entry = self._entries[number]
-        if number not in self._known:
-            self._known[number] = self._read(entry)
-        rows = self._known[number]
-        times = dict(zip(rows.rows.tolist(), rows.timestamps.tolist(), strict=True))
-        return self._episode(entry, rows, times)
-
-    def _read(self, entry: Entry) -> "_Rows":
-        """The episode's vectors; what is wrong with them is reported."""
-        try:
-            table = self._files.get(entry.file)
-            rows = _Rows.of(table, entry, self.state_keys, self.action_keys)
-        except _BROKEN as error:
-            kind = "bad_file" if os.path.exists(entry.file) else "missing_file"
-            cause = f"{kind}: episode {entry.index} cannot be read, {_words(error)}"
-            self._note(entry, [Damage(str(entry.file), 0, None, cause)], 1)
-            return _Rows.nothing()
-        found = len(rows.rows) + len(rows.damage)
-        damage = list(rows.damage)
-        if found < entry.length:
-            cause = (
-                f"truncated: {entry.length} rows of episode {entry.index} expected, {found} found"
-            )
-            damage.append(Damage(str(entry.file), found, None, cause))
-        self._note(entry, damage, max(found, 1))
-        self._tell_of_tasks(entry, rows)
-        return rows
-
-    def _tell_of_tasks(self, entry: Entry, rows: "_Rows") -> None:
-        """An episode here has one instruction; that others are left out is said, once."""
-        if len(set(rows.tasks)) > 1 and not self._told:
-            self._told = True
-            text = "%s: episode %d has %d tasks; the first of an episode counts for all its steps"
-            log.warning(text, entry.file, entry.index, len(set(rows.tasks)))
-
-    def _episode(self, entry: Entry, rows: "_Rows", times: dict[int, float]) -> Episode:
-        texts = [*(self.tasks.get(task, "") for task in rows.tasks[:1]), *entry.tasks]
-        return Episode(
+        entry, rows = self.meta.entries[number], self.rows[number]
+        said = instruction_of(rows.texts, rows.which, self.options, rows.numbers)
+        episode = Episode(
             name=f"episode_{entry.index:06d}",
             states=rows.states,
             actions=rows.actions,
-            instruction=instruction_of(texts, self.options),
-            cameras=tuple(self.camera_keys),
+            said=said,
+            cameras=tuple(self.meta.cameras),
             rows=rows.rows,
-            source=_Source(self, entry, times),
+            reader=EpisodeImages(self, number),
             file=str(entry.file),
             color_order=self.options.color_order or "rgb",
             timesteps=rows.frames,
             timestamps=rows.timestamps,
         )
+        return episode if rows.sound.all() else episode.take(rows.sound)
 
-    def _note(self, entry: Entry, damage: list[Damage], seen: int) -> None:
-        self._seen[entry.index] = seen
-        self.report(damage, sum(self._seen.values()) if damage else 0)
+    def _known(self, keys: tuple[str, ...], option: str) -> tuple[str, ...]:
+        known = {_TASK_KEY}  # a column that info.json may leave out
+        return tuple(key if key in known else self.meta.feature(key, option) for key in keys)
+
+    def _name_what_is_unused(self) -> None:
+        used = {*self.state_keys, *self.action_keys, self.text_key, *self.meta.cameras.values()}
+        self.unused = self.meta.unused(used)
+        for camera, reason in self.meta.no_cameras.items():
+            self.unused[f"observation.images.{camera}"] = f"no colour camera: {reason}"
+
+    def _read_all(self) -> list["_Rows"]:
+        """The rows of every episode; what is wrong with them becomes damage."""
+        files: LruCache[Path, pa.Table] = LruCache(_FILES_KEPT)
+        broken: dict[Path, str] = {}
+        found = [self._read(entry, files, broken) for entry in self.meta.entries]
+        usual = usual_sizes((rows.sizes, len(rows.rows)) for rows in found)
+        for number, (entry, rows) in enumerate(zip(self.meta.entries, found, strict=True)):
+            if len(rows.rows) and rows.sizes != usual:
+                cause = (
+                    f"wrong_dim: episode {entry.index} has states and actions of {rows.sizes}, "
+                    f"expected {usual}"
+                )
+                self.damage.append(Damage(str(entry.file), 0, None, cause, len(rows.rows)))
+                found[number] = _Rows.nothing()
+        self.seen = sum(
+            max(len(rows.rows), entry.length)
+            for entry, rows in zip(self.meta.entries, found, strict=True)
+        )
+        longer = [
+            (entry, len(rows.rows))
+            for entry, rows in zip(self.meta.entries, found, strict=True)
+            if len(rows.rows) > entry.length
+        ]
+        if longer:
+            entry, count = longer[0]
+            self.note(
+                f"{len(longer)} episodes have more rows than the meta data says, and all are used; "
+                f"the first is episode {entry.index}: {entry.length} said, {count} found"
+            )
+        self.action_names = self.meta.names(self.action_keys, usual[1])
+        self.state_names = self.meta.names(self.state_keys, usual[0])
+        self._compare_rates(found)
+        return found
+
+    def _compare_rates(self, found: list["_Rows"]) -> None:
+        self.measured_fps = measured_rate(rows.timestamps for rows in found)
+        if self.rates_differ:
+            self.note(
+                f"meta/info.json says {self.fps:g} Hz, the timestamps of the steps say "
+                f"{self.measured_fps:g} Hz; one of them is wrong"
+            )
+
+    def _read(
+        self, entry: Entry, files: LruCache[Path, pa.Table], broken: dict[Path, str]
+    ) -> "_Rows":
+        """The episode's rows; a file that cannot be read loses what the meta data says is in it."""
+        lost, cause = entry.length, broken.get(entry.file)
+        try:
+            if cause is None:
+                table = files.get(entry.file, lambda: self._load(entry.file))
+                rows = _Rows.of(table, entry, self)
+        except BROKEN as error:
+            cause = broken[entry.file] = cause_of(entry.file, error)
+        if cause is not None:
+            text = f"{cause} (episode {entry.index}, {lost} rows lost)"
+            self.damage.append(Damage(str(entry.file), 0, None, text, lost))
+            return _Rows.nothing()
+        count = len(rows.rows)
+        if count < lost:
+            cause = f"truncated: {lost} rows of episode {entry.index} expected, {count} found"
+            self.damage.append(Damage(str(entry.file), count, None, cause, lost - count))
+        self.damage += [
+            Damage(str(entry.file), int(row), None, "non_finite: non-finite value in state or action")
+            for row in rows.rows[~rows.sound]
+        ]
+        return rows
+
+    def _load(self, file: Path) -> pa.Table:
+        if git_lfs.is_pointer(file):
+            raise OSError(git_lfs.WHAT_TO_DO)
+        there = set(pq.read_schema(file).names)
+        wanted = {"timestamp", "frame_index", "episode_index", _TASK_KEY, self.text_key}
+        wanted |= {*self.state_keys, *self.action_keys}
+        return pq.read_table(file, columns=sorted(wanted & there))
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The sound rows of an episode, and what is wrong with the others."""
+    """All rows of an episode, `sound` false for those that cannot be used."""
 
-    rows: np.ndarray
+    rows: np.ndarray  # int64 [T], in the file
     states: np.ndarray
     actions: np.ndarray
     timestamps: np.ndarray
-    frames: np.ndarray
-    tasks: list[int]
-    damage: tuple[Damage, ...]
+    frames: np.ndarray  # frame_index
+    positions: np.ndarray  # of the row's frame among those of the episode
+    sound: np.ndarray  # bool [T]
+    texts: list[str]
+    which: np.ndarray | None
+    numbers: bool
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return self.states.shape[1], self.actions.shape[1]
 
     @classmethod
     def nothing(cls) -> "_Rows":
         empty, none = np.empty((0, 0), np.float32), np.empty(0, np.int64)
-        return cls(none, empty, empty, np.empty(0), none, [], ())
+        times, sound = np.empty(0), np.empty(0, bool)
+        return cls(none, empty, empty, times, none, none, sound, [], none, False)
 
     @classmethod
-    def of(
-        cls, table: pa.Table, entry: Entry, states: tuple[str, ...], actions: tuple[str, ...]
-    ) -> "_Rows":
+    def of(cls, table: pa.Table, entry: Entry, dataset: LeRobot) -> "_Rows":
         rows = np.flatnonzero(table["episode_index"].to_numpy() == entry.index)
         if len(rows) == 0:
             return cls.nothing()
         mine = table.slice(int(rows[0]), int(rows[-1] - rows[0]) + 1)
-        state, action = _vectors(mine, states, entry), _vectors(mine, actions, entry)
-        sound = np.isfinite(state).all(1) & np.isfinite(action).all(1)
-        cause = "non_finite: non-finite value in state or action"
-        damage = tuple(Damage(str(entry.file), int(row), None, cause) for row in rows[~sound])
+        state = _vectors(mine, dataset.state_keys, entry)
+        action = _vectors(mine, dataset.action_keys, entry)
+        texts, which, numbers = _texts(mine, entry, dataset)
+        frames, order = mine["frame_index"].to_numpy(), np.arange(len(mine))
         return cls(
-            rows[sound],
-            state[sound],
-            action[sound],
-            mine["timestamp"].to_numpy().astype(np.float64)[sound],
-            mine["frame_index"].to_numpy()[sound],
-            mine["task_index"].to_numpy().tolist() if "task_index" in mine.column_names else [],
-            damage,
+            rows,
+            state,
+            action,
+            mine["timestamp"].to_numpy().astype(np.float64),
+            frames,
+            frames if np.array_equal(np.sort(frames), order) else order,
+            np.isfinite(state).all(1) & np.isfinite(action).all(1),
+            texts,
+            which,
+            numbers,
         )
+
+
+def _texts(
+    table: pa.Table, entry: Entry, dataset: LeRobot
+) -> tuple[list[str], np.ndarray | None, bool]:
+    """The texts of an episode, which each row has, and whether they are numbers."""
+    key = dataset.text_key
+    if key not in table.column_names:
+        return list(entry.tasks), None, False
+    values = table[key].to_pylist()
+    if key != _TASK_KEY:
+        numbers = not pa.types.is_string(table[key].type)
+        texts, which = distinct(["" if value is None else str(value) for value in values])
+        return texts, which, numbers
+    texts, which = distinct([dataset.meta.tasks.get(task, "") for task in values])
+    if any(text.strip() for text in texts) or not entry.tasks:
+        return texts, which, False
+    # A table of tasks without this one: the episode's own list may still have it.
+    return list(entry.tasks), None, False
 
 
 def _vectors(table: pa.Table, keys: tuple[str, ...], entry: Entry) -> np.ndarray:
     """float32 [rows, D]: the columns side by side."""
-    blocks = []
+    blocks = [np.empty((len(table), 0), np.float32)]
     for key in keys:
         column = table[key].combine_chunks()
         nested = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
@@ -186,200 +235,7 @@ def _vectors(table: pa.Table, keys: tuple[str, ...], entry: Entry) -> np.ndarray
         if len(flat) % max(len(table), 1):
             raise UserError(
                 f"{entry.file}: expected {key} of one size in episode {entry.index}, found "
-                f"{len(flat)} values in {len(table)} rows; mend or remove the episode"
+                f"{len(flat)} values in {len(table)} rows; fix or remove the episode"
             )
         blocks.append(flat.reshape(len(table), -1).astype(np.float32))
     return np.concatenate(blocks, axis=1)
-
-
-def _known_keys(dataset: LeRobot, keys: tuple[str, ...]) -> tuple[str, ...]:
-    unknown = [key for key in keys if key not in dataset.features]
-    if unknown:
-        there = ", ".join(dataset.features) or "none"
-        raise UserError(
-            f"{dataset.path / 'meta/info.json'}: expected a feature {unknown[0]!r}, found {there}; "
-            "name yours with state_keys or action_keys"
-        )
-    return keys
-
-
-def _cameras(features: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Camera name → feature."""
-    keys = [key for key, facts in features.items() if facts.get("dtype") in ("image", "video")]
-    return {re.sub(r"^observation\.(images\.)?", "", key): key for key in keys}
-
-
-def _tasks(root: Path, version: str) -> dict[int, str]:
-    if not version.startswith("v3"):
-        file = root / "meta" / "tasks.jsonl"
-        return {int(row["task_index"]): str(row["task"]) for row in read_json_lines(file)}
-    table = _read_meta(root / "meta" / "tasks.parquet")
-    # The text is the index of a data frame, whose name differs between writers.
-    text = next((name for name in table.column_names if name != "task_index"), None)
-    if text is None or "task_index" not in table.column_names:
-        raise UserError(f"{root / 'meta/tasks.parquet'}: expected task_index and a text column")
-    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
-
-
-def _read_meta(file: Path, without: str | None = None) -> pa.Table:
-    """A whole file but for the columns `without…`: statistics are most of some and not needed."""
-    try:
-        names = pq.read_schema(file).names
-        wanted = [name for name in names if without is None or not name.startswith(without)]
-        return pq.read_table(file, columns=wanted)
-    except _BROKEN as error:
-        raise UserError(
-            f"{file}: expected a parquet file, found {_words(error)}; copy it anew"
-        ) from error
-
-
-def _words(error: Exception) -> str:
-    """What pyarrow says, on one line."""
-    return " ".join(str(error).split())
-
-
-def _entries(dataset: LeRobot) -> list[Entry]:
-    return _entries_v3(dataset) if dataset.version.startswith("v3") else _entries_v2(dataset)
-
-
-def _known_version(path: Path, version: str) -> str:
-    if version.startswith(("v2.", "v3.")):
-        return version
-    raise UserError(
-        f"{path / 'meta/info.json'}: expected codebase_version v3.0 or v2.1, found {version!r}; "
-        "convert it with LeRobot's own tools"
-    )
-
-
-def _entries_v3(dataset: LeRobot) -> list[Entry]:
-    entries = []
-    videos = _video_keys(dataset)
-    for file in sorted((dataset.path / "meta" / "episodes").rglob("*.parquet")):
-        for row in _read_meta(file, without="stats/").to_pylist():
-            entries.append(_entry_v3(dataset, row, videos))
-    if not entries:
-        raise UserError(
-            f"{dataset.path / 'meta/episodes'}: expected parquet files of episodes, found none; "
-            "copy the data set anew"
-        )
-    return sorted(entries, key=lambda entry: entry.index)
-
-
-def _entry_v3(dataset: LeRobot, row: dict[str, Any], videos: list[str]) -> Entry:
-    data_path, video_path = dataset.info["data_path"], dataset.info.get("video_path")
-    places = {}
-    for key in videos:
-        chunk, number = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
-        place = str(video_path).format(video_key=key, chunk_index=chunk, file_index=number)
-        places[key] = (dataset.path / place, float(row[f"videos/{key}/from_timestamp"]))
-    chunk, number = row["data/chunk_index"], row["data/file_index"]
-    file = dataset.path / data_path.format(chunk_index=chunk, file_index=number)
-    tasks = tuple(row.get("tasks") or ())
-    return Entry(int(row["episode_index"]), int(row["length"]), tasks, file, places)
-
-
-def _entries_v2(dataset: LeRobot) -> list[Entry]:
-    entries = []
-    size = int(dataset.info.get("chunks_size", 1000))
-    for row in read_json_lines(dataset.path / "meta" / "episodes.jsonl"):
-        index = int(row["episode_index"])
-        words = {"episode_chunk": index // size, "episode_index": index}
-        videos = {}
-        for key in _video_keys(dataset):
-            place = str(dataset.info["video_path"]).format(video_key=key, **words)
-            videos[key] = (dataset.path / place, 0.0)
-        file = dataset.path / dataset.info["data_path"].format(**words)
-        entries.append(
-            Entry(index, int(row["length"]), tuple(row.get("tasks") or ()), file, videos)
-        )
-    return sorted(entries, key=lambda entry: entry.index)
-
-
-def _video_keys(dataset: LeRobot) -> list[str]:
-    return [key for key, facts in dataset.features.items() if facts.get("dtype") == "video"]
-
-
-class _Columns:
-    """The vectors of the data files last used."""
-
-    def __init__(self, vectors: set[str]) -> None:
-        self.wanted = {"timestamp", "frame_index", "episode_index", "task_index"} | vectors
-        self._cache: LruCache[Path, pa.Table] = LruCache(_FILES_KEPT)
-
-    def get(self, file: Path) -> pa.Table:
-        return self._cache.get(file, lambda: self._load(file))
-
-    def _load(self, file: Path) -> pa.Table:
-        return pq.read_table(file, columns=sorted(self.wanted & set(pq.read_schema(file).names)))
-
-
-class _PictureColumns:
-    """Encoded pictures of the row groups last used: parquet cannot be read in smaller pieces."""
-
-    def __init__(self, kept: int) -> None:
-        self._cache: LruCache[tuple[Path, str, int], pa.Array] = LruCache(kept)
-        self._starts: dict[Path, list[int]] = {}
-
-    def get(self, root: Path, file: Path, key: str, row: int) -> bytes:
-        """The bytes of a cell; raises what pyarrow raises, and ValueError where there are none."""
-        starts = self._row_groups(file)
-        group = int(np.searchsorted(starts, row, side="right")) - 1
-        column = self._cache.get((file, key, group), lambda: _read_group(file, key, group))
-        cell = column[row - starts[group]].as_py() or {}
-        if cell.get("bytes"):
-            return bytes(cell["bytes"])
-        if cell.get("path"):
-            return (root / cell["path"]).read_bytes()
-        raise ValueError("an empty cell")
-
-    def _row_groups(self, file: Path) -> list[int]:
-        if file not in self._starts:
-            facts = pq.ParquetFile(file).metadata
-            counts = [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
-            self._starts[file] = [0, *np.cumsum(counts)[:-1].tolist()]
-        return self._starts[file]
-
-
-def _read_group(file: Path, key: str, group: int) -> pa.Array:
-    return pq.ParquetFile(file).read_row_group(group, columns=[key])[key].combine_chunks()
-
-
-class _Source:
-    """Pictures of one episode; `times` gives the second within the episode for each row."""
-
-    def __init__(self, dataset: LeRobot, entry: Entry, times: dict[int, float]) -> None:
-        self.dataset = dataset
-        self.entry = entry
-        self.times = times
-
-    def encoded(self, camera: str, row: int) -> bytes | None:
-        key = self.dataset.camera_keys[camera]
-        if key in self.entry.videos:
-            return None
-        try:
-            return self.dataset.pictures.get(self.dataset.path, self.entry.file, key, row)
-        except _BROKEN as error:
-            raise self._damaged(row, f"bad_file: {key} cannot be read, {_words(error)}") from error
-
-    def pixels(self, camera: str, row: int) -> np.ndarray:
-        key = self.dataset.camera_keys[camera]
-        if key in self.entry.videos:
-            return self._video_frame(key, row)
-        try:
-            return images.decode(self.encoded(camera, row) or b"")
-        except images.PictureError as error:
-            raise self._damaged(row, f"bad_image: {key}: {error}") from error
-
-    def depth(self, camera: str, row: int) -> np.ndarray:
-        raise UserError(f"{self.entry.file}: expected depth of {camera!r}, found none")
-
-    def _video_frame(self, key: str, row: int) -> np.ndarray:
-        file, start = self.entry.videos[key]
-        try:
-            return self.dataset.videos.frame(file, start + self.times[row])
-        except VideoError as error:
-            damage = Damage(str(file), row, None, f"bad_image: image decode error, {error}")
-            raise DamagedRecord(damage) from error
-
-    def _damaged(self, row: int, cause: str) -> DamagedRecord:
-        return DamagedRecord(Damage(str(self.entry.file), row, None, cause))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from workloads import git_lfs
 from workloads.data.robot.lru import LruCache
 
 _VIDEOS_OPEN = 4
@@ -15,6 +16,28 @@ _FRAMES_KEPT = 8
 
 class VideoError(ValueError):
     """The video cannot be read, or has no frame at the time asked for."""
+
+
+def count_frames(path: Path) -> int:
+    """How many frames a video has, by its header where that says so; raises VideoError."""
+    import av
+
+    if git_lfs.is_pointer(path):
+        raise VideoError(git_lfs.WHAT_TO_DO)
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            return int(stream.frames) or len(frame_times(path))
+    except (av.FFmpegError, ValueError, EOFError, OSError, IndexError) as error:
+        raise VideoError(f"not a readable video: {error}") from error
+
+
+def frame_times(path: Path) -> np.ndarray:
+    """Seconds of all frames in order, float64 [frames], without decoding any; VideoError."""
+    video = _Video(path)
+    times = np.array(video.times, np.float64) * video.seconds_a_unit
+    video.close()
+    return times
 
 
 class Videos:
@@ -30,9 +53,16 @@ class Videos:
 
     def frame(self, path: Path, seconds: float) -> np.ndarray:
         """The frame nearest to `seconds`, at most half a frame away: uint8 [H, W, 3] RGB."""
+        return self._video(path).frame(seconds)
+
+    def frame_number(self, path: Path, number: int) -> np.ndarray:
+        """The frame by its number in the order shown, from 0: uint8 [H, W, 3] RGB."""
+        return self._video(path).frame_number(number)
+
+    def _video(self, path: Path) -> "_Video":
         if self._process != os.getpid():  # a forked worker must not share file positions
             self._open, self._process = LruCache(self._most, _Video.close), os.getpid()
-        return self._open.get(path, lambda: _Video(path)).frame(seconds)
+        return self._open.get(path, lambda: _Video(path))
 
 
 class _Video:
@@ -44,7 +74,7 @@ class _Video:
         try:
             self._container = av.open(str(path))
             self._stream = self._container.streams.video[0]
-            self._times, self._keys = self._timetable()
+            self.times, self._keys = self._timetable()
         except (*self._errors, OSError, IndexError) as error:
             raise VideoError(f"not a readable video: {error}") from error
         self._frames: LruCache[int, np.ndarray] = LruCache(_FRAMES_KEPT)
@@ -54,25 +84,40 @@ class _Video:
     def close(self) -> None:
         self._container.close()
 
+    @property
+    def seconds_a_unit(self) -> float:
+        return float(self._stream.time_base)
+
+    def frame_number(self, number: int) -> np.ndarray:
+        if not 0 <= number < len(self.times):
+            raise VideoError(f"no frame {number}, {len(self.times)} frames in all")
+        return self._frame_at(self.times[number])
+
     def frame(self, seconds: float) -> np.ndarray:
-        wanted = self._nearest(seconds)
+        return self._frame_at(self._nearest(seconds))
+
+    def _frame_at(self, wanted: int) -> np.ndarray:
         return self._frames.get(wanted, lambda: self._decode(wanted)).copy()
 
     def _timetable(self) -> tuple[list[int], list[int]]:
         """Times of all frames and of key frames in stream units, without decoding any."""
-        packets = [p for p in self._container.demux(self._stream) if p.pts is not None]
+        packets = [
+            packet
+            for packet in self._container.demux(self._stream)
+            if packet.pts is not None and not packet.is_discard
+        ]
         if not packets:
             raise ValueError("no frames")
         times = sorted(packet.pts for packet in packets)
         return times, sorted(packet.pts for packet in packets if packet.is_keyframe)
 
     def _nearest(self, seconds: float) -> int:
-        wanted = seconds / float(self._stream.time_base)
-        at = bisect_left(self._times, wanted)
-        near = min(self._times[max(at - 1, 0) : at + 1], key=lambda time: abs(time - wanted))
-        spacing = (self._times[-1] - self._times[0]) / max(len(self._times) - 1, 1)
+        wanted = seconds / self.seconds_a_unit
+        at = bisect_left(self.times, wanted)
+        near = min(self.times[max(at - 1, 0) : at + 1], key=lambda time: abs(time - wanted))
+        spacing = (self.times[-1] - self.times[0]) / max(len(self.times) - 1, 1)
         if abs(near - wanted) > spacing / 2 + 1e-6 * abs(wanted):
-            raise VideoError(f"no frame at {seconds:.3f} s, {len(self._times)} frames in all")
+            raise VideoError(f"no frame at {seconds:.3f} s, {len(self.times)} frames in all")
         return near
 
     def _decode(self, wanted: int) -> np.ndarray:

@@ -1,58 +1,121 @@
-"""Which features of an RLDS data set are states, actions and pictures, by its features.json."""
+"""Which features of an RLDS dataset are states, actions, images and texts, by its features.json."""
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workloads.data.robot.episode import Options
-from workloads.json_files import read_json
+from workloads.data.robot.options import Options
 from workloads.errors import UserError
+from workloads.json_files import read_json
 
 STATE_KEYS = ("observation/proprio", "observation/state", "observation/joint_state")
 ACTION_KEYS = ("action",)
+TEXT_KEYS = (
+    "steps/language_instruction",
+    "steps/observation/natural_language_instruction",
+    "steps/natural_language_instruction",
+    "steps/observation/language_instruction",
+    "steps/instruction",
+    # DROID has up to three, any of which may be empty.
+    "steps/language_instruction_2",
+    "steps/language_instruction_3",
+    "episode_metadata/language_instruction",
+    "language_instruction",
+)
+_FLAGS = {"is_first", "is_last", "is_terminal", "discount", "reward"}
+_DEPTH_NAME = re.compile(r"(^|[._/-])depth($|[._/-])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One feature of a step: kind "tensor", "image" or "text", its shape and type."""
+    """One feature: kind "tensor", "image", "text" or "class", its shape and type."""
 
     kind: str
     shape: tuple[int, ...]
     dtype: str
 
+    def __str__(self) -> str:
+        if self.kind == "class":
+            return f"a class of {self.shape[0]}"
+        size = f" {list(self.shape)}" if self.shape else ""
+        return "a text" if self.kind == "text" else f"{self.kind} {self.dtype}{size}"
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Which features of a step are used; keys are without the leading `steps/`."""
+    """Which features are used; keys of states, actions and cameras are without `steps/`.
+
+    raw: for cameras whose images are stored as their pixels, height, width and channels.
+    """
 
     states: tuple[tuple[str, int], ...]  # key, values a step
     actions: tuple[tuple[str, int], ...]
     cameras: dict[str, str]
+    raw: dict[str, tuple[int, ...]]
+    texts: tuple[str, ...]
+    numbers: bool  # texts are numbers
 
 
-def read_layout(path: Path, options: Options) -> Layout:
+@dataclass(frozen=True)
+class Features:
+    """All of a features.json: the layout that options choose, other texts, and what is unused."""
+
+    layout: Layout
+    text_keys: tuple[str, ...]
+    unused: dict[str, str]
+
+
+def read_features(path: Path, options: Options) -> Features:
     """What the features.json of a folder has of what `options` ask for; UserError if nothing."""
-    specs = _step_specs(read_json(path / "features.json"), path)
-    states = _vector_keys(specs, options.state_keys, STATE_KEYS, "state_keys", path)
-    actions = _vector_keys(specs, options.action_keys, ACTION_KEYS, "action_keys", path)
-    return Layout(states, actions, _cameras(specs))
+    steps, episode = _specs(read_json(path / "features.json"), path)
+    usual = STATE_KEYS if any(_is_vector(steps.get(key)) for key in STATE_KEYS) else ()
+    states: tuple[tuple[str, int], ...] = ()
+    if options.state_keys or usual:
+        states = _vector_keys(steps, options.state_keys, usual, "state_keys", path)
+    actions = _vector_keys(steps, options.action_keys, ACTION_KEYS, "action_keys", path)
+    cameras, unused = _cameras(steps)
+    every = {f"steps/{key}": spec for key, spec in steps.items()} | episode
+    texts = tuple(key for key, spec in every.items() if spec.kind == "text")
+    chosen, numbers = TEXT_KEYS, False
+    if options.instruction_key is not None:
+        key = _text_key(every, options.instruction_key, texts, path)
+        chosen, numbers = (key,), every[key].kind != "text"
+    raw = {key: steps[key].shape for key in cameras.values() if steps[key].kind == "tensor"}
+    layout = Layout(states, actions, cameras, raw, chosen, numbers)
+    used = {f"steps/{key}" for key, _ in (*states, *actions)}
+    used |= {f"steps/{key}" for key in cameras.values()} | {*chosen}
+    for key, spec in every.items():
+        name = key.removeprefix("steps/")
+        if key not in used and name not in _FLAGS and name not in unused:
+            unused[name] = str(spec)
+    return Features(layout, texts, unused)
 
 
-def _step_specs(features: dict[str, Any], path: Path) -> dict[str, Spec]:
-    """The features of a step by key, from features.json; those of other kinds are left out."""
+def _specs(features: dict[str, Any], path: Path) -> tuple[dict[str, Spec], dict[str, Spec]]:
+    """The features of a step, and those of an episode, by key; other kinds are left out."""
+    file = path / "features.json"
+    if "featuresDict" not in features and {"type", "content"} <= features.keys():
+        raise UserError(
+            f"{file}: expected a 'featuresDict', found 'type' and 'content': written by an old "
+            "tensorflow_datasets; read the dataset with tfds.builder_from_directory of a version "
+            "from 4.7 on and write it again"
+        )
     try:
-        steps = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]
-        found: dict[str, Spec] = {}
-        _collect(steps, "", found)
+        whole = dict(features["featuresDict"]["features"])
+        steps: dict[str, Spec] = {}
+        _collect(whole.pop("steps")["sequence"]["feature"], "", steps)
+        episode: dict[str, Spec] = {}
+        _collect({"featuresDict": {"features": whole}}, "", episode)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{path / 'features.json'}: expected a sequence of steps, found {what}; "
-            "only RLDS data sets, one episode a record, are read"
+            f"{file}: expected a sequence of steps, found {what}; "
+            "only RLDS datasets, one episode a record, are read"
         ) from error
-    return found
+    return steps, episode
 
 
 def _collect(node: dict[str, Any], key: str, found: dict[str, Spec]) -> None:
@@ -60,17 +123,22 @@ def _collect(node: dict[str, Any], key: str, found: dict[str, Spec]) -> None:
         for name, child in node["featuresDict"].get("features", {}).items():
             _collect(child, f"{key}/{name}" if key else name, found)
         return
+    if "classLabel" in node:
+        found[key] = Spec("class", (int(node["classLabel"].get("numClasses", 0)),), "int64")
+        return
     for kind in ("image", "tensor", "text"):
         if kind in node:
             facts = node[kind]
             dimensions = facts.get("shape", {}).get("dimensions", [])
             # -1 stands for any size.
             shape = tuple(int(size) for size in dimensions)
-            found[key] = Spec(kind, shape, str(facts.get("dtype", "")))
+            dtype = str(facts.get("dtype", ""))
+            is_text = kind == "tensor" and dtype in ("string", "object", "str")
+            found[key] = Spec("text" if is_text else kind, shape, dtype)
 
 
 def _vector_keys(
-    specs: dict[str, Spec],
+    specs: Mapping[str, Spec],
     asked: tuple[str, ...],
     usual: tuple[str, ...],
     option: str,
@@ -80,7 +148,11 @@ def _vector_keys(
     unknown = [key for key in keys if not _is_vector(specs.get(key))]
     if unknown or not keys:
         there = ", ".join(key for key, spec in specs.items() if _is_vector(spec))
-        found = f"{unknown[0]!r}" if unknown else f"none of {', '.join(usual)}"
+        wrong = next((key for key in unknown or usual if key in specs), None)
+        if wrong is not None:
+            found = f"{wrong}, {specs[wrong]}"
+        else:
+            found = f"{unknown[0]!r}" if unknown else f"none of {', '.join(usual)}"
         raise UserError(
             f"{path / 'features.json'}: expected vectors for {option}, found {found}; "
             f"name some of: {there or 'none there'}"
@@ -91,16 +163,44 @@ def _vector_keys(
 def _is_vector(spec: Spec | None) -> bool:
     if spec is None or spec.kind != "tensor" or any(size < 1 for size in spec.shape):
         return False
+    if len(spec.shape) > 2:  # pixels
+        return False
     return spec.dtype.startswith(("float", "double", "int", "uint", "bool"))
 
 
-def _cameras(specs: dict[str, Spec]) -> dict[str, str]:
-    """Colour pictures by camera: observation/image_x is "x", observation/image "primary"."""
-    found = {}
+def _cameras(specs: Mapping[str, Spec]) -> tuple[dict[str, str], dict[str, str]]:
+    """Colour images by camera, and the images that are none: observation/image_x is "x",
+    observation/image "primary"."""
+    found, other = {}, {}
     for key, spec in specs.items():
-        if spec.kind != "image" or spec.dtype not in ("uint8", "") or spec.shape[-1:] == (1,):
+        is_pixels = spec.kind == "tensor" and spec.dtype == "uint8" and len(spec.shape) == 3
+        if spec.kind != "image" and not is_pixels:
+            continue
+        if spec.dtype not in ("uint8", "") or _DEPTH_NAME.search(key):
+            other[key] = f"no colour camera: depth, {spec}"
+            continue
+        if spec.shape[-1:] == (1,) or (is_pixels and spec.shape[-1] not in (3, 4)):
+            other[key] = f"no colour camera: {spec}"
             continue
         match = re.fullmatch(r"observation/image(?:s?[/_](?P<name>.+))?", key)
         name = (match["name"] or "primary") if match else key.removeprefix("observation/")
         found[name] = key
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "primary", item[0])))
+    cameras = dict(sorted(found.items(), key=lambda item: (item[0] != "primary", item[0])))
+    return cameras, other
+
+
+def _text_key(
+    specs: Mapping[str, Spec], asked: str, texts: tuple[str, ...], path: Path
+) -> str:
+    """The full key of a feature that holds instructions: a text, a class or a whole number."""
+    key = next((key for key in (f"steps/{asked}", asked) if key in specs), None)
+    spec = None if key is None else specs[key]
+    is_number = spec is not None and (spec.kind == "class" or spec.dtype.startswith(("int", "uint")))
+    if key is None or spec is None or not (spec.kind == "text" or is_number):
+        found = f"{asked}, {spec}" if spec else f"{asked!r}"
+        named = ", ".join(text.removeprefix("steps/") for text in texts) or "none"
+        raise UserError(
+            f"{path / 'features.json'}: expected a text or a number for instruction_key, found "
+            f"{found}; features with texts: {named}"
+        )
+    return key

@@ -5,8 +5,8 @@ one after another, pictures encoded.
 """
 
 import json
-import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,31 +14,17 @@ import numpy as np
 
 from workloads.data.file_index import Arrays, load_or_build
 from workloads.data.robot import images
-from workloads.data.robot.episode import (
-    Dataset,
-    Episode,
-    Options,
-    decode_instruction,
-    instruction_of,
-)
-from workloads.data.tf_example import ExampleError, Feature, parse
+from workloads.data.robot.episode import Dataset, Episode
+from workloads.data.robot.instructions import decode_instruction, distinct, instruction_of
 from workloads.data.robot.lru import LruCache
-from workloads.data.robot.rlds.layout import Layout, read_layout
-from workloads.data.tfrecord import Damage, DamagedRecord, Frame, read_at, scan
+from workloads.data.robot.options import Options
+from workloads.data.robot.rlds.layout import Layout, read_features
+from workloads.data.robot.rlds.shards import find_shards, record_at, records, shard_lengths
+from workloads.data.tf_example import ExampleError, Feature, parse
+from workloads.data.tfrecord import Damage, DamagedRecord, Frame
 from workloads.errors import UserError
 
-INSTRUCTION_KEYS = (
-    "steps/language_instruction",
-    "steps/observation/natural_language_instruction",
-    "steps/natural_language_instruction",
-    "steps/observation/language_instruction",
-    "steps/instruction",
-    "episode_metadata/language_instruction",
-    "language_instruction",
-)
-_VERSION = "rlds-1"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>\d+)-of-(?P<count>\d+)$")
-_DEFAULT_SPLIT = "train"
+_VERSION = "rlds-2"
 _EPISODES_KEPT = 4
 
 
@@ -50,21 +36,42 @@ class Rlds(Dataset):
 
     def __init__(self, path: Path, options: Options) -> None:
         super().__init__(path, options)
-        self.layout = read_layout(path, options)
-        self.name, shards = _shards(path, options.split)
+        features = read_features(path, options)
+        self.layout, self.text_keys = features.layout, features.text_keys
+        self.unused = features.unused
+        self.name, split, shards = find_shards(path, options.split)
         there = [file for file in shards if file.exists()]
         self._shards = _load(path, there, self.layout, options.cache_dir)
         self._places = [(s, e) for s, shard in enumerate(self._shards) for e in range(len(shard))]
         self.records = _Records()
-        self.damage.extend(
-            Damage(str(file), 0, None, "missing_file: missing file")
-            for file in shards
-            if not file.exists()
-        )
-        for shard in self._shards:
-            self.damage.extend(shard.damage)
-        # An episode is a record, but a share of steps is what the budget is about.
-        self.report([], sum(shard.seen for shard in self._shards))
+        self._weigh_damage(shards, shard_lengths(path, split, len(shards)))
+        self.report([])
+
+    def _weigh_damage(self, shards: Sequence[Path], stated: list[int] | None) -> None:
+        """A lost episode weighs as many steps as the others have, a lost shard its episodes."""
+        lengths = [int(n) for shard in self._shards for n in np.diff(shard.starts)]
+        usual = max(1, int(np.median(lengths))) if lengths else 1
+        known = {shard.path: shard for shard in self._shards}
+        counts = [len(shard) + len(shard.lost) for shard in self._shards]
+        guess = max(1, int(np.median(counts))) if counts else 1
+        expected = stated or [
+            len(known[f]) + len(known[f].lost) if f in known else guess for f in shards
+        ]
+        for file, count in zip(shards, expected, strict=True):
+            shard = known.get(file)
+            if shard is None or (shard.is_unreadable and not len(shard)):
+                reason = shard.lost[0].cause if shard else "missing_file: missing file"
+                cause = f"{reason} ({count} of {sum(expected)} episodes lost)"
+                self.damage.append(Damage(str(file), 0, None, cause, count * usual))
+                self.seen += count * usual
+                continue
+            self.damage += [item._replace(lost=usual) for item in shard.lost]
+            self.damage += shard.damage
+            missing = count - len(shard) - len(shard.lost)
+            if missing > 0:
+                cause = f"truncated: {missing} of {count} episodes of the shard are not in it"
+                self.damage.append(Damage(str(file), len(shard), None, cause, missing * usual))
+            self.seen += shard.seen + (len(shard.lost) + max(missing, 0)) * usual
 
     def __len__(self) -> int:
         return len(self._places)
@@ -77,39 +84,23 @@ class Rlds(Dataset):
             name=f"{shard.path.name}#{int(shard.records[inner])}",
             states=shard.states[steps],
             actions=shard.actions[steps],
-            instruction=instruction_of([shard.instructions[inner]], self.options),
+            said=instruction_of(
+                shard.texts, shard.which[steps], self.options, self.layout.numbers
+            ),
             cameras=tuple(self.layout.cameras),
             rows=shard.rows[steps],
-            source=_Source(self, shard, inner),
+            reader=_EpisodeImages(self, shard, inner),
             file=str(shard.path),
             color_order=self.options.color_order or "rgb",
         )
 
 
-def _shards(path: Path, split: str | None) -> tuple[str, list[Path]]:
-    """The data set's name and all shards of the split, those that should be there included."""
-    matches = [m for m in (_SHARD.match(file.name) for file in sorted(path.iterdir())) if m]
-    splits = sorted({match["split"] for match in matches})
-    chosen = split or (_DEFAULT_SPLIT if _DEFAULT_SPLIT in splits else None)
-    if chosen is None and len(splits) == 1:
-        chosen = splits[0]
-    mine = [match for match in matches if match["split"] == chosen]
-    if not mine:
-        raise UserError(
-            f"{path}: expected TFRecord shards of split {chosen or 'train'}, found splits: "
-            f"{', '.join(splits) or 'none'}; name one with split, or download the shards"
-        )
-    stem, count, digits = mine[0]["stem"], int(mine[0]["count"]), len(mine[0]["count"])
-    names = [
-        f"{stem}-{chosen}.tfrecord-{number:0{digits}d}-of-{count:0{digits}d}"
-        for number in range(count)
-    ]
-    return stem, [path / name for name in names]
-
-
 @dataclass(frozen=True)
 class _Shard:
-    """What is known of a file without its pictures; steps of all its episodes in one row."""
+    """What is known of a file without its images; steps of all its episodes in one row.
+
+    texts: the distinct instructions; damage: of single steps; lost: episodes that cannot be used.
+    """
 
     path: Path
     records: np.ndarray  # int64 [episodes]
@@ -119,9 +110,16 @@ class _Shard:
     rows: np.ndarray  # int64 [steps], number within the episode
     states: np.ndarray
     actions: np.ndarray
-    instructions: list[str]
+    which: np.ndarray  # int32 [steps], number of the instruction
+    texts: list[str]
     seen: int
     damage: tuple[Damage, ...]
+    lost: tuple[Damage, ...]
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether the file as a whole cannot be read."""
+        return any(item.trouble in ("empty", "bad_file") for item in self.lost)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -137,35 +135,34 @@ def _load(
 
 def _shard(path: Path, arrays: Arrays) -> _Shard:
     facts = json.loads(str(arrays.pop("facts")))
-    damage = tuple(Damage(str(path), *item) for item in facts["damage"])
     return _Shard(
         path=path,
-        instructions=facts["instructions"],
+        texts=facts["texts"],
         seen=facts["seen"],
-        damage=damage,
+        damage=tuple(Damage(str(path), *item) for item in facts["damage"]),
+        lost=tuple(Damage(str(path), *item) for item in facts["lost"]),
         **arrays,
     )
 
 
 def _arrays(path: Path, layout: Layout) -> Arrays:
     damage: list[Damage] = []
+    lost: list[Damage] = []
     places: list[tuple[int, int, int]] = []
     columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    instructions: list[str] = []
+    said: list[str] = []
     seen = 0
-    for item in scan(path):
+    for item in records(path):
         if not isinstance(item, Frame):
-            damage.append(item)
-            seen += 1
+            lost.append(item)
             continue
         try:
             features = parse(item.payload)
             states, actions, wrong = _episode_vectors(features, layout)
-            instructions.append(_instruction(features))
+            texts = _texts(features, layout.texts, len(actions))
         except (ExampleError, _Unusable) as error:
             cause = str(error) if isinstance(error, _Unusable) else f"bad_example: {error}"
-            damage.append(Damage(str(path), item.record, item.offset, cause))
-            seen += 1
+            lost.append(Damage(str(path), item.record, item.offset, cause))
             continue
         seen += len(actions)
         damage.extend(
@@ -173,13 +170,17 @@ def _arrays(path: Path, layout: Layout) -> Arrays:
         )
         good = np.array([row for row in range(len(actions)) if row not in wrong], np.int64)
         columns.append((good, states[good], actions[good]))
+        said += [texts[row] for row in good]
         places.append((item.record, item.offset, len(item.payload)))
+    texts, which = distinct(said)
     facts = {
         "damage": [tuple(item[1:]) for item in damage],
-        "instructions": instructions,
+        "lost": [tuple(item[1:]) for item in lost],
+        "texts": texts,
         "seen": seen,
     }
-    return {"facts": np.array(json.dumps(facts)), **_joined(places, columns, layout)}
+    joined = _joined(places, columns, layout)
+    return {"facts": np.array(json.dumps(facts)), "which": which, **joined}
 
 
 def _joined(
@@ -212,7 +213,8 @@ def _episode_vectors(
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """States [T, D], actions [T, A], and for each step that cannot be used its cause."""
     actions = _matrix(features, layout.actions)
-    states = _matrix(features, layout.states)
+    empty = np.empty((len(actions), 0), np.float32)
+    states = _matrix(features, layout.states) if layout.states else empty
     if len(states) != len(actions):
         raise _Unusable(f"wrong_dim: {len(states)} states and {len(actions)} actions")
     wrong: dict[int, str] = {}
@@ -221,13 +223,34 @@ def _episode_vectors(
         wrong[row] = f"non_finite: non-finite value in step {row}"
     for key in layout.cameras.values():
         feature = features.get(f"steps/{key}")
-        if feature is None or feature.kind != "bytes" or len(feature.values) != len(actions):
-            count = 0 if feature is None else len(feature.values)
-            raise _Unusable(f"missing_feature: {count} pictures of {key} for {len(actions)} steps")
+        count = 0 if feature is None else _image_count(feature, layout.raw.get(key))
+        if feature is None or count != len(actions):
+            raise _Unusable(f"missing_feature: {count} images of {key} for {len(actions)} steps")
+        if key in layout.raw:
+            continue
         for row, encoded in enumerate(feature.values):
-            if not images.looks_like_picture(encoded):
+            if not images.looks_like_image(encoded):
                 wrong.setdefault(row, f"bad_image: image decode error, {key} of step {row}")
     return states, actions, wrong
+
+
+def _image_count(feature: Feature, shape: tuple[int, ...] | None) -> int:
+    """How many images a feature holds: one each value, or of pixels one after the other."""
+    if isinstance(feature.values, np.ndarray):
+        return 0 if shape is None else len(feature.values) // int(np.prod(shape))
+    return len(feature.values)
+
+
+def _raw_image(feature: Feature, shape: tuple[int, ...], row: int) -> np.ndarray:
+    """One image of pixels that are stored as numbers, or as bytes with or without zlib."""
+    size = int(np.prod(shape))
+    if isinstance(feature.values, np.ndarray):
+        pixels = feature.values[row * size : (row + 1) * size].astype(np.uint8)
+    else:
+        content = feature.values[row]
+        raw = content if len(content) == size else zlib.decompress(content)
+        pixels = np.frombuffer(raw, np.uint8)
+    return images.as_rgb(pixels.reshape(shape))
 
 
 def _matrix(features: dict[str, Feature], keys: tuple[tuple[str, int], ...]) -> np.ndarray:
@@ -246,18 +269,27 @@ def _matrix(features: dict[str, Feature], keys: tuple[tuple[str, int], ...]) -> 
     return np.concatenate(blocks, axis=1)
 
 
-def _instruction(features: dict[str, Feature]) -> str:
-    for key in INSTRUCTION_KEYS:
+def _texts(features: dict[str, Feature], keys: Iterable[str], steps: int) -> list[str]:
+    """The instruction of every step, of the first feature that says something; '' for none."""
+    for key in keys:
         feature = features.get(key)
-        if feature is None or feature.kind != "bytes":
+        if feature is None or not len(feature.values):
             continue
-        for raw in feature.values:
-            text = decode_instruction(bytes(raw))
-            if text is None:
-                raise _Unusable(f"bad_utf8: {key} is not UTF-8")
-            if text.strip():
-                return text
-    return ""
+        found = [_text(value, key) for value in feature.values]
+        if any(text.strip() for text in found):
+            # One for each step, or one for all of them.
+            first = next(text for text in found if text.strip())
+            return found if len(found) == steps else [first] * steps
+    return [""] * steps
+
+
+def _text(value: bytes | np.generic, key: str) -> str:
+    if not isinstance(value, bytes):
+        return str(value)
+    text = decode_instruction(value)
+    if text is None:
+        raise _Unusable(f"bad_utf8: {key} is not UTF-8")
+    return text
 
 
 class _Records:
@@ -271,12 +303,12 @@ class _Records:
         length = int(shard.lengths[inner])
         return self._cache.get(
             (shard.path, record),
-            lambda: parse(read_at(shard.path, offset, length, record)),
+            lambda: parse(record_at(shard.path, offset, length, record)),
         )
 
 
-class _Source:
-    """Pictures of one episode."""
+class _EpisodeImages:
+    """Images of one episode."""
 
     def __init__(self, dataset: Rlds, shard: _Shard, inner: int) -> None:
         self.dataset = dataset
@@ -285,19 +317,28 @@ class _Source:
 
     def encoded(self, camera: str, row: int) -> bytes | None:
         key = self.dataset.layout.cameras[camera]
+        if key in self.dataset.layout.raw:
+            return None
         try:
-            features = self.dataset.records.get(self.shard, self.inner)
-            return bytes(features[f"steps/{key}"].values[row])
-        # The file was written anew since it was opened.
+            return bytes(self._feature(key).values[row])
+        # The file was written again since it was opened.
         except (ExampleError, KeyError, IndexError) as error:
             raise self._damaged(f"missing_feature: {key} of step {row}: {error}") from error
 
     def pixels(self, camera: str, row: int) -> np.ndarray:
+        key = self.dataset.layout.cameras[camera]
+        shape = self.dataset.layout.raw.get(key)
         try:
+            if shape is not None:
+                return _raw_image(self._feature(key), shape, row)
             return images.decode(self.encoded(camera, row) or b"")
-        except images.PictureError as error:
-            cause = f"bad_image: {self.dataset.layout.cameras[camera]} of step {row}: {error}"
-            raise self._damaged(cause) from error
+        except images.ImageError as error:
+            raise self._damaged(f"bad_image: {key} of step {row}: {error}") from error
+        except (ExampleError, KeyError, IndexError, ValueError, zlib.error) as error:
+            raise self._damaged(f"missing_feature: {key} of step {row}: {error}") from error
+
+    def _feature(self, key: str) -> Feature:
+        return self.dataset.records.get(self.shard, self.inner)[f"steps/{key}"]
 
     def _damaged(self, cause: str) -> DamagedRecord:
         shard = self.shard

@@ -1,0 +1,234 @@
+"""What the meta folder of a LeRobot dataset says: features, tasks, and where episodes lie."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workloads import git_lfs
+from workloads.errors import UserError
+from workloads.json_files import read_json, read_json_lines
+
+BROKEN = (pa.ArrowException, OSError, KeyError, ValueError)
+_DEPTH_NAME = re.compile(r"(^|[._/-])depth($|[._/-])", re.IGNORECASE)
+# What every dataset has, or what no policy here learns from.
+_BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """Where in a video file an episode lies, by the meta data: seconds, `end` None if unsaid."""
+
+    file: Path
+    start: float
+    end: float | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the meta data says of an episode: its rows' file, and its videos by feature."""
+
+    index: int
+    length: int
+    tasks: tuple[str, ...]
+    file: Path
+    videos: dict[str, VideoSpan]
+
+
+class Meta:
+    """The meta folder, read; raises UserError naming the file and the field at fault."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.info = read_json(root / "meta" / "info.json")
+        self.version = _known_version(root, str(self.info.get("codebase_version", "")))
+        try:
+            self.fps = float(self.info["fps"]) if self.info.get("fps") else None
+            self.features: dict[str, dict[str, Any]] = self.info.get("features", {})
+            self.cameras, self.no_cameras = _cameras(self.features)
+            self.tasks = self._tasks()
+            self.entries = sorted(self._entries(), key=lambda entry: entry.index)
+        # Fields that are missing, or of another kind than LeRobot writes.
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            found = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(
+                f"{root / 'meta'}: expected the fields of LeRobot {self.version}, found {found}"
+            ) from error
+
+    @property
+    def _is_v3(self) -> bool:
+        return self.version.startswith("v3")
+
+    @property
+    def _video_keys(self) -> list[str]:
+        return [key for key in self.cameras.values() if self.features[key]["dtype"] == "video"]
+
+    def feature(self, key: str, option: str) -> str:
+        """The key itself; UserError where info.json has no such feature."""
+        if key not in self.features:
+            there = ", ".join(self.features) or "none"
+            raise UserError(
+                f"{self.root / 'meta/info.json'}: expected a feature {key!r}, found {there}; "
+                f"name yours with {option}"
+            )
+        return key
+
+    def names(self, keys: tuple[str, ...], size: int) -> tuple[str, ...] | None:
+        """One name for each dimension of the features side by side, None where there are none."""
+        found = [name for key in keys for name in _names(self.features[key])]
+        return tuple(found) if len(found) == size and size else None
+
+    def unused(self, used: set[str]) -> dict[str, str]:
+        """Features that nothing reads, each with its type and shape."""
+        left = {key for key in self.features if key not in used | _BOOKKEEPING}
+        return {
+            key: f"{facts.get('dtype', 'unknown')} {facts.get('shape', '')}".strip()
+            for key, facts in self.features.items()
+            if key in left
+        }
+
+    def _tasks(self) -> dict[int, str]:
+        if not self._is_v3:
+            rows = read_json_lines(self.root / "meta" / "tasks.jsonl")
+            return {int(row["task_index"]): str(row["task"]) for row in rows}
+        file = self.root / "meta" / "tasks.parquet"
+        table = _read_table(file)
+        # The text is the index of a data frame, whose name differs between writers.
+        text = next((name for name in table.column_names if name != "task_index"), None)
+        if text is None or "task_index" not in table.column_names:
+            raise UserError(f"{file}: expected task_index and a text column")
+        return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+
+    def _entries(self) -> list[Entry]:
+        if not self._is_v3:
+            rows = read_json_lines(self.root / "meta" / "episodes.jsonl")
+            return [self._entry_v2(row) for row in rows]
+        folder = self.root / "meta" / "episodes"
+        entries = [
+            self._entry_v3(file, row)
+            for file in sorted(folder.rglob("*.parquet"))
+            for row in _read_table(file, without="stats/").to_pylist()
+        ]
+        if not entries:
+            raise UserError(
+                f"{folder}: expected parquet files of episodes, found none; copy the dataset again"
+            )
+        return entries
+
+    def _entry_v2(self, row: Mapping[str, Any]) -> Entry:
+        index = int(row["episode_index"])
+        chunk = index // int(self.info.get("chunks_size", 1000))
+        named: dict[str, Any] = {"episode_chunk": chunk, "episode_index": index}
+        videos = {}
+        for key in self._video_keys:
+            name = str(self.info["video_path"]).format(video_key=key, **named)
+            videos[key] = VideoSpan(self.root / name, 0.0, None)
+        file = self.root / self.info["data_path"].format(**named)
+        return Entry(index, int(row["length"]), tuple(row.get("tasks") or ()), file, videos)
+
+    def _entry_v3(self, meta_file: Path, row: Mapping[str, Any]) -> Entry:
+        videos = {}
+        for key in self._video_keys:
+            column = f"videos/{key}"
+            lacking = [
+                f"{column}/{name}"
+                for name in ("chunk_index", "file_index", "from_timestamp")
+                if row.get(f"{column}/{name}") is None
+            ]
+            if lacking:
+                raise UserError(
+                    f"{meta_file}: expected a column {lacking[0]} for the videos of {key}, found "
+                    "none; LeRobot's own converter writes it, or leave the camera out of "
+                    "meta/info.json"
+                )
+            name = str(self.info.get("video_path")).format(
+                video_key=key,
+                chunk_index=row[f"{column}/chunk_index"],
+                file_index=row[f"{column}/file_index"],
+            )
+            start, end = row[f"{column}/from_timestamp"], row.get(f"{column}/to_timestamp")
+            videos[key] = VideoSpan(
+                self.root / name, float(start), None if end is None else float(end)
+            )
+        chunk, number = row["data/chunk_index"], row["data/file_index"]
+        file = self.root / self.info["data_path"].format(chunk_index=chunk, file_index=number)
+        tasks = tuple(row.get("tasks") or ())
+        return Entry(int(row["episode_index"]), int(row["length"]), tasks, file, videos)
+
+
+def cause_of(file: Path, error: Exception) -> str:
+    """Why a file cannot be read, with the class of damage, on one line."""
+    if not file.exists():
+        return "missing_file: missing file"
+    if git_lfs.is_pointer(file):
+        return f"bad_file: {git_lfs.WHAT_TO_DO}"
+    return f"bad_file: cannot be read, {' '.join(str(error).split())}"
+
+
+def _known_version(root: Path, version: str) -> str:
+    if version.startswith(("v2.", "v3.")):
+        return version
+    raise UserError(
+        f"{root / 'meta/info.json'}: expected codebase_version v3.0 or v2.1, found {version!r}; "
+        "convert it with LeRobot's own tools"
+    )
+
+
+def _cameras(
+    features: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Colour cameras with their features, and the images that are none with the reason."""
+    colour, other = {}, {}
+    for key, facts in features.items():
+        if facts.get("dtype") not in ("image", "video", "depth"):
+            continue
+        camera = re.sub(r"^observation\.(images\.)?", "", key)
+        reason = _no_colour(key, facts)
+        if reason is None:
+            colour[camera] = key
+        else:
+            other[camera] = reason
+    return colour, other
+
+
+def _no_colour(key: str, facts: Mapping[str, Any]) -> str | None:
+    """Why images of a feature are not of a colour camera; None where they are."""
+    said = {**facts, **(facts.get("video_info") or {}), **(facts.get("info") or {})}
+    if facts["dtype"] == "depth" or said.get("video.is_depth_map") or said.get("is_depth_map"):
+        return "depth"
+    shape = [size for size in facts.get("shape") or () if isinstance(size, int)]
+    axes = facts.get("names")
+    named = dict(zip(axes, shape, strict=False)) if isinstance(axes, list) else {}
+    channels = named.get("channels", named.get("channel", shape[-1] if shape else 3))
+    if channels == 1 or (len(shape) == 3 and shape[0] == 1):
+        return "one channel"
+    return "depth, by its name" if _DEPTH_NAME.search(key) else None
+
+
+def _names(facts: Mapping[str, Any]) -> list[str]:
+    """The names of a vector's dimensions: a list, or lists by kind of part, or numbers by name."""
+    names, size = facts.get("names"), (facts.get("shape") or [0])[0]
+    if isinstance(names, Mapping):
+        if all(isinstance(value, int) for value in names.values()):
+            names = sorted(names, key=lambda name: int(names[name]))
+        else:
+            names = [n for part in names.values() if isinstance(part, list) for n in part]
+    if isinstance(names, list) and len(names) == size and size:
+        return [str(name) for name in names]
+    return []
+
+
+def _read_table(file: Path, without: str | None = None) -> pa.Table:
+    """A whole file but for the columns `without…`: statistics are most of some and not needed."""
+    try:
+        names = pq.read_schema(file).names
+        wanted = [name for name in names if without is None or not name.startswith(without)]
+        return pq.read_table(file, columns=wanted)
+    except BROKEN as error:
+        cause = cause_of(file, error).partition(": ")[2]
+        ending = "" if git_lfs.is_pointer(file) else "; copy it again"
+        raise UserError(f"{file}: expected a parquet file, found {cause}{ending}") from error

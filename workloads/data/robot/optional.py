@@ -1,0 +1,20 @@
+"""Packages that one format of data alone needs: imported when such data is opened."""
+
+import importlib
+from typing import Any
+
+from workloads.errors import UserError
+
+
+def imported(module: str, extra: str, source: str) -> Any:
+    """The module; UserError that names the extra which installs it where it is missing.
+
+    source: the file that needs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{source}: expected the package {module.partition('.')[0]} to read it, found none "
+            f"({error}); the vla image has it, elsewhere: pip install 'tatara[{extra}]'"
+        ) from error

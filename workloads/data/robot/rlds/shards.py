@@ -1,0 +1,103 @@
+"""The record files of an RLDS dataset: TFRecord, or array_record through its package."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from workloads.data.robot.optional import imported
+from workloads.data.tfrecord import Damage, DamagedRecord, Frame, read_at, scan
+from workloads.errors import UserError
+from workloads.json_files import read_json
+
+TFRECORD, ARRAY_RECORD = "tfrecord", "array_record"
+_SHARD = re.compile(
+    r"(?P<stem>.+)-(?P<split>[^-]+)\.(?P<kind>tfrecord|array_record)"
+    r"-(?P<number>\d+)-of-(?P<count>\d+)$"
+)
+_DEFAULT_SPLIT = "train"
+
+
+def find_shards(path: Path, split: str | None) -> tuple[str, str, list[Path]]:
+    """The dataset's name, the split, and all its shards, those that should be there included."""
+    matches = [m for m in (_SHARD.match(file.name) for file in sorted(path.iterdir())) if m]
+    splits = sorted({match["split"] for match in matches})
+    chosen = split or (_DEFAULT_SPLIT if _DEFAULT_SPLIT in splits else None)
+    if chosen is None and len(splits) == 1:
+        chosen = splits[0]
+    mine = [match for match in matches if match["split"] == chosen]
+    if not mine:
+        raise UserError(
+            f"{path}: expected shards of split {chosen or 'train'}, found splits: "
+            f"{', '.join(splits) or 'none'}; name one with split, or download the shards"
+        )
+    first = mine[0]
+    stem, kind, count, digits = first["stem"], first["kind"], int(first["count"]), len(first["count"])
+    names = [
+        f"{stem}-{chosen}.{kind}-{number:0{digits}d}-of-{count:0{digits}d}"
+        for number in range(count)
+    ]
+    return stem, str(chosen), [path / name for name in names]
+
+
+def shard_lengths(path: Path, split: str, count: int) -> list[int] | None:
+    """How many episodes each shard has by dataset_info.json; None where it does not say."""
+    file = path / "dataset_info.json"
+    if not file.is_file():
+        return None
+    for entry in read_json(file).get("splits") or ():
+        lengths = entry.get("shardLengths") if isinstance(entry, dict) else None
+        if lengths and entry.get("name") == split and len(lengths) == count:
+            return [int(length) for length in lengths]
+    return None
+
+
+def records(path: Path) -> Iterator[Frame | Damage]:
+    """Every record of a shard in order; the offset of an array_record's is its number."""
+    if not _is_array_record(path):
+        yield from scan(path)
+        return
+    try:
+        reader = _reader(path)
+        count = reader.num_records()
+    except Exception as error:  # its C++ raises what it likes
+        cause = f"bad_file: not a readable array_record file, {' '.join(str(error).split())}"
+        yield Damage(str(path), 0, None, cause)
+        return
+    try:
+        for number in range(count):
+            yield _frame(path, reader, number)
+    finally:
+        reader.close()
+
+
+def record_at(path: Path, offset: int, length: int, record: int) -> bytes:
+    """The payload of one record; raises DamagedRecord."""
+    if not _is_array_record(path):
+        return read_at(path, offset, length, record)
+    reader = _reader(path)
+    try:
+        found = _frame(path, reader, record)
+    finally:
+        reader.close()
+    if isinstance(found, Damage):
+        raise DamagedRecord(found)
+    return found.payload
+
+
+def _is_array_record(path: Path) -> bool:
+    match = _SHARD.match(path.name)
+    return match is not None and match["kind"] == ARRAY_RECORD
+
+
+def _reader(path: Path) -> Any:
+    module = imported("array_record.python.array_record_module", "array-record", str(path))
+    return module.ArrayRecordReader(str(path))
+
+
+def _frame(path: Path, reader: Any, number: int) -> Frame | Damage:
+    try:
+        return Frame(number, number, bytes(reader.read([number])[0]))
+    except Exception as error:
+        cause = f"bad_payload_crc: unreadable record, {' '.join(str(error).split())}"
+        return Damage(str(path), number, None, cause)

@@ -78,7 +78,10 @@ def table(
         "index": pa.array(np.arange(steps) + start),
         "task_index": pa.array(np.zeros(steps, int) if tasks is None else tasks),
     }
-    usual = lambda camera, t: {"bytes": png(pixels(episode, t)), "path": f"frame_{t:06d}.png"}
+
+    def usual(camera, t):
+        return {"bytes": png(pixels(episode, t)), "path": f"frame_{t:06d}.png"}
+
     for camera in cameras:
         cells = [(cell or usual)(camera, t) for t in range(steps)]
         columns[camera] = pa.array(cells, CELL)
@@ -87,7 +90,10 @@ def table(
 
 def info(version, cameras, episodes, frames, state=6, action=6, **other):
     names = [f"joint_{number}.pos" for number in range(5)] + ["gripper.pos"]
-    named = lambda size: names if size == 6 else [f"x{number}" for number in range(size)]
+
+    def named(size):
+        return names if size == 6 else [f"x{number}" for number in range(size)]
+
     features = {
         "observation.state": {"dtype": "float32", "shape": [state], "names": named(state)},
         "action": {"dtype": "float32", "shape": [action], "names": named(action)},
@@ -214,7 +220,10 @@ def edit(root, change):
 def depth_first(root):
     depth, top = "observation.images.depth", "observation.images.top"
     flat = np.tile(np.arange(48, dtype=np.uint8)[:, None] * 5, (1, 64))
-    cell = lambda camera, t: {"bytes": png(flat if camera == depth else pixels(0, t)), "path": None}
+
+    def cell(camera, t):
+        return {"bytes": png(flat if camera == depth else pixels(0, t)), "path": None}
+
     v2(root, (8, 8), {depth: "image", top: "image"}, each=lambda episode: {"cell": cell})
     edit(
         root,
@@ -230,7 +239,9 @@ def no_state(root):
 
 
 def bare_names(root):
-    cell = lambda camera, t: {"bytes": None, "path": f"frame_{t:06d}.png"}
+    def cell(camera, t):
+        return {"bytes": None, "path": f"frame_{t:06d}.png"}
+
     v2(root, (8, 8), each=lambda episode: {"cell": cell})
     for episode in range(2):
         folder = root / f"images/observation.images.top/episode_{episode:06d}"

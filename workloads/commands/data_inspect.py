@@ -1,6 +1,6 @@
-"""Say what is in the data set DIR: episodes, steps, action ranges against the joint limits,
-instructions, damage. Every record and picture is read. Ends with 1 where a training would refuse
-the data for its damage."""
+"""Say what is in the dataset DIR: episodes, steps, action ranges against the joint limits,
+instructions, damage. Every record and image is read. Ends with 1 where a training would refuse
+the data."""
 
 import argparse
 import math
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, metavar="DIR", help=f"write {SHEET} and {CURVES} there"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="do not read the pictures, only what opening reads"
+        "--quick", action="store_true", help="do not read the images, only what opening reads"
     )
 
 
@@ -37,7 +37,6 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         _make(args.output)
     dataset = open_named(args, env, math.inf)
     found = inspect(dataset, verify=not args.quick, progress=Ticker("episodes read"))
-    found["refused"] = _refused(dataset, found)
     found["written"] = [] if args.output is None else _draw(dataset, args.output)
     if args.json:
         print_json(found)
@@ -53,20 +52,8 @@ def _make(folder: Path) -> None:
         raise UserError(f"--output: expected a folder to write to, found {error}") from None
 
 
-def _refused(dataset: "Dataset", found: Mapping[str, Any]) -> str | None:
-    """What a training with the usual budget would say; None where it would take the data."""
-    from workloads.data.tfrecord import Damage, check_budget
-
-    try:
-        damage = [Damage(**item) for item in found["damage"]]
-        check_budget(damage, found["steps"] + len(damage), None)
-    except UserError as error:
-        return str(error)
-    return None if found["steps"] else f"{dataset.path}: no usable step"
-
-
 def _draw(dataset: "Dataset", folder: Path) -> list[str]:
-    from workloads.data.robot.inspect import action_curves, contact_sheet
+    from workloads.data.robot.drawing import action_curves, contact_sheet
 
     if dataset.cameras:
         contact_sheet(dataset, folder / SHEET)
@@ -80,6 +67,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     spread = found["steps_per_episode"]
     lengths = f" ({spread['min']} to {spread['max']} each)" if spread else ""
     rate = "unknown rate" if found["fps"] is None else f"{found['fps']:g} Hz"
+    if found["measured_fps"] and found["fps"] is None:
+        rate = f"{found['measured_fps']:g} Hz by its times"
     out = [
         f"{found['path']}: {found['format']}, {found['name']}, {rate}",
         f"  {found['episodes']} episodes, {found['steps']:,} steps{lengths}",
@@ -92,27 +81,45 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     for camera, facts in found["cameras"].items():
         size = "unreadable" if facts["shape"] is None else "{1} x {0}".format(*facts["shape"])
         out.append(f"  camera {camera}: {facts['episodes']} episodes, {size}")
-    out += ["", *_instructions(found["instructions"])]
+    if not found["cameras"]:
+        out.append("  no camera")
+    out += ["", *_instructions(found)]
     for what in ("actions", "states"):
         out += ["", *_ranges(what, found[what])]
-    return out + ["", *_damage(found), *(f"written: {path}" for path in found["written"])]
+    out.append("")
+    for remark in found["remarks"]:
+        out.append(f"note: {remark['text']}")
+        out += [f"  -> {remark['fix']}"] if remark["fix"] else []
+    out += _damage(found)
+    if found["refused"]:
+        out.append(f"a training would refuse this: {found['refused']}")
+    return out + [f"written: {path}" for path in found["written"]]
 
 
-def _instructions(counts: Mapping[str, int]) -> list[str]:
+def _instructions(found: Mapping[str, Any]) -> list[str]:
+    counts = found["instructions"]
     shown = [f"  {count:>5} x {text}" for text, count in list(counts.items())[:_MOST]]
     more = [f"  and {len(counts) - _MOST} more"] if len(counts) > _MOST else []
-    return [f"instructions: {len(counts)}", *shown, *more]
+    stands_in = found["instruction_origins"].get("default", 0)
+    default = []
+    if stands_in:
+        texts = ", ".join(found["text_features"]) or "none"
+        default.append(f"  no text in {stands_in} episodes: a default stands in for it")
+        default.append(f"  features with texts: {texts} (--instruction-key takes one)")
+    return [f"instructions: {len(counts)}", *shown, *more, *default]
+
+
+_COLUMNS = ("min", "q01", "q99", "max", "mean", "std")
 
 
 def _ranges(what: str, rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
-        return [f"{what}: none of one size"]
+        return [f"{what}: none"]
     width = max(len(row["name"]) for row in rows)
-    out = [f"{what}: {len(rows)} dimensions", f"  {'':<{width}}     min     max    mean     std"]
+    heads = "".join(f" {name:>8}" for name in _COLUMNS)
+    out = [f"{what}: {len(rows)} dimensions", f"  {'':<{width}}{heads}"]
     for row in rows:
-        line = f"  {row['name']:<{width}}" + "".join(
-            f" {row[name]:7.3f}" for name in ("min", "max", "mean", "std")
-        )
+        line = f"  {row['name']:<{width}}" + "".join(f" {row[name]:8.3f}" for name in _COLUMNS)
         if row.get("outside"):
             low, high = row["limits"]
             line += f"   {row['outside']} outside of {low:g}..{high:g}"
@@ -121,14 +128,15 @@ def _ranges(what: str, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _damage(found: Mapping[str, Any]) -> list[str]:
-    read = "every picture read" if found["verified"] else "pictures not read"
+    read = "every image read" if found["verified"] else "images not read"
     if not found["damage"]:
         return [f"damage: none ({read}), {found['gaps']} gaps"]
     counts = ", ".join(f"{count} {name}" for name, count in found["damage_counts"].items())
-    out = [f"damage: {counts} ({read}), {found['gaps']} gaps"]
+    lost = f", {found['lost_steps']:,} steps lost"
+    out = [f"damage: {counts} ({read}){lost}, {found['gaps']} gaps"]
     for item in found["damage"][:_MOST]:
         place = "" if item["offset"] is None else f" at byte {item['offset']}"
         out.append(f"  {item['file']}: record {item['record']}{place}: {item['cause']}")
     if len(found["damage"]) > _MOST:
         out.append(f"  and {len(found['damage']) - _MOST} more: --json lists all")
-    return [*out, f"a training would refuse this: {found['refused']}"] if found["refused"] else out
+    return out

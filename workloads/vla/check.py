@@ -1,4 +1,4 @@
-"""What can be wrong with a vla profile before it starts; `deep` reads every picture."""
+"""What can be wrong with a vla profile before it starts; `deep` reads every image."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +12,11 @@ from workloads.vla.config import VlaConfig
 from workloads.vla.recipes import fitting_recipe
 
 _GIB = 1 << 30
-_MARKS = ("meta/info.json", "features.json", "**/features.json")
-_EPISODES = ("**/*.tfrecord", "**/*.npz")
+_MOST = 20  # damaged records shown
 
 
 def shallow(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
-    """Whether the data sets are there, and whether the model can fit the GPUs that are here."""
+    """Whether the datasets are there, and whether the model can fit the GPUs that are here."""
     found = [_data(source.source) for source in config.data.sources()]
     if config.data.statistics and not Path(config.data.statistics).is_file():
         text = f"{config.data.statistics} does not exist"
@@ -26,17 +25,19 @@ def shallow(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
 
 
 def _data(source: str) -> Finding:
+    """Whether something lies there; what it is, `deep` finds out by opening it."""
+    from workloads.data.robot.opening import is_hub_name
+
     path = Path(source)
-    if not path.exists():
-        mend = "put the recordings there, or set data.source"
-        return Finding("data.source", "error", f"nothing at {source}", mend)
-    if path.is_file() or any((path / mark).is_file() for mark in _MARKS[:2]):
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
         return Finding("data.source", "ok", source)
-    known = (one for mark in (*_MARKS[2:], *_EPISODES) for one in path.glob(mark))
-    if next(known, None) is None:
-        mend = "see tatara data inspect for what can be read"
-        return Finding("data.source", "error", f"no demonstrations in {source}", mend)
-    return Finding("data.source", "ok", source)
+    if path.is_dir():
+        fix = "put the recordings there, or set data.source"
+        return Finding("data.source", "error", f"no demonstrations in {source}", fix)
+    if is_hub_name(source):
+        return Finding("data.source", "ok", f"{source} on the hub: downloaded when it is opened")
+    fix = "put the recordings there, or set data.source"
+    return Finding("data.source", "error", f"nothing at {source}", fix)
 
 
 def _memory(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
@@ -55,24 +56,25 @@ def _memory(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
 
 
 def deep(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
-    """Open, split and describe the data as training does, and read every picture."""
+    """Open, split and describe the data as training does, and read every image."""
+    from workloads.data.robot.review import remarks
     from workloads.vla.data.prepare import open_sources
 
     try:
         cache = Path(env.get("TATARA_CACHE") or ".cache")
-        sources = open_sources(config, cache, _no_progress)
+        sources = open_sources(config, cache, lambda: None)
     except UserError as error:
         return [Finding("data", "error", str(error))]
     findings = [Finding("data", "ok", line) for line in sources.lines]
     for part in sources.train:
+        findings += [
+            Finding("data", remark.level, remark.text, remark.fix)
+            for remark in remarks(part.dataset)
+        ]
         damage = part.dataset.verify()
-        findings += [Finding("damaged record", "warning", str(item)) for item in damage[:20]]
+        findings += [Finding("damaged record", "warning", str(item)) for item in damage[:_MOST]]
         try:
-            part.dataset.report(damage, int(part.dataset.lengths.sum()))
+            part.dataset.report(damage)
         except UserError as error:
             findings.append(Finding("damaged records", "error", str(error)))
     return findings
-
-
-def _no_progress() -> None:
-    pass

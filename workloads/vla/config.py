@@ -16,9 +16,15 @@ _TEXT, _ACTION = 64, 8
 
 
 class Source(Section):
-    """One data set of demonstrations, in any format that `tatara data inspect` knows."""
+    """One dataset of demonstrations, in any format that `tatara data inspect` knows."""
 
-    source: Text = Field(description="Folder of demonstrations: CRANE-X7, LeRobot or RLDS.")
+    source: Text = Field(
+        description="Folder of demonstrations: CRANE-X7, LeRobot, RLDS, HDF5, ROS 2 bags; or a "
+        "LeRobot dataset's name on the hub."
+    )
+    revision: Text | None = Field(
+        None, description="Commit, tag or branch of a dataset on the hub."
+    )
     weight: Number = Field(
         1, gt=0, description="How often an epoch sees each step: 2 is twice, 0.5 another half."
     )
@@ -26,24 +32,33 @@ class Source(Section):
         None, description="Its key in the statistics (unnorm_key); default: what the files say."
     )
     instruction: Text | None = Field(
-        None, description="For episodes without one; default: manipulate the object."
+        None, description="For episodes without one, which are refused otherwise."
+    )
+    instruction_key: Text | None = Field(
+        None, description="Feature that holds the instructions; default: the usual ones."
+    )
+    instruction_map: dict[str, Text] = Field(
+        {}, description="Texts, or numbers, of the data to the instruction that counts."
     )
     color_order: Literal["rgb", "bgr"] | None = Field(
-        None, description="Order of colours in the pictures where no meta.json says it."
+        None, description="Order of colours in the images where no meta.json says it."
     )
     split: Text | None = Field(None, description="Split to read (RLDS).")
     state_keys: tuple[Text, ...] = Field(
-        (), description="Vectors that make the state (RLDS, LeRobot)."
+        (), description="Vectors that make the state; topics of a ROS 2 bag."
     )
     action_keys: tuple[Text, ...] = Field(
-        (), description="Vectors that make the action (RLDS, LeRobot)."
+        (), description="Vectors that make the action; topics of a ROS 2 bag."
+    )
+    rate: Number | None = Field(
+        None, gt=0, description="Steps a second to sample a ROS 2 bag at; default: 10."
     )
 
 
 class Augmentation(Section):
     """OpenVLA's own values; inference then crops the centre of the same area."""
 
-    enabled: bool = Field(True, description="Vary pictures while training.")
+    enabled: bool = Field(True, description="Vary images while training.")
     crop_area: Number = Field(0.9, gt=0, le=1, description="Share of the area that is kept.")
     brightness: Number = Field(0.2, ge=0, lt=1, description="Added to all pixels, at most.")
     contrast: Number = Field(0.2, ge=0, lt=1, description="Factor 1 ± this about the mean.")
@@ -52,18 +67,18 @@ class Augmentation(Section):
 
     @property
     def served_area(self) -> float:
-        """The centre crop's share of the area where pictures are not varied."""
+        """The centre crop's share of the area where images are not varied."""
         return self.crop_area if self.enabled else 1.0
 
 
 class VlaData(Source):
-    """The data set, those mixed into it, and how its steps become samples.
+    """The dataset, those mixed into it, and how its steps become samples.
 
     Actions are normalised from q01..q99 to -1..1 (BOUNDS_Q99), which is what OpenVLA's own tools
     undo; masked dimensions pass as they are.
     """
 
-    mixed_with: tuple[Source, ...] = Field((), description="Further data sets, by weight.")
+    mixed_with: tuple[Source, ...] = Field((), description="Further datasets, by weight.")
     cameras: tuple[Text, ...] = Field(
         (), description="Cameras to look through, in order; default: primary, or the first."
     )
@@ -85,7 +100,7 @@ class VlaData(Source):
     augmentation: Augmentation = Augmentation()
 
     def sources(self) -> tuple[Source, ...]:
-        """All data sets, this one first."""
+        """All datasets, this one first."""
         own = self.model_dump(include=set(Source.model_fields))
         return (Source.model_validate(own), *self.mixed_with)
 

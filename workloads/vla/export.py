@@ -106,7 +106,7 @@ class _Export:
         self.skeleton = run.path / SKELETON
         self.statistics: Statistics = read_json(run.path / STATISTICS)
         first = next(iter(self.statistics.values()))
-        sizes = len(first["action"]["q01"]), len(first["proprio"]["q01"])
+        sizes = len(first["action"]["q01"]), len(first.get("proprio", {}).get("q01", ()))
         self.oft: OftSpec | None = oft_spec(config, *sizes)
         self.dtype = compute_dtype(config.train)
         self.name = dtype_name(self.dtype)

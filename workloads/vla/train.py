@@ -72,8 +72,8 @@ def prepare_data(config: VlaConfig, session: Session) -> Sources:
     cache = Path(os.environ.get("TATARA_CACHE") or ".cache")
     kept = session.run.path / "dataset_statistics.json"
     sources = open_sources(config, cache, session.progress, kept)
-    for line in sources.lines:
-        session.tell(line)
+    for line in (*sources.lines, *sources.notes):
+        session.tell(f"data: {line}")
     if session.is_main:
         write_statistics(session.run.path, sources.statistics)
         write_manifest(session.run, {"data": sources.as_dict()})
@@ -108,14 +108,14 @@ class PolicyTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def note_damage(self, damage: list[Damage]) -> None:
-        """Tell of pictures that could not be read; UserError past the budget of their data set."""
+        """Tell of images that could not be read; UserError past the budget of their dataset."""
         for item in damage:
             for part in self.train_dataset.parts:
                 is_new = item not in part.dataset.damage
                 if is_new and Path(item.file).is_relative_to(part.dataset.path):
                     self.session.run.event("damaged record", text=str(item))
                     self.session.tell(f"left out, and another step taken for it: {item}")
-                    part.dataset.report([item], int(part.dataset.lengths.sum()))
+                    part.dataset.report([item])
 
 
 class VlaTrainer(RunTrainer, PolicyTrainer):

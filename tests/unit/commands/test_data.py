@@ -33,7 +33,7 @@ def test_inspect_tells_people(logs: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "    1 x open the drawer" in text
     assert "camera primary: 2 episodes, 32 x 24" in text
     assert "gripper" in text and "outside of" not in text
-    assert "damage: 1 bad_image (every picture read)" in text and "record 2" in text
+    assert "damage: 1 bad_image (every image read)" in text and "record 2" in text
 
 
 def test_inspect_tells_programs_and_draws(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +57,7 @@ def test_inspect_names_joints_beyond_their_limits(
     rewrite(file, {1: {"action": np.full(8, 2.0, np.float32)}})
     assert main(["data", "inspect", str(tmp_path / "logs"), "--quick"]) == 0
     text = capsys.readouterr().out
-    assert "1 outside of -1.5708..1.5708" in text and "pictures not read" in text
+    assert "1 outside of -1.5708..1.5708" in text and "images not read" in text
 
 
 def test_inspect_says_where_a_training_would_refuse(

@@ -22,7 +22,7 @@ def statistics(
 ) -> dict[str, Any]:
     """{name: {action, proprio, num_transitions, num_trajectories}} over all steps.
 
-    action and proprio hold mean, std (of the population), min, max, q01 and q99 (linear
+    action and proprio (left out where the data has no states) hold mean, std (of the population), min, max, q01 and q99 (linear
     interpolation) per dimension, in the recorder's units; action also `mask` where one is given:
     false leaves a dimension as it is when normalising. `name` is the data set's own by default,
     `episodes` chooses some, as for a split. Placeholder steps count as the data set was opened.
@@ -35,7 +35,9 @@ def statistics(
         )
     actions = _joined(dataset, "actions", [episode.actions for episode in chosen])
     states = _joined(dataset, "states", [episode.states for episode in chosen])
-    table: dict[str, Any] = {"action": describe(actions), "proprio": describe(states)}
+    table: dict[str, Any] = {"action": describe(actions)}
+    if states.shape[1]:
+        table["proprio"] = describe(states)
     if mask is not None:
         if len(mask) != actions.shape[1]:
             raise UserError(
@@ -78,6 +80,6 @@ def _joined(dataset: Dataset, what: str, pieces: list[np.ndarray]) -> np.ndarray
     if len(sizes) > 1:
         raise UserError(
             f"{dataset.path}: expected {what} of one size, found {sizes}; "
-            "open episodes of different robots as data sets of their own"
+            "open episodes of different robots as datasets of their own"
         )
     return np.concatenate(pieces)

@@ -1,15 +1,17 @@
-"""From the profile's data sets to what may be learned: episodes split, steps listed, statistics."""
+"""From the profile's datasets to what may be learned: episodes split, steps listed, statistics."""
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from workloads.data.robot import Dataset, open_dataset
+from workloads.data.robot import Dataset, Options, open_dataset
+from workloads.data.robot.names import dimension_name
+from workloads.data.robot.review import missing_camera, missing_instruction, missing_steps, remarks
 from workloads.data.robot.statistics import describe
 from workloads.errors import UserError
 from workloads.vla.config import Source, VlaConfig, VlaData
@@ -17,11 +19,12 @@ from workloads.json_files import read_json
 
 Statistics = dict[str, dict[str, Any]]
 _MAIN_CAMERA = "primary"
+_INSTRUCTIONS_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some episodes of one data set; places int32 [n, 2]: episode and step of every sample."""
+    """Some episodes of one dataset; places int32 [n, 2]: episode and step of every sample."""
 
     dataset: Dataset
     name: str
@@ -38,14 +41,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Sources:
-    """All data sets, opened: parts to train on and parts held out, and the numbers of both."""
+    """All datasets, opened: parts to train on and parts held out, and the numbers of both.
+
+    lines: what is trained on; notes: what a person should know of it.
+    """
 
     train: tuple[Part, ...]
     held_out: tuple[Part, ...]
     statistics: Statistics
     fingerprint: str
     damaged: int
-    lines: tuple[str, ...] = field(default=())
+    lines: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def action_dim(self) -> int:
@@ -53,7 +60,9 @@ class Sources:
 
     @property
     def proprio_dim(self) -> int:
-        return len(next(iter(self.statistics.values()))["proprio"]["q01"])
+        """Numbers of a state; 0 where none was recorded."""
+        proprio = next(iter(self.statistics.values())).get("proprio")
+        return 0 if proprio is None else len(proprio["q01"])
 
     def as_dict(self) -> dict[str, Any]:
         """For the run's manifest."""
@@ -74,11 +83,12 @@ def open_sources(
     progress: Callable[[], None],
     kept: Path | None = None,
 ) -> Sources:
-    """Open every data set, split it by episode and describe its actions and states.
+    """Open every dataset, split it by episode and describe its actions and states.
 
     kept: a run's own dataset_statistics.json, which wins where it is there, so that a resumed run
-    normalises as before. Raises UserError for nothing to train on, an unknown camera, data sets
-    that do not fit together, and damage past the budget.
+    normalises as before. Raises UserError for nothing to train on, an unknown camera, an episode
+    without an instruction, actions that their tokens cannot hold, datasets that do not fit
+    together, and damage past the budget.
     """
     opened = []
     for source in config.data.sources():
@@ -87,38 +97,47 @@ def open_sources(
     train: list[Part] = []
     held_out: list[Part] = []
     for source, dataset in opened:
+        problem = missing_steps(dataset) or missing_instruction(dataset)
+        if problem is not None:
+            raise UserError(problem)
         first, second = _split(dataset, config.data.eval_share, config.train.seed)
         cameras = _cameras(dataset, config.data.cameras)
         for parts, episodes in ((train, first), (held_out, second)):
             progress()
             parts.append(_part(source, dataset, cameras, episodes, config.chunk))
     _check_alike(train)
+    _check_states(config, train)
     statistics = _statistics(config, train, kept)
+    if not config.regresses:
+        _check_tokens(train, statistics)
     damaged = sum(len(dataset.damage) for _, dataset in opened)
-    lines = [_line(*both) for both in zip(train, held_out, strict=True)]
+    lines = [line for both in zip(train, held_out, strict=True) for line in _lines(*both)]
+    notes = [note for part in train for note in _notes(part)]
     held = tuple(part for part in held_out if len(part.places))
-    return Sources(tuple(train), held, statistics, _fingerprint(train), damaged, tuple(lines))
+    return Sources(tuple(train), held, statistics, _fingerprint(train), damaged, tuple(lines), tuple(notes))
 
 
 def _open(source: Source, data: VlaData, cache: Path | None) -> Dataset:
-    return open_dataset(
-        source.source,
-        data.drop_last_placeholder,
+    options = Options(
+        drop_last_placeholder=data.drop_last_placeholder,
         color_order=source.color_order,
         cache_dir=None if cache is None else cache / "robot",
         instruction=source.instruction,
+        instruction_key=source.instruction_key,
+        instruction_map=source.instruction_map,
         damage_budget=data.max_damaged,
         split=source.split,
         state_keys=source.state_keys,
         action_keys=source.action_keys,
+        rate=source.rate,
+        revision=source.revision,
     )
+    return open_dataset(source.source, options)
 
 
 def _split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Episodes to train on and held-out ones, both in order; empty episodes belong to neither."""
     usable = np.flatnonzero(dataset.lengths)
-    if len(usable) == 0:
-        raise UserError(f"{dataset.path}: expected at least one usable step, found none")
     count = max(1, round(share * len(usable))) if share > 0 and len(usable) > 1 else 0
     count = min(count, len(usable) - 1)
     order = np.random.default_rng([seed, len(usable)]).permutation(usable)
@@ -126,9 +145,9 @@ def _split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[i
 
 
 def _cameras(dataset: Dataset, wanted: Sequence[str]) -> tuple[str, ...]:
-    there = dataset.cameras
-    if not there:
-        raise UserError(f"{dataset.path}: expected a camera that all episodes have, found none")
+    there, problem = dataset.cameras, missing_camera(dataset)
+    if problem is not None:
+        raise UserError(problem)
     missing = [camera for camera in wanted if camera not in there]
     if missing:
         raise UserError(
@@ -174,7 +193,7 @@ def _usable_steps(dataset: Dataset, number: int, chunk: int) -> list[int]:
 
 
 def _statistics(config: VlaConfig, parts: Sequence[Part], kept: Path | None) -> Statistics:
-    """By name, over the episodes to train on; data sets of one name are described together."""
+    """By name, over the episodes to train on; datasets of one name are described together."""
     data, names = config.data, list(dict.fromkeys(part.name for part in parts))
     file = kept if kept is not None and kept.is_file() else None
     if file is None and data.statistics is not None:
@@ -193,7 +212,8 @@ def _statistics(config: VlaConfig, parts: Sequence[Part], kept: Path | None) -> 
     for name in names:
         _check_numbers(f"{file}: {name}.action", table[name], "action", episode.actions.shape[1])
         size = episode.states.shape[1] if takes_state else None
-        _check_numbers(f"{file}: {name}.proprio", table[name], "proprio", size)
+        if takes_state or "proprio" in table[name]:
+            _check_numbers(f"{file}: {name}.proprio", table[name], "proprio", size)
     return {name: table[name] for name in names}
 
 
@@ -207,7 +227,7 @@ def _check_numbers(where: str, entry: Any, what: str, size: int | None) -> None:
             there = f"{len(found)}" if isinstance(found, list) else "none"
             raise UserError(
                 f"{where}.{key}: expected {wanted} numbers, one a dimension of the data, found "
-                f"{there}; name the data set's own statistics, or leave out data.statistics"
+                f"{there}; name the dataset's own statistics, or leave out data.statistics"
             )
 
 
@@ -218,16 +238,17 @@ def _described(name: str, parts: Sequence[Part], mask: tuple[bool, ...] | None) 
     if len(sizes) > 1:
         raise UserError(
             f"data: expected actions and states of one size under the name {name!r}, found "
-            f"{sorted(sizes)}; give the data sets names of their own"
+            f"{sorted(sizes)}; give the datasets names of their own"
         )
     actions = np.concatenate([one.actions for one in episodes])
     table: dict[str, Any] = {
         "action": describe(actions),
-        "proprio": describe(np.concatenate([one.states for one in episodes])),
         "num_transitions": len(actions),
         "num_trajectories": len(episodes),
         "color_order": sorted({one.color_order for one in episodes}),
     }
+    if episodes[0].states.shape[1]:
+        table["proprio"] = describe(np.concatenate([one.states for one in episodes]))
     if mask is not None:
         if len(mask) != actions.shape[1]:
             raise UserError(
@@ -269,12 +290,63 @@ def _fingerprint(parts: Sequence[Part]) -> str:
     return digest.hexdigest()
 
 
-def _line(train: Part, held_out: Part) -> str:
-    text = (
-        f"data: {train.name} from {train.dataset.path}: {len(train.episodes):,} episodes, "
+def _check_states(config: VlaConfig, parts: Sequence[Part]) -> None:
+    """A head that takes the robot's state needs data that has one."""
+    if config.action_head.kind != "oft" or not config.action_head.proprio:
+        return
+    for part in parts:
+        if not part.dataset[part.episodes[0]].states.shape[1]:
+            raise UserError(
+                f"{part.dataset.path}: expected states for action_head.proprio, found none in the "
+                "data; set data.state_keys, or action_head.proprio=false"
+            )
+
+
+def _check_tokens(parts: Sequence[Part], statistics: Statistics) -> None:
+    """Tokens stand for -1 to 1: a dimension that is not normalised has to lie there by itself."""
+    for part in parts:
+        mask = statistics[part.name]["action"].get("mask")
+        if mask is None:
+            continue
+        actions = np.concatenate([part.dataset[number].actions for number in part.episodes])
+        for number, column in enumerate(actions.T):
+            low, high = float(column.min()), float(column.max())
+            if not mask[number] and (low < -1 or high > 1):
+                name = dimension_name(part.dataset, "action", actions.shape[1], number)
+                raise UserError(
+                    f"data.action_mask: expected action {name}, which is not normalised, within "
+                    f"-1 to 1, which is what action tokens hold, found {low:g} to {high:g}; "
+                    f"set true at dimension {number}, or use action_head.kind=oft with decode=l1"
+                )
+
+
+def _lines(train: Part, held_out: Part) -> list[str]:
+    """What is trained on: episodes, cameras, instructions, and what is left out."""
+    dataset = train.dataset
+    left_out = [camera for camera in dataset.cameras if camera not in train.cameras]
+    cameras = f"cameras used: {', '.join(train.cameras)}"
+    cameras += f" (left out: {', '.join(left_out)})" if left_out else ""
+    damage = dataset.damage
+    lost = f"; {sum(item.lost for item in damage)} steps lost by damage, the first: "
+    return [
+        f"{train.name} from {dataset.path}: {len(train.episodes):,} episodes, "
         f"{len(train.places):,} steps to train on, {len(held_out.episodes):,} episodes held out"
-    )
-    damage = train.dataset.damage
-    if damage:
-        text += f"; {len(damage)} damaged records left out, the first: {damage[0]}"
-    return text
+        f"{f'{lost}{damage[0]}' if damage else ''}",
+        f"{train.name}: {cameras}; {_instructions(dataset)}",
+    ]
+
+
+def _notes(part: Part) -> list[str]:
+    """What a person should know of the data."""
+    return [
+        f"{part.name}: {remark.text}{f'; {remark.fix}' if remark.fix else ''}"
+        for remark in remarks(part.dataset)
+    ]
+
+
+def _instructions(dataset: Dataset) -> str:
+    """The instructions in a few words."""
+    texts = list(dict.fromkeys(text for episode in dataset for text in episode.instructions))
+    shown = ", ".join(repr(text) for text in texts[:_INSTRUCTIONS_SHOWN])
+    more = f" and {len(texts) - _INSTRUCTIONS_SHOWN:,} more" if len(texts) > _INSTRUCTIONS_SHOWN else ""
+    return f"instructions: {shown}{more}"

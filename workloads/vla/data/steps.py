@@ -1,11 +1,11 @@
-"""Steps of demonstrations as samples of a model: pictures, prompt, action tokens, labels.
+"""Steps of demonstrations as samples of a model: images, prompt, action tokens, labels.
 
-A map-style data set, so that order and resume belong to the trainer. Everything random in a
-sample follows from (seed, epoch, its number): a resumed run sees the same pictures.
+A map-style dataset, so that order and resume belong to the trainer. Everything random in a
+sample follows from (seed, epoch, its number): a resumed run sees the same images.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,24 +47,24 @@ class Maker:
     def __call__(
         self, part: Part, episode: Episode, step: int, random: np.random.Generator | None
     ) -> dict[str, Any]:
-        """random: where pictures are to be varied; None crops the centre instead.
+        """random: where images are to be varied; None crops the centre instead.
 
         input_ids, labels int64 [L]; pixel_values float32 [C x cameras, H, W]; actions float32
         [chunk, A], normalised; proprio float32 [P], normalised, where the model takes it.
         """
-        pictures = [self._picture(episode, camera, step, random) for camera in part.cameras]
+        pixels = [self._image(episode, camera, step, random) for camera in part.cameras]
         stats = self.statistics[part.name]
         actions = normalize(self._actions(episode, step), stats["action"])
         row: dict[str, Any] = build_example(
-            self._prompt(episode.instruction), self.actions.encode(actions)
+            self._prompt(episode.instruction_at(step)), self.actions.encode(actions)
         )
-        row["pixel_values"] = np.concatenate(pictures)
+        row["pixel_values"] = np.concatenate(pixels)
         row["actions"] = actions.astype(np.float32)
         if self.proprio:
             row["proprio"] = normalize(episode.states[step], stats["proprio"]).astype(np.float32)
         return row
 
-    def _picture(
+    def _image(
         self, episode: Episode, camera: str, step: int, random: np.random.Generator | None
     ) -> np.ndarray:
         image, how = episode.image(camera, step), self.augmentation
@@ -152,7 +152,7 @@ def _thinned(parts: Sequence[Part], most: int | None) -> list[Part]:
     for part, start in zip(parts, starts, strict=False):
         mine = chosen[(chosen >= start) & (chosen < start + len(part.places))] - start
         if len(mine):
-            kept.append(Part(**{**part.__dict__, "places": part.places[mine]}))
+            kept.append(replace(part, places=part.places[mine]))
     return kept
 
 

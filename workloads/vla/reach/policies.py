@@ -66,7 +66,9 @@ def _initial(run: Run, tell: Tell) -> OpenVLA:
     config: VlaConfig = run.config()
     statistics = read_json(run.path / STATISTICS)
     first = next(iter(statistics.values()))
-    oft = oft_spec(config, len(first["action"]["q01"]), len(first["proprio"]["q01"]))
+    oft = oft_spec(
+        config, len(first["action"]["q01"]), len(first.get("proprio", {}).get("q01", ()))
+    )
     is_random = config.model.random_init
     folder = run.path / SKELETON if is_random else locate(config.model, tell, weights=True)
     return load_model(config, folder, oft, statistics, tell)

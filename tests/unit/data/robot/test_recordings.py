@@ -76,7 +76,7 @@ def test_what_the_episode_says_of_its_colours_counts(tmp_path: Path) -> None:
         open_dataset(tmp_path)
     for field, value in (("fps", "ten"), ("fps", 0), ("depth_shape", [4]), ("depth_shape", "4x4")):
         meta.write_text(json.dumps({field: value}))
-        with pytest.raises(UserError, match=rf"meta\.json: expected {field} .*found .*; mend"):
+        with pytest.raises(UserError, match=rf"meta\.json: expected {field} .*found .*; fix"):
             open_dataset(tmp_path)
     meta.write_text("{")
     with pytest.raises(UserError, match=r"meta\.json:1:\d+: expected JSON"):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workloads.data.robot.episode import ColorOrder
+from workloads.data.robot.options import ColorOrder
 from workloads.json_files import read_json
 from workloads.errors import UserError
 
@@ -51,4 +51,4 @@ def _is_size(value: Any) -> bool:
 
 
 def _mistake(file: Path, expected: str, found: Any) -> UserError:
-    return UserError(f"{file}: expected {expected}, found {found!r}; mend or remove it")
+    return UserError(f"{file}: expected {expected}, found {found!r}; fix or remove it")

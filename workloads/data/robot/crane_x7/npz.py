@@ -150,7 +150,7 @@ def _cameras(stored: np.lib.npyio.NpzFile, prefixes: tuple[str, ...]) -> dict[st
 
 def _is_text(stored: np.lib.npyio.NpzFile, key: str) -> bool:
     """Whether an array holds text, by its header alone: images are large."""
-    with stored.zip.open(f"{key}.npy") as file:  # type: ignore[union-attr]
+    with stored.zip.open(f"{key}.npy") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
         header = read(file) if read else np.lib.format.read_array_header_2_0(file)

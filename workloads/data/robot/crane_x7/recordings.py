@@ -129,11 +129,11 @@ class Recordings(Dataset):
         for key in sorted(there - used):
             if not key.startswith(belongs):
                 self.unused[key] = "no colour camera: depth" if key in depths else "a feature"
-        key = self.options.instruction_key
-        if key is not None and key not in there:
+        wanted = self.options.instruction_key
+        if wanted is not None and wanted not in there:
             texts = ", ".join(self.text_keys) or "none"
             raise UserError(
-                f"{self.path}: expected a feature {key!r} of instruction_key, found none; features "
+                f"{self.path}: expected a feature {wanted!r} of instruction_key, found none; features "
                 f"with texts: {texts}"
             )
 

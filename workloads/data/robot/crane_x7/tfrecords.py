@@ -293,13 +293,12 @@ def _vector(features: dict[str, Feature], keys: tuple[str, ...]) -> np.ndarray:
         if feature is None or not len(feature.values):
             continue
         if feature.kind == "bytes":
-            values = tensor(feature.values[0]).ravel()
+            vector = tensor(feature.values[0]).ravel().astype(np.float32)
         elif feature.kind == "float":
-            values = feature.values
+            # Copied: a view would keep the whole record, images and all, in memory.
+            vector = np.array(feature.values, np.float32)
         else:
             raise _Unusable(f"missing_feature: {key} holds {feature.kind}, expected float")
-        # Copied: a view would keep the whole record, images and all, in memory.
-        vector = np.array(values, np.float32)
         if not np.isfinite(vector).all():
             raise _Unusable(f"non_finite: non-finite value in {key}")
         return vector

@@ -157,7 +157,7 @@ class EpisodeImages:
         try:
             cell = self.dataset.columns.cell(self.entry.file, key, row)
             if cell.get("bytes"):
-                return bytes(cell["bytes"])  # type: ignore[call-overload,no-any-return]
+                return bytes(cell["bytes"])  # type: ignore[call-overload]
             if cell.get("path"):
                 return self._read(key, str(cell["path"]))
             raise ValueError("an empty cell")

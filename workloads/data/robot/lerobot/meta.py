@@ -211,12 +211,13 @@ def _no_colour(key: str, facts: Mapping[str, Any]) -> str | None:
 
 def _names(facts: Mapping[str, Any]) -> list[str]:
     """The names of a vector's dimensions: a list, or lists by kind of part, or numbers by name."""
-    names, size = facts.get("names"), (facts.get("shape") or [0])[0]
-    if isinstance(names, Mapping):
-        if all(isinstance(value, int) for value in names.values()):
-            names = sorted(names, key=lambda name: int(names[name]))
+    stated, size = facts.get("names"), (facts.get("shape") or [0])[0]
+    names = stated
+    if isinstance(stated, Mapping):
+        if all(isinstance(value, int) for value in stated.values()):
+            names = sorted(stated, key=lambda name: int(stated[name]))
         else:
-            names = [n for part in names.values() if isinstance(part, list) for n in part]
+            names = [n for part in stated.values() if isinstance(part, list) for n in part]
     if isinstance(names, list) and len(names) == size and size:
         return [str(name) for name in names]
     return []

@@ -79,7 +79,8 @@ def read_features(path: Path, options: Options) -> Features:
     cameras, unused = _cameras(steps)
     every = {f"steps/{key}": spec for key, spec in steps.items()} | episode
     texts = tuple(key for key, spec in every.items() if spec.kind == "text")
-    chosen, numbers = TEXT_KEYS, False
+    chosen: tuple[str, ...] = TEXT_KEYS
+    numbers = False
     if options.instruction_key is not None:
         key = _text_key(every, options.instruction_key, texts, path)
         chosen, numbers = (key,), every[key].kind != "text"

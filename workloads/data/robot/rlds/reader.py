@@ -60,7 +60,7 @@ class Rlds(Dataset):
         for file, count in zip(shards, expected, strict=True):
             shard = known.get(file)
             if shard is None or (shard.is_unreadable and not len(shard)):
-                reason = shard.lost[0].cause if shard else "missing_file: missing file"
+                reason = shard.lost[0].cause if shard is not None else "missing_file: missing file"
                 cause = f"{reason} ({count} of {sum(expected)} episodes lost)"
                 self.damage.append(Damage(str(file), 0, None, cause, count * usual))
                 self.seen += count * usual
@@ -159,7 +159,7 @@ def _arrays(path: Path, layout: Layout) -> Arrays:
         try:
             features = parse(item.payload)
             states, actions, wrong = _episode_vectors(features, layout)
-            texts = _texts(features, layout.texts, len(actions))
+            spoken = _texts(features, layout.texts, len(actions))
         except (ExampleError, _Unusable) as error:
             cause = str(error) if isinstance(error, _Unusable) else f"bad_example: {error}"
             lost.append(Damage(str(path), item.record, item.offset, cause))
@@ -170,7 +170,7 @@ def _arrays(path: Path, layout: Layout) -> Arrays:
         )
         good = np.array([row for row in range(len(actions)) if row not in wrong], np.int64)
         columns.append((good, states[good], actions[good]))
-        said += [texts[row] for row in good]
+        said += [spoken[row] for row in good]
         places.append((item.record, item.offset, len(item.payload)))
     texts, which = distinct(said)
     facts = {

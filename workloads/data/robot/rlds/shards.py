@@ -57,29 +57,19 @@ def records(path: Path) -> Iterator[Frame | Damage]:
     if not _is_array_record(path):
         yield from scan(path)
         return
-    try:
-        reader = _reader(path)
-        count = reader.num_records()
-    except Exception as error:  # its C++ raises what it likes
-        cause = f"bad_file: not a readable array_record file, {' '.join(str(error).split())}"
-        yield Damage(str(path), 0, None, cause)
+    reader = _reader(path)
+    if not reader.ok():
+        yield Damage(str(path), 0, None, "bad_file: not a readable array_record file")
         return
-    try:
-        for number in range(count):
-            yield _frame(path, reader, number)
-    finally:
-        reader.close()
+    for number in range(reader.num_records()):
+        yield _frame(path, reader, number)
 
 
 def record_at(path: Path, offset: int, length: int, record: int) -> bytes:
     """The payload of one record; raises DamagedRecord."""
     if not _is_array_record(path):
         return read_at(path, offset, length, record)
-    reader = _reader(path)
-    try:
-        found = _frame(path, reader, record)
-    finally:
-        reader.close()
+    found = _frame(path, _reader(path), record)
     if isinstance(found, Damage):
         raise DamagedRecord(found)
     return found.payload

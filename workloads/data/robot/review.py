@@ -1,0 +1,162 @@
+"""What a person should know of a dataset before training on it, and what no training takes."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from workloads.data.robot.episode import Dataset, Episode
+from workloads.data.robot.instructions import DEFAULT_INSTRUCTION
+from workloads.data.robot.names import dimension_name, joint_limits
+from workloads.data.tfrecord import Damage, check_budget
+from workloads.errors import UserError
+
+# Encoders end a little beyond the limits: this much is no finding (rad).
+LIMIT_TOLERANCE = 1e-3
+# A range from q01 to q99 below this share of the whole one leaves no room for what is beyond it.
+_NARROW = 0.02
+# Angles are taken to wrap where both ends near pi hold so much of them, and the middle hardly any.
+_WRAP_ENDS, _WRAP_MIDDLE, _WRAP_WIDTH = 0.1, 0.05, 0.6
+_MOST_NAMED = 12  # features or episodes that one remark names
+
+
+class Remark(NamedTuple):
+    """Something to know, what can be done about it ('' for nothing), and whether it worries."""
+
+    text: str
+    fix: str = ""
+    level: Literal["ok", "warning"] = "warning"
+
+
+def refusal(dataset: Dataset, damage: Sequence[Damage] = ()) -> str | None:
+    """Why a training with the usual budget of damage would not take the dataset; None if it would.
+
+    damage: what reading everything has found, besides what opening did.
+    """
+    try:
+        whole = list(dict.fromkeys([*dataset.damage, *damage]))
+        check_budget(whole, dataset.seen, None)
+    except UserError as error:
+        return str(error)
+    return missing_steps(dataset) or missing_camera(dataset) or missing_instruction(dataset)
+
+
+def missing_steps(dataset: Dataset) -> str | None:
+    """The sentence that refuses a dataset without a step, with the first reason for it."""
+    if dataset.lengths.any():
+        return None
+    first = f"; {dataset.damage[0]}" if dataset.damage else ""
+    return f"{dataset.path}: expected at least one usable step, found none{first}"
+
+
+def missing_camera(dataset: Dataset) -> str | None:
+    """The sentence that refuses a dataset without a camera that all episodes have."""
+    if dataset.cameras:
+        return None
+    others = [f"{key} ({why})" for key, why in dataset.unused.items() if "camera" in why]
+    left_out = f"; not used: {', '.join(others)}" if others else ""
+    return f"{dataset.path}: expected a camera that all episodes have, found none{left_out}"
+
+
+def missing_instruction(dataset: Dataset) -> str | None:
+    """The sentence that refuses episodes whose instruction nobody has chosen."""
+    count = dataset.origins["default"]
+    if not count:
+        return None
+    texts = [key.removeprefix("steps/") for key in dataset.text_keys]
+    there = f"the files have texts in: {', '.join(texts)}" if texts else "the files have no texts"
+    return (
+        f"{dataset.path}: expected an instruction in every episode, found none in {count} of "
+        f"{sum(dataset.origins.values())}, where {DEFAULT_INSTRUCTION!r} would stand in; set "
+        f"data.instruction to a text, or data.instruction_key to a feature ({there})"
+    )
+
+
+def remarks(dataset: Dataset) -> list[Remark]:
+    """What is unusual in the data, most telling first; what `refusal` says is not repeated."""
+    episodes = [episode for episode in dataset if len(episode)]
+    found = [Remark(note) for note in dataset.notes]
+    several = [episode.name for episode in episodes if episode.said.steps is not None]
+    if several:
+        found.append(
+            Remark(
+                f"{len(several)} of {len(episodes)} episodes have several instructions, the first "
+                f"{several[0]}: each step is trained with its own",
+                level="ok",
+            )
+        )
+    if dataset.origins["option"]:
+        count = dataset.origins["option"]
+        text = f"{count} of {len(episodes)} episodes have no instruction of their own"
+        found.append(Remark(f"{text}: {dataset.options.instruction!r} stands in", level="ok"))
+    for what in ("action", "state"):
+        found += _ranges(dataset, what, episodes)
+    return [*found, *_unused(dataset)]
+
+
+def _unused(dataset: Dataset) -> list[Remark]:
+    if not dataset.unused:
+        return []
+    named = [f"{key} ({why})" for key, why in dataset.unused.items()]
+    more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    return [Remark(f"in the files and not used: {', '.join(named[:_MOST_NAMED])}{more}", level="ok")]
+
+
+def _ranges(dataset: Dataset, what: str, episodes: Sequence[Episode]) -> list[Remark]:
+    """Dimensions that normalising loses, angles that wrap, and degrees."""
+    pieces = [episode.actions if what == "action" else episode.states for episode in episodes]
+    if not pieces or len({piece.shape[1] for piece in pieces}) != 1 or not pieces[0].shape[1]:
+        return []
+    values = np.concatenate(pieces).astype(np.float64)
+    size = values.shape[1]
+    found = _degrees(dataset, what, values)
+    for number, column in enumerate(values.T):
+        name = f"{what} {dimension_name(dataset, what, size, number)}"
+        q01, q99 = np.quantile(column, [0.01, 0.99])
+        spread = float(np.ptp(column))
+        if what == "action" and spread > 0 and q99 - q01 < _NARROW * spread:
+            share = float(np.mean((column < q01) | (column > q99)))
+            found.append(
+                Remark(
+                    f"{name} hardly moves: q01 {q01:g}, q99 {q99:g}, while {share:.2%} of the "
+                    f"steps lie beyond, from {column.min():g} to {column.max():g}; normalising "
+                    "cuts them off, and a policy never does them",
+                    f"set data.action_mask with false at dimension {number} to keep it as it is, "
+                    "or train on episodes where it moves more often",
+                )
+            )
+        if _wraps(column):
+            found.append(
+                Remark(
+                    f"{name} jumps between -pi and pi: an angle that wraps, learned as two ends",
+                    "record it relative to another direction, or as its sine and cosine",
+                )
+            )
+    return found
+
+
+def _wraps(column: np.ndarray) -> bool:
+    """Whether values lie about pi and -pi and hardly between."""
+    if np.abs(column).max() > math.pi + 0.01:
+        return False
+    high = float(np.mean(column > math.pi - _WRAP_WIDTH))
+    low = float(np.mean(column < -math.pi + _WRAP_WIDTH))
+    middle = float(np.mean(np.abs(column) < math.pi / 2))
+    return min(high, low) > _WRAP_ENDS and middle < _WRAP_MIDDLE
+
+
+def _degrees(dataset: Dataset, what: str, values: np.ndarray) -> list[Remark]:
+    """A robot whose joints are known to be in rad, with values that can only be degrees."""
+    limits = joint_limits(dataset, values.shape[1])
+    if limits is None:
+        return []
+    low, high = np.array(limits).T
+    beyond = (values < low - LIMIT_TOLERANCE) | (values > high + LIMIT_TOLERANCE)
+    if beyond.mean() < 0.2 or np.abs(values).max() < 2 * math.pi:
+        return []
+    text = (
+        f"{what}s: {beyond.mean():.0%} of the values are beyond the joint limits, up to "
+        f"{np.abs(values).max():.1f}: are these degrees?"
+    )
+    return [Remark(text, "expected rad: convert them with pi / 180 when recording")]

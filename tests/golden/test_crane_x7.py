@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import math
 import lzma
+import math
 import os
 import shutil
 from pathlib import Path

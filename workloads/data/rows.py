@@ -1,4 +1,4 @@
-"""Rows from local JSONL, Parquet and CSV files, with every bad row named by file and line.
+"""Rows from local JSON, CSV, text, Parquet and Arrow files, each bad one named by file and line.
 
 A row is bad when it cannot be read (invalid JSON, not UTF-8, wrong number of fields), lacks a
 column or holds the wrong type. Few bad rows are skipped and reported; too many stop the reading,
@@ -6,28 +6,32 @@ since then the file is wrong rather than some of its rows.
 """
 
 import csv
-import hashlib
 import json
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from workloads.data.row_files import data_files, fingerprint, kind_of, open_text, unreadable
 from workloads.errors import UserError
 
 Row = dict[str, Any]
 Columns = Mapping[str, type]
+# What to keep of a row, or what is wrong with it.
+Accept = Callable[[Row], Row | str]
 
 _SHOWN = 10
 _BOM = b"\xef\xbb\xbf"
 # Longer fields than csv's own 131072 characters are ordinary documents.
 _LONGEST_FIELD = 2**27
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-_SPLIT = re.compile(r"(train|test|valid|validation|val|dev|eval)(?![a-z])", re.IGNORECASE)
+# What text that is not UTF-8 mostly is; the first that reads a line is named.
+_ENCODINGS = ("cp932", "euc_jp", "gb18030", "cp949", "big5", "cp1252")
 _NAMES = {
     str: "text",
     int: "a whole number",
@@ -77,91 +81,39 @@ class Rows:
             self._lines.append(line)
 
 
-def read_rows(path: Path, columns: Columns, budget: int | None = None) -> Rows:
-    """The rows of a file, or of all files in a folder, that have `columns` of the given types.
+def read_rows(
+    path: Path,
+    columns: Columns | Accept,
+    budget: int | None = None,
+    encoding: str = "utf-8",
+) -> Rows:
+    """The rows of a file, of all files in a folder, or of those that a pattern matches.
 
-    `path` ends in .jsonl, .parquet or .csv (UTF-8, with or without a byte order mark), or is a
-    folder of such files of one kind. Rows keep the named columns only; without names they keep
-    all. Types are str, int, float (whole numbers pass), bool, list, dict, or object for anything;
-    a CSV field that is not to be text is read as JSON. Blank lines are no rows. Files are read as
-    a stream.
+    Files end in one of `row_files.kinds()`; a folder may hold several kinds. A text file gives a
+    row with `text` for each line; JSON is one row a line, or an array of rows. `columns` are those
+    to keep, with their types; without names rows keep all. Types are str, int, float (whole numbers
+    pass), bool, list, dict, or object for anything; a field of CSV and TSV that is not to be text
+    is read as JSON. A function in their place says of each whole row what to keep of it, or what
+    is wrong. Blank lines are no rows. encoding: of text files.
 
     `budget` is how many bad rows are skipped: by default 10, or 0.1 % of the rows where that is
     more. Raises UserError past it, listing the first ones; also for a missing or empty file, a
-    missing column of Parquet or CSV, and a folder with several kinds or splits.
+    missing column of a table, and a folder with several splits.
     """
+    accept = columns if callable(columns) else None
+    wanted: Columns = {} if callable(columns) else columns
     result = Rows()
     for file in data_files(path):
         result._begin(file)
         read = len(result.rows) + len(result.bad)
-        for line, found in _read(file, columns):
-            result._add(line, found)
+        for line, found in _read(file, wanted, encoding):
+            good = accept is not None and not isinstance(found, str)
+            result._add(line, accept(found) if good else found)  # type: ignore[arg-type, misc]
         if read == len(result.rows) + len(result.bad):
             raise UserError(f"{file}: expected rows, found none; fill or remove the file")
     _keep_within(budget, path, result)
     result.fingerprint = fingerprint(path)
     return result
-
-
-def data_files(path: Path) -> list[Path]:
-    """`path` itself, or the data files below it in the order of their names."""
-    if path.is_file():
-        if path.suffix.lower() not in _READERS:
-            raise UserError(f"expected a file ending in {_kinds()}, found {path}; convert it")
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"expected a file or folder of rows, found nothing at {path}; check it")
-    below = [file for file in sorted(path.rglob("*")) if _is_data(file.relative_to(path))]
-    files = [file for file in below if file.is_file()]
-    if not files:
-        raise UserError(f"expected files ending in {_kinds()} in {path}, found none; add some")
-    _refuse_mixture(path, files)
-    return files
-
-
-def fingerprint(path: Path) -> str:
-    """A digest of the bytes of a file, or of all data files of a folder in their order."""
-    digests = [_digest(file) for file in data_files(path)]
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
-
-
-def _digest(file: Path) -> str:
-    try:
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16))
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    return digest.hexdigest()
-
-
-def _unreadable(file: Path, error: OSError) -> UserError:
-    return UserError(f"{file}: expected a readable file, found: {error.strerror}; check its rights")
-
-
-def _kinds() -> str:
-    return ", ".join(_READERS)
-
-
-def _is_data(name: Path) -> bool:
-    hidden = any(part.startswith(".") for part in name.parts)
-    return not hidden and name.suffix.lower() in _READERS
-
-
-def _refuse_mixture(folder: Path, files: list[Path]) -> None:
-    kinds = sorted({file.suffix.lower() for file in files})
-    if len(kinds) > 1:
-        raise UserError(
-            f"expected files of one kind in {folder}, found {', '.join(kinds)}; name one file"
-        )
-    names = [part for file in files for part in file.relative_to(folder).parts]
-    splits = sorted({match[1].lower() for name in names if (match := _SPLIT.match(name))})
-    if len(splits) > 1:
-        raise UserError(
-            f"expected one split in {folder}, found {', '.join(splits)}; "
-            "name the file or folder of the one to read"
-        )
 
 
 def _keep_within(budget: int | None, path: Path, result: Rows) -> None:
@@ -178,49 +130,145 @@ def _keep_within(budget: int | None, path: Path, result: Rows) -> None:
     )
 
 
-def _read(file: Path, columns: Columns) -> Iterator[tuple[int, Row | str]]:
+def _read(file: Path, columns: Columns, encoding: str) -> Iterator[tuple[int, Row | str]]:
     """Line and row, or line and what is wrong with it."""
+    kind = str(kind_of(file))
     try:
-        yield from _READERS[file.suffix.lower()](file, columns)
+        if kind in _READERS:
+            yield from _READERS[kind](file, columns)
+            return
+        with open_text(file, encoding) as content:
+            yield from _TEXT_READERS[kind](file, _without_mark(file, content), columns)
     except OSError as error:
-        raise _unreadable(file, error) from error
-
-
-def _read_jsonl(file: Path, columns: Columns) -> Iterator[tuple[int, Row | str]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(_without_mark(file, lines), start=1):
-            if line.strip():
-                yield number, _from_json_line(line.rstrip(b"\r\n"), columns)
+        raise unreadable(file, error) from error
 
 
 def _without_mark(file: Path, lines: Iterable[bytes]) -> Iterator[bytes]:
     for number, line in enumerate(lines):
         if number == 0 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise UserError(f"{file}: expected UTF-8 text, found UTF-16; convert it (iconv)")
+            raise UserError(
+                f"{file}: expected UTF-8 text, found UTF-16; convert it (iconv), "
+                "or set data.encoding=utf-16"
+            )
         yield line.removeprefix(_BOM) if number == 0 else line
+
+
+def _read_json(
+    file: Path, lines: Iterator[bytes], columns: Columns
+) -> Iterator[tuple[int, Row | str]]:
+    """One row a line; else one array of rows, or rows of several lines each."""
+    head = _first_lines(lines)
+    rest = chain(head, lines)
+    if not _is_one_value(head, file):
+        yield from _read_json_values(file, b"".join(rest), columns)
+        return
+    for number, line in enumerate(rest, start=1):
+        if line.strip():
+            yield number, _from_json_line(line.rstrip(b"\r\n"), columns)
+
+
+def _first_lines(lines: Iterator[bytes]) -> list[bytes]:
+    """Lines up to the second one that is not blank."""
+    head: list[bytes] = []
+    for line in lines:
+        head.append(line)
+        if sum(bool(one.strip()) for one in head) == 2:
+            break
+    return head
+
+
+def _is_one_value(head: list[bytes], file: Path) -> bool:
+    """Whether the first line is a row of its own, good or bad; an array by itself is none."""
+    full = [line.strip() for line in head if line.strip()]
+    if not full:
+        return True
+    try:
+        value = json.loads(full[0])
+    except ValueError:
+        begins = full[0][:1] if kind_of(file) == ".json" else full[0]
+        return full[0][:1] != b"[" and begins != b"{"
+    return len(full) > 1 or not isinstance(value, list)
+
+
+def _read_json_values(
+    file: Path, content: bytes, columns: Columns
+) -> Iterator[tuple[int, Row | str]]:
+    """The objects of an array, or objects one behind the other; line: where each begins."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{file}:{line}: {_not_utf8(1, content[error.start])}{_reads_as(content)}"
+        ) from error
+    place = _skip(text, 0, "")
+    in_array = text[place : place + 1] == "["
+    place, line, counted = _skip(text, place + in_array, ""), 1, 0
+    while place < len(text) and not (in_array and text[place] == "]"):
+        line, counted = line + text.count("\n", counted, place), place
+        try:
+            value, end = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise UserError(f"{file}:{line}: invalid JSON in this row: {reason}; fix it") from error
+        yield line, _from_json_value(value, text[place:end], columns)
+        place = _skip(text, end, "," if in_array else "")
+    if in_array and place >= len(text):
+        raise UserError(f"{file}: expected the end of the array, ], found the end of the file")
+
+
+def _skip(text: str, place: int, also: str) -> int:
+    while place < len(text) and (text[place].isspace() or (also and text[place] == also)):
+        place += 1
+    return place
 
 
 def _from_json_line(line: bytes, columns: Columns) -> Row | str:
     try:
-        value = _DECODER.decode(line.decode())
-        if b"\\u" in line:  # only an escape can smuggle in half a character
-            json.dumps(value, ensure_ascii=False).encode()
+        text = line.decode()
+        return _from_json_value(_DECODER.decode(text), text, columns)
     except UnicodeDecodeError as error:
-        return _not_utf8(error.start + 1, line[error.start])
-    except UnicodeEncodeError as error:
-        half = ord(error.object[error.start])
-        return f"invalid text: half a surrogate pair (\\u{half:04x})"
+        return _not_utf8(error.start + 1, line[error.start]) + _reads_as(line)
     except json.JSONDecodeError as error:
         return f"invalid JSON at column {error.colno}: {error.msg}"
     except (ValueError, RecursionError) as error:
         return f"invalid JSON: {error}"
+
+
+def _from_json_value(value: Any, text: str, columns: Columns) -> Row | str:
+    if "\\u" in text:  # only an escape can smuggle in half a character
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ord(error.object[error.start])
+            return f"invalid text: half a surrogate pair (\\u{half:04x})"
     if not isinstance(value, dict):
-        return f"expected a JSON object, found {_described(value)}"
+        return f"expected a JSON object, found {described(value)}"
     return _checked(value, columns)
+
+
+def _read_txt(
+    file: Path, lines: Iterator[bytes], columns: Columns
+) -> Iterator[tuple[int, Row | str]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                yield number, _checked({"text": line.decode().rstrip("\r\n")}, columns)
+            except UnicodeDecodeError as error:
+                yield number, _not_utf8(error.start + 1, line[error.start]) + _reads_as(line)
 
 
 def _not_utf8(column: int, byte: int) -> str:
     return f"not UTF-8 at byte {column} (0x{byte:02x}); save the file as UTF-8"
+
+
+def _reads_as(content: bytes) -> str:
+    """The encoding that the bytes may be in, for a message."""
+    for encoding in _ENCODINGS:
+        with suppress(UnicodeDecodeError):
+            content.decode(encoding)
+            return f" (it reads as {encoding}: set data.encoding={encoding})"
+    return ""
 
 
 def _no_constant(name: str) -> float:
@@ -234,7 +282,7 @@ def _checked(row: Row, columns: Columns) -> Row | str:
         if name not in row:
             return f"missing column {name!r}; found {_listed(row)}"
         if not _is_a(row[name], kind):
-            found = _described(row[name])
+            found = described(row[name])
             return f"column {name!r}: expected {_NAMES.get(kind, kind.__name__)}, found {found}"
     return {name: row[name] for name in columns}
 
@@ -249,7 +297,8 @@ def _is_a(value: object, kind: type) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """A value's kind in words, with the value where it is short: for messages."""
     name = _NAMES.get(type(value), type(value).__name__)
     if value is None or isinstance(value, (list, dict)):
         return name
@@ -257,21 +306,32 @@ def _described(value: object) -> str:
     return f"{name} ({text if len(text) <= 40 else text[:37] + '...'})"
 
 
-def _read_csv(file: Path, columns: Columns) -> Iterator[tuple[int, Row | str]]:
+def _read_csv(
+    file: Path, lines: Iterator[bytes], columns: Columns
+) -> Iterator[tuple[int, Row | str]]:
     csv.field_size_limit(_LONGEST_FIELD)
-    with file.open("rb") as lines:
-        # A byte that is not UTF-8 is carried along to the row it belongs to.
-        texts = (line.decode(errors="surrogateescape") for line in _without_mark(file, lines))
-        reader = csv.reader(texts, strict=True)
-        header: list[str] = []
-        for number, fields in _csv_records(file, reader):
-            if isinstance(fields, str):
-                yield number, fields
-            elif header:
-                yield number, _from_fields(header, fields, columns)
-            else:
-                header = fields
-                _require(columns, header, f"{file}:{number}")
+    # A byte that is not UTF-8 is carried along to the row it belongs to.
+    texts = (line.decode(errors="surrogateescape") for line in lines)
+    delimiter = "\t" if kind_of(file) == ".tsv" else ","
+    reader = csv.reader(texts, strict=True, delimiter=delimiter)
+    header: list[str] = []
+    for number, fields in _csv_records(file, reader):
+        if isinstance(fields, str):
+            yield number, fields
+        elif header:
+            yield number, _from_fields(header, fields, columns)
+        else:
+            header = fields
+            _refuse_other_encoding(header, f"{file}:{number}")
+            _require(columns, header, f"{file}:{number}")
+
+
+def _refuse_other_encoding(header: list[str], place: str) -> None:
+    raw = ",".join(header).encode(errors="surrogateescape")
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: {_not_utf8(error.start + 1, raw[error.start])}{_reads_as(raw)}") from error
 
 
 def _csv_records(file: Path, reader: Any) -> Iterator[tuple[int, list[str] | str]]:
@@ -300,7 +360,8 @@ def _from_fields(header: list[str], fields: list[str], columns: Columns) -> Row 
     for text in fields:
         if broken := _NOT_UTF8.search(text):
             place = len(text[: broken.start()].encode(errors="surrogateescape")) + 1
-            return _not_utf8(place, ord(broken[0]) - 0xDC00) + " (counted in its field)"
+            other = _reads_as(text.encode(errors="surrogateescape"))
+            return _not_utf8(place, ord(broken[0]) - 0xDC00) + f" (counted in its field){other}"
     row: Row = dict(zip(header, fields, strict=True))
     for name, kind in columns.items():
         with suppress(ValueError):  # stays text, and is named as such
@@ -327,20 +388,46 @@ def _require(columns: Columns, found: list[str], place: str) -> None:
 
 
 def _read_parquet(file: Path, columns: Columns) -> Iterator[tuple[int, Row | str]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with _whole_table(file, "Parquet"), pq.ParquetFile(file) as table:
+        _require(columns, table.schema_arrow.names, str(file))
+        batches = table.iter_batches(4096, columns=list(columns) or None)
+        yield from _table_rows(batches, columns)
+
+
+def _read_arrow(file: Path, columns: Columns) -> Iterator[tuple[int, Row | str]]:
+    """A stream, as `datasets` writes it, or a file, as others do."""
+    import pyarrow as pa
+
+    with _whole_table(file, "Arrow"), pa.memory_map(str(file)) as content:
+        try:
+            table = pa.ipc.open_stream(content)
+        except pa.ArrowInvalid:
+            opened = pa.ipc.open_file(content)
+            batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+        else:
+            opened, batches = table, iter(table)
+        _require(columns, opened.schema.names, str(file))
+        chosen = (batch.select(list(columns)) if columns else batch for batch in batches)
+        yield from _table_rows(chosen, columns)
+
+
+@contextmanager
+def _whole_table(file: Path, kind: str) -> Iterator[None]:
+    import pyarrow as pa
+
     try:
-        with pq.ParquetFile(file) as table:
-            _require(columns, table.schema_arrow.names, str(file))
-            number = 0
-            for batch in table.iter_batches(4096, columns=list(columns) or None):
-                for row in _plain_rows(batch):
-                    number += 1
-                    yield number, row if isinstance(row, str) else _checked(row, columns)
+        yield
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: expected a whole Parquet file, found: {reason}") from error
+        raise UserError(f"{file}: expected a whole {kind} file, found: {reason}") from error
+
+
+def _table_rows(batches: Iterable[Any], columns: Columns) -> Iterator[tuple[int, Row | str]]:
+    rows = chain.from_iterable(_plain_rows(batch) for batch in batches)
+    for number, row in enumerate(rows, start=1):
+        yield number, row if isinstance(row, str) else _checked(row, columns)
 
 
 def _plain_rows(batch: Any) -> Iterator[Row | str]:
@@ -358,4 +445,13 @@ def _plain_rows(batch: Any) -> Iterator[Row | str]:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
-_READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".csv": _read_csv}
+_READERS = {".parquet": _read_parquet, ".arrow": _read_arrow}
+_TEXT_READERS = {
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".txt": _read_txt,
+}
+__all__ = ["Accept", "BadRow", "Rows", "data_files", "described", "fingerprint", "read_rows"]

@@ -1,12 +1,19 @@
 """Rows come back whole, and each bad one is named by file, line and reason."""
 
+import bz2
+import gzip
+import json
+import lzma
 import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
+from datasets import Dataset
 
+from workloads.data.row_files import left_out
 from workloads.data.rows import BadRow, data_files, fingerprint, read_rows
 from workloads.errors import UserError
 
@@ -62,7 +69,8 @@ def test_without_names_all_columns_are_kept(tmp_path: Path):
         ('{"question": ["q"], "answer": "a"}', "column 'question': expected text, found a list"),
         (
             b'{"question": "caf\xe9", "answer": "a"}',
-            "not UTF-8 at byte 18 (0xe9); save the file as UTF-8",
+            "not UTF-8 at byte 18 (0xe9); save the file as UTF-8 "
+            "(it reads as cp1252: set data.encoding=cp1252)",
         ),
         (
             '{"question": "\\ud83d", "answer": "a"}',
@@ -173,8 +181,8 @@ def test_a_header_alone_is_no_row(tmp_path: Path):
 def test_what_is_not_there_or_not_known_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="found nothing at"):
         read_rows(tmp_path / "no.jsonl", QA)
-    with pytest.raises(UserError, match=r"ending in .jsonl, .parquet, .csv, found .*a\.txt"):
-        read_rows(write(tmp_path / "a.txt", GOOD), QA)
+    with pytest.raises(UserError, match=r"ending in .jsonl.*\.csv.*\.zst.*, found .*a\.xlsx"):
+        read_rows(write(tmp_path / "a.xlsx", GOOD), QA)
     with pytest.raises(UserError, match="found none"):
         read_rows(tmp_path, QA)
 
@@ -208,7 +216,11 @@ def test_csv_counts_physical_lines(tmp_path: Path):
         (4, "expected 3 fields as in the header, found 2"),
         (6, "expected 3 fields as in the header, found 4"),
         (7, "invalid CSV: ',' expected after '\"'"),
-        (8, "not UTF-8 at byte 4 (0xe9); save the file as UTF-8 (counted in its field)"),
+        (
+            8,
+            "not UTF-8 at byte 4 (0xe9); save the file as UTF-8 (counted in its field) "
+            "(it reads as cp1252: set data.encoding=cp1252)",
+        ),
     ]
     assert rows.place(1) == f"{file}:9"
 
@@ -323,11 +335,140 @@ def test_an_empty_file_in_a_folder_is_named(tmp_path: Path):
         read_rows(tmp_path, QA)
 
 
-def test_a_folder_of_several_kinds_is_refused(tmp_path: Path):
-    write(tmp_path / "a.jsonl", GOOD)
-    write(tmp_path / "a.csv", "question,answer")
-    with pytest.raises(UserError, match=r"files of one kind .* found \.csv, \.jsonl"):
-        data_files(tmp_path)
+def packed(path: Path, content: str) -> Path:
+    """A file packed as its name says."""
+    raw = content.encode()
+    how = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    how[".zst"] = zstandard.ZstdCompressor().compress
+    path.write_bytes(how[path.suffix](raw))
+    return path
+
+
+def test_a_folder_of_several_kinds_gives_all_rows_and_names_what_is_left_out(tmp_path: Path):
+    """L-F6"""
+    packed(tmp_path / "b.jsonl.gz", GOOD)
+    write(tmp_path / "a.json", f"[{GOOD},", f"{GOOD}]")
+    write(tmp_path / "c.csv", "question,answer", "q,a")
+    write(tmp_path / "d.txt", "one", "two")
+    for name in ("e.pdf", "f.jsonl.zip", "README.txt", ".hidden.jsonl", "dataset_infos.json"):
+        write(tmp_path / name, "not data")
+    rows = read_rows(tmp_path, {})
+    assert len(rows.rows) == 6 and rows.rows[-1] == {"text": "two"}
+    assert [file.name for file in left_out(tmp_path)] == [
+        "README.txt",
+        "dataset_infos.json",
+        "e.pdf",
+        "f.jsonl.zip",
+    ]
+    assert left_out(tmp_path / "a.json") == []
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_packed_texts_are_read(tmp_path: Path, suffix: str):
+    """L-F6"""
+    file = packed(tmp_path / f"a.ndjson{suffix}", f"{GOOD}\n{GOOD}\n")
+    assert len(read_rows(file, QA).rows) == 2
+    assert read_rows(file, QA).place(1) == f"{file}:2"
+    cut = packed(tmp_path / f"cut.jsonl{suffix}", f"{GOOD}\n" * 2000)
+    cut.write_bytes(cut.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"expected a whole packed file"):
+        read_rows(cut, QA)
+    cut.write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match=r"expected a whole packed file"):
+        read_rows(cut, QA)
+    twice = tmp_path / f"twice.jsonl{suffix}"
+    twice.write_bytes(file.read_bytes() * 2)  # as `cat` joins packed files
+    assert len(read_rows(twice, QA).rows) == 4
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_an_array_of_rows_is_read_with_its_lines(tmp_path: Path, name: str):
+    """L-S6"""
+    rows = [{"question": f"q\n{i}", "answer": "a"} for i in range(3)]
+    for indent in (None, 1):
+        file = write(tmp_path / name, json.dumps(rows, indent=indent))
+        assert read_rows(file, QA).rows == rows
+    assert read_rows(file, QA).place(1) == f"{file}:6"
+    file = write(tmp_path / name, "[", GOOD + ",", '{"question": 1},', GOOD, "]")
+    assert reasons(file)[0][0] == 3
+    with pytest.raises(UserError, match=r":2: invalid JSON in this row"):
+        read_rows(write(tmp_path / name, "[", '{"question": "q", "answer": }', "]"), QA)
+    with pytest.raises(UserError, match="expected the end of the array"):
+        read_rows(write(tmp_path / name, "[", GOOD + ","), QA)
+
+
+def test_rows_of_several_lines_and_of_one_line_in_json(tmp_path: Path):
+    file = write(tmp_path / "a.json", GOOD, GOOD)
+    assert len(read_rows(file, QA).rows) == 2
+    pretty = json.dumps(json.loads(GOOD), indent=2)
+    assert len(read_rows(write(tmp_path / "a.jsonl", pretty, pretty), QA).rows) == 2
+
+
+def test_tabs_and_lines_of_text(tmp_path: Path):
+    file = write(tmp_path / "a.tsv", "question\tanswer", 'one, two\t"tab\there"')
+    assert read_rows(file, QA).rows == [{"question": "one, two", "answer": "tab\there"}]
+    file = write(tmp_path / "a.txt", b"\xef\xbb\xbffirst", "", " second ", b"\xff")
+    rows = read_rows(file, {"text": str})
+    assert [row["text"] for row in rows.rows] == ["first", " second "]
+    assert rows.bad[0].line == 4 and "not UTF-8" in rows.bad[0].reason
+
+
+@pytest.mark.parametrize("encoding", ["cp932", "euc_jp", "gb18030", "cp949"])
+def test_another_encoding_is_named_and_read_where_it_is_said(tmp_path: Path, encoding: str):
+    """L-S5"""
+    text = "問,答\n中国,北京\n" if encoding != "cp949" else "물음,답\n서울,한국\n"
+    file = write(tmp_path / "a.csv", text.encode(encoding))
+    with pytest.raises(UserError, match=r"a\.csv:1: not UTF-8 .* reads as \w+"):
+        read_rows(file, {})
+    found = read_rows(file, {}, encoding=encoding).rows
+    assert found == [dict(zip(*[line.split(",") for line in text.splitlines()], strict=True))]
+    with pytest.raises(UserError, match="as data.encoding says"):
+        read_rows(write(tmp_path / "b.csv", b"a,b\n\x81\x00\xff,1"), {}, encoding="cp932")
+
+
+def test_utf_16_is_read_where_it_is_said(tmp_path: Path):
+    """L-S5: as spreadsheets export it."""
+    file = write(tmp_path / "a.tsv", "質問\t回答\r\n都は\t奈良\r\n".encode("utf-16"))
+    with pytest.raises(UserError, match="data.encoding=utf-16"):
+        read_rows(file, {})
+    assert read_rows(file, {}, encoding="utf-16").rows == [{"質問": "都は", "回答": "奈良"}]
+
+
+def test_arrow_files_and_folders_that_datasets_has_saved(tmp_path: Path):
+    """L-F6"""
+    rows = [{"question": str(i), "answer": "a"} for i in range(5)]
+    saved = tmp_path / "saved"
+    Dataset.from_list(rows).save_to_disk(saved)
+    write(saved / "cache-1234.arrow", "of another step")
+    assert read_rows(saved, QA).rows == rows
+    assert [file.name for file in left_out(saved)] == ["cache-1234.arrow"]
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    assert read_rows(tmp_path / "a.arrow", {"answer": str}).rows == [{"answer": "a"}] * 5
+    with pytest.raises(UserError, match="expected a whole Arrow file"):
+        read_rows(write(tmp_path / "b.arrow", "no table"), QA)
+
+
+def test_a_pattern_stands_for_its_files(tmp_path: Path):
+    """L-F6"""
+    for name in ("a/1.jsonl", "a/2.jsonl", "b/3.jsonl"):
+        write(tmp_path / name, GOOD)
+    assert len(data_files(tmp_path / "*" / "*.jsonl")) == 3
+    assert len(data_files(tmp_path / "**" / "[12].jsonl")) == 2
+    assert len(data_files(tmp_path / "[ab]")) == 3
+    with pytest.raises(UserError, match="files of rows that match"):
+        data_files(tmp_path / "*.csv")
+
+
+def test_a_function_decides_what_a_row_keeps(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", GOOD, '{"other": 1}', "{")
+    rows = read_rows(file, lambda row: {"n": len(row)} if "question" in row else "no question")
+    assert rows.rows == [{"n": 2}]
+    assert [(row.line, row.reason.split(" at")[0]) for row in rows.bad] == [
+        (2, "no question"),
+        (3, "invalid JSON"),
+    ]
 
 
 @pytest.mark.parametrize("other", ["test.jsonl", "validation-00000.jsonl", "test/0.jsonl"])

@@ -123,11 +123,12 @@ def adapter_state(source: Path, adapter: Adapter) -> tuple[dict[str, torch.Tenso
     from safetensors.torch import load_file
 
     if weights.layout(source) == "sharded":
-        # A module's own names have the adapter's in them; those that peft saves do not.
         mark = f".{adapter.name}."
-        state = weights.read_state(source, torch.float32)
-        named = {name.replace(mark, "."): value for name, value in state.items()}
-        own = {_saved_as(name): value for name, value in named.items() if _SAVED.search(name)}
+        own = weights.read_state(source, torch.float32)
+        if any(mark in name for name in own):
+            # A module's own names have the adapter's in them; those that peft saves do not.
+            named = {name.replace(mark, "."): value for name, value in own.items()}
+            own = {_saved_as(name): value for name, value in named.items() if _SAVED.search(name)}
         return own, lora_config(adapter)
     folder = adapter_folder(source, adapter.name)
     return load_file(folder / ADAPTER_WEIGHTS), PeftConfig.from_pretrained(str(folder))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from workloads.data.row_files import is_data
 from workloads.data.rows import BadRow, data_files, read_rows
 from workloads.errors import UserError
 from workloads.grpo.data.images import (
@@ -197,7 +198,7 @@ def _tables(path: Path, split: str | None) -> list[Path]:
 
 def _is_table(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and file.suffix.lower() in (".jsonl", ".parquet", ".csv") and file.is_file()
+    return not hidden and file.is_file() and is_data(file)
 
 
 def _splits_of(file: Path, folder: Path) -> set[str]:

@@ -9,8 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tests.support.robot_data import crane_episode, lerobot_video_v3, picture, rewrite, rlds, step_of, vectors
 
+from tests.support.robot_data import (
+    crane_episode,
+    lerobot_video_v3,
+    picture,
+    rewrite,
+    rlds,
+    step_of,
+    vectors,
+)
 from workloads.data.robot import open_dataset, statistics
 from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.data.robot.drawing import action_curves, contact_sheet

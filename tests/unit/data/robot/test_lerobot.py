@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
 from tests.support.robot_data import (
     crane_episode,
     lerobot_video_v2,
@@ -17,7 +18,6 @@ from tests.support.robot_data import (
     vectors,
     video,
 )
-
 from workloads.data.robot import DamagedRecord, open_dataset
 from workloads.data.robot.lerobot.video import VideoError, Videos
 from workloads.data.robot.lerobot.writer import to_lerobot_v3

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.robot_data import crane_episode, picture, rewrite, step_of, vectors
 
+from tests.support.robot_data import crane_episode, picture, rewrite, step_of, vectors
 from workloads.data import tf_example, tfrecord
 from workloads.data.robot import DamagedRecord, images, open_dataset
 from workloads.data.robot.crane_x7 import npz, tfrecords

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.robot_data import picture, rlds, step_of, vectors
 
+from tests.support.robot_data import picture, rlds, step_of, vectors
 from workloads.data import tfrecord
 from workloads.data.robot import DamagedRecord, images, open_dataset, statistics
 from workloads.errors import UserError

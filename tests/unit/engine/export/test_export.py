@@ -235,14 +235,16 @@ def test_an_adapter_over_random_weights_is_merged(tmp_path: Path) -> None:
     assert torch.allclose(logits(loaded), logits(model), atol=1e-4)
 
 
-def test_a_sharded_adapter(tmp_path: Path) -> None:
-    """As accelerate shards one: the adapter's weights alone, by peft's names."""
+@pytest.mark.parametrize("more", [{}, {"use_dora": True, "modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize("named_by_peft", [True, False])
+def test_a_sharded_adapter(tmp_path: Path, more: dict[str, Any], named_by_peft: bool) -> None:
+    """As accelerate shards one: the adapter's weights alone, by peft's names or the model's own."""
     import torch.distributed.checkpoint as dcp
     from peft import get_peft_model_state_dict
 
-    run = make_run(tmp_path, adapter=LORA)
+    run = make_run(tmp_path, adapter={**LORA, **more})
     model = trained_adapter(make_model(), run)
-    state = {"model": get_peft_model_state_dict(model)}
+    state = {"model": get_peft_model_state_dict(model) if named_by_peft else model.state_dict()}
 
     def fill(folder: Path) -> None:
         writer = dcp.FileSystemWriter(folder / "pytorch_model_fsdp_0")

@@ -1,0 +1,189 @@
+"""Which files of a source hold rows, how they are opened, and a digest of their bytes."""
+
+import bz2
+import glob
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from workloads.errors import UserError
+
+def _open_zst(file: Path) -> BinaryIO:
+    """Arrow reads all frames of a file and names a cut one; zstandard's reader does neither."""
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(file), compression="zstd"))
+
+
+TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+TABLES = (".parquet", ".arrow")
+_PACKED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zst,
+}
+# Written beside rows by the libraries and people that make data sets.
+_COMPANIONS = ("readme", "license", "licence", "notice", "changelog", "citation")
+_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_SPLIT = re.compile(r"(train|test|valid|validation|val|dev|eval)(?![a-z])", re.IGNORECASE)
+
+
+def kind_of(file: Path) -> str | None:
+    """The kind of rows in a file by its name, such as .jsonl for a.jsonl.gz; None for no rows."""
+    suffix = file.suffix.lower()
+    if suffix in _PACKED:
+        inner = Path(file.stem).suffix.lower()
+        return inner if inner in TEXTS else None
+    return suffix if suffix in TEXTS + TABLES else None
+
+
+def kinds() -> str:
+    """The names that files of rows may end in, for messages."""
+    return f"{', '.join(TEXTS + TABLES)} (texts also with {', '.join(_PACKED)})"
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files with rows of a file, a folder or a pattern such as data/*.jsonl, in their order.
+
+    A folder that `datasets` has saved gives the files it lists. Raises UserError where there are
+    none, and for a folder with several splits.
+    """
+    if is_pattern(path):
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        files = [file for match in found if not _is_hidden(match) for file in _of_match(match)]
+        if not files:
+            raise UserError(f"expected files of rows that match {path}, found none; check it")
+        return files
+    if path.is_file():
+        if kind_of(path) is None:
+            raise UserError(f"expected a file ending in {kinds()}, found {path}; convert it")
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"expected a file or folder of rows, found nothing at {path}; check it")
+    files = [file for file in _below(path) if is_data(file)]
+    if not files:
+        raise UserError(f"expected files ending in {kinds()} in {path}, found none; add some")
+    _refuse_splits(path, files)
+    return files
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path is a pattern of names and not the name of something that is there."""
+    return glob.has_magic(str(path)) and not path.exists()
+
+
+def is_data(file: Path) -> bool:
+    """Whether a file of a folder holds rows, and not what a library or a person wrote about them."""
+    if kind_of(file) is None or file.name in _METADATA:
+        return False
+    if file.suffix.lower() == ".txt" and file.stem.lower() in _COMPANIONS:
+        return False
+    listed = _listed_by_datasets(file.parent)
+    return listed is None or file.name in listed
+
+
+def left_out(path: Path) -> list[Path]:
+    """The files of a folder that hold no rows we can read; none for a file or a pattern."""
+    if not path.is_dir():
+        return []
+    return [
+        file
+        for file in _below(path)
+        if not is_data(file) and not (file.name in _METADATA and _listed_by_datasets(file.parent))
+    ]
+
+
+def _of_match(match: Path) -> list[Path]:
+    if match.is_dir():
+        return [file for file in _below(match) if is_data(file)]
+    return data_files(match)
+
+
+def _below(folder: Path) -> list[Path]:
+    """All files below a folder that are not hidden, in the order of their names."""
+    inner = sorted(folder.rglob("*"))
+    return [file for file in inner if file.is_file() and not _is_hidden(file.relative_to(folder))]
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in name.parts)
+
+
+def _listed_by_datasets(folder: Path) -> set[str] | None:
+    """The data files of a folder of `save_to_disk`; others in it are caches. None for no such."""
+    state = folder / "state.json"
+    if not state.is_file() or not (folder / "dataset_info.json").is_file():
+        return None
+    try:
+        listed = json.loads(state.read_text(encoding="utf-8")).get("_data_files") or []
+        return {str(entry["filename"]) for entry in listed}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"{state}: expected the state of a saved data set: {error}") from error
+
+
+def _refuse_splits(folder: Path, files: list[Path]) -> None:
+    names = [part for file in files for part in file.relative_to(folder).parts]
+    splits = sorted({match[1].lower() for name in names if (match := _SPLIT.match(name))})
+    if len(splits) > 1:
+        raise UserError(
+            f"expected one split in {folder}, found {', '.join(splits)}; "
+            "name the file or folder of the one to read"
+        )
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of the bytes of a file, or of all data files of a folder in their order."""
+    digests = [_digest(file) for file in data_files(path)]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def _digest(file: Path) -> str:
+    try:
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16))
+    except OSError as error:
+        raise unreadable(file, error) from error
+    return digest.hexdigest()
+
+
+def unreadable(file: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(f"{file}: expected a readable file, found: {reason}; check its rights")
+
+
+@contextmanager
+def open_text(file: Path, encoding: str) -> Iterator[BinaryIO]:
+    """The bytes of a text file in UTF-8, unpacked; what is not UTF-8 stays for the rows to tell."""
+    opener = _PACKED.get(file.suffix.lower())
+    try:
+        with opener(file) if opener else file.open("rb") as content:
+            yield content if _is_utf8(encoding) else _recoded(content, encoding)
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the disk, not of what is on it
+        raise UserError(f"{file}: expected a whole packed file, found: {error}") from error
+    except UnicodeError as error:
+        raise UserError(
+            f"{file}: expected text in {encoding}, as data.encoding says, found other bytes: "
+            f"{error}; correct it"
+        ) from error
+
+
+def _is_utf8(encoding: str) -> bool:
+    return encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
+
+
+def _recoded(content: BinaryIO, encoding: str) -> BinaryIO:
+    text = io.TextIOWrapper(content, encoding, newline="").read()
+    return io.BytesIO(text.removeprefix("\ufeff").encode())

@@ -1,140 +1,342 @@
 """Answers taken out of their tags, and whether two of them mean the same.
 
-Plain answers ("7", "There are 7 items", "140°", "3, 4") are compared by all the numbers in them,
-in any order unless they stand in brackets, so that naming several numbers earns nothing where one
-was asked for. Answers with roots, fractions, letters or other LaTeX are compared by math-verify as
-one expression, never by a number inside it.
+An answer is brought into one spelling (`tidy`), the part that concludes it is found, and then it
+is compared as a choice (A to H), by all the values that it states (`quantities`), or as text.
+Naming several values earns nothing where one was wanted. What none of these can read, such as an
+integral, is left to math-verify.
 """
 
 import re
-import unicodedata
-from fractions import Fraction
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from workloads.grpo.rewards.math_checker import shared_checker
+from workloads.grpo.rewards.quantities import read_quantities, same_quantities
+from workloads.grpo.rewards.tidy import argument, plain, trimmed
 
-# The innermost pair of tags, over several lines if need be.
-_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-_NUMBER = re.compile(
-    r"(?<![\w.])(?P<minus>-?)(?P<top>(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-    r"(?:[eE][+-]?\d{1,3}(?!\w))?)"
-    r"(?:\s*/\s*(?P<bottom>\d+))?(?P<percent>\s*%)?"
+_TAG = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE)
+LONGEST = 2000  # characters of an answer that are read; a longer one is compared as text
+_LONGEST_MATH = 300  # of what math-verify is asked
+_BOXED = re.compile(r"\\f?boxed\s*(?=\{)")
+
+_LEAD = re.compile(
+    r"(?:(?<![A-Za-z])(?:final |correct |right |my )?(?:answer|ans|result|solution|option|choice)"
+    r"(?:s)?(?! in)(?:\s+(?:is|are|would be|must be|equals|to the question is)"
+    r"|\s*(?:[:=]|-(?=\s)))*\s*[:=]?"
+    r"|(?:答え|解答|正解|答案|选项|選択肢|選ぶのは|选择|选|정답|답)\s*(?:は|是|为|為|은|는|:|=)?)\s*",
+    re.IGNORECASE,
 )
-_ARITHMETIC = re.compile(r"[\d\s.+\-*/^()]*\d[\d\s.+\-*/^()]*")
-_OPERATOR = re.compile(r"\d\s*\)*\s*[+\-*/^]|[+\-*/^]\s*\(|\(\s*\d")
-# A letter that stands for a number, beside a digit or an operator: 7x is not 7.
-_VARIABLE = re.compile(r"(?<![^\W\d])[abnxyz](?=\s*[+\-*/^])|(?:\d|[+\-*/^]\s*)[abnxyz](?![^\W\d])")
-_ALGEBRA = re.compile(r"[\d\s.+\-*/^()abnxyz]*")
-_RAISED = re.compile(r"(?<=[\d)])[²³]|(?<=(?<![^\W\d])[abnxyz])[²³]")
-_TUPLE = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]")
-# Between several answers; the comma of 1,234 is none.
-_BETWEEN = re.compile(r",(?!\d{3}(?!\d))|;|\band\b")
-_SEVERAL = re.compile(r"[\d\s.,;/%()\[\]+-]*")
-_POWER = re.compile(r"\d[eE][+-]?\d")
-_DIGIT = re.compile(r"(?![0-9])\d")
-_MINUS = re.compile(r"(?:^|(?<=[=(,\[]))\s*-\s+(?=[\d.√])")
-_SQRT = re.compile(r"(?<![\\\w])sqrt\s*(?=[\d(])")
-_LENGTH_UNIT = re.compile(r"(?<=[\d})\s])(?:[cdkm]?m)(?:\^?\{?[23]\}?|[²³])?$")
-_RATIO = re.compile(r"(?<=[\d})])\s*:\s*(?=[\d\\(])")
-_MATH_SIGN = re.compile(r"[\\√π^_{}$]")
-_DELIMITER = re.compile(r"\$|\\\(|\\\[|\\boxed")
-_ROOT = re.compile(r"√\s*(?:\{(?P<braced>[^{}]*)\}|\((?P<round>[^()]*)\)|(?P<bare>\d+|\w))")
-_LONGEST_NUMBER = 1000  # characters; Python itself refuses to read more than 4300 digits
-_VULGAR = re.compile("[¼-¾⅐-⅞]")
-_SIGNS = str.maketrans(
-    {"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/", "⁄": "/", "：": ":", "，": ","}
+_CONCLUSION = re.compile(
+    r"(?<![A-Za-z])(?:therefore|thus|hence|so|then|consequently)(?![A-Za-z])[,:]?\s*"
+    r"|∴|⇒|=>|よって|ゆえに|したがって|だから|なので|因此|所以|따라서|그러므로",
+    re.IGNORECASE,
 )
+_PREMISE = re.compile(r"^\s*(?:since|because|as|given|if|when|first)(?![A-Za-z])", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=[^\d\s][^\d\s][.!?])\s+|(?<=\d[.!?])\s+(?=[A-Z])|[。！？\n]+")
+_WORKING = re.compile(r"<<[^<>]*>>")
+
+_VALUE = r"(?=\s*[-＄€£¥₩√(]*[\d.])"
+_LEAST = (
+    r"at (?:the )?(?:very )?least|no (?:less|fewer) than|not (?:less|fewer) than"
+    r"|(?:greater|more|larger) than or equal to|(?:a )?minimum of|minimally"
+    r"|最低|最少|少なくとも|至少|不少于|최소한?|적어도"
+)
+_MOST = (
+    r"at (?:the )?(?:very )?most|no more than|not more than|up to|(?:a )?maximum of|not exceeding"
+    r"|(?:less|fewer|smaller) than or equal to|最多|最大|多くとも|高々|至多|不超过|최대|많아야"
+)
+_NOT = r"not|isn't|is not|never|other than|not equal to|anything but|不是|不等于"
+_MORE = r"(?:greater|more|larger|bigger|higher) than|over|above|exceeding|exceeds|超过|大于|多于"
+_LESS = r"(?:less|fewer|smaller|lower) than|under|below|小于|少于|不到|不足"
+_OR_MORE = (
+    r"\bor (?:more|greater|higher|above|over|larger|up)\b|\band (?:above|up)\b"
+    r"|(?<=\d)\+(?!\s*[\d(√a-zA-Z])|以上|이상"
+)
+_OR_LESS = r"\bor (?:less|fewer|lower|below|under|smaller)\b|\band below\b|以下|以内|이하"
+_NOT_AFTER = (
+    r"ではない|ではありません|じゃない|でない|이 아니|가 아니|[個个つ개]?(?:이|가)? 아니|아님"
+)
+# Words before a value, then words behind it; the longer ones first.
+_BOUNDS = tuple(
+    (re.compile(rf"(?<![A-Za-z])(?:{words})(?![A-Za-z])\s*{_VALUE}", re.IGNORECASE), sign)
+    for words, sign in ((_LEAST, "≥"), (_MOST, "≤"), (_NOT, "≠"), (_MORE, ">"), (_LESS, "<"))
+)
+_COUNTED = r"(?P<value>[\d.]+(?:/\d+)?\s*(?:[a-z]+|[個个つ개人円元点度歳]|cm|°)?)"
+_BOUNDS_AFTER = tuple(
+    (re.compile(rf"{_COUNTED}\s*(?:{words})", re.IGNORECASE), sign)
+    for words, sign in (
+        (_OR_MORE, "≥"),
+        (_OR_LESS, "≤"),
+        (r"未満|未满|미만|より小さい|より少ない|보다 작|보다 적", "<"),
+        (r"より大きい|より多い|を超え|超|초과|보다 크|보다 많", ">"),
+        (_NOT_AFTER, "≠"),
+    )
+)
+_RANGE = re.compile(r"(?<=\d)\s*(?:~|\bto\b|から|到|至)\s*(?=\d)|(?<=\d)\s+-(?=\d)")
+_COMMA_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,]*\d)")
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/]| \d)")
+
+_LETTER = "[A-Ha-h]"
+_MARKED = re.compile(
+    rf"^(?:\(\s*({_LETTER})\s*\)|\[\s*({_LETTER})\s*\]|({_LETTER})\s*[).:、]|({_LETTER})(?=\s*\())"
+    r"(?![A-Za-z])\s*(.*)$"
+)
+_CHOICE_WORD = re.compile(r"^(?:options?|choices?|answers?|letter)\s+", re.IGNORECASE)
+_BARE = re.compile(rf"^({_LETTER})$")
+_EAST_TAIL = re.compile(r"(?:です|だ|である|입니다|이다|이에요|预|番)$")
+_POLITE = re.compile(r"(?:です|でした|だ|である|ます|입니다|이다|이에요|예요|的)$")
+_ARTICLE = re.compile(
+    r"^(?:(?:it|this|that|there|they)(?:'s| is| are)|is|the|an?)\s+(?=\S)", re.IGNORECASE
+)
+_STATED = re.compile(r"^(?:the )?[a-z]+(?: of [a-z ]+)? (?:is|are|was) (?=[a-z])", re.IGNORECASE)
+_YES_NO = re.compile(
+    r"^(yes|no|true|false|はい|いいえ|是|否|对|不对|예|네|아니요)(?=$|[,.。、，\s])"
+)
+_BEYOND = re.compile(r"\\[A-Za-z]+|[∫∑∏∪∩∈]|\|")
+_CONTENT = re.compile(r"[^\W_]|[△∠∞∅√π°]")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and in a few words why."""
+
+    match: bool
+    why: str
 
 
 def extract_answer(text: str) -> str | None:
     """The first `<answer>…</answer>` outside of the reasoning, stripped; None without one.
 
     An empty pair of tags holds no answer either. Reasoning is `<think>…</think>`, and whatever
-    stands before a `</think>` that was opened in the prompt.
+    stands before a `</think>` that was opened in the prompt. Tags may be in capitals.
     """
-    spoken = _THOUGHT.sub("", text).rpartition("</think>")[2]
-    tagged = _ANSWER.search(spoken)
-    return (tagged[1].strip() or None) if tagged else None
+    depth, start, closed = 0, -1, False
+    found: str | None = None
+    inside: str | None = None  # within reasoning that nobody closes, it counts
+    for tag in _TAG.finditer(text):
+        closes, name = bool(tag[1]), tag[2].lower()
+        if name == "answer" and not closes:
+            start = tag.end()
+        elif name == "answer" and start >= 0:
+            content, start = text[start : tag.start()], -1
+            if depth == 0 and found is None:
+                found = content
+            elif depth and inside is None:
+                inside = content
+        elif name == "think" and not closes:
+            depth += 1
+        elif name == "think":
+            if depth == 0 and not closed:  # opened in the prompt
+                found = None
+            depth, closed = max(0, depth - 1), True
+            inside = inside if depth else None
+            start = tag.end() if start >= 0 else start
+    said = found if found is not None else inside
+    return (said or "").strip() or None
 
 
 def answers_match(answer: str, truth: str) -> bool:
     """Whether `answer` means the same as `truth`; two empty ones do not."""
-    answer, truth = _tidy(answer), _tidy(truth)
-    if not answer or not truth:
-        return False
-    if answer.casefold() == truth.casefold():
-        return True
-    if _is_expression(answer) or _is_expression(truth):
-        left, right = _for_math(truth), _for_math(answer)
-        return bool(left and right) and shared_checker().compare(left, right).match
-    return _same_numbers(answer, truth)
+    return compare_answers(answer, truth).match
 
 
-def _same_numbers(answer: str, truth: str) -> bool:
-    """Whether plain texts have the same numbers; in brackets their order counts, too."""
-    found, wanted = _numbers(answer), _numbers(truth)
-    ordered = [bool(_TUPLE.fullmatch(text)) for text in (answer, truth)]
-    if all(ordered) and (answer[0], answer[-1]) != (truth[0], truth[-1]):
-        return False
-    if any(ordered):
-        return bool(found) and found == wanted
-    return bool(found) and set(found) == set(wanted)
+def compare_answers(answer: str, truth: str) -> Verdict:
+    """Whether `answer` means the same as `truth`, and why."""
+    if not answer.strip() or not truth.strip():
+        return Verdict(False, "nothing was answered" if truth.strip() else "no solution")
+    if answer.strip().casefold() == truth.strip().casefold():
+        return Verdict(True, "the same text")
+    if len(answer) > LONGEST:
+        return Verdict(False, f"an answer of more than {LONGEST} characters")
+    wanted, said = final_part(truth[-LONGEST:]), _boxed(answer, last=False)
+    try:
+        return _compare(plain(said), plain(wanted), said, wanted)
+    except RecursionError:
+        return Verdict(False, "nested too deeply to be read")
 
 
-def _tidy(text: str) -> str:
-    text = _DIGIT.sub(lambda match: str(int(match[0])), text)
-    text = _VULGAR.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]), text)
-    text = " ".join(text.translate(_SIGNS).split()).strip("*").rstrip(". ")
-    text = _MINUS.sub("-", _SQRT.sub("√", text))
-    text = _RATIO.sub("/", _LENGTH_UNIT.sub("", text).rstrip())
-    return _RAISED.sub(lambda match: "^2" if match[0] == "²" else "^3", text)
+def _compare(answer: str, truth: str, written: str, wanted: str) -> Verdict:
+    """The ways of comparing in their order, on texts in one spelling; the others as they were."""
+    whole = answer
+    answer, truth = _led(answer, last=False), _led(truth, last=True)
+    if not _CONTENT.search(answer) or not _CONTENT.search(truth):
+        return Verdict(answer == truth, f"{answer!r}, not {truth!r}")
+    if _unspaced(answer) == _unspaced(truth):
+        return Verdict(True, f"the same: {truth}")
+    if (verdict := _compare_choices(answer, truth)) is not None:
+        return verdict
+    answer, truth = _without_choice(answer), _without_choice(truth)
+    if _BEYOND.search(answer) or _BEYOND.search(truth):
+        return _by_math_verify(written, wanted)
+    theirs = read_quantities(_bounded(_joined(truth)))
+    if not theirs:
+        return _compare_texts(answer, truth)
+    why = f"no value, where {truth} was wanted"
+    for reading in _readings(answer):
+        ours = read_quantities(_bounded(reading))
+        if not ours:
+            continue
+        why = same_quantities(ours, theirs)
+        if not why:
+            return Verdict(True, f"equal: {', '.join(map(str, theirs))}")
+    return Verdict(False, why if whole else "nothing")
 
 
-def _is_expression(text: str) -> bool:
-    """Whether a number inside `text` would not be the whole of it: roots, powers, sums, letters."""
-    if _MATH_SIGN.search(text):
-        return True
-    if _ALGEBRA.fullmatch(text) and _VARIABLE.search(text):
-        return True
-    return bool(_ARITHMETIC.fullmatch(text) and _OPERATOR.search(text))
+def _unspaced(text: str) -> str:
+    """Without spaces but those between digits: 2 1/2 is not 21/2."""
+    return re.sub(r"(?<!\d) +| +(?!\d)", "", text.casefold())
+
+
+def _readings(text: str) -> Iterator[str]:
+    """100,200 is one number or two."""
+    joined = _joined(text)
+    yield joined
+    if joined != text:
+        yield text
+
+
+def _joined(text: str) -> str:
+    text = _COMMA_THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+    return _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), text)
+
+
+def _bounded(text: str) -> str:
+    """Bounds in words as signs: at least 7 is ≥ 7, 7 or more too; a range is two values."""
+    for pattern, sign in _BOUNDS:
+        text = pattern.sub(f" {sign} ", text)
+    for pattern, sign in _BOUNDS_AFTER:
+        text = pattern.sub(rf" {sign} \g<value> ", text)
+    return _RANGE.sub(" ; ", text)
+
+
+def final_part(truth: str) -> str:
+    """Of a solution that is worked out the part that holds its answer.
+
+    What stands behind the last `####`, in the last `\\boxed{}`, behind "the answer is", or what the
+    last sentence concludes.
+    """
+    if "####" in truth and (behind := truth.rpartition("####")[2].strip()):
+        return behind
+    truth = _WORKING.sub("", truth)
+    if _BOXED.search(truth):
+        return _boxed(truth, last=True)
+    marked = [match.end() for match in _LEAD.finditer(truth)]
+    if marked and (behind := truth[marked[-1] :].strip()) and trimmed(behind):
+        return behind
+    sentences = [part for part in _SENTENCE.split(truth.strip()) if part.strip()]
+    last = sentences[-1] if sentences else truth
+    concluded = [match.end() for match in _CONCLUSION.finditer(last)]
+    if concluded and last[concluded[-1] :].strip():
+        return last[concluded[-1] :]
+    if _PREMISE.match(last) and "," in last:
+        return last.rpartition(",")[2]
+    return last
+
+
+def _boxed(text: str, last: bool) -> str:
+    """The content of the last box, or of all of them; the text itself without one."""
+    boxes = [argument(text, match.end())[0] for match in _BOXED.finditer(text)]
+    whole = [box for box in boxes if box is not None]
+    if not whole:
+        return text
+    return whole[-1] if last else " ; ".join(dict.fromkeys(whole))
+
+
+def _led(text: str, last: bool) -> str:
+    """What follows "the answer is": the first such, so that a second answer is seen, or the last."""
+    marks = [match for match in _LEAD.finditer(text) if text[match.end() :].strip()]
+    if marks:
+        text = text[marks[-1 if last else 0].end() :]
+    elif concluded := list(_CONCLUSION.finditer(text)):
+        text = text[concluded[-1 if last else 0].end() :] or text
+    return trimmed(text)
+
+
+def _choice(text: str) -> tuple[str, str] | None:
+    """The letter of a choice and what stands behind it; None where there is none."""
+    text = trimmed(_EAST_TAIL.sub("", _CHOICE_WORD.sub("", text)))
+    if bare := _BARE.match(text):
+        return bare[1].upper(), ""
+    marked = _MARKED.match(text)
+    if marked is None:
+        return None
+    letter = next(part for part in marked.groups()[:4] if part)
+    if marked[4] and re.match(r"[a-h]", marked[4]):
+        return None  # f(2) is no choice
+    if marked[4] and re.match(r"\s*\([^()]*,[^()]*\)", marked[5]):
+        return None  # a point, A(1, 2)
+    return letter.upper(), trimmed(marked[5])
+
+
+def _without_choice(text: str) -> str:
+    found = _choice(text)
+    return found[1] if found and found[1] else text
+
+
+def _compare_choices(answer: str, truth: str) -> Verdict | None:
+    """By letter where the solution is one of a choice; None where it is none."""
+    wanted, said = _choice(truth), _choice(answer)
+    if wanted is None:
+        return None
+    letter, content = wanted
+    if said is None:
+        return None if content else Verdict(False, f"no single choice, where {letter} was wanted")
+    if said[0] != letter:
+        return Verdict(False, f"choice {said[0]}, not {letter}")
+    if content and said[1] and not _compare(said[1], content, said[1], content).match:
+        return Verdict(False, f"choice {letter}, but {said[1]}, not {content}")
+    if re.search(rf"(?:^|\b(?:or|and)\b|[,/(])\s*\(?{_LETTER}\)?[.)]?$", said[1]) and not content:
+        return Verdict(False, f"several choices, where {letter} was wanted")
+    return Verdict(True, f"choice {letter}")
+
+
+def _compare_texts(answer: str, truth: str) -> Verdict:
+    """As words: without articles, polite endings, and what leads up to them."""
+    said, wanted = _bare_text(answer), _bare_text(truth)
+    if said == wanted:
+        return Verdict(True, f"the same: {truth}")
+    yes = _YES_NO.match(said)
+    if yes and yes[1] == wanted:
+        return Verdict(True, f"the same: {truth}")
+    stated = _bare_text(_STATED.sub("", answer))
+    return Verdict(
+        stated == wanted, f"{answer}, not {truth}" if stated != wanted else f"the same: {truth}"
+    )
+
+
+def _bare_text(text: str) -> str:
+    text = _POLITE.sub("", trimmed(text).casefold())
+    for _ in range(2):
+        text = _ARTICLE.sub("", text)
+    if len(text) > 2 and text[0] in "([\"'" and text[-1] in ")]\"'":
+        text = text[1:-1]
+    return " ".join(re.sub(r"[\"'`]", "", text).split())
+
+
+def _by_math_verify(answer: str, truth: str) -> Verdict:
+    """What only a computer algebra system can read, within its bounds."""
+    if len(answer) > _LONGEST_MATH or len(truth) > _LONGEST_MATH:
+        return Verdict(False, "a formula that is too long to be read")
+    if not _is_cheap(answer) or not _is_cheap(truth):
+        return Verdict(False, "a formula that is not whole, or too deep to be read")
+    match = shared_checker().compare(_for_math(truth), _for_math(answer), brief=True).match
+    return Verdict(match, "math-verify: equal" if match else "math-verify: not equal")
+
+
+def _is_cheap(text: str) -> bool:
+    """Whether brackets close, are not deep, and no power stands on a power."""
+    depth = deepest = 0
+    for letter in text:
+        depth += (letter in "{(") - (letter in "})")
+        deepest = max(deepest, depth)
+        if depth < 0:
+            return False
+    towers = re.search(r"\d\s*\^\s*\{?\s*\d+\s*\^|\^\s*\{?\d{3,}|!\s*!", text)
+    return depth == 0 and deepest <= 12 and not towers
 
 
 def _for_math(text: str) -> str:
-    """`text` so that math-verify reads all of it as one expression; empty where it cannot be."""
-    if _DELIMITER.search(text):
-        return text
-    if not _is_expression(text):
-        return _plain_for_math(text)
-    text = _ROOT.sub(lambda m: rf"\sqrt{{{m['braced'] or m['round'] or m['bare']}}}", text)
-    return "$" + text.replace("π", r" \pi ").replace("°", r"^\circ") + "$"
-
-
-def _plain_for_math(text: str) -> str:
-    """Plain text beside an expression: its one number, or several with nothing else beside them.
-
-    math-verify would take the last of several, so that naming them all would earn something.
-    """
-    numbers = _numbers(text)
-    if len(numbers) > 1:
-        several = text.replace(" and ", ", ")
-        return f"${several}$" if _SEVERAL.fullmatch(several) else ""
-    if numbers and (numbers[0].denominator == 1 or _POWER.search(text)):
-        return f" {numbers[0]} "
-    return f" {text} "
-
-
-def _numbers(text: str) -> list[Fraction]:
-    """The numbers in plain text; of each equation only what stands after its last `=`."""
-    results = " ; ".join(part.rpartition("=")[2] for part in _BETWEEN.split(text))
-    found = (_value(match) for match in _NUMBER.finditer(results))
-    return [value for value in found if value is not None]
-
-
-def _value(match: re.Match[str]) -> Fraction | None:
-    if len(match[0]) > _LONGEST_NUMBER:
-        return None
-    bottom = int(match["bottom"] or 1) * (100 if match["percent"] else 1)
-    if bottom == 0:
-        return None
-    value = Fraction(match["top"].replace(",", "")) / bottom
-    return -value if match["minus"] else value
+    if re.search(r"\$|\\\(|\\\[", text):
+        spans = re.findall(r"\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]", text)
+        return text if len(spans) == 1 else ""
+    return f"${text}$"

@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 # math-verify gives every parse and every comparison of expressions 5 s and then calls it no match.
 # Killing it after a little more changes no score that it would have given.
 PHASE_SECONDS = 8.0
+BRIEF_SECONDS = 1  # whole ones: math-verify counts by alarms
 _START_SECONDS = 180.0
 # A model that says the same over and over pays for it once, also where it takes seconds.
 _REMEMBERED = 4096
@@ -59,24 +60,26 @@ class MathChecker:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: weakref.finalize | None = None
         self._unread = b""
-        self._known: dict[tuple[str, str], Verdict] = {}
+        self._known: dict[tuple[str, str, bool], Verdict] = {}
 
     @property
     def pid(self) -> int | None:
         """The process that answers, None before the first question."""
         return self._process.pid if self._process else None
 
-    def compare(self, left: str, right: str) -> Verdict:
+    def compare(self, left: str, right: str, brief: bool = False) -> Verdict:
         """math-verify's `verify(parse(left), parse(right))`, and its first reading of `left`.
 
-        A question that takes too long or brings the process down twice is no match.
+        `brief` gives every phase a second, where scores need not be those of math-verify's own
+        limit. A question that takes too long or brings the process down twice is no match.
         """
         with self._lock:
-            if (left, right) not in self._known:
+            question = (left, right, brief)
+            if question not in self._known:
                 if len(self._known) >= _REMEMBERED:
                     self._known.pop(next(iter(self._known)))
-                self._known[left, right] = self._answer(left, right)
-            return self._known[left, right]
+                self._known[question] = self._answer(*question)
+            return self._known[question]
 
     def close(self) -> None:
         """End the process; the next question starts another one."""
@@ -84,10 +87,10 @@ class MathChecker:
             self._end()
         self._process, self._end, self._unread = None, None, b""
 
-    def _answer(self, left: str, right: str) -> Verdict:
+    def _answer(self, left: str, right: str, brief: bool) -> Verdict:
         for _ in range(_ATTEMPTS):
             try:
-                return self._ask(left, right)
+                return self._ask(left, right, brief)
             except _Silent:
                 self.close()
                 _log.warning("math-verify hung on %r; counted as no match", left[:200])
@@ -97,12 +100,14 @@ class MathChecker:
         _log.warning("math-verify died of %r; counted as no match", left[:200])
         return _NO_MATCH
 
-    def _ask(self, left: str, right: str) -> Verdict:
+    def _ask(self, left: str, right: str, brief: bool) -> Verdict:
         process = self._process or self._start()
         assert process.stdin is not None
-        process.stdin.write(json.dumps([left, right]).encode("ascii") + b"\n")
+        seconds = BRIEF_SECONDS if brief else None
+        process.stdin.write(json.dumps([left, right, seconds]).encode("ascii") + b"\n")
         process.stdin.flush()
-        while (answer := self._line(process, self._phase_seconds)) == PHASE_DONE:
+        limit = 2.0 * BRIEF_SECONDS if brief else self._phase_seconds
+        while (answer := self._line(process, limit)) == PHASE_DONE:
             pass
         return Verdict(**answer)
 

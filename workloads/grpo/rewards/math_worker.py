@@ -18,7 +18,7 @@ _LOOK_FOR_PARENT_SECONDS = 5.0
 
 
 def main() -> None:
-    """Answer requests `[left, right]` until the input ends or the parent is gone.
+    """Answer requests `[left, right, seconds]` until the input ends or the parent is gone.
 
     After each piece of work that math-verify limits in time a line says so; the last line of an
     answer is `{"match": bool, "first": text of left's first parse result or null}`.
@@ -36,16 +36,21 @@ def main() -> None:
         line = sys.stdin.buffer.readline()
         if not line:
             break
-        left, right = json.loads(line)
-        _say(answers, _compare(math_verify, answers, left, right))
+        left, right, seconds = json.loads(line)
+        _say(answers, _compare(math_verify, answers, left, right, seconds))
 
 
-def _compare(math_verify: Any, answers: TextIO, left: str, right: str) -> dict[str, Any]:
-    parsed_left = math_verify.parse(left)
+def _compare(
+    math_verify: Any, answers: TextIO, left: str, right: str, seconds: int | None
+) -> dict[str, Any]:
+    """`seconds`: for each phase; None: math-verify's own limit."""
+    parsing = {} if seconds is None else {"parsing_timeout": seconds}
+    parsed_left = math_verify.parse(left, **parsing)
     _say(answers, PHASE_DONE)
-    parsed_right = math_verify.parse(right)
+    parsed_right = math_verify.parse(right, **parsing)
     _say(answers, PHASE_DONE)
-    match = bool(math_verify.verify(parsed_left, parsed_right))
+    comparing = {} if seconds is None else {"timeout_seconds": seconds}
+    match = bool(math_verify.verify(parsed_left, parsed_right, **comparing))
     _say(answers, PHASE_DONE)
     return {"match": match, "first": _as_text(parsed_left)}
 

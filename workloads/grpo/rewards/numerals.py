@@ -1,0 +1,164 @@
+"""Numbers written as words or in other scripts, turned into digits: seven, 十二, 일곱, 三分の二."""
+
+import re
+from types import MappingProxyType
+
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_ENGLISH = MappingProxyType(
+    {word: value for value, word in enumerate(_UNITS.split())}
+    | {word: 10 * (place + 2) for place, word in enumerate(_TENS.split())}
+    | {"dozen": 12}
+)
+_ENGLISH_SCALES = MappingProxyType(
+    {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+)
+_PARTS = MappingProxyType(
+    {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6}
+    | {"seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}
+)
+_WORD = "|".join(sorted([*_ENGLISH, *_ENGLISH_SCALES], key=len, reverse=True))
+_RUN = re.compile(rf"\b(?:{_WORD})(?:(?:[ -]|\s+and\s+)(?:{_WORD}))*\b", re.IGNORECASE)
+_PART_NAMES = "|".join(sorted(_PARTS, key=len, reverse=True))
+_PART = re.compile(rf"(?<![\d/.,])\b(\d+|an?)[ -]({_PART_NAMES})s?\b", re.IGNORECASE)
+_LONE_HALF = re.compile(r"^half\b|(?<=and )half\b", re.IGNORECASE)
+_AND_PART = re.compile(r"\b(\d+) and (\d+/\d+)(?![\d/])")
+_SCALED = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?) (hundred|thousand|million|billion|dozen)\b", re.I)
+# "one" is a pronoun as well: a number only alone or beside another alternative.
+_PRONOUN = re.compile(r"\bone\b(?!\s*(?:or|and|,|$|[-.]?\s*$|half|third|quarter))", re.IGNORECASE)
+
+_HAN_DIGITS = MappingProxyType(
+    dict(zip("〇零一二三四五六七八九", (0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9), strict=True))
+    | dict(zip("壱弐参两兩", (1, 2, 3, 2, 2), strict=True))
+)
+_HAN_SCALES = MappingProxyType({"十": 10, "百": 100, "千": 1000})
+_MYRIADS = MappingProxyType(
+    {"万": 10**4, "萬": 10**4, "億": 10**8, "亿": 10**8, "만": 10**4, "억": 10**8}
+)
+_HAN = "".join([*_HAN_DIGITS, *_HAN_SCALES, "万萬億亿"])
+# What may stand before and behind a numeral of kanji: not the rest of a word, as in 一共.
+_HAN_RUN = re.compile(
+    rf"(?<![\u4e00-\u9fff])[{_HAN}]+(?![\u4e00-\u9fff])"
+    rf"|(?<=[是有共约約計计为為])[{_HAN}]+(?![共般样緒])"
+    rf"|(?<![\u4e00-\u9fff])[{_HAN}]+(?=[個个つ人本枚匹頭头只隻台冊册回次度円元米点點分秒時时年月日歳岁平厘千海小块塊張张件])"
+)
+_HAN_PART = re.compile(r"(\d+)\s*分[の之]\s*(\d+)|(\d+)\s*분의\s*(\d+)")
+_TIMES_MYRIAD = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*([万萬億亿만억])")
+_JAPANESE = MappingProxyType(
+    {"ひとつ": 1, "ふたつ": 2, "みっつ": 3, "よっつ": 4, "いつつ": 5, "むっつ": 6, "ななつ": 7}
+    | {"やっつ": 8, "ここのつ": 9, "とお": 10, "ゼロ": 0}
+)
+_JAPANESE_RUN = re.compile(
+    "(?<![ぁ-ん])(?:" + "|".join(_JAPANESE) + r")|(?<=[はが、])(?:" + "|".join(_JAPANESE) + ")"
+)
+_KOREAN = MappingProxyType(
+    {"하나": 1, "한": 1, "둘": 2, "두": 2, "셋": 3, "세": 3, "넷": 4, "네": 4, "다섯": 5}
+    | {"여섯": 6, "일곱": 7, "여덟": 8, "아홉": 9}
+)
+_KOREAN_TENS = MappingProxyType(
+    {"열": 10, "스물": 20, "스무": 20, "서른": 30, "마흔": 40, "쉰": 50}
+)
+_SINO = MappingProxyType(
+    dict(zip("영공일이삼사오육칠팔구", (0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9), strict=True))
+)
+_SINO_SCALES = MappingProxyType({"십": 10, "백": 100, "천": 1000})
+_SINO_ALL = "".join([*_SINO, *_SINO_SCALES])
+_KOREAN_NAMES = "|".join(sorted(_KOREAN, key=len, reverse=True))
+_KOREAN_END = r"(?=\s*(?:개|명|마리|권|대|번|살|시간|입니다|이다|이에요|예요|$|[.\s]))"
+_KOREAN_RUN = re.compile(
+    rf"(?<![가-힣])({'|'.join(_KOREAN_TENS)})?\s*({_KOREAN_NAMES})?{_KOREAN_END}"
+)
+_SINO_RUN = re.compile(rf"(?<![가-힣])[{_SINO_ALL}]+{_KOREAN_END}")
+
+
+def in_digits(text: str) -> str:
+    """`text` with the numbers that stand in it as words written in digits.
+
+    Kanji, kana and hangul are read only where no digit stands beside them: 一共7個 is 7.
+    """
+    if not re.search(r"\d", text):
+        text = _HAN_RUN.sub(lambda match: _han(match[0]), text)
+        text = _JAPANESE_RUN.sub(lambda match: str(_JAPANESE[match[0]]), text)
+        text = _SINO_RUN.sub(lambda match: str(_positional(match[0], _SINO, _SINO_SCALES)), text)
+        text = _KOREAN_RUN.sub(_korean, text)
+    elif re.search(r"分[の之]|분의", text):
+        text = re.sub(rf"[{_HAN}]+(?=分[の之])|(?<=[の之])[{_HAN}]+", lambda m: _han(m[0]), text)
+    text = re.sub(r"百分之(\d+(?:\.\d+)?)", r"\1%", text)
+    text = _HAN_PART.sub(lambda m: f" {m[2] or m[4]}/{m[1] or m[3]}", text)
+    text = _TIMES_MYRIAD.sub(lambda m: _times(m[1], _MYRIADS[m[2]]), text)
+    return _english(text)
+
+
+def _english(text: str) -> str:
+    has_digits = bool(re.search(r"\d", text))
+
+    def digits(match: re.Match[str]) -> str:
+        said = match[0].lower()
+        if said == "one" and (has_digits or match.start()) and _PRONOUN.match(text, match.start()):
+            return match[0]
+        return str(_english_value(re.split(r"[\s-]+", said)))
+
+    text = _RUN.sub(digits, text)
+    scales = {**_ENGLISH_SCALES, "dozen": 12}
+    text = _SCALED.sub(lambda m: _times(m[1], scales[m[2].lower()]), text)
+    text = _PART.sub(lambda m: f"{m[1] if m[1].isdigit() else 1}/{_PARTS[m[2].lower()]}", text)
+    text = _LONE_HALF.sub("1/2", text)
+    return _AND_PART.sub(r"\1 \2", text)
+
+
+def _english_value(words: list[str]) -> int:
+    total = group = 0
+    for word in words:
+        if word == "hundred" or word == "dozen":
+            group = (group or 1) * (100 if word == "hundred" else 12)
+        elif word in _ENGLISH_SCALES:
+            total += (group or 1) * _ENGLISH_SCALES[word]
+            group = 0
+        elif word != "and":
+            group += _ENGLISH[word]
+    return total + group
+
+
+def _han(run: str) -> str:
+    total, rest = 0, run
+    for myriad in ("億", "亿", "万", "萬"):
+        if myriad in rest:
+            head, _, rest = rest.partition(myriad)
+            total += (_positional(head, _HAN_DIGITS, _HAN_SCALES) or 1) * _MYRIADS[myriad]
+    return str(total + _positional(rest, _HAN_DIGITS, _HAN_SCALES))
+
+
+def _positional(
+    run: str, digits: "MappingProxyType[str, int]", scales: "MappingProxyType[str, int]"
+) -> int:
+    """十二 and 三百五 by their scales; 二〇二六, without any, digit by digit."""
+    if not any(letter in scales for letter in run):
+        return int("".join(str(digits[letter]) for letter in run) or 0)
+    total = digit = 0
+    for letter in run:
+        if letter in scales:
+            total += (digit or 1) * scales[letter]
+            digit = 0
+        else:
+            digit = digits[letter]
+    return total + digit
+
+
+def _korean(match: re.Match[str]) -> str:
+    if not match[1] and not match[2]:
+        return match[0]
+    return str(_KOREAN_TENS.get(match[1] or "", 0) + _KOREAN.get(match[2] or "", 0))
+
+
+def _times(number: str, scale: int) -> str:
+    """Exactly: 1.5 million is 1500000, not 1500000.0."""
+    whole, _, part = number.partition(".")
+    value = int(whole + part) * scale
+    return (
+        str(value // 10 ** len(part))
+        if value % 10 ** len(part) == 0
+        else f"{value / 10 ** len(part)}"
+    )

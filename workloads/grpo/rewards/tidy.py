@@ -1,0 +1,212 @@
+"""Answers in one spelling: LaTeX, full-width forms, Unicode signs and money become plain text.
+
+`plain` keeps what a text says and drops how it is set: `\\dfrac{2}{3}`, `2 / 3` and `⅔` are 2/3.
+What it does not know stays as it is, a backslash in front, and is left to math-verify.
+"""
+
+import re
+import unicodedata
+from types import MappingProxyType
+
+from workloads.grpo.rewards.numerals import in_digits
+
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
+_SIGNS = MappingProxyType(
+    {"−": "-", "–": "-", "‐": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "⁄": "/"}
+    | {"≦": "≤", "≧": "≥", "⩽": "≤", "⩾": "≥", "≒": "≈", "，": ",", "\u2044": "/", "∕": "/"}
+    | {"º": "°", "˚": "°", "∘": "°", "“": '"', "”": '"', "’": "'", "‘": "'", "´": "'", "′": "'"}
+    | {"〜": "~", "～": "~", "∓": "±", "•": "*", "⦁": "*"}
+)
+_TABLE = str.maketrans(dict(_SIGNS))
+_TYPED = (
+    ("<=", "≤"),
+    (">=", "≥"),
+    ("!=", "≠"),
+    ("=/=", "≠"),
+    ("==", "="),
+    ("+/-", "±"),
+    ("+-", "±"),
+)
+_COMMANDS = MappingProxyType(
+    {"pi": "π", "infty": "∞", "pm": "±", "mp": "±", "cdot": "*", "times": "*", "ast": "*"}
+    | {"div": "/", "leq": "≤", "le": "≤", "leqslant": "≤", "geq": "≥", "ge": "≥"}
+    | {"geqslant": "≥", "neq": "≠", "ne": "≠", "lt": "<", "gt": ">", "approx": "≈"}
+    | {"triangle": "△", "angle": "∠", "degree": "°", "circ": "°", "alpha": "α", "beta": "β"}
+    | {"gamma": "γ", "delta": "δ", "theta": "θ", "lambda": "λ", "mu": "μ", "phi": "φ", "rho": "ρ"}
+    | {"omega": "ω", "sigma": "σ", "varphi": "φ", "Delta": "Δ", "Omega": "Ω", "sim": "~"}
+    | {"therefore": "∴ ", "because": "∵ ", "quad": " ", "qquad": " ", "left": "", "right": ""}
+    | {"displaystyle": "", "limits": "", "bigl": "", "bigr": "", "big": "", "Big": "", "rm": ""}
+    | {"prime": "'", "ldots": "...", "dots": "...", "perp": "⊥", "parallel": "∥", "Rightarrow": "⇒"}
+    | {"implies": "⇒", "to": "→", "rightarrow": "→", "lbrack": "[", "rbrack": "]", "cong": "≅"}
+    | {name: f" {name} " for name in ("sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "lg")}
+    | {name: f" {name} " for name in ("exp", "arcsin", "arccos", "arctan")}
+)
+_COMMAND = re.compile(r"\\([A-Za-z]+)\s?")
+_WRAPPERS = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|operatorname|underline"
+    r"|overline|emph)\s*\{([^{}]*)\}"
+)
+_FRACTION = re.compile(r"\\[dtc]?frac\s*")
+_ROOT = re.compile(r"\\sqrt\s*(?:\[([^\[\]]*)\])?\s*")
+_TEXT_ROOT = MappingProxyType({"∛": 3, "∜": 4})
+_PLAIN_ROOT = re.compile(r"([∛∜])\s*(\d+|[a-z]|\([^()]*\))")
+_DEGREE = re.compile(r"\^\s*(?:\{\s*)?(?:\\circ|\\degree|°|\\text\{o\})(?:\s*\})?")
+_THIN = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}|\\ ,|[\u2009\u202f\u00a0'](?=\d{3}(?!\d)))(?=\d)")
+_SPACES = re.compile(r"\\[,!;: ]|\\\\")
+_MATH_SPAN = re.compile(r"(?<!\$)(\${1,2})(?!\$)([^$]*)\1")
+_IN_SPAN_WORDS = re.compile(r"^\s*[\d.,]*\s+[a-z]{2,}\s*$|\s[a-z]{2,}\s+(?:to|and|or|for)\s*$")
+_BETWEEN_SPANS = re.compile(r"\x01\s*\x02")
+_BOLD = re.compile(
+    r"(?<![\w*)])\*\*([^*]+)\*\*(?!\w)|(?<![\w*)])\*([^*\s][^*]*[^*\s]|[^*\s])\*(?![\w(])"
+)
+_UNDERSCORED = re.compile(r"(?<!\w)_{1,3}([^_\s]+)_{1,3}(?!\w)")
+_CODE = re.compile(r"`+([^`]*)`+")
+_MINUS_WORD = re.compile(r"\b(?:minus|negative)\s+(?=[\d√(])", re.IGNORECASE)
+_PERCENT_WORD = re.compile(
+    r"\s*(?:\bper ?cents?\b|パーセント|퍼센트|プロセント|프로)", re.IGNORECASE
+)
+_PI_WORD = re.compile(r"(?<![A-Za-z])pi(?=(?:[cdkm]?m)?(?![A-Za-z]))")
+_ROOT_WORD = re.compile(r"(?<![A-Za-z])(?:sqrt|square root of|root)\s*(?=[\d(√])")
+_LETTER_ROOT = re.compile(r"(?<![A-Za-z])sqrt\s*(?=[A-Za-z]\b)")
+_END = " \t\n.。．、,，;:！!？?"
+_TIGHT_MINUS = re.compile(r"(?<!\S)-\s+(?=[\d.√(])")
+
+
+def plain(text: str) -> str:
+    """`text` in one spelling, on one line; numbers in digits."""
+    text = _SUPERSCRIPT.sub(lambda match: _power(match[0]), text)
+    text = _VULGAR.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]), text)
+    text = unicodedata.normalize("NFKC", _THIN.sub(_joint, text)).translate(_TABLE)
+    text = _latex(text) if "\\" in text or "$" in text or "{" in text else text
+    text = _unmarked(text)
+    for typed, sign in _TYPED:
+        text = text.replace(typed, sign)
+    text = text.replace("**", "^")
+    text = _PLAIN_ROOT.sub(lambda m: f"({m[2]})^(1/{_TEXT_ROOT[m[1]]})", text)
+    text = _PERCENT_WORD.sub("%", _ROOT_WORD.sub("√", _LETTER_ROOT.sub("√", text)))
+    text = _PI_WORD.sub("π", text)
+    text = _MINUS_WORD.sub("-", in_digits(text))
+    text = _TIGHT_MINUS.sub("-", " ".join(text.split()))
+    return trimmed(text)
+
+
+def trimmed(text: str) -> str:
+    """Without white space at the ends, and without punctuation behind."""
+    kept = text.strip().rstrip(_END)
+    # 5! is a factorial where nothing else ends the sentence.
+    if re.fullmatch(r"[\d()+\-*/^]*[\dn)]!", text.strip()):
+        return text.strip()
+    return kept.strip()
+
+
+def _joint(match: re.Match[str]) -> str:
+    return "," if match[0] == "{,}" else ""
+
+
+def _power(run: str) -> str:
+    digits = unicodedata.normalize("NFKC", run).replace("−", "-")
+    return f"^{digits}" if digits.isalnum() else f"^({digits})"
+
+
+def _unmarked(text: str) -> str:
+    """Without the marks of Markdown: **7**, _7_, `7`."""
+    text = _CODE.sub(r"\1", text)
+    text = _BOLD.sub(lambda match: match[1] or match[2], text)
+    return _UNDERSCORED.sub(r"\1", text)
+
+
+def _latex(text: str) -> str:
+    text = text.replace(r"\$", "＄").replace(r"\%", "%").replace(r"\#", "#").replace(r"\&", "&")
+    text = text.replace(r"\{", "⦃").replace(r"\}", "⦄").replace(r"\|", "|").replace(r"\_", "_")
+    text = re.sub(r"\\[(\[]", "\x02", text)
+    text = re.sub(r"\\[)\]]", "\x01", text)
+    text = _MATH_SPAN.sub(_span, text)
+    text = _BETWEEN_SPANS.sub(" ; ", text).translate({1: " ", 2: " "}).replace("$", "＄")
+    text = _SPACES.sub(" ", _DEGREE.sub("°", text))
+    for _ in range(3):  # texts within texts
+        text = _WRAPPERS.sub(r"\1", text)
+    text = _COMMAND.sub(_command, _fractions(text))
+    return _groups(text).replace("⦃", "{").replace("⦄", "}")
+
+
+def _span(match: re.Match[str]) -> str:
+    """A pair of dollars around mathematics; around words they are money."""
+    inside = match[2]
+    if len(match[1]) == 1 and _IN_SPAN_WORDS.search(inside):
+        return match[0].replace("$", "＄")
+    return f"\x02{inside}\x01"
+
+
+def _command(match: re.Match[str]) -> str:
+    name = match[1]
+    if name in _COMMANDS:
+        # A space behind a command ends its name and is no space in the formula.
+        return _COMMANDS[name]
+    return match[0]
+
+
+def _fractions(text: str) -> str:
+    """`\\frac{a}{b}` as ((a)/(b)), plain behind a number: 1 1/2; roots as √(a)."""
+    for _ in range(12):  # each round takes the innermost left
+        found = list(_FRACTION.finditer(text))
+        if not found:
+            break
+        match = found[-1]
+        top, end = argument(text, match.end())
+        bottom, end = argument(text, end)
+        if top is None or bottom is None:
+            break
+        before = text[: match.start()].rstrip()
+        is_mixed = before[-1:].isdigit() and top.isdigit() and bottom.isdigit()
+        made = f" {top}/{bottom} " if is_mixed else f"(({top})/({bottom}))"
+        text = text[: match.start()] + made + text[end:]
+    for _ in range(12):
+        found = list(_ROOT.finditer(text))
+        if not found:
+            break
+        match = found[-1]
+        inside, end = argument(text, match.end())
+        if inside is None:
+            break
+        made = f"({inside})^(1/({match[1]}))" if match[1] else f"√({inside})"
+        text = text[: match.start()] + made + text[end:]
+    return text
+
+
+def argument(text: str, place: int) -> tuple[str | None, int]:
+    """What a LaTeX command takes at `place`, `{…}` or one character, and where it ends."""
+    while place < len(text) and text[place] == " ":
+        place += 1
+    if place >= len(text):
+        return None, place
+    if text[place] != "{":
+        return text[place], place + 1
+    depth = 0
+    for end in range(place, len(text)):
+        depth += (text[end] == "{") - (text[end] == "}")
+        if depth == 0:
+            return text[place + 1 : end], end + 1
+    return None, place
+
+
+def _groups(text: str) -> str:
+    """Braces that only group become brackets; those of a plain list {1, 2} stay a set."""
+    for _ in range(6):
+        grouped = re.sub(r"\{([^{}]*)\}", _group, text)
+        if grouped == text:
+            break
+        text = grouped
+    return text.replace("\x03", "{").replace("\x04", "}")
+
+
+def _group(match: re.Match[str]) -> str:
+    inside = match[1].strip()
+    before = match.string[: match.start()].rstrip()[-1:]
+    if "," in inside and before not in ("^", "_"):
+        return f"\x03{inside}\x04"
+    if before == "_":
+        return inside if inside.isalnum() else f"({inside})"
+    if inside.isdigit() and before == "^":
+        return inside
+    return f"({inside})"

@@ -33,7 +33,7 @@ from workloads.grpo.model import (
     placeholders,
     tokenizer_of,
 )
-from workloads.grpo.rewards.functions import for_trainer, load_reward
+from workloads.grpo.rewards.scoring import for_trainer, load_reward
 from workloads.grpo.train import build_trainer
 
 
@@ -181,7 +181,7 @@ def _trl(
     )
     trainer = kind(
         model=learner(_model(config), config),
-        reward_funcs=[for_trainer(load_reward(one.name)) for one in config.rewards],
+        reward_funcs=[for_trainer(load_reward(one.name)) for one in config.rewards.functions],
         args=settings,
         processing_class=processing,
         train_dataset=training_dataset(examples_of(case, folder)),

@@ -202,6 +202,10 @@ def _take_mapping(
                 f"{mark}: unknown setting {full!r}; {did_you_mean(name, schema.model_fields)}"
             )
         inner = _section(schema, name)
+        if inner is not None and inner.list_field and isinstance(value, yaml.SequenceNode):
+            layers.set((*path, name, inner.list_field), value_of(value), str(mark_of(value, file)))
+            _remember_inner(layers, value, file, (*path, name, inner.list_field))
+            continue
         if inner is not None:
             layers.groups[(*path, name)] = str(mark)
             _take_mapping(layers, value, file, inner, (*path, name))
@@ -322,6 +326,10 @@ def _take_word(layers: _Layers, dotted: str, value: Any, source: str) -> None:
             raise UserError(f"{source}: unknown setting {dotted!r}; {near}")
         inner = _section(schema, part)
         last = depth == len(path) - 1
+        if inner is not None and last and inner.list_field:
+            path, last, schema = (*path, inner.list_field), False, inner
+            as_written = _is_text(inner, inner.list_field)
+            break
         if inner is not None and last:
             raise UserError(f"{source}: {dotted!r} is a group of settings; name one inside it")
         if inner is None:

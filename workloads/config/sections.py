@@ -1,6 +1,6 @@
 """The sections that every workload's config shares; each setting is declared here once."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -55,9 +55,20 @@ Text = Annotated[str, BeforeValidator(_text)]
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses unknown names."""
+    """A frozen group of settings that refuses unknown names.
+
+    list_field: the setting of the group that a plain list in its place stands for.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    list_field: ClassVar[str | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        if cls.list_field is not None and isinstance(value, list | tuple):
+            return {cls.list_field: value}
+        return value
 
 
 class Model(Section):

@@ -44,13 +44,13 @@ def _groups(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
 
 def _rewards(config: GrpoConfig) -> list[Finding]:
     """Names only: a plug-in's module is imported when the run starts, not by a quick look."""
-    known = ("accuracy", "format", "accuracy_extracted")
+    from workloads.grpo.rewards.scoring import is_known, unknown_reward
+
     findings = []
-    for reward in config.rewards:
-        if ":" not in reward.name and reward.name not in known:
-            found = f"expected {', '.join(known)} or module:function, found {reward.name!r}"
-            findings.append(Finding("rewards", "error", found))
-    names = ", ".join(f"{one.weight:g} x {one.name}" for one in config.rewards)
+    for reward in config.rewards.functions:
+        if not is_known(reward.name):
+            findings.append(Finding("rewards", "error", unknown_reward(reward.name)))
+    names = ", ".join(f"{one.weight:g} x {one.name}" for one in config.rewards.functions)
     return findings or [Finding("rewards", "ok", names)]
 
 
@@ -85,14 +85,14 @@ def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     """Count text and image tokens of every row against the limits; name the rows that break."""
     from workloads.engine.pretrained.base import find_base
     from workloads.grpo.data.prepare import count, read_source, right_answer
-    from workloads.grpo.rewards.functions import load_reward, try_rewards
+    from workloads.grpo.rewards.scoring import load_scorer, try_rewards
 
     told: list[str] = []
     try:
         base = find_base(config.model, told.append, weights=False)
         found = read_source(config.data, Path(env.get("TATARA_CACHE") or ".cache"))
         counted = count(config, base.folder, found.rows)
-        rewards = [load_reward(one.name, one.weight) for one in config.rewards]
+        rewards = load_scorer(config.rewards).rewards
         solution = found.rows[0].solution
         useless = try_rewards(rewards, right_answer(config, solution), solution)
     except TataraError as error:

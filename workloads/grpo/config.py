@@ -79,7 +79,8 @@ class GrpoData(Section):
 
 class Reward(Section):
     name: Text = Field(
-        description="accuracy_extracted, accuracy, format, or a plug-in as module:function."
+        description="accuracy_extracted, accuracy, format, format_tolerant, a plug-in as "
+        "module:function, a reward model as model:NAME, or the address of a service, http://…"
     )
     weight: Number = Field(1.0, description="Share in the sum.")
 
@@ -93,7 +94,35 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-Rewards = tuple[Annotated[Reward, BeforeValidator(_named)], ...]
+class Rewards(Section):
+    """A list in a profile, `rewards: [format]`, stands for `functions`."""
+
+    list_field = "functions"
+
+    functions: tuple[Annotated[Reward, BeforeValidator(_named)], ...] = Field(
+        (Reward(name="accuracy_extracted"), Reward(name="format")),
+        description="Rewards, each a name or {name, weight}; their weighted sum counts.",
+    )
+    on_error: Literal["stop", "abstain", "zero"] = Field(
+        "stop",
+        description="A reward that fails: save the last good step and stop, leave it out of the "
+        "sum for those completions, or count it as 0.",
+    )
+    step_seconds: Number = Field(
+        300,
+        gt=0,
+        description="Longest time that comparing one batch of answers may take; what is left "
+        "then counts as 0.",
+    )
+
+    @model_validator(mode="after")
+    def _different(self) -> "Rewards":
+        names = [reward.name for reward in self.functions]
+        if not names:
+            raise ValueError("expected at least one reward; accuracy_extracted is the usual one")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{twice[0]!r} is there twice; give it one weight instead")
+        return self
 
 
 class Grpo(Section):
@@ -200,10 +229,7 @@ class GrpoConfig(Profile):
         "grpo", description="GRPO, or the supervised stage that teaches the form of answers."
     )
     data: GrpoData
-    rewards: Rewards = Field(
-        (Reward(name="accuracy_extracted"), Reward(name="format")),
-        description="Rewards, each a name or {name, weight}; their weighted sum counts.",
-    )
+    rewards: Rewards = Rewards()
     grpo: Grpo = Grpo()
     generation: Generation = Generation()
     rollouts: Rollouts = Rollouts()
@@ -212,11 +238,6 @@ class GrpoConfig(Profile):
 
     @model_validator(mode="after")
     def _possible(self) -> "GrpoConfig":
-        names = [reward.name for reward in self.rewards]
-        if not names:
-            raise ValueError("rewards: expected at least one; accuracy_extracted is the usual one")
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"rewards: {twice[0]!r} is there twice; give it one weight instead")
         if self.stage == "grpo":
             self._possible_reference()
         return self

@@ -93,7 +93,9 @@ def reward_changes(rows: list[dict[str, Any]], config: GrpoConfig) -> list[tuple
     """Each reward's mean over the first and the last logged steps; advice where the sum fell."""
     if config.stage != "grpo":
         return []
-    names = {f"rewards/{one.name}/mean": one.name for one in config.rewards} | {"reward": "sum"}
+    names = {f"rewards/{one.name}/mean": one.name for one in config.rewards.functions} | {
+        "reward": "sum"
+    }
     facts, fell = [], False
     for key, label in names.items():
         _, values = series(rows, key)
@@ -111,7 +113,9 @@ def reward_changes(rows: list[dict[str, Any]], config: GrpoConfig) -> list[tuple
 def held_out_changes(config: GrpoConfig, run: Run) -> list[tuple[str, str]]:
     """Each reward's mean on held-out rows before and after; of the first, what else would earn."""
     before, after = (scores_of(run, when) for when in (BEFORE, AFTER))
-    names = [one.name for one in config.rewards if one.name in before or one.name in after]
+    names = [
+        one.name for one in config.rewards.functions if one.name in before or one.name in after
+    ]
     facts = []
     for place, name in enumerate(names):
         value = change(before.get(name), after.get(name))

@@ -35,7 +35,7 @@ from workloads.grpo.model import (
     tokenizer_of,
 )
 from workloads.grpo.resume import LoadsByName
-from workloads.grpo.rewards.functions import for_trainer, load_reward, try_rewards
+from workloads.grpo.rewards.scoring import Scorer, for_trainer, load_scorer, try_rewards
 from workloads.grpo.rollouts import engine
 from workloads.grpo.rollouts.rollouts import Rollout, RolloutLog
 from workloads.grpo.sft import build_sft_trainer
@@ -89,7 +89,7 @@ def prepare_data(
         try:
             data = prepare(config, base.folder, cache, session.progress)
             prove(sample_of(data.counted), processing, turns_of(config.data))
-            rewards = [load_reward(one.name) for one in config.rewards]
+            rewards = load_scorer(config.rewards).rewards
             solution = data.examples[0].solution
             data.lines += try_rewards(rewards, right_answer(config, solution), solution)
         except TataraError as error:
@@ -141,9 +141,10 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
 
     profile: GrpoConfig
 
-    def __init__(self, *args: Any, profile: GrpoConfig, log: RolloutLog, **kwargs: Any) -> None:
-        self.rollout_log = log
-        self._scores = torch.empty(0)
+    def __init__(
+        self, *args: Any, profile: GrpoConfig, log: RolloutLog, scorer: Scorer, **kwargs: Any
+    ) -> None:
+        self.rollout_log, self.scorer = log, scorer
         self._completions: list[Any] = []
         super().__init__(*args, profile=profile, **kwargs)
         # TRL insists on a collator of its own, and RunTrainer on knowing the rows of a batch.
@@ -193,34 +194,37 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
-        gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        first = self.accelerator.process_index * len(prompts)
-        self._scores = gathered[first : first + len(prompts)]
+        """TRL's own; where a reward fails on one rank, all of them stop at the same step."""
         self._completions = list(completions)
+        gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        distributed.all_or_none(self.scorer.problem, "rewards")
         return gathered
 
     def _keep_rollouts(self, inputs: Sequence[dict[str, Any]], advantages: list[float]) -> None:
         step = self.state.global_step + 1
         if not self.rollout_log.wants(step):
             return
-        weights = self.reward_weights.tolist()
-        rollouts = []
-        scored = zip(inputs, self._completions, self._scores.tolist(), advantages, strict=True)
-        for row, completion, scores, advantage in scored:
-            total = sum(score * weight for score, weight in zip(scores, weights, strict=True))
-            rollouts.append(
-                Rollout(
-                    row["place"],
-                    row["prompt"],
-                    completion,
-                    row["solution"],
-                    dict(zip(self.reward_func_names, scores, strict=True)),
-                    total,
-                    advantage,
-                    row.get("image"),
-                )
+        rollouts = [
+            Rollout(
+                row["place"],
+                row["prompt"],
+                completion,
+                row["solution"],
+                {name: found[place] for name, found in self.scorer.last.items()},
+                self._total(place),
+                advantage,
+                row.get("image"),
             )
+            for place, (row, completion, advantage) in enumerate(
+                zip(inputs, self._completions, advantages, strict=True)
+            )
+        ]
         self.rollout_log.write(step, rollouts)
+
+    def _total(self, place: int) -> float:
+        """The weighted sum of what this rank's completion at `place` earned."""
+        rewards, last = self.scorer.rewards, self.scorer.last
+        return sum(one.weight * (last[one.name][place].value or 0.0) for one in rewards)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save without the adapter that stands for the reference.
@@ -254,7 +258,7 @@ def build_trainer(
     done_steps: int,
 ) -> GrpoTrainer:
     """The GRPO trainer of this rank, which goes on after `done_steps`."""
-    rewards = [load_reward(one.name, one.weight) for one in config.rewards]
+    scorer = load_scorer(config.rewards, session.tell, session.progress)
     log = RolloutLog(session, config.rollouts, done_steps)
     with _named_by_folder(model, base.folder):
         return GrpoTrainer(
@@ -262,7 +266,8 @@ def build_trainer(
             session=session,
             log=log,
             model=learner(model, config),
-            reward_funcs=[for_trainer(reward) for reward in rewards],
+            scorer=scorer,
+            reward_funcs=[for_trainer(reward, scorer) for reward in scorer.rewards],
             args=arguments(config, session, placeholders(processing)),
             processing_class=processing,
             train_dataset=dataset_of(data.examples, config.data),
@@ -303,7 +308,7 @@ def arguments(config: GrpoConfig, session: Session, pictures: Sequence[str]) -> 
         num_generations=grpo.num_generations,
         temperature=grpo.temperature,
         max_completion_length=grpo.max_completion_length,
-        reward_weights=[one.weight for one in config.rewards],
+        reward_weights=[one.weight for one in config.rewards.functions],
     )
 
 

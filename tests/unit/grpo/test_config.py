@@ -12,6 +12,7 @@ from workloads.errors import UserError
 from workloads.findings import Finding
 from workloads.grpo import check
 from workloads.grpo.config import GrpoConfig
+from workloads.grpo.rewards.scoring import Score
 from workloads.grpo.rollouts.rollouts import Rollout, RolloutLog, prompt_text, read_rollouts
 from workloads.plan.estimate import estimate
 from workloads.run import Run
@@ -45,7 +46,7 @@ def test_the_profile_holds_the_documents_values() -> None:
         "loss_type": "grpo",
         "scale_rewards": "group",
     }
-    assert [one.name for one in found.rewards] == ["accuracy_extracted", "format"]
+    assert [one.name for one in found.rewards.functions] == ["accuracy_extracted", "format"]
     assert found.prompts_a_step(1) == 2
 
 
@@ -153,8 +154,9 @@ def test_a_quick_look_finds_unknown_rewards_and_missing_data() -> None:
         train=train, rewards=["acuracy", "my.module:f"], data={"source": "data/no.jsonl"}
     )
     assert errors(check.shallow(wrong, {})) == [
-        "rewards: expected accuracy, format, accuracy_extracted or module:function, "
-        "found 'acuracy'",
+        "rewards: expected a reward among accuracy_extracted, accuracy, format, "
+        'format_tolerant, a plug-in as "module:function", "model:NAME" or an address '
+        '"http://…", found "acuracy"; did you mean "accuracy"?',
         "data.source: data/no.jsonl does not exist",
     ]
 
@@ -221,7 +223,7 @@ def rollout(place: str, image: Any = None) -> Rollout:
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}
     ]
     said = [{"role": "assistant", "content": "<answer>3</answer>"}]
-    return Rollout(place, prompt, said, "3", {"format": 0.0}, 0.0, -1.0, image)
+    return Rollout(place, prompt, said, "3", {"format": Score(0.0, "tags none")}, 0.0, -1.0, image)
 
 
 def test_rollouts_are_bounded_share_their_image_and_forget_repeated_steps(tmp_path: Path) -> None:

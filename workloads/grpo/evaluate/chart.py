@@ -15,7 +15,7 @@ def draw_rewards(run: Run, config: GrpoConfig) -> Path | None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     drawn = False
-    for place, reward in enumerate(config.rewards):
+    for place, reward in enumerate(config.rewards.functions):
         steps, values = series(rows, f"rewards/{reward.name}/mean")
         if not steps:
             continue

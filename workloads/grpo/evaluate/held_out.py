@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
 
 from workloads.engine import distributed
 from workloads.errors import Stopped, TataraError
@@ -22,9 +22,10 @@ from workloads.grpo.data.prepare import Prepared, turns_of
 from workloads.grpo.data.rows import Example, greyed
 from workloads.grpo.evaluate.scores import ANSWERS, BEFORE, BLANK, FILE, TASK
 from workloads.grpo.greedy import Asked, answers
-from workloads.grpo.model import Processing
+from workloads.grpo.model import Processing, tokenizer_of
 from workloads.grpo.prompts import Turns
-from workloads.grpo.rewards.functions import WeightedReward, load_reward, right_completion
+from workloads.grpo.rewards.functions import right_completion
+from workloads.grpo.rewards.scoring import Batch, Score, load_scorer
 from workloads.run.integrity import write_atomically
 from workloads.run.session import Session
 
@@ -35,6 +36,11 @@ class Asker:
 
     model: PreTrainedModel
     processing: Processing
+
+    def token_ids(self, text: str) -> list[int]:
+        """An answer in tokens, as a reward may want it."""
+        tokenizer = tokenizer_of(self.processing)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def measure_before(
@@ -64,7 +70,7 @@ def measure(
         try:
             if asker is not None:
                 share = range(able.index(session.rank), len(data.held_out), len(able))
-                mine = list(_rows(config, session, asker, data, share, when == BLANK))
+                mine = list(_rows(config, session, asker, data, share, step, when == BLANK))
         except TataraError as error:
             problem = error
         if distributed.agree(isinstance(problem, Stopped)):
@@ -82,10 +88,11 @@ def _rows(
     asker: Asker,
     data: Prepared,
     share: Sequence[int],
+    step: int,
     blank: bool,
 ) -> Iterator[dict[str, Any]]:
     """The answers to this rank's share of the questions, with their rewards."""
-    rewards = [load_reward(one.name, one.weight) for one in config.rewards]
+    scorer = load_scorer(config.rewards, session.tell, session.progress)
     turns, size = turns_of(config.data), config.evaluation.batch_size
     with _at_work(asker.model, session):
         for start in range(0, len(share), size):
@@ -98,20 +105,28 @@ def _rows(
             longest = config.grpo.max_completion_length
             texts = answers(asker.model, asker.processing, asked, longest)
             session.progress()
-            for index, one, text in zip(indices, chosen, texts, strict=True):
-                yield _row(index, one, text, rewards)
+            batch = Batch(
+                [[{"role": "assistant", "content": text}] for text in texts],
+                [one.solution for one in chosen],
+                [one.turns for one in asked],
+                [asker.token_ids(text) for text in texts],
+                trainer_state=TrainerState(global_step=step),
+            )
+            scores = {one.name: scorer.score(one, batch) for one in scorer.rewards}
+            for place, (index, one, text) in enumerate(zip(indices, chosen, texts, strict=True)):
+                yield _row(index, one, text, {name: found[place] for name, found in scores.items()})
 
 
-def _row(index: int, one: Example, text: str, rewards: Sequence[WeightedReward]) -> dict[str, Any]:
-    scores = {reward.name: reward(text, one.solution) for reward in rewards}
+def _row(index: int, one: Example, text: str, scores: dict[str, Score]) -> dict[str, Any]:
     return {
         "index": index,
         "place": one.place,
         "question": one.problem,
         "output": text,
         "answer": one.solution,
-        "rewards": scores,
-        "right": scores[rewards[0].name] == 1.0,
+        "rewards": {name: score.value for name, score in scores.items()},
+        "why": {name: score.why for name, score in scores.items() if score.why},
+        "right": next(iter(scores.values())).value == 1.0,
     }
 
 
@@ -150,10 +165,17 @@ def _write(
     step: int,
 ) -> None:
     """Keep answers and scores, and say them in the events and, but for blank, in the metrics."""
-    first = load_reward(config.rewards[0].name)
-    constant = right_completion(commonest(data))
-    earned = [first(constant, row["answer"]) for row in rows]
-    means = {one.name: _mean([row["rewards"][one.name] for row in rows]) for one in config.rewards}
+    scorer = load_scorer(config.rewards, session.tell, session.progress)
+    constant = Batch(
+        [right_completion(commonest(data))] * len(rows),
+        [row["answer"] for row in rows],
+        [row["question"] for row in rows],
+        [[]] * len(rows),
+        trainer_state=TrainerState(global_step=step),
+    )
+    earned = [score.value for score in scorer.score(scorer.rewards[0], constant)]
+    names = [one.name for one in config.rewards.functions]
+    means = {name: _mean([row["rewards"][name] for row in rows]) for name in names}
     scores = {
         "task": TASK,
         "rows": len(rows),
@@ -170,9 +192,12 @@ def _write(
     write_atomically(folder / FILE, json.dumps(scores, indent=1, ensure_ascii=False))
     session.event("evaluated", when=when, **scores)
     if when != BLANK:
-        named = {f"held_out/{name}": value for name, value in means.items()}
+        given = {name: value for name, value in means.items() if value is not None}
+        named = {f"held_out/{name}": value for name, value in given.items()}
         session.run.metric({"step": step, **named})
 
 
-def _mean(values: Sequence[float]) -> float:
-    return round(sum(values) / len(values), 6)
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what was given; None where every reward abstained."""
+    given = [value for value in values if value is not None]
+    return round(sum(given) / len(given), 6) if given else None

@@ -243,7 +243,7 @@ def _boxed(text: str, last: bool) -> str:
 
 
 def _led(text: str, last: bool) -> str:
-    """What follows "the answer is": the first such, so that a second answer is seen, or the last."""
+    """What follows "the answer is": the first one, so that a second answer is seen, or the last."""
     marks = [match for match in _LEAD.finditer(text) if text[match.end() :].strip()]
     if marks:
         text = text[marks[-1 if last else 0].end() :]

@@ -222,17 +222,17 @@ def _raise(base: Value, exponent: Value) -> Value:
         if bits * abs(exponent) > _MOST_BITS:
             raise ValueError("too many digits")
         return Fraction(base**exponent.numerator)
-    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and base < 0:
-        if exponent.denominator % 2:  # the real root of odd degree
-            size = float(-base) ** float(exponent)
-            return complex(-size if exponent.numerator % 2 else size)
+    is_odd_root = isinstance(exponent, Fraction) and exponent.denominator % 2
+    if is_odd_root and isinstance(base, Fraction) and base < 0:  # the real one
+        size = float(-base) ** float(exponent.real)
+        return complex(-size if Fraction(exponent.real).numerator % 2 else size)
     return complex(base) ** complex(exponent)
 
 
 def _within(value: Value) -> Value:
-    if isinstance(value, Fraction):
-        if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MOST_BITS:
-            raise ValueError("too many digits")
+    parts = (value.numerator, value.denominator) if isinstance(value, Fraction) else ()
+    if any(part.bit_length() > _MOST_BITS for part in parts):
+        raise ValueError("too many digits")
     return value
 
 

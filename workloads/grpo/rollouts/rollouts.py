@@ -1,9 +1,9 @@
 """What the model wrote while it was trained, for a person to read.
 
 `rollouts/rollouts.jsonl` in the run: one object a completion with step, place, prompt, completion,
-solution, rewards (before weighting), reward (their weighted sum), advantage, image (a PNG beside
-it, or null). A bounded number for a step, whole groups first, so that completions of one prompt
-can be compared.
+solution, rewards (before weighting, null where one abstains), why (what each reward says of it),
+reward (their weighted sum), advantage, image (a PNG beside it, or null). A bounded number for a
+step, whole groups first, so that completions of one prompt can be compared.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.grpo.config import Rollouts
-from workloads.grpo.rewards.functions import completion_text
+from workloads.grpo.rewards.scoring import Score, completion_text
 from workloads.run.session import Session
 
 FOLDER, FILE, IMAGES = "rollouts", "rollouts.jsonl", "images"
@@ -27,7 +27,7 @@ class Rollout:
     prompt: Any
     completion: Any
     solution: str
-    rewards: Mapping[str, float]
+    scores: Mapping[str, Score]
     reward: float
     advantage: float
     image: Any = None
@@ -64,7 +64,8 @@ class RolloutLog:
             "prompt": prompt_text(one.prompt),
             "completion": completion_text(one.completion),
             "solution": one.solution,
-            "rewards": dict(one.rewards),
+            "rewards": {name: score.value for name, score in one.scores.items()},
+            "why": {name: score.why for name, score in one.scores.items() if score.why},
             "reward": one.reward,
             "advantage": one.advantage,
             "image": self._picture(step, one),

@@ -18,7 +18,7 @@ import pytest
 
 from workloads.errors import TataraError, UserError
 from workloads.grpo import prompts
-from workloads.grpo.rewards import answers
+from workloads.grpo.rewards import answers, scoring
 from workloads.grpo.rewards import functions as rewards
 from workloads.grpo.rewards.math_checker import MathChecker, Verdict, shared_checker
 
@@ -266,10 +266,10 @@ def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_plug_ins(plug_ins: str) -> None:
-    brief = rewards.load_reward(f"{plug_ins}:brief", weight=0.5)
+    brief = scoring.load_reward(f"{plug_ins}:brief", weight=0.5)
     assert (brief.name, brief.weight) == (f"{plug_ins}:brief", 0.5)
     assert (brief("abc", "7"), brief("abcdef", "7")) == (1.0, 0.0)
-    assert rewards.load_reward(f"{plug_ins}:same")("7", "7") == 1.0
+    assert scoring.load_reward(f"{plug_ins}:same")("7", "7") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_plug_ins(plug_ins: str) -> None:
 )
 def test_plug_ins_that_do_not_fit(plug_ins: str, function: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
-        rewards.load_reward(f"{plug_ins}:{function}")
+        scoring.load_reward(f"{plug_ins}:{function}")
     assert message.format(m=plug_ins) in str(refused.value)
 
 
@@ -297,19 +297,19 @@ def test_plug_ins_that_do_not_fit(plug_ins: str, function: str, message: str) ->
 )
 def test_rewards_that_do_not_exist(spec: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
-        rewards.load_reward(spec)
+        scoring.load_reward(spec)
     assert message in str(refused.value)
 
 
 def test_plug_ins_that_fail_are_named(plug_ins: str) -> None:
     with pytest.raises(TataraError, match=f"{plug_ins}:broken failed with ZeroDivisionError"):
-        rewards.load_reward(f"{plug_ins}:broken")("7", "7")
-    with pytest.raises(UserError, match="finite number"):
-        rewards.load_reward(f"{plug_ins}:wordy")("7", "7")
+        scoring.load_reward(f"{plug_ins}:broken")("7", "7")
+    with pytest.raises(TataraError, match="finite number"):
+        scoring.load_reward(f"{plug_ins}:wordy")("7", "7")
 
 
 def test_plug_ins_are_tried_on_a_right_answer(plug_ins: str) -> None:
-    load = rewards.load_reward
+    load = scoring.load_reward
     every = [
         load("accuracy_extracted"),
         load("accuracy"),
@@ -318,31 +318,31 @@ def test_plug_ins_are_tried_on_a_right_answer(plug_ins: str) -> None:
     ]
     for solution in ("7", "<answer> 7 </answer>"):
         said = rewards.right_completion(solution)
-        assert rewards.try_rewards(every, said, solution) == []
-    (line,) = rewards.try_rewards(every[:1], "<think> I count. </think> 7", "7")
+        assert scoring.try_rewards(every, said, solution) == []
+    (line,) = scoring.try_rewards(every[:1], "<think> I count. </think> 7", "7")
     assert line.startswith("reward accuracy_extracted gives 0 to '<think> I count. </think> 7'")
     with pytest.raises(TataraError, match=f"{plug_ins}:broken failed with ZeroDivisionError"):
-        rewards.try_rewards([load(f"{plug_ins}:broken")], "7", "7")
+        scoring.try_rewards([load(f"{plug_ins}:broken")], "7", "7")
 
 
 def test_plug_ins_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="say which arguments it takes"):
-        rewards.load_reward("builtins:max")
+        scoring.load_reward("builtins:max")
     name = f"script_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text("import sys\nsys.exit(3)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UserError, match="found SystemExit: 3; mend the module"):
-        rewards.load_reward(f"{name}:reward")
+    with pytest.raises(UserError, match="found SystemExit: 3; fix the module"):
+        scoring.load_reward(f"{name}:reward")
 
 
 def test_weights_are_numbers() -> None:
     with pytest.raises(UserError, match="finite weight"):
-        rewards.load_reward("format", weight=float("nan"))
+        scoring.load_reward("format", weight=float("nan"))
 
 
 def test_as_the_trainer_calls_it() -> None:
-    function = rewards.for_trainer(rewards.load_reward("accuracy_extracted"))
+    function = scoring.for_trainer(scoring.load_reward("accuracy_extracted"))
     turns = [
         [{"role": "assistant", "content": "<answer>7</answer>"}],
         [{"role": "assistant", "content": [{"type": "text", "text": "<answer>8</answer>"}]}],

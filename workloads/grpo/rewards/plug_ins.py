@@ -1,0 +1,154 @@
+"""Rewards of one's own, as `module:function`.
+
+Taken are TRL's form, `(prompts, completions, completion_ids, …, **kwargs)` with any column of the
+data by its name, and the short ones `(completion, solution)` and `(completion)`. Either may be
+async. A number a completion comes back, or None to abstain.
+"""
+
+import asyncio
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any
+
+from workloads.errors import UserError
+from workloads.grpo.rewards.scoring import Batch, Score, ScoreBatch
+
+
+def load_plug_in(spec: str) -> ScoreBatch:
+    """The function that `spec` names, importable or in the current folder; UserError without it."""
+    module_name, _, name = spec.partition(":")
+    if not (name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise UserError(
+            f'expected a reward as "module:function", found "{spec}"; '
+            "name a module with dots and one function in it"
+        )
+    module = import_module(module_name, f'reward "{spec}"')
+    function = vars(module).get(name)
+    if not callable(function):
+        found = "nothing of that name" if function is None else f"a {type(function).__name__}"
+        near = get_close_matches(
+            name, [key for key, value in vars(module).items() if callable(value)], n=1
+        )
+        hint = f'; did you mean "{module_name}:{near[0]}"?' if near else ""
+        raise UserError(
+            f'expected a function {name} in {module_name} for reward "{spec}", found {found}{hint}'
+        )
+    return _adapted(spec, function)
+
+
+def import_module(module_name: str, wanted: str) -> ModuleType:
+    """Import as `python -m` would: from the environment or from the current folder."""
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"expected to import {module_name} for {wanted}, found no module "
+            f'"{error.name}"; install it or run where {module_name.replace(".", "/")}.py lies'
+        ) from error
+    # A script without a guard may also end the process.
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"expected to import {module_name} for {wanted}, found "
+            f"{type(error).__name__}: {error}; fix the module"
+        ) from error
+
+
+def _adapted(spec: str, function: Callable[..., Any]) -> ScoreBatch:
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:  # some functions written in C do not say
+        raise UserError(
+            f'expected reward "{spec}" to say which arguments it takes, found that it does not; '
+            "wrap it in a function of your own"
+        ) from error
+    if "completions" in signature.parameters:
+        return _of_batches(spec, function, signature)
+    for arguments in (2, 1):
+        try:
+            signature.bind(*range(arguments))
+        except TypeError:
+            continue
+        return _of_pairs(function, arguments)
+    raise UserError(
+        f'expected reward "{spec}" to take (completions, **kwargs) as TRL has it, '
+        f"(completion, solution) or (completion), found {signature}; give it those arguments"
+    )
+
+
+def _of_batches(
+    spec: str, function: Callable[..., Any], signature: inspect.Signature
+) -> ScoreBatch:
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+
+    def score(batch: Batch) -> list[Score]:
+        known = {
+            **batch.columns,
+            "prompts": batch.prompts,
+            "completions": batch.completions,
+            "completion_ids": batch.completion_ids,
+            "solution": batch.solutions,
+            "trainer_state": batch.trainer_state,
+            "log_metric": batch.log_metric,
+            "log_extra": batch.log_extra,
+        }
+        if not takes_all:
+            _check_columns(spec, signature, known)
+            known = {name: known[name] for name in signature.parameters if name in known}
+        return [_score(value) for value in _awaited(function(**known))]
+
+    return score
+
+
+def _check_columns(spec: str, signature: inspect.Signature, known: dict[str, Any]) -> None:
+    needed = [
+        name
+        for name, one in signature.parameters.items()
+        if name not in known and one.default is one.empty
+    ]
+    if needed:
+        raise UserError(
+            f'reward "{spec}" takes {", ".join(needed)}, found no column of that name in the data '
+            f"({', '.join(sorted(known))}); add the column or give the argument a default"
+        )
+
+
+def _of_pairs(function: Callable[..., Any], arguments: int) -> ScoreBatch:
+    def score(batch: Batch) -> list[Score]:
+        pairs = zip(batch.texts, batch.solutions, strict=True)
+        made = [function(*pair[:arguments]) for pair in pairs]
+        if made and inspect.isawaitable(made[0]):
+            made = asyncio.run(_together(made))
+        return [_score(value) for value in made]
+
+    return score
+
+
+def _awaited(result: Any) -> Sequence[Any]:
+    values: Sequence[Any] = asyncio.run(_one(result)) if inspect.isawaitable(result) else result
+    return values
+
+
+async def _one(result: Awaitable[Any]) -> Any:
+    return await result
+
+
+async def _together(results: Sequence[Awaitable[Any]]) -> list[Any]:
+    return list(await asyncio.gather(*results))
+
+
+def _score(value: Any) -> Score:
+    """A number of any library, such as a tensor of one element, as a float; others stay."""
+    if value is None:
+        return Score(None, "abstains")
+    try:
+        return Score(float(value))
+    except (TypeError, ValueError):
+        return Score(value)

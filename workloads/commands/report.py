@@ -1,33 +1,45 @@
-"""Write a run's page: curves, scores, settings with their sources, data, environment, events. One
-HTML file that stands alone; it can be written while the run goes on."""
+"""Write a run's page: curves, scores, settings with their sources, data, environment, events; or
+one page of several runs. One HTML file that stands alone; it can be written while a run goes on."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from workloads.commands.common import loaded_environment, no_settings
-from workloads.errors import EXIT_DONE
+from workloads.errors import EXIT_DONE, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run",
-        nargs="?",
-        default="latest",
+        "runs",
+        nargs="*",
+        default=["latest"],
         metavar="RUN",
-        help="a run's id, profile/id, folder, or latest (the default)",
+        help="a run's id, profile/id, folder, or latest (the default); of several, one page that "
+        "lays their curves over each other and names the settings that differ",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to write it (default RUN/report.html)"
+        "--output",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to write it (default RUN/report.html, of several outputs/comparison.html)",
     )
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from workloads.monitor.html import report
+    from workloads.monitor.html import compare, report
     from workloads.monitor.reading import find
     from workloads.run import outputs
 
     no_settings(words)
-    run = find.locate(outputs(loaded_environment()), args.run)
-    print(report.write(run, args.out))
+    root = outputs(loaded_environment())
+    runs = list(dict.fromkeys(find.locate(root, wanted) for wanted in args.runs))
+    if len(runs) > compare.MOST:
+        raise UserError(
+            f"expected at most {compare.MOST} runs, found {len(runs)}; more are not told apart by "
+            "colour: leave some out"
+        )
+    usual = runs[0].path / "report.html" if len(runs) == 1 else root / "comparison.html"
+    print(report.write(runs, args.output or usual))
     return EXIT_DONE

@@ -48,6 +48,21 @@ def count_text(value: float) -> str:
     return f"{value:.4g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 rank`, `64 ranks`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def date_text(when: float | None) -> str:
+    """A wall time here, with year and zone: `2026-11-25 10:00 CET`; empty where it is not known."""
+    if when is None or not math.isfinite(when):
+        return ""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(when)).strip()
+    except (OverflowError, OSError, ValueError):
+        return ""
+
+
 def clock_text(when: float | None) -> str:
     """A wall time here: the hour today, else with its day."""
     if when is None or not math.isfinite(when):

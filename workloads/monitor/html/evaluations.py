@@ -19,7 +19,7 @@ Answers = dict[int, dict[str, Any]]
 
 
 @dataclass
-class Task:
+class EvaluatedTask:
     """One task: a summary and the answers for each time it was asked."""
 
     name: str
@@ -33,14 +33,14 @@ class Task:
         return [*known, *sorted(set(self.scores) - set(known))]
 
 
-def tasks(run: Run) -> list[Task]:
+def tasks(run: Run) -> list[EvaluatedTask]:
     """The evaluations in `<run>/evaluation/<when>/<task>.json`."""
-    found: dict[str, Task] = {}
+    found: dict[str, EvaluatedTask] = {}
     for path in sorted(run.evaluation.glob("*/*.json")):
         scores = read_object(path)
         if not any(number(value) is not None for value in scores.values()):
             continue
-        task = found.setdefault(path.stem, Task(path.stem))
+        task = found.setdefault(path.stem, EvaluatedTask(path.stem))
         task.scores[path.parent.name] = scores
         task.answers[path.parent.name] = _answers(path, scores)
     return list(found.values())
@@ -59,7 +59,18 @@ def _answers(path: Path, scores: Mapping[str, Any]) -> Answers:
     return found
 
 
-def scores_table(task: Task) -> str:
+def scores_of(run: Run) -> dict[str, str]:
+    """The scores of the last evaluation of each task: `gsm8k strict` → `43.1%`."""
+    found = {}
+    for task in tasks(run):
+        for name, value in task.scores[task.times[-1]].items():
+            known = number(value)
+            if known is not None and name not in (*_NO_SCORES, "seconds"):
+                found[f"{task.name} {name}"] = _score(name, known)
+    return found
+
+
+def scores_table(task: EvaluatedTask) -> str:
     """A row a number, a column a time, and what changed between the first and the last."""
     times = task.times
     names = dict.fromkeys(
@@ -74,7 +85,7 @@ def scores_table(task: Task) -> str:
     return table(head, rows, right=range(1, len(head)))
 
 
-def _scores_row(name: str, task: Task, times: Sequence[str], change: bool) -> list[str]:
+def _scores_row(name: str, task: EvaluatedTask, times: Sequence[str], change: bool) -> list[str]:
     values = [number(task.scores[when].get(name)) for when in times]
     cells = [esc(_score(name, value)) for value in values]
     first, last = values[0], values[-1]
@@ -101,7 +112,7 @@ def _signed(name: str, value: float) -> str:
     return f"{sign}{text}"
 
 
-def examples(task: Task) -> str:
+def examples(task: EvaluatedTask) -> str:
     """Some questions with the answers given each time: those whose verdict changed come first."""
     times = [when for when in task.times if task.answers.get(when)]
     if not times:
@@ -113,7 +124,7 @@ def examples(task: Task) -> str:
     return f"<details><summary>{count} of {len(last):,} answers</summary>{shown}</details>"
 
 
-def _changed(task: Task, times: Sequence[str], index: int) -> bool:
+def _changed(task: EvaluatedTask, times: Sequence[str], index: int) -> bool:
     verdicts = [_verdict(task.answers[when].get(index, {})) for when in times]
     return any(verdict != verdicts[0] for verdict in verdicts)
 
@@ -124,7 +135,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {'yes' if value else 'no'}" for name, value in facts)
 
 
-def _example(task: Task, times: Sequence[str], index: int) -> str:
+def _example(task: EvaluatedTask, times: Sequence[str], index: int) -> str:
     last = task.answers[times[-1]][index]
     question = next((last[name] for name in ("question", "prompt", "input") if name in last), "")
     lines = [("question", _text(question))]

@@ -1,7 +1,7 @@
-"""What people would rather look at: pictures of an evaluation, and rollouts of a GRPO run, as HTML.
+"""Images of an evaluation, and rollouts of a GRPO run, as HTML.
 
 Formats: `<run>/evaluation/**/*.png`, and `<run>/rollouts/rollouts.jsonl` as docs/run-directory.md
-has them. Pictures go into the page itself, so that it stands alone.
+has them. Images go into the page itself, so that it stands alone.
 """
 
 import base64
@@ -15,17 +15,17 @@ from workloads.monitor.reading.follow import Follower, Row, number, whole
 from workloads.run import Run
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_LARGEST = 8 << 20  # bytes of one picture
-_PICTURES = 12
+_LARGEST = 8 << 20  # bytes of one image
+_IMAGES = 12
 _STEPS = 5
 _A_STEP = 16  # completions of one step that are shown
 _READ = 64 << 20
 _LONGEST = 1500  # characters of a text that are shown
 
 
-def pictures(run: Run) -> Iterator[str]:
-    """The pictures that evaluations have drawn, under their names."""
-    for path in sorted(run.evaluation.rglob("*.png"))[:_PICTURES]:
+def images(run: Run) -> Iterator[str]:
+    """The images that evaluations have drawn, under their names."""
+    for path in sorted(run.evaluation.rglob("*.png"))[:_IMAGES]:
         if shown := _embedded(path, run.evaluation):
             name = path.relative_to(run.evaluation).with_suffix("").as_posix()
             yield f"<h3>{esc(name.replace('_', ' '))}</h3>{shown}"
@@ -62,9 +62,9 @@ def _by_place(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _group(rows: Sequence[Row], folder: Path) -> str:
-    """One prompt with its picture, and a line for each completion."""
+    """One prompt with its image, and a line for each completion."""
     first = rows[0]
-    picture = _embedded(folder / str(first.get("image") or ""), folder)
+    image = _embedded(folder / str(first.get("image") or ""), folder)
     asked = f"{_text(first.get('prompt'))}<div>expected: <b>{esc(first.get('solution'))}</b></div>"
     lines = [
         [
@@ -76,7 +76,7 @@ def _group(rows: Sequence[Row], folder: Path) -> str:
     ]
     head = ("completion", "reward", "advantage", "rewards")
     place = f"<h3>{esc(first.get('place'))}</h3>"
-    return f'{place}<div class="asked">{picture}<div>{asked}</div></div>' + table(
+    return f'{place}<div class="asked">{image}<div>{asked}</div></div>' + table(
         head, lines, right=(1, 2)
     )
 

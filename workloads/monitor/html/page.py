@@ -6,29 +6,40 @@ Whatever comes from a file goes through `esc`: a prompt with a tag in it is show
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from workloads.monitor.html.svg import Box, chart
-from workloads.monitor.numbers import byte_text, clean, clock_text, number_text, span_text
-from workloads.monitor.reading.hardware import GpuReading, Reading
-from workloads.monitor.reading.ranks import TROUBLE, Rank
+from workloads.monitor.html.svg import Line, Size, chart
+from workloads.monitor.numbers import (
+    byte_text,
+    clean,
+    clock_text,
+    counted,
+    number_text,
+    span_text,
+)
+from workloads.monitor.reading import nodes
+from workloads.monitor.reading.alerts import alerts
+from workloads.monitor.reading.hardware import GpuReading, Machine
+from workloads.monitor.reading.logs import LogTail, error_log, log_of
+from workloads.monitor.reading.metric_names import metric_label, metric_names
+from workloads.monitor.reading.nodes import Node
+from workloads.monitor.reading.ranks import TROUBLE, RankStatus
 from workloads.monitor.reading.snapshot import Snapshot
-from workloads.monitor.reading.trouble import troubles
-from workloads.monitor.text.frame import metric_label, metric_names
 
-_SMALL = Box(460, 190)
-_SHOWN = 6  # small charts beside the loss in the live view
+_SMALL = Size(460, 190)
+SHOWN = 7  # charts in the live view
+_LOG = 40  # lines of a log beside its error
 
 
 def esc(value: object) -> str:
     """Any value as text that is safe inside a tag and inside a quoted attribute."""
-    return escape("".join(_visible(one) for one in str(value)), quote=True)
+    return escape("".join(_visible(character) for character in str(value)), quote=True)
 
 
-def _visible(one: str) -> str:
-    return one if one == "\n" else clean(one)
+def _visible(character: str) -> str:
+    return character if character == "\n" else clean(character)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Cells are HTML already; `right` are the columns of numbers. A row may begin with its class.
+    """Cells are HTML already; `right` are the columns of numbers. A row may have its own class.
 
     Empty where there is no row.
     """
@@ -39,7 +50,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[in
     return f'<div class="wide"><table>{top}{body}</table></div>'
 
 
-class Row(list[str]):
+class TableRow(list[str]):
     """Cells of a table's row that has a class of its own."""
 
     def __init__(self, cells: Iterable[str], kind: str) -> None:
@@ -48,7 +59,7 @@ class Row(list[str]):
 
 
 def _row(tag: str, row: Sequence[str], right: Sequence[int]) -> str:
-    kind = f' class="{row.kind}"' if isinstance(row, Row) and row.kind else ""
+    kind = f' class="{row.kind}"' if isinstance(row, TableRow) and row.kind else ""
     cells = (
         f"<{tag}{' class=n' if at in right else ''}>{cell}</{tag}>" for at, cell in enumerate(row)
     )
@@ -59,63 +70,81 @@ def tile(label: str, value: str) -> str:
     return f'<div class="tile"><span class="soft">{esc(label)}</span><b>{esc(value)}</b></div>'
 
 
-def heading(now: Snapshot) -> str:
+def phase(snapshot: Snapshot) -> str:
+    """The run's phase, coloured."""
+    kind = snapshot.phase if snapshot.phase.isalpha() else ""
+    return f'<span class="phase {esc(kind)}">{esc(snapshot.phase)}</span>'
+
+
+def heading(snapshot: Snapshot) -> str:
     """Name, phase, progress."""
-    kind = now.phase if now.phase.isalpha() else ""
-    world = f"{now.world_size} ranks" if now.world_size else ""
-    aside = " · ".join(esc(text) for text in (now.workload, world, now.strategy) if text)
-    left = f" · {esc(span_text(now.left))} left" if now.left is not None else ""
-    steps = f" of {now.steps:,}" if now.steps else ""
+    world = counted(snapshot.world_size, "rank") if snapshot.world_size else ""
+    facts = (snapshot.workload, snapshot.model, world, snapshot.strategy)
+    aside = " · ".join(esc(text) for text in facts if text)
+    left = f" · {esc(span_text(snapshot.left))} left" if snapshot.left is not None else ""
+    steps = f" of {snapshot.steps:,}" if snapshot.steps else ""
     bar = ""
-    if now.steps:
-        share = min(now.step, now.steps)
-        bar = f'<progress max="{now.steps}" value="{share}">{now.step}/{now.steps}</progress>'
+    if snapshot.steps:
+        share = min(snapshot.step, snapshot.steps)
+        text = f"{snapshot.step}/{snapshot.steps}"
+        bar = f'<progress max="{snapshot.steps}" value="{share}">{text}</progress>'
     return (
-        f'<h1>{esc(now.name)} <span class="phase {esc(kind)}">{esc(now.phase)}</span></h1>'
-        f'<div class="aside">{aside}</div>{bar}<div>step <b>{now.step:,}</b>{steps}{left}</div>'
+        f'<h1>{esc(snapshot.name)} {phase(snapshot)}</h1><div class="aside">{aside}</div>{bar}'
+        f"<div>step <b>{snapshot.step:,}</b>{steps}{left}</div>"
     )
 
 
-def warnings(now: Snapshot) -> str:
-    """Everything to warn of, a paragraph each."""
-    return "".join(
-        f'<div class="warning{" bad" if one.bad else ""}" role="alert">{esc(one.text)}</div>'
-        for one in troubles(now)
+def warnings(snapshot: Snapshot) -> str:
+    """Everything to warn of, a paragraph each; first, that a long run is still being read."""
+    reading = ""
+    if snapshot.reading is not None:
+        reading = (
+            f'<div class="reading" role="status">Reading {snapshot.reading:.0%}: the values are '
+            "the newest, the curves are not whole yet.</div>"
+        )
+    return reading + "".join(
+        f'<div class="warning{" bad" if alert.bad else ""}" role="alert">{esc(alert.text)}</div>'
+        for alert in alerts(snapshot)
     )
 
 
-def tiles(now: Snapshot) -> str:
+def tiles(snapshot: Snapshot) -> str:
     """The newest values."""
     values: list[tuple[str, float | None]] = [
-        ("loss", now.loss),
-        ("held-out loss", now.held_out),
-        ("learning rate", now.learning_rate),
-        ("gradient norm", now.grad_norm),
-        (now.unit, now.speed),
-        ("seconds a step", now.seconds_per_step),
+        ("loss", snapshot.loss),
+        ("held-out loss", snapshot.held_out),
+        ("learning rate", snapshot.learning_rate),
+        ("gradient norm", snapshot.grad_norm),
+        (snapshot.unit, snapshot.speed),
+        ("seconds a step", snapshot.seconds_per_step),
     ]
     found = [tile(label, number_text(value)) for label, value in values if value is not None]
-    if now.mfu is not None:
-        found.append(tile("MFU", f"{now.mfu:.1%}"))
-    if now.epoch is not None:
-        found.append(tile("epoch", f"{now.epoch:.2f}"))
-    if now.elapsed is not None:
-        found.append(tile("elapsed", span_text(now.elapsed)))
+    if snapshot.mfu is not None:
+        found.append(tile("MFU", f"{snapshot.mfu:.1%}"))
+    if snapshot.epoch is not None:
+        found.append(tile("epoch", f"{snapshot.epoch:.2f}"))
+    if snapshot.elapsed is not None:
+        found.append(tile("elapsed", span_text(snapshot.elapsed)))
     return f'<div class="tiles">{"".join(found)}</div>' if found else ""
 
 
-def charts(now: Snapshot, most: int = _SHOWN) -> str:
-    """The loss large, with the held-out losses; the other metrics small, at most so many."""
-    names = metric_names(now)
-    held_out = list(now.curves.get("eval_loss", ()))
+def charts(snapshot: Snapshot, most: int = SHOWN, values: bool = False) -> str:
+    """The loss large, with the held-out losses; the other metrics small, at most so many.
+
+    values: show exact values under the pointer, which needs no script.
+    """
+    held_out = list(snapshot.curves.get("eval_loss", ()))
     figures = []
-    for name in names[: most + 1]:
-        points = list(now.curves[name])
+    for name in metric_names(snapshot.curves)[:most]:
+        line = Line(list(snapshot.curves[name]))
         is_loss = name == "loss"
-        drawn = (
-            chart("loss over steps", points, held_out)
-            if is_loss
-            else chart(metric_label(name), points, box=_SMALL, smoothed=name != "learning_rate")
+        drawn = chart(
+            f"{metric_label(name)} over steps",
+            [line],
+            marks=held_out if is_loss else (),
+            size=Size() if is_loss else _SMALL,
+            smoothed=name != "learning_rate",
+            values=values,
         )
         key = _KEY if is_loss and held_out else ""
         title = f"<figcaption><h3>{esc(metric_label(name))}</h3>{key}</figcaption>"
@@ -124,85 +153,138 @@ def charts(now: Snapshot, most: int = _SHOWN) -> str:
 
 
 _KEY = '<span class="key one">training, smoothed</span><span class="key two">held-out</span>'
+_RANK_HEAD = ("rank", "node", "host", "pid", "phase", "step", "memory", "heartbeat", "state")
+_NODE_HEAD = ("node", "host", "ranks", "phase", "step", "memory", "heartbeat", "state")
 
 
-def ranks(now: Snapshot) -> str:
-    """Every rank, those in trouble in red."""
-    head = ("rank", "node", "host", "pid", "phase", "step", "memory", "heartbeat", "state")
-    return table(head, (_rank(one, now) for one in now.ranks), right=(5, 6, 7))
+def ranks(snapshot: Snapshot, logs: str = "") -> str:
+    """Every rank, or every node and the ranks in trouble, those in red.
+
+    logs: the address of a rank's log up to its number; empty where there is none.
+    """
+    if not snapshot.ranks:
+        words = "no rank has started yet" if snapshot.active else "no heartbeats in this run"
+        return f'<p class="soft">{words}</p>'
+    hosts = nodes.short_hosts(snapshot.ranks)
+    every = _rank_table(snapshot.ranks, hosts, snapshot, logs)
+    if not nodes.are_shown(snapshot.ranks):
+        return every
+    rows = (_node(node, hosts, snapshot) for node in nodes.nodes_of(snapshot.ranks))
+    found = table(_NODE_HEAD, rows, right=(2, 4, 5, 6))
+    in_trouble = [rank for rank in snapshot.ranks if rank.state in TROUBLE]
+    if in_trouble:
+        found += _rank_table(in_trouble, hosts, snapshot, logs)
+    title = f"all {counted(len(snapshot.ranks), 'rank')}"
+    return f"{found}<details><summary>{title}</summary>{every}</details>"
 
 
-def _rank(one: Rank, now: Snapshot) -> Row:
-    live = now.active and one.code is None
-    bad = one.state in TROUBLE and (live or one.state == "failed")
-    heard = "" if one.code is not None else f"{'' if one.sure else 'about '}{span_text(one.age)}"
-    state = f"{one.state}, exit {one.code}" if one.code else one.state
-    cells = (one.rank, one.node, one.host, one.pid, one.phase, f"{one.step:,}")
-    last = (byte_text(one.memory), heard, f"{state}: {one.reason}" if one.reason else state)
-    return Row([esc(cell) for cell in (*cells, *last)], "bad" if bad else "" if live else "dim")
+def _rank_table(
+    shown: Iterable[RankStatus], hosts: Mapping[str, str], snapshot: Snapshot, logs: str
+) -> str:
+    rows = (_rank(rank, hosts[rank.host], snapshot, logs) for rank in shown)
+    return table((*_RANK_HEAD, "") if logs else _RANK_HEAD, rows, right=(5, 6, 7))
 
 
-def machine(now: Snapshot, here: Reading) -> str:
+def _rank(rank: RankStatus, host: str, snapshot: Snapshot, logs: str) -> TableRow:
+    live = snapshot.active and rank.code is None
+    bad = rank.state in TROUBLE and (live or rank.state == "failed")
+    state = f"{rank.state}, exit {rank.code}" if rank.code else rank.state
+    cells = [
+        esc(rank.rank),
+        esc(rank.node),
+        _host(host, rank.host),
+        esc(rank.pid),
+        esc(rank.phase),
+        f"{rank.step:,}",
+        esc(byte_text(rank.memory)),
+        esc(_heard(rank)),
+        esc(f"{state}: {rank.reason}" if rank.reason else state),
+    ]
+    if logs:
+        has_log = log_of(snapshot, rank).is_file()
+        cells.append(f'<a href="{esc(logs)}{rank.rank}">log</a>' if has_log else "")
+    return TableRow(cells, "bad" if bad else "" if live else "dim")
+
+
+def _node(node: Node, hosts: Mapping[str, str], snapshot: Snapshot) -> TableRow:
+    kind = "" if snapshot.active else "dim"
+    cells = (
+        esc(node.number),
+        _host(hosts[node.host], node.host),
+        esc(len(node.ranks)),
+        esc(node.phases),
+        esc(node.steps),
+        esc(byte_text(node.memory)),
+        esc(_heard(node.most_silent)),
+        esc(node.state),
+    )
+    return TableRow(cells, "bad" if node.trouble and snapshot.active else kind)
+
+
+def _host(short: str, host: str) -> str:
+    return f'<span class="name" title="{esc(host)}">{esc(short)}</span>'
+
+
+def _heard(rank: RankStatus) -> str:
+    if rank.code is not None:
+        return ""
+    return f"{'' if rank.sure else 'about '}{span_text(rank.age)}"
+
+
+def error(snapshot: Snapshot) -> str:
+    """The end of the log that tells why the run, or a rank of it, has failed."""
+    tail = error_log(snapshot, _LOG)
+    return log(tail) if tail else ""
+
+
+def log(tail: LogTail) -> str:
+    """A log's last lines."""
+    lines = "\n".join(tail.lines)
+    return f"<h3>end of {esc(tail.path.name)}</h3><pre>{esc(lines)}</pre>"
+
+
+def machine(snapshot: Snapshot, here: Machine) -> str:
     """This machine's GPUs, processors and memory, and the run's disk."""
     found = [] if here.cpu is None else [tile(f"CPU ({here.cpus})", f"{here.cpu:.0f} %")]
     used, total = byte_text(here.memory_used), byte_text(here.memory_total)
     found.append(tile("memory", f"{used} of {total}"))
-    if now.disk_free is not None:
-        found.append(tile("disk", f"{byte_text(now.disk_free)} free"))
+    if snapshot.disk_free is not None:
+        found.append(tile("disk", f"{byte_text(snapshot.disk_free)} free"))
     head = ("GPU", "", "busy", "memory", "temperature", "power")
-    gpus = table(head, (_gpu(one) for one in here.gpus), right=(2, 3, 4, 5))
+    gpus = table(head, (_gpu(gpu) for gpu in here.gpus), right=(2, 3, 4, 5))
     return f'{gpus}<div class="tiles">{"".join(found)}</div>'
 
 
-def _gpu(one: GpuReading) -> list[str]:
+def _gpu(gpu: GpuReading) -> list[str]:
     memory = power = None
-    if one.used is not None and one.total is not None:
-        memory = f"{byte_text(one.used)} of {byte_text(one.total)}"
-    if one.power is not None:
-        power = f"{one.power:.0f} W" + (f" of {one.power_limit:.0f}" if one.power_limit else "")
-    busy = None if one.utilisation is None else f"{one.utilisation} %"
-    warm = None if one.temperature is None else f"{one.temperature} °C"
-    cells = (one.index, one.name, busy, memory, warm, power)
+    if gpu.used is not None and gpu.total is not None:
+        memory = f"{byte_text(gpu.used)} of {byte_text(gpu.total)}"
+    if gpu.power is not None:
+        power = f"{gpu.power:.0f} W" + (f" of {gpu.power_limit:.0f}" if gpu.power_limit else "")
+    busy = None if gpu.utilisation is None else f"{gpu.utilisation} %"
+    warm = None if gpu.temperature is None else f"{gpu.temperature} °C"
+    cells = (gpu.index, gpu.name, busy, memory, warm, power)
     return [esc("-" if cell is None else cell) for cell in cells]
 
 
-def events(now: Snapshot, most: int) -> str:
+def events(snapshot: Snapshot, most: int) -> str:
     """The newest events, the last one first."""
-    newest = list(now.events)[-most:]
+    newest = list(snapshot.events)[-most:]
     rows = (
-        [esc(clock_text(one.time)), esc(one.name), esc(one.text(" · "))] for one in reversed(newest)
+        [esc(clock_text(event.time)), esc(event.name), esc(event.text(" · "))]
+        for event in reversed(newest)
     )
     return table(("time", "event", ""), rows)
 
 
-def live(now: Snapshot, here: Reading) -> str:
-    """The browser's view of a run."""
-    titled: Mapping[str, str] = {
-        "Ranks": ranks(now) or '<p class="soft">no rank has started yet</p>',
-        f"This machine ({here.host})": machine(now, here),
-        "Last events": events(now, 12),
+def parts(snapshot: Snapshot, here: Machine, logs: str) -> dict[str, str]:
+    """The browser's view of a run, but for its charts."""
+    return {
+        "heading": heading(snapshot),
+        "warnings": warnings(snapshot),
+        "error": error(snapshot),
+        "values": tiles(snapshot),
+        "ranks": f"<h2>Ranks</h2>{ranks(snapshot, logs)}",
+        "machine": f"<h2>This machine ({esc(here.host)})</h2>{machine(snapshot, here)}",
+        "events": f"<h2>Last events</h2>{events(snapshot, 12)}",
     }
-    first = heading(now) + warnings(now) + tiles(now) + charts(now)
-    return first + "".join(f"<h2>{esc(title)}</h2>{body}" for title, body in titled.items())
-
-
-def listing(runs: Sequence[Snapshot], links: Sequence[str]) -> str:
-    """All runs; `links` are their pages' addresses."""
-    head = ("run", "phase", "step", "loss", "held-out", "started", "")
-    rows = [_listed(one, link) for one, link in zip(runs, links, strict=True)]
-    return f"<h1>Runs</h1>{table(head, rows, right=(2, 3, 4)) or '<p>none yet</p>'}"
-
-
-def _listed(one: Snapshot, link: str) -> list[str]:
-    found = troubles(one) if one.active or one.phase in ("failed", "lost") else []
-    started = next((event.time for event in one.events if event.name == "started"), None)
-    kind = one.phase if one.phase.isalpha() else ""
-    return [
-        f'<a href="{esc(link)}">{esc(one.name)}</a>',
-        f'<span class="phase {esc(kind)}">{esc(one.phase)}</span>',
-        esc(f"{one.step:,}" + (f" of {one.steps:,}" if one.steps else "")),
-        "" if one.loss is None else esc(number_text(one.loss)),
-        "" if one.held_out is None else esc(number_text(one.held_out)),
-        "" if started is None else esc(clock_text(started)),
-        esc(found[0].text) if found else "",
-    ]

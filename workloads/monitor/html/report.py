@@ -4,24 +4,21 @@ A file that stands alone, without scripts: it can be kept, sent, or opened years
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workloads.errors import UserError
-from workloads.monitor.html import evaluations, gallery, page
-from workloads.monitor.html.page import Row, esc, table, tile
-from workloads.monitor.html.style import CSS
+from workloads.monitor.html import compare, evaluations, gallery, page
+from workloads.monitor.html.assets import asset
+from workloads.monitor.html.page import TableRow, esc, table, tile
 from workloads.monitor.numbers import byte_text, number_text, span_text
-from workloads.monitor.reading.follow import number, read_object
-from workloads.monitor.reading.record import Event, checkpoints
-from workloads.monitor.reading.snapshot import Snapshot, Watch
+from workloads.monitor.reading.record import RunEvent, checkpoints
+from workloads.monitor.reading.settings import RunFacts, flat, mapping, read_facts, value_text
+from workloads.monitor.reading.snapshot import Snapshot
 from workloads.run import Run
 from workloads.run.integrity import write_atomically
 
-_POINTS = 1000
-_EVENTS = 500
 _BAD_ROWS = 200
 _CHARTS = 24
 # No script runs and nothing is fetched, even if a text should slip through as markup.
@@ -31,116 +28,109 @@ _POLICY = (
 )
 
 
-@dataclass(frozen=True)
-class Story:
-    """Everything that the sections draw from."""
-
-    now: Snapshot
-    config: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    manifest: Mapping[str, Any]
-
-    @property
-    def run(self) -> Run:
-        return self.now.run
-
-
-def read(run: Run) -> Story:
-    """Read all there is of a run, which may be going on or never have ended."""
-    watch = Watch(run, capacity=_POINTS, most_events=_EVENTS)
-    now = watch.look()
-    while now.reading is not None:
-        now = watch.look()
-    dump = read_object(run.path / "config.json")
-    manifest = read_object(run.path / "manifest.json")
-    return Story(now, _mapping(dump.get("config")), _mapping(dump.get("provenance")), manifest)
-
-
-def write(run: Run, out: Path | None = None) -> Path:
-    """Write the page, by default to `<run>/report.html`; UserError where that cannot be."""
-    path = out or run.path / "report.html"
+def write(runs: Sequence[Run], output: Path) -> Path:
+    """Write the page of a run, or of several ones side by side; UserError where that cannot be."""
+    facts = [read_facts(run) for run in runs]
+    page_text = render(facts[0]) if len(facts) == 1 else render_comparison(facts)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, render(read(run)))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, page_text)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written: {error.strerror}; name another file with --out"
+            f"{output}: cannot be written: {error.strerror}; name another file with --output"
         ) from None
-    return path
+    return output
 
 
-def render(story: Story) -> str:
+def render(facts: RunFacts) -> str:
     """The page; a section that has nothing to say is left out."""
-    parts = [page.heading(story.now), page.warnings(story.now), _opening(story)]
+    parts = [page.heading(facts.snapshot), page.warnings(facts.snapshot), _opening(facts)]
     for title, body in SECTIONS:
-        if text := "".join(body(story)):
+        if text := "".join(body(facts)):
             parts.append(f"<section><h2>{esc(title)}</h2>{text}</section>")
+    return _document(facts.snapshot.name, parts, [facts])
+
+
+def render_comparison(runs: Sequence[RunFacts]) -> str:
+    """One page of several runs."""
+    shots = [run.snapshot for run in runs]
+    parts = compare.parts(runs)
+    curves = f"<section><h2>Curves</h2>{compare.charts(shots, values=True)}</section>"
+    rest = (parts[name] for name in ("results", "settings", "environment"))
+    body = [parts["heading"], parts["warnings"], curves, *rest]
+    return _document(" and ".join(shot.name for shot in shots), body, runs)
+
+
+def _document(title: str, parts: Iterable[str], runs: Sequence[RunFacts]) -> str:
     made = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    sources = ", ".join(f"<code>{esc(run.run.path)}</code>" for run in runs)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(story.now.name)} · tatara report</title><style>{CSS}</style></head><body>"
-        f"{''.join(parts)}<footer>Written {esc(made)} by <code>tatara report</code> from "
-        f"<code>{esc(story.run.path)}</code>.</footer></body></html>\n"
+        f"<title>{esc(title)} · tatara report</title><style>{asset('style.css')}</style></head>"
+        f"<body>{''.join(parts)}<footer>Written {esc(made)} by <code>tatara report</code> from "
+        f"{sources}.</footer></body></html>\n"
     )
 
 
-def _opening(story: Story) -> str:
-    now = story.now
-    lines = [f"<p>{esc(now.summary)}</p>"] if now.summary else []
-    if now.active:
+def _opening(facts: RunFacts) -> str:
+    snapshot = facts.snapshot
+    lines = [f"<p>{esc(snapshot.summary)}</p>"] if snapshot.summary else []
+    if snapshot.active:
         lines.append('<p class="soft">The run was still going on when this was written.</p>')
-    tiles = [tile("result", f"{now.phase}{': ' + now.reason if now.reason else ''}")]
-    tiles += [tile(label, text) for label, text in _results(now)]
+    tiles = [tile("result", f"{snapshot.phase}{': ' + snapshot.reason if snapshot.reason else ''}")]
+    tiles += [tile(label, text) for label, text in _results(snapshot)]
     return f'{"".join(lines)}<div class="tiles">{"".join(tiles)}</div>'
 
 
-def _results(now: Snapshot) -> Iterator[tuple[str, str]]:
+def _results(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
     for name, label in (("loss", "loss"), ("eval_loss", "held-out loss"), ("reward", "reward")):
-        points = list(now.curves.get(name, ()))
-        if len(points) > 1:
-            yield label, f"{number_text(points[0].mean)} → {number_text(points[-1].mean)}"
-    if now.speed is not None:
-        yield now.unit, number_text(now.speed)
-    if now.seconds_per_step is not None:
-        yield "seconds a step", number_text(now.seconds_per_step)
-    if now.mfu is not None:
-        yield "MFU", f"{now.mfu:.1%}"
-    if now.elapsed is not None:
-        yield "duration", span_text(now.elapsed)
-    if now.restarts:
-        yield "restarts", str(now.restarts)
+        points = list(snapshot.curves.get(name, ()))
+        if points:
+            first, last = number_text(points[0].mean), number_text(points[-1].mean)
+            # One value is no change: nothing was measured before.
+            yield label, last if len(points) == 1 else f"{first} → {last}"
+    if snapshot.speed is not None:
+        yield snapshot.unit, number_text(snapshot.speed)
+    if snapshot.seconds_per_step is not None:
+        yield "seconds a step", number_text(snapshot.seconds_per_step)
+    if snapshot.mfu is not None:
+        yield "MFU", f"{snapshot.mfu:.1%}"
+    if snapshot.elapsed is not None:
+        yield "duration", span_text(snapshot.elapsed)
+    if snapshot.restarts:
+        yield "restarts", str(snapshot.restarts)
 
 
-def _curves(story: Story) -> Iterator[str]:
-    yield page.charts(story.now, most=_CHARTS)
+def _curves(facts: RunFacts) -> Iterator[str]:
+    yield page.charts(facts.snapshot, most=_CHARTS, values=True)
 
 
-def _evaluation(story: Story) -> Iterator[str]:
-    yield from evaluations.section(story.run)
-    yield from gallery.pictures(story.run)
+def _evaluation(facts: RunFacts) -> Iterator[str]:
+    yield from evaluations.section(facts.run)
+    yield from gallery.images(facts.run)
 
 
-def _rollouts(story: Story) -> Iterator[str]:
-    yield from gallery.rollouts(story.run)
+def _rollouts(facts: RunFacts) -> Iterator[str]:
+    yield from gallery.rollouts(facts.run)
 
 
-def _data(story: Story) -> Iterator[str]:
+def _data(facts: RunFacts) -> Iterator[str]:
     """What preparing the data found; parts with the same facts stand side by side."""
-    data = _mapping(story.manifest.get("data"))
+    data = mapping(facts.manifest.get("data"))
     parts = {name: value for name, value in data.items() if isinstance(value, dict)}
     plain = {name: value for name, value in data.items() if name not in parts}
     yield table(("", ""), _facts(plain))
     names = list(dict.fromkeys(fact for part in parts.values() for fact in part))
     rows = [
-        [esc(name.replace("_", " ")), *(esc(_value(part.get(name))) for part in parts.values())]
+        [esc(name.replace("_", " ")), *(esc(value_text(part.get(name))) for part in parts.values())]
         for name in names
         if not any(isinstance(part.get(name), list | dict) for part in parts.values())
     ]
     yield table(("", *parts), rows, right=range(1, len(parts) + 1))
-    for part, facts in parts.items():
-        for name, value in facts.items():
+    for part, found in parts.items():
+        for name, value in found.items():
             if isinstance(value, list) and value:
                 yield _list(f"{part}: {name}", value)
 
@@ -155,13 +145,13 @@ def _list(title: str, values: list[Any]) -> str:
     )
 
 
-def _settings(story: Story) -> Iterator[str]:
+def _settings(facts: RunFacts) -> Iterator[str]:
     """What was set first; what was left as it is, folded."""
     chosen: list[list[str]] = []
     left: list[list[str]] = []
-    for name, value in _flat(story.config):
-        source = str(story.provenance.get(name, ""))
-        row = [f"<code>{esc(name)}</code>", f"<code>{esc(_value(value))}</code>", esc(source)]
+    for name, value in flat(facts.config):
+        source = str(facts.provenance.get(name, ""))
+        row = [f"<code>{esc(name)}</code>", f"<code>{esc(value_text(value))}</code>", esc(source)]
         (left if source in ("default", "") else chosen).append(row)
     yield table(("setting", "value", "from"), chosen)
     if left:
@@ -169,18 +159,10 @@ def _settings(story: Story) -> Iterator[str]:
         yield f"<details><summary>{len(left)} settings at their defaults</summary>{more}</details>"
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
-
-
-def _environment(story: Story) -> Iterator[str]:
+def _environment(facts: RunFacts) -> Iterator[str]:
     """The manifest but for the data: where, with what, from which code."""
-    manifest = {name: value for name, value in story.manifest.items() if name != "data"}
-    versions, git = _mapping(manifest.pop("versions", None)), _mapping(manifest.pop("git", None))
+    manifest = {name: value for name, value in facts.manifest.items() if name != "data"}
+    versions, git = mapping(manifest.pop("versions", None)), mapping(manifest.pop("git", None))
     if git:
         changed = " with changes that are not committed" if git.get("changed") else ""
         manifest["commit"] = f"{git.get('commit', 'unknown')}{changed}"
@@ -189,38 +171,43 @@ def _environment(story: Story) -> Iterator[str]:
     yield f"{table(('package', 'version'), rows)}</div>"
 
 
-def _ranks(story: Story) -> Iterator[str]:
-    yield page.ranks(story.now)
+def _ranks(facts: RunFacts) -> Iterator[str]:
+    yield page.ranks(facts.snapshot) if facts.snapshot.ranks else ""
 
 
-def _checkpoints(story: Story) -> Iterator[str]:
+def _log(facts: RunFacts) -> Iterator[str]:
+    """The end of the log beside the error of a run that failed."""
+    yield page.error(facts.snapshot)
+
+
+def _checkpoints(facts: RunFacts) -> Iterator[str]:
     rows = [
-        Row(
+        TableRow(
             [
-                esc(f"{one.step:,}"),
-                f"<code>{esc(one.name)}</code>",
-                esc(byte_text(one.size) if one.size is not None else "not whole"),
+                esc(f"{saved.step:,}"),
+                f"<code>{esc(saved.name)}</code>",
+                esc(byte_text(saved.size) if saved.size is not None else "not whole"),
             ],
-            "" if one.size is not None else "bad",
+            "" if saved.size is not None else "bad",
         )
-        for one in checkpoints(story.run)
+        for saved in checkpoints(facts.run)
     ]
     yield table(("step", "folder", "size"), rows, right=(0, 2))
-    if story.run.final.is_dir():
-        files = (path for path in sorted(story.run.final.iterdir()) if path.is_file())
-        final = ([f"<code>final/{esc(one.name)}</code>", esc(_size(one))] for one in files)
+    if facts.run.final.is_dir():
+        files = (path for path in sorted(facts.run.final.iterdir()) if path.is_file())
+        final = ([f"<code>final/{esc(path.name)}</code>", esc(_size(path))] for path in files)
         yield table(("exported model", "size"), final, right=(1,))
 
 
-def _events(story: Story) -> Iterator[str]:
-    rows = (_event(one) for one in story.now.events)
+def _events(facts: RunFacts) -> Iterator[str]:
+    rows = (_event(one) for one in facts.snapshot.events)
     yield table(("time", "event", ""), rows)
 
 
-def _event(event: Event) -> Row:
+def _event(event: RunEvent) -> TableRow:
     when = "" if event.time is None else _date(event.time)
     bad = event.name in ("failed", "oom", "nonfinite", "checkpoint failed", "checkpoint damaged")
-    return Row([esc(when), esc(event.name), esc(event.text(" · "))], "bad" if bad else "")
+    return TableRow([esc(when), esc(event.name), esc(event.text(" · "))], "bad" if bad else "")
 
 
 def _date(when: float) -> str:
@@ -240,29 +227,13 @@ def _size(path: Path) -> str:
 def _facts(values: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, value in values.items():
         if value not in (None, "", [], {}):
-            yield [esc(name.replace("_", " ")), esc(_value(value))]
+            yield [esc(name.replace("_", " ")), esc(value_text(value))]
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_value(inner) for inner in value) or "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_value(inner)}" for name, inner in value.items()) or "-"
-    if value is None:
-        return "-"
-    found = number(value)
-    if isinstance(value, int) and found is not None:
-        return f"{value:,}"
-    return str(value)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-Section = Callable[[Story], Iterator[str]]
+Section = Callable[[RunFacts], Iterator[str]]
 # A further section is a function and a line here.
 SECTIONS: tuple[tuple[str, Section], ...] = (
+    ("Error", _log),
     ("Curves", _curves),
     ("Evaluation", _evaluation),
     ("Rollouts", _rollouts),

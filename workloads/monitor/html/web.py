@@ -1,4 +1,4 @@
-"""The view in a browser: a small server on 127.0.0.1 that only reads, and needs nothing but this.
+"""The view in a browser: pages on 127.0.0.1 that only read, and need nothing but this server.
 
 A page on the internet can make a browser on this machine ask 127.0.0.1. It is kept out by the name
 it asks for (the Host header, against DNS rebinding) and by sending no permission to read across
@@ -6,29 +6,25 @@ origins; nothing can be changed through this server in any case.
 """
 
 import json
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from workloads.errors import EXIT_DONE, UserError
-from workloads.monitor.html import page
-from workloads.monitor.html.style import CSS
-from workloads.monitor.reading import find
-from workloads.monitor.reading.hardware import Hardware, Reading
-from workloads.monitor.reading.snapshot import Snapshot, Watch
-from workloads.monitor.text import plain
+from workloads.monitor.html import compare, page, runs
+from workloads.monitor.html.assets import asset
+from workloads.monitor.html.server import BoundedHandler, BoundedServer
+from workloads.monitor.html.views import Views
+from workloads.monitor.reading import as_json
+from workloads.monitor.reading.logs import log_of, log_tail
+from workloads.monitor.reading.metric_names import metric_label
+from workloads.monitor.reading.snapshot import Snapshot
 from workloads.run import Run
 
 PORT = 8737
 _NAMES = ("127.0.0.1", "localhost", "[::1]")
-_FRESH = 0.8  # seconds that a look is shown to several browsers
-_WATCHES = 8  # runs whose curves are held
+_LOG = 2000  # lines of a log
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -39,166 +35,195 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_SCRIPT = """
-"use strict";
-const view = document.getElementById("view");
-let shown = "";
-const note = document.getElementById("note");
-async function look() {
-  if (document.hidden) return;
-  try {
-    const answer = await fetch(view.dataset.source, { cache: "no-store" });
-    const text = await answer.text();
-    if (!answer.ok) throw new Error(text);
-    if (shown !== text) { view.innerHTML = text; shown = text; }
-    note.textContent = "";
-  } catch (problem) {
-    note.textContent = "no answer from the monitor: what is shown is the last it sent";
-  }
-}
-setInterval(look, 2000);
-document.addEventListener("visibilitychange", look);
-"""
 _SHELL = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title} · tatara</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <noscript><meta http-equiv="refresh" content="5"></noscript>
 <link rel="stylesheet" href="/style.css"></head><body>
-<nav><a href="/">all runs</a> <span id="note" class="soft" role="status"></span></nav>
-<main id="view" data-source="{source}">{body}</main>
+<nav><b>tatara</b> <a href="/">all runs</a> {links}<span id="note" role="status"></span></nav>
+<main id="view" data-parts="{parts}" data-curves="{curves}">{body}</main>
 <script src="/view.js" defer></script></body></html>
 """
-
-
-@dataclass
-class Views:
-    """What all requests share: watches of the runs that were asked for. `lock` is for one request
-    at a time, since a look changes what another one would be drawing."""
-
-    root: Path
-    first: Run | None
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    _watches: "OrderedDict[Path, Watch]" = field(default_factory=OrderedDict)
-    _looks: dict[Path, tuple[float, Snapshot]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._hardware = Hardware()
-        self._glances = find.Glances()
-        self._here = (time.monotonic(), self._hardware.look())
-
-    def find(self, name: str) -> Run | None:
-        """A run by `profile/id`, among those there are: a name never becomes a path."""
-        known = [*([self.first] if self.first else []), *find.runs(self.root)]
-        return next((run for run in known if name_of(run) == name), None)
-
-    def look(self, run: Run) -> tuple[Snapshot, Reading]:
-        here = self._machine()
-        taken, now = self._looks.get(run.path, (0.0, None))
-        if now is None or time.monotonic() - taken > _FRESH:
-            now = self._watch(run).look(here.gpus)
-            self._looks[run.path] = (time.monotonic(), now)
-        return now, here
-
-    def _machine(self) -> Reading:
-        taken, here = self._here
-        if time.monotonic() - taken > _FRESH:
-            here = self._hardware.look()
-            self._here = (time.monotonic(), here)
-        return here
-
-    def _watch(self, run: Run) -> Watch:
-        watch = self._watches.pop(run.path, None) or Watch(run)
-        self._watches[run.path] = watch
-        while len(self._watches) > _WATCHES:
-            gone, _ = self._watches.popitem(last=False)
-            self._looks.pop(gone, None)
-        return watch
-
-    def glances(self) -> list[Snapshot]:
-        return self._glances.look(find.runs(self.root)[: find.MOST])
+Answer = tuple[HTTPStatus, str, str]
 
 
 def name_of(run: Run) -> str:
     return f"{run.path.resolve().parent.name}/{run.id}"
 
 
-Answer = tuple[HTTPStatus, str, str]
-
-
-def answer(views: Views, path: str) -> Answer:
-    """Status, media type and text for a path; what is not there is a 404."""
+def answer(views: Views, address: str) -> Answer:
+    """Status, media type and text for a path with its query; what is not there is a 404."""
+    url = urlsplit(address)
     fixed: dict[str, Callable[[], Answer]] = {
-        "/": lambda: _page("Runs", "/view", _list(views)),
-        "/view": lambda: _html(_list(views)),
-        "/data": lambda: _json({"runs": [plain.brief(one) for one in views.glances()]}),
-        "/style.css": lambda: (HTTPStatus.OK, "text/css", CSS),
-        "/view.js": lambda: (HTTPStatus.OK, "text/javascript", _SCRIPT),
+        "/": lambda: _page("Runs", "/parts", "", _sections(_list_parts(views))),
+        "/view": lambda: _html(_sections(_list_parts(views))),
+        "/parts": lambda: _parts(_list_parts(views), []),
+        "/data": lambda: _json({"runs": [as_json.brief(run) for run in views.list.get()]}),
+        "/style.css": lambda: (HTTPStatus.OK, "text/css", asset("style.css")),
+        "/view.js": lambda: (HTTPStatus.OK, "text/javascript", asset("view.js")),
     }
-    if path in fixed:
-        return fixed[path]()
-    kind, _, name = path.removeprefix("/").partition("/")
-    run = views.find(unquote(name)) if kind in ("run", "view", "data") else None
+    if url.path in fixed:
+        return fixed[url.path]()
+    query = parse_qs(url.query)
+    kind, _, name = url.path.removeprefix("/").partition("/")
+    if kind in ("compare", "curves") and not name or url.path == "/parts/compare":
+        found = [views.find(wanted) for wanted in query.get("run", ())[: compare.MOST]]
+        chosen = [run for run in found if run is not None]
+        return _several(views, kind, chosen) if chosen else _NO_RUN
+    run = views.find(unquote(name))
+    answers = {"run": _run_page, "view": _run_view, "parts": _run_parts, "data": _run_data}
     if run is None:
-        return HTTPStatus.NOT_FOUND, "text/plain", "there is no such run here\n"
-    now, here = views.look(run)
-    if kind == "data":
-        return _json(plain.as_dict(now, here))
-    body = page.live(now, here)
-    return _html(body) if kind == "view" else _page(now.name, f"/view/{quote(name_of(run))}", body)
+        return _NO_RUN
+    if kind == "log":
+        return _log(views.live(run).get(), query.get("rank", ["0"])[0])
+    return answers[kind](views, run) if kind in answers else _NO_RUN
 
 
-def _list(views: Views) -> str:
-    glances = views.glances()
-    links = [f"/run/{quote(name_of(one.run))}" for one in glances]
-    return page.listing(glances, links)
+_NO_RUN: Answer = (HTTPStatus.NOT_FOUND, "text/plain", "there is no such run here\n")
+
+
+def _run_page(views: Views, run: Run) -> Answer:
+    name = quote(name_of(run))
+    body = _run_sections(views, run)
+    links = f'<a href="/?compare={name}">compare …</a> <a href="/data/{name}">JSON</a>'
+    return _page(name_of(run), f"/parts/{name}", f"/curves?run={name}", body, links)
+
+
+def _run_view(views: Views, run: Run) -> Answer:
+    return _html(_run_sections(views, run))
+
+
+def _run_sections(views: Views, run: Run) -> str:
+    parts = _parts_of(views, run)
+    drawn = page.charts(views.live(run).get())
+    titles = list(parts)
+    before = titles.index("ranks")
+    first, rest = titles[:before], titles[before:]
+    return (
+        _sections({title: parts[title] for title in first})
+        + f'<section id="charts">{drawn}</section>'
+        + _sections({title: parts[title] for title in rest})
+    )
+
+
+def _parts_of(views: Views, run: Run) -> dict[str, str]:
+    logs = f"/log/{quote(name_of(run))}?rank="
+    return page.parts(views.live(run).get(), views.machine.get(), logs)
+
+
+def _run_parts(views: Views, run: Run) -> Answer:
+    return _parts(_parts_of(views, run), [views.live(run).get()])
+
+
+def _run_data(views: Views, run: Run) -> Answer:
+    return _json(as_json.as_dict(views.live(run).get(), views.machine.get()))
+
+
+def _several(views: Views, kind: str, chosen: Sequence[Run]) -> Answer:
+    """Several runs over each other: the page, its parts, or the curves of one run or more."""
+    facts = [views.facts(run) for run in chosen]
+    shots = [run.snapshot for run in facts]
+    if kind == "curves":
+        return _json(_curves(views, shots))
+    if kind == "parts":
+        return _parts(compare.parts(facts), shots)
+    parts = compare.parts(facts)
+    first = {name: parts.pop(name) for name in ("heading", "warnings")}
+    drawn = f'<section id="charts">{compare.charts(shots)}</section>'
+    query = "&".join(f"run={quote(name_of(run))}" for run in chosen)
+    body = _sections(first) + drawn + _sections(parts)
+    links = f'<a href="/?{query.replace("run=", "compare=")}">other runs …</a> '
+    return _page("Comparison", f"/parts/compare?{query}", f"/curves?{query}", body, links)
+
+
+def _curves(views: Views, shots: Sequence[Snapshot]) -> dict[str, object]:
+    """What the script draws: rows of step, mean, lowest, highest, first step, number of rows."""
+    names = compare.metrics_of(shots)
+    if len(shots) == 1 and "loss" in names and "eval_loss" in names:
+        names.remove("eval_loss")  # drawn with the loss
+    wanted = {*names, "eval_loss"}
+    return {
+        "version": _version(shots),
+        "metrics": [[name, metric_label(name)] for name in names],
+        "runs": [
+            {
+                "name": shot.name,
+                "curves": {
+                    name: as_json.rows_of(curve)
+                    for name, curve in shot.curves.items()
+                    if name in wanted
+                },
+            }
+            for shot in shots
+        ],
+        "machine": {name: as_json.rows_of(curve) for name, curve in views.history().items()},
+    }
+
+
+def _version(shots: Sequence[Snapshot]) -> str:
+    """Differs where there is something new to draw."""
+    curves = [curve for shot in shots for curve in shot.curves.values()]
+    return " ".join(f"{curve.rows}-{curve.newest_step}" for curve in curves)
+
+
+def _log(snapshot: Snapshot, wanted: str) -> Answer:
+    rank = next((rank for rank in snapshot.ranks if str(rank.rank) == wanted), None)
+    tail = log_tail(log_of(snapshot, rank), _LOG) if rank else None
+    if tail is None:
+        return HTTPStatus.NOT_FOUND, "text/plain", "there is no such log here\n"
+    return HTTPStatus.OK, "text/plain", "\n".join(tail.lines) + "\n"
+
+
+def _list_parts(views: Views) -> dict[str, str]:
+    snapshots = views.list.get()
+    names = [name_of(snapshot.run) for snapshot in snapshots]
+    links = [f"/run/{quote(name)}" for name in names]
+    return {"list": runs.listing(snapshots, names, links)}
+
+
+def _sections(parts: dict[str, str]) -> str:
+    return "".join(f'<section data-part="{name}">{body}</section>' for name, body in parts.items())
 
 
 def _html(body: str) -> Answer:
     return HTTPStatus.OK, "text/html", body
 
 
-def _page(title: str, source: str, body: str) -> Answer:
-    text = _SHELL.format(title=page.esc(title), source=page.esc(source), body=body)
-    return _html(text)
+def _page(title: str, parts: str, curves: str, body: str, links: str = "") -> Answer:
+    return _html(
+        _SHELL.format(
+            title=page.esc(title),
+            parts=page.esc(parts),
+            curves=page.esc(curves),
+            body=body,
+            links=links,
+        )
+    )
+
+
+def _parts(parts: dict[str, str], shots: Sequence[Snapshot]) -> Answer:
+    """The parts for the script; `reading` says that it should ask again soon."""
+    reading = any(shot.reading is not None for shot in shots)
+    return _json({"parts": parts, "version": _version(shots), "reading": reading})
 
 
 def _json(value: object) -> Answer:
     return HTTPStatus.OK, "application/json", json.dumps(value, ensure_ascii=False)
 
 
-def handler(views: Views) -> type[BaseHTTPRequestHandler]:
+def handler(views: Views) -> type[BoundedHandler]:
     """The class that a server makes an instance of for every connection."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        timeout = 30
-
+    class ViewHandler(BoundedHandler):
         def do_GET(self) -> None:
-            if not is_ours(self.headers.get("Host", "")):
+            if is_ours(self.headers.get("Host", "")):
+                found = answer(views, self.path)
+            else:
                 text = "this monitor answers to 127.0.0.1 and localhost only\n"
-                self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", text)
-                return
-            with views.lock:
-                found = answer(views, urlsplit(self.path).path)
-            self._send(*found)
+                found = HTTPStatus.MISDIRECTED_REQUEST, "text/plain", text
+            self.answer(*found, _HEADERS)
 
-        def _send(self, status: HTTPStatus, kind: str, text: str) -> None:
-            content = text.encode("utf-8", "replace")
-            self.send_response(status)
-            self.send_header("Content-Type", f"{kind}; charset=utf-8")
-            self.send_header("Content-Length", str(len(content)))
-            for name, value in _HEADERS.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def version_string(self) -> str:
-            return "tatara"
-
-        def log_message(self, format: str, *args: object) -> None:
-            """A line for every look of every browser would tell nobody anything."""
-
-    return Handler
+    return ViewHandler
 
 
 def is_ours(host: str) -> bool:
@@ -209,18 +234,23 @@ def is_ours(host: str) -> bool:
     return name.lower() in _NAMES
 
 
-class Server(ThreadingHTTPServer):
-    """Threads end with the process; a browser that hangs holds nobody up."""
+class ViewServer(BoundedServer):
+    """Measures this machine meanwhile, with a browser or without."""
 
-    daemon_threads = True
+    def __init__(self, address: tuple[str, int], views: Views) -> None:
+        self._views = views
+        super().__init__(address, handler(views))
+
+    def service_actions(self) -> None:
+        self._views.sample()
 
 
-def open_server(root: Path, run: Run | None, port: int | None) -> Server:
+def open_server(root: Path, run: Run | None, port: int | None) -> ViewServer:
     """Listen on 127.0.0.1: on `port`, or on the usual one where that is free, else on any."""
-    views = Views(root, run)
-    for one in (port,) if port is not None else (PORT, 0):
+    views = Views(root, run, name_of)
+    for number in (port,) if port is not None else (PORT, 0):
         try:
-            return Server(("127.0.0.1", one), handler(views))
+            return ViewServer(("127.0.0.1", number), views)
         except (OSError, OverflowError) as error:
             reason = error
     raise UserError(f"port {port} cannot be used ({reason}); choose another one with --port")

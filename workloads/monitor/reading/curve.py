@@ -1,5 +1,6 @@
 """A metric over the steps, in bounded memory however long the run is."""
 
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ class Point:
     mean: float
     low: float
     high: float
+    first: int  # the first one's step
+    count: int  # of rows
 
 
 class Curve:
@@ -38,24 +41,52 @@ class Curve:
     def __iter__(self) -> Iterator[Point]:
         for at, step in enumerate(self._step):
             mean = self._sum[at] / self._count[at]
-            yield Point(step, mean, self._low[at], self._high[at])
+            first, count = self._first[at], self._count[at]
+            yield Point(step, mean, self._low[at], self._high[at], first, count)
+
+    @property
+    def newest_step(self) -> int:
+        return self._step[-1] if self._step else 0
 
     def add(self, step: int, value: float) -> None:
         """Take one row's finite value."""
-        if self._step and step <= self._step[-1]:
-            self._take_back(step)
-        self.rows += 1
-        self.last = value
-        if self._count and self._count[-1] < self.width:
-            self._step[-1] = step
-            self._count[-1] += 1
-            self._sum[-1] += value
-            self._low[-1] = min(self._low[-1], value)
-            self._high[-1] = max(self._high[-1], value)
+        self.extend((step,), (value,))
+
+    def extend(self, steps: Sequence[int], values: Sequence[float]) -> None:
+        """Take many rows' finite values at once; their steps only rise."""
+        if not steps:
             return
+        if self._step and steps[0] <= self._step[-1]:
+            self._take_back(steps[0])
+        self.rows += len(steps)
+        self.last = float(values[-1])
+        start = 0
+        while start < len(steps):
+            count = self._count[-1] if self._count else self.width
+            if count >= self.width:
+                self._open_point(steps[start])
+                count = 0
+            end = min(len(steps), start + self.width - count)
+            part = values[start:end]
+            self._step[-1] = steps[end - 1]
+            self._count[-1] += len(part)
+            self._sum[-1] += sum(part)
+            self._low[-1] = min(self._low[-1], min(part))
+            self._high[-1] = max(self._high[-1], max(part))
+            start = end
+
+    def copy(self) -> "Curve":
+        """The same curve, which stays as it is while this one goes on."""
+        found = Curve(self.capacity)
+        found.rows, found.width, found.last = self.rows, self.width, self.last
+        for column, own in zip(found._columns(), self._columns(), strict=True):
+            column.extend(own)
+        return found
+
+    def _open_point(self, step: int) -> None:
         if len(self) >= self.capacity:
             self._halve()
-        entries = (step, step, 1, value, value, value)
+        entries = (step, step, 0, 0.0, math.inf, -math.inf)
         for column, entry in zip(self._columns(), entries, strict=True):
             column.append(entry)
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workloads.errors import UserError
-from workloads.monitor.reading.snapshot import Snapshot, Watch
+from workloads.monitor.reading.run_reader import RunReader
+from workloads.monitor.reading.snapshot import Snapshot
 from workloads.run import Run
 
 MOST = 200  # runs that are listed; older ones are still found by name
-_TAIL, _POINTS = 1 << 16, 32
+_TAIL, _POINTS, _EVENTS = 1 << 16, 32, 20
 
 
 def runs(root: Path) -> list[Run]:
@@ -57,38 +58,40 @@ def some_runs(root: Path) -> list[Run]:
     return known
 
 
-class Glances:
-    """Looks at many runs, a little at each; what has ended and did not change is not read again."""
+class RunList:
+    """Reads many runs, a little of each; what has ended and did not change is not read again."""
 
     def __init__(self) -> None:
-        self._watches: dict[Path, Watch] = {}
+        self._readers: dict[Path, RunReader] = {}
         self._ended: dict[Path, tuple[int, Snapshot]] = {}
 
-    def look(self, runs: Sequence[Run]) -> list[Snapshot]:
+    def read(self, runs: Sequence[Run]) -> list[Snapshot]:
         """One for each run, in their order."""
         here = {run.path for run in runs}
-        self._watches = {path: one for path, one in self._watches.items() if path in here}
-        self._ended = {path: one for path, one in self._ended.items() if path in here}
-        return [self.one(run) for run in runs]
+        self._readers = {path: reader for path, reader in self._readers.items() if path in here}
+        self._ended = {path: known for path, known in self._ended.items() if path in here}
+        return [self.read_one(run) for run in runs]
 
-    def one(self, run: Run) -> Snapshot:
+    def read_one(self, run: Run) -> Snapshot:
         changed = _changed(run)
         known = self._ended.get(run.path)
         if known and known[0] == changed:
             return known[1]
-        watch = self._watches.setdefault(run.path, Watch(run, _POINTS, _TAIL, most_events=20))
-        found = watch.look()
-        if not found.active and found.phase != "lost":  # a lost one may still come back
-            self._ended[run.path] = (changed, found)
-            del self._watches[run.path]
-        return found
+        if run.path not in self._readers:
+            self._readers[run.path] = RunReader(run, _POINTS, _TAIL, most_events=_EVENTS)
+        snapshot = self._readers[run.path].read()
+        # A lost one may still come back; of a half-read one the rest is to come.
+        if not snapshot.active and snapshot.phase != "lost" and snapshot.reading is None:
+            self._ended[run.path] = (changed, snapshot)
+            del self._readers[run.path]
+        return snapshot
 
 
 def newest_active(root: Path) -> Run:
     """The newest run that is going on, else the newest of all; UserError where there is none."""
     known = some_runs(root)
-    glances = Glances()
-    return next((run for run in known[:MOST] if glances.one(run).active), known[0])
+    listed = RunList()
+    return next((run for run in known[:MOST] if listed.read_one(run).active), known[0])
 
 
 def _changed(run: Run) -> int:

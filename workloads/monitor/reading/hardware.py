@@ -1,10 +1,13 @@
-"""This machine at this moment: its GPUs by NVML, its processors and memory."""
+"""This machine, now and since it is watched: its GPUs by NVML, its processors and memory."""
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from workloads.monitor.reading.curve import Curve
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class GpuReading:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Machine:
     """The machine; `cpu` in per cent of all processors, None before there was a span to measure."""
 
     host: str
@@ -33,11 +36,15 @@ class Reading:
     memory_total: int
 
 
+_HISTORY = 360  # points of each curve of this machine, however long it is watched
 _LEAST_SPAN = 0.1  # seconds of all processors together, below which a share says nothing
 
 
 class Hardware:
-    """Opens NVML once, reads it again and again; without GPUs only processors and memory."""
+    """Opens NVML once, reads it again and again; without GPUs only processors and memory.
+
+    `history` is what was read so far: a step of its curves is a second.
+    """
 
     def __init__(self) -> None:
         import psutil
@@ -46,11 +53,12 @@ class Hardware:
         self._nvml = _opened()
         self._before = _times(psutil)
         self._cpu: float | None = None
+        self.history: dict[str, Curve] = {}
 
-    def look(self) -> Reading:
+    def read(self) -> Machine:
         memory = self._psutil.virtual_memory()
         self._measure()
-        return Reading(
+        machine = Machine(
             host=socket.gethostname(),
             gpus=gpus(self._nvml) if self._nvml is not None else (),
             cpu=self._cpu,
@@ -58,6 +66,22 @@ class Hardware:
             memory_used=memory.total - memory.available,
             memory_total=memory.total,
         )
+        self._remember(machine)
+        return machine
+
+    def _remember(self, machine: Machine) -> None:
+        """Keep what was measured as curves over whole seconds since 1970."""
+        values: dict[str, float | None] = {
+            "CPU (%)": machine.cpu,
+            "memory (GiB)": machine.memory_used / 2**30,
+        }
+        for gpu in machine.gpus:
+            values[f"GPU {gpu.index} (%)"] = gpu.utilisation
+            values[f"GPU {gpu.index} memory (GiB)"] = gpu.used and gpu.used / 2**30
+        second = int(time.time())
+        for name, value in values.items():
+            if value is not None:
+                self.history.setdefault(name, Curve(_HISTORY)).add(second, value)
 
     def _measure(self) -> None:
         """psutil's own percentage counts for each thread apart; a server has many."""
@@ -99,7 +123,7 @@ def gpus(nvml: Any) -> tuple[GpuReading, ...]:
     except nvml.NVMLError:
         return ()
     found = (_gpu(nvml, index) for index in range(count))
-    return tuple(one for one in found if one is not None)
+    return tuple(gpu for gpu in found if gpu is not None)
 
 
 def _gpu(nvml: Any, index: int) -> GpuReading | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from workloads.launch import health
-from workloads.monitor.reading.clock import Now, Watched
-from workloads.monitor.reading.follow import read_object, whole
+from workloads.monitor.reading.clock import LastChange, Now
+from workloads.monitor.reading.follow import number, read_object, whole
 from workloads.processes import is_stopped
 from workloads.run.session import BEAT
 
@@ -15,17 +15,18 @@ LATE, STALLED = 4.0, 10.0  # seconds without a heartbeat; one is written every s
 _GUESSED = 60.0  # seconds that a file's date must be past, where it is all there is to go by
 _STUCK = 60.0  # seconds between two steps without progress, and at least so many steps' time:
 _STUCK_STEPS = 20
-_LOOK_AROUND = 2.0  # seconds between two looks at all processes
+_EVERY = 2.0  # seconds between two searches through all processes
 _SILENT = ("late", "stalled")
-TROUBLE = ("suspended", "stalled", "gone", "failed", "stuck")
+TROUBLE = ("suspended", "stalled", "gone", "failed", "stuck", "behind", "slow")
 
 
 @dataclass(frozen=True)
-class Rank:
+class RankStatus:
     """One rank. `age`: seconds since its heartbeat; `sure` says whether that is more than a guess.
 
     state: ok, late, stalled, suspended, gone (its process ended without a word), stuck (alive, but
-    it gets no further), done, stopped, failed.
+    it gets no further), behind (it is some steps behind the others), slow (its steps take a third
+    longer than the others'), done, stopped, failed.
     """
 
     rank: int
@@ -44,6 +45,9 @@ class Rank:
     state: str
     code: int | None = None
     reason: str = ""
+    beaten: float | None = None  # the monotonic time of its heartbeat, by its own clock
+    pace: float | None = None  # seconds a step, as its heartbeats show
+    lag: int = 0  # steps behind the others
 
     @property
     def name(self) -> str:
@@ -53,30 +57,29 @@ class Rank:
 
 @dataclass
 class _Seen:
-    beat: Watched
-    progress: Watched
+    beat: LastChange = field(default_factory=LastChange)
+    progress: LastChange = field(default_factory=LastChange)
 
 
 @dataclass
 class Heartbeats:
-    """Looks at status/*.json again and again and remembers what changed when."""
+    """Reads status/*.json again and again and remembers what changed when."""
 
     run: Path
     _seen: dict[int, _Seen] = field(default_factory=dict)
     _pids: dict[int, int] = field(default_factory=dict)
-    _looked: float = float("-inf")
+    _searched: float = float("-inf")
 
-    def look(self, now: Now, seconds_per_step: float | None = None) -> tuple[Rank, ...]:
+    def read(self, now: Now, seconds_per_step: float | None = None) -> tuple[RankStatus, ...]:
         """All ranks that have ever written a heartbeat, in order."""
-        found = [
-            self._rank(number, path, now) for number, path in sorted(_files(self.run / "status"))
-        ]
+        files = sorted(_files(self.run / "status"))
+        found = [self._rank(rank, path, now) for rank, path in files]
         ranks = [rank for rank in found if rank is not None]
-        if any(one.state in _SILENT for one in ranks):
-            ranks = self._looked_around(ranks, now)
+        if any(rank.state in _SILENT for rank in ranks):
+            ranks = self._with_processes(ranks, now)
         return tuple(_with_stuck(ranks, seconds_per_step))
 
-    def _rank(self, number: int, path: Path, now: Now) -> Rank | None:
+    def _rank(self, rank: int, path: Path, now: Now) -> RankStatus | None:
         status = read_object(path)
         if not status:
             return None  # replaced at this moment, or damaged: the next look has it
@@ -87,41 +90,39 @@ class Heartbeats:
         identity = (status.get("attempt"), status.get("pid"))
         beat = (*identity, status.get("beat"), written)
         progress = (*identity, status.get("progress"))
-        seen = self._seen.setdefault(
-            number, _Seen(Watched(beat, now.monotonic), Watched(progress, now.monotonic))
-        )
-        silence = seen.beat.look(beat, now.monotonic)
-        idle = seen.progress.look(progress, now.monotonic)
-        known = now.age(_float(status.get("monotonic")), written, _text(status.get("host")))
+        seen = self._seen.setdefault(rank, _Seen())
+        silence = seen.beat.age(beat, now.monotonic)
+        idle = seen.progress.age(progress, now.monotonic)
+        known = now.age(number(status.get("monotonic")), written, _text(status.get("host")))
         if known is None and not seen.beat.changed:
             # Another machine's, and not seen to change yet: the file's date is all there is.
             guess = max(silence, now.wall - written)
             sure = silence > STALLED or (silence > 2 * BEAT and guess > _GUESSED)
-            return _described(number, status, guess, sure, idle)
+            return _described(rank, status, guess, sure, idle)
         age = silence if known is None else known
-        return replace(_described(number, status, age, True, idle), here=known is not None)
+        return replace(_described(rank, status, age, True, idle), here=known is not None)
 
-    def _looked_around(self, ranks: list[Rank], now: Now) -> list[Rank]:
+    def _with_processes(self, ranks: list[RankStatus], now: Now) -> list[RankStatus]:
         """Find the ranks' processes: in a container they have other numbers than they say."""
-        if now.monotonic - self._looked > _LOOK_AROUND:
-            self._looked = now.monotonic
+        if now.monotonic - self._searched > _EVERY:
+            self._searched = now.monotonic
             self._pids = {
-                one.rank: one.pid
-                for one in health.ranks()
-                if one.run.parts[-2:] == self.run.resolve().parts[-2:]
+                rank.rank: rank.pid
+                for rank in health.ranks()
+                if rank.run.parts[-2:] == self.run.resolve().parts[-2:]
             }
-        return [self._with_process(one, now) for one in ranks]
+        return [self._with_process(rank, now) for rank in ranks]
 
-    def _with_process(self, one: Rank, now: Now) -> Rank:
+    def _with_process(self, rank: RankStatus, now: Now) -> RankStatus:
         """What a silent rank's process tells; nothing where it is not this machine's."""
-        if one.state not in _SILENT:
-            return one
-        pid = self._pids.get(one.rank)
+        if rank.state not in _SILENT:
+            return rank
+        pid = self._pids.get(rank.rank)
         if pid is not None:
-            return replace(one, state="suspended", pid=pid) if is_stopped(pid) else one
-        if one.host == now.host and not _is_ours(one.pid):
-            return replace(one, state="gone")
-        return one
+            return replace(rank, state="suspended", pid=pid) if is_stopped(pid) else rank
+        if rank.host == now.host and not _is_ours(rank.pid):
+            return replace(rank, state="gone")
+        return rank
 
 
 def _is_ours(pid: int) -> bool:
@@ -142,14 +143,16 @@ def _files(folder: Path) -> Iterator[tuple[int, Path]]:
             yield int(path.stem), path
 
 
-def _described(number: int, status: Mapping[str, Any], age: float, sure: bool, idle: float) -> Rank:
+def _described(
+    rank: int, status: Mapping[str, Any], age: float, sure: bool, idle: float
+) -> RankStatus:
     code, phase = whole(status.get("code")), _text(status.get("phase"))
     if code is not None:
         state = phase if phase in ("done", "stopped", "failed") else "failed" if code else "done"
     else:
         state = "ok" if age < LATE else "stalled" if sure and age >= STALLED else "late"
-    return Rank(
-        rank=number,
+    return RankStatus(
+        rank=rank,
         node=whole(status.get("node")) or 0,
         host=_text(status.get("host")),
         pid=whole(status.get("pid")) or 0,
@@ -165,29 +168,26 @@ def _described(number: int, status: Mapping[str, Any], age: float, sure: bool, i
         state=state,
         code=code,
         reason=_text(status.get("reason")),
+        beaten=number(status.get("monotonic")),
     )
 
 
-def _with_stuck(ranks: Iterable[Rank], seconds_per_step: float | None) -> list[Rank]:
-    """Where all ranks stand still, the one that is furthest behind holds up the others."""
+def _with_stuck(ranks: Iterable[RankStatus], seconds_per_step: float | None) -> list[RankStatus]:
+    """Where all ranks stand still, the rank that is furthest behind holds up the others."""
     every = list(ranks)
-    live = [one for one in every if one.code is None]
+    live = [rank for rank in every if rank.code is None]
     patience = max(_STUCK, _STUCK_STEPS * (seconds_per_step or 0))
-    if not live or any(not _between_steps(one) or one.idle < patience for one in live):
+    if not live or any(not _between_steps(rank) or rank.idle < patience for rank in live):
         return every
-    if any(one.state in TROUBLE for one in live):
+    if any(rank.state in TROUBLE for rank in live):
         return every  # there is a better explanation
-    behind = min(live, key=lambda one: one.progress)
-    return [replace(one, state="stuck") if one is behind else one for one in every]
+    behind = min(live, key=lambda rank: rank.progress)
+    return [replace(rank, state="stuck") if rank is behind else rank for rank in every]
 
 
-def _between_steps(one: Rank) -> bool:
+def _between_steps(rank: RankStatus) -> bool:
     """Evaluations, saves and a first step that compiles take minutes without a word."""
-    return one.phase == "training" and one.step > 0
-
-
-def _float(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    return rank.phase == "training" and rank.step > 0
 
 
 def _text(value: object) -> str:

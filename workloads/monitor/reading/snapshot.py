@@ -1,28 +1,17 @@
-"""One look at one run: everything that any view of it shows."""
+"""A run at one moment: everything that any view of it shows."""
 
-import shutil
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from workloads.monitor.reading.clock import Now, Watched
-from workloads.monitor.reading.curve import CAPACITY, Curve
-from workloads.monitor.reading.flops import Flops
-from workloads.monitor.reading.follow import number, read_object, whole
-from workloads.monitor.reading.hardware import GpuReading
-from workloads.monitor.reading.ranks import Heartbeats, Rank
-from workloads.monitor.reading.record import Event, Events, Metrics
+from workloads.monitor.reading.curve import Curve
+from workloads.monitor.reading.ranks import RankStatus
+from workloads.monitor.reading.record import RunEvent
 from workloads.run import Run
-
-_SILENT = 90.0  # seconds without any word, after which a run that never ended counts as lost
-_STANDSTILL = 10  # times the usual pace
-_UNITS = {"tokens_per_second": "tokens/s", "samples_per_second": "samples/s"}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment. Times in seconds, sizes in bytes; None for what is not known.
+    """Times in seconds, sizes in bytes; None for what is not known. It never changes.
 
     phase: what rank 0 does (starting, preparing, training, …, ending), how the run ended
     (finished, stopped, failed), or lost: it neither ended nor gives a sign of life.
@@ -32,6 +21,7 @@ class Snapshot:
     profile: str
     workload: str
     summary: str
+    model: str
     phase: str
     active: bool
     reason: str
@@ -47,19 +37,21 @@ class Snapshot:
     unit: str
     mfu: float | None
     left: float | None
+    started: float | None  # wall time of this launch
     elapsed: float | None
     restarts: int
     world_size: int | None
     strategy: str
     shared: bool  # whether all nodes write into this folder
-    ranks: tuple[Rank, ...]
+    ranks: tuple[RankStatus, ...]
     curves: Mapping[str, Curve]
-    events: tuple[Event, ...]
+    events: tuple[RunEvent, ...]
     counts: Mapping[str, int]
     recent: tuple[float, ...]  # losses of the newest training rows
     broken: tuple[int, ...]  # steps whose row is not finite
     damaged: int  # lines that are no JSON object
-    reading: float | None  # share of metrics.jsonl read, while there is more to read
+    reading: float | None  # share of the run's files read, while there is more to read
+    newer_format: int | None  # of config.json, where this tatara is older than the run
     disk_free: int | None
     disk_total: int | None
 
@@ -67,199 +59,3 @@ class Snapshot:
     def name(self) -> str:
         """`demo/20261121-080528-3ac3`."""
         return f"{self.profile}/{self.run.id}"
-
-
-@dataclass
-class Watch:
-    """Looks at one run again and again; never writes, and holds bounded memory.
-
-    tail: read no more of metrics.jsonl than its last so many bytes, for a line in a list.
-    """
-
-    run: Run
-    capacity: int = CAPACITY
-    tail: int | None = None
-    most_events: int = 200
-    config: dict[str, Any] = field(default_factory=dict)
-    manifest: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.metrics = Metrics(self.run, self.capacity, self.tail)
-        self.events = Events(self.run.events, self.most_events)
-        self.heartbeats = Heartbeats(self.run.path)
-        self._flops = Flops(self.run)
-        self._words = Watched(None, time.monotonic())
-
-    @property
-    def pending(self) -> bool:
-        """Whether a next look may know more, though the run has written nothing new."""
-        return self._flops.pending
-
-    def look(self, gpus: Sequence[GpuReading] = ()) -> Snapshot:
-        """The run now; `gpus` are this machine's, for the share of their peak that is used."""
-        now = Now()
-        self._read_settings()
-        self.events.read()
-        self.metrics.read()
-        pace = self.metrics.typical("seconds_per_step")
-        ranks = self.heartbeats.look(now, pace)
-        phase, active = self._phase(ranks, now)
-        return self._snapshot(now, ranks, phase, active, gpus)
-
-    def _read_settings(self) -> None:
-        """config.json never changes; the manifest grows while the data are prepared."""
-        if not self.config:
-            self.config = _mapping(read_object(self.run.path / "config.json").get("config"))
-        if "data" not in self.manifest:
-            self.manifest = read_object(self.run.path / "manifest.json")
-
-    def _phase(self, ranks: Sequence[Rank], now: Now) -> tuple[str, bool]:
-        if self.events.ended is not None:
-            return self.events.ended.name, False
-        live = [one for one in ranks if one.code is None]
-        known = min((one.age for one in ranks), default=float("inf"))
-        silence = min(known, self._since_event(now))
-        if silence > _SILENT and not any(one.state == "suspended" for one in live):
-            return "lost", False
-        first = next((one for one in ranks if one.rank == 0), None)
-        if first is None:
-            return "starting", True
-        # Its part has ended; whether the run has, or starts again, the supervisor says in a moment.
-        return ("ending" if first.code is not None else first.phase or "starting"), True
-
-    def _since_event(self, now: Now) -> float:
-        """Seconds since the newest event, as well as that can be known here."""
-        newest = self.events.newest[-1] if self.events.newest else None
-        if newest is None:
-            written = _written(self.run)
-            return float("inf") if written is None else max(0.0, now.wall - written)
-        seen = self._words.look((newest.name, newest.time), now.monotonic)
-        try:
-            written = self.run.events.stat().st_mtime
-        except OSError:
-            return seen
-        age = now.age(newest.monotonic, written, self._host)
-        if age is not None:
-            return age
-        return seen if self._words.changed else max(seen, now.wall - written)
-
-    @property
-    def _host(self) -> str:
-        """The machine of node 0, which writes events and metrics."""
-        hosts = self.manifest.get("hosts")
-        return str(hosts[0]) if isinstance(hosts, list) and hosts else ""
-
-    def _snapshot(
-        self,
-        now: Now,
-        ranks: tuple[Rank, ...],
-        phase: str,
-        active: bool,
-        gpus: Sequence[GpuReading],
-    ) -> Snapshot:
-        metrics, events = self.metrics, self.events
-        step = self._step(ranks, active)
-        steps = whole(events.training.get("max_steps"))
-        unit = next((name for name in _UNITS if name in metrics.training), "")
-        held_out = metrics.curves.get("eval_loss")
-        free, total = _disk(self.run)
-        return Snapshot(
-            run=self.run,
-            profile=str(self.config.get("name") or self.run.path.parent.name),
-            workload=str(self.config.get("workload") or ""),
-            summary=str(self.config.get("summary") or ""),
-            phase=phase,
-            active=active,
-            reason=_reason(events.ended),
-            step=step,
-            steps=steps,
-            epoch=number(metrics.training.get("epoch")),
-            loss=number(metrics.training.get("loss")),
-            held_out=held_out.last if held_out else None,
-            learning_rate=number(metrics.training.get("learning_rate")),
-            grad_norm=number(metrics.training.get("grad_norm")),
-            seconds_per_step=metrics.typical("seconds_per_step"),
-            speed=metrics.typical(unit) if unit else None,
-            unit=_UNITS.get(unit, ""),
-            mfu=self._mfu(gpus, ranks),
-            left=self._left(step, steps) if active else None,
-            elapsed=self._elapsed(now, active),
-            restarts=events.counts.get("restarted", 0),
-            world_size=whole(events.training.get("world_size")),
-            strategy=str(events.training.get("strategy") or ""),
-            shared=self.manifest.get("shared_outputs") is not False,
-            ranks=ranks,
-            curves=metrics.curves,
-            events=tuple(events.newest),
-            counts=dict(events.counts),
-            recent=tuple(v for row in metrics.recent if (v := number(row["loss"])) is not None),
-            broken=tuple(metrics.broken),
-            damaged=metrics.damaged + events.follower.damaged,
-            reading=metrics.follower.share if metrics.follower.behind else None,
-            disk_free=free,
-            disk_total=total,
-        )
-
-    def _step(self, ranks: Sequence[Rank], active: bool) -> int:
-        written = whole(self.metrics.training.get("step")) or 0
-        first = next((one for one in ranks if one.rank == 0), None)
-        if first is None:
-            return written
-        begun = first.phase not in ("starting", "preparing")
-        return first.step if active and begun else max(first.step, written)
-
-    def _left(self, step: int, steps: int | None) -> float | None:
-        """Seconds to the last step, at the mean pace, which counts evaluations and saves."""
-        paces = [number(row.get("seconds_per_step")) for row in self.metrics.recent]
-        usual = self.metrics.typical("seconds_per_step")
-        if usual is None or steps is None:
-            return None
-        # A row after a standstill says nothing of the steps to come.
-        known = [min(pace, _STANDSTILL * usual) for pace in paces if pace is not None]
-        return max(0, steps - step) * sum(known) / len(known)
-
-    def _elapsed(self, now: Now, active: bool) -> float | None:
-        """Seconds since this launch began, up to now or to its last word."""
-        launched, ended = self.events.launched, self.events.ended
-        if launched is None or launched.monotonic is None:
-            return None
-        last = ended.monotonic if ended else number(self.metrics.training.get("monotonic"))
-        if active and self._host == now.host:
-            last = now.monotonic
-        span = None if last is None else last - launched.monotonic
-        return span if span is not None and span >= 0 else None
-
-    def _mfu(self, gpus: Sequence[GpuReading], ranks: Sequence[Rank]) -> float | None:
-        """As the run has measured it; else from its tokens, where it is on this machine's GPUs."""
-        measured = self.metrics.typical("mfu")
-        if measured is not None:
-            return measured
-        tokens = self.metrics.typical("tokens_per_second")
-        if not gpus or tokens is None or not any(one.here for one in ranks):
-            return None
-        world = whole(self.events.training.get("world_size")) or 1
-        return self._flops.utilisation(tokens, world, gpus)
-
-
-def _reason(ended: Event | None) -> str:
-    reason = ended.facts.get("reason") if ended else None
-    return reason if isinstance(reason, str) else ""
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _written(run: Run) -> float | None:
-    try:
-        return (run.path / "config.json").stat().st_mtime
-    except OSError:
-        return None
-
-
-def _disk(run: Run) -> tuple[int | None, int | None]:
-    try:
-        usage = shutil.disk_usage(run.path)
-    except OSError:
-        return None, None
-    return usage.free, usage.total

@@ -2,65 +2,39 @@
 
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from workloads.monitor.numbers import byte_text, clean, clock_text, number_text, span_text
-from workloads.monitor.reading.hardware import GpuReading, Reading
-from workloads.monitor.reading.ranks import TROUBLE, Rank
+from workloads.monitor.numbers import (
+    byte_text,
+    clean,
+    clock_text,
+    counted,
+    number_text,
+    span_text,
+)
+from workloads.monitor.reading import nodes
+from workloads.monitor.reading.alerts import Alert, alerts
+from workloads.monitor.reading.curve_view import LOSS, CurveView, point_text
+from workloads.monitor.reading.hardware import GpuReading, Hardware, Machine
+from workloads.monitor.reading.logs import LogTail, error_log
+from workloads.monitor.reading.metric_names import metric_label
+from workloads.monitor.reading.nodes import Node
+from workloads.monitor.reading.ranks import TROUBLE, RankStatus
 from workloads.monitor.reading.snapshot import Snapshot
-from workloads.monitor.reading.trouble import Trouble, troubles
 from workloads.monitor.text.plot import plot, spark
+from workloads.monitor.text.table import Cell, table
 
 _JOIN = "\ue000"  # stands for a blank at which no line may end
-_SMALL = 16  # ranks that are shown one by one; of more, a line a node and those in trouble
 PHASES = {
-    **{"finished": "green", "training": "green", "failed": "red bold", "lost": "red bold"},
+    "finished": "green",
+    "training": "green",
+    "failed": "red bold",
+    "lost": "red bold",
     "stopped": "yellow",
 }
-_FIRST = (
-    *("loss", "reward", "learning_rate", "tokens_per_second", "samples_per_second"),
-    *("grad_norm", "seconds_per_step", "memory"),
-)
-# What is drawn with the loss, or says nothing as a curve.
-_DULL = {
-    *("eval_loss", "epoch", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"),
-}
-_METRICS = {
-    "memory": "memory (bytes)",
-    "eval_loss": "held-out loss",
-    "learning_rate": "learning rate",
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    text: str
-    style: str = ""
-    right: bool = False
-
-
-def table(rows: Sequence[Sequence[Cell]], width: int) -> Text:
-    """Rows of cells in columns two blanks apart, cut at the width."""
-    sizes: list[int] = []
-    for row in rows:
-        for at, cell in enumerate(row):
-            size = cell_len(cell.text)
-            sizes[at : at + 1] = [max(size, sizes[at]) if at < len(sizes) else size]
-    found = Text(no_wrap=True, overflow="ellipsis")
-    for number, row in enumerate(rows):
-        line = Text()
-        for at, cell in enumerate(row):
-            room = " " * (sizes[at] - cell_len(cell.text))
-            body = room + cell.text if cell.right else cell.text + room
-            line.append("  " if at else "").append(body, cell.style)
-        line.rstrip()
-        line.truncate(width, overflow="ellipsis")
-        found.append("\n" if number else "").append_text(line)
-    return found
 
 
 def flow(parts: Iterable[tuple[str, str]], width: int) -> Text:
@@ -79,32 +53,32 @@ def flow(parts: Iterable[tuple[str, str]], width: int) -> Text:
     return found
 
 
-def header(now: Snapshot, width: int) -> Text:
+def header(snapshot: Snapshot, width: int) -> Text:
     """Which run, what it does, how far it is."""
-    facts = [now.workload, _ranks_word(now), now.strategy]
+    facts = [snapshot.workload, _ranks_word(snapshot), snapshot.strategy]
     aside = " · ".join(clean(fact) for fact in facts if fact)
-    name = clean(now.name)
+    name = clean(snapshot.name)
     first = Text(name, "bold")
     if cell_len(name) + cell_len(aside) + 2 <= width:
         first.append("  ").append(aside, "dim")
-    return Text("\n").join([first, _progress(now, width)])
+    return Text("\n").join([first, _progress(snapshot, width)])
 
 
-def _ranks_word(now: Snapshot) -> str:
-    count = now.world_size or len(now.ranks)
-    return f"{count} rank{'' if count == 1 else 's'}" if count else ""
+def _ranks_word(snapshot: Snapshot) -> str:
+    count = snapshot.world_size or len(snapshot.ranks)
+    return counted(count, "rank") if count else ""
 
 
-def _progress(now: Snapshot, width: int) -> Text:
-    line = Text(clean(now.phase), PHASES.get(now.phase, "cyan"))
-    of = f"/{now.steps:,}" if now.steps else ""
-    line.append("  step ", "dim").append(f"{now.step:,}{of}", "bold")
+def _progress(snapshot: Snapshot, width: int) -> Text:
+    line = Text(clean(snapshot.phase), PHASES.get(snapshot.phase, "cyan"))
+    of = f"/{snapshot.steps:,}" if snapshot.steps else ""
+    line.append("  step ", "dim").append(f"{snapshot.step:,}{of}", "bold")
     tail = Text()
-    if now.steps:
-        share = min(1.0, now.step / now.steps)
+    if snapshot.steps:
+        share = min(1.0, snapshot.step / snapshot.steps)
         tail.append(f" {share:4.0%}", "bold")
-        if now.left is not None and now.phase not in ("exporting",):
-            tail.append(f"  {span_text(now.left)}", "bold").append(" left", "dim")
+        if snapshot.left is not None and snapshot.phase not in ("exporting",):
+            tail.append(f"  {span_text(snapshot.left)}", "bold").append(" left", "dim")
         room = min(60, width - line.cell_len - tail.cell_len - 2)
         if room >= 8:
             done = round(share * room)
@@ -112,35 +86,40 @@ def _progress(now: Snapshot, width: int) -> Text:
     return line.append_text(tail)
 
 
-def numbers(now: Snapshot, width: int) -> Text:
+def numbers(snapshot: Snapshot, width: int) -> Text:
     """The newest values in a line or two."""
     found: list[tuple[str, str]] = []
-    plain = (("loss", now.loss), ("held-out", now.held_out), ("lr", now.learning_rate))
-    for label, value in (*plain, ("grad norm", now.grad_norm)):
+    plain = (
+        ("loss", snapshot.loss),
+        ("held-out", snapshot.held_out),
+        ("lr", snapshot.learning_rate),
+        ("grad norm", snapshot.grad_norm),
+    )
+    for label, value in plain:
         if value is not None:
             found.append((label, number_text(value)))
-    if now.speed is not None:
-        found.append((now.unit, number_text(now.speed)))
-    if now.seconds_per_step is not None:
-        found.append(("s/step", number_text(now.seconds_per_step)))
-    if now.mfu is not None:
-        found.append(("MFU", f"{now.mfu:.1%}"))
-    if now.epoch is not None:
-        found.append(("epoch", f"{now.epoch:.2f}"))
-    if now.elapsed is not None:
-        found.append(("elapsed", span_text(now.elapsed)))
-    if now.reading is not None:
-        found.append(("reading metrics", f"{now.reading:.0%}"))
+    if snapshot.speed is not None:
+        found.append((snapshot.unit, number_text(snapshot.speed)))
+    if snapshot.seconds_per_step is not None:
+        found.append(("s/step", number_text(snapshot.seconds_per_step)))
+    if snapshot.mfu is not None:
+        found.append(("MFU", f"{snapshot.mfu:.1%}"))
+    if snapshot.epoch is not None:
+        found.append(("epoch", f"{snapshot.epoch:.2f}"))
+    if snapshot.elapsed is not None:
+        found.append(("elapsed", span_text(snapshot.elapsed)))
+    if snapshot.reading is not None:
+        found.append(("reading", f"{snapshot.reading:.0%}"))
     return flow(found, width)
 
 
-def warnings(now: Snapshot, width: int, found: Sequence[Trouble] | None = None) -> Text:
+def warnings(snapshot: Snapshot, width: int, found: Sequence[Alert] | None = None) -> Text:
     """One paragraph a warning; empty where there is none."""
     lines = Text()
-    for one in troubles(now) if found is None else found:
-        style = "bold red" if one.bad else "yellow"
-        mark = "!!" if one.bad else "! "
-        for at, part in enumerate(_wrapped(clean(one.text), width - 3)):
+    for alert in alerts(snapshot) if found is None else found:
+        style = "bold red" if alert.bad else "yellow"
+        mark = "!!" if alert.bad else "! "
+        for at, part in enumerate(_wrapped(clean(alert.text), width - 3)):
             lines.append("\n" if lines else "")
             lines.append(f"{mark if not at else '  '} {part}", style)
     return lines
@@ -152,214 +131,226 @@ def _wrapped(text: str, width: int) -> list[str]:
     return [line.replace(_JOIN, " ") for line in textwrap.wrap(joined, max(10, width))]
 
 
-def metric_names(now: Snapshot) -> list[str]:
-    """The metrics that can be drawn, the telling ones first."""
-    drawable = [name for name, curve in now.curves.items() if len(curve) > 1]
-    known = [name for name in _FIRST if name in drawable]
-    rest = sorted(set(drawable) - set(known) - _DULL)
-    return [*known, *rest]
-
-
-def metric_label(name: str) -> str:
-    return _METRICS.get(name, name.replace("_", " "))
-
-
 def curve(
-    now: Snapshot, width: int, height: int, metric: str = "loss", ascii: bool = False
+    snapshot: Snapshot, width: int, height: int, view: CurveView = LOSS, ascii: bool = False
 ) -> Text:
     """A metric over the steps; on the loss, the held-out losses as marks."""
-    points = [(point.step, point.mean) for point in now.curves.get(metric, ())]
-    others = [(point.step, point.mean) for point in now.curves.get("eval_loss", ())]
-    drawn = plot(points, others if metric == "loss" else [], width, height, ascii)
+    points = [(point.step, point.mean) for point in view.points(snapshot)]
+    others = [(point.step, point.mean) for point in view.marks(snapshot)]
+    drawn = plot(points, others, width, height, ascii, view.log)
     if not drawn.lines:
-        return Text(f"no {metric_label(metric)} yet", "dim")
+        return Text(f"no {metric_label(view.metric)} yet", "dim")
+    selected = view.selected(snapshot)
+    cursor = drawn.column(selected.step) if selected else None
     text = Text(no_wrap=True, overflow="crop")
     for row, line in enumerate(drawn.lines):
-        style = "dim" if row == len(drawn.lines) - 1 else "cyan"
+        is_axis = row == len(drawn.lines) - 1
         text.append("\n" if row else "").append(line[: drawn.gutter], "dim")
-        columns = sorted({column for at, column in drawn.marks if at == row})
-        _append_marked(text, line.ljust(width), drawn.gutter, columns, style, "o" if ascii else "●")
+        cells = {
+            column: ("o" if ascii else "●", "bold yellow")
+            for at, column in drawn.marks
+            if at == row
+        }
+        if cursor is not None and not is_axis and cursor not in cells:
+            under = line[cursor : cursor + 1]
+            cells[cursor] = (under if under.strip(" \u2800") else "|" if ascii else "┊", "bold")
+        _append_cells(text, line.ljust(width), drawn.gutter, cells, "dim" if is_axis else "cyan")
     return text
 
 
-def _append_marked(
-    text: Text, line: str, start: int, columns: Sequence[int], style: str, mark: str
+def _append_cells(
+    text: Text, line: str, start: int, cells: Mapping[int, tuple[str, str]], style: str
 ) -> None:
-    """The line from `start` on, with a mark in each of the columns."""
-    for column in columns:
-        text.append(line[start:column], style).append(mark, "bold yellow")
+    """The line from `start` on, with other characters in some of its columns."""
+    for column, (mark, marked) in sorted(cells.items()):
+        text.append(line[start:column], style).append(mark, marked)
         start = column + 1
     text.append(line[start:].rstrip(), style)
 
 
-def curve_title(now: Snapshot, metric: str) -> str:
-    """What the plot shows, with the newest value."""
-    title = metric_label(metric)
-    curve = now.curves.get(metric)
+def curve_title(snapshot: Snapshot, view: CurveView = LOSS) -> str:
+    """What the plot shows, with the newest value or the one under the cursor."""
+    title = metric_label(view.metric)
+    scale = f"{title}, log scale" if view.log else title
+    selected = view.selected(snapshot)
+    if selected is not None:
+        return clean(f"{scale}   {point_text(selected)}")
+    curve = snapshot.curves.get(view.metric)
     if curve is not None and curve.last is not None:
-        title += f" {number_text(curve.last)}"
-    if metric == "loss" and now.held_out is not None:
-        title += f"   ● held-out {number_text(now.held_out)}"
-    return clean(title)
+        scale += f" {number_text(curve.last)}"
+    if view.metric == "loss" and snapshot.held_out is not None:
+        scale += f"   ● held-out {number_text(snapshot.held_out)}"
+    if snapshot.reading is not None:
+        scale += f"   reading {snapshot.reading:.0%}"
+    return clean(scale)
 
 
-def sparks(now: Snapshot, width: int) -> Text:
-    """Learning rate and throughput in a line each."""
-    names = [
-        one for one in ("learning_rate", "tokens_per_second", "samples_per_second", "grad_norm")
+_SPARKS = {
+    "learning_rate": "lr",
+    "tokens_per_second": "tokens/s",
+    "samples_per_second": "samples/s",
+    "grad_norm": "grad norm",
+}
+
+
+def sparks(snapshot: Snapshot, here: Hardware, width: int) -> Text:
+    """Learning rate, throughput and this machine's load, a line each."""
+    shown = [
+        *((label, snapshot.curves.get(name)) for name, label in _SPARKS.items()),
+        *here.history.items(),
     ]
     rows = []
-    for name in names:
-        points = now.curves.get(name)
-        drawn = spark([point.mean for point in points], max(0, width - 26)) if points else ""
-        if drawn and points and points.last is not None:
-            label = (
-                "lr" if name == "learning_rate" else metric_label(name).replace(" per second", "/s")
-            )
-            rows.append(
-                [
-                    Cell(label, "dim"),
-                    Cell(number_text(points.last), "bold", True),
-                    Cell(drawn, "cyan"),
-                ]
-            )
+    for label, curve in shown:
+        drawn = spark([point.mean for point in curve or ()], max(0, width - 30))
+        if curve and drawn and curve.last is not None:
+            value = Cell(number_text(curve.last), "bold", True)
+            rows.append([Cell(label, "dim", least=10), value, Cell(drawn, "cyan")])
     return table(rows, width)
 
 
-def ranks(now: Snapshot, width: int) -> Text:
+def ranks(snapshot: Snapshot, width: int) -> Text:
     """Every rank, or every node and the ranks in trouble; heartbeat ages."""
-    if not now.ranks:
-        return Text("no rank has started yet" if now.active else "no heartbeats in this run", "dim")
-    if len(now.ranks) <= _SMALL:
-        return table([_rank_head(width), *(_rank(one, now, width) for one in now.ranks)], width)
-    nodes: dict[int, list[Rank]] = {}
-    for one in now.ranks:
-        nodes.setdefault(one.node, []).append(one)
-    found = table(
-        [_NODE_HEAD, *(_node(node, of, now) for node, of in sorted(nodes.items()))], width
-    )
-    bad = [one for one in now.ranks if one.state in TROUBLE]
-    if bad:
-        rows = [_rank_head(width), *(_rank(one, now, width) for one in bad[:_SMALL])]
-        found.append("\n").append_text(table(rows, width))
+    if not snapshot.ranks:
+        words = "no rank has started yet" if snapshot.active else "no heartbeats in this run"
+        return Text(words, "dim")
+    if not nodes.are_shown(snapshot.ranks):
+        return _rank_table(snapshot.ranks, snapshot, width)
+    hosts = nodes.short_hosts(snapshot.ranks)
+    rows = [_node(node, hosts[node.host], snapshot) for node in nodes.nodes_of(snapshot.ranks)]
+    found = table([_NODE_HEAD, *rows], width)
+    in_trouble = [rank for rank in snapshot.ranks if rank.state in TROUBLE]
+    if in_trouble:
+        found.append("\n").append_text(_rank_table(in_trouble, snapshot, width))
     return found
 
 
 _NODE_HEAD = [
-    *(Cell(text, "dim") for text in ("node", "host", "ranks", "phase")),
-    *(Cell(text, "dim", True) for text in ("step", "memory", "heard")),
+    Cell("node", "dim"),
+    Cell("host", "dim"),
+    Cell("ranks", "dim", True),
+    Cell("phase", "dim"),
+    Cell("step", "dim", True),
+    Cell("memory", "dim", True),
+    Cell("heard", "dim", True),
     Cell("state", "dim"),
 ]
+_RANK_HEAD = [Cell("rank", "dim", True), *(cell for cell in _NODE_HEAD if cell.text != "ranks")]
 
 
-def _rank_head(width: int) -> list[Cell]:
-    words = ["rank", "node", "host"] if width >= 56 else ["rank", "node"]
-    right = [Cell(text, "dim", True) for text in ("step", "memory", "heard")]
-    return [*(Cell(text, "dim") for text in (*words, "phase")), *right, Cell("state", "dim")]
+def _rank_table(ranks: Sequence[RankStatus], snapshot: Snapshot, width: int) -> Text:
+    hosts = nodes.short_hosts(snapshot.ranks)
+    rows = [_rank(rank, hosts[rank.host], snapshot) for rank in ranks]
+    return table([_RANK_HEAD, *rows], width)
 
 
-def _rank(one: Rank, now: Snapshot, width: int) -> list[Cell]:
-    live = now.active and one.code is None
-    bad = one.state in TROUBLE and (live or one.state == "failed")
+def _rank(rank: RankStatus, host: str, snapshot: Snapshot) -> list[Cell]:
+    live = snapshot.active and rank.code is None
+    bad = rank.state in TROUBLE and (live or rank.state == "failed")
     style = "bold red" if bad else "" if live else "dim"
-    host = [Cell(clean(one.host), style)] if width >= 56 else []
     return [
-        Cell(str(one.rank), style),
-        Cell(str(one.node), style),
-        *host,
-        Cell(clean(one.phase), style),
-        Cell(f"{one.step:,}", style, True),
-        Cell(byte_text(one.memory) if one.memory else "", style, True),
-        Cell(_heard(one), style, True),
-        Cell(one.state, style or _state_style(one.state)),
+        Cell(str(rank.rank), style, True),
+        Cell(str(rank.node), style),
+        Cell(clean(host), style, least=0),
+        Cell(clean(rank.phase), style, least=6),
+        Cell(f"{rank.step:,}", style, True),
+        Cell(byte_text(rank.memory) if rank.memory else "", style, True),
+        Cell(_heard(rank), style, True),
+        Cell(rank.state, style or _state_style(rank.state)),
     ]
 
 
-def _heard(one: Rank) -> str:
-    if one.code is not None:
+def _heard(rank: RankStatus) -> str:
+    if rank.code is not None:
         return ""
-    return f"{'' if one.sure else '~'}{span_text(one.age)}"
+    return f"{'' if rank.sure else '~'}{span_text(rank.age)}"
 
 
 def _state_style(state: str) -> str:
     return {"ok": "green", "done": "green", "late": "yellow"}.get(state, "")
 
 
-def _node(node: int, of: Sequence[Rank], now: Snapshot) -> list[Cell]:
-    bad = [one for one in of if one.state in TROUBLE]
-    style = "bold red" if bad and now.active else "" if now.active else "dim"
-    steps = sorted(one.step for one in of)
-    span = f"{steps[0]:,}" if steps[0] == steps[-1] else f"{steps[0]:,}-{steps[-1]:,}"
-    phases = " ".join(dict.fromkeys(clean(one.phase) for one in of))
-    states = " ".join(dict.fromkeys(one.state for one in bad)) if bad else of[0].state
+def _node(node: Node, host: str, snapshot: Snapshot) -> list[Cell]:
+    style = "bold red" if node.trouble and snapshot.active else "" if snapshot.active else "dim"
     return [
-        Cell(str(node), style),
-        Cell(clean(of[0].host), style),
-        Cell(str(len(of)), style),
-        Cell(phases, style),
-        Cell(span, style, True),
-        Cell(byte_text(sum(one.memory for one in of)), style, True),
-        Cell(_heard(max(of, key=lambda one: one.age)), style, True),
-        Cell(f"{len(bad)} {states}" if bad else states, style or _state_style(states)),
+        Cell(str(node.number), style),
+        Cell(clean(host), style, least=0),
+        Cell(str(len(node.ranks)), style, True),
+        Cell(clean(node.phases), style, least=8),
+        Cell(node.steps, style, True),
+        Cell(byte_text(node.memory), style, True),
+        Cell(_heard(node.most_silent), style, True),
+        Cell(node.state, style or _state_style(node.state)),
     ]
 
 
-def hardware(now: Snapshot, here: Reading, width: int) -> Text:
+def hardware(snapshot: Snapshot, here: Machine, width: int) -> Text:
     """This machine: GPUs where there are some, processors, memory, the run's disk."""
     parts = [] if here.cpu is None else [(f"CPU ({here.cpus})", f"{here.cpu:.0f} %")]
     parts.append(("memory", f"{byte_text(here.memory_used)} of {byte_text(here.memory_total)}"))
-    if now.disk_free is not None:
-        parts.append(("disk", f"{byte_text(now.disk_free)} free"))
+    if snapshot.disk_free is not None:
+        parts.append(("disk", f"{byte_text(snapshot.disk_free)} free"))
     line = flow(parts, width)
     if not here.gpus:
         return line
-    gpus = table([_gpu(one, width) for one in here.gpus], width)
+    gpus = table([_gpu(gpu, width) for gpu in here.gpus], width)
     return gpus.append("\n").append_text(line)
 
 
-def _gpu(one: GpuReading, width: int) -> list[Cell]:
+def _gpu(gpu: GpuReading, width: int) -> list[Cell]:
     unknown = Cell("-", "dim", True)
-    name = one.name.removeprefix("NVIDIA ").removeprefix("GeForce ")
-    bar = round((one.utilisation or 0) / 10)
-    watts = "-" if one.power is None else f"{one.power:.0f}"
-    limit = f"/{one.power_limit:.0f}" if one.power_limit else ""
-    memory = one.used is not None and one.total is not None
-    gibibytes = f"{(one.used or 0) / 2**30:.1f}/{(one.total or 0) / 2**30:.1f} GiB"
+    name = gpu.name.removeprefix("NVIDIA ").removeprefix("GeForce ")
+    bar = round((gpu.utilisation or 0) / 10)
+    watts = "-" if gpu.power is None else f"{gpu.power:.0f}"
+    limit = f"/{gpu.power_limit:.0f}" if gpu.power_limit else ""
+    memory = gpu.used is not None and gpu.total is not None
+    gibibytes = f"{(gpu.used or 0) / 2**30:.1f}/{(gpu.total or 0) / 2**30:.1f} GiB"
     return [
-        Cell(f"GPU {one.index}", "bold"),
-        *([Cell(clean(name), "dim")] if width >= 64 else []),
+        Cell(f"GPU {gpu.index}", "bold"),
+        Cell(clean(name), "dim", least=0),
         *([Cell("█" * bar + "░" * (10 - bar), "green")] if width >= 72 else []),
-        unknown if one.utilisation is None else Cell(f"{one.utilisation} %", "bold", True),
+        unknown if gpu.utilisation is None else Cell(f"{gpu.utilisation} %", "bold", True),
         Cell(gibibytes, "", True) if memory else unknown,
-        unknown if one.temperature is None else Cell(f"{one.temperature} °C", "", True),
+        unknown if gpu.temperature is None else Cell(f"{gpu.temperature} °C", "", True),
         Cell(f"{watts}{limit} W", "", True),
     ]
 
 
-def events(now: Snapshot, width: int, most: int) -> Text:
+def events(snapshot: Snapshot, width: int, most: int) -> Text:
     """The newest events, the last one at the bottom."""
-    shown = now.events[-most:] if most > 0 else ()
+    shown = snapshot.events[-most:] if most > 0 else ()
     if not shown:
         return Text("no events yet", "dim")
     rows = [
-        [Cell(clock_text(one.time), "dim"), Cell(clean(one.name), "bold"), Cell(clean(one.text()))]
-        for one in shown
+        [
+            Cell(clock_text(event.time), "dim"),
+            Cell(clean(event.name), "bold"),
+            Cell(clean(event.text())),
+        ]
+        for event in shown
     ]
     return table(rows, width)
 
 
-def whole(now: Snapshot, here: Reading, width: int, ascii: bool = False) -> Text:
+def whole(snapshot: Snapshot, here: Machine, width: int, ascii: bool = False) -> Text:
     """One frame: all parts below each other, as `--once` prints it."""
     width = max(40, width)
+    tail = error_log(snapshot, 10)
     titled = [
-        (curve_title(now, "loss"), curve(now, width, 12, ascii=ascii)),
-        ("ranks", ranks(now, width)),
-        (clean(f"this machine ({here.host})"), hardware(now, here, width)),
-        ("last events", events(now, width, 6)),
+        (curve_title(snapshot), curve(snapshot, width, 12, ascii=ascii)),
+        ("ranks", ranks(snapshot, width)),
+        (clean(f"this machine ({here.host})"), hardware(snapshot, here, width)),
+        ("last events", events(snapshot, width, 6)),
     ]
-    parts = [header(now, width), numbers(now, width), warnings(now, width)]
+    if tail is not None:
+        titled.insert(0, (f"end of {tail.path}", log_lines(tail, width)))
+    parts = [header(snapshot, width), numbers(snapshot, width), warnings(snapshot, width)]
     for title, body in titled:
         parts.append(
             Text(f"\n{set_cell_size(title, min(width, cell_len(title)))}\n", "dim bold") + body
         )
     return Text("\n").join(part for part in parts if part)
+
+
+def log_lines(tail: LogTail, width: int) -> Text:
+    """The lines of a log, each cut at the width."""
+    return table([[Cell(line)] for line in tail.lines], width)

@@ -4,35 +4,46 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from workloads.monitor.numbers import clean, clock_text, number_text
+from workloads.monitor.numbers import clean
+from workloads.monitor.reading.run_table import COLUMNS, first_alert
 from workloads.monitor.reading.snapshot import Snapshot
-from workloads.monitor.reading.trouble import troubles
-from workloads.monitor.text.frame import PHASES, Cell, table
+from workloads.monitor.text.frame import PHASES
+from workloads.monitor.text.table import Cell, table
 
-# Left out where there is little room, so that the warnings are seen.
-_STARTED, _ROOM = 5, 100
-HEAD = ("run", "phase", "step", "loss", "held-out", "started", "")
+_NAME = 22  # columns that a run's name is shortened to at most
+# Left out where there is little room, so that the alerts are seen.
+_WIDE = (("held-out", 80), ("duration", 110), ("started", 110))
 
 
 def listing(runs: Sequence[Snapshot], width: int) -> Text:
-    """The runs as they come, with the first warning of those that go on."""
-    rows = [[Cell(text, "dim", at in (2, 3, 4)) for at, text in enumerate(HEAD)]]
-    rows += [row(one) for one in runs]
-    if width < _ROOM:
-        rows = [[cell for at, cell in enumerate(cells) if at != _STARTED] for cells in rows]
-    return table(rows, width)
+    """The runs as they come, with the first alert of those that go on."""
+    left_out = {title for title, room in _WIDE if width <= room}
+    shown = [at for at, column in enumerate(COLUMNS) if column.title not in left_out]
+    rows = [head(), *(row(run) for run in runs)]
+    return table([[cells[at] for at in (*shown, len(COLUMNS))] for cells in rows], width)
 
 
-def row(now: Snapshot) -> list[Cell]:
-    steps = f"{now.step:,}" + (f"/{now.steps:,}" if now.steps else "")
-    started = next((one.time for one in now.events if one.name == "started"), None)
-    found = troubles(now) if now.active or now.phase in ("failed", "lost") else []
-    return [
-        Cell(clean(now.name), "bold" if now.active else ""),
-        Cell(clean(now.phase), PHASES.get(now.phase, "cyan")),
-        Cell(steps, "", True),
-        Cell("" if now.loss is None else number_text(now.loss), "", True),
-        Cell("" if now.held_out is None else number_text(now.held_out), "", True),
-        Cell("" if started is None else clock_text(started), "dim"),
-        Cell(clean(found[0].text) if found else "", "red" if found and found[0].bad else "yellow"),
+def head() -> list[Cell]:
+    return [*(Cell(column.title, "dim", column.is_number) for column in COLUMNS), Cell("")]
+
+
+def row(snapshot: Snapshot) -> list[Cell]:
+    """A run's cells: one a column, and its first alert."""
+    styles = {
+        "run": "bold" if snapshot.active else "",
+        "phase": PHASES.get(snapshot.phase, "cyan"),
+        "started": "dim",
+        "duration": "dim",
+    }
+    cells = [
+        Cell(
+            clean(column.text(snapshot)),
+            styles.get(column.title, ""),
+            column.is_number,
+            least=_NAME if column.title == "run" else None,
+        )
+        for column in COLUMNS
     ]
+    alert = first_alert(snapshot)
+    text = clean(alert.text) if alert else ""
+    return [*cells, Cell(text, "red" if alert and alert.bad else "yellow")]

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from workloads.monitor.numbers import count_text, ticks
+from workloads.monitor.reading.axes import XY, Axes, axes_of
 
 # Bits of a braille cell by row and column.
 _BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BRAILLE = 0x2800
 _BARS = "▁▂▃▄▅▆▇█"
-XY = tuple[float, float]
 
 
 @dataclass
@@ -48,42 +48,30 @@ class Canvas:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What a plot spans."""
-
-    left: float
-    right: float
-    low: float
-    high: float
-
-    def at(self, point: XY, width: int, height: int) -> tuple[int, int]:
-        """A point's place on a grid of so many columns and rows, counted from the top left."""
-        x = (point[0] - self.left) / (self.right - self.left) * (width - 1)
-        y = (self.high - point[1]) / (self.high - self.low) * (height - 1)
-        return round(x), round(y)
-
-
-def frame_of(points: Sequence[XY]) -> Frame:
-    """The span of points, a little more than nothing each way."""
-    left, right = min(x for x, _ in points), max(x for x, _ in points)
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    if high - low <= 1e-9 * max(abs(high), abs(low), 1e-12):
-        margin = abs(high) * 0.1 or 1.0
-        low, high = low - margin, high + margin
-    return Frame(left, right if right > left else left + 1, low, high)
-
-
-@dataclass(frozen=True)
 class Plot:
     """Lines of text; `marks` are the cells (row, column) of the second series' points."""
 
     lines: list[str]
     marks: list[tuple[int, int]]
     gutter: int  # columns of the axis at the left
+    axes: Axes | None = None
+    width: int = 0
+
+    def column(self, step: float) -> int | None:
+        """The column that a step lies in."""
+        if self.axes is None:
+            return None
+        inner = self.width - self.gutter
+        return self.gutter + self.axes.at((step, self.axes.high), 2 * inner, 2)[0] // 2
 
 
 def plot(
-    curve: Sequence[XY], others: Sequence[XY], width: int, height: int, ascii: bool = False
+    curve: Sequence[XY],
+    others: Sequence[XY],
+    width: int,
+    height: int,
+    ascii: bool = False,
+    log: bool = False,
 ) -> Plot:
     """A curve of (step, value) with axes, and single points of another one, in a box of cells.
 
@@ -91,34 +79,34 @@ def plot(
     """
     if not curve or width < 20 or height < 4:
         return Plot([], [], 0)
-    frame = frame_of([*curve, *others])
+    axes = axes_of([*curve, *others], log)
     rows = height - 1
     labels = {
-        frame.at((frame.left, value), 2, rows)[1]: count_text(value)
-        for value in ticks(frame.low, frame.high, max(2, rows * 3 // 5))
+        axes.at((axes.left, value), 2, rows)[1]: count_text(value)
+        for value in axes.value_ticks(max(2, rows * 3 // 5))
     }
     gutter = max(len(text) for text in labels.values()) + 2
     inner = width - gutter
     canvas = Canvas(inner, rows, ascii)
-    places = [frame.at(point, 2 * inner, 4 * rows) for point in curve]
+    places = [axes.at(point, 2 * inner, 4 * rows) for point in curve]
     for start, end in zip(places, places[1:] or places, strict=False):
         canvas.line(*start, *end)
     bar = "|" if ascii else "│"
     lines = [
         f"{labels.get(at, ''):>{gutter - 2}} {bar}{row}" for at, row in enumerate(canvas.rows())
     ]
-    dots = [frame.at(point, 2 * inner, 4 * rows) for point in others]
+    dots = [axes.at(point, 2 * inner, 4 * rows) for point in others]
     marks = [(y // 4, x // 2 + gutter) for x, y in dots]
-    return Plot([*lines, _steps(frame, gutter, inner)], marks, gutter)
+    return Plot([*lines, _steps(axes, gutter, inner)], marks, gutter, axes, width)
 
 
-def _steps(frame: Frame, gutter: int, inner: int) -> str:
+def _steps(axes: Axes, gutter: int, inner: int) -> str:
     """The axis below: round steps under their columns, as many as there is room for."""
     line = [" "] * (gutter + inner)
     free = 0
-    for value in ticks(frame.left, frame.right, max(1, inner // 12)):
+    for value in ticks(axes.left, axes.right, max(1, inner // 12)):
         text = count_text(value)
-        column = gutter + frame.at((value, frame.low), inner, 2)[0]
+        column = gutter + axes.at((value, axes.high), inner, 2)[0]
         start = min(max(column - len(text) // 2, 0), len(line) - len(text))
         if start >= free:
             line[start : start + len(text)] = text

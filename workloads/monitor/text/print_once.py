@@ -1,4 +1,4 @@
-"""One picture and no more: for scripts, pipes, and terminals that cannot show a live view."""
+"""One frame and no more: for scripts, pipes, and terminals that cannot show a live view."""
 
 import time
 from pathlib import Path
@@ -7,11 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from workloads.monitor.reading import find
-from workloads.monitor.reading.hardware import Hardware, Reading
+from workloads.monitor.reading import as_json, find
+from workloads.monitor.reading.hardware import Hardware, Machine
 from workloads.monitor.reading.record import ENDED
-from workloads.monitor.reading.snapshot import Snapshot, Watch
-from workloads.monitor.text import frame, plain
+from workloads.monitor.reading.run_reader import RunReader
+from workloads.monitor.reading.snapshot import Snapshot
+from workloads.monitor.text import frame
 from workloads.monitor.text.listing import listing
 from workloads.run import Run
 
@@ -22,35 +23,43 @@ _ASCII = str.maketrans(
 )
 
 
-def look(run: Run) -> tuple[Snapshot, Reading]:
+def read(run: Run) -> tuple[Snapshot, Machine]:
     """A run with all its metrics read, watched until it is sure which of its ranks are alive."""
-    hardware, watch = Hardware(), Watch(run)
+    hardware, reader = Hardware(), RunReader(run)
     begun = time.monotonic()
-    here = hardware.look()
-    now = watch.look(here.gpus)
-    while now.reading is not None or (
-        (_unsure(now) or watch.pending) and time.monotonic() < begun + _PATIENCE
+    here = hardware.read()
+    snapshot = reader.read(here.gpus)
+    while snapshot.reading is not None or (
+        (_unsure(snapshot) or reader.pending) and time.monotonic() < begun + _PATIENCE
     ):
-        time.sleep(_PAUSE if now.reading is None else 0)
-        now = watch.look(here.gpus)
+        time.sleep(_PAUSE if snapshot.reading is None else 0)
+        snapshot = reader.read(here.gpus)
     time.sleep(max(0.0, begun + _PAUSE - time.monotonic()))  # a span to measure the processors in
-    here = hardware.look()
+    here = hardware.read()
     hardware.close()
-    return watch.look(here.gpus), here
+    return reader.read(here.gpus), here
 
 
-def _unsure(now: Snapshot) -> bool:
+def read_list(root: Path) -> list[Snapshot]:
+    """The newest runs, with all their events read."""
+    runs, listed = find.some_runs(root)[: find.MOST], find.RunList()
+    snapshots = listed.read(runs)
+    while any(snapshot.reading is not None for snapshot in snapshots):
+        snapshots = listed.read(runs)
+    return snapshots
+
+
+def _unsure(snapshot: Snapshot) -> bool:
     """Whether some rank's last word has another machine's date, and no newer one came yet."""
-    live = [one for one in now.ranks if one.code is None]
-    return now.phase not in ENDED and any(not one.sure for one in live)
+    live = [rank for rank in snapshot.ranks if rank.code is None]
+    return snapshot.phase not in ENDED and any(not rank.sure for rank in live)
 
 
 def as_dict(root: Path, run: Run | None) -> dict[str, Any]:
     """One run, or the list of all (`run` is None)."""
     if run is not None:
-        return plain.as_dict(*look(run))
-    glances = find.Glances().look(find.some_runs(root)[: find.MOST])
-    return {"format": plain.FORMAT, "runs": [plain.brief(one) for one in glances]}
+        return as_json.as_dict(*read(run))
+    return {"format": as_json.FORMAT, "runs": [as_json.brief(run) for run in read_list(root)]}
 
 
 def show(root: Path, run: Run | None) -> None:
@@ -59,10 +68,9 @@ def show(root: Path, run: Run | None) -> None:
     # A legacy encoding has no braille: the same curve in dots and colons.
     ascii = "utf" not in console.encoding.lower()
     if run is None:
-        glances = find.Glances().look(find.some_runs(root)[: find.MOST])
-        text = listing(glances, console.width)
+        text = listing(read_list(root), console.width)
     else:
-        text = frame.whole(*look(run), console.width, ascii=ascii)
+        text = frame.whole(*read(run), console.width, ascii=ascii)
     if ascii:
         legible = text.plain.translate(_ASCII)
         text = Text(legible.encode(console.encoding, "replace").decode(console.encoding))

@@ -11,6 +11,7 @@ from tests.support.run_files import ID, Tags, Written
 from workloads import cli
 from workloads.errors import UserError
 from workloads.monitor.html import report
+from workloads.monitor.reading.settings import RunFacts, read_facts
 from workloads.run import write_manifest
 from workloads.run.integrity import seal
 
@@ -52,7 +53,7 @@ def ended(written: Written) -> Written:
 
 
 def page(written: Written) -> str:
-    return report.render(report.read(written.run))
+    return report.render(read_facts(written.run))
 
 
 def section(text: str, title: str) -> str:
@@ -124,13 +125,13 @@ def test_answers_whose_verdict_changed_come_first(written: Written) -> None:
 
 def test_an_answers_file_is_never_looked_for_elsewhere(written: Written, tmp_path: Path) -> None:
     secret = tmp_path / "secret.jsonl"
-    secret.write_text('{"index": 0, "question": "hidden", "output": "x"}\n')
+    secret.write_text('{"index": 0, "question": "never to be seen", "output": "x"}\n')
     folder = written.run.evaluation / "after"
     folder.mkdir()
     (folder / "t.json").write_text(
         json.dumps({"strict": 1.0, "answers": f"../../../{secret.name}"})
     )
-    assert "hidden" not in page(written)
+    assert "never to be seen" not in page(written)
 
 
 def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
@@ -172,22 +173,22 @@ def test_it_is_written_beside_the_run_or_where_it_is_wanted(
     assert cli.main(["report", ID]) == 0
     assert capsys.readouterr().out.strip() == str(written.run.path / "report.html")
     out = tmp_path / "new" / "page.html"
-    assert cli.main(["report", "latest", "--out", str(out)]) == 0
+    assert cli.main(["report", "latest", "--output", str(out)]) == 0
     assert out.read_text().startswith("<!doctype html>")
     assert cli.main(["report", "nothing"]) == 2
 
 
 def test_a_place_that_cannot_be_written_is_named(written: Written, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written: .*; name another file with --out"):
-        report.write(written.run, tmp_path / "file" / "page.html")
+    with pytest.raises(UserError, match="cannot be written: .*; name another file with --output"):
+        report.write([written.run], tmp_path / "file" / "page.html")
 
 
 def test_sections_are_functions_in_a_list(
     written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rollouts(story: report.Story) -> list[str]:
-        return [f"<p>{len(story.now.curves)} curves</p>"]
+    def rollouts(facts: RunFacts) -> list[str]:
+        return [f"<p>{len(facts.snapshot.curves)} curves</p>"]
 
     monkeypatch.setattr(report, "SECTIONS", (*report.SECTIONS, ("Rollouts", rollouts)))
     assert "curves" in section(page(written), "Rollouts")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.run_files import Written
 from workloads.monitor.reading.clock import Now
-from workloads.monitor.reading.ranks import Heartbeats, Rank
+from workloads.monitor.reading.ranks import Heartbeats, RankStatus
 from workloads.processes import is_stopped
 
 pytestmark = pytest.mark.unit
@@ -35,8 +35,8 @@ def process(written: Written) -> Iterator["subprocess.Popen[bytes]"]:
         found.kill()
 
 
-def look(written: Written, now: Now | None = None) -> dict[int, Rank]:
-    return {one.rank: one for one in Heartbeats(written.run.path).look(now or Now())}
+def look(written: Written, now: Now | None = None) -> dict[int, RankStatus]:
+    return {one.rank: one for one in Heartbeats(written.run.path).read(now or Now())}
 
 
 def later(now: Now, seconds: float) -> Now:
@@ -115,27 +115,27 @@ def test_another_machine_is_believed_once_its_heart_was_seen_to_beat(written: Wr
     far = {"host": "elsewhere", "monotonic": 1e9}
     written.beat(0, ago=300, **far)  # its clock is five minutes off, or it is dead
     hearts, now = Heartbeats(written.run.path), Now()
-    first = hearts.look(now)[0]
+    first = hearts.read(now)[0]
     assert (first.state, first.sure, first.here) == ("late", False, False)
     assert first.age == pytest.approx(300, abs=2)
     written.beat(0, ago=299, **(far | {"beat": 10}))
-    second = hearts.look(later(now, 1))[0]
+    second = hearts.read(later(now, 1))[0]
     assert (second.state, second.sure) == ("ok", True) and second.age == 0
 
 
 def test_another_machine_is_stalled_once_it_was_watched_in_silence(written: Written) -> None:
     written.beat(0, ago=2, host="elsewhere", monotonic=1e9)
     hearts, now = Heartbeats(written.run.path), Now()
-    assert hearts.look(now)[0].state == "ok"
-    assert hearts.look(later(now, 8))[0].state == "late"
-    assert hearts.look(later(now, 11))[0].state == "stalled"
+    assert hearts.read(now)[0].state == "ok"
+    assert hearts.read(later(now, 8))[0].state == "late"
+    assert hearts.read(later(now, 11))[0].state == "stalled"
 
 
 def test_a_short_watch_is_enough_where_the_file_is_old(written: Written) -> None:
     written.beat(0, ago=600, host="elsewhere", monotonic=1e9)
     hearts, now = Heartbeats(written.run.path), Now()
-    assert not hearts.look(now)[0].sure
-    found = hearts.look(later(now, 2.4))[0]
+    assert not hearts.read(now)[0].sure
+    found = hearts.read(later(now, 2.4))[0]
     assert (found.state, found.sure) == ("stalled", True)
 
 
@@ -152,7 +152,7 @@ def test_the_rank_that_holds_up_the_others_is_named(written: Written) -> None:
         for rank, progress in ((0, 20), (1, 19)):
             moment = now.monotonic + seconds
             written.beat(rank, beat=seconds, progress=progress, monotonic=moment)
-        found = hearts.look(later(now, seconds), seconds_per_step=0.5)
+        found = hearts.read(later(now, seconds), seconds_per_step=0.5)
         states.append(" ".join(one.state for one in found))
     assert states == ["ok ok", "ok ok", "ok stuck"]
 
@@ -163,7 +163,7 @@ def test_long_work_without_a_word_is_no_trouble(written: Written, phase: str, st
     for seconds in (0, 300):
         moment = now.monotonic + seconds
         written.beat(0, beat=seconds, phase=phase, step=step, monotonic=moment)
-        found = hearts.look(later(now, seconds))
+        found = hearts.read(later(now, seconds))
     assert found[0].state == "ok"
 
 
@@ -171,7 +171,7 @@ def test_slow_steps_are_given_their_time(written: Written) -> None:
     hearts, now = Heartbeats(written.run.path), Now()
     for seconds in (0, 300):
         written.beat(0, beat=seconds, monotonic=now.monotonic + seconds)
-        found = hearts.look(later(now, seconds), seconds_per_step=30.0)
+        found = hearts.read(later(now, seconds), seconds_per_step=30.0)
     assert found[0].state == "ok"
     assert found[0].idle == pytest.approx(300)  # a difference of two clock readings
 

@@ -14,11 +14,12 @@ from tests.support.run_files import Written
 from workloads import run as runs
 from workloads.errors import UserError
 from workloads.monitor.reading import find
+from workloads.monitor.reading.alerts import alerts
 from workloads.monitor.reading.flops import Flops, main
 from workloads.monitor.reading.follow import read_object
 from workloads.monitor.reading.hardware import GpuReading, Hardware
-from workloads.monitor.reading.snapshot import Snapshot, Watch
-from workloads.monitor.reading.trouble import troubles
+from workloads.monitor.reading.run_reader import RunReader
+from workloads.monitor.reading.snapshot import Snapshot
 from workloads.plan.shapes import from_fields
 from workloads.plan.speed import mfu_flops_per_token, peak_flops
 
@@ -31,11 +32,11 @@ def written(tmp_path: Path) -> Written:
 
 
 def look(written: Written) -> Snapshot:
-    return Watch(written.run).look()
+    return RunReader(written.run).read()
 
 
 def warned(written: Written) -> str:
-    return "\n".join(one.text for one in troubles(look(written)))
+    return "\n".join(one.text for one in alerts(look(written)))
 
 
 def test_a_run_in_training(written: Written) -> None:
@@ -50,7 +51,7 @@ def test_a_run_in_training(written: Written) -> None:
     assert now.left == pytest.approx(97 * 0.5)
     assert now.elapsed is not None and 0 <= now.elapsed < 30
     assert (now.name, now.workload, now.world_size) == (f"demo/{written.run.id}", "llm", 2)
-    assert troubles(now) == []
+    assert alerts(now) == []
 
 
 def test_evaluations_count_in_the_time_left_and_a_standstill_hardly(written: Written) -> None:
@@ -66,20 +67,20 @@ def test_looking_writes_nothing(written: Written) -> None:
     written.begun().losses([4.0, 3.0])
     written.beat(0)
     before = written.files()
-    watch = Watch(written.run)
+    reader = RunReader(written.run)
     for _ in range(3):
-        watch.look()
-    find.Glances().look([written.run])
+        reader.read()
+    find.RunList().read([written.run])
     assert written.files() == before
 
 
 def test_a_look_goes_on_where_the_last_one_ended(written: Written) -> None:
-    watch = Watch(written.begun().run)
-    assert watch.look().loss is None
+    reader = RunReader(written.begun().run)
+    assert reader.read().loss is None
     written.losses([4.0, 3.0])
-    assert watch.look().loss == 3.0
+    assert reader.read().loss == 3.0
     written.losses([2.0], first=3)
-    now = watch.look()
+    now = reader.read()
     assert now.loss == 2.0 and now.curves["loss"].rows == 3
 
 
@@ -178,7 +179,7 @@ def test_numbers_that_are_not_finite_are_warned_of(written: Written) -> None:
     written.begun().losses([4.0, float("nan"), 3.0])
     assert "not finite at step 2" in warned(written)
     written.run.event("nonfinite", step=9, grad_norm=float("inf"))
-    assert "1 steps not applied, the last at step 9" in warned(written)
+    assert "1 step not applied, the last at step 9" in warned(written)
     assert len(look(written).curves["loss"]) == 2
 
 
@@ -190,7 +191,7 @@ def test_restarts_and_troubles_that_the_run_wrote_are_told(written: Written) -> 
     text = warned(written)
     assert "restarted once: lost node 1" in text and look(written).restarts == 1
     assert "tracker" in text and "out of memory" in text
-    assert troubles(look(written))[0].bad  # the worst comes first
+    assert alerts(look(written))[0].bad  # the worst comes first
 
 
 def test_restarts_of_an_earlier_launch_do_not_count(written: Written) -> None:
@@ -218,7 +219,7 @@ def test_damaged_and_missing_files_are_borne(written: Written) -> None:
     with written.run.metrics.open("a") as file:
         file.write('garbage\n{"step": "x", "loss": 1}\n{"step": 2, "loss": {"a": 1}}\n')
     (written.run.path / "manifest.json").write_text("[")
-    assert "1 lines of the run's .jsonl files cannot be read" in warned(written)
+    assert "1 line of the run's .jsonl files cannot be read" in warned(written)
     shutil.rmtree(written.run.path)
     assert look(written).step == 0
 
@@ -228,10 +229,10 @@ def test_memory_of_a_long_run_is_bounded(written: Written) -> None:
     with written.run.metrics.open("w") as file:
         for step in range(30_000):
             file.write(f'{{"step": {step}, "loss": {1 + step % 7}}}\n')
-    watch = Watch(written.run)
-    now = watch.look()
+    reader = RunReader(written.run)
+    now = reader.read()
     while now.reading is not None:
-        now = watch.look()
+        now = reader.read()
     assert now.curves["loss"].rows == 30_000 and len(now.curves["loss"]) <= 512
     assert len(now.recent) == 40
 
@@ -278,7 +279,7 @@ def test_this_machine_is_measured_from_any_thread() -> None:
     while time.monotonic() < until:  # keeps a processor busy
         sum(range(1000))
     with ThreadPoolExecutor(1) as threads:
-        here = threads.submit(hardware.look).result()
+        here = threads.submit(hardware.read).result()
     assert here.cpu is not None and 0 < here.cpu <= 100
     assert 0 < here.memory_used < here.memory_total
     hardware.close()
@@ -310,13 +311,13 @@ def test_a_list_reads_a_long_run_by_its_end(tmp_path: Path) -> None:
     with written.run.metrics.open("w") as file:
         file.writelines(f'{{"step": {step}, "loss": 2.5}}\n' for step in range(40_000))
     written.beat(0, step=39_999)
-    glances = find.Glances()
-    now = glances.look([written.run])[0]
+    listed = find.RunList()
+    now = listed.read([written.run])[0]
     assert (now.step, now.steps, now.loss, now.active) == (39_999, 50_000, 2.5, True)
     assert now.curves["loss"].rows < 4000
     written.run.event("finished", code=0)
-    assert glances.look([written.run])[0].phase == "finished"
-    assert glances.look([written.run])[0] is glances.look([written.run])[0]  # not read again
+    assert listed.read([written.run])[0].phase == "finished"
+    assert listed.read([written.run])[0] is listed.read([written.run])[0]  # not read again
 
 
 def test_no_training_library_and_no_schema_is_loaded() -> None:

@@ -21,15 +21,18 @@ from textual.pilot import Pilot
 
 from tests.support.run_files import ID, Written
 from workloads import cli
-from workloads.monitor.reading.hardware import GpuReading, Reading, gpus
-from workloads.monitor.reading.snapshot import Watch
+from workloads.monitor.reading.hardware import GpuReading, Machine, gpus
+from workloads.monitor.reading.run_reader import RunReader
 from workloads.monitor.text import frame
-from workloads.monitor.text.live import ListScreen, Monitor, Panel, RunScreen
+from workloads.monitor.text.list_screen import ListScreen
+from workloads.monitor.text.live import Monitor
+from workloads.monitor.text.panel import Panel
+from workloads.monitor.text.run_screen import RunScreen
 from workloads.run import Run
 
 pytestmark = pytest.mark.unit
 CARD = GpuReading(0, "NVIDIA GeForce RTX 4090", 93, 20 << 30, 24 << 30, 71, 402.5, 450.0)
-HERE = Reading("box", (CARD, GpuReading(1, "NVIDIA H100 MIG 1g.10gb")), 42.0, 16, 5 << 30, 64 << 30)
+HERE = Machine("box", (CARD, GpuReading(1, "NVIDIA H100 MIG 1g.10gb")), 42.0, 16, 5 << 30, 64 << 30)
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def written(tmp_path: Path) -> Written:
 
 
 def text_of(written: Written, width: int, ascii: bool = False) -> str:
-    return frame.whole(Watch(written.run).look(), HERE, width, ascii).plain
+    return frame.whole(RunReader(written.run).read(), HERE, width, ascii).plain
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 140])
@@ -78,7 +81,7 @@ def test_a_picture_in_plain_characters(written: Written) -> None:
 def test_many_ranks_are_shown_by_node_and_those_in_trouble_by_name(written: Written) -> None:
     for rank in range(64):
         written.beat(rank, node=rank // 8, step=60, ago=30 if rank == 37 else 0, host="n")
-    lines = frame.ranks(Watch(written.run).look(), 80).plain.splitlines()
+    lines = frame.ranks(RunReader(written.run).read(), 80).plain.splitlines()
     assert len(lines) == 1 + 8 + 2
     assert lines[1].split()[0] == "0" and lines[1].endswith("ok")
     assert lines[5].endswith("1 stalled") and lines[-1].split()[0] == "37"
@@ -176,7 +179,7 @@ def test_the_live_view_follows_the_run(written: Written, tmp_path: Path) -> None
         written.beat(1, step=61)
         screen = app.screen
         assert isinstance(screen, RunScreen)
-        screen.look()
+        screen.read()
         assert "step 61/100" in shown(app, "top") and "loss 1.25" in shown(app, "top")
         assert not screen.query_one("#warnings", Panel).display
 
@@ -223,7 +226,7 @@ def test_a_run_that_disappears_ends_nothing(written: Written, tmp_path: Path) ->
         shutil.rmtree(written.run.path)
         screen = app.screen
         assert isinstance(screen, RunScreen)
-        screen.look()
+        screen.read()
         assert "60" in shown(app, "top")
 
     drive(app, (80, 24), steps)

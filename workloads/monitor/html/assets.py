@@ -1,0 +1,12 @@
+"""The style and the script of the pages: files beside this one, for the browser as they are."""
+
+from functools import cache
+from pathlib import Path
+
+_FOLDER = Path(__file__).with_name("static")
+
+
+@cache
+def asset(name: str) -> str:
+    """The text of `style.css` or `view.js`."""
+    return (_FOLDER / name).read_text(encoding="utf-8")

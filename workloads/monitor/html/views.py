@@ -1,0 +1,108 @@
+"""What all requests share: each run is read once for all browsers, and none waits for another's."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from workloads.monitor.reading import find
+from workloads.monitor.reading.curve import Curve
+from workloads.monitor.reading.hardware import Hardware, Machine
+from workloads.monitor.reading.run_reader import RunReader
+from workloads.monitor.reading.settings import RunFacts
+from workloads.monitor.reading.snapshot import Snapshot
+from workloads.run import Run
+
+_FRESH = 0.8  # seconds that what was read is shown to several browsers
+_READERS = 8  # runs whose curves are held
+_SAMPLE = 2.0  # seconds between two measurements of this machine, with a browser or without
+Value = TypeVar("Value")
+
+
+class Shared(Generic[Value]):
+    """A value that is read again once it is old.
+
+    One request reads; the others take what is known meanwhile, and wait only where nothing is.
+    """
+
+    def __init__(
+        self, read: Callable[[], Value], is_partial: Callable[[Value], bool] = lambda value: False
+    ) -> None:
+        """is_partial: whether there is more to read at once."""
+        self._read, self._is_partial = read, is_partial
+        self._lock = threading.Lock()
+        self._known: tuple[float, Value] | None = None
+
+    def get(self) -> Value:
+        known = self._known
+        if known and time.monotonic() - known[0] < _FRESH and not self._is_partial(known[1]):
+            return known[1]
+        if not self._lock.acquire(blocking=known is None):
+            assert known is not None
+            return known[1]
+        try:
+            if self._known is None or self._known is known:
+                self._known = time.monotonic(), self._read()
+            return self._known[1]
+        finally:
+            self._lock.release()
+
+
+class Views:
+    """The readers of the runs that were asked for, of the list, and of this machine."""
+
+    def __init__(self, root: Path, first: Run | None, name_of: Callable[[Run], str]) -> None:
+        """first: a run that is found though it lies elsewhere."""
+        self._root, self._first, self._name_of = root, first, name_of
+        self._hardware = Hardware()
+        self._run_list = find.RunList()
+        self._lock = threading.Lock()
+        self._readers: OrderedDict[Path, tuple[RunReader, Shared[Snapshot]]] = OrderedDict()
+        self.machine: Shared[Machine] = Shared(self._hardware.read)
+        self.list: Shared[list[Snapshot]] = Shared(self._read_list)
+        self._sampled = float("-inf")
+
+    def sample(self) -> None:
+        """Measure this machine, at most every few seconds."""
+        if time.monotonic() - self._sampled >= _SAMPLE:
+            self._sampled = time.monotonic()
+            self.machine.get()
+
+    def _read_list(self) -> list[Snapshot]:
+        return self._run_list.read(find.runs(self._root)[: find.MOST])
+
+    def history(self) -> dict[str, Curve]:
+        """This machine since the server was started."""
+        return {name: curve.copy() for name, curve in list(self._hardware.history.items())}
+
+    def find(self, name: str) -> Run | None:
+        """A run by `profile/id`, among those there are: a name never becomes a path."""
+        known = [*([self._first] if self._first else []), *find.runs(self._root)]
+        return next((run for run in known if self._name_of(run) == name), None)
+
+    def live(self, run: Run) -> Shared[Snapshot]:
+        """The run as it is now."""
+        return self._entry(run)[1]
+
+    def facts(self, run: Run) -> RunFacts:
+        """The run as it is now, with its settings."""
+        reader, shared = self._entry(run)
+        return RunFacts(shared.get(), reader.config, {}, reader.manifest)
+
+    def _entry(self, run: Run) -> tuple[RunReader, Shared[Snapshot]]:
+        with self._lock:
+            if run.path not in self._readers:
+                reader = RunReader(run)
+                self._readers[run.path] = (
+                    reader,
+                    Shared(
+                        lambda: reader.read(self.machine.get().gpus),
+                        lambda snapshot: snapshot.reading is not None,
+                    ),
+                )
+            self._readers.move_to_end(run.path)
+            while len(self._readers) > _READERS:
+                self._readers.popitem(last=False)
+            return self._readers[run.path]

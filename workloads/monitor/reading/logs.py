@@ -1,0 +1,68 @@
+"""The end of a rank's log, to stand beside its error."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from workloads.monitor.numbers import clean
+from workloads.monitor.reading.ranks import TROUBLE, RankStatus
+from workloads.monitor.reading.snapshot import Snapshot
+
+_TAIL = 1 << 16  # bytes read from the end of a log
+_WIDEST = 2000  # characters of a line that are kept
+
+
+@dataclass(frozen=True)
+class LogTail:
+    """The last lines of a log, without what would steer a terminal; `whole` if they are all."""
+
+    path: Path
+    lines: tuple[str, ...]
+    whole: bool
+
+
+def log_of(snapshot: Snapshot, rank: RankStatus) -> Path:
+    return snapshot.run.path / "logs" / f"{rank.node}-{rank.rank}.log"
+
+
+def telling_ranks(snapshot: Snapshot) -> list[RankStatus]:
+    """The ranks whose logs are of interest: those in trouble, else the first one."""
+    in_trouble = [rank for rank in snapshot.ranks if rank.state in TROUBLE]
+    # What failed by itself comes before those that only lost their peer.
+    failed = [rank for rank in in_trouble if rank.state == "failed"]
+    return [*failed, *(rank for rank in in_trouble if rank not in failed)] or list(
+        snapshot.ranks[:1]
+    )
+
+
+def error_log(snapshot: Snapshot, most: int) -> LogTail | None:
+    """The log that tells why the run, or a rank of it, has failed; None where none has."""
+    failed = [rank for rank in telling_ranks(snapshot) if rank.state in ("failed", "gone")]
+    if snapshot.phase != "failed" and not (failed and snapshot.active):
+        return None
+    for rank in failed or telling_ranks(snapshot):
+        if found := log_tail(log_of(snapshot, rank), most):
+            return found
+    return None
+
+
+def log_tail(path: Path, most: int) -> LogTail | None:
+    """At most so many lines from the end of a log; None where it is not there or is empty."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL))
+            text = file.read(_TAIL).decode("utf-8", "replace")
+    except OSError:
+        return None
+    lines = _as_shown(text.rstrip("\n").split("\n"))
+    if size > _TAIL:
+        lines = lines[1:]  # the first one is cut
+    if not any(lines):
+        return None
+    return LogTail(path, tuple(lines[-most:]), size <= _TAIL and len(lines) <= most)
+
+
+def _as_shown(lines: Sequence[str]) -> list[str]:
+    """Of a line that was written over again and again, as progress bars are, the last state."""
+    return [clean(line.rpartition("\r")[2])[:_WIDEST].rstrip() for line in lines]

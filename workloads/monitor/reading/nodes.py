@@ -1,0 +1,75 @@
+"""Many ranks as the nodes that they run on."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workloads.monitor.reading.ranks import TROUBLE, RankStatus
+
+_SMALL = 16  # ranks that are shown one by one; of more, a line a node and those in trouble
+
+
+def are_shown(ranks: Sequence[RankStatus]) -> bool:
+    """Whether there are so many ranks that nodes are shown in their place."""
+    return len(ranks) > _SMALL
+
+
+@dataclass(frozen=True)
+class Node:
+    """The ranks of one node."""
+
+    number: int
+    ranks: tuple[RankStatus, ...]
+
+    @property
+    def host(self) -> str:
+        return self.ranks[0].host
+
+    @property
+    def phases(self) -> str:
+        """The phase of most ranks, then how many are in another: `training, 1 saving`."""
+        (most, _), *others = Counter(rank.phase for rank in self.ranks).most_common()
+        return ", ".join([most, *(f"{count} {phase}" for phase, count in others)])
+
+    @property
+    def steps(self) -> str:
+        """The lowest and the highest step of the ranks, one number where they agree."""
+        steps = sorted(rank.step for rank in self.ranks)
+        return f"{steps[0]:,}" if steps[0] == steps[-1] else f"{steps[0]:,}-{steps[-1]:,}"
+
+    @property
+    def memory(self) -> int:
+        return sum(rank.memory for rank in self.ranks)
+
+    @property
+    def most_silent(self) -> RankStatus:
+        return max(self.ranks, key=lambda rank: rank.age)
+
+    @property
+    def trouble(self) -> list[RankStatus]:
+        return [rank for rank in self.ranks if rank.state in TROUBLE]
+
+    @property
+    def state(self) -> str:
+        """`ok`, or how many ranks are in which trouble: `1 stalled`."""
+        states = " ".join(dict.fromkeys(rank.state for rank in self.trouble))
+        return f"{len(self.trouble)} {states}" if states else self.ranks[0].state
+
+
+def nodes_of(ranks: Sequence[RankStatus]) -> list[Node]:
+    """The nodes in their order."""
+    found: dict[int, list[RankStatus]] = {}
+    for rank in ranks:
+        found.setdefault(rank.node, []).append(rank)
+    return [Node(number, tuple(of)) for number, of in sorted(found.items())]
+
+
+def short_hosts(ranks: Sequence[RankStatus]) -> dict[str, str]:
+    """The hosts' names without their domains, where that is enough to tell them apart."""
+    hosts = {rank.host for rank in ranks}
+    short = {host: host if _is_address(host) else host.partition(".")[0] for host in hosts}
+    return short if len(set(short.values())) == len(hosts) else {host: host for host in hosts}
+
+
+def _is_address(host: str) -> bool:
+    return host.replace(".", "").isdigit() or ":" in host

@@ -13,7 +13,8 @@ from workloads.commands.parsing import (
     add_commands,
     split_settings,
 )
-from workloads.errors import EXIT_STOPPED, TataraError
+from workloads.errors import TataraError
+from workloads.signals import interruptible
 
 COMMANDS: Commands = {
     "train": ("workloads.commands.train", "start a run, or go on with one (--resume)"),
@@ -38,14 +39,17 @@ optim.learning_rate=1e-5 or, where the profile honours them, --learning_rate 1e-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; a user's mistake ends with one sentence."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if arguments == ["help"]:
+        arguments = ["--help"]
+    return interruptible(lambda: _run_politely(arguments))
+
+
+def _run_politely(arguments: list[str]) -> int:
     try:
-        return _run(["--help"] if arguments == ["help"] else arguments)
+        return _run(arguments)
     except TataraError as error:
         print(f"tatara: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("tatara: stopped", file=sys.stderr)
-        return EXIT_STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0

@@ -10,11 +10,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dotenv import dotenv_values
-
 from workloads.cli import COMMANDS, main
 from workloads.environment import ALIASES, SECRET_FOLDER, SECRETS
 from workloads.errors import UserError
+from workloads.signals import interruptible
 
 # Libraries take an empty value of these for a choice; an empty CUDA_VISIBLE_DEVICES is one.
 _UNSET_IF_EMPTY = ("NCCL_", "GLOO_", "HF_", "WANDB_")
@@ -25,6 +24,8 @@ def prepared(env: Mapping[str, str], folder: Path = SECRET_FOLDER) -> dict[str, 
     unset = {name for name, value in env.items() if not value and name.startswith(_UNSET_IF_EMPTY)}
     found = {name: value for name, value in env.items() if name not in unset}
     names = (*SECRETS, *ALIASES)
+    from dotenv import dotenv_values  # here, so that a stop signal finds its handler soon
+
     dotenv = folder / "dotenv"
     values = dotenv_values(dotenv) if _is_readable(dotenv) else {}
     missing = [name for name in names if not found.get(name) and not _has_file(name, folder)]
@@ -76,6 +77,10 @@ def make_home(env: Mapping[str, str]) -> None:
 
 def start(words: list[str]) -> int:
     """Run a verb, or become another command."""
+    return interruptible(lambda: _start(words))
+
+
+def _start(words: list[str]) -> int:
     try:
         env = prepared(os.environ)
         make_home(env)

@@ -8,6 +8,9 @@ EXIT_FAILED = 1
 EXIT_USER = 2
 EXIT_STOPPED = 3
 EXIT_RETRY = 75
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143  # as shells have it: 128 and the signal's number
+# What a stop may end with: saved, or before there was anything to save.
+STOPS = (EXIT_STOPPED, EXIT_INTERRUPTED, EXIT_TERMINATED)
 
 
 class TataraError(Exception):
@@ -23,9 +26,13 @@ class UserError(TataraError):
 
 
 class Stopped(TataraError):
-    """The run was asked to stop and has ended in order."""
+    """Asked to stop, and ended in order; `code` is 3 where something is saved, else 130 or 143."""
 
     exit_code = EXIT_STOPPED
+
+    def __init__(self, text: str, code: int = EXIT_STOPPED) -> None:
+        super().__init__(text)
+        self.exit_code = code
 
 
 class Retry(TataraError):

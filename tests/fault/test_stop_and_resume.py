@@ -1,11 +1,15 @@
 """A stopped and resumed training equals the uninterrupted one, bit for bit."""
 
+import contextlib
 import signal
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.support.processes import ONE_RANK, Training, events, losses, state
+from workloads.run import verify_checkpoint
 from workloads.run.integrity import sealed
 
 pytestmark = pytest.mark.fault
@@ -52,17 +56,70 @@ def test_a_run_that_is_done_takes_no_further_step_when_it_is_resumed(tmp_path: P
     assert max(losses(done.run)) == 10 and state(done.run) == before
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
-    training = Training(tmp_path, ["train.max_steps=100000"])
-    training.until_step(3)
-    training.signal(signal.SIGINT)
-    training.signal(signal.SIGINT)
-    training.end(expected=3)
+LONG = ("train.max_steps=100000", "checkpoints.every_steps=100000")
 
 
-def test_a_stop_during_set_up_loses_nothing(tmp_path: Path) -> None:
-    training = Training(tmp_path)
-    training.until(lambda: bool(training.run.statuses()), "heartbeat")
-    training.signal(signal.SIGTERM)
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, saved: bool) -> None:
+    """With a rank that cannot agree to stop; 3 only where an older checkpoint is there."""
+    training = Training(tmp_path, LONG[:1] if saved else LONG)
+    training.until_step(9)
+    training.signal_rank(0, signal.SIGSTOP)
+    while training.process.poll() is None:  # the kernel makes one of two that come close together
+        training.signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            training.process.wait(0.2)
+    training.end(expected=3 if saved else 130)
+    assert "stopped at once" in training.console
+    assert ("--resume" in training.console) is saved
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        (ONE_RANK, False),
+        (ONE_RANK, True),
+        ((*ONE_RANK, "train.workers=1"), True),
+        ((), True),
+    ],
+    ids=["one", "one-twice", "workers-twice", "nodes-twice"],
+)
+def test_a_stop_to_every_process_saves(tmp_path: Path, words: Sequence[str], again: bool) -> None:
+    """O-S1: as Slurm and systemd send it."""
+    training = Training(tmp_path, [*words, *LONG])
+    training.until_step(2)
+    training.signal_tree(signal.SIGTERM)
+    if again:
+        training.signal_tree(signal.SIGTERM)
     training.end(expected=3)
-    assert "nothing was lost" in training.console
+    (checkpoint,) = sealed(training.run.checkpoints)
+    assert verify_checkpoint(checkpoint) == []
+    assert f"{checkpoint.name} saved" in events(training.run, "stopped")[0]["reason"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("moment", ["at once", "run", "heartbeat"])
+@pytest.mark.parametrize("tree", [False, True], ids=["supervisor", "tree"])
+def test_a_stop_before_there_was_anything_to_save(
+    tmp_path: Path, number: int, code: int, moment: str, tree: bool
+) -> None:
+    """O-A5: from the first moment of the process, and never 3 or 75."""
+    training = Training(tmp_path, LONG)
+    if moment != "at once":
+        training.until(lambda: bool(training.run.statuses()) or moment == "run", "heartbeat")
+    (training.signal_tree if tree else training.signal)(number)
+    training.end(expected=code)
+    assert "Traceback" not in training.console or moment == "at once"
+    assert "go on with" not in training.console
+    if moment == "heartbeat":
+        assert "nothing was lost" in training.console
+        assert events(training.run, "stopped")[0]["code"] == code
+
+
+def test_a_stop_before_the_first_step_of_a_resumed_run_keeps_its_checkpoint(tmp_path: Path) -> None:
+    Training(tmp_path, [*ONE_RANK, "train.max_steps=8"]).end()
+    again = Training(tmp_path, [*ONE_RANK, *LONG], resume=True)
+    again.until(lambda: len(events(again.run, "started")) > 1, "second start")
+    again.signal_tree(signal.SIGTERM)
+    again.end(expected=3)
+    assert "--resume" in again.console

@@ -1,5 +1,6 @@
 """Real trainings as real processes: started, watched through their run's files, disturbed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -89,6 +90,12 @@ class Training:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def signal_tree(self, number: int) -> None:
+        """Send a signal to the training's every process, also those in sessions of their own."""
+        for pid in descendants(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def signal_rank(self, rank: int, number: int) -> int:
         """Send a signal to one rank's own process; returns its pid."""
         pid = int(self.run.statuses()[rank]["pid"])
@@ -96,14 +103,27 @@ class Training:
         return pid
 
     def end(self, expected: int = 0) -> "Training":
-        """Wait for the end and check the exit code."""
+        """Wait for the end and check the exit code, as a shell gives it."""
         try:
             code = self.process.wait(PATIENCE)
+            code = code if code >= 0 else 128 - code
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGKILL)
             raise AssertionError(f"did not end\n{self.everything()}") from None
         assert code == expected, f"exit {code}, expected {expected}\n{self.everything()}"
         return self
+
+
+def descendants(root: int) -> list[int]:
+    """A process and all below it, parents first."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [root]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

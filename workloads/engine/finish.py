@@ -9,6 +9,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from workloads.engine import distributed
 from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import TataraError
+from workloads.run.events import Event, Phase
 from workloads.run.session import Session
 
 
@@ -18,11 +19,11 @@ def export_final(session: Session, export: Callable[..., Any]) -> None:
     export: a workload's own, called with the run and `tell`.
     """
     problem: TataraError | None = None
-    with session.phase("exporting"):
+    with session.phase(Phase.EXPORTING):
         if session.is_main:
             try:
                 export(session.run, tell=session.tell)
-                session.event("exported", path=str(session.run.final))
+                session.event(Event.EXPORTED, path=str(session.run.final))
             except TataraError as error:
                 problem = error
         distributed.all_or_none(problem, "export")

@@ -40,6 +40,7 @@ from workloads.grpo.rollouts import engine
 from workloads.grpo.rollouts.rollouts import Rollout, RolloutLog
 from workloads.grpo.sft import build_sft_trainer
 from workloads.run import write_manifest
+from workloads.run.events import Phase
 from workloads.run.integrity import step_of
 from workloads.run.session import Session
 
@@ -48,7 +49,7 @@ _REFERENCE = "ref"
 
 def train(config: GrpoConfig, session: Session) -> None:
     """Train as the config says; Stopped where the run was asked to stop on the way."""
-    session.enter("preparing")
+    session.enter(Phase.PREPARING)
     distributed.join(config.parallel.hang_timeout)
     base = resolve(config, session.tell)
     config = config.model_copy(update={"model": base.model})
@@ -174,7 +175,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         return super()._prepare_inputs(generation_batch["rows"])
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with self.session.phase("generating"), engine.named_failures(self.profile):
+        with self.session.phase(Phase.GENERATING), engine.named_failures(self.profile):
             output = super()._generate_and_score_completions(inputs)
         masks = output["prompt_mask"].sum() + output["completion_mask"].sum()
         self.watch.tokens += int(masks)

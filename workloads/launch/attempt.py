@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workloads.errors import EXIT_DONE, EXIT_FAILED, EXIT_RETRY, EXIT_STOPPED, EXIT_USER
-from workloads.launch.messages import Outcome
+from workloads import signals
+from workloads.errors import EXIT_DONE, EXIT_FAILED, EXIT_RETRY, EXIT_USER
+from workloads.launch.messages import Outcome, StopRequest
 from workloads.launch.rendezvous import Rendezvous
 from workloads.processes import is_stopped, memory_limit, out_of_memory_kills
 from workloads.run import Run
+from workloads.run.events import Event, Phase
 
 _TICK = 0.1
 _LOOK = 1.0  # seconds between two looks at the heartbeats, which come once a second
@@ -24,28 +26,36 @@ _LOOK = 1.0  # seconds between two looks at the heartbeats, which come once a se
 _GRACE = 15.0
 _LATE = 5.0  # where all stand still, a rank without a heartbeat for so long is the one to name
 _FROZEN = 60.0  # seconds without a heartbeat; less where hang_timeout is less
-_WAITING_PHASES = ("training", "evaluating", "saving")
+_SAME_WISH = 2.0  # seconds in which a repeated stop signal says nothing new
+_WAITING_PHASES = (Phase.TRAINING, Phase.EVALUATING, Phase.SAVING)
 
 
 @dataclass
 class Stop:
-    """The wish to stop, as the signals of this process tell it; a second one means now."""
+    """The wish to stop, as the signals of this process tell it.
 
-    count: int = 0
+    Slurm, systemd and an impatient `docker stop` repeat themselves: what comes within two seconds
+    is the same wish. A further one, or a second Ctrl-C at any time, means now.
+    """
+
+    number: int = 0
+    now: bool = False
+    _since: float = 0.0
+    _interrupts: int = 0
 
     def listen(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        signals.listen(self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        self.count += 1
+        self._interrupts += number == signal.SIGINT
+        if not self.number:
+            self.number, self._since = number, time.monotonic()
+        elif self._interrupts > 1 or time.monotonic() - self._since >= _SAME_WISH:
+            self.now = True
 
-    def __call__(self) -> bool:
-        return self.count > 0
-
-    @property
-    def now(self) -> bool:
-        return self.count > 1
+    def __call__(self) -> int:
+        """The signal that came first, 0 where none has come."""
+        return self.number
 
 
 @dataclass
@@ -70,7 +80,7 @@ class Attempt:
     hang_timeout: float
     _process: subprocess.Popen[bytes] | None = None
     _seen: dict[int, _Seen] = field(default_factory=dict)
-    _asked: bool = False
+    _wish: StopRequest | None = None
     _trouble: tuple[float, str] | None = None
 
     def go(self, words: Sequence[str], env: Mapping[str, str]) -> Outcome:
@@ -86,7 +96,7 @@ class Attempt:
         ]
         log = self.run.path / "logs" / f"agent-{min(self.ranks)}.log"
         self._forget()
-        with log.open("ab") as output:
+        with log.open("ab") as output, signals.held_back():
             # An own session: a Ctrl-C in the terminal reaches this process alone, which passes it
             # on to the ranks. The ranks speak to the person over standard output; what torchrun
             # and the libraries write to standard error goes to a log.
@@ -117,10 +127,14 @@ class Attempt:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_TICK)
             if self.stop.now:
-                return Outcome(EXIT_STOPPED, "stopped at once; the last checkpoint is the newest")
-            if not self._asked and (self.stop() or self.rendezvous.stop_asked()):
-                self.rendezvous.ask_stop()
-                self._asked = self._ask_to_stop(process)
+                return self._stopped("stopped at once")
+            if self._wish is None and (wish := self._stop_request()):
+                self._wish = wish
+                self.rendezvous.ask_stop(wish)
+                if len(self.statuses()) < len(self.ranks):
+                    # Some rank has not even begun, so nothing can be lost.
+                    return self._stopped("stopped before the first step; nothing was lost")
+                self._ask_ranks_to_stop(wish)
             if time.monotonic() - looked > _LOOK:
                 looked, hung = time.monotonic(), self._hung()
             if hung:
@@ -139,17 +153,23 @@ class Attempt:
         every = self.run.statuses()
         return {rank: one for rank, one in every.items() if one.get("attempt") == self.number}
 
-    def _ask_to_stop(self, process: subprocess.Popen[bytes]) -> bool:
+    def _stop_request(self) -> StopRequest | None:
+        """The wish of whoever started this process, or of another node."""
+        if number := self.stop():
+            return StopRequest(number)
+        return self.rendezvous.stop_asked()
+
+    def _ask_ranks_to_stop(self, wish: StopRequest) -> None:
         """Signal the ranks themselves: torchrun would kill them before a long save has ended."""
-        statuses = self.statuses()
-        if len(statuses) < len(self.ranks):
-            # Some rank has not even begun, so nothing can be lost.
-            process.terminate()
-            return True
-        for status in statuses.values():
+        for status in self.statuses().values():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(status["pid"], signal.SIGTERM)
-        return True
+                os.kill(status["pid"], wish.number)
+
+    def _stopped(self, reason: str) -> Outcome:
+        """A stop: 3 where the run has a checkpoint; another node's wish has its name beside it."""
+        wish = self._wish or StopRequest(self.stop() or signal.SIGTERM)
+        by = f" (asked by {wish.by})" if wish.by else ""
+        return Outcome(self.run.stop_code(wish.number), f"{reason}{by}")
 
     def _hung(self) -> str | None:
         """The name of a rank that is frozen, or that holds up all the others."""
@@ -192,7 +212,7 @@ class Attempt:
         """Have every rank write its stacks into its log; a suspended one cannot and is named."""
         for rank, status in self.statuses().items():
             if is_stopped(status["pid"]):
-                self.run.event("suspended", rank=rank, pid=status["pid"], host=status["host"])
+                self.run.event(Event.SUSPENDED, rank=rank, pid=status["pid"], host=status["host"])
             with contextlib.suppress(ProcessLookupError):
                 os.kill(status["pid"], signal.SIGUSR1)
         time.sleep(0.5)  # faulthandler writes from the signal handler and tells nobody when done
@@ -217,8 +237,9 @@ class Attempt:
     def _outcome(self, code: int, memory_kills: int) -> Outcome:
         statuses = self.statuses()
         ended = [one for one in statuses.values() if "code" in one]
-        failed = [one for one in ended if one["phase"] == "failed"]
-        if len(ended) == len(self.ranks) and all(one["phase"] == "done" for one in ended):
+        failed = [one for one in ended if one["phase"] == Phase.FAILED]
+        stopped = [one for one in ended if one["phase"] == Phase.STOPPED]
+        if len(ended) == len(self.ranks) and all(one["phase"] == Phase.DONE for one in ended):
             return Outcome(EXIT_DONE, "")
         if memory_kills > 0:
             limit = memory_limit()
@@ -228,8 +249,9 @@ class Attempt:
             for one in failed:
                 if one["code"] == wanted:
                     return Outcome(wanted, one["reason"])
-        if self._asked:
-            return Outcome(EXIT_STOPPED, _stop_reason(ended))
+        if self._wish or self.stop():
+            unsaved = "stopped; the ranks ended before they had saved"
+            return self._stopped(stopped[0]["reason"] if stopped else unsaved)
         if code > 128:
             gone = [rank for rank in self.ranks if "code" not in statuses.get(rank, {})]
             name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else code
@@ -238,16 +260,12 @@ class Attempt:
             # The others have only lost the one that had a reason of its own.
             cause = min(failed, key=lambda one: one["reason"].startswith("lost contact"))
             return Outcome(EXIT_RETRY, cause["reason"])
-        if ended and all(one["phase"] == "stopped" for one in ended):
-            return Outcome(EXIT_STOPPED, _stop_reason(ended))
+        if ended and len(stopped) == len(ended):
+            return Outcome(stopped[0]["code"], stopped[0]["reason"])
         return Outcome(EXIT_FAILED, f"the ranks ended without a reason; see {self._logs()}")
 
     def _logs(self) -> Path:
         return self.run.path / "logs"
-
-
-def _stop_reason(ended: list[dict[str, Any]]) -> str:
-    return next((one["reason"] for one in ended if one["phase"] == "stopped"), "stopped")
 
 
 def _name(rank: int, status: Mapping[str, Any]) -> str:

@@ -14,17 +14,18 @@ from workloads.errors import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_RETRY,
-    EXIT_STOPPED,
     EXIT_USER,
+    STOPS,
     Retry,
+    Stopped,
     UserError,
 )
 from workloads.launch.connection import Connection
-from workloads.launch.messages import Hello, Meeting, Outcome, Terms
+from workloads.launch.messages import Hello, Meeting, Outcome, StopRequest, Terms
 from workloads.launch.network import free_address
 
-_WORST_FIRST = (EXIT_USER, EXIT_FAILED, EXIT_STOPPED, EXIT_RETRY, EXIT_DONE)
-
+# The worst first. All stops weigh the same: node 0, which has the checkpoints, is heard first.
+_GRAVITY = {EXIT_USER: 0, EXIT_FAILED: 1, **dict.fromkeys(STOPS, 2), EXIT_RETRY: 3, EXIT_DONE: 4}
 
 _SETTLE = 20.0  # seconds that the other nodes get to report once one node's part has ended
 
@@ -100,6 +101,8 @@ class Coordinator:
         until = time.monotonic() + self.terms.node_timeout
         told = time.monotonic() - 12  # a few seconds of waiting are nothing to speak of
         while missing := self.missing():
+            if wish := self.stop_asked():
+                raise Stopped(f"stopped by {wish.by} while nodes were waited for")
             if time.monotonic() - told > 15:
                 told = time.monotonic()
                 self.terms.tell(f"waiting for {_names(missing)} of {self.nodes} nodes")
@@ -156,20 +159,24 @@ class Coordinator:
             return self._lost(missing)
         for node, connection in self._connections.items():
             result = connection.peek("result")
-            if result and result["code"] not in (EXIT_DONE, EXIT_STOPPED):
+            if result and result["code"] not in (EXIT_DONE, *STOPS):
                 return f"node {node} failed: {result['reason']}"
         return None
 
-    def ask_stop(self) -> None:
+    def ask_stop(self, wish: StopRequest) -> None:
         """Have every node ask its ranks to stop."""
-        self._broadcast("stop")
+        self._broadcast("stop", number=wish.number, by=wish.by or self._name(0))
 
-    def stop_asked(self) -> bool:
-        """Whether any node wants the job to stop; the others are told on the way."""
-        asked = any(connection.peek("stop") for connection in self._connections.values())
-        if asked:
-            self.ask_stop()
-        return asked
+    def stop_asked(self) -> StopRequest | None:
+        """The wish of another node to stop the job, with that node's name."""
+        for node, connection in self._connections.items():
+            if stop := connection.peek("stop"):
+                return StopRequest(stop["number"], self._name(node))
+        return None
+
+    def _name(self, node: int) -> str:
+        host = self._hellos[node]["host"] if node else self.me.host
+        return f"node {node}, {host}"
 
     def _lost(self, nodes: list[int]) -> str:
         hosts = [str(self._hellos[node]["host"]) for node in nodes if node in self._hellos]
@@ -214,7 +221,7 @@ class Coordinator:
 
 def _gravity(outcome: Outcome) -> tuple[int, bool]:
     """The worst code first, and a cause before what it made others lose."""
-    return _WORST_FIRST.index(outcome.code), outcome.reason.startswith("lost contact")
+    return _GRAVITY[outcome.code], outcome.reason.startswith("lost contact")
 
 
 def _names(nodes: list[int]) -> str:

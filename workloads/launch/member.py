@@ -9,14 +9,14 @@ from typing import Any
 from workloads.errors import (
     EXIT_FAILED,
     EXIT_RETRY,
-    EXIT_STOPPED,
     EXIT_USER,
+    STOPS,
     Retry,
     Stopped,
     UserError,
 )
 from workloads.launch.connection import Connection
-from workloads.launch.messages import Hello, Meeting, Outcome, Terms
+from workloads.launch.messages import Hello, Meeting, Outcome, StopRequest, Terms
 
 
 @dataclass
@@ -88,12 +88,14 @@ class Member:
             return f"node 0 ended the attempt: {verdict['reason']}"
         return None
 
-    def ask_stop(self) -> None:
-        if self._connection is not None:
-            self._connection.send("stop")
+    def ask_stop(self, wish: StopRequest) -> None:
+        """Pass on this node's own wish; node 0 knows of every other."""
+        if self._connection is not None and not wish.by:
+            self._connection.send("stop", number=wish.number)
 
-    def stop_asked(self) -> bool:
-        return self._connection is not None and self._connection.peek("stop") is not None
+    def stop_asked(self) -> StopRequest | None:
+        stop = self._connection.peek("stop") if self._connection is not None else None
+        return StopRequest(stop["number"], stop["by"]) if stop else None
 
     def settle(self, mine: Outcome, may_restart: bool) -> Outcome:
         """Report and take node 0's word; where node 0 is gone, look for it again."""
@@ -105,9 +107,14 @@ class Member:
             if verdict := connection.take("verdict"):
                 return Outcome(verdict["code"], verdict["reason"], verdict["again"])
             time.sleep(0.05)
-        if mine.code in (EXIT_USER, EXIT_FAILED, EXIT_STOPPED):
+        if mine.code in (EXIT_USER, EXIT_FAILED, *STOPS):
             return mine
         return Outcome(EXIT_RETRY, f"lost node 0 ({self.address})", may_restart)
+
+    def end(self, outcome: Outcome) -> None:
+        """Tell node 0 that this node was stopped outside of an attempt; it would wait for it."""
+        if self._connection is not None and (number := self.terms.stopping()):
+            self._connection.send("stop", number=number)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -115,5 +122,7 @@ class Member:
 
 
 def _raise(verdict: dict[str, Any]) -> None:
-    kinds = {EXIT_USER: UserError, EXIT_STOPPED: Stopped, EXIT_RETRY: Retry}
-    raise kinds.get(verdict["code"], Retry)(f"node 0 ended the job: {verdict['reason']}")
+    text = f"node 0 ended the job: {verdict['reason']}"
+    if verdict["code"] in STOPS:
+        raise Stopped(text, verdict["code"])
+    raise (UserError if verdict["code"] == EXIT_USER else Retry)(text)

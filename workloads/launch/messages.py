@@ -4,9 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workloads.errors import (
-    Stopped,
-)
+from workloads.errors import Stopped
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,26 @@ class Outcome:
     again: bool = False
 
 
+@dataclass(frozen=True)
+class StopRequest:
+    """The wish to stop: the number of the signal, and which other node it came to, if one."""
+
+    number: int
+    by: str = ""
+
+
 @dataclass
 class Terms:
-    """Bounds of the waiting, and where to look for a stop."""
+    """Bounds of the waiting, and where to look for a stop: a signal's number, 0 without one."""
 
     node_timeout: float
     peer_timeout: float
-    stopping: Callable[[], bool]
+    stopping: Callable[[], int]
     tell: Callable[[str], None]
 
     def pause(self, until: float, seconds: float = 0.1) -> bool:
         """Wait a moment; False once `until` (monotonic seconds) has passed; Stopped on a stop."""
-        if self.stopping():
-            raise Stopped("stopped while waiting for other nodes")
+        if number := self.stopping():
+            raise Stopped("stopped while waiting for other nodes", 128 + number)
         time.sleep(max(0.0, min(seconds, until - time.monotonic())))
         return time.monotonic() < until

@@ -13,7 +13,9 @@ from workloads.environment import without_secrets
 from workloads.errors import EXIT_DONE, EXIT_FAILED, EXIT_RETRY, Stopped, TataraError
 from workloads.processes import die_with_parent, quick_imports
 from workloads.run import Run
+from workloads.run.events import Phase
 from workloads.run.session import Session
+from workloads.signals import Interrupted
 
 
 def main() -> None:
@@ -44,22 +46,33 @@ def _live(session: Session) -> int:
         with quick_imports():
             workload = importlib.import_module(f"workloads.{config.workload}.train")
         workload.train(config, session)
-    except Stopped as stop:
-        session.finish("stopped", stop.exit_code, str(stop))
+    except Interrupted:
+        session.finish_stopped()
         return EXIT_DONE
-    except TataraError as error:
-        print(without_secrets(f"error: {error}", os.environ), file=sys.stderr)
-        session.finish("failed", error.exit_code, sentence(error))
-        return error.exit_code
+    except Stopped as stop:
+        session.finish_stopped(str(stop))
+        return EXIT_DONE
     except Exception as error:
+        if session.stopping and session.may_be_cut_short:
+            # What a stop does to imports, and to ranks that wait for each other, is no failure.
+            session.finish_stopped()
+            return EXIT_DONE
+        return _failed(session, error)
+    session.finish(Phase.DONE, EXIT_DONE)
+    return EXIT_DONE
+
+
+def _failed(session: Session, error: Exception) -> int:
+    if isinstance(error, TataraError):
+        print(without_secrets(f"error: {error}", os.environ), file=sys.stderr)
+        code, reason = error.exit_code, sentence(error)
+    else:
         print(without_secrets(traceback.format_exc(), os.environ), file=sys.stderr)
         code, reason = explain(error)
         if code == EXIT_FAILED:
-            reason = f"{reason} (rank {session.rank}; the whole story is in {session.log})"
-        session.finish("failed", code, reason)
-        return code
-    session.finish("done", EXIT_DONE)
-    return EXIT_DONE
+            reason = f"{reason} (rank {session.rank}; full log: {session.log})"
+    session.finish(Phase.FAILED, code, reason)
+    return code
 
 
 def leave_out(package: str) -> None:

@@ -5,12 +5,10 @@ one run id, finds out whether they share `outputs/`, notices a node that is gone
 nodes end or restart together. Node 0 listens on the port after MASTER_PORT.
 """
 
-from workloads.errors import (
-    EXIT_RETRY,
-)
+from workloads.errors import EXIT_RETRY
 from workloads.launch.coordinator import Coordinator
 from workloads.launch.member import Member
-from workloads.launch.messages import Meeting, Outcome
+from workloads.launch.messages import Meeting, Outcome, StopRequest
 
 
 class Alone:
@@ -25,14 +23,17 @@ class Alone:
     def trouble(self) -> str | None:
         return None
 
-    def ask_stop(self) -> None:
+    def ask_stop(self, wish: StopRequest) -> None:
         return None
 
-    def stop_asked(self) -> bool:
-        return False
+    def stop_asked(self) -> StopRequest | None:
+        return None
 
     def settle(self, mine: Outcome, may_restart: bool) -> Outcome:
         return Outcome(mine.code, mine.reason, again=mine.code == EXIT_RETRY and may_restart)
+
+    def end(self, outcome: Outcome) -> None:
+        return None
 
     def close(self) -> None:
         return None

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -19,9 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from workloads import run as runs
+from workloads import signals
 from workloads.config.merge import Provenance
 from workloads.config.sections import Profile
-from workloads.errors import EXIT_DONE, EXIT_RETRY, EXIT_STOPPED, TataraError, UserError
+from workloads.errors import (
+    EXIT_DONE,
+    EXIT_RETRY,
+    EXIT_STOPPED,
+    STOPS,
+    Stopped,
+    TataraError,
+    UserError,
+)
 from workloads.launch.attempt import Attempt, Stop
 from workloads.launch.coordinator import Coordinator
 from workloads.launch.member import Member
@@ -30,6 +40,8 @@ from workloads.launch.network import free_address, interface_to
 from workloads.launch.rendezvous import Alone, Rendezvous
 from workloads.processes import die_with_parent, own_command
 from workloads.run import Owner, Run
+from workloads.run.events import Event
+from workloads.run.integrity import sealed
 
 # Set for the other nodes of a job whose nodes are all here: node 0 speaks for them.
 _LOCAL_CHILD = "TATARA_LOCAL_CHILD"
@@ -95,27 +107,37 @@ def launch(job: Job) -> int:
         die_with_parent()
     stop = Stop()
     stop.listen()
-    job.config.accumulation_steps(job.nodes * job.ranks)
+    job.config.accumulation_steps(job.nodes * job.ranks)  # refuses a batch that cannot be split
     if job.is_local:
         job = replace(job, env={**job.env, "MASTER_ADDR": "127.0.0.1", **_free_port(job)})
     tell = _teller(job)
-    owner, target = _claim(job) if job.node == 0 else (None, None)
+    if job.node != 0:
+        return _take_part(job, None, stop, tell)
+    target = _target(job)
+    with Owner(target):
+        if (target.path / "config.json").is_file():
+            _same_run(job, target)
+        return _take_part(job, target, stop, tell)
+
+
+def _take_part(job: Job, target: Run | None, stop: Stop, tell: Callable[[str], None]) -> int:
+    """Meet the other nodes and train; node 0 has the run and writes how it went."""
     rendezvous = _open_rendezvous(job, target, stop, tell)
     children = _start_local_nodes(job) if job.is_local else []
     try:
         outcome = _supervise(job, rendezvous, stop, tell)
     except TataraError as error:
         outcome = Outcome(error.exit_code, str(error))
-        if isinstance(rendezvous, Coordinator):
-            rendezvous.end(outcome)
-        if outcome.code not in (EXIT_STOPPED, EXIT_RETRY):
+        if target is not None and outcome.code in STOPS:
+            outcome = replace(outcome, code=target.stop_code(stop() or signal.SIGTERM))
+        rendezvous.end(outcome)
+        if outcome.code not in (*STOPS, EXIT_RETRY):
             if target is not None:
-                target.event("failed", code=outcome.code, reason=outcome.reason)
+                target.event(Event.FAILED, code=outcome.code, reason=outcome.reason)
             raise
     finally:
         rendezvous.close()
         _wait_for(children)
-    del owner
     return _report(job, outcome, target, tell)
 
 
@@ -145,19 +167,12 @@ def _free_port(job: Job) -> dict[str, str]:
     raise UserError("expected two free ports next to each other on this machine, found none")
 
 
-def _claim(job: Job) -> tuple[Owner, Run]:
-    """Node 0 chooses or finds the run and makes it its own."""
+def _target(job: Job) -> Run:
+    """The run that node 0 chooses or finds."""
     folder = job.outputs / job.config.name
     if job.resume:
-        target = _in_its_place(runs.find(job.outputs, job.config.name, job.resume), folder)
-    else:
-        target = Run(folder / _run_id(job))
-    owner = Owner(target)
-    owner.take()
-    known = (target.path / "config.json").is_file()
-    if known:
-        _same_run(job, target)
-    return owner, target
+        return _in_its_place(runs.find(job.outputs, job.config.name, job.resume), folder)
+    return Run(folder / _run_id(job))
 
 
 def _in_its_place(target: Run, folder: Path) -> Run:
@@ -197,9 +212,9 @@ def _same_run(job: Job, target: Run) -> None:
 
 
 def _identity(config: Profile) -> dict[str, Any]:
-    groups = {name: config.__dict__.get(name) for name in _IDENTITY}
-    optim = {f"optim.{name}": config.optim.__dict__[name] for name in _OF_OPTIMIZER}
-    return groups | optim
+    groups = config.model_dump(include=set(_IDENTITY))
+    optim = config.optim.model_dump(include=set(_OF_OPTIMIZER))
+    return groups | {f"optim.{name}": value for name, value in optim.items()}
 
 
 def _digest(config: Profile) -> str:
@@ -241,7 +256,8 @@ def _start_local_nodes(job: Job) -> list[subprocess.Popen[bytes]]:
         env = {**os.environ, **job.env, "NODE_RANK": str(node), _LOCAL_CHILD: "1"}
         env.update(_gpu_share(job, node))
         command = [sys.executable, "-m", "workloads.cli", *job.words]
-        found.append(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL))
+        with signals.held_back():
+            found.append(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL))
     return found
 
 
@@ -272,6 +288,8 @@ def _supervise(
     budget = job.config.parallel.restarts
     delay = job.config.parallel.restart_delay
     for restarts in range(budget + 1):
+        if number := stop():
+            raise Stopped("stopped before the first step; nothing was lost", 128 + number)
         meeting = rendezvous.meet(restarts)
         run = _prepare(job, meeting)
         first = job.node * job.ranks
@@ -284,7 +302,7 @@ def _supervise(
         if not outcome.again:
             return outcome
         if job.node == 0:
-            run.event("restarted", reason=outcome.reason, restart=restarts + 1, budget=budget)
+            run.event(Event.RESTARTED, reason=outcome.reason, restart=restarts + 1, budget=budget)
         tell(f"{outcome.reason}; restart {restarts + 1} of {budget} in {delay:.0f} s")
         _pause(delay, stop)
         delay *= 2
@@ -304,7 +322,9 @@ def _prepare(job: Job, meeting: Meeting) -> Run:
         facts = {"hosts": meeting.hosts, "shared_outputs": meeting.shared}
         runs.start(run, job.config, job.provenance, facts)
     if job.node == 0:
-        run.event("started", attempt=meeting.attempt, hosts=meeting.hosts, shared=meeting.shared)
+        run.event(
+            Event.STARTED, attempt=meeting.attempt, hosts=meeting.hosts, shared=meeting.shared
+        )
     return run
 
 
@@ -346,13 +366,20 @@ def _rank_env(job: Job, run: Run, meeting: Meeting) -> dict[str, str]:
 
 def _report(job: Job, outcome: Outcome, target: Run | None, tell: Callable[[str], None]) -> int:
     if target is not None:
-        names = {EXIT_DONE: "finished", EXIT_STOPPED: "stopped"}
-        target.event(names.get(outcome.code, "failed"), code=outcome.code, reason=outcome.reason)
+        target.event(_ending(outcome.code), code=outcome.code, reason=outcome.reason)
     if outcome.code == EXIT_DONE:
         return EXIT_DONE
     if target is not None and outcome.code in (EXIT_STOPPED, EXIT_RETRY):
-        words = shlex.join([*job.words, "--resume", target.id])
-        tell(f"{outcome.reason}; go on with: {own_command()} {words}")
-    elif outcome.code:
+        saved = bool(sealed(target.checkpoints))
+        words = [*job.words, *(["--resume", target.id] if saved else [])]
+        again = "go on with" if saved else "start again with"
+        tell(f"{outcome.reason}; {again}: {own_command()} {shlex.join(words)}")
+    else:
         tell(outcome.reason)
     return outcome.code
+
+
+def _ending(code: int) -> Event:
+    if code in STOPS:
+        return Event.STOPPED
+    return Event.FINISHED if code == EXIT_DONE else Event.FAILED

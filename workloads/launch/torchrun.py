@@ -2,6 +2,9 @@
 
 torchrun itself ends with 1 for every failure. This passes on the first failed rank's exit code,
 or 128 + N where signal N ended it.
+
+It is started with stop signals blocked and never lets them through: torchrun would pass each on to
+the ranks and kill those that still save 30 s later. The ranks let them through once they listen.
 """
 
 import sys

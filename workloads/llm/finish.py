@@ -22,6 +22,7 @@ from workloads.llm.evaluate.score import Score, evaluate_gsm8k, merge_shards
 from workloads.llm.export import export, refresh_card
 from workloads.llm.model import load_for_use
 from workloads.run import Run
+from workloads.run.events import Event, Phase
 from workloads.run.session import Session
 
 BEFORE, AFTER = "before", "after"
@@ -88,7 +89,7 @@ def ask(
     able = [rank for rank, has in enumerate(distributed.gather(model is not None)) if has]
     score: Score | None = None
     problem: TataraError | None = None
-    with session.phase("evaluating"):
+    with session.phase(Phase.EVALUATING):
         try:
             if session.rank in able:
                 shard = (able.index(session.rank), len(able))
@@ -102,7 +103,7 @@ def ask(
             gather_files(session, out)
         if session.is_main and score is not None:
             whole = merge_shards(out, score.fingerprint, config.evaluation, score.seconds)
-            session.event("evaluated", when=name, **whole.as_dict())
+            session.event(Event.EVALUATED, when=name, **whole.as_dict())
         distributed.barrier()
 
 

@@ -21,12 +21,13 @@ from workloads.llm.finish import evaluate_before, finish
 from workloads.llm.model import load_model, load_tokenizer
 from workloads.llm.packed import refuse_mixing
 from workloads.run import write_manifest
+from workloads.run.events import Phase
 from workloads.run.session import Session
 
 
 def train(config: LlmConfig, session: Session) -> None:
     """Fine-tune as the config says; Stopped where the run was asked to stop on the way."""
-    session.enter("preparing")
+    session.enter(Phase.PREPARING)
     distributed.join(config.parallel.hang_timeout)
     base = resolve(config, session.tell)
     config = config.model_copy(update={"model": base.model})

@@ -14,14 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from workloads.errors import UserError
-from workloads.run.integrity import newest_whole
-
-# What only reads a run's files, such as the monitor, does without the schema and its memory.
-if TYPE_CHECKING:
-    pass
+from workloads.errors import EXIT_STOPPED, UserError
+from workloads.run.events import Event
+from workloads.run.integrity import newest_whole, sealed
 
 FORMAT = 1
 
@@ -96,13 +93,17 @@ class Run:
                 "TATARA_OUTPUTS, or give yourself the right to write there"
             ) from None
 
-    def event(self, name: str, **facts: Any) -> None:
+    def event(self, name: Event, **facts: Any) -> None:
         """Append one event; a full disk must not end a run that only wanted to tell something."""
         self._append(self.events, {**now(), "event": name, **facts})
 
     def metric(self, row: dict[str, Any]) -> None:
-        """Append one row: with a `loss` it is one of training, without one of an evaluation."""
-        self._append(self.metrics if "loss" in row else self.evaluations, {**row, **now()})
+        """Append one row of training."""
+        self._append(self.metrics, {**row, **now()})
+
+    def eval_metric(self, row: dict[str, Any]) -> None:
+        """Append one row of an evaluation on held-out rows."""
+        self._append(self.evaluations, {**row, **now()})
 
     def _append(self, path: Path, row: dict[str, Any]) -> None:
         line = json.dumps(json_ready(row), ensure_ascii=False) + "\n"
@@ -142,9 +143,13 @@ class Run:
 
         def damaged(text: str) -> None:
             tell(text)
-            self.event("checkpoint damaged", text=text)
+            self.event(Event.CHECKPOINT_DAMAGED, text=text)
 
         return newest_whole(self.checkpoints, damaged)
+
+    def stop_code(self, number: int) -> int:
+        """The exit code of a stop by a signal: 3 where a checkpoint is there, else 130 or 143."""
+        return EXIT_STOPPED if sealed(self.checkpoints) else 128 + number
 
 
 def json_ready(value: Any) -> Any:

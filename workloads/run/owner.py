@@ -5,26 +5,25 @@ import os
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING
+from typing import IO, Self
 
 from workloads.errors import UserError
 from workloads.run.directory import Run
-
-if TYPE_CHECKING:
-    pass
 
 OWNER = ".owner"
 
 
 @dataclass
 class Owner:
-    """The right to write a run: one supervisor at a time, given back when its process ends."""
+    """The right to write a run: one supervisor at a time, within a `with` or until it dies.
+
+    Entering raises UserError that names the owner where another process has the run.
+    """
 
     run: Run
     _file: IO[str] | None = field(default=None, repr=False)
 
-    def take(self) -> None:
-        """UserError that names the owner where another process has the run."""
+    def __enter__(self) -> Self:
         self.run.make()
         file = (self.run.path / OWNER).open("a+")
         try:
@@ -42,3 +41,8 @@ class Owner:
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
         file.flush()
         self._file = file
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -14,14 +14,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from workloads import signals
 from workloads.environment import without_secrets
-from workloads.errors import EXIT_STOPPED, Stopped
+from workloads.errors import Stopped
 from workloads.processes import resident_bytes
 from workloads.run.directory import Run
+from workloads.run.events import Event, Phase
+from workloads.signals import Interrupted
 
 BEAT = 1.0  # seconds between two heartbeats
 # Phases that a stop may cut short at once, because nothing would be lost.
-_INTERRUPTIBLE = ("starting", "preparing")
+_INTERRUPTIBLE = (Phase.STARTING, Phase.PREPARING)
+_NOTHING_LOST = "stopped before the first step; nothing was lost"
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Session:
     node: int = 0
     attempt: int = 0
     shared: bool = True
-    stopping: bool = False
+    stop_signal: int = 0
     _status: dict[str, Any] = field(default_factory=dict)
     _console: TextIO = sys.stdout
     _done: threading.Event = field(default_factory=threading.Event)
@@ -63,17 +67,16 @@ class Session:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "attempt": self.attempt,
-            "phase": "starting",
+            "phase": Phase.STARTING,
             "step": 0,
             "progress": 0,
             "beat": 0,
         }
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
         self._own_log()
         faulthandler.register(signal.SIGUSR1, all_threads=True)
         self._write()
         threading.Thread(target=self._beat, daemon=True).start()
+        signals.listen(self._on_signal)
 
     def _own_log(self) -> None:
         """Send everything this rank and its libraries print to its log; keep the console apart."""
@@ -97,13 +100,13 @@ class Session:
         if self.is_main:
             print(text, file=self._console, flush=True)
 
-    def event(self, name: str, **facts: Any) -> None:
+    def event(self, name: Event, **facts: Any) -> None:
         """Write an event of the job; only rank 0 does."""
         if self.is_main:
             self.run.event(name, **facts)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: Phase) -> Iterator[None]:
         """Show what this rank is doing; a stop in a phase with nothing to lose ends it at once."""
         before = self._status["phase"]
         self.enter(name)
@@ -114,11 +117,11 @@ class Session:
             raise
         self.enter(before)
 
-    def enter(self, name: str) -> None:
+    def enter(self, name: Phase) -> None:
         """Go into a phase; a stop that has been asked for is honoured at the door."""
         self.progress(phase=name)
         if self.stopping and name in _INTERRUPTIBLE:
-            raise Stopped("stopped before the first step; nothing was lost")
+            raise Stopped(_NOTHING_LOST)
 
     def progress(self, **facts: Any) -> None:
         """Note that the main thread got further; written with the next heartbeat."""
@@ -126,12 +129,26 @@ class Session:
             self._status.update(facts)
             self._status["progress"] += 1
 
+    @property
+    def stopping(self) -> bool:
+        return self.stop_signal > 0
+
+    @property
+    def may_be_cut_short(self) -> bool:
+        """Whether nothing would be lost by a stop at this moment."""
+        return self._status["phase"] in _INTERRUPTIBLE
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Act on the first signal alone; "now" is for the supervisor to say, which then kills.
+
+        The same stop may come from Slurm or systemd, from torchrun's agent and from the supervisor.
+        """
         if self.stopping:
-            os._exit(EXIT_STOPPED)
-        self.stopping = True
-        if self._status["phase"] in _INTERRUPTIBLE:
-            raise Stopped("stopped before the first step; nothing was lost")
+            return
+        self.stop_signal = number
+        if self.may_be_cut_short:
+            # Not an Exception: a library that is being imported would take it for its own.
+            raise Interrupted(number)
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT):
@@ -150,7 +167,11 @@ class Session:
                 # A full disk must not end a run; the next beat tries again.
                 print(f"heartbeat: {error.strerror}", file=sys.stderr)
 
-    def finish(self, phase: str, code: int, reason: str = "") -> None:
+    def finish_stopped(self, reason: str = _NOTHING_LOST) -> None:
+        """Write the last heartbeat of a stop, with 3 where the run has a checkpoint."""
+        self.finish(Phase.STOPPED, self.run.stop_code(self.stop_signal or signal.SIGTERM), reason)
+
+    def finish(self, phase: Phase, code: int, reason: str = "") -> None:
         """Write the last heartbeat: done, stopped or failed, with the exit code and the reason."""
         self._done.set()
         reason = without_secrets(reason, os.environ)

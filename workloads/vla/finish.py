@@ -9,6 +9,7 @@ from workloads.engine.hub.publish import push_final
 from workloads.engine.summary import change, draw_curve, report_next, rows_of, series, show
 from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import TataraError
+from workloads.run.events import Event, Phase
 from workloads.run.session import Session
 from workloads.vla.config import VlaConfig
 from workloads.vla.export import export
@@ -47,14 +48,14 @@ def _last_look(session: Session, trainer: RunTrainer) -> None:
         facts |= {"step": last["step"], "samples": len(trainer.eval_dataset), "error": errors}
         text = json.dumps(facts, indent=1) + "\n"
         (session.run.evaluation / SCORES).write_text(text, encoding="utf-8")
-        session.event("evaluated", when="after", **facts)
+        session.event(Event.EVALUATED, when="after", **facts)
 
 
 def _do_task(config: VlaConfig, session: Session) -> list[tuple[str, str]]:
     """Rank 0 lets the exported policy do its task; gives back what there is to say of it."""
     facts: list[tuple[str, str]] = []
     problem: TataraError | None = None
-    with session.phase("evaluating"):
+    with session.phase(Phase.EVALUATING):
         if session.is_main:
             try:
                 facts = judge_exported(session, config.evaluation.scenes, config.evaluation.seed)

@@ -23,6 +23,7 @@ from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
 from workloads.run import write_manifest
+from workloads.run.events import Event, Phase
 from workloads.run.session import Session
 from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Sources, open_sources
@@ -46,7 +47,7 @@ from workloads.vla.openvla.tokenizer import LlamaTokenizer
 
 def train(config: VlaConfig, session: Session) -> None:
     """Fine-tune as the config says; Stopped where the run was asked to stop on the way."""
-    session.enter("preparing")
+    session.enter(Phase.PREPARING)
     distributed.join(config.parallel.hang_timeout)
     base = resolve(config, session.tell, read_spec)
     sources = prepare_data(config, session)
@@ -113,7 +114,7 @@ class PolicyTrainer(Trainer):
             for part in self.train_dataset.parts:
                 is_new = item not in part.dataset.damage
                 if is_new and Path(item.file).is_relative_to(part.dataset.path):
-                    self.session.run.event("damaged record", text=str(item))
+                    self.session.run.event(Event.DAMAGED_RECORD, text=str(item))
                     self.session.tell(f"left out, and another step taken for it: {item}")
                     part.dataset.report([item])
 

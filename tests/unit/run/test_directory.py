@@ -11,7 +11,7 @@ from workloads import run as runs
 from workloads.config.merge import resolve
 from workloads.engine.summary import rows_of
 from workloads.errors import UserError
-from workloads.launch.supervisor import Job, _claim
+from workloads.launch.supervisor import Job, _target
 from workloads.run import Owner, Run
 
 pytestmark = pytest.mark.unit
@@ -49,7 +49,7 @@ def test_rows_of_metrics_all_have_a_loss(tmp_path: Path) -> None:
     run = Run(tmp_path / "demo" / "one")
     run.make()
     run.metric({"step": 1, "loss": 2.5})
-    run.metric({"step": 1, "eval_loss": 2.4})
+    run.eval_metric({"step": 1, "eval_loss": 2.4})
     run.metric({"step": 2, "loss": 2.0})
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in lines] == [(1, 2.5), (2, 2.0)]
@@ -69,10 +69,9 @@ def test_a_line_of_metrics_that_was_cut_short_is_passed_over(tmp_path: Path) -> 
 
 
 def hold(path: str, ready: object, release: object) -> None:
-    owner = Owner(Run(Path(path)))
-    owner.take()
-    ready.set()  # type: ignore[attr-defined]
-    release.wait(30)  # type: ignore[attr-defined]
+    with Owner(Run(Path(path))):
+        ready.set()  # type: ignore[attr-defined]
+        release.wait(30)  # type: ignore[attr-defined]
 
 
 def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
@@ -81,11 +80,13 @@ def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path: Path) -> 
     other = context.Process(target=hold, args=(str(tmp_path / "r"), ready, release))
     other.start()
     assert ready.wait(30)
-    with pytest.raises(UserError, match=f"process {other.pid} on "):
-        Owner(Run(tmp_path / "r")).take()
+    with pytest.raises(UserError, match=f"process {other.pid} on "), Owner(Run(tmp_path / "r")):
+        pass
     release.set()
     other.join(30)
-    Owner(Run(tmp_path / "r")).take()
+    for _ in range(2):  # given back at the end of each
+        with Owner(Run(tmp_path / "r")):
+            pass
 
 
 def test_runs_are_found_by_id_path_and_latest(tmp_path: Path) -> None:
@@ -107,13 +108,13 @@ def test_a_run_is_resumed_where_its_profile_has_its_runs_and_nowhere_else(tmp_pa
     """A copy in another folder would be claimed, and a new run begun in the profile's own."""
     own = started(tmp_path / "demo" / "a")
     resumed = replace(job(tmp_path), resume=str(own.path))
-    assert _claim(resumed)[1].path == own.path
+    assert _target(resumed).path == own.path
     (tmp_path / "link").symlink_to(own.path)
-    assert _claim(replace(resumed, resume=str(tmp_path / "link")))[1].path == own.path
+    assert _target(replace(resumed, resume=str(tmp_path / "link"))).path == own.path
     for place in (tmp_path / "mine" / "a", tmp_path / "backup" / "demo" / "a"):
         started(place)
         with pytest.raises(UserError, match="take the profile 'demo', or set TATARA_OUTPUTS"):
-            _claim(replace(resumed, resume=str(place)))
+            _target(replace(resumed, resume=str(place)))
 
 
 def test_heartbeats_are_read_back_by_rank(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A rank's phases and its heartbeat, without a training."""
 
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_a_phase_that_fails_is_left(session: Session) -> None:
 
 
 def test_a_stop_is_honoured_at_the_door_of_a_phase_with_nothing_to_lose(session: Session) -> None:
-    session.stopping = True
+    session.stop_signal = signal.SIGTERM
     with session.phase("saving"):
         pass
     with pytest.raises(Stopped, match="nothing was lost"):

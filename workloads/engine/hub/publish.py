@@ -17,6 +17,7 @@ from workloads.config.sections import Profile
 from workloads.engine.hub.hub import account, push
 from workloads.errors import Retry, TataraError
 from workloads.findings import Finding
+from workloads.run.events import Event, Phase
 from workloads.run.integrity import step_of
 from workloads.run.session import Session
 
@@ -81,10 +82,10 @@ class Publisher:
             return True
         self._process = None
         if code == 0:
-            self._session.event("pushed", step=self._step, repository=self._target)
+            self._session.event(Event.PUSHED, step=self._step, repository=self._target)
         else:
             reason = _last_line(self._log)
-            self._session.event("push failed", step=self._step, reason=reason)
+            self._session.event(Event.PUSH_FAILED, step=self._step, reason=reason)
             self._session.tell(f"step {self._step}: not pushed to the hub: {reason}")
         return False
 
@@ -107,18 +108,18 @@ def push_final(config: Profile, session: Session) -> None:
     target = config.export.hub_model_id
     if config.export.push == "never" or target is None or not session.is_main:
         return
-    with session.phase("pushing"):
+    with session.phase(Phase.PUSHING):
         for pause in (*_WAITS, None):
             try:
                 address = _push(session, target)
                 break
             except TataraError as error:
                 if pause is None or not isinstance(error, Retry):
-                    session.event("push failed", reason=str(error))
+                    session.event(Event.PUSH_FAILED, reason=str(error))
                     raise _not_pushed(session, error) from error
                 session.tell(f"not pushed yet: {error}; again in {pause:.0f} s")
                 time.sleep(pause)
-    session.event("pushed", repository=target, address=address)
+    session.event(Event.PUSHED, repository=target, address=address)
     session.tell(f"pushed to {address}")
 
 

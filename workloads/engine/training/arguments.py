@@ -8,6 +8,7 @@ from transformers.utils import is_torch_tf32_available
 from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.engine.training.out_of_memory import micro_batch
+from workloads.engine.training.workers import WorkerContext
 from workloads.run.session import Session
 
 _NEVER = 10**9
@@ -49,6 +50,7 @@ def trainer_arguments(config: Profile, session: Session, eval_steps: int | None)
         # Persistent workers draw their seed once a process, not once an epoch: after a resume the
         # random state would be one draw ahead.
         "dataloader_persistent_workers": False,
+        "dataloader_multiprocessing_context": WorkerContext() if train.workers else None,
         "dataloader_pin_memory": gpu,
         "remove_unused_columns": False,
         "logging_steps": train.log_every,

@@ -13,6 +13,7 @@ from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.engine.training.trackers import trackers
 from workloads.processes import resident_bytes
+from workloads.run.events import Event
 from workloads.run.session import Session
 
 # Keys of the Trainer's logs that are ours under another name, or of no use in a row of metrics.
@@ -49,7 +50,7 @@ class RunCallback(TrainerCallback):
             rate = f"{args.learning_rate:g}"
             self.session.tell(f"learning rate {rate} from here on; the checkpoint has {before:g}")
         self.session.event(
-            "training",
+            Event.TRAINING,
             step=state.global_step,
             max_steps=state.max_steps,
             world_size=args.world_size,
@@ -79,7 +80,7 @@ class RunCallback(TrainerCallback):
         self.session.progress(step=state.global_step)
         if distributed.agree(self.session.stopping) and state.global_step < state.max_steps:
             self.stopping = True
-            self.session.event("stop requested", step=state.global_step)
+            self.session.event(Event.STOP_REQUESTED, step=state.global_step)
             control.should_save = True
             control.should_training_stop = True
 
@@ -104,7 +105,8 @@ class RunCallback(TrainerCallback):
         if "loss" in row:
             row |= {"batches": batches, **self._loss(state.global_step, row["loss"])}
             row |= self._speed(state.global_step, tokens)
-        self.session.run.metric({"step": state.global_step, "epoch": state.epoch, **row})
+        write = self.session.run.metric if "loss" in row else self.session.run.eval_metric
+        write({"step": state.global_step, "epoch": state.epoch, **row})
         self.trackers.write(state.global_step, row)
         self._show(state, row)
 

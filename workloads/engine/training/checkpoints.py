@@ -13,6 +13,7 @@ from typing import Any
 
 from workloads.engine import distributed
 from workloads.errors import UserError
+from workloads.run.events import Event
 from workloads.run.integrity import PREFIX, publish, rotate, seal, sealed, step_of
 from workloads.run.session import Session
 
@@ -49,7 +50,7 @@ def _publish(session: Session, staged: Path, final: Path, facts: dict[str, Any])
     record = seal(staged, {"step": step_of(staged), "world_size": session.world_size, **facts})
     publish(staged, final)
     size = sum(fact["size"] for fact in record["files"].values())
-    session.event("checkpoint", step=step_of(final), bytes=size, path=str(final))
+    session.event(Event.CHECKPOINT, step=step_of(final), bytes=size, path=str(final))
 
 
 def _check_space(session: Session) -> None:

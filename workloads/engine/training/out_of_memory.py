@@ -9,6 +9,7 @@ from workloads.plan.advice import advice
 from workloads.plan.estimate import estimate
 from workloads.run import Run
 from workloads.run.directory import rows_in
+from workloads.run.events import Event
 from workloads.run.session import Session
 
 _GIB = 2**30
@@ -42,7 +43,7 @@ def micro_batch(config: Profile, session: Session) -> tuple[int, int]:
 
 def _too_large(run: Run) -> list[int]:
     """Rows of the micro-batches that ran out of memory, as the run's events tell."""
-    events = (event for event in rows_in(run.events) if event["event"] == "oom")
+    events = (event for event in rows_in(run.events) if event["event"] == Event.OUT_OF_MEMORY)
     return [int(event[_SIZE]) for event in events if _SIZE in event]
 
 
@@ -59,7 +60,7 @@ def out_of_memory(config: Profile, session: Session, size: int, error: Exception
     peak = torch.cuda.max_memory_allocated() if gpu else 0
     planned = breakdown.total or 0
     facts = {"planned": planned, "measured": peak, "gpu": card, _SIZE: size}
-    session.run.event("oom", rank=session.rank, **facts)
+    session.run.event(Event.OUT_OF_MEMORY, rank=session.rank, **facts)
     first = f"rank {session.rank} is out of memory: {str(error).splitlines()[0]}"
     if config.train.on_out_of_memory == "halve" and size > 1:
         return Retry(f"{first} The next attempt takes fewer than {size} rows a micro-batch")

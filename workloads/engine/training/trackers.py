@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from workloads.config.sections import Tracking
+from workloads.run.events import Event
 from workloads.run.session import Session
 
 _END_WAIT = 10.0  # seconds that trackers get to flush at the end of a run
@@ -130,7 +131,7 @@ class Trackers:
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             self._session.tell(f"{name}: {reason}; going on without it, metrics.jsonl has all rows")
-            self._session.event("tracker failed", tracker=name, reason=reason)
+            self._session.event(Event.TRACKER_FAILED, tracker=name, reason=reason)
             return False
 
 

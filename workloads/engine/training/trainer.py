@@ -19,6 +19,7 @@ from workloads.engine.training import checkpoints
 from workloads.engine.training.callbacks import RunCallback
 from workloads.engine.training.out_of_memory import out_of_memory
 from workloads.errors import Stopped, TataraError
+from workloads.run.events import Event, Phase
 from workloads.run.integrity import PREFIX, SEAL, sealed, step_of
 from workloads.run.session import Session
 
@@ -57,7 +58,7 @@ class RunTrainer(Trainer):
 
     def fit(self, resume: Path | None) -> None:
         """Train to the end; Stopped when all ranks have agreed to stop and a checkpoint is safe."""
-        self.session.enter("training")
+        self.session.enter(Phase.TRAINING)
         try:
             self.train(resume_from_checkpoint=str(resume) if resume else None)
         except torch.OutOfMemoryError as error:
@@ -142,7 +143,7 @@ class RunTrainer(Trainer):
             [number for batch in rows for row in batch or [] for number in row]
         )
         self.session.event(
-            "nonfinite",
+            Event.NONFINITE,
             step=step,
             grad_norm=norm,
             rows_by_rank=every,
@@ -157,7 +158,7 @@ class RunTrainer(Trainer):
             )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.session.phase("evaluating"):
+        with self.session.phase(Phase.EVALUATING):
             return super().evaluate(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -170,7 +171,7 @@ class RunTrainer(Trainer):
             return  # one without a seal counts for nothing, and makes room
         self._staging = self.session.run.checkpoints / checkpoints.STAGING
         try:
-            with self.session.phase("saving"):
+            with self.session.phase(Phase.SAVING):
                 # Trainer's own, not TRL's, which writes a model card beside every checkpoint.
                 saved = checkpoints.save(
                     self.session,
@@ -188,7 +189,7 @@ class RunTrainer(Trainer):
             self._staging = None
 
     def _tell_failed_save(self, step: int, reason: str) -> None:
-        self.session.event("checkpoint failed", step=step, reason=reason)
+        self.session.event(Event.CHECKPOINT_FAILED, step=step, reason=reason)
         text = f"step {step}: the checkpoint could not be saved: {reason}; older ones are untouched"
         self.session.tell(text)
         if self.control.should_training_stop:

@@ -26,6 +26,7 @@ from workloads.grpo.model import Processing, tokenizer_of
 from workloads.grpo.prompts import Turns
 from workloads.grpo.rewards.functions import right_completion
 from workloads.grpo.rewards.scoring import Batch, Score, load_scorer
+from workloads.run.events import Event, Phase
 from workloads.run.integrity import write_atomically
 from workloads.run.session import Session
 
@@ -66,7 +67,7 @@ def measure(
     able = [rank for rank, has in enumerate(distributed.gather(asker is not None)) if has]
     mine: list[dict[str, Any]] = []
     problem: TataraError | None = None
-    with session.phase("evaluating"):
+    with session.phase(Phase.EVALUATING):
         try:
             if asker is not None:
                 share = range(able.index(session.rank), len(data.held_out), len(able))
@@ -190,11 +191,11 @@ def _write(
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     (folder / ANSWERS).write_text("".join(lines), encoding="utf-8", errors="replace")
     write_atomically(folder / FILE, json.dumps(scores, indent=1, ensure_ascii=False))
-    session.event("evaluated", when=when, **scores)
+    session.event(Event.EVALUATED, when=when, **scores)
     if when != BLANK:
         given = {name: value for name, value in means.items() if value is not None}
         named = {f"held_out/{name}": value for name, value in given.items()}
-        session.run.metric({"step": step, **named})
+        session.run.eval_metric({"step": step, **named})
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -15,6 +15,7 @@ from urllib.request import urlopen
 
 from workloads.errors import EXIT_RETRY, Retry, UserError
 from workloads.grpo.config import Grpo, GrpoConfig
+from workloads.run.events import Phase
 from workloads.run.session import Session
 
 URL_VARIABLE = "TATARA_VLLM_URL"
@@ -186,7 +187,7 @@ def _watch(url: str, session: Session, done: threading.Event) -> None:
         elif well is not None and (silence := time.monotonic() - well) > _SILENCE:
             reason = f"{gone(url)} (no answer for {silence:.0f} s)"
             session.tell(f"error: {reason}")
-            session.finish("failed", EXIT_RETRY, reason)
+            session.finish(Phase.FAILED, EXIT_RETRY, reason)
             os._exit(EXIT_RETRY)
 
 

@@ -1,5 +1,6 @@
 """The reach task at the end of a training: before, after, controls, and a picture."""
 
+from workloads.run.events import Event
 from workloads.run.session import Session
 from workloads.vla.reach.judge import TRAINED, UNTRAINED, Verdict, judge, table, write
 from workloads.vla.reach.policies import pair
@@ -13,7 +14,7 @@ def judge_exported(session: Session, scenes: int, seed: int) -> list[tuple[str, 
     verdict = judge(trained, untrained, scenes, seed, lambda done, total: session.progress())
     write(verdict, run.evaluation)
     picture = draw(verdict, run.evaluation)
-    session.event("evaluated", when="after", **verdict.as_dict())
+    session.event(Event.EVALUATED, when="after", **verdict.as_dict())
     session.tell(table(verdict))
     return [*_changes(verdict), ("rollouts", str(picture))]
 

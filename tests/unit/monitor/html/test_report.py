@@ -23,7 +23,7 @@ EVIL = "<script>alert(1)</script><svg onload=alert(2)>\"'&"
 def written(tmp_path: Path) -> Written:
     found = Written(tmp_path).begun().losses([7.0 - 0.05 * step for step in range(100)])
     for step in (50, 100):
-        found.run.metric({"step": step, "eval_loss": 4.0 - step / 100})
+        found.run.eval_metric({"step": step, "eval_loss": 4.0 - step / 100})
     return found
 
 

@@ -20,7 +20,7 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
 @pytest.fixture
 def written(tmp_path: Path) -> Written:
     found = Written(tmp_path).begun().losses([4.0, 3.5, 3.0])
-    found.run.metric({"step": 3, "eval_loss": 3.1})
+    found.run.eval_metric({"step": 3, "eval_loss": 3.1})
     found.beat(0)
     found.beat(1, ago=20, host=EVIL)
     found.run.event("oom", rank=1, reason=EVIL)

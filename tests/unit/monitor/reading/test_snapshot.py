@@ -41,7 +41,7 @@ def warned(written: Written) -> str:
 
 def test_a_run_in_training(written: Written) -> None:
     written.begun().losses([4.0, 3.0, 2.0])
-    written.run.metric({"step": 3, "eval_loss": 2.2})
+    written.run.eval_metric({"step": 3, "eval_loss": 2.2})
     for rank in (0, 1):
         written.beat(rank, step=3)
     now = look(written)
@@ -169,9 +169,9 @@ def test_a_rising_loss_is_warned_of_and_a_noisy_one_is_not(written: Written) -> 
 def test_a_held_out_loss_that_rises_twice_is_warned_of(written: Written) -> None:
     written.begun()
     for step, value in enumerate([3.0, 2.0, 2.1], start=1):
-        written.run.metric({"step": step, "eval_loss": value})
+        written.run.eval_metric({"step": step, "eval_loss": value})
     assert "held-out" not in warned(written)
-    written.run.metric({"step": 4, "eval_loss": 2.4})
+    written.run.eval_metric({"step": 4, "eval_loss": 2.4})
     assert "the held-out loss rises: 2.4, it was 2" in warned(written)
 
 

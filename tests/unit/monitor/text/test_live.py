@@ -38,7 +38,7 @@ HERE = Machine("box", (CARD, GpuReading(1, "NVIDIA H100 MIG 1g.10gb")), 42.0, 16
 @pytest.fixture
 def written(tmp_path: Path) -> Written:
     found = Written(tmp_path).begun().losses([4.0 - 0.02 * step for step in range(60)])
-    found.run.metric({"step": 60, "eval_loss": 2.9})
+    found.run.eval_metric({"step": 60, "eval_loss": 2.9})
     found.beat(0, step=60)
     found.beat(1, ago=30, step=59, host="node-1")
     return found

@@ -7,12 +7,15 @@ from its first moment: one that is started `held_back` has them blocked until it
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SAME_WISH = 2.0  # seconds in which a repeated signal says nothing new
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -54,6 +57,35 @@ def handled_by(handler: Handler) -> Iterator[None]:
     finally:
         for number, old in before:
             signal.signal(number, old)
+
+
+@dataclass
+class Stop:
+    """The wish to stop, as the signals of this process tell it.
+
+    Slurm, systemd and an impatient `docker stop` repeat themselves: what comes within two seconds
+    is the same wish. A further one, or a second Ctrl-C at any time, means now.
+    """
+
+    at_once: Handler | None = None
+    """Called where a signal means now; `now` says so as well."""
+    number: int = 0
+    now: bool = False
+    _since: float = 0.0
+    _interrupts: int = 0
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += number == signal.SIGINT
+        if not self.number:
+            self.number, self._since = number, time.monotonic()
+        elif self._interrupts > 1 or time.monotonic() - self._since >= _SAME_WISH:
+            self.now = True
+            if self.at_once is not None:
+                self.at_once(number, frame)
+
+    def __call__(self) -> int:
+        """The signal that came first, 0 where none has come."""
+        return self.number
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

@@ -8,15 +8,15 @@ Settings go to both stages. Trained as local processes, whatever engine or GPU t
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from workloads.errors import EXIT_DONE, EXIT_STOPPED, UserError
+from workloads.errors import EXIT_DONE, EXIT_STOPPED, STOPS, UserError
 from workloads.grpo.evaluate.scores import AFTER, BEFORE, BLANK, scores_of
 from workloads.run import Run, find, new_id, outputs
+from workloads.signals import handled_by, held_back, interruptible
 
 TAUGHT, REWARDED = "demo-grpo-sft", "demo-grpo"
 _MAIN = "accuracy_extracted"
@@ -39,6 +39,8 @@ def main(words: Sequence[str]) -> int:
         print("\n2/2 GRPO: counting, by rewards alone", flush=True)
         own = rewarded if rewarded and starts_from(rewarded, taught) else None
         code, rewarded = stage(REWARDED, own, [*settings, f"model.name={taught.final}"])
+        if code in STOPS:
+            code = EXIT_STOPPED  # what the first stage has exported is saved
         if code == EXIT_DONE:
             print(table(taught, rewarded), flush=True)
     if code == EXIT_STOPPED:
@@ -69,15 +71,14 @@ def stage(profile: str, known: Run | None, settings: Sequence[str]) -> tuple[int
     command += [*settings, *(["--resume", run.id] if known else [])]
     # So small a model gains nothing by a second thread, and loses much where others compute too.
     env = {"OMP_NUM_THREADS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": "", "RUN_ID": run.id}
-    with subprocess.Popen(command, env=env) as process:
-        # A stop reaches the training, which saves; its exit code then says so.
-        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        inner = signal.signal(signal.SIGINT, lambda *_: None)  # the terminal tells it, too
-        try:
-            return process.wait(), run
-        finally:
-            signal.signal(signal.SIGTERM, before)
-            signal.signal(signal.SIGINT, inner)
+    # A stop is passed on to the training, which saves; its exit code then says so. As SIGTERM: of a
+    # Ctrl-C the terminal tells it too, and two of those would mean now.
+    with (
+        held_back(),
+        subprocess.Popen(command, env=env) as process,
+        handled_by(lambda *_: process.terminate()),
+    ):
+        return process.wait(), run
 
 
 def table(taught: Run, rewarded: Run) -> str:
@@ -108,4 +109,4 @@ def table(taught: Run, rewarded: Run) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(interruptible(lambda: main(sys.argv[1:])))

@@ -19,6 +19,7 @@ from workloads.launch.rendezvous import Rendezvous
 from workloads.processes import is_stopped, memory_limit, out_of_memory_kills
 from workloads.run import Run
 from workloads.run.events import Event, Phase
+from workloads.signals import Stop
 
 _TICK = 0.1
 _LOOK = 1.0  # seconds between two looks at the heartbeats, which come once a second
@@ -26,36 +27,7 @@ _LOOK = 1.0  # seconds between two looks at the heartbeats, which come once a se
 _GRACE = 15.0
 _LATE = 5.0  # where all stand still, a rank without a heartbeat for so long is the one to name
 _FROZEN = 60.0  # seconds without a heartbeat; less where hang_timeout is less
-_SAME_WISH = 2.0  # seconds in which a repeated stop signal says nothing new
 _WAITING_PHASES = (Phase.TRAINING, Phase.EVALUATING, Phase.SAVING)
-
-
-@dataclass
-class Stop:
-    """The wish to stop, as the signals of this process tell it.
-
-    Slurm, systemd and an impatient `docker stop` repeat themselves: what comes within two seconds
-    is the same wish. A further one, or a second Ctrl-C at any time, means now.
-    """
-
-    number: int = 0
-    now: bool = False
-    _since: float = 0.0
-    _interrupts: int = 0
-
-    def listen(self) -> None:
-        signals.listen(self._on_signal)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self._interrupts += number == signal.SIGINT
-        if not self.number:
-            self.number, self._since = number, time.monotonic()
-        elif self._interrupts > 1 or time.monotonic() - self._since >= _SAME_WISH:
-            self.now = True
-
-    def __call__(self) -> int:
-        """The signal that came first, 0 where none has come."""
-        return self.number
 
 
 @dataclass

@@ -32,7 +32,7 @@ from workloads.errors import (
     TataraError,
     UserError,
 )
-from workloads.launch.attempt import Attempt, Stop
+from workloads.launch.attempt import Attempt
 from workloads.launch.coordinator import Coordinator
 from workloads.launch.member import Member
 from workloads.launch.messages import Hello, Meeting, Outcome, Terms
@@ -42,6 +42,7 @@ from workloads.processes import die_with_parent, own_command
 from workloads.run import Owner, Run
 from workloads.run.events import Event
 from workloads.run.integrity import sealed
+from workloads.signals import Stop
 
 # Set for the other nodes of a job whose nodes are all here: node 0 speaks for them.
 _LOCAL_CHILD = "TATARA_LOCAL_CHILD"
@@ -106,7 +107,7 @@ def launch(job: Job) -> int:
     if job.is_spoken_for:
         die_with_parent()
     stop = Stop()
-    stop.listen()
+    signals.listen(stop.on_signal)
     job.config.accumulation_steps(job.nodes * job.ranks)  # refuses a batch that cannot be split
     if job.is_local:
         job = replace(job, env={**job.env, "MASTER_ADDR": "127.0.0.1", **_free_port(job)})

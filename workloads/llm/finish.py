@@ -137,7 +137,7 @@ def _ask(
         data=config.data,
         examples=examples,
         shard=shard,
-        should_stop=lambda: session.stopping,
+        should_stop=lambda: session.stop_signal,
         progress=progress,
     )
 

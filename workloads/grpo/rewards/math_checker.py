@@ -23,6 +23,7 @@ from typing import Any
 
 from workloads.errors import TataraError, UserError
 from workloads.grpo.rewards.math_worker import PHASE_DONE
+from workloads.signals import held_back
 
 _log = logging.getLogger(__name__)
 
@@ -118,9 +119,10 @@ class MathChecker:
                 'install it with pip install "tatara[grpo]"'
             )
         script = str(Path(__file__).with_name("math_worker.py"))
-        process = subprocess.Popen(
-            [sys.executable, "-P", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        with held_back():  # a stop is for this process to decide on
+            process = subprocess.Popen(
+                [sys.executable, "-P", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
         self._process = process
         self._end = weakref.finalize(self, _end, process, os.getpid())
         try:

@@ -17,6 +17,7 @@ from workloads.errors import EXIT_RETRY, Retry, UserError
 from workloads.grpo.config import Grpo, GrpoConfig
 from workloads.run.events import Phase
 from workloads.run.session import Session
+from workloads.signals import held_back
 
 URL_VARIABLE = "TATARA_VLLM_URL"
 # Seconds between looks at an engine's health, for one answer, and of silence until it is given up.
@@ -146,7 +147,8 @@ def _made_as_wanted(level: int, pixels: Mapping[str, int]) -> Iterator[None]:
     more = {"mm_processor_kwargs": dict(pixels)} if pixels else {}
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        own(self, *args, **kwargs, **more)
+        with held_back():  # the engine's processes live on until the rank has saved
+            own(self, *args, **kwargs, **more)
 
     def sleep(self: Any, *args: Any, **kwargs: Any) -> Any:
         return own_sleep(self, level=level)

@@ -4,7 +4,6 @@ Scores are counted as lm-evaluation-harness counts them. The same command goes o
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from workloads.errors import EXIT_DONE, UserError
 from workloads.llm.config import LlmData, LlmEvaluation
 from workloads.run import Run, find, outputs
+from workloads.signals import Stop, handled_by, interrupt
 
 # The public data set, asked the way verl asks it.
 GSM8K = LlmData(source="openai/gsm8k", subset="main", eval_split="test")
@@ -100,28 +100,20 @@ def _ask(name: str, precision: str, data: LlmData, settings: LlmEvaluation, out:
         raise UserError(f"{data.source}: expected held-out rows, found none; name a file by --data")
     examples = list(load_rows(data, "train")) if settings.style == "few_shot" else []
     loaded = load_for_use(name, precision, _tell)
-    stopping: list[int] = []
-
-    def on_signal(number: int, frame: object) -> None:
-        if stopping:
-            raise KeyboardInterrupt
-        stopping.append(number)
-        _tell("stopping after this batch; a second signal stops now")
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-    score = evaluate_gsm8k(
-        loaded.model,
-        loaded.tokenizer,
-        rows,
-        settings,
-        out,
-        data=data,
-        examples=examples,
-        should_stop=lambda: bool(stopping),
-        progress=_progress,
-        tell=_tell,
-    )
+    stop = Stop(at_once=interrupt)
+    with handled_by(stop.on_signal):
+        score = evaluate_gsm8k(
+            loaded.model,
+            loaded.tokenizer,
+            rows,
+            settings,
+            out,
+            data=data,
+            examples=examples,
+            should_stop=stop,
+            progress=_progress,
+            tell=_tell,
+        )
     _tell("")
     Console().print(table({name: score}))
     print(f"answers: {out}/gsm8k-{score.fingerprint}.jsonl")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workloads.errors import Stopped, UserError
+from workloads.errors import EXIT_STOPPED, Stopped, UserError
 from workloads.llm.config import LlmData, LlmEvaluation
 from workloads.llm.evaluate.gsm8k import (
     CHAT_SUFFIX,
@@ -74,7 +74,7 @@ def evaluate_gsm8k(
     data: LlmData | None = None,
     examples: Sequence[Row] = (),
     shard: tuple[int, int] = (0, 1),
-    should_stop: Callable[[], bool] | None = None,
+    should_stop: Callable[[], int] | None = None,
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Score:
@@ -84,7 +84,8 @@ def evaluate_gsm8k(
     training, for style chat; by default as verl puts them. examples: solved rows that the few-shot
     examples are drawn from. shard: (rank, number of ranks); each rank asks its part with its own
     whole model, and when all are done one calls `merge_shards`; a single rank does so by itself.
-    Returns this shard's score. Raises Stopped between two batches where `should_stop` says so.
+    Returns this shard's score. Raises Stopped between two batches where `should_stop` gives a
+    signal's number.
     """
     start = time.monotonic()
     rows = rows[: settings.rows]
@@ -99,10 +100,11 @@ def evaluate_gsm8k(
     batches = _outputs(model, tokenizer, [prompts[index] for index in left], settings, tell)
     with _Answers(out, fingerprint, shard) as answers:
         while finished < len(mine):
-            if should_stop is not None and should_stop():
+            if should_stop is not None and (number := should_stop()):
                 raise Stopped(
                     f"evaluation stopped after {finished} of {len(mine)} answers; the same "
-                    "command goes on from there"
+                    "command goes on from there",
+                    EXIT_STOPPED if finished else 128 + number,
                 )
             batch = next(batches)
             answers.add(_answer(left[place], rows, output) for place, output in batch)

@@ -7,7 +7,6 @@ ask 127.0.0.1: without a token, whatever a browser sends in a page's name is ref
 import ipaddress
 import json
 import re
-import signal
 import socket
 import sys
 import threading
@@ -17,10 +16,12 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
 from workloads.errors import EXIT_DONE, UserError
+from workloads.signals import Stop, handled_by, interrupt
 from workloads.vla.serve import messages
 from workloads.vla.serve.service import Refused, Service
 
@@ -216,22 +217,22 @@ def serve(server: Server, service: Service) -> int:
     server.service = service
     server.server_activate()
 
-    def stop(number: int, frame: object) -> None:
-        if service.stopping:
-            raise KeyboardInterrupt
-        service.stopping = True
-        # shutdown() waits for the loop that this handler interrupts.
-        threading.Thread(target=server.shutdown, daemon=True).start()
+    stop = Stop(at_once=interrupt)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.on_signal(number, frame)
+        if not service.stopping:
+            service.stopping = True
+            # shutdown() waits for the loop that this handler interrupts.
+            threading.Thread(target=server.shutdown, daemon=True).start()
+
     name = f"[{server.server_name}]" if ":" in server.server_name else server.server_name
     print(f"http://{name}:{server.server_port}/act   (Ctrl-C ends it)", flush=True)
     try:
-        server.serve_forever(poll_interval=0.1)
-        service.drain(_LAST_ANSWERS)
+        with handled_by(on_signal):
+            server.serve_forever(poll_interval=0.1)
+            service.drain(_LAST_ANSWERS)
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
         server.server_close()
     print(f"stopped after {service.served:,} actions", flush=True)
     return EXIT_DONE

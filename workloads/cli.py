@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if arguments == ["help"]:
         arguments = ["--help"]
-    return interruptible(lambda: _run_politely(arguments))
+    return interruptible(lambda: _exit_code(arguments))
 
 
-def _run_politely(arguments: list[str]) -> int:
+def _exit_code(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except TataraError as error:

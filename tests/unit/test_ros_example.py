@@ -122,7 +122,7 @@ def test_the_robot_moves_by_what_the_policy_says(example: Any, served: tuple[str
     node.client = client.PolicyClient(url, send="png")
     node.parameters["max_step"] = 10.0
     node.tick()
-    assert node.published == [] and node.told == ["waiting for a picture and joint states"]
+    assert node.published == [] and node.told == ["holding: waiting for an image"]
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     state = np.linspace(-0.4, 0.4, 8)
     node.on_image(image("bgr8", pixels[..., ::-1]))
@@ -151,10 +151,156 @@ def test_it_holds_where_nothing_is_known_and_never_jumps(
     assert np.allclose(node.published[0].data, expected)
     node.seconds += 1
     node.tick()
-    assert len(node.published) == 1 and "waiting for a picture" in node.told[-1]
+    assert len(node.published) == 1 and "an image of 1.0 s ago" in node.told[-1]
     node.on_image(image("rgb8", np.zeros((48, 64, 3), np.uint8)))
+    node.on_joints(joints(example, state))
     node.parameters["unnorm_key"] = "bridge"
     node.tick()
     assert len(node.published) == 1 and "known: crane_x7" in node.told[-1]
-    with pytest.raises(ValueError, match="found 16UC1"):
-        node.on_image(image("16UC1", np.zeros((4, 4, 3), np.uint8)))
+
+
+ANSWER = np.full((8, 8), 0.5)
+
+
+def ready(example: Any, act: Any, position: float = 0.0) -> Any:
+    """A node with a fresh image and joints, whose policy is a function."""
+    node = example.PolicyNode()
+    node.client = SimpleNamespace(act=act, close=lambda: None)
+    node.on_joints(joints(example, np.full(8, position)))
+    node.on_image(image("rgb8", np.zeros((4, 4, 3), np.uint8)))
+    return node
+
+
+def test_silent_joints_stop_the_arm(example: Any) -> None:
+    """V-W5 (a): joint states end, images go on."""
+    node = ready(example, lambda *_: ANSWER)
+    for _ in range(100):
+        node.on_image(image("rgb8", np.zeros((4, 4, 3), np.uint8)))
+        node.tick()
+        node.seconds += 0.1
+    assert len(node.published) == 6, "half a second, and nothing after it"
+    assert "joint positions of" in node.told[-1] and not node.steps
+
+
+def test_an_answer_that_took_long_moves_nothing(example: Any) -> None:
+    """V-W5 (b): the answer takes 4 s, meanwhile the arm is moved by hand."""
+
+    def slow(*_: Any) -> np.ndarray:
+        node.seconds += 4.0
+        node.on_joints(joints(example, np.full(8, -1.0)))
+        node.on_image(image("rgb8", np.zeros((4, 4, 3), np.uint8)))
+        return ANSWER
+
+    node = ready(example, slow)
+    node.tick()
+    assert node.published == [] and "an answer to what was 4.0 s ago" in node.told[-1]
+
+
+def test_goals_start_from_the_newest_joints(example: Any) -> None:
+    """V-W5 (b): within the time that counts, a goal is relative to where the arm is now."""
+
+    def quick(*_: Any) -> np.ndarray:
+        node.seconds += 0.3
+        node.on_joints(joints(example, np.full(8, -0.05)))
+        return ANSWER
+
+    node = ready(example, quick)
+    node.tick()
+    assert np.abs(np.array(node.published[0].data) + 0.05).max() <= 0.2 + 1e-9
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_joints_that_are_not_finite_move_nothing(example: Any, value: float) -> None:
+    """V-W5 (c)."""
+    node = ready(example, lambda *_: ANSWER)
+    node.on_joints(joints(example, np.full(8, value)))
+    node.tick()
+    assert node.published == [] and "not finite" in node.told[0]
+
+
+@pytest.mark.parametrize("encoding", ["mono8", "rgba8", "yuv422_yuy2", "16UC1", ""])
+def test_images_of_other_kinds_are_told_of(example: Any, encoding: str) -> None:
+    """V-W5 (d)."""
+    node = ready(example, lambda *_: ANSWER)
+    node.on_image(image(encoding, np.zeros((4, 4, 3), np.uint8)))
+    node.tick()
+    assert node.published == [] and f"expected rgb8 or bgr8, found {encoding}" in node.told[0]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"data": b""}, {"step": 3}, {"height": 0}, {"width": 4000}, {"data": bytes(9)}]
+)
+def test_images_that_are_cut_off_are_told_of(example: Any, changes: dict[str, Any]) -> None:
+    """V-W5 (d): sizes that do not fit together."""
+    node = ready(example, lambda *_: ANSWER)
+    whole = image("rgb8", np.zeros((4, 4, 3), np.uint8))
+    node.on_image(SimpleNamespace(**{**vars(whole), **changes}))
+    node.tick()
+    assert node.published == [] and "an image that cannot be used" in node.told[0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [np.zeros(7), np.zeros((8, 9)), np.full(8, np.nan), [[0.0] * 8, [0.0]], "text", None],
+)
+def test_answers_that_are_no_actions_move_nothing(example: Any, answer: Any) -> None:
+    """V-W5 (e)."""
+    node = ready(example, lambda *_: answer)
+    node.tick()
+    assert node.published == [] and node.told[-1].startswith("holding: ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("answer is no JSON"), OSError("unreachable"), KeyError("x"), RuntimeError("x")],
+)
+def test_whatever_the_client_raises_the_node_lives(example: Any, error: Exception) -> None:
+    """V-W5 (f)."""
+
+    def fail(*_: Any) -> np.ndarray:
+        raise error
+
+    node = ready(example, fail)
+    node.tick()
+    assert node.published == [] and node.told[-1].startswith("holding: ")
+
+
+def test_age_is_that_of_the_stamp_where_one_is_set(example: Any) -> None:
+    """V-W5: a message that was under way for long is old when it comes."""
+    node = ready(example, lambda *_: ANSWER)
+
+    def stamped(seconds: float) -> Any:
+        late = image("rgb8", np.zeros((4, 4, 3), np.uint8))
+        stamp = SimpleNamespace(sec=int(seconds), nanosec=int(seconds % 1 * 1e9))
+        return SimpleNamespace(**vars(late), header=SimpleNamespace(stamp=stamp))
+
+    node.on_image(stamped(node.seconds - 2))
+    node.tick()
+    assert node.published == [] and "an image of 2.0 s ago" in node.told[-1]
+    node.on_image(stamped(0))  # not set: by its receipt
+    node.tick()
+    assert len(node.published) == 1
+    node.on_image(stamped(node.seconds + 60))  # another clock: by its receipt
+    node.tick()
+    assert len(node.published) == 2
+
+
+def test_an_instruction_that_changes_while_the_policy_thinks(example: Any) -> None:
+    """V-W5: the steps of the old instruction are not done."""
+
+    def thinking(*_: Any) -> np.ndarray:
+        node.on_instruction(SimpleNamespace(data="stop"))
+        return ANSWER
+
+    node = ready(example, thinking)
+    node.tick()
+    assert node.published == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"no json", b"{}", b"[]", b"[NaN]", b'["a"]', b"[[1], [1, 2]]"]
+)
+def test_the_client_refuses_answers_that_are_none(content: bytes) -> None:
+    """V-W5 (f)."""
+    with pytest.raises(client.ServerError, match="expected .*actions"):
+        client._actions(content)

@@ -42,7 +42,7 @@ class ServerError(RuntimeError):
 class PolicyClient:
     """A connection that is kept; `act` may be called for every frame.
 
-    token: by default what the environment's TATARA_SERVE_TOKEN holds. send: pictures as "jpeg"
+    token: by default what the environment's TATARA_SERVE_TOKEN holds. send: images as "jpeg"
     (small), "png" (without loss) or as arrays in "json-numpy". Not for several threads at once.
     """
 
@@ -72,26 +72,30 @@ class PolicyClient:
     ) -> np.ndarray:
         """The action [A] in the robot's units, or the steps [chunk, A] of a policy with chunks.
 
-        images: uint8 [H, W, 3] RGB, one or by camera. Raises ServerError, and OSError where no
-        server answers.
+        images: uint8 [H, W, 3] RGB, one or by camera. Raises ServerError where the server refuses
+        or its answer is no action, and OSError or HTTPException where no server answers.
         """
-        pictures = {"image": images} if isinstance(images, np.ndarray) else dict(images)
+        named = {"image": images} if isinstance(images, np.ndarray) else dict(images)
         fields: dict[str, Any] = {"instruction": instruction}
         if unnorm_key is not None:
             fields["unnorm_key"] = unnorm_key
         if self._send == "json-numpy":
-            arrays = pictures if state is None else {**pictures, "state": np.asarray(state)}
+            arrays = named if state is None else {**named, "state": np.asarray(state)}
             body = dumps({**fields, **arrays}).encode()
             kind = "application/json"
         else:
             if state is not None:
                 fields["state"] = json.dumps(np.asarray(state, dtype=np.float64).tolist())
-            body, kind = multipart(fields, pictures, self._send)
+            body, kind = multipart(fields, named, self._send)
         return _actions(self._asked("POST", self._path, body, kind))
 
     def health(self) -> dict[str, Any]:
         """What the server says of itself."""
-        found: dict[str, Any] = json.loads(self._asked("GET", "/health", b"", ""))
+        content = self._asked("GET", "/health", b"", "")
+        try:
+            found: dict[str, Any] = json.loads(content)
+        except ValueError:
+            raise ServerError(200, f"expected JSON, found {content[:80]!r}") from None
         return found
 
     def close(self) -> None:
@@ -165,15 +169,15 @@ def dumps(value: object) -> str:
 
 
 def multipart(
-    fields: Mapping[str, str], pictures: Mapping[str, np.ndarray], kind: str
+    fields: Mapping[str, str], images: Mapping[str, np.ndarray], kind: str
 ) -> tuple[bytes, str]:
-    """A form with texts and picture files, and its Content-Type."""
+    """A form with texts and image files, and its Content-Type."""
     boundary = uuid.uuid4().hex
     body = io.BytesIO()
     for name, text in fields.items():
         body.write(f"--{boundary}\r\n".encode())
         body.write(f'Content-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'.encode())
-    for name, pixels in pictures.items():
+    for name, pixels in images.items():
         head = f'Content-Disposition: form-data; name="{name}"; filename="{name}.{kind}"'
         body.write(f"--{boundary}\r\n{head}\r\nContent-Type: image/{kind}\r\n\r\n".encode())
         options = {"quality": 95} if kind == "jpeg" else {"compress_level": 1}
@@ -184,14 +188,21 @@ def multipart(
 
 
 def _actions(content: bytes) -> np.ndarray:
-    """One action, or a list of them, in any of the ways that servers write them."""
-    found = json.loads(content)
-    if is_encoded(found):
-        return decode(found)
-    if not isinstance(found, list):
-        raise ServerError(200, f"expected actions, found {content[:80]!r}")
-    rows = [decode(row) if is_encoded(row) else row for row in found]
-    return np.asarray(rows, dtype=np.float64)
+    """One action, or a list of them, in any of the ways that servers write them; ServerError where
+    the answer is none, or holds numbers that are not finite."""
+    try:
+        found = json.loads(content)
+        if is_encoded(found):
+            actions = decode(found).astype(np.float64)
+        else:
+            rows = [decode(row) if is_encoded(row) else row for row in found]
+            actions = np.asarray(rows, dtype=np.float64)
+    except (ValueError, TypeError, RecursionError) as error:
+        text = f"expected actions, found {content[:80]!r} ({error})"
+        raise ServerError(200, text) from None
+    if actions.ndim not in (1, 2) or actions.size == 0 or not np.isfinite(actions).all():
+        raise ServerError(200, f"expected finite actions, found {content[:80]!r}")
+    return actions
 
 
 def _sentence(content: bytes) -> str:
@@ -214,11 +225,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--state", metavar="A,B,…", help="the robot's state, in its own units")
     parser.add_argument("--unnorm-key", metavar="NAME", help="whose statistics count")
     parser.add_argument("--url", default=URL, help=f"default {URL}")
-    parser.add_argument("--send", choices=WAYS, default="jpeg", help="how pictures travel")
+    parser.add_argument("--send", choices=WAYS, default="jpeg", help="how images travel")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="ask so many times")
     args = parser.parse_args(words)
     try:
-        images = dict(_picture(word) for word in args.image)
+        images = dict(_image(word) for word in args.image)
         state = [float(part) for part in args.state.split(",")] if args.state else None
         client = PolicyClient(args.url, send=args.send)
         for _ in range(args.repeat):
@@ -231,10 +242,10 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _picture(word: str) -> tuple[str, np.ndarray]:
+def _image(word: str) -> tuple[str, np.ndarray]:
     name, equals, file = word.rpartition("=")
-    with Image.open(Path(file)) as picture:
-        return (name if equals else "image"), np.asarray(picture.convert("RGB"))
+    with Image.open(Path(file)) as image:
+        return (name if equals else "image"), np.asarray(image.convert("RGB"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Three ways are known: json-numpy (`{"image": array, "instruction": …}` as OpenVLA's clients send
 it, `full_image`, `wrist_image` and `state` as OpenVLA-OFT's), the same once more inside of
 `{"encoded": "…"}`, and multipart/form-data with JPEG or PNG files. Nothing that comes in is ever
-run: arrays hold numbers of checked size, pictures are JPEG or PNG of checked size.
+run: arrays hold numbers of checked size, images are JPEG or PNG of checked size.
 """
 
 import json
@@ -46,27 +46,32 @@ class UnknownKind(UserError):
     """A body that is neither JSON nor a form."""
 
 
-def read(content_type: str, body: bytes, cameras: Sequence[str]) -> Question:
+def read(
+    content_type: str, body: bytes, cameras: Sequence[str], takes_state: bool = True
+) -> Question:
     """A request's body as a question to a policy with these cameras; UserError says what is
-    wrong with it."""
+    wrong with it. takes_state: whether the policy looks at the robot's state."""
     header = Message()
     header["Content-Type"] = content_type
     kind = header.get_content_type()
     if kind == "multipart/form-data":
-        return _question(_form(body, header.get_param("boundary")), cameras, _as_list)
+        fields = _form(body, header.get_param("boundary"))
+        return _question(fields, cameras, takes_state, _as_list)
     if kind != "application/json":
         raise UnknownKind(
             f"expected application/json or multipart/form-data, found {content_type[:80]!r}"
         )
     payload = _object(body)
     if "encoded" not in payload:
-        return _question(payload, cameras, _as_arrays)
+        return _question(payload, cameras, takes_state, _as_arrays)
     inner = payload["encoded"]
     if len(payload) > 1 or not isinstance(inner, str):
         raise UserError(
             f"expected 'encoded' alone, with JSON in a text, found {', '.join(payload)}"
         )
-    return _question(_object(inner), cameras, lambda *all: json.dumps(_as_arrays(*all)))
+    return _question(
+        _object(inner), cameras, takes_state, lambda *all: json.dumps(_as_arrays(*all))
+    )
 
 
 def _as_list(actions: np.ndarray, chunked: bool) -> str:
@@ -88,18 +93,21 @@ def _object(text: bytes | str) -> dict[str, Any]:
     return payload
 
 
-def _question(fields: Fields, cameras: Sequence[str], write: Writer) -> Question:
+def _question(fields: Fields, cameras: Sequence[str], takes_state: bool, write: Writer) -> Question:
     images, used = _images(fields, cameras)
+    used |= {"instruction", "unnorm_key"}
+    state = None
     state_name = next((name for name in _STATES if fields.get(name) is not None), None)
-    state = None if state_name is None else _state(fields[state_name], state_name)
-    used |= {"instruction", "unnorm_key", *_STATES}
+    if takes_state and state_name is not None:
+        state = _state(fields[state_name], state_name)
+        used.add(state_name)
     observation = Observation(images, _text(fields, "instruction") or "", state)
     ignored = tuple(name for name in fields if name not in used)
     return Question(observation, _text(fields, "unnorm_key"), write, ignored)
 
 
 def _images(fields: Fields, cameras: Sequence[str]) -> tuple[dict[str, np.ndarray], set[str]]:
-    """Pictures by camera, and the fields they came in. A picture is never taken for one of a
+    """Images by camera, and the fields they came in. An image is never taken for one of a
     camera that it does not name, but for the first camera, which is often just `image`."""
     images, used = {}, set()
     for number, camera in enumerate(cameras):
@@ -115,7 +123,14 @@ def _image(value: Any, name: str) -> np.ndarray:
     if isinstance(value, bytes):
         return _decoded(value, name)
     if not is_encoded(value):
-        raise UserError(f"{name}: expected a picture as an array in json-numpy, found none")
+        found = {list: "a list", str: "a text", dict: "an object"}.get(
+            type(value), "something else"
+        )
+        raise UserError(
+            f"{name}: expected an image as an array in json-numpy, found {found}; call "
+            "json_numpy.patch() before json.dumps, or send it as a file in a form "
+            "(curl -F image=@frame.jpg)"
+        )
     pixels = _array(value, name)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
         raise UserError(
@@ -134,7 +149,7 @@ def _decoded(encoded: bytes, name: str) -> np.ndarray:
         _check_size(name, *images.shape_of(encoded))
         return images.decode(encoded)
     except images.ImageError as error:
-        raise UserError(f"{name}: {error}; send a whole picture") from None
+        raise UserError(f"{name}: {error}; send a whole image") from None
 
 
 def _check_size(name: str, height: int, width: int) -> None:
@@ -158,7 +173,10 @@ def _state(value: Any, name: str) -> np.ndarray:
     elif isinstance(value, list) and all(_is_number(one) for one in value):
         array = np.asarray(value, dtype=np.float64)
     else:
-        raise UserError(f"{name}: expected a list of numbers or an array in json-numpy")
+        raise UserError(
+            f"{name}: expected a list of numbers or an array in json-numpy, found "
+            f"{type(value).__name__}"
+        )
     return array.astype(np.float64)
 
 

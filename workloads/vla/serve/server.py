@@ -4,6 +4,7 @@ Bound to this machine alone unless there is a token. A page on the internet can 
 ask 127.0.0.1: without a token, whatever a browser sends in a page's name is refused.
 """
 
+import io
 import ipaddress
 import json
 import re
@@ -12,7 +13,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -23,12 +25,26 @@ from urllib.parse import urlsplit
 from workloads.errors import EXIT_DONE, UserError
 from workloads.signals import Stop, handled_by, interrupt
 from workloads.vla.serve import messages
+from workloads.vla.serve.connection import DeadlineReader
 from workloads.vla.serve.service import Refused, Service
 
 MOST_BYTES = 32 << 20
 _LIMIT = f"expected a body of at most {MOST_BYTES >> 20} MiB"
+# Seconds for a whole body, for a whole head, and between the requests of a kept connection. An
+# image that takes longer to arrive says nothing about where the robot is by then.
+_BODY_SECONDS, _HEAD_SECONDS, _IDLE_SECONDS = 20.0, 10.0, 30.0
+_CHUNK = 1 << 16
+_MOST_CONNECTIONS = 256
+_BACKLOG = 128
 _LINGER = 5.0  # seconds that a refused client may go on sending
 _LAST_ANSWERS = 20.0  # seconds that a stop waits for the model
+
+
+_BUSY = json.dumps({"error": f"{_MOST_CONNECTIONS} connections are open already; ask again"})
+_FULL = (
+    "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+    f"Content-Type: application/json\r\nContent-Length: {len(_BUSY)}\r\n\r\n{_BUSY}"
+).encode()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,9 +52,30 @@ class Handler(BaseHTTPRequestHandler):
 
     server: "Server"
     protocol_version = "HTTP/1.1"
-    timeout = 30
+    timeout = _IDLE_SECONDS
+    reader: DeadlineReader
+    buffered: io.BufferedReader
     # Without this a kept connection waits for the other side between header and body.
     disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.reader = DeadlineReader(self.connection)
+        self.rfile = self.buffered = io.BufferedReader(self.reader)
+
+    def handle_one_request(self) -> None:
+        """The library's own, with a limit for the whole head in place of one for each line."""
+        self.reader.allow(_IDLE_SECONDS)
+        try:
+            is_over = not self.buffered.peek(1)
+        except OSError:
+            is_over = True
+        if is_over:
+            self.close_connection = True
+            return
+        self.reader.allow(_HEAD_SECONDS)
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         self._answer({"/health": self._health})
@@ -88,14 +125,20 @@ class Handler(BaseHTTPRequestHandler):
         if not self.server.service.may(self.headers.get("Authorization")):
             text = "expected Authorization: Bearer with the server's token"
             raise Refused(HTTPStatus.UNAUTHORIZED, text)
-        with self.server.service.turn():
-            kind, body = self.headers.get("Content-Type", ""), self._body()
-            question = messages.read(kind, body, self.server.service.policy.cameras)
+        service = self.server.service
+        # Whoever sends slowly takes no turn of those whose question is here.
+        with self._body() as body, service.turn():
+            kind = self.headers.get("Content-Type", "")
+            question = messages.read(
+                kind, body, service.policy.cameras, service.policy.state_size is not None
+            )
             ignored = ", ".join(name for name in question.ignored if _is_plain(name))
             headers = {"X-Ignored": ignored} if ignored else {}
-            self._send(HTTPStatus.OK, self.server.service.act(question), headers)
+            self._send(HTTPStatus.OK, service.act(question), headers)
 
-    def _body(self) -> bytes:
+    @contextmanager
+    def _body(self) -> Iterator[bytes]:
+        """The request's body, counted among those that the server holds."""
         length = self.headers.get("Content-Length")
         if length is None or not re.fullmatch("[0-9]{1,12}", length):
             text = "expected a Content-Length; chunked bodies are not taken"
@@ -104,11 +147,22 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{_LIMIT}, found {int(length):,} bytes"
             )
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
-            raise Refused(HTTPStatus.BAD_REQUEST, f"expected {length} bytes, found {len(body)}")
-        self._unread = False
-        return body
+        self.reader.allow(_BODY_SECONDS)
+        with self.server.service.memory() as held:
+            body = bytearray()
+            while len(body) < int(length):
+                try:
+                    piece = self.rfile.read1(min(_CHUNK, int(length) - len(body)))
+                except TimeoutError:
+                    text = f"expected {length} bytes in {_BODY_SECONDS:.0f} s, found {len(body)}"
+                    raise Refused(HTTPStatus.REQUEST_TIMEOUT, text) from None
+                if not piece:
+                    text = f"expected {length} bytes, found {len(body)}"
+                    raise Refused(HTTPStatus.BAD_REQUEST, text)
+                held.add(len(piece))
+                body += piece
+            self._unread = False
+            yield bytes(body)
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         print(f"tatara: {self.command} {self.path[:80]!r}: {text}", file=sys.stderr, flush=True)
@@ -126,14 +180,14 @@ class Handler(BaseHTTPRequestHandler):
         if not self._unread:
             return
         self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(1)
-        until = time.monotonic() + _LINGER
-        while time.monotonic() < until and self.rfile.read1(1 << 16):
+        self.reader.allow(_LINGER)
+        while self.rfile.read1(_CHUNK):
             pass
 
     def _send(
         self, status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None
     ) -> None:
+        self.connection.settimeout(_IDLE_SECONDS)
         # What was not read would be taken for the next request.
         self.close_connection = self.close_connection or self._unread
         content = text.encode("utf-8", "replace")
@@ -169,12 +223,31 @@ class Server(ThreadingHTTPServer):
     """Threads end with the process; a client that hangs holds nobody up."""
 
     daemon_threads = True
+    # The library's own of 5 refuses clients that come at once before anybody looks at them.
+    request_queue_size = _BACKLOG
     service: Service
 
     def __init__(self, host: str, port: int) -> None:
         if ":" in host:
             self.address_family = socket.AF_INET6
+        self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         super().__init__((host, port), Handler, bind_and_activate=False)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A thread for the connection, or the answer that there are too many."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+            return
+        with suppress(OSError):
+            request.settimeout(0.1)
+            request.sendall(_FULL)
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def server_bind(self) -> None:
         # The library's own asks the network for this machine's name, which may take seconds.

@@ -1,6 +1,6 @@
 """One policy for many who ask: one model call at a time, how many may wait, who may ask at all.
 
-What waits is bounded, since an answer to an old picture is worth nothing to a robot.
+What waits is bounded, since an answer to an old image is worth nothing to a robot.
 """
 
 import hmac
@@ -20,6 +20,7 @@ from workloads.vla.policy import Observation, Policy
 from workloads.vla.serve.messages import Question
 
 _MOST_WAITING = 8
+_MOST_HELD = 512 << 20  # bytes of bodies that are being read, or wait
 _REMEMBERED = 1000  # answers whose latency makes the percentiles
 
 
@@ -41,13 +42,14 @@ class Service:
     refused: int = 0
     stopping: bool = False
     _waiting: int = 0
+    _held: int = 0
     _took: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     _model: threading.Lock = field(default_factory=threading.Lock)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _since: float = field(default_factory=time.monotonic)
 
     def warm_up(self) -> float:
-        """One action on grey pictures, so that nobody waits for the first; seconds it took."""
+        """One action on grey images, so that nobody waits for the first; seconds it took."""
         policy, began = self.policy, time.monotonic()
         if not policy.unnorm_keys:
             raise UserError(
@@ -69,13 +71,23 @@ class Service:
         return scheme.lower() == "bearer" and same
 
     @contextmanager
+    def memory(self) -> Iterator["Held"]:
+        """Counts the bytes of a body while it is read and answered."""
+        held = Held(self)
+        try:
+            yield held
+        finally:
+            with self._changed:
+                self._held -= held.bytes
+
+    @contextmanager
     def turn(self) -> Iterator[None]:
         """A place among those who are answered; Refused where there are too many, or at the end."""
         with self._changed:
             if self.stopping:
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping")
             if self._waiting >= _MOST_WAITING:
-                text = f"{_MOST_WAITING} requests are waiting already; ask again with a new picture"
+                text = f"{_MOST_WAITING} requests are waiting already; ask again with a new image"
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, text)
             self._waiting += 1
         try:
@@ -125,3 +137,20 @@ class Service:
         with self._changed:
             self.stopping = True
             self._changed.wait_for(lambda: self._waiting == 0, seconds)
+
+
+@dataclass
+class Held:
+    """What one request holds of the memory for bodies."""
+
+    service: Service
+    bytes: int = 0
+
+    def add(self, count: int) -> None:
+        """Hold so many bytes more; Refused where all requests together would hold too many."""
+        with self.service._changed:
+            if self.service._held + count > _MOST_HELD:
+                text = "too much is being sent at once; ask again with a new image"
+                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, text)
+            self.service._held += count
+            self.bytes += count

@@ -4,6 +4,8 @@ import http.client
 import json
 import socket
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -326,3 +328,135 @@ def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> Non
         PolicyClient("127.0.0.1:8000")
     assert clients.main(["--image", "none.jpg", "--instruction", "go"]) == 2
     assert "no action: " in capsys.readouterr().err
+
+
+HEAD = (
+    b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 200000\r\n\r\n{"
+)
+
+
+def dripping(served: Served, count: int = 8) -> list[socket.socket]:
+    """Clients that announce a body and send hardly any of it."""
+    address = ("127.0.0.1", served.server.server_port)
+    clients = [socket.create_connection(address, timeout=20) for _ in range(count)]
+    for client in clients:
+        client.sendall(HEAD)
+    return clients
+
+
+def test_slow_senders_shut_nobody_out(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """V-S1: a body has a limit for the whole of it, however steadily it drips."""
+    monkeypatch.setattr(serve, "_BODY_SECONDS", 1.5)
+    clients = dripping(served)
+    began = time.monotonic()
+    for _ in range(4):
+        assert served.post(payload())[0] == 200
+        for client in clients:
+            client.sendall(b" ")
+    for client in clients:
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert answer.status == 408
+        assert b"expected 200000 bytes in 2 s, found" in answer.read()
+        client.close()
+    assert time.monotonic() - began >= 1.5
+    assert served.post(payload())[0] == 200
+
+
+def test_a_head_that_drips_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """V-S1: head lines too."""
+    monkeypatch.setattr(serve, "_HEAD_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", served.server.server_port), timeout=20) as client:
+        client.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\n")
+        assert client.recv(100) == b""
+
+
+def test_bodies_hold_no_more_memory_than_there_is(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V-S1: what all requests hold together is bounded, and given back."""
+    from workloads.vla.serve import service
+
+    monkeypatch.setattr(service, "_MOST_HELD", 1000)
+    status, found = served.post(payload())
+    assert status == 503 and "too much is being sent at once" in found["error"]
+    monkeypatch.setattr(service, "_MOST_HELD", 1 << 20)
+    assert served.post(payload())[0] == 200 and served.service._held == 0
+
+
+def test_too_many_connections_are_told(served: Served) -> None:
+    """V-S1: each connection is a thread, so they are counted."""
+    served.server._free = threading.BoundedSemaphore(1)
+    (client,) = dripping(served, 1)
+    status, found, response = served.ask("GET", "/health")
+    assert status == 503 and response.getheader("Retry-After") == "1"
+    assert "connections are open already" in found["error"]
+    client.close()
+
+
+def test_forty_connect_while_nobody_accepts() -> None:
+    """V-S2: the backlog."""
+    server = claim("127.0.0.1", 0, None)
+    server.server_activate()
+    address = ("127.0.0.1", server.server_port)
+    clients = [socket.create_connection(address, 5) for _ in range(40)]
+    assert len(clients) == 40
+    for client in clients:
+        client.close()
+    server.server_close()
+
+
+def test_a_burst_gets_an_answer_each_and_the_model_one_at_a_time(
+    served: Served, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V-S2: 200, or 503 with Retry-After; never a reset, never two in the model."""
+    inside, most, own = 0, 0, policy.act
+    counting = threading.Lock()
+
+    def counted(*args: Any) -> np.ndarray:
+        nonlocal inside, most
+        with counting:
+            inside += 1
+            most = max(most, inside)
+        try:
+            return own(*args)
+        finally:
+            with counting:
+                inside -= 1
+
+    monkeypatch.setattr(policy, "act", counted)
+    body = dumps(payload()).encode()
+
+    def ask(_: int) -> tuple[int, str | None]:
+        status, _, answer = served.ask("POST", "/act", body, Content_Type="application/json")
+        return status, answer.getheader("Retry-After")
+
+    with ThreadPoolExecutor(40) as pool:
+        answers = Counter(pool.map(ask, range(80)))
+    assert set(answers) <= {(200, None), (503, "1")} and answers[200, None] >= 1
+    assert most == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [(PICTURE[:4, :4].tolist(), "found a list"), ("aGVsbG8=", "found a text")],
+)
+def test_images_in_other_forms_get_a_hint(served: Served, image: Any, found: str) -> None:
+    """V-S7."""
+    status, answer = served.post(payload(full_image=image))
+    assert status == 400
+    assert found in answer["error"] and "json_numpy.patch()" in answer["error"]
+
+
+def test_a_state_that_nobody_looks_at_is_named(plain: Policy) -> None:
+    """V-S8."""
+    served = Served(plain)
+    try:
+        fields = {"image": PICTURE, "instruction": "take it", "state": [0.0] * 6}
+        _, _, answer = served.ask(
+            "POST", "/act", dumps(fields).encode(), Content_Type="application/json"
+        )
+    finally:
+        served.end()
+    assert answer.status == 200 and answer.getheader("X-Ignored") == "state"

@@ -1,0 +1,32 @@
+"""Reading from a client with one limit for all of it, not one for each piece."""
+
+import io
+import socket
+import time
+from typing import Any
+
+
+class DeadlineReader(io.RawIOBase):
+    """A connection's bytes until a moment that `allow` sets; TimeoutError after it.
+
+    A socket's own timeout begins anew with every piece: a client that sends a byte now and then
+    would hold a thread for ever.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._until = time.monotonic()
+
+    def allow(self, seconds: float) -> None:
+        """What is read from now on has to come within so many seconds."""
+        self._until = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the time for this request is over")
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)

@@ -123,9 +123,8 @@ def _image(value: Any, name: str) -> np.ndarray:
     if isinstance(value, bytes):
         return _decoded(value, name)
     if not is_encoded(value):
-        found = {list: "a list", str: "a text", dict: "an object"}.get(
-            type(value), "something else"
-        )
+        kinds = {"list": "a list", "str": "a text", "dict": "an object"}
+        found = kinds.get(type(value).__name__, "something else")
         raise UserError(
             f"{name}: expected an image as an array in json-numpy, found {found}; call "
             "json_numpy.patch() before json.dumps, or send it as a file in a form "

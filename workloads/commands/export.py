@@ -36,7 +36,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     if pushes and not target:
         raise UserError("--push-to-hub needs export.hub_model_id, HUB_MODEL_ID or --hub-model-id")
     workload = importlib.import_module(f"workloads.{config.workload}.export")
-    exported = workload.export(
+    exported = workload.EXPORTER.export(
         run, args.output, checkpoint=args.checkpoint, merge=args.merge or None, tell=_tell
     )
     print(exported.folder)

@@ -2,15 +2,17 @@
 
 import datetime
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from workloads.errors import TataraError
+from workloads.errors import Stopped, TataraError
 
 _CHUNK = 16 << 20
+T = TypeVar("T")
 
 
 def join(hang_timeout: float) -> None:
@@ -104,6 +106,26 @@ def all_or_none(problem: Exception | None, what: str) -> None:
         raise problem
     if texts:
         raise TataraError(f"{what}: {texts[0]}")
+
+
+def together(work: Callable[[], T], what: str) -> T:
+    """Do a rank's share of some work and return its result; raise on all ranks where any fails.
+
+    Then none waits for one that has left. Want of GPU memory is such a failure, and a wish to stop
+    of one rank is that of all. Work that needs other ranks itself must not fail on some of them.
+    """
+    problem: TataraError | None = None
+    try:
+        result = work()
+    except TataraError as error:
+        problem = error
+    except torch.OutOfMemoryError as error:
+        # Without the error itself, which holds the tensors.
+        problem = TataraError(f"rank {rank()} is out of memory: {str(error).splitlines()[0]}")
+    if agree(isinstance(problem, Stopped)):
+        raise problem if isinstance(problem, Stopped) else Stopped(f"stopped during {what}")
+    all_or_none(problem, what)
+    return result
 
 
 def send_folder(folder: Path, source: int, targets: list[int]) -> None:

@@ -1,11 +1,10 @@
-"""What a person sees when a run has ended: a curve, what got better, where everything is."""
+"""A run's numbers after the fact: its rows by step, a curve, and what got better."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from workloads.processes import own_command
 from workloads.run import Run
 from workloads.run.directory import rows_in
 
@@ -75,15 +74,3 @@ def interval(share: float, count: int) -> tuple[float, float]:
     half = z / (1 + z * z / count)
     half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def report_next(run: Run) -> tuple[str, str]:
-    """The last line of every summary: how to see more of the run."""
-    return "next", f"{own_command()} report {run.path}"
-
-
-def show(title: str, facts: Sequence[tuple[str, str]], file: TextIO) -> None:
-    """Print facts as two columns; values are never cut, so that paths can be copied."""
-    wide = max(len(name) for name, _ in facts) + 2
-    lines = [f"  {name:<{wide}}{value}" for name, value in facts]
-    print("", title, *lines, sep="\n", file=file, flush=True)

@@ -1,21 +1,19 @@
 """After the training itself: export, and what it all came to."""
 
-import time
 from typing import Any
 
 from trl import GRPOTrainer
 
 from workloads.engine import distributed
-from workloads.engine.finish import export_final, forget
-from workloads.engine.hub.publish import push_final
-from workloads.engine.summary import change, draw_curve, report_next, rows_of, series, show
+from workloads.engine import finish as engine_finish
+from workloads.engine.summary import change, draw_curve, rows_of, series
 from workloads.engine.training.trainer import RunTrainer
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared
 from workloads.grpo.evaluate import held_out
 from workloads.grpo.evaluate.chart import draw_rewards
 from workloads.grpo.evaluate.scores import AFTER, BEFORE, BLANK, scores_of
-from workloads.grpo.export import export
+from workloads.grpo.export import EXPORTER
 from workloads.grpo.model import load_for_use
 from workloads.grpo.rollouts.engine import stability_ladder
 from workloads.grpo.rollouts.rollouts import FILE, FOLDER
@@ -28,65 +26,46 @@ _FALL = 0.02
 
 
 def finish(config: GrpoConfig, session: Session, trainer: RunTrainer, data: Prepared) -> None:
-    """Export the trained model, ask it, and say what got better. All ranks take part."""
-    training = _training_facts(config, trainer)
-    step = trainer.state.global_step
+    """Export the trained model, evaluate it, and say what got better. All ranks take part."""
+    run, step = session.run, trainer.state.global_step
+    rows = f"{config.data.source}, {len(trainer.train_dataset):,} rows"
+    engine = config.generation.engine if config.stage == "grpo" else "supervised"
+    facts = engine_finish.training_facts(trainer, rows, engine=engine)
     if isinstance(trainer, GRPOTrainer):
         trainer.ref_model = trainer._buffered_inputs = None
-    forget(trainer)
-    if config.export.enabled:
-        export_final(session, export)
-        _ask_exported(config, session, data, step)
-    elif data.held_out:
-        session.tell("no rewards after training: the exported model earns them (export.enabled)")
-    if session.is_main:
-        _tell(config, session, training)
-        push_final(config, session)
+    rewarded = config.stage == "grpo"
+    engine_finish.finish(
+        session,
+        trainer,
+        EXPORTER,
+        facts,
+        results=lambda: _results(run, config),
+        evaluate=(lambda: _ask_exported(config, session, data, step)) if data.held_out else None,
+        draw=(lambda run: draw_rewards(run, config)) if rewarded else draw_curve,
+    )
 
 
 def _ask_exported(config: GrpoConfig, session: Session, data: Prepared, step: int) -> None:
-    """Ask the model in `final/`, on every rank that can see it; once more with grey pictures."""
-    if not data.held_out:
-        return
-    asker = None
-    if session.run.final.is_dir():
+    """Ask the model in `final/`, on every rank that can see it; once more with grey images."""
+
+    def load() -> held_out.Asker | None:
+        if not session.run.final.is_dir():
+            return None
         precision = config.train.precision
         loaded = load_for_use(str(session.run.final), precision, config.grpo, session.tell)
-        asker = held_out.Asker(loaded.model, loaded.processing)
+        return held_out.Asker(loaded.model, loaded.processing)
+
+    asker = distributed.together(load, "evaluation")
     held_out.measure(config, session, asker, data, AFTER, step)
     if config.evaluation.blank:
         held_out.measure(config, session, asker, data, BLANK, step)
 
 
-def _training_facts(config: GrpoConfig, trainer: RunTrainer) -> dict[str, str]:
-    world = distributed.world_size()
-    model: Any = trainer.model
-    count = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    engine = config.generation.engine if config.stage == "grpo" else "supervised"
-    return {
-        "trained": f"{config.model.name}, {count:,} parameters, {config.adapter.method}",
-        "on": f"{config.data.source}, {len(trainer.train_dataset):,} rows",
-        "how": f"{trainer.state.global_step} steps on {world} rank{'s' if world > 1 else ''}, "
-        f"{config.strategy(world)}, {config.train.precision}, {engine}",
-    }
-
-
-def _tell(config: GrpoConfig, session: Session, training: dict[str, str]) -> None:
-    """The summary that a run ends with."""
-    run = session.run
-    facts = list(training.items())
-    facts += reward_changes(rows_of(run), config)
-    facts += held_out_changes(config, run)
-    curve = draw_rewards(run, config) if config.stage == "grpo" else draw_curve(run)
-    facts.append(("run", f"{run.path}/"))
+def _results(run: Run, config: GrpoConfig) -> engine_finish.Facts:
+    facts = reward_changes(rows_of(run), config) + held_out_changes(config, run)
     if (run.path / FOLDER / FILE).is_file():
         facts.append(("completions", f"{run.path / FOLDER / FILE}"))
-    if run.final.is_dir():
-        facts.append(("model", f"{run.final}/  (transformers loads it)"))
-    if curve:
-        facts.append(("curve", str(curve)))
-    facts.append(report_next(run))
-    show(f"{config.name}: done at {time.strftime('%H:%M:%S')}", facts, session.console)
+    return facts
 
 
 def reward_changes(rows: list[dict[str, Any]], config: GrpoConfig) -> list[tuple[str, str]]:

@@ -44,7 +44,7 @@ def train(config: LlmConfig, session: Session) -> None:
         checkpoints.same_shape(resume, trainer.facts())
         session.tell(f"going on from {resume.name}")
     trainer.fit(resume)
-    finish(config, session, trainer, tokenizer)
+    finish(config, session, trainer)
     distributed.leave()
 
 

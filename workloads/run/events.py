@@ -35,6 +35,7 @@ class Event(StrEnum):
     TRACKER_FAILED = "tracker failed"
     DAMAGED_RECORD = "damaged record"
     EVALUATED = "evaluated"
+    EVALUATION_FAILED = "evaluation failed"
     EXPORTED = "exported"
     PUSHED = "pushed"
     PUSH_FAILED = "push failed"

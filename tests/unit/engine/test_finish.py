@@ -1,16 +1,22 @@
 """What is left when the last step is taken."""
 
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, set_hf_deepspeed_config
 
-from workloads.engine.finish import forget
+from workloads.engine import finish as finishing
+from workloads.engine.finish import finish, forget
+from workloads.errors import Stopped, TataraError
 from workloads.llm.finish import _bad_rows
 from workloads.run import Run
+from workloads.run.session import Session
 
 pytestmark = pytest.mark.unit
 
@@ -40,3 +46,90 @@ def test_bad_rows_are_counted_for_the_summary(tmp_path: Path) -> None:
     ):
         (tmp_path / "manifest.json").write_text(json.dumps(data))
         assert _bad_rows(run) == count
+
+
+class Stage:
+    """A run at its last step: what each part of the end does is noted in `done`, in its order."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[str] = []
+        self.refused: TataraError | None = None
+        self.screen = io.StringIO()
+        self.session = Session(Run(folder / "demo" / "20260101-000000-abcd"), _console=self.screen)
+        self.session.run.final.mkdir(parents=True)
+        self.session._status = {"phase": "training", "progress": 0}
+        monkeypatch.setattr(Session, "_write", lambda session: None)
+        monkeypatch.setattr(finishing, "push_final", self.push)
+        monkeypatch.setattr(finishing, "push_card", lambda *_: self.done.append("push card"))
+        profile = SimpleNamespace(name="demo", export=SimpleNamespace(enabled=True))
+        self.trainer: Any = SimpleNamespace(
+            profile=profile, accelerator=SimpleNamespace(free_memory=lambda: None)
+        )
+
+    def push(self, config: Any, session: Session) -> TataraError | None:
+        self.done.append("push")
+        return self.refused
+
+    def export(self, run: Run, tell: Callable[[str], None]) -> None:
+        self.done.append("export")
+
+    def refresh_card(self, run: Run) -> None:
+        self.done.append("card")
+
+    def end(self, evaluate: Callable[[], None]) -> None:
+        exporter: Any = self
+        results = [("held-out loss", "5 → 1")]
+        finish(self.session, self.trainer, exporter, [("trained", "x")], lambda: results, evaluate)
+
+    def events(self) -> list[str]:
+        return [json.loads(line)["event"] for line in self.session.run.events.open()]
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(tmp_path, monkeypatch)
+
+
+def test_the_model_is_on_the_hub_before_it_is_asked_anything(stage: Stage) -> None:
+    stage.end(lambda: stage.done.append("evaluate"))
+    assert stage.done == ["export", "push", "evaluate", "card", "push card"]
+    lines = stage.screen.getvalue().splitlines()
+    names = [line.split("  ")[1] for line in lines if line.startswith("  ")]
+    assert names == ["trained", "held-out loss", "run", "model", "next"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), TataraError("x")])
+def test_trouble_with_questions_does_not_fail_a_run_that_is_trained(
+    stage: Stage, error: Exception
+) -> None:
+    """E-6: the model is whole and pushed; the summary says so, and what to type."""
+
+    def evaluate() -> None:
+        from workloads.engine import distributed
+
+        def work() -> None:
+            raise error
+
+        distributed.together(work, "evaluation")
+
+    stage.end(evaluate)
+    assert stage.done[:2] == ["export", "push"] and "evaluation failed" in stage.events()
+    said = stage.screen.getvalue()
+    assert f"the model is whole in {stage.session.run.final}/" in said
+    assert "train demo --resume 20260101-000000-abcd" in said and "held-out loss" in said
+
+
+def test_a_stop_during_questions_still_stops(stage: Stage) -> None:
+    def evaluate() -> None:
+        raise Stopped("stopped during evaluation")
+
+    with pytest.raises(Stopped):
+        stage.end(evaluate)
+
+
+def test_a_push_that_fails_fails_the_run_when_all_else_is_done(stage: Stage) -> None:
+    stage.refused = TataraError("not on the hub")
+    with pytest.raises(TataraError, match="not on the hub"):
+        stage.end(lambda: stage.done.append("evaluate"))
+    assert stage.done == ["export", "push", "evaluate", "card"]
+    assert "held-out loss" in stage.screen.getvalue()

@@ -40,6 +40,7 @@ class Card:
     summary: str = ""
     data: str = ""
     task: str = "text-generation"
+    use: str = ""
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
@@ -182,6 +183,8 @@ def _lead(card: Card) -> str:
 
 
 def _usage(card: Card) -> str:
+    if card.use:
+        return f"## Use\n\n{card.use}"
     needs = "transformers and peft" if card.kind == "adapter" else "transformers"
     return (
         f"## Use\n\nWith {needs}:\n\n```python\n"

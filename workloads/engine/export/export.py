@@ -1,8 +1,9 @@
-"""What every workload's export has in common: which checkpoint, what was written, adapters."""
+"""The parts of an export: which checkpoint, which base, adapters, and the facts beside a model."""
 
 import json
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from workloads.config.sections import Adapter, Model, Profile
 from workloads.engine.export.card import Card, write_card
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_config
-from workloads.engine.pretrained.base import Base, candidates, find_base
+from workloads.engine.pretrained.base import Base, candidates, find_base, load_config
 from workloads.engine.pretrained.files import Tell, lasting_name
 from workloads.errors import TataraError, UserError
 from workloads.json_files import read_json
@@ -80,7 +81,7 @@ def _checked(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def settled_config(run: Run) -> Any:
+def used_config(run: Run) -> Any:
     """The run's config with the model that was truly used, where it had a list to choose from."""
     config = run.config()
     if not (run.path / SKELETON / SOURCE).is_file():
@@ -89,15 +90,19 @@ def settled_config(run: Run) -> Any:
     return config.model_copy(update={"model": used})
 
 
-def kept_base(run: Run, config: Profile, tell: Tell) -> Base[Any]:
+def kept_base(
+    run: Run,
+    config: Profile,
+    tell: Tell,
+    read: Callable[[Model, Path], Any] = load_config,
+) -> Base[Any]:
     """Config, tokenizer and generation settings of a run: its own where it kept them, else its
     model's."""
     kept = run.path / SKELETON
     model = next(candidates(config.model))
     if (kept / "config.json").is_file():
-        own = {"name": str(kept), "revision": None, "trust_remote_code": False}
-        model = model.model_copy(update=own)
-    return find_base(model, tell, weights=False)
+        model = model.model_copy(update={"name": str(kept), "revision": None})
+    return find_base(model, tell, weights=False, read=read)
 
 
 def keep_base(base: Base[Any], run: Run) -> Path:
@@ -107,13 +112,38 @@ def keep_base(base: Base[Any], run: Run) -> Path:
     write_atomically(folder / SOURCE, base.model.model_dump_json(indent=1))
     if (base.folder / "README.md").is_file():
         shutil.copyfile(base.folder / "README.md", folder / "README.md")
+    if base.model.trust_remote_code:
+        _copy_code(base.folder, folder)
     return folder
 
 
-def describe(folder: Path, card: Card) -> None:
-    """The card for people, and the facts that a new card will need."""
+def _copy_code(source: Path, folder: Path) -> None:
+    for path in source.glob("*.py"):
+        shutil.copyfile(path, folder / path.name)
+
+
+def carry_code(base: Base[Any], folder: Path) -> None:
+    """The code that a model needs, beside it; a model of transformers' own names none.
+
+    A published config.json may name code in its repository for older versions of the library. The
+    name would lead nowhere from an export; one that says in which repository the code is stays.
+    """
+    if base.model.trust_remote_code:
+        _copy_code(base.folder, folder)
+        return
+    for path in folder.glob("*.json"):
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        places = fields.get("auto_map") if isinstance(fields, dict) else None
+        if places and "--" not in str(places):
+            del fields["auto_map"]
+            text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+            path.write_text(text, encoding="utf-8")
+
+
+def describe(folder: Path, card: Card, also: Mapping[str, Any]) -> None:
+    """The card for people, and the facts that a new card and our own tools will need."""
     write_card(folder, card)
-    facts = {"kind": card.kind, "dtype": card.dtype, "step": card.step, "notes": card.notes}
+    facts = {"kind": card.kind, "dtype": card.dtype, "step": card.step, "notes": card.notes, **also}
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 

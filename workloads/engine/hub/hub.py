@@ -141,6 +141,20 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
     return str(commit.commit_url)
 
 
+def push_readme(folder: Path, repo_id: str) -> str:
+    """Upload the model card alone, of a model that has been pushed, and return its address."""
+    from huggingface_hub import HfApi
+
+    with explained(repo_id):
+        commit = HfApi(endpoint=endpoint()).upload_file(
+            repo_id=repo_id,
+            path_or_fileobj=folder / "README.md",
+            path_in_repo="README.md",
+            commit_message="Update model card",
+        )
+    return str(commit.commit_url)
+
+
 @contextmanager
 def explained(repo_id: str, kind: Kind = "model", revision: str | None = None) -> Iterator[None]:
     """Turn the libraries' exceptions about a repository into UserError or Retry.

@@ -10,11 +10,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from workloads.config.sections import Profile
-from workloads.engine.hub.hub import account, push
+from workloads.engine.hub.hub import account, push, push_readme
 from workloads.errors import Retry, TataraError
 from workloads.findings import Finding
 from workloads.run.events import Event, Phase
@@ -103,34 +104,50 @@ def _last_line(path: Path) -> str:
     return lines[-1].removeprefix("tatara: ") if lines else "no reason given"
 
 
-def push_final(config: Profile, session: Session) -> None:
-    """Push `final/` where the profile wants it; TataraError where that fails for good."""
+def push_final(config: Profile, session: Session) -> TataraError | None:
+    """Push `final/` from rank 0 where the profile wants it; what is wrong where it fails for good.
+
+    The error is for the end of the run, when all else is done.
+    """
     target = config.export.hub_model_id
     if config.export.push == "never" or target is None or not session.is_main:
-        return
+        return None
     with session.phase(Phase.PUSHING):
         for pause in (*_WAITS, None):
             try:
-                address = _push(session, target)
+                address = _beside_progress(session, lambda: push(session.run.final, target))
                 break
             except TataraError as error:
                 if pause is None or not isinstance(error, Retry):
                     session.event(Event.PUSH_FAILED, reason=str(error))
-                    raise _not_pushed(session, error) from error
+                    return _not_pushed(session, error)
                 session.tell(f"not pushed yet: {error}; again in {pause:.0f} s")
                 time.sleep(pause)
     session.event(Event.PUSHED, repository=target, address=address)
     session.tell(f"pushed to {address}")
+    return None
 
 
-def _push(session: Session, target: str) -> str:
+def push_card(config: Profile, session: Session) -> None:
+    """Bring a model card that evaluations have come into to the hub; trouble is told, no more."""
+    target = config.export.hub_model_id
+    if config.export.push == "never" or target is None:
+        return
+    with session.phase(Phase.PUSHING):
+        try:
+            _beside_progress(session, lambda: push_readme(session.run.final, target))
+        except TataraError as error:
+            session.tell(f"the card on the hub is the one from before the evaluation: {error}")
+
+
+def _beside_progress(session: Session, upload: Callable[[], str]) -> str:
     """Upload on a thread of its own, which may take long: the rank shows that it does not hang."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        upload = pool.submit(push, session.run.final, target)
-        while not upload.done():
+        done = pool.submit(upload)
+        while not done.done():
             session.progress()
-            wait([upload], timeout=1.0)
-    return upload.result()
+            wait([done], timeout=1.0)
+    return done.result()
 
 
 def _not_pushed(session: Session, error: TataraError) -> TataraError:

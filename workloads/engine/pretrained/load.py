@@ -4,6 +4,7 @@ A workload says which factory a model's config belongs to; everything else is th
 """
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def load_model(base: Base[Any], config: Profile, kind_of: KindOf, tell: Tell) ->
     held = weights_dtype(config.train, config.adapter)
     arguments = _arguments(base, kind, compute, held, tell)
     if base.model.random_init:
-        return _random(base, config, kind, arguments)
+        return _random(base, config, kind, arguments, tell)
     arguments["quantization_config"] = quantisation(config.adapter, compute)
     return _pretrained(base, kind, arguments, tell)
 
@@ -83,7 +84,7 @@ def _arguments(
 
 
 def _random(
-    base: Base[Any], config: Profile, kind: Kind, arguments: dict[str, Any]
+    base: Base[Any], config: Profile, kind: Kind, arguments: dict[str, Any], tell: Tell
 ) -> PreTrainedModel:
     if config.adapter.method == "qlora":
         raise UserError(
@@ -93,9 +94,8 @@ def _random(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         made: PreTrainedModel = kind.factory.from_config(base.config, **arguments)
-    if (base.folder / "generation_config.json").is_file():
-        made.generation_config = GenerationConfig.from_pretrained(base.folder)
-    return _known_as(made, base.model.name)
+    made.generation_config = generation_settings(base, tell) or made.generation_config
+    return _known_as(made, base, tell)
 
 
 def _pretrained(
@@ -123,7 +123,7 @@ def _pretrained(
             f"{name}: its weights cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from error
     _check_loaded(name, found, tell)
-    return _known_as(made, name)
+    return _known_as(made, base, tell)
 
 
 def _check_loaded(name: str, found: dict[str, Any], tell: Tell) -> None:
@@ -139,26 +139,64 @@ def _check_loaded(name: str, found: dict[str, Any], tell: Tell) -> None:
         tell(f"model {name}: {len(extra)} weights in its files are not used, such as {extra[0]}")
 
 
-def _known_as(made: PreTrainedModel, name: str) -> PreTrainedModel:
+def _known_as(made: PreTrainedModel, base: Base[Any], tell: Tell) -> PreTrainedModel:
     """Keep the name that people know it by, which adapters and model cards repeat."""
-    made.name_or_path = name
-    made.config.name_or_path = name
+    made.name_or_path = base.model.name
+    made.config.name_or_path = base.model.name
     if made.generation_config is not None:
-        made.generation_config = valid_generation(made.generation_config)
+        made.generation_config = valid_generation(made.generation_config, base.model.name, tell)
     return made
 
 
-def valid_generation(generation: GenerationConfig) -> GenerationConfig:
-    """Published files often set a temperature without sampling.
+def generation_settings(base: Base[Any], tell: Tell) -> GenerationConfig | None:
+    """What generation_config.json in the base's folder says, as it can be written again."""
+    if not (base.folder / "generation_config.json").is_file():
+        return None
+    try:
+        found = GenerationConfig.from_pretrained(base.folder)
+    except ValueError as error:
+        raise _unusable(base.model.name, error) from error
+    return valid_generation(found, base.model.name, tell)
 
-    transformers reads them and then refuses to write them, and every checkpoint with them.
+
+def valid_generation(
+    generation: GenerationConfig, name: str = "model", tell: Tell = lambda text: None
+) -> GenerationConfig:
+    """The same settings without flags that have no effect, which are told; `name` is the model's.
+
+    Published files set a temperature without sampling, or rules of beams without beams.
+    transformers (5.17) generates from them, but refuses to write them, and every checkpoint with
+    them. Raises UserError for settings that nothing can generate from.
     """
+    generation = copy.deepcopy(generation)
     try:
         generation.validate(strict=True)
-    except ValueError:
-        generation = copy.deepcopy(generation)
-        generation.do_sample = True
+        return generation
+    except ValueError as error:
+        idle = re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE)
+        if not idle:
+            raise _unusable(name, error) from error
+    plain = GenerationConfig()
+    left_out = [f"{flag} {getattr(generation, flag)}" for flag in idle]
+    for flag in idle:
+        setattr(generation, flag, getattr(plain, flag))
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        raise _unusable(name, error) from error
+    tell(
+        f"{name}: generation settings without effect are left out of what is saved: "
+        f"{', '.join(left_out)}"
+    )
     return generation
+
+
+def _unusable(name: str, error: ValueError) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(
+        f"{name}: expected generation settings that transformers can use, found: {reason[:300]}; "
+        "correct its generation_config.json"
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, TrainerState
 
 from workloads.engine import distributed
-from workloads.errors import Stopped, TataraError
+from workloads.errors import Stopped
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared, turns_of
 from workloads.grpo.data.rows import Example, greyed
@@ -65,18 +65,15 @@ def measure(
     if not data.held_out:
         return
     able = [rank for rank, has in enumerate(distributed.gather(asker is not None)) if has]
-    mine: list[dict[str, Any]] = []
-    problem: TataraError | None = None
+
+    def answer() -> list[dict[str, Any]]:
+        if asker is None:
+            return []
+        share = range(able.index(session.rank), len(data.held_out), len(able))
+        return list(_rows(config, session, asker, data, share, step, when == BLANK))
+
     with session.phase(Phase.EVALUATING):
-        try:
-            if asker is not None:
-                share = range(able.index(session.rank), len(data.held_out), len(able))
-                mine = list(_rows(config, session, asker, data, share, step, when == BLANK))
-        except TataraError as error:
-            problem = error
-        if distributed.agree(isinstance(problem, Stopped)):
-            raise Stopped("stopped while asking held-out questions; the same command asks again")
-        distributed.all_or_none(problem, "evaluation")
+        mine = distributed.together(answer, "evaluation")
         rows = [row for part in distributed.gather(mine) for row in part]
         if session.is_main:
             _write(config, session, data, sorted(rows, key=lambda row: row["index"]), when, step)

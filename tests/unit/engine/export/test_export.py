@@ -17,20 +17,14 @@ from tests.support.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
 from tests.support.tiny_llama import make_config, make_model, make_tokenizer, write_tiny
 from workloads import run as runs
 from workloads.config.merge import Provenance
+from workloads.engine.hub.hub import push
 from workloads.engine.pretrained.adapter import add_adapter, load_adapter, save_adapters
 from workloads.engine.pretrained.base import find_base, resolve
+from workloads.engine.pretrained.files import WEIGHTS
+from workloads.engine.pretrained.load import generation_settings
 from workloads.errors import Retry, TataraError, UserError
 from workloads.llm.config import LlmConfig
-from workloads.llm.export import (
-    Skeleton,
-    export,
-    export_state,
-    keep_skeleton,
-    merge,
-    push,
-    read_skeleton,
-    refresh_card,
-)
+from workloads.llm.export import EXPORTER, export, keep_skeleton
 from workloads.llm.model import load_for_use, load_model
 from workloads.run import Run
 from workloads.run.integrity import publish, seal
@@ -210,20 +204,6 @@ def test_an_adapter_merged(tmp_path: Path) -> None:
     assert "logits differ by at most" in (run.final / "README.md").read_text()
 
 
-def test_merging_without_a_run(tmp_path: Path) -> None:
-    run = make_run(tmp_path, adapter=LORA)
-    model = trained_adapter(make_model(), run)
-    save_adapters(model, tmp_path / "adapter")
-    base, out = str(tmp_path / "base"), tmp_path / "merged"
-    report = merge(base, tmp_path / "adapter", out, precision="fp32")
-    assert report.difference <= report.tolerance * report.scale
-    assert torch.allclose(
-        logits(AutoModelForCausalLM.from_pretrained(out)), logits(model), atol=1e-4
-    )
-    merge(base, tmp_path / "adapter", out)
-    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
-
-
 def test_an_adapter_over_random_weights_is_merged(tmp_path: Path) -> None:
     run = make_run(tmp_path, adapter=LORA, model={"random_init": True}, shape={"weights": False})
     model = trained_adapter(
@@ -302,7 +282,7 @@ def test_the_card_tells_what_the_run_did(tmp_path: Path) -> None:
     (run.evaluation / "before").mkdir()
     (run.evaluation / "before" / "gsm8k.json").write_text(json.dumps({**score, "strict": 0}))
     (run.evaluation / "after" / "gsm8k.json").write_text(json.dumps(score))
-    refresh_card(run)
+    EXPORTER.refresh_card(run)
     text = (run.final / "README.md").read_text()
     assert "| gsm8k, after | 32 | 25.0% | 50.0% | 100.0% |" in text and "at step 9" in text
     assert text.index("gsm8k, before") < text.index("gsm8k, after")
@@ -341,36 +321,24 @@ def test_nothing_to_export(tmp_path: Path) -> None:
         export(run)
 
 
-def skeleton_of(run: Run) -> Skeleton:
-    return read_skeleton(run, run.config(), print)
-
-
-def exported_state(run: Run, state: dict[str, torch.Tensor]) -> None:
-    from workloads.engine.export.card import card_of
-
-    card = card_of(run, run.config(), "model", "float32", 1, None)
-    export_state(state, skeleton_of(run), run.final, card)
-
-
-def test_a_state_in_memory(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    exported_state(run, make_model(seed=2).state_dict())
-    same_weights(run.final, make_model(seed=2), torch.float32)
-
-
 def test_wrong_weights_leave_the_old_export_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    exported_state(run, make_model(seed=1).state_dict())
+    checkpoint(run, 1, whole(make_model(seed=1)))
+    export(run)
     good = make_model(seed=2).state_dict()
     norm = "model.norm.weight"
-    for wrong, reason in (
-        ({key: value for key, value in good.items() if key != norm}, f"{norm} is missing"),
-        ({**good, "more.weight": torch.zeros(2)}, "more.weight is not part"),
-        ({**good, norm: torch.zeros(3)}, "of shape"),
-        ({**good, norm: torch.full((32,), float("nan"))}, "not finite"),
+    for step, (wrong, reason) in enumerate(
+        [
+            ({key: value for key, value in good.items() if key != norm}, f"{norm} is missing"),
+            ({**good, "more.weight": torch.zeros(2)}, "more.weight is not part"),
+            ({**good, norm: torch.zeros(3)}, "of shape"),
+            ({**good, norm: torch.full((32,), float("nan"))}, "not finite"),
+        ],
+        start=2,
     ):
+        checkpoint(run, step, lambda folder, wrong=wrong: save_file(wrong, folder / WEIGHTS))
         with pytest.raises(TataraError, match=reason):
-            exported_state(run, wrong)
+            export(run)
     same_weights(run.final, make_model(seed=1), torch.float32)
     assert not [path for path in run.path.iterdir() if path.name.startswith(".final")]
 
@@ -450,3 +418,90 @@ def test_a_whole_checkpoint_with_other_names_is_refused(tmp_path: Path) -> None:
     checkpoint(run, 1, fill)
     with pytest.raises(UserError, match="expected the weights of a LlamaForCausalLM"):
         export(run)
+
+
+def test_a_reference_to_code_that_is_not_there_is_left_out(tmp_path: Path) -> None:
+    """E-16: config.json of a published model often names code for older versions."""
+    run = make_run(tmp_path)
+    path = tmp_path / "base" / "config.json"
+    fields = {**json.loads(path.read_text()), "auto_map": {"AutoConfig": "configuration_x.X"}}
+    path.write_text(json.dumps(fields))
+    checkpoint(run, 1, whole(make_model(seed=2)))
+    export(run)
+    assert "auto_map" not in json.loads((run.final / "config.json").read_text())
+    assert "auto_map" in path.read_text()
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_that_a_model_needs_goes_with_it(tmp_path: Path) -> None:
+    """E-16: where the profile allows it to run, from the pinned revision."""
+    run = make_run(tmp_path, model={"trust_remote_code": True, "revision": "0" * 40})
+    base = tmp_path / "base"
+    (base / "own.py").write_text(OWN_CODE)
+    fields = json.loads((base / "config.json").read_text())
+    places = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    fields |= {"auto_map": places, "model_type": "own"}
+    (base / "config.json").write_text(json.dumps(fields))
+    found = find_base(run.config().model, print)
+    model = load_model(found, run.config(), print)
+    keep_skeleton(found, model, make_tokenizer(), run)
+    shutil.rmtree(base)
+    checkpoint(run, 1, whole(make_model(seed=2)))
+    export(run)
+    loaded = AutoModelForCausalLM.from_pretrained(run.final, trust_remote_code=True)
+    assert type(loaded).__name__ == "OwnForCausalLM"
+    assert torch.equal(logits(loaded), logits(make_model(seed=2)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "left_out"),
+    [
+        ({"temperature": 0.6, "do_sample": False}, ["temperature"]),
+        ({"top_k": 5, "top_p": 0.5}, ["top_k", "top_p"]),
+        ({"early_stopping": True, "num_beams": 1}, ["early_stopping"]),
+        ({"length_penalty": 2.0}, ["length_penalty"]),
+        ({"temperature": 0.5, "pad_token_id": -1}, ["temperature", "pad_token_id"]),
+        ({"temperature": 0.6, "do_sample": True}, []),
+    ],
+)
+def test_generation_settings_go_out_as_they_came_in_or_are_named(
+    tmp_path: Path, settings: dict[str, Any], left_out: list[str]
+) -> None:
+    """E-5: a greedy model stays greedy, and what has no effect is left out by its name."""
+    run = make_run(tmp_path)
+    path = tmp_path / "base" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    told: list[str] = []
+    base = find_base(run.config().model, told.append)
+    model = load_model(base, run.config(), told.append)
+    keep_skeleton(base, model, make_tokenizer(), run)
+    checkpoint(run, 1, whole(model))
+    export(run)
+    written = json.loads((run.final / "generation_config.json").read_text())
+    assert written.get("do_sample", False) == settings.get("do_sample", False)
+    for name, value in settings.items():
+        if name in left_out:
+            assert name not in written
+            assert any(f"{name} {value}" in line for line in told)
+        else:
+            assert written.get(name, value) == value
+
+
+def test_generation_settings_that_nothing_can_use_are_named_by_the_check(tmp_path: Path) -> None:
+    """E-5: before the training, as a mistake of the model's file."""
+    run = make_run(tmp_path)
+    path = tmp_path / "base" / "generation_config.json"
+    path.write_text(json.dumps({"num_return_sequences": 3}))
+    base = find_base(run.config().model, print)
+    with pytest.raises(UserError, match=r"num_return_sequences.*correct its generation_config"):
+        generation_settings(base, print)

@@ -1,0 +1,194 @@
+"""From a run to a model folder: what is the same for every workload, with hooks for what is not.
+
+`export(run)` reads the newest whole checkpoint from disk, whatever strategy wrote it; no GPU and no
+other rank is needed. What it writes takes its name only when the folder has been read back.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from workloads.config.sections import Model, Profile
+from workloads.engine.export.card import Card, card_of, write_card
+from workloads.engine.export.export import (
+    FACTS,
+    Exported,
+    adapter_state,
+    carry_code,
+    describe,
+    dtype_name,
+    kept_base,
+    save_adapter,
+    silent,
+    source_of,
+    used_config,
+)
+from workloads.engine.pretrained import weights
+from workloads.engine.pretrained.base import Base, load_config
+from workloads.engine.pretrained.files import Tell, compute_dtype
+from workloads.errors import TataraError
+from workloads.json_files import read_json
+from workloads.run import Run
+
+P = TypeVar("P", bound=Profile)
+
+
+@dataclass(frozen=True)
+class Job(Generic[P]):
+    """One export: the run and its config, the checkpoint, and the base that the run kept.
+
+    kind: model, merged or adapter. dtype: what the weights are written in.
+    """
+
+    run: Run
+    config: P
+    source: Path
+    step: int | None
+    kind: str
+    dtype: torch.dtype
+    base: Base[Any]
+    tell: Tell
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A model that is ready to be written.
+
+    state: its weights by name, for what is asked of them before anything is written; save: writes
+    them and the config into a folder.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    save: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge changed: a line for people, and the largest difference of what is predicted."""
+
+    line: str = ""
+    difference: float | None = None
+
+
+class Exporter(ABC, Generic[P]):
+    """The frame; a workload's own subclass gives what a model folder of its kind holds."""
+
+    def read(self, model: Model, folder: Path) -> Any:
+        """What config.json in a base's folder says."""
+        return load_config(model, folder)
+
+    @abstractmethod
+    def trained(self, job: Job[P]) -> Whole:
+        """The weights of a run that trained all of them."""
+
+    @abstractmethod
+    def merged(self, job: Job[P], adapter: Path) -> tuple[Whole, Merged]:
+        """Base and adapter in one, after a comparison of what both say; `adapter` is peft's folder.
+
+        The base is held in the type of the export, never quantised.
+        """
+
+    @abstractmethod
+    def accompany(self, job: Job[P], folder: Path) -> None:
+        """Write everything but weights, config and card: tokenizer, processor, statistics."""
+
+    @abstractmethod
+    def check(self, job: Job[P], folder: Path) -> None:
+        """Read a whole model's folder as its user will; TataraError where it does not load."""
+
+    def card(self, card: Card, base: Base[Any]) -> Card:
+        """The card with what only this workload knows."""
+        return card
+
+    def facts(self, job: Job[P]) -> dict[str, Any]:
+        """What else our own tools need to use the model as it was trained."""
+        return {}
+
+    def export(
+        self,
+        run: Run,
+        out: Path | None = None,
+        *,
+        checkpoint: Path | None = None,
+        merge: bool | None = None,
+        tell: Tell = silent,
+    ) -> Exported:
+        """Export a run's checkpoint to `out`, by default its newest whole one to its `final/`.
+
+        merge: write an adapter's run as a whole model instead of the adapter alone; by default only
+        where its base are random weights, which nobody else has. Weights are in the type that the
+        run computed in. Raises UserError for a run without a whole checkpoint.
+        """
+        config: P = used_config(run)
+        source, step = source_of(run, checkpoint, tell)
+        kind = "adapter"
+        if config.adapter.method == "full":
+            kind = "model"
+        elif merge or (merge is None and config.model.random_init):
+            kind = "merged"
+        base = kept_base(run, config, tell, self.read)
+        job = Job(run, config, source, step, kind, compute_dtype(config.train), base, tell)
+        out, done = out or run.final, Merged()
+        if kind == "adapter":
+            state, own = adapter_state(source, config.adapter)
+            whole = Whole(state, lambda folder: save_adapter(state, own, config.model.name, folder))
+        elif kind == "model":
+            whole = self.trained(job)
+        else:
+            with TemporaryDirectory(prefix="tatara-") as spare:
+                save_adapter(*adapter_state(source, config.adapter), config.model.name, Path(spare))
+                whole, done = self.merged(job, Path(spare))
+            tell(done.line)
+        self._write(job, whole, out, done)
+        exported = Exported(out, kind, step, dtype_name(job.dtype), done.difference)
+        tell(exported.line())
+        return exported
+
+    def _write(self, job: Job[P], whole: Whole, out: Path, done: Merged) -> None:
+        weights.check_finite(whole.state)
+        card = card_of(
+            job.run, job.config, job.kind, dtype_name(job.dtype), job.step, job.base.folder
+        )
+        card = replace(self.card(card, job.base), notes=(done.line,) if done.line else ())
+        with weights.whole_folder(out, int(1.05 * weights.size_of(whole.state))) as folder:
+            whole.save(folder)
+            self.accompany(job, folder)
+            carry_code(job.base, folder)
+            describe(folder, card, self.facts(job))
+            if job.kind != "adapter":
+                self.check(job, folder)
+
+    def refresh_card(self, run: Run, folder: Path | None = None) -> None:
+        """Write an exported model's card anew, when evaluations have come in since."""
+        folder = folder or run.final
+        facts = read_json(folder / FACTS)
+        config: P = used_config(run)
+        base = kept_base(run, config, silent, self.read)
+        card = card_of(run, config, facts["kind"], facts["dtype"], facts["step"], base.folder)
+        write_card(folder, replace(self.card(card, base), notes=tuple(facts["notes"])))
+
+
+def check_loaded(factory: Any, folder: Path, trust_remote_code: bool) -> Any:
+    """Read a folder as a user of transformers will, without filling the weights in.
+
+    Returns the model, on the meta device. Raises TataraError where it does not load whole.
+    """
+    try:
+        shell, found = factory.from_pretrained(
+            folder,
+            device_map={"": "meta"},
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TataraError(f"export: what was written does not load: {error}") from error
+    wrong = sorted([*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]])
+    if wrong or found["error_msgs"]:
+        raise TataraError(f"export: what was written does not load: {(wrong or [''])[0]}")
+    return shell

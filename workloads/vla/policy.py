@@ -17,7 +17,7 @@ from workloads.config.sections import Model
 from workloads.engine.export.export import FACTS
 from workloads.engine.pretrained.adapter import load_adapter
 from workloads.engine.pretrained.base import locate, locate_for_use
-from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.files import Tell, is_adapter
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.run import Run, find, outputs
@@ -85,12 +85,15 @@ class Policy:
         where there is one. four_bit: hold the base in nf4, for GPUs of 16 GB. Raises UserError
         where the folder is no policy.
         """
-        folder, is_adapter = locate_for_use(Model(name=os.fspath(path)), tell)
+        # What a local folder lacks is named by its family, as it is read.
+        folder = Path(path)
+        if not folder.is_dir():
+            folder, _ = locate_for_use(Model(name=os.fspath(path)), tell)
         facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = dtype or _dtype(folder, facts, place)
         quantisation = Quantisation(compute=kind) if four_bit else None
-        if is_adapter:
+        if is_adapter(folder):
             model = _with_adapter(folder, facts, kind, attn, place, quantisation, tell)
         else:
             model = load_pretrained(folder, kind, attn, place, quantisation=quantisation)

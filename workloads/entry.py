@@ -1,64 +1,72 @@
 """Entry point of the images: `tatara VERB …` for a verb, any other command as it is.
 
-Before either it puts right what Compose cannot: secrets that came as files go into this process's
-environment (never into the container's, which `docker inspect` shows), a variable that was set to
-nothing is unset where nothing has a meaning of its own, and HOME exists.
+Before either it puts right what Compose cannot: settings and secrets that came as files go into this
+process's environment (never into the container's, which `docker inspect` shows), a variable that
+was set to nothing is unset where nothing has a meaning of its own, and HOME exists.
 """
 
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from workloads.cli import COMMANDS, main
-from workloads.environment import ALIASES, SECRET_FOLDER, SECRETS
+from workloads.environment import (
+    ALIASES,
+    CA_NAMES,
+    OWN_UID,
+    SECRET_FOLDER,
+    handed_in,
+    is_readable,
+)
 from workloads.errors import UserError
 from workloads.signals import interruptible
 
 # Libraries take an empty value of these for a choice; an empty CUDA_VISIBLE_DEVICES is one.
 _UNSET_IF_EMPTY = ("NCCL_", "GLOO_", "HF_", "WANDB_")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
 
 def prepared(env: Mapping[str, str], folder: Path = SECRET_FOLDER) -> dict[str, str]:
     """The environment of the job; UserError where a secret was given but did not arrive."""
     unset = {name for name, value in env.items() if not value and name.startswith(_UNSET_IF_EMPTY)}
     found = {name: value for name, value in env.items() if name not in unset}
-    names = (*SECRETS, *ALIASES)
-    from dotenv import dotenv_values  # here, so that a stop signal finds its handler soon
-
-    dotenv = folder / "dotenv"
-    values = dotenv_values(dotenv) if _is_readable(dotenv) else {}
-    missing = [name for name in names if not found.get(name) and not _has_file(name, folder)]
-    found.update({name: value for name in missing if (value := values.get(name))})
+    given = {name: value for name, value in handed_in(folder).items() if value}
+    found.update({name: value for name, value in given.items() if not _is_set(name, found)})
     for name in found.pop("TATARA_SECRETS_OUTSIDE", "").split():
         real = ALIASES.get(name, name)
-        if not found.get(name) and not _has_file(name, folder):
+        # A file of its own goes before that of all.
+        if not found.get(name) and not is_readable(folder / real.lower()):
             raise UserError(
                 f"{name} is set outside of the container, and values are not handed in, since "
-                f"`docker inspect` would show them; put the line TATARA_DOTENV=.env into .env, or "
-                f"name a file with {real}_FILE"
+                f"`docker inspect` would show them; put it into .env, or name a file with "
+                f"{real}_FILE"
             )
-    return found
+        if is_readable(folder / real.lower()):
+            found.pop(name, None)
+    return found | _certificates(folder) | _direct(found)
 
 
-def _has_file(name: str, folder: Path) -> bool:
-    """Whether a secret came as a file of its own, which goes before that of all."""
-    return _is_readable(folder / ALIASES.get(name, name).lower())
+def _is_set(name: str, found: Mapping[str, str]) -> bool:
+    return bool(found.get(name)) or (name == "CUDA_VISIBLE_DEVICES" and name in found)
 
 
-def _is_readable(path: Path) -> bool:
-    """Whether a secret is there; where none was given, Compose mounts /dev/null."""
-    if not path.is_file():
-        return False
-    if not os.access(path, os.R_OK):
-        raise UserError(
-            f"{path}: not readable by uid {os.getuid()}; {_OWN_UID}, so that the container runs as "
-            "you, and keep the file yours"
-        )
-    return True
+def _certificates(folder: Path) -> dict[str, str]:
+    """The caller's own authorities, under the names that libraries read."""
+    bundle = folder / "ca"
+    return dict.fromkeys(CA_NAMES, str(bundle)) if is_readable(bundle) else {}
 
 
-_OWN_UID = "run scripts/setup_environment.sh, which writes your UID and GID into .env"
+def _direct(env: Mapping[str, str]) -> dict[str, str]:
+    """Behind a proxy: the job's own hosts, which no proxy reaches."""
+    if not any(env.get(name) for name in _PROXIES):
+        return {}
+    told = env.get("NO_PROXY") or env.get("no_proxy") or ""
+    own = ["localhost", "127.0.0.1", env.get("MASTER_ADDR", "")]
+    own.append(urlsplit(env.get("TATARA_VLLM_URL", "")).hostname or "")
+    hosts = ",".join(dict.fromkeys(filter(None, [*told.split(","), *own])))
+    return {"NO_PROXY": hosts, "no_proxy": hosts}
 
 
 def make_home(env: Mapping[str, str]) -> None:
@@ -71,7 +79,7 @@ def make_home(env: Mapping[str, str]) -> None:
         owner = f"uid {cache.stat().st_uid}" if cache.exists() else "nobody"
         raise UserError(
             f"{cache}: expected a folder that uid {os.getuid()} can write, found one of {owner} "
-            f"({error.strerror}); {_OWN_UID}"
+            f"({error.strerror}); {OWN_UID}"
         ) from None
 
 

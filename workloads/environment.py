@@ -1,9 +1,12 @@
 """The process environment: `.env`, secrets from files, and names that libraries expect."""
 
 import os
+import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
+from workloads import env_file
 from workloads.errors import UserError
 
 # Each secret may be given as a value or, as Docker does, as a file named by `<NAME>_FILE`.
@@ -12,13 +15,34 @@ SECRET_FOLDER = Path("/run/secrets")
 # Names that the users' documents have → the name that the library reads.
 ALIASES = {"HUGGINGFACE_API_KEY": "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN": "HF_TOKEN"}
 
+# Files that compose.yaml mounts: `.env`, then what the caller's shell said, which goes before it.
+_HANDED_IN = ("dotenv", "shell")
+# An empty value of these is a choice (no GPU), which `.env` must not undo.
+_EMPTY_IS_A_CHOICE = ("CUDA_VISIBLE_DEVICES",)
+# Files of the host: what they hold is mounted as a secret, the path means nothing in a container.
+CA_NAMES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_PATHS_OF_THE_HOST = (*CA_NAMES, "SSL_CERT_DIR", *(f"{name}_FILE" for name in SECRETS))
+
+_SECRET_PARTS = {
+    *("TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL"),
+    *("CREDENTIALS", "KEY", "APIKEY", "AUTH", "AUTHORIZATION", "PAT"),
+}
+_NO_SECRETS = ("TATARA__", "COMPOSE_", "PIP_", "GPG_KEY")
+_SHORTEST = 6  # what is shorter stands in ordinary words too
+_URL_PASSWORD = re.compile(r"://[^/@\s]*?:([^/\s]+)@")
+
 
 def load(base: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]:
     """The environment with `.env` under it and secrets filled in; what is set already wins.
 
+    In a container `.env` is a secret that Compose mounts, and so is what the caller's shell set.
     Raises UserError for a `.env`, or a secret file that is named, which cannot be read.
     """
-    env = {**_dotenv_values(dotenv), **{name: value for name, value in base.items() if value}}
+    files = {**env_file.read(dotenv), **handed_in(SECRET_FOLDER)}
+    for name in set(_EMPTY_IS_A_CHOICE) & set(base):
+        files.pop(name, None)
+    env = {name: value for name, value in files.items() if value}
+    env.update({name: value for name, value in base.items() if value})
     for old, new in ALIASES.items():
         if env.get(old) and not env.get(new):
             env[new] = env[old]
@@ -30,19 +54,31 @@ def load(base: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]
     return env
 
 
-def _dotenv_values(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    from dotenv import dotenv_values
+def handed_in(folder: Path) -> dict[str, str]:
+    """What a container was given as files of settings; empty outside of one.
 
-    try:
-        found = dotenv_values(path, encoding="utf-8-sig")  # some editors put a mark in front
-    except (OSError, UnicodeDecodeError) as error:
+    Paths of the host are left out: a container has not got them.
+    """
+    found: dict[str, str] = {}
+    for name in _HANDED_IN:
+        if is_readable(folder / name):
+            found.update(env_file.read(folder / name))
+    return {name: value for name, value in found.items() if name not in _PATHS_OF_THE_HOST}
+
+
+OWN_UID = "run scripts/setup_environment.sh, which writes your UID and GID into .env"
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a secret is there; where none was given, Compose mounts /dev/null."""
+    if not path.is_file():
+        return False
+    if not os.access(path, os.R_OK):
         raise UserError(
-            f"{path}: expected a readable file in UTF-8, found: {error}; save it as UTF-8, or mend "
-            "its rights"
-        ) from None
-    return {name: value for name, value in found.items() if value}
+            f"{path}: not readable by uid {os.getuid()}; {OWN_UID}, so that the container runs as "
+            "you, and keep the file yours"
+        )
+    return True
 
 
 def _secret_from_file(name: str, env: Mapping[str, str]) -> str | None:
@@ -61,9 +97,32 @@ def apply(env: Mapping[str, str]) -> None:
     os.environ.update(env)
 
 
+@cache
+def is_secret(name: str) -> bool:
+    """Whether a variable's name says that its value is a secret: a token, a key, a password.
+
+    Names of files that hold one are none, nor are settings, such as TATARA__…__MAX_NEW_TOKENS.
+    """
+    if name in SECRETS or name in ALIASES:
+        return True
+    if name.startswith(_NO_SECRETS) or name.endswith(("_FILE", "_PATH", "_DIR")):
+        return False
+    parts = name.upper().split("_")
+    return bool(_SECRET_PARTS & set(parts)) or parts[-1].endswith(("PASSWORD", "TOKEN", "SECRET"))
+
+
 def without_secrets(text: str, env: Mapping[str, str]) -> str:
-    """A text with every secret value of the environment blotted out."""
-    for name in (*SECRETS, *ALIASES):
-        if env.get(name):
-            text = text.replace(env[name], f"<{name}>")
+    """A text with every secret value of the environment, and passwords of addresses, blotted out."""
+    for name, value in env.items():
+        for secret in _secrets_in(name, value):
+            text = text.replace(secret, f"<{name}>")
     return text
+
+
+def _secrets_in(name: str, value: str) -> list[str]:
+    if name in SECRETS or name in ALIASES:
+        return [value] if value else []
+    found = [match[1] for match in _URL_PASSWORD.finditer(value)]
+    if is_secret(name):
+        found.append(value)
+    return [secret for secret in found if len(secret) >= _SHORTEST]

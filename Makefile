@@ -7,7 +7,7 @@ PROFILE ?= demo
 PYTHON_TOOL := .venv/bin/python
 TATARA := .venv/bin/tatara
 
-.PHONY: help setup venv train demo-grpo demo-vla train-4090 train-vla train-h100 doctor monitor stop report build test \
+.PHONY: help setup venv train down demo-grpo demo-vla train-4090 train-vla train-h100 doctor monitor stop report build test \
 	test-full check lint format docs lock bench clean
 
 help: ## list the targets
@@ -53,7 +53,10 @@ report: venv ## write the report of a run
 	@$(TATARA) report $(ARGS)
 
 build: ## build the image of PROFILE (demo, llm-4090, vla, grpo-h100)
-	@docker compose --profile $(PROFILE) build $(ARGS)
+	@scripts/compose.sh --profile $(PROFILE) build $(ARGS)
+
+down: ## remove this checkout's containers, networks and left-over images; runs and images stay
+	@scripts/compose.sh down
 
 test: venv check ## everything that needs neither GPU nor containers, in minutes
 	@$(PYTHON_TOOL) scripts/run_tests.py $(ARGS)

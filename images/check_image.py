@@ -17,7 +17,7 @@ COMMON = (
     *("torch.utils.tensorboard", "pydantic", "yaml", "rich", "textual", "psutil", "pynvml"),
 )
 IMPORTS = {
-    "demo": ("math_verify", "av", "google_crc32c"),
+    "demo": ("math_verify", "google_crc32c"),
     "llm-4090": ("bitsandbytes", "kernels"),
     "vla": ("bitsandbytes", "kernels", "av", "google_crc32c"),
     "grpo-h100": ("bitsandbytes", "kernels", "math_verify"),

@@ -5,10 +5,10 @@
 services() { say "$1"; }
 is_set_up() { [[ -f .env ]] && .venv/bin/python -IS scripts/local_setup.py --is-ready 2>/dev/null; }
 
-# recipe: the profile that RECIPE asks for, by the GPUs of this machine.
-recipe() {
-  is_set_up vla || scripts/setup_environment.sh vla >&2
-  .venv/bin/python -m workloads.vla.recipes
+# in_service PROFILE COMMAND…: a command where that profile trains, which is here.
+in_service() {
+  [[ $2 == python ]] || fail "expected a Python program, found $2"
+  .venv/bin/python "${@:3}"
 }
 
 # started PID: when a process began, which with its number names it for good.

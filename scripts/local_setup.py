@@ -16,6 +16,10 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from workloads import env_file  # noqa: E402 (this runs isolated, before anything is installed)
+
 VENV = ROOT / os.environ.get("VENV", ".venv")
 PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements-dev.lock"
@@ -55,20 +59,12 @@ def fingerprint() -> dict[str, str]:
     digest = hashlib.sha256()
     for path in (LOCK, ROOT / "pyproject.toml"):
         digest.update(path.read_bytes())
-    index = os.environ.get("TORCH_INDEX_URL") or setting_of_dotenv("TORCH_INDEX_URL")
+    index = os.environ.get("TORCH_INDEX_URL") or env_file.read(ROOT / ".env").get("TORCH_INDEX_URL")
     return {
         "sources": digest.hexdigest(),
         "place": str(VENV),
         "torch_index": index or stamp().get("torch_index", ""),
     }
-
-
-def setting_of_dotenv(name: str) -> str:
-    """One setting of .env, empty where it is not set there."""
-    path = ROOT / ".env"
-    text = path.read_text() if path.is_file() else ""
-    found = re.findall(rf"^{name}=[\"']?([^\"'#\s]*)", text, flags=re.MULTILINE)
-    return found[-1] if found else ""
 
 
 def stamp() -> dict[str, str]:

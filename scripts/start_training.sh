@@ -9,7 +9,7 @@
 #   --node, --master   this host is node K of several, node 0 is at ADDRESS
 #   SETTING            optim.learning_rate=1e-5, or --learning_rate 1e-5 where the profile honours it
 #
-# NODES=1: one node with all of this host's GPUs. RECIPE=auto, 24gb, …: the recipe that trains vla.
+# NODES=1: one node with all of this host's GPUs. RECIPE=auto, 24gb, …: a recipe that the profile lists.
 set -euo pipefail
 # shellcheck source=_common.sh
 . "$(dirname "$0")/_common.sh"
@@ -39,27 +39,21 @@ if [[ ${NNODES:-} == 1 && -z $node ]]; then
   export NPROC_PER_NODE=${NPROC_PER_NODE:-auto} LLM_MASTER_GPUS=${LLM_MASTER_GPUS:-0,1,2,3}
 fi
 choose_runtime
-if [[ $profile == vla && -n $(dotenv RECIPE) ]]; then
-  path=$(recipe)
-  profile=$(basename "$path" .yaml) like=${like:-vla}
-fi
 like=${like:-$profile}
+if [[ -n $RECIPE && -f profiles/$profile.yaml ]]; then
+  is_set_up || scripts/setup_environment.sh "$like" >&2
+  path=$(in_service "$like" python -m workloads.plan.recipes "profiles/$profile.yaml")
+  profile=$(basename "$path" .yaml)
+fi
 services "$like" >/dev/null
 [[ -z $(running "$like") ]] ||
   fail "a training of $profile is running; stop it first: scripts/stop_training.sh $like"
-env UID="$(caller_uid)" GID="$(caller_gid)" scripts/test_environment.sh "$profile" --brief ${words[@]+"${words[@]}"} ||
+env UID="$(caller_uid)" GID="$(caller_gid)" TATARA_RUNTIME="$RUNTIME" scripts/test_environment.sh "$profile" --brief ${words[@]+"${words[@]}"} ||
   fail "this machine cannot train $profile as it is; scripts/test_environment.sh $profile says more"
-is_set_up "$like" || scripts/setup_environment.sh "$like"
+is_set_up || scripts/setup_environment.sh "$like"
 
-since=$(mktemp)
-trap 'rm -f "$since"' EXIT
+since=$(date +%s.%N)
 begin "$profile" "$like" ${words[@]+"${words[@]}"}
-# Whether the run has a row with a loss that is newer than this start.
-first_step() {
-  run=$(newest_run "$profile" "$since")
-  [[ -n $run && $run/metrics.jsonl -nt $since ]] && tail -n 1 "$run/metrics.jsonl" | grep -q '"loss"'
-}
-
 if [[ -n $wait ]]; then
   trap 'scripts/stop_training.sh "$like"' INT TERM
   show_log --follow || true
@@ -67,6 +61,8 @@ if [[ -n $wait ]]; then
   exit "$CODE"
 fi
 say "waiting for the first step; Ctrl-C ends the waiting, not the training"
+run=""
+first_step() { run=$(host first-step "$profile" "$since") && [[ -n $run ]]; }
 until [[ ${node:-0} != 0 ]] || first_step; do
   if ! alive; then
     show_log --tail 20 >&2

@@ -7,9 +7,11 @@ set -euo pipefail
 . "$(dirname "$0")/_common.sh"
 choose_runtime
 
-mapfile -t jobs < <(running "${1:-}")
+profile=${1:-}
+found=$(running "$profile")
+mapfile -t jobs < <(printf '%s' "$found")
 if ((${#jobs[@]} == 0)); then
-  say "no training is running"
+  say "no training of this checkout is running"
   exit 0
 fi
 left() {
@@ -25,6 +27,7 @@ await() {
   done
 }
 
+mkdir -p .cache
 mark=.cache/stopping
 if [[ -f $mark && $(cat "$mark") == "${jobs[*]}" ]]; then
   say "asked before: ending now, without a checkpoint"
@@ -38,14 +41,4 @@ else
   await 900 || fail "still running after 15 minutes; call scripts/stop_training.sh again to end them at once"
 fi
 rm -f "$mark"
-
-run=$(newest_run "${1:-}")
-saved=$(find "$run/checkpoints" -path '*/checkpoint-*/complete.json' -printf '%h\n' 2>/dev/null | sort -V | tail -n 1)
-if tail -n 1 "$run/events.jsonl" 2>/dev/null | grep -q '"finished"'; then
-  say "finished before the stop came: $run"
-elif [[ -n $saved ]]; then
-  say "stopped; newest checkpoint: $saved"
-  say "go on with: scripts/start_training.sh $(basename "$(dirname "$run")") --resume ${run##*/}"
-else
-  say "stopped before there was anything to save"
-fi
+host outcome "$profile"

@@ -1,8 +1,8 @@
 """Entry point of the images: `tatara VERB …` for a verb, any other command as it is.
 
-Before either it puts right what Compose cannot: settings and secrets that came as files go into this
-process's environment (never into the container's, which `docker inspect` shows), a variable that
-was set to nothing is unset where nothing has a meaning of its own, and HOME exists.
+Before either it puts right what Compose cannot: settings and secrets that came as files go into
+this process's environment (never into the container's, which `docker inspect` shows), a variable
+that was set to nothing is unset where nothing has a meaning of its own, and HOME exists.
 """
 
 import os
@@ -36,15 +36,12 @@ def prepared(env: Mapping[str, str], folder: Path = SECRET_FOLDER) -> dict[str, 
     found.update({name: value for name, value in given.items() if not _is_set(name, found)})
     for name in found.pop("TATARA_SECRETS_OUTSIDE", "").split():
         real = ALIASES.get(name, name)
-        # A file of its own goes before that of all.
         if not found.get(name) and not is_readable(folder / real.lower()):
             raise UserError(
                 f"{name} is set outside of the container, and values are not handed in, since "
                 f"`docker inspect` would show them; put it into .env, or name a file with "
                 f"{real}_FILE"
             )
-        if is_readable(folder / real.lower()):
-            found.pop(name, None)
     return found | _certificates(folder) | _direct(found)
 
 

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from workloads.errors import TataraError, UserError
 
-_SKIPPED = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\n|\Z)")
-_NAME = re.compile(r"[ \t]*(?:export[ \t]+)?(?!export[ \t]*=)([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=([ \t]*)")
+_SKIPPED = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\r?\n|\Z)")
+_NAME = re.compile(
+    r"[ \t]*(?:export[ \t]+)?(?!export[ \t]*=)([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=([ \t]*)"
+)
 _SINGLE = re.compile(r"'((?:\\.|[^'\\])*)'", re.DOTALL)
 _DOUBLE = re.compile(r'"((?:\\.|[^"\\])*)"', re.DOTALL)
-_REST = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\n|\Z)")
+_REST = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\r?\n|\Z)")
 _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _PLAIN = re.compile(r"[\w./:@%+,=-]*", re.ASCII)
 # Compose puts another variable's value in place of these; python-dotenv knows ${…} alone.
@@ -62,7 +64,6 @@ def _text(path: Path) -> str:
 
 def assignments(text: str, path: Path) -> Iterator[Assignment]:
     """The assignments of a text in order; UserError as `read`. Values never stand in a message."""
-    text = text.replace("\r\n", "\n")
     at = 0
     while at < len(text):
         if skipped := _SKIPPED.match(text, at):
@@ -93,11 +94,14 @@ def _value(text: str, at: int, after_space: bool) -> tuple[str, int]:
     """The value that begins there and where its line ends; ValueError says what is expected."""
     quote = text[at : at + 1]
     if quote not in ("'", '"'):
-        line = text[at:].partition("\n")[0]
-        return _unquoted(line, after_space), min(at + len(line) + 1, len(text))
+        line, end, _ = text[at:].partition("\n")
+        value = _unquoted(line.removesuffix("\r") if end else line, after_space)
+        return value, at + len(line) + len(end)
     quoted = (_SINGLE if quote == "'" else _DOUBLE).match(text, at)
     if quoted is None:
         raise ValueError(f"a closing {quote}, found none; add it, or take the first one away")
+    if "\r" in quoted[1]:
+        raise ValueError("the value in one line, found a line end of Windows in it; write \\r\\n")
     rest = _REST.match(text, quoted.end())
     if rest is None:
         raise ValueError(
@@ -139,7 +143,7 @@ def _double(text: str) -> str:
         raise ValueError(_DOLLAR)
     if unknown := re.search(r"(?<!\\)(?:\\\\)*(\\['0])", text):
         raise ValueError(
-            f"none but the escapes \\\\ \\\" \\n \\r \\t in double quotes, found {unknown[1]}; "
+            f'none but the escapes \\\\ \\" \\n \\r \\t in double quotes, found {unknown[1]}; '
             "write \\\\ for a backslash"
         )
     return re.sub(r'\\([\\"abfnrtv])', lambda found: _ESCAPES.get(found[1], found[1]), text)
@@ -149,7 +153,7 @@ def line(name: str, value: str) -> str:
     """NAME=value, quoted as needed; UserError for a value that readers would take differently."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     ways = (f"'{value}'", f'"{escaped}"')
-    for way in ((value,) if _PLAIN.fullmatch(value) else ways):
+    for way in (value,) if _PLAIN.fullmatch(value) else ways:
         written = f"{name}={way}"
         try:
             if [found.value for found in assignments(written, Path(name))] == [value]:
@@ -163,11 +167,11 @@ def line(name: str, value: str) -> str:
 
 
 def keep(path: Path, values: Mapping[str, str]) -> None:
-    """Set values in a file: each in its last line's place, new ones at the end, for its owner alone.
+    """Set values in a file, for its owner alone: in the last line's place, new ones at the end.
 
     Everything else stands as it was; UserError as `read`.
     """
-    text = _text(path).replace("\r\n", "\n")
+    text = _text(path)
     there = list(assignments(text, path))
     last = {found.name: found for found in there}
     parts, at = [], 0

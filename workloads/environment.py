@@ -57,13 +57,20 @@ def load(base: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]
 def handed_in(folder: Path) -> dict[str, str]:
     """What a container was given as files of settings; empty outside of one.
 
-    Paths of the host are left out: a container has not got them.
+    Left out are paths of the host, which a container has not got, and a secret that also came as
+    a file of its own, which goes before that of all.
     """
     found: dict[str, str] = {}
     for name in _HANDED_IN:
         if is_readable(folder / name):
             found.update(env_file.read(folder / name))
-    return {name: value for name, value in found.items() if name not in _PATHS_OF_THE_HOST}
+    own = {name for name in (*SECRETS, *ALIASES) if is_readable(folder / _file_of(name))}
+    left_out = {*_PATHS_OF_THE_HOST, *own}
+    return {name: value for name, value in found.items() if name not in left_out}
+
+
+def _file_of(name: str) -> str:
+    return ALIASES.get(name, name).lower()
 
 
 OWN_UID = "run scripts/setup_environment.sh, which writes your UID and GID into .env"
@@ -112,7 +119,7 @@ def is_secret(name: str) -> bool:
 
 
 def without_secrets(text: str, env: Mapping[str, str]) -> str:
-    """A text with every secret value of the environment, and passwords of addresses, blotted out."""
+    """A text with the secrets of the environment, passwords of addresses too, blotted out."""
     for name, value in env.items():
         for secret in _secrets_in(name, value):
             text = text.replace(secret, f"<{name}>")

@@ -17,9 +17,8 @@ if [[ -z ${TATARA_IMAGE:-} ]]; then
   # shellcheck source=../_common.sh
   . scripts/_common.sh
   choose_runtime
-  is_set_up vla || scripts/setup_environment.sh vla
+  is_set_up || scripts/setup_environment.sh vla
   if [[ $RUNTIME == docker ]]; then
-    hand_over_shell
     compose --profile vla run --rm vla_finetune scripts/docker/vla_finetune.sh "$@"
     exit
   fi

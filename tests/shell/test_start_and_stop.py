@@ -88,7 +88,7 @@ def test_started_watched_stopped_and_gone_on_with(checkout: Checkout) -> None:
     assert events(checkout.run, "stopped")
 
     idle = checkout.script("stop_training.sh")
-    assert idle.stdout.strip() == "no training is running"
+    assert idle.stdout.strip() == "no training of this checkout is running"
 
     step = int(newest.name.rpartition("-")[2])
     words = [*LONG, f"train.max_steps={step + 2}", "--resume", checkout.run.id, "--wait"]

@@ -87,6 +87,8 @@ class Machine:
             "MemTotal": 128 << 30,
             **facts,
         }
+        for facts in (services or {}).values():  # each trains whatever is asked for
+            facts.setdefault("labels", {"tatara.profiles": "*"})
         config = json.dumps({"name": "tatara", "services": services or {}})
         self.program(
             "docker",

@@ -39,7 +39,6 @@ def test_how_dotenv_files_are_written(folder: Path) -> None:
         'SUMMARY="with # inside"\n'
         "SPACES = 1 \n"
         "EMPTY=\n"
-        "BARE\n"
     )
     assert load({}, path) == {
         "MODEL_NAME": "owner/model",
@@ -119,3 +118,41 @@ def test_secrets_under_other_names_are_blotted_out() -> None:
     shown = without_secrets("key hf_old", {"HUGGINGFACE_API_KEY": "hf_old"})
     assert "hf_old" not in shown
     assert without_secrets("nothing set", {"HF_TOKEN": ""}) == "nothing set"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_ACCESS_KEY_ID",
+            "OPENAI_API_KEY",
+            "GITHUB_PAT",
+            "DB_PASSWORD",
+        ),
+        *("MLFLOW_TRACKING_TOKEN", "SMTP_PASSWD", "my_secret", "PGPASSWORD", "NGC_APIKEY"),
+    ],
+)
+def test_every_secret_like_value_is_blotted_out(name: str) -> None:
+    """O-A10: not only the names that we know."""
+    shown = without_secrets("key canary-5f0c, again canary-5f0c", {name: "canary-5f0c"})
+    assert shown == f"key <{name}>, again <{name}>"
+
+
+def test_a_password_in_an_address_is_blotted_out() -> None:
+    env = {"HTTPS_PROXY": "http://u:canary-5f0c@proxy.example:3128", "HTTP_PROXY": "http://p:3128"}
+    shown = without_secrets(f"via {env['HTTPS_PROXY']} and {env['HTTP_PROXY']}", env)
+    assert shown == "via http://u:<HTTPS_PROXY>@proxy.example:3128 and http://p:3128"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TATARA__EVALUATION__MAX_NEW_TOKENS", "1024000"),
+        ("TOKENIZERS_PARALLELISM", "false-or-true"),
+        ("HF_TOKEN_PATH", "/home/user/token"),
+        ("AUTH", "none"),
+    ],
+)
+def test_what_is_no_secret_stays(name: str, value: str) -> None:
+    assert without_secrets(f"value {value}", {name: value}) == f"value {value}"

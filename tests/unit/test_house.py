@@ -29,7 +29,7 @@ LIGHT = [
     ),
 ]
 LOCKS = {
-    "demo": {"llm", "grpo", "vla"},
+    "demo": {"llm", "grpo"},
     "llm-4090": {"llm", "cuda", "serve"},
     "vla": {"vla", "cuda", "array-record", "hdf5", "rosbag"},
     "grpo-h100": {"grpo", "cuda", "vllm"},
@@ -94,7 +94,7 @@ def declared(extras: set[str]) -> list[Requirement]:
 def test_lock_holds_what_is_declared(target: str) -> None:
     dev = target == "dev"
     lock = pins(ROOT / ("requirements-dev.lock" if dev else f"images/{target}/requirements.lock"))
-    for wanted in declared(LOCKS["demo"] | {"dev"} if dev else LOCKS[target]):
+    for wanted in declared({"llm", "grpo", "vla", "dev"} if dev else LOCKS[target]):
         version = lock.get(canonicalize_name(wanted.name))
         assert version and wanted.specifier.contains(version, prereleases=True), (wanted, version)
 

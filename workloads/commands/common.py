@@ -15,8 +15,6 @@ from workloads.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from workloads.config.merge import Provenance
 
-_WITH_RECIPES = Path("profiles/vla.yaml")
-
 
 def loaded_environment() -> dict[str, str]:
     """This process's environment with `.env` and secrets, made its own."""
@@ -56,15 +54,16 @@ def report_ignored(profile: str, provenance: "Provenance") -> None:
 def profile_path(profile: str, env: Mapping[str, str]) -> Path:
     """A profile by its path, or by its name in profiles/ and profiles/recipes/.
 
-    RECIPE in the environment takes another one for vla: the one it names, or the one that fits.
+    RECIPE in the environment takes another one where the profile lists `recipes:`.
     """
     path = _named(profile)
-    if not env.get("RECIPE") or path != _WITH_RECIPES:
+    if not env.get("RECIPE"):
         return path
-    from workloads.vla.recipes import chosen
+    from workloads.plan.recipes import chosen
 
-    recipe = Path(chosen(env, str(path)))
-    print(f"tatara: RECIPE={env['RECIPE']}: {recipe}", file=sys.stderr)
+    recipe = chosen(path, env)
+    if recipe != path:
+        print(f"tatara: RECIPE={env['RECIPE']}: {recipe}", file=sys.stderr)
     return recipe
 
 

@@ -247,6 +247,11 @@ class Profile(Section):
     honours: tuple[Text, ...] = Field(
         (), description="Short names of `.env` and flags that this profile takes."
     )
+    recipes: tuple[Text, ...] = Field(
+        (),
+        description="Profiles in profiles/recipes/ for other machines, the most capable first: "
+        "RECIPE=NAME takes one in this profile's place, RECIPE=auto the first that fits the GPU.",
+    )
     model: Model
     adapter: Adapter = Adapter()
     optim: Optim = Optim()

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from workloads.doctor import docker, nvidia
-from workloads.doctor.answer import has
-from workloads.doctor.docker import Engine
 from workloads.doctor.facts import SETUP, Facts
-from workloads.findings import Finding, Level
+from workloads.findings import Finding
+from workloads.host import engine as docker
+from workloads.host.engine import Engine
+from workloads.host.programs import has
+from workloads.host.requirements import requirements
 
-OLDEST_ENGINE, OLDEST_COMPOSE = (20, 10), (2, 24)
+_REGISTER = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
 _TOOLKIT = (
-    "sudo apt-get install -y nvidia-container-toolkit && sudo nvidia-ctk runtime configure "
-    "--runtime=docker && sudo systemctl restart docker"
+    "install nvidia-container-toolkit from NVIDIA's repository (https://docs.nvidia.com/datacenter/"
+    f"cloud-native/container-toolkit/latest/install-guide.html), then {_REGISTER}"
 )
 _LINKS = "sudo nvidia-ctk system create-dev-char-symlinks --create-all"
 _CGROUPFS = '"exec-opts": ["native.cgroupdriver=cgroupfs"] in /etc/docker/daemon.json'
@@ -20,57 +21,17 @@ _CGROUPFS = '"exec-opts": ["native.cgroupdriver=cgroupfs"] in /etc/docker/daemon
 def checks(facts: Facts) -> list[Finding]:
     """Every look at Docker; one line where no run would use it."""
     engine = facts.engine
+    if isinstance(engine, str) and not facts.in_docker and not has("docker", facts.env):
+        return [Finding("Docker Engine", "skipped", f"{engine}; runs use .venv")]
+    found = requirements(engine, "error" if facts.in_docker else "warning")
     if isinstance(engine, str):
-        return [_no_engine(facts, engine)]
-    found = [_engine(engine, facts), _compose(engine, facts)]
+        return found
     if facts.complaint:
-        found.append(
-            Finding("compose.yaml", "error", facts.complaint, needed="a file that Compose reads")
-        )
+        needed = "a file that Compose reads"
+        found.append(Finding("compose.yaml", "error", facts.complaint, needed=needed))
     if facts.in_docker:
-        found += [_users(engine), *_gpu(facts, engine)]
+        found += _gpu(facts, engine)
     return found
-
-
-def _no_engine(facts: Facts, why: str) -> Finding:
-    if not facts.in_docker and not has("docker", facts.env):
-        return Finding("Docker Engine", "skipped", f"{why}; runs use .venv")
-    fix = "sudo systemctl start docker"
-    if "permission denied" in why.lower():
-        fix = "sudo usermod -aG docker $USER, then log in again"
-    elif "not on PATH" in why:
-        fix = (
-            "install Docker Engine (docker-ce) with docker-compose-plugin, or unset TATARA_RUNTIME"
-        )
-    level: Level = "error" if facts.in_docker else "warning"
-    return Finding("Docker Engine", level, why, needed="an engine that answers", fix=fix)
-
-
-def _engine(engine: Engine, facts: Facts) -> Finding:
-    return _version("Docker Engine", engine.version, OLDEST_ENGINE, "docker-ce", facts)
-
-
-def _compose(engine: Engine, facts: Facts) -> Finding:
-    """2.24 knows `env_file: required: false` and `!reset`."""
-    found = engine.compose or "none"
-    return _version("Docker Compose", found, OLDEST_COMPOSE, "docker-compose-plugin", facts)
-
-
-def _version(name: str, found: str, oldest: nvidia.Version, package: str, facts: Facts) -> Finding:
-    needed = f"{'.'.join(map(str, oldest))} or newer"
-    if nvidia.numbers(found) >= oldest:
-        return Finding(name, "ok", found, needed=needed)
-    level: Level = "error" if facts.in_docker else "warning"
-    return Finding(name, level, found, needed=needed, fix=f"sudo apt-get install -y {package}")
-
-
-def _users(engine: Engine) -> Finding:
-    """Files that a container writes must belong to the caller, so uids must mean the same."""
-    if engine.maps_users:
-        told = "an engine that is rootless or remaps users: a container's uid is another one here"
-        fix = "docker context use default, for an engine of the system; or TATARA_RUNTIME=local"
-        return Finding("uids in containers", "error", told, needed="the host's own uids", fix=fix)
-    return Finding("uids in containers", "ok", "the host's own")
 
 
 def _gpu(facts: Facts, engine: Engine) -> list[Finding]:
@@ -102,7 +63,7 @@ def _toolkit(facts: Facts, engine: Engine) -> Finding:
         )
     runtimes = ", ".join(name for name in engine.runtimes if "." not in name)
     told = f"{version or 'none'}; the engine's runtimes are: {runtimes}"
-    fix = _TOOLKIT.partition(" && ")[2] if version else _TOOLKIT
+    fix = _REGISTER if version else _TOOLKIT
     return Finding("container toolkit", "error", told, needed=needed, fix=fix)
 
 

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from workloads.catalogue import WORKLOADS
-from workloads.doctor.answer import Answer, ask
 from workloads.doctor.facts import Facts
 from workloads.findings import Finding
+from workloads.host.programs import Answer, run_program
 
 _IMPORT_SECONDS, _COMPUTE_SECONDS, _SPEAK_SECONDS = 300.0, 120.0, 120.0
 
@@ -34,7 +34,7 @@ def checks(facts: Facts) -> list[Finding]:
 def _run(facts: Facts, words: list[str], seconds: float) -> Answer:
     path = os.pathsep.join(part for part in sys.path if part)
     env = {**facts.env, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
-    return ask([sys.executable, *words], env, seconds)
+    return run_program([sys.executable, *words], env, seconds)
 
 
 def _told(answer: Answer) -> dict[str, str]:

@@ -1,18 +1,19 @@
 """Everything that the checks look at, gathered once."""
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from workloads import environment
-from workloads.doctor import docker, nvidia
-from workloads.doctor.answer import Answer
-from workloads.doctor.docker import Engine, Service
+from workloads.doctor import nvidia
 from workloads.doctor.nvidia import Build, Card, Smi
 from workloads.errors import UserError
+from workloads.host import engine as docker
+from workloads.host.engine import Engine
+from workloads.host.programs import Answer
+from workloads.host.services import Service
+from workloads.host.services import services as services_of
 
 if TYPE_CHECKING:
     from workloads.config.sections import Profile
@@ -136,15 +137,16 @@ def _container(service: Service, facts: Facts) -> Node:
 
 def look(env: Mapping[str, str], profile: str | None, words: Sequence[str]) -> Facts:
     """Ask everything once: the engine, Compose, nvidia-smi, and the profile's settings."""
-    env = load_environment(env)
+    env = environment.load(env)
     engine = docker.engine(env)
-    runtime, why = _runtime(env, engine)
+    runtime, why = docker.choose_runtime(env, engine)
     services, complaint = _services(runtime, profile, env)
     if runtime == "docker" and profile and not services and not complaint:
         runtime, why = "local", f"no service of compose.yaml runs {Path(profile).stem}"
     smi = nvidia.smi(env)
     image = _image(profile, services, smi, env) if runtime == "docker" else ""
-    handed, found = docker.hand_over(image, env) if image else (None, None)
+    handed = docker.try_gpus(image, env) if image else None
+    found = nvidia.build_in(handed.out, f"the torch in {image}") if handed else None
     facts = Facts(
         *(env, profile, runtime, why, engine, services, complaint, smi),
         build=found or _build(runtime, env),
@@ -167,48 +169,12 @@ def _planned(facts: Facts) -> Facts:
         return replace(facts, settings=Settings(mistake=str(error)))
 
 
-def load_environment(env: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]:
-    """The environment with `.env` and secrets under it, also where python-dotenv is missing."""
-    try:
-        return environment.load(env, dotenv)
-    except ModuleNotFoundError:
-        given = {name: value for name, value in env.items() if value}
-        return environment.load({**_plain_dotenv(dotenv), **given}, Path(os.devnull))
-
-
-_LINE = re.compile(
-    r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:'([^']*)'|\"([^\"]*)\"|(.*?))\s*(?:\s#.*)?"
-)
-
-
-def _plain_dotenv(path: Path) -> dict[str, str]:
-    found = map(_LINE.fullmatch, path.read_text(encoding="utf-8").splitlines())
-    pairs = [(line[1], line[2] or line[3] or line[4] or "") for line in found if line]
-    return {name: value for name, value in pairs if value}
-
-
-def _runtime(
-    env: Mapping[str, str], engine: Engine | str
-) -> tuple[Literal["docker", "local"], str]:
-    """What the scripts choose: see choose_runtime in scripts/_common.sh."""
-    forced = env.get("TATARA_RUNTIME")
-    if forced == "docker":
-        return "docker", "TATARA_RUNTIME says so"
-    if forced == "local":
-        return "local", "TATARA_RUNTIME says so"
-    if forced:
-        raise UserError(f"expected TATARA_RUNTIME=docker or local, found {forced!r}; set one")
-    if isinstance(engine, Engine) and engine.compose:
-        return "docker", "a Docker engine answers"
-    return "local", "no Docker engine with Compose answers"
-
-
 def _services(
     runtime: str, profile: str | None, env: Mapping[str, str]
 ) -> tuple[tuple[Service, ...], str]:
     if runtime != "docker" or profile is None:
         return (), ""
-    found = docker.services(Path(profile).stem, env)
+    found = services_of(Path(profile).stem, env)
     return ((), found) if isinstance(found, str) else (found, "")
 
 

@@ -12,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 
 from workloads import device
-from workloads.doctor.docker import Engine
 from workloads.doctor.facts import SETUP, Facts
 from workloads.findings import Finding, Level
+from workloads.host.engine import Engine
 
 GIB, MIB = 1 << 30, 1 << 20
 _OLDEST_PYTHON, _FIRST_TOO_NEW = (3, 11), (3, 13)

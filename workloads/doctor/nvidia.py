@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from workloads.doctor.answer import Answer, ask
+from workloads.host.programs import Answer, run_program
 
 MIB = 1 << 20
 Version = tuple[int, ...]
@@ -102,7 +102,7 @@ def smi(env: Mapping[str, str]) -> Smi:
         found = _from_rows(_query(fields.rpartition(",")[0], env).out)
     if not found.cards:
         # One that knows no queries may still print its table.
-        answer = ask(["nvidia-smi"], env, seconds=30)
+        answer = run_program(["nvidia-smi"], env, seconds=30)
         found = _from_table(answer.out)
     if found.cards:
         return found
@@ -112,7 +112,7 @@ def smi(env: Mapping[str, str]) -> Smi:
 
 def _query(fields: str, env: Mapping[str, str]) -> Answer:
     words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    return ask(words, env, seconds=30)
+    return run_program(words, env, seconds=30)
 
 
 def _first_line(text: str) -> str:
@@ -178,7 +178,7 @@ def on_the_bus(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
 
 def no_p2p(env: Mapping[str, str], cards: tuple[Card, ...]) -> list[tuple[int, int]] | None:
     """Pairs of these cards that cannot read each other's memory; None where nothing tells."""
-    answer = ask(["nvidia-smi", "topo", "-p2p", "r"], env, seconds=30)
+    answer = run_program(["nvidia-smi", "topo", "-p2p", "r"], env, seconds=30)
     text = re.sub(r"\x1b\[[\d;]*m", "", answer.out)
     rows = {
         int(found[1]): found[2].split()

@@ -8,9 +8,10 @@ from workloads.engine.hub.publish import may_push
 from workloads.errors import UserError
 from workloads.findings import Finding
 from workloads.plan.estimate import MAY_FIT, estimate
+from workloads.plan.recipes import fitting_recipe, recipes_of
 from workloads.vla.config import VlaConfig
-from workloads.vla.recipes import fitting_recipe
 
+_WITH_RECIPES = Path("profiles/vla.yaml")
 _GIB = 1 << 30
 _MOST = 20  # damaged records shown
 
@@ -49,7 +50,7 @@ def _memory(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     planned = estimate(config, len(gpus), env).total
     if planned is None or planned <= MAY_FIT * size:
         return []
-    recipe = fitting_recipe(size, config.model.name)
+    recipe = fitting_recipe(size, config.recipes or recipes_of(_WITH_RECIPES), config.model.name)
     mend = f"train {recipe}, or set RECIPE=auto" if recipe else "take a larger GPU"
     text = f"{planned / _GIB:.1f} GiB planned, {size / _GIB:.1f} GiB in the GPU"
     return [Finding("memory", "error", text, mend)]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.doctor_machine import RTX_4090, Machine, llm, say, service
-from workloads.doctor import containers, docker
-from workloads.doctor.docker import Engine
+from workloads.doctor import containers
+from workloads.host.engine import UNSUPPORTED, Engine
+from workloads.host.services import Service
 
 pytestmark = pytest.mark.unit
 REFUSAL = 'could not select device driver "nvidia" with capabilities: [[gpu]]'
@@ -27,7 +28,7 @@ def test_an_engine_without_the_toolkit(host: Machine) -> None:
     found = host.examine("llm-4090")
     assert found["container toolkit"].level == "error"
     assert found["container toolkit"].found == "none; the engine's runtimes are: runc"
-    assert "install -y nvidia-container-toolkit && sudo nvidia-ctk" in (
+    assert "docs.nvidia.com/datacenter/cloud-native/container-toolkit/" in (
         found["container toolkit"].fix
     )
     assert found["GPU in containers"].level == "skipped"
@@ -112,16 +113,31 @@ def test_versions_new_enough(host: Machine, version: str) -> None:
 @pytest.mark.parametrize("option", ["name=rootless", "name=userns"])
 def test_an_engine_whose_uids_are_others(host: Machine, option: str) -> None:
     host.docker(llm(), SecurityOptions=["name=seccomp,profile=default", option])
-    assert host.examine("llm-4090")["uids in containers"].level == "error"
+    found = host.examine("llm-4090")
+    assert found["uids in containers"].level == "warning"  # a run takes .venv instead
+    assert found["runtime"].found.startswith("local: the engine is rootless or remaps users")
+    forced = host.examine("llm-4090", TATARA_RUNTIME="docker")["uids in containers"]
+    assert forced.level == "error" and forced.found.endswith(UNSUPPORTED)
+
+
+def test_podman_is_named_and_not_taken_for_an_engine(host: Machine) -> None:
+    """O-C8: docker on PATH is podman's stand-in, whose info is of another form."""
+    info = json.dumps({"host": {"arch": "amd64"}, "version": {"Version": "4.3.1"}})
+    host.program("docker", f"'info --format {{{{json .}}}}') {say(info)} ;;")
+    found = host.examine("demo")
+    assert found["runtime"].found.startswith("local: no Docker engine to use: Podman 4.3.1")
+    forced = host.examine("demo", TATARA_RUNTIME="docker")["Docker Engine"]
+    assert forced.level == "error" and forced.found.endswith(UNSUPPORTED)
+    assert "https://docs.docker.com/engine/install/" in forced.fix
 
 
 def test_no_engine(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     found = machine.examine("demo")
-    assert found["runtime"].found == "local: no Docker engine with Compose answers"
+    assert found["runtime"].found == "local: no Docker engine to use: docker is not on PATH"
     assert found["Docker Engine"].level == "skipped"
     forced = machine.examine("demo", TATARA_RUNTIME="docker")["Docker Engine"]
-    assert forced.level == "error" and "unset TATARA_RUNTIME" in forced.fix
+    assert forced.level == "error" and "set TATARA_RUNTIME=local" in forced.fix
 
 
 @pytest.mark.parametrize(
@@ -169,5 +185,5 @@ def test_settings_are_those_of_the_service(host: Machine) -> None:
 
 
 def test_a_token_is_not_shown() -> None:
-    made = docker.Service("x", "y", (), {"HF_TOKEN": "hf_secret"})
+    made = Service("x", "y", (), {"HF_TOKEN": "hf_secret"})
     assert "hf_secret" not in repr(made)

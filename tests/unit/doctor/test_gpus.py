@@ -202,11 +202,11 @@ def test_cards_of_a_table_alone(host: Machine) -> None:
 
 
 def test_a_question_without_an_end(host: Machine) -> None:
-    from workloads.doctor.answer import ask
+    from workloads.host.programs import run_program
 
     (host.bin / "sleep").symlink_to("/bin/sleep")
     host.program("nvidia-smi", otherwise="sleep 600 & wait")
-    answer = ask(["nvidia-smi"], host.env, seconds=0.2)
+    answer = run_program(["nvidia-smi"], host.env, seconds=0.2)
     assert answer.code is None and "gave no answer within 0.2 s" in answer.problem
 
 

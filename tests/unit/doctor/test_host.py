@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.doctor_machine import ROOT, RTX_4090, Machine, llm, service
 from workloads.doctor import host as looks
-from workloads.doctor.facts import load_environment
+from workloads.environment import load
 
 pytestmark = pytest.mark.unit
 
@@ -174,10 +174,10 @@ def test_a_dotenv_without_python_dotenv(tmp_path: Path) -> None:
     """The plain reader takes what people write; run by a Python that sees no packages."""
     (tmp_path / ".env").write_text(
         "# a comment\nexport A=1\nB='two words' # why\nC=\"x#y\"\nD=plain # end\nE=\n"
-        "HUGGINGFACE_API_KEY=hf_x\nnot a line\n"
+        "HUGGINGFACE_API_KEY=hf_x\n"
     )
     code = (
-        "from workloads.doctor.facts import load_environment as load\n"
+        "from workloads.environment import load\n"
         "print(sorted(load({'A': '', 'D': 'shell'}).items()))"
     )
     done = subprocess.run(
@@ -191,5 +191,5 @@ def test_a_dotenv_without_python_dotenv(tmp_path: Path) -> None:
     wanted = {"A": "1", "B": "two words", "C": "x#y", "D": "shell"}
     wanted |= {"HUGGINGFACE_API_KEY": "hf_x", "HF_TOKEN": "hf_x"}
     assert done.stdout.strip() == str(sorted(wanted.items()))
-    with_package = load_environment({"A": "", "D": "shell"}, tmp_path / ".env")
+    with_package = load({"A": "", "D": "shell"}, tmp_path / ".env")
     assert with_package == wanted

@@ -20,7 +20,7 @@ from workloads.vla.data.prepare import Sources, open_sources
 from workloads.vla.data.steps import Collate, Maker, Steps
 from workloads.vla.loading import image_processor
 from workloads.vla.openvla.tokenizer import LlamaTokenizer
-from workloads.vla.recipes import fitting_recipe
+from workloads.plan.recipes import fitting_recipe, recipes_of
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[4]
@@ -213,11 +213,16 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         config_of(root, **{"adapter.method": "lora", "parallel.strategy": "fsdp2"})
 
 
+RECIPES = recipes_of(ROOT / "profiles/vla.yaml")
+
+
 @pytest.mark.parametrize(("gib", "name"), [(15, "16gb"), (23.5, "24gb"), (39.4, "40gb")])
 def test_recipes_fit_what_they_are_named_after(gib: float, name: str) -> None:
-    found = fitting_recipe(int(gib * 2**30), folder=ROOT / "profiles/recipes")
+    found = fitting_recipe(
+        int(gib * 2**30), RECIPES, folder=ROOT / "profiles/recipes"
+    )
     assert found is not None and found.stem == f"vla-{name}"
 
 
 def test_no_recipe_fits_a_gpu_that_is_too_small() -> None:
-    assert fitting_recipe(4 * 2**30, folder=ROOT / "profiles/recipes") is None
+    assert fitting_recipe(4 * 2**30, RECIPES, folder=ROOT / "profiles/recipes") is None

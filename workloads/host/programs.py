@@ -1,4 +1,4 @@
-"""Asking other programs, with an end to every wait."""
+"""Run other programs, with an end to every wait."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def has(program: str, env: Mapping[str, str]) -> bool:
     return shutil.which(program, path=env.get("PATH", os.defpath)) is not None
 
 
-def ask(words: Sequence[str], env: Mapping[str, str], seconds: float = 20) -> Answer:
+def run_program(words: Sequence[str], env: Mapping[str, str], seconds: float = 20) -> Answer:
     """Run a program to its end, at most so long, and say how it ended.
 
     problem: one line of what it complained, or why there is no answer.

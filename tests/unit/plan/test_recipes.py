@@ -78,7 +78,7 @@ def test_what_cannot_fit_is_refused_and_what_fits_is_named(
     logs = machine(gib)
     assert main(["train", "profiles/vla.yaml", f"data.source={logs}"]) == 2
     told = capsys.readouterr().err
-    assert f"{gib:.1f} GiB in the GPU; train profiles/recipes/vla-{recipe}.yaml" in told
+    assert f"{gib:.1f} GiB in the GPU; fix: train profiles/recipes/vla-{recipe}.yaml" in told
     assert "this profile cannot start" in told and "RECIPE=auto" in told
     os.environ["RECIPE"] = "auto"
     try:
@@ -91,7 +91,7 @@ def test_what_cannot_fit_is_refused_and_what_fits_is_named(
 
 
 def test_scripts_ask_for_the_profile() -> None:
-    command = [sys.executable, "-m", "workloads.vla.recipes"]
+    command = [sys.executable, "-m", "workloads.plan.recipes", "profiles/vla.yaml"]
     env = {**os.environ, "RECIPE": "24gb"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("profiles/recipes/vla-24gb.yaml\n", 0)
@@ -99,3 +99,12 @@ def test_scripts_ask_for_the_profile() -> None:
         command, cwd=ROOT, env=env | {"RECIPE": "x"}, capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith("tatara: RECIPE: expected auto")
+
+
+def test_any_profile_may_list_recipes(machine: Any, tmp_path: Path) -> None:
+    machine(23.6)
+    own = tmp_path / "mine.yaml"
+    own.write_text(f"recipes: [vla-80gb, vla-24gb]\n{Path('profiles/demo.yaml').read_text()}")
+    assert profile_path(str(own), {"RECIPE": "auto"}) == Path("profiles/recipes/vla-24gb.yaml")
+    assert profile_path(str(own), {"RECIPE": "vla-16gb"}).stem == "vla-16gb"
+    assert profile_path(str(own), {}) == own

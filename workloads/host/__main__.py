@@ -1,0 +1,139 @@
+"""`python3 -m workloads.host COMMAND …`: what a script asks. Each answer is text for a shell.
+
+settings                    what scripts take from .env, as assignments
+runtime                     docker or local, a tab, and why
+services PROFILE            the services that train it here, node 0's first
+running [PROFILE]           containers of this checkout that train: id, a tab, service
+check-engine                nothing, exit code 0; else what a Docker engine lacks
+is-set-up                   nothing, exit code 0; else why not
+set-up                      write .env and what Compose asks for
+compose ARGUMENT…           become `docker compose` in this checkout
+down                        remove this checkout's containers, networks and dangling images
+first-step PROFILE SINCE    the run with a first step newer than a time
+outcome [PROFILE]           what a stop has left
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from workloads import env_file, environment
+from workloads.errors import TataraError, UserError
+from workloads.host import checkout, runs
+from workloads.host.engine import choose_runtime, engine, gets_images
+from workloads.host.programs import run_program
+from workloads.host.requirements import requirements
+from workloads.host.services import running, training
+
+_SETTINGS = ("BASE_IMAGE", "TATARA_OUTPUTS", "TATARA_CACHE", "RECIPE")
+_BASE = "python:3.11-slim-bookworm"
+
+
+def _settings() -> None:
+    env = _environment()
+    defaults = {"TATARA_OUTPUTS": "outputs", "TATARA_CACHE": ".cache", "BASE_IMAGE": _BASE}
+    for name in _SETTINGS:
+        print(f"{name}={shlex.quote(env.get(name) or defaults.get(name, ''))}")
+
+
+def _environment() -> dict[str, str]:
+    return environment.load(os.environ)
+
+
+def _runtime() -> None:
+    env = _environment()
+    runtime, why = choose_runtime(env, engine(env))
+    base = env.get("BASE_IMAGE") or _BASE
+    if runtime == "docker" and not env.get("TATARA_RUNTIME") and not gets_images(base, env):
+        runtime, why = "local", f"the Docker engine cannot get the base image {base}"
+    print(f"{runtime}\t{why}")
+
+
+def _services(profile: str) -> None:
+    print(" ".join(service.name for service in training(profile, _environment())))
+
+
+def _running(profile: str = "") -> None:
+    for container in running(checkout.root(), profile, os.environ):
+        print(f"{container.id}\t{container.service}")
+
+
+def _check_engine() -> None:
+    for finding in requirements(engine(_environment())):
+        if finding.is_bad:
+            raise UserError(
+                f"{finding.name}: expected {finding.needed}, found {finding.found}; {finding.fix}"
+            )
+
+
+def _is_set_up() -> None:
+    if why := checkout.belongs(checkout.root()):
+        raise UserError(why)
+
+
+def _set_up() -> None:
+    checkout.set_up(checkout.root(), os.environ)
+
+
+def _compose(*arguments: str) -> None:
+    env = checkout.compose_environment(checkout.root(), os.environ)
+    os.execvpe("docker", ["docker", "compose", *arguments], env)
+
+
+def _down() -> None:
+    """Of this checkout alone: what trains is left, another checkout's things are not touched."""
+    root = checkout.root()
+    _is_set_up()
+    if left := running(root, "", os.environ):
+        names = ", ".join(container.service for container in left)
+        raise UserError(f"expected no training, found {names}; run scripts/stop_training.sh first")
+    label = f"label=tatara.checkout={root}"
+    run_program(["docker", "image", "prune", "--force", "--filter", label], os.environ, 120)
+    _compose("--profile", "*", "down", "--remove-orphans")
+
+
+def _first_step(profile: str, since: str) -> None:
+    run = runs.newest(_outputs(), profile, float(since))
+    if run is not None and runs.has_first_step(run, float(since)):
+        print(run)
+
+
+def _outcome(profile: str = "") -> None:
+    print("\n".join(runs.how_it_stopped(_outputs(), profile)))
+
+
+def _outputs() -> Path:
+    return Path(_environment().get("TATARA_OUTPUTS") or "outputs")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "settings": _settings,
+    "runtime": _runtime,
+    "services": _services,
+    "running": _running,
+    "check-engine": _check_engine,
+    "is-set-up": _is_set_up,
+    "set-up": _set_up,
+    "compose": _compose,
+    "down": _down,
+    "first-step": _first_step,
+    "outcome": _outcome,
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Answer one question; 2 and a sentence where that is not possible."""
+    try:
+        # A line of .env that readers take differently ends everything before it begins.
+        env_file.read()
+        COMMANDS[arguments[0]](*arguments[1:])
+    except TataraError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,176 @@
+"""One checkout on an engine that several share: its project, its images, what Compose is told.
+
+Set-up writes project name, image tag and folder into `.env`, and a file of the folder's name below
+`.cache`, which compose.yaml asks for: in another checkout a copied `.env` names a file that is not
+there, and Compose ends before it builds or recreates anything.
+"""
+
+import getpass
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from workloads import env_file
+from workloads.environment import CA_NAMES
+from workloads.errors import UserError
+
+_MARK = ".cache/set-up-in"
+_SHELL_ENV = ".cache/shell.env"
+_NAMES_PROJECT = ("COMPOSE_PROJECT_NAME", "TATARA_TAG")
+# Given to set-up once, they hold for later builds and starts.
+_KEPT = (
+    *("BASE_IMAGE", "TORCH_VERSION", "TORCH_INDEX_URL", "FLASH_ATTN", "TATARA_RUNTIME"),
+    *("TATARA_OUTPUTS", "TATARA_CACHE", "TATARA_DATA"),
+)
+# What a build's downloads need to know; `docker history` shows none of it.
+_OF_A_BUILD = (
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"),
+    *("no_proxy", "all_proxy", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"),
+    *("PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT"),
+)
+_LOWER_CASE = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
+_CA = "/run/secrets/ca"
+
+
+def root() -> Path:
+    """The checkout's folder, links resolved: scripts and doctor work in it."""
+    return Path.cwd().resolve()
+
+
+def caller(env: Mapping[str, str]) -> tuple[int, int]:
+    """Uid and gid of the caller, also behind sudo: files that a run writes belong to them."""
+    uid, gid = env.get("SUDO_UID") or os.getuid(), env.get("SUDO_GID") or os.getgid()
+    return int(uid), int(gid)
+
+
+def project(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """Name of the compose project and tag of the images, by user and folder."""
+    uid, _ = caller(env)
+    name = env.get("SUDO_USER") or _user_name()
+    user = re.sub(r"[^a-z0-9]", "", name.lower()) or f"u{uid}"
+    tag = f"{user}-{hashlib.sha256(f'{uid}:{folder}'.encode()).hexdigest()[:8]}"
+    return {"COMPOSE_PROJECT_NAME": f"tatara-{tag}", "TATARA_TAG": tag}
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a uid without an entry
+        return ""
+
+
+def mark(folder: Path, of: Path | None = None) -> Path:
+    """The file that says a folder was set up; `of`: the folder that `.env` names."""
+    return Path(f"{folder}/{_MARK}{of or folder}")
+
+
+def belongs(folder: Path) -> str:
+    """Why `.env` is not this checkout's own as set-up leaves it, or nothing."""
+    named = env_file.read(folder / ".env").get("TATARA_CHECKOUT", "")
+    if not named:
+        return "this checkout has not been set up"
+    if named != str(folder):
+        return f".env is that of {named}, copied here"
+    return "" if mark(folder).is_file() else "this checkout has not been set up"
+
+
+def set_up(folder: Path, env: Mapping[str, str]) -> None:
+    """Write `.env`, for the caller alone to read, and the mark; both are safe to write again."""
+    path = folder / ".env"
+    found = env_file.read(path)
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text((folder / ".env.example").read_text(encoding="utf-8"), encoding="utf-8")
+    path.chmod(0o600)
+    uid, gid = caller(env)
+    values = {"UID": str(uid), "GID": str(gid), "TATARA_DOTENV": ".env"}
+    is_copied = found.get("TATARA_CHECKOUT", str(folder)) != str(folder)
+    for name, value in project(folder, env).items():
+        if is_copied or not found.get(name):
+            values[name] = value
+    values["TATARA_CHECKOUT"] = str(folder)
+    values.update({name: env[name] for name in _KEPT if env.get(name)})
+    env_file.keep(path, values)
+    own(path, env)
+    write_build_settings(folder, env)
+
+
+def own(path: Path, env: Mapping[str, str]) -> None:
+    """Give a file that root wrote behind sudo to the caller."""
+    if os.getuid() == 0:
+        os.chown(path, *caller(env))
+
+
+def _write(path: Path, text: str, env: Mapping[str, str]) -> None:
+    """A file that the caller alone reads."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        own(folder, env)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.touch(mode=0o600)
+    partial.write_text(text, encoding="utf-8")
+    own(partial, env)
+    partial.replace(path)
+
+
+def write_build_settings(folder: Path, env: Mapping[str, str]) -> None:
+    """The mark holds what a build's downloads need: proxies, indices, authorities."""
+    given = env_file.read(folder / ".env")
+    given.update({name: value for name, value in env.items() if value})
+    lines = [f"export {name}={shlex.quote(given[name])}" for name in _OF_A_BUILD if given.get(name)]
+    names = " ".join(f"{name}={_CA}" for name in (*CA_NAMES, "PIP_CERT"))
+    lines.append(f"if [ -s {_CA} ]; then export {names}; fi")
+    _write(mark(folder), "\n".join(lines) + "\n", env)
+
+
+def shell_settings(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """What the caller's shell says for the job: documented names, those of `.env`, TATARA__…"""
+    example = (folder / ".env.example").read_text(encoding="utf-8")
+    names = {*re.findall(r"^(?:# )?([A-Z][A-Z0-9_]*)=", example, re.MULTILINE), *_LOWER_CASE}
+    names |= set(env_file.read(folder / ".env"))
+    names |= {name for name in env if name.startswith("TATARA__")}
+    return {name: env[name] for name in sorted(names) if env.get(name)}
+
+
+def compose_environment(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """The environment of `docker compose` in this checkout, whose files are written first."""
+    settings = shell_settings(folder, env)
+    lines = [env_file.line(name, value) + "\n" for name, value in settings.items()]
+    _write(folder / _SHELL_ENV, "".join(lines), env)
+    if not belongs(folder):
+        write_build_settings(folder, env)
+    uid, gid = caller(env)
+    told = {**env, "UID": str(uid), "GID": str(gid), "TATARA_SHELL_ENV": _SHELL_ENV}
+    told["GIT_COMMIT"] = commit(folder)
+    if (folder / ".env").is_file():
+        told["TATARA_DOTENV"] = ".env"
+    if bundle := authorities({**env_file.read(folder / ".env"), **env}):
+        told["TATARA_CA_FILE"] = bundle
+    return told
+
+
+def authorities(env: Mapping[str, str]) -> str:
+    """The file of certificate authorities that this host's programs go by, empty for their own."""
+    names = [name for name in ("TATARA_CA_FILE", *CA_NAMES) if env.get(name)]
+    if names and not os.access(env[names[0]], os.R_OK):
+        raise UserError(
+            f"{names[0]}: expected a file of certificates that you can read, found "
+            f"{env[names[0]]}; correct the path (a relative one counts from the checkout), or "
+            "unset it"
+        )
+    return os.path.abspath(env[names[0]]) if names else ""
+
+
+def commit(folder: Path) -> str:
+    """The commit of the code, for the image's label."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=30)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"

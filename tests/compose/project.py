@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.processes import events, rows, steps
+from workloads.host.checkout import mark, write_build_settings
 from workloads.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,14 +48,19 @@ class Project:
             "GID": self.gid,
             "TATARA_OUTPUTS": self.outputs,
             "TATARA_CACHE": self.folder / "cache",
-            "TATARA_ENV_FILE": self.env_file,
+            "TATARA_DOTENV": self.env_file,
+            "TATARA_CHECKOUT": ROOT,
             "TATARA_SHM_SIZE": "1gb",
             "BASE_IMAGE": base_image(),
             "OMP_NUM_THREADS": "1",
             **settings,
         }
         lines = [f"{name}={value}\n" for name, value in values.items() if value != ""]
+        self.env_file.touch(mode=0o600)
         self.env_file.write_text("".join(lines))
+        os.chown(self.env_file, self.uid, self.gid)
+        if not mark(ROOT).is_file():
+            write_build_settings(ROOT, {})
 
     @property
     def env(self) -> dict[str, str]:

@@ -22,10 +22,11 @@ PROFILES = {
     "grpo-h100": {"grpo-h100"},
     "grpo-vllm": {"grpo-vllm"},
     "board": {"board"},
+    "monitor": {"monitor"},
 }
 GPU = {"llm-master", "llm-worker", "vla", "vla_finetune", "vla-serve", "grpo-h100", "grpo-vllm"}
-TRAINING = {name for names in PROFILES.values() for name in names} - {"board"}
-SECRETS = {"dotenv", "hf_token", "wandb_api_key", "tatara_serve_token"}
+TRAINING = {name for names in PROFILES.values() for name in names} - {"board", "monitor"}
+SECRETS = {"checkout", "dotenv", "shell", "ca", "hf_token", "wandb_api_key", "tatara_serve_token"}
 FILES = ("compose.yaml", "compose.cpu.yaml", "compose.multihost.yaml")
 SECOND = 1_000_000_000
 
@@ -40,7 +41,7 @@ def rendered(profile: str, *overrides: str, **env: str) -> dict[str, Any]:
     done = subprocess.run(
         [*words, "config", "--format", "json"],
         cwd=ROOT,
-        env={**clean, "TATARA_ENV_FILE": "/dev/null", **env},
+        env={**clean, **env},
         capture_output=True,
         text=True,
         timeout=60,
@@ -66,7 +67,11 @@ def test_every_container_keeps_to_its_bounds(profile: str) -> None:
         assert service["cap_drop"] == ["ALL"] and "cap_add" not in service
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "privileged" not in service and "pid" not in service and "devices" not in service
-        assert service["healthcheck"]["test"][0] == "CMD"
+        if name == "monitor":  # it shows files, and listens to nobody
+            assert service["healthcheck"] == {"disable": True}
+            assert service["network_mode"] == "none"
+        else:
+            assert service["healthcheck"]["test"][0] == "CMD"
         published = [port.get("host_ip") for port in service.get("ports", [])]
         assert set(published) <= {"127.0.0.1"}, name
         assert (name == "board") == bool(published)
@@ -85,8 +90,8 @@ def test_what_trains_has_memory_time_and_secrets_as_files(name: str) -> None:
     environment = service["environment"]
     assert service["stop_grace_period"] == "10m0s"
     assert int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < 600
-    values = {environment[one] for one in ("HF_TOKEN", "WANDB_API_KEY", "TATARA_SERVE_TOKEN")}
-    assert values == {""}
+    assert not {"HF_TOKEN", "WANDB_API_KEY", "TATARA_SERVE_TOKEN"} & set(environment)
+    assert service["pull_policy"] == "build" and "env_file" not in service
     # A service that only waits for somebody is no training; the shell is there to be run by hand.
     assert (
         name == "vla_finetune"

@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -39,9 +38,8 @@ class Checkout:
         self.root = copy_checkout(root)
         for name in FILES:
             shutil.copy(ROOT / name, root / name)
-        self.project = f"tatara-test-{uuid4().hex[:8]}"
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        self.env = {**kept, "COMPOSE_PROJECT_NAME": self.project, "OMP_NUM_THREADS": "1"}
+        self.env = {**kept, "OMP_NUM_THREADS": "1"}
         if base := base_image():
             self.env["BASE_IMAGE"] = base
         if os.getuid() == 0:  # as behind sudo: what is made belongs to the one who called it
@@ -67,15 +65,25 @@ class Checkout:
             text, _ = process.communicate(timeout=900)
             return process.returncode, text
 
+    def compose(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`docker compose …` as somebody types it in the checkout."""
+        command = ["docker", "compose", *words]
+        return subprocess.run(
+            command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=300
+        )
+
+    @property
+    def label(self) -> str:
+        return f"label=com.docker.compose.project.working_dir={self.root}"
+
     @property
     def run(self) -> Run:
         return newest(self.root / "outputs" / "demo")
 
     def codes(self) -> dict[str, int]:
         """Exit codes of the containers by service; -1 for one that runs."""
-        label = f"label=com.docker.compose.project={self.project}"
         found = {}
-        for one in docker("ps", "--all", "--quiet", "--filter", label).split():
+        for one in docker("ps", "--all", "--quiet", "--filter", self.label).split():
             facts = json.loads(docker("inspect", one))[0]
             service = facts["Config"]["Labels"]["com.docker.compose.service"]
             running, code = facts["State"]["Running"], facts["State"]["ExitCode"]
@@ -96,9 +104,10 @@ def checkouts(tmp_path: Path, images: Callable[[str], None]) -> Iterator[Callabl
         return made[-1]
 
     yield make
-    words = ["docker", "compose", "--profile", "*", "down", "--volumes", "--timeout", "1"]
     for one in made:
-        subprocess.run(words, cwd=one.root, env=one.env, capture_output=True, timeout=120)
+        one.compose("--profile", "*", "down", "--timeout", "1", "--rmi", "local")
+        for left in docker("ps", "--all", "--quiet", "--filter", one.label).split():
+            docker("rm", "--force", left)
 
 
 @pytest.fixture
@@ -136,12 +145,11 @@ def test_from_a_fresh_checkout_to_a_resumed_run(checkout: Checkout) -> None:
 def _has_what_the_shell_said(checkout: Checkout) -> None:
     config = checkout.run.config()
     assert (config.train.seed, config.optim.weight_decay) == (7, 0.02)
-    token = checkout.root / ".cache" / "HF_TOKEN"
-    assert token.stat().st_mode & 0o777 == 0o600
-    label = f"label=com.docker.compose.project={checkout.project}"
-    for one in docker("ps", "--quiet", "--filter", label).split():
+    shell = checkout.root / ".cache" / "shell.env"
+    assert shell.stat().st_mode & 0o777 == 0o600
+    for one in docker("ps", "--quiet", "--filter", checkout.label).split():
         assert "canary" not in docker("inspect", one)
-        assert docker("exec", one, "cat", "/run/secrets/hf_token") == "canary-5f0c"
+        assert "HF_TOKEN=canary-5f0c\n" in docker("exec", one, "cat", "/run/secrets/shell")
 
 
 def test_interrupting_the_wait_stops_and_saves(checkout: Checkout) -> None:
@@ -200,3 +208,79 @@ def test_two_hosts_on_the_network_of_the_host(checkouts: Callable[[], Checkout])
     assert (first.codes(), second.codes()) == ({"demo-master": 0}, {"demo-worker": 0})
     assert max(steps(first.run)) == 4 and sealed(first.run.checkpoints)
     assert second.run.id == first.run.id and not second.run.metrics.exists()
+
+
+def test_two_checkouts_train_side_by_side_on_one_engine(checkouts: Callable[[], Checkout]) -> None:
+    """O-A1: each is a project of its own, and each is stopped by its own script alone."""
+    first, second = checkouts(), checkouts()
+    for one in (first, second):
+        code, text = one.script("start_training.sh", "demo", *LONG)
+        assert code == 0, text
+    assert first.codes() == second.codes() == {"demo-master": -1, "demo-worker": -1}
+    names = [
+        json.loads(one.compose("config", "--format", "json").stdout)["name"]
+        for one in (first, second)
+    ]
+    assert len(set(names)) == 2
+
+    code, text = second.script("stop_training.sh")
+    assert code == 0 and "newest checkpoint: " in text, text
+    assert second.codes() == {"demo-master": 3, "demo-worker": 3}
+    assert first.codes() == {"demo-master": -1, "demo-worker": -1}
+
+    # With the other one's .env nothing is recreated, by hand nor by a script.
+    shutil.copy(first.root / ".env", second.root / ".env")
+    by_hand = second.compose("--profile", "demo", "up", "--detach")
+    assert by_hand.returncode != 0
+    assert f"{second.root}/.cache/set-up-in{first.root}" in by_hand.stderr
+    assert second.compose("--profile", "demo", "build").returncode != 0
+    code, text = second.script("stop_training.sh")
+    assert code == 0 and "no training of this checkout is running" in text
+    assert first.codes() == {"demo-master": -1, "demo-worker": -1}
+    assert not events(first.run, "stop requested")
+
+    # Set-up makes it the second checkout's own again.
+    code, text = second.script("start_training.sh", "demo", *SHORT, "train.max_steps=2", "--wait")
+    assert code == 0, text
+    assert first.codes() == {"demo-master": -1, "demo-worker": -1}
+    code, text = first.script("stop_training.sh")
+    assert code == 0 and first.codes() == {"demo-master": 3, "demo-worker": 3}, text
+    for one in (first, second):
+        code, text = one.script("compose.sh", "down")
+        assert code == 0 and one.codes() == {}, text
+
+
+def test_changed_code_is_what_runs(checkout: Checkout) -> None:
+    """O-A2: an image older than the code is built first, by hand too, and uncommitted changes."""
+    assert checkout.script("setup_environment.sh")[0] == 0
+    words = ("run", "--rm", "-T", "demo-master", "check", "demo", "bogus.setting=1")
+    before = checkout.compose(*words)
+    assert "unknown setting 'bogus" in before.stderr and before.returncode == 2, before.stderr
+    path = checkout.root / "workloads" / "config" / "merge.py"
+    path.write_text(path.read_text().replace("unknown setting ", "unknown NEW setting "))
+    start = time.monotonic()
+    after = checkout.compose(*words)
+    assert "unknown NEW setting 'bogus" in after.stderr, after.stderr
+    assert time.monotonic() - start < 60
+
+
+def test_a_line_of_dotenv_that_readers_take_differently_ends_everything(checkout: Checkout) -> None:
+    """O-A3: before a folder, an image or a container is made."""
+    (checkout.root / ".env").write_text("SEED=1\nTATARA_OUTPUTS: ./runs\n")
+    for script in ("setup_environment.sh", "start_training.sh", "stop_training.sh"):
+        code, text = checkout.script(script)
+        assert code == 2 and ".env:2: expected NAME=value" in text, text
+    assert not (checkout.root / "outputs").exists() and not (checkout.root / "runs").exists()
+    assert checkout.codes() == {}
+
+
+def test_a_folder_with_a_hash_is_one_folder_for_all(checkout: Checkout) -> None:
+    """O-A3: `TATARA_OUTPUTS=./runs#1` is what scripts make and watch and containers write."""
+    (checkout.root / ".env").write_text("TATARA_OUTPUTS=./runs#1\n")
+    os.chown(
+        checkout.root / ".env", *(int(checkout.env.get(n, -1)) for n in ("SUDO_UID", "SUDO_GID"))
+    )
+    code, text = checkout.script("start_training.sh", "demo", *SHORT, "train.max_steps=2", "--wait")
+    assert code == 0, text
+    assert list(checkout.root.glob("runs#1/demo/*/metrics.jsonl"))
+    assert not (checkout.root / "runs").exists()

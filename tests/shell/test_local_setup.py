@@ -13,6 +13,7 @@ pytestmark = pytest.mark.shell
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("pyproject.toml", "requirements-dev.lock")
+READER = ("__init__.py", "env_file.py", "errors.py")
 SCRIPTS = ("local_setup.sh", "local_setup.py")
 
 
@@ -23,6 +24,9 @@ def project(tmp_path: Path) -> Path:
     (root / "scripts").mkdir(parents=True)
     for name in (*FILES, *(f"scripts/{script}" for script in SCRIPTS)):
         shutil.copy(ROOT / name, root / name)
+    (root / "workloads").mkdir()
+    for name in READER:
+        shutil.copy(ROOT / "workloads" / name, root / "workloads" / name)
     (root / ".venv" / "bin").mkdir(parents=True)
     (root / ".venv" / "bin" / "python").symlink_to(sys.executable)
     stamp(root)

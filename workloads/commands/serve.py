@@ -30,10 +30,12 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     # Blanks around it no client can send; nothing but blanks protects nobody.
     token = env.get("TATARA_SERVE_TOKEN", "").strip() or None
     server = claim(args.host, args.port, token)
-    from workloads.vla.policy import Policy, exported_folder
+    from workloads.run import outputs
+    from workloads.run.models import exported_model
+    from workloads.vla.policy import Policy
     from workloads.vla.serve.service import Service
 
-    folder = exported_folder(args.model, env)
+    folder, _ = exported_model(args.model, outputs(env), "vla")
     policy = Policy.from_pretrained(folder, four_bit=args.four_bit, tell=_tell)
     service = Service(policy, token)
     _tell(f"{folder}: first action after {service.warm_up():.1f} s on {policy.model.device}")

@@ -20,7 +20,6 @@ from workloads.engine.pretrained.base import locate, locate_for_use
 from workloads.engine.pretrained.files import Tell, is_adapter
 from workloads.errors import UserError
 from workloads.json_files import read_json
-from workloads.run import Run, find, outputs
 from workloads.vla.actions import normalize
 from workloads.vla.data.augment import as_served
 from workloads.vla.loading import image_processor, plain
@@ -192,35 +191,6 @@ class Policy:
         batch: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         actions = self.model.predict_actions(**batch, unnorm_key=unnorm_key)
         return actions if actions.ndim == 3 else actions[:, None]
-
-
-def exported_folder(wanted: str, env: Mapping[str, str]) -> str:
-    """Where a policy is that is named as people do: a model's folder, its name on the hub, or a
-    run by id, folder or `latest`, whose `final/` it is. Raises UserError where nothing is there."""
-    root = outputs(dict(env))
-    places = [one for one in (Path(wanted), root / wanted) if (one / "manifest.json").is_file()]
-    is_hub_name = wanted.count("/") == 1 and not wanted.startswith((".", "/", "~"))
-    if not places and (Path(wanted).is_dir() or is_hub_name):
-        return wanted
-    if places:
-        run = Run(places[0])
-    else:
-        run = _newest(root) if wanted == "latest" else find(root, "*", wanted)
-    if not run.final.is_dir():
-        raise UserError(
-            f"{run.path}: expected an exported model in final/, found none; run tatara export "
-            f"{run.id}"
-        )
-    return str(run.final)
-
-
-def _newest(root: Path) -> Run:
-    """The run of a policy that was started last; language models have runs beside it."""
-    dumps = sorted(root.glob("*/*/config.json"), key=lambda path: (path.stat().st_mtime_ns, path))
-    for path in reversed(dumps):
-        if (read_json(path).get("config") or {}).get("workload") == "vla":
-            return Run(path.parent)
-    raise UserError(f"expected a policy's run in {root}, found none; train one: make train-vla")
 
 
 def _dtype(folder: Path, facts: Mapping[str, Any], place: torch.device) -> torch.dtype:

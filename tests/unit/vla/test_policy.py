@@ -10,14 +10,13 @@ import torch
 from tests.support.tiny_policy import episodes, policy_folder, statistics, tiny_model
 from workloads.config.merge import resolve
 from workloads.errors import UserError
-from workloads.run import Run
 from workloads.vla.actions import unnormalize
 from workloads.vla.data.prepare import open_sources
 from workloads.vla.data.steps import Collate, Maker, Steps
 from workloads.vla.loading import image_processor
 from workloads.vla.openvla.config import OftSpec
 from workloads.vla.openvla.tokenizer import LlamaTokenizer
-from workloads.vla.policy import Observation, Policy, exported_folder
+from workloads.vla.policy import Observation, Policy
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[3]
@@ -193,24 +192,3 @@ def test_what_is_missing_is_named(
         policy_folder(folder, statistics(("crane_x7", "other")), oft=CHUNK)
     with pytest.raises(UserError, match=sentence):
         loaded(folder).act([observation], key)
-
-
-def test_a_policy_is_named_as_people_do(tmp_path: Path) -> None:
-    env = {"TATARA_OUTPUTS": str(tmp_path)}
-    run = Run(tmp_path / "vla/20260101-000000-abcd")
-    (run.path / "final").mkdir(parents=True)
-    (run.path / "manifest.json").write_text("{}")
-    (run.path / "config.json").write_text('{"config": {"workload": "vla"}}')
-    later = tmp_path / "demo/20260102-000000-abcd/config.json"
-    later.parent.mkdir(parents=True)
-    later.write_text('{"config": {"workload": "llm"}}')
-    for wanted in ("latest", run.id, f"vla/{run.id}", str(run.path), str(run.final)):
-        assert exported_folder(wanted, env) == str(run.final)
-    assert exported_folder("openvla/openvla-7b", env) == "openvla/openvla-7b"
-    run.final.rmdir()
-    with pytest.raises(UserError, match=f"run tatara export {run.id}"):
-        exported_folder("latest", env)
-    with pytest.raises(UserError, match="found no 'nothing'"):
-        exported_folder("nothing", env)
-    with pytest.raises(UserError, match="expected a policy's run in .*, found none"):
-        exported_folder("latest", {"TATARA_OUTPUTS": str(tmp_path / "empty")})

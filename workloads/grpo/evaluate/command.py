@@ -4,22 +4,17 @@ Questions, extraction and scores are R1-V's. The same command goes on where it s
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from workloads.engine.evaluate_command import Progress, add_target, say, target_of
 from workloads.errors import EXIT_DONE, UserError
-from workloads.run import Run, find, outputs
-
-PRECISIONS = ("bf16", "fp16", "fp32")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", help="a run's folder, its id, or latest: its final/ is asked")
-    what.add_argument("--model", help="a model's folder or hub id")
+    add_target(parser, "JSON file of the result")
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL file of the questions")
     parser.add_argument(
         "--images", type=Path, required=True, help="their folder, or a zip or tar file of them"
@@ -28,11 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=["transformers", "vllm"], default="transformers",
         help="who writes the answers (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--precision", choices=PRECISIONS, help="default: the run's, or bf16")
     parser.add_argument("--batch-size", type=int, default=1, help="questions at a time")
     parser.add_argument("--rows", type=int, help="ask only the first so many")
     parser.add_argument("--max-pixels", type=int, help="scale larger images down to it")
-    parser.add_argument("--out", type=Path, help="JSON file of the result")
 
 
 def main(args: argparse.Namespace, env: dict[str, str]) -> int:
@@ -44,35 +37,20 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
     task = TASKS[args.task]
-    run = find(outputs(env), "*", args.run) if args.run else None
-    name = str(_final(run)) if run else args.model
-    precision = args.precision or (run.config().train.precision if run else "bf16")
+    target = target_of(args, env, "grpo")
+    name = target.name
     questions = read_questions(task, args.prompts, image_folder(args.images))[: args.rows]
-    out = args.out or _place(run, env, args.model) / f"{task.name}.json"
+    out = target.output or target.folder / f"{task.name}.json"
     load = _vllm if args.engine == "vllm" else _transformers
-    generate = load(name, precision, args.max_pixels)
+    generate = load(name, target.precision, args.max_pixels)
+    progress = Progress("questions")
     result = evaluate(
-        task, questions, generate, out, _identity(name, args), args.batch_size, _progress()
+        task, questions, generate, out, _identity(name, args), args.batch_size, progress
     )
-    _tell("")
+    progress.clear()
     print(table(task, result, name))
     print(f"answers: {out}")
     return EXIT_DONE
-
-
-def _final(run: Run) -> Path:
-    if not run.final.is_dir():
-        raise UserError(
-            f"{run.path}: expected an exported model in final/, found none; do: "
-            f"tatara export {run.path}"
-        )
-    return run.final
-
-
-def _place(run: Run | None, env: dict[str, str], model: str | None) -> Path:
-    if run is not None:
-        return run.evaluation / "eval"
-    return outputs(env) / "eval" / str(model).strip("/.").replace("/", "--")
 
 
 def _identity(name: str, args: argparse.Namespace) -> str:
@@ -99,7 +77,7 @@ def image_folder(place: Path) -> Path:
         name = name.removesuffix(suffix)
     folder = place.with_name(name if name != place.name else f"{name}-images")
     if not folder.is_dir():
-        _tell(f"unpacking {place}")
+        say(f"unpacking {place}")
         unpack(place, folder)
     return folder
 
@@ -110,7 +88,7 @@ def _transformers(name: str, precision: str, max_pixels: int | None) -> Callable
     from workloads.grpo.greedy import Asked, answers
     from workloads.grpo.model import load_for_use, sees_images
 
-    loaded = load_for_use(name, precision, Grpo(max_pixels=max_pixels), _tell)
+    loaded = load_for_use(name, precision, Grpo(max_pixels=max_pixels), say)
     if not sees_images(loaded.model.config):
         raise UserError(
             f"{name}: expected a vision-language model, found {loaded.model.config.model_type}, "
@@ -137,7 +115,7 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
     from workloads.grpo.model import load_processing
     from workloads.grpo.rollouts.engine import pixel_limits
 
-    base = find_base(Model(name=name), _tell)
+    base = find_base(Model(name=name), say)
     grpo = Grpo(max_pixels=max_pixels)
     processing = load_processing(base, grpo)
     options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}}
@@ -168,7 +146,7 @@ def _check_vllm(name: str) -> None:
     if is_adapter(Path(name).expanduser()):
         raise UserError(
             f"--engine vllm: expected a whole model, found an adapter in {name}; write one with "
-            "tatara export RUN --merge --out FOLDER and name it by --model, or take --engine "
+            "tatara export RUN --merge --output FOLDER and name it by --model, or take --engine "
             "transformers"
         )
     if find_spec("vllm") is None:
@@ -176,23 +154,3 @@ def _check_vllm(name: str) -> None:
             "--engine vllm: expected the package vllm, found none; use the image of grpo-h100, or "
             "--engine transformers"
         )
-
-
-def _progress() -> Callable[[int, int], None]:
-    """Says how far it is: on a terminal in one line, in a log a line for each tenth."""
-    told = 0
-
-    def tell(done: int, of: int) -> None:
-        nonlocal told
-        tenth = 10 * done // of
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{done} of {of} questions", end="", file=sys.stderr, flush=True)
-        elif tenth > told:
-            told = tenth
-            _tell(f"{done} of {of} questions")
-
-    return tell
-
-
-def _tell(text: Any) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -88,14 +88,6 @@ def test_a_model_without_eyes_is_refused(
         ask._transformers(str(blind), "fp32", None)
 
 
-def test_a_log_is_told_of_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = ask._progress()
-    for done in range(0, 201):
-        progress(done, 200)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"{20 * tenth} of 200 questions" for tenth in range(1, 11)]
-
-
 def test_an_adapter_is_not_given_to_vllm(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"found an adapter in .*tatara export RUN --merge"):

@@ -1,0 +1,53 @@
+"""A model as people name it: a run, whose exported model it is, a folder, or a name on the hub."""
+
+import json
+from pathlib import Path
+
+from workloads.errors import UserError
+from workloads.run.directory import Run, find
+
+
+def exported_model(wanted: str, root: Path, workload: str) -> tuple[str, Run | None]:
+    """The model's folder or hub name, and the run that it comes from, None for one of no run.
+
+    wanted: a run's id, its folder or `latest`, the newest run of the workload, whose `final/` is
+    meant; or a model's folder or name on the hub. root: where the runs are. Raises UserError where
+    nothing of that name is there.
+    """
+    places = [path for path in (Path(wanted), root / wanted) if (path / "manifest.json").is_file()]
+    is_hub_name = wanted.count("/") == 1 and not wanted.startswith((".", "/", "~"))
+    if not places and (Path(wanted).expanduser().is_dir() or is_hub_name):
+        return wanted, _run_of(Path(wanted))
+    if places:
+        run = Run(places[0])
+    else:
+        run = _newest(root, workload) if wanted == "latest" else find(root, "*", wanted)
+    return str(final_of(run)), run
+
+
+def final_of(run: Run) -> Path:
+    """The exported model of a run; UserError where there is none."""
+    if not run.final.is_dir():
+        raise UserError(
+            f"{run.path}: expected an exported model in final/, found none; run tatara export "
+            f"{run.path}"
+        )
+    return run.final
+
+
+def _run_of(folder: Path) -> Run | None:
+    """The run whose `final/` a folder is."""
+    run = Run(folder.parent)
+    return run if folder.name == run.final.name and (run.path / "manifest.json").is_file() else None
+
+
+def _newest(root: Path, workload: str) -> Run:
+    dumps = sorted(root.glob("*/*/config.json"), key=lambda path: (path.stat().st_mtime_ns, path))
+    for path in reversed(dumps):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if (found.get("config") or {}).get("workload") == workload:
+            return Run(path.parent)
+    raise UserError(f"expected a run of the {workload} workload in {root}, found none; train one")

@@ -1,15 +1,18 @@
-"""Write the data set DIR in another format to the folder OUT, which appears when it is complete.
-Steps with a damaged picture are left out and told of; past the budget nothing is written."""
+"""Write the dataset DIR in another format to the folder OUT, which appears when it is complete.
+Steps with a damaged image are left out and told of; past the budget nothing is written."""
 
 import argparse
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from workloads.commands.common import Ticker
 from workloads.commands.data_open import add_opening, open_named
 from workloads.errors import EXIT_DONE, UserError
 
-FORMATS = ("lerobot",)
+FORMATS = ("lerobot", "crane-x7")
+VIDEO = ("h264", "av1")
 _LARGEST = 4096
 _MOST = 20  # damaged records shown
 
@@ -17,13 +20,18 @@ _MOST = 20  # damaged records shown
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_opening(parser)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, empty or new")
-    parser.add_argument("--to", choices=FORMATS, default=FORMATS[0], help="LeRobot v3.0")
+    parser.add_argument(
+        "--to", choices=FORMATS, default=FORMATS[0], help="LeRobot v3.0, or CRANE-X7 TFRecords"
+    )
+    parser.add_argument(
+        "--video", choices=VIDEO, help="write images as mp4, which is smaller and loses a little"
+    )
     parser.add_argument("--fps", type=float, help="steps a second, where the data do not say")
     parser.add_argument(
         "--cameras", nargs="+", metavar="NAME", help="default: those that all episodes have"
     )
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="make all pictures squares of this size"
+        "--size", type=int, metavar="PIXELS", help="make all images squares of this size"
     )
     parser.add_argument(
         "--max-damaged", type=int, metavar="N", help="records to skip, default 10 or 0.1 %%"
@@ -31,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from workloads.data.robot.crane_x7.converter import to_crane_x7
     from workloads.data.robot.lerobot.writer import to_lerobot_v3
+    from workloads.data.robot.review import missing_instruction
 
     source, out = args.folder.resolve(), args.out.resolve()
     if out.is_relative_to(source) or source.is_relative_to(out):
@@ -40,19 +50,49 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         raise UserError(f"--fps: expected steps a second above 0, found {args.fps:g}")
     if args.size is not None and not 8 <= args.size <= _LARGEST:
         raise UserError(f"--size: expected 8 to {_LARGEST} pixels, found {args.size}")
+    if args.video is not None and args.to != "lerobot":
+        raise UserError(f"--video: expected --to lerobot, found --to {args.to}; leave one out")
     dataset = open_named(args, env, args.max_damaged)
-    done = to_lerobot_v3(
-        dataset,
-        args.out,
-        fps=args.fps,
-        cameras=args.cameras,
-        size=args.size,
-        progress=Ticker("episodes written"),
-    )
+    problem = missing_instruction(dataset)
+    if problem is not None:
+        raise UserError(
+            problem.replace("data.instruction_key", "--instruction-key").replace(
+                "data.instruction", "--instruction"
+            )
+        )
+    options = {"fps": args.fps, "cameras": args.cameras, "size": args.size}
+    with ended_by_signal():
+        ticker = Ticker("episodes written")
+        if args.to == "lerobot":
+            done = to_lerobot_v3(dataset, args.out, **options, video=args.video, progress=ticker)
+        else:
+            done = to_crane_x7(dataset, args.out, **options, progress=ticker)
     left_out = (*dataset.damage, *done.skipped)
     for item in left_out[:_MOST]:
         print(f"left out: {item}")
     if len(left_out) > _MOST:
         print(f"and {len(left_out) - _MOST} more; tatara data inspect {args.folder} lists all")
-    print(f"{done.path}: LeRobot v3.0, {done.episodes} episodes, {done.frames:,} steps")
+    for camera in dataset.cameras:
+        if args.cameras and camera not in args.cameras:
+            print(f"not written: camera {camera}")
+    for feature, what in dataset.unused.items():
+        print(f"not written: {feature} ({what})")
+    name = "LeRobot v3.0" if args.to == "lerobot" else "CRANE-X7"
+    print(f"{done.path}: {name}, {done.episodes} episodes, {done.frames:,} steps")
+    if done.kept:
+        print(f"{done.kept:,} images kept byte for byte")
     return EXIT_DONE
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """SIGTERM as an exception, so that what was begun is cleared away."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -37,6 +37,18 @@ class ImageReader(Protocol):
         """float32 [H, W] in the recorder's unit; raises DamagedRecord."""
 
 
+class NoImages:
+    """Stands for the images of an episode that was sent on without them."""
+
+    def encoded(self, camera: str, row: int) -> bytes | None:
+        raise LookupError(f"{camera}: the images were left behind")
+
+    def pixels(self, camera: str, row: int) -> np.ndarray:
+        raise LookupError(f"{camera}: the images were left behind")
+
+    depth = pixels
+
+
 @dataclass(frozen=True)
 class Episode:
     """One demonstration: T steps of states, actions and images.
@@ -130,6 +142,10 @@ class Episode:
         if len(self) > 1 and np.array_equal(self.actions, self.states):
             return self
         return self.take(slice(0, len(self) - 1))
+
+    def without_reader(self) -> "Episode":
+        """The same episode without its images: readers hold on to the whole dataset."""
+        return replace(self, reader=NoImages())
 
     def verify(self) -> Iterator[Damage]:
         """Read every image of every step and yield what cannot be read."""

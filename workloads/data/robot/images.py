@@ -34,6 +34,16 @@ def shape_of(encoded: bytes) -> tuple[int, int]:
         return picture.height, picture.width
 
 
+def is_jpeg_or_png(encoded: bytes) -> bool:
+    """Whether the bytes are of a kind that every reader of datasets knows."""
+    return encoded.startswith(_SIGNATURES[:2])
+
+
+def histogram(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] → how often each level occurs, int64 [3, 256]."""
+    return np.array(Image.fromarray(pixels).histogram(), np.int64).reshape(3, 256)
+
+
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 1 | 3 | 4] → [H, W, 3]: grey becomes RGB, transparency is left out."""
     return np.repeat(pixels, 3, 2) if pixels.shape[-1] == 1 else pixels[..., :3].copy()

@@ -221,7 +221,7 @@ def test_conversion_refuses(tmp_path: Path) -> None:
     crane_episode(tmp_path / "crane" / "a", 4)
     large = [picture(t, (30, 40)) for t in range(4)]
     write_episode(tmp_path / "crane" / "b", vectors(4), {"primary": large}, "x")
-    with pytest.raises(UserError, match=r"pictures of primary of \(24, 32, 3\), found \(30, 40"):
+    with pytest.raises(UserError, match=r"images of primary of \(24, 32, 3\), found \(30, 40"):
         to_lerobot_v3(open_dataset(tmp_path / "crane"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -18,8 +18,8 @@ FILE_NAME = "episode_data.tfrecord"
 def write_episode(
     folder: Path,
     states: np.ndarray,
-    images: Mapping[str, Sequence[np.ndarray]],
-    instruction: str,
+    images: Mapping[str, Sequence[np.ndarray | bytes]],
+    instruction: str | Sequence[str],
     *,
     actions: np.ndarray | None = None,
     dataset_name: str = tfrecords.DATASET_NAME,
@@ -28,13 +28,15 @@ def write_episode(
 ) -> Path:
     """Write one episode into `folder` and return its TFRecord.
 
-    states [T, D] in rad; images: camera → T pictures uint8 [H, W, 3] RGB, written as JPEG. Actions
+    states [T, D] in rad, D = 0 for none; images: camera → T images uint8 [H, W, 3] RGB, written as
+    JPEG, or encoded ones, written as they are; instruction: for all steps, or one a step. Actions
     [T, A] are by default the next state, and the last its own as a placeholder, as the robot's
     recorder has it. A meta.json beside it says that the colours are in order.
     """
     vectors = np.asarray(states, np.float32)
     goals = _next_states(vectors) if actions is None else np.asarray(actions, np.float32)
-    counts = {"actions": len(goals)} | {name: len(frames) for name, frames in images.items()}
+    said = [instruction] * len(vectors) if isinstance(instruction, str) else instruction
+    counts = {"instructions": len(said), "actions": len(goals)} | {name: len(frames) for name, frames in images.items()}
     for what, count in counts.items():
         if count != len(vectors):
             raise UserError(f"expected {len(vectors)} {what}, one a state, found {count}")
@@ -45,15 +47,17 @@ def write_episode(
     def records() -> Iterator[bytes]:
         for t, (state, action) in enumerate(zip(vectors, goals, strict=True)):
             features: dict[str, tf_example.Value] = {
-                "observation/proprio": state,
                 "observation/timestep": np.array([t]),
                 "action": action,
                 tfrecords.NAME_KEY: dataset_name,
-                "task/language_instruction": instruction,
+                "task/language_instruction": said[t],
             }
+            if len(state):
+                features["observation/proprio"] = state
             for camera, frames in images.items():
-                jpeg = encode_jpeg(frames[t], quality)
-                features[f"observation/image_{camera}"] = jpeg
+                frame = frames[t]
+                encoded = frame if isinstance(frame, bytes) else encode_jpeg(frame, quality)
+                features[f"observation/image_{camera}"] = encoded
             yield tf_example.build(features)
 
     target = folder / FILE_NAME

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workloads.data.robot.crane_x7.tfrecords import DATASET_NAME, JOINTS
 from workloads.data.robot.episode import Dataset
 from workloads.data.robot.lerobot.stats import NAMES, Described
 
@@ -16,9 +15,10 @@ VERSION = "v3.0"
 CHUNK_SIZE = 1000
 DATA_FILE_MEGABYTES = 100
 DATA_FILE_BYTES = DATA_FILE_MEGABYTES * 1024 * 1024
-# Who asks for one picture has to read those of a whole row group.
+# Who asks for one image has to read those of a whole row group.
 ROWS_AT_ONCE = 8
 VIDEO_FILE_MEGABYTES = 200
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 _SCALARS = {
@@ -29,7 +29,7 @@ _SCALARS = {
     "task_index": "int64",
 }
 _VECTORS = ("observation.state", "action")
-_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _CUBE = pa.list_(pa.list_(pa.list_(pa.float64())))
 
 
@@ -39,9 +39,10 @@ def camera_key(camera: str) -> str:
 
 
 def in_order(described: dict[str, Described]) -> dict[str, Described]:
-    """Features in the order LeRobot lists them: vectors, pictures, scalars."""
+    """Features in the order LeRobot lists them: vectors, images, scalars."""
     cameras = [name for name in described if name not in _VECTORS and name not in _SCALARS]
-    return {name: described[name] for name in (*_VECTORS, *cameras, *_SCALARS)}
+    vectors = [name for name in _VECTORS if name in described]
+    return {name: described[name] for name in (*vectors, *cameras, *_SCALARS)}
 
 
 def info(
@@ -52,18 +53,24 @@ def info(
     episodes: int,
     frames: int,
     tasks: int,
+    codec: str | None,
 ) -> dict[str, Any]:
-    """meta/info.json."""
+    """meta/info.json; sizes: of states (0 for none) and actions; codec: of videos, None for
+    images."""
+    known = (dataset.state_names, dataset.action_names)
     features: dict[str, Any] = {
-        name: {"dtype": "float32", "shape": [size], "names": _names(dataset, size)}
-        for name, size in zip(_VECTORS, sizes, strict=True)
+        name: {"dtype": "float32", "shape": [size], "names": _names(names, size)}
+        for name, names, size in zip(_VECTORS, known, sizes, strict=True)
+        if size
     }
     for camera, shape in shapes.items():
         features[camera_key(camera)] = {
-            "dtype": "image",
+            "dtype": "image" if codec is None else "video",
             "shape": list(shape),
             "names": ["height", "width", "channels"],
         }
+        if codec is not None:
+            features[camera_key(camera)]["info"] = _video_info(shape, fps, codec)
     for name, dtype in _SCALARS.items():
         features[name] = {"dtype": dtype, "shape": [1], "names": None}
     return {
@@ -78,28 +85,43 @@ def info(
         "fps": int(fps) if float(fps).is_integer() else fps,
         "splits": {"train": f"0:{episodes}"},
         "data_path": DATA_PATH,
-        "video_path": None,
+        "video_path": None if codec is None else VIDEO_PATH,
         "features": features,
     }
 
 
-def _names(dataset: Dataset, size: int) -> list[str]:
-    if dataset.name == DATASET_NAME and size == len(JOINTS):
-        return list(JOINTS)
+def _names(known: tuple[str, ...] | None, size: int) -> list[str]:
+    if known is not None and len(known) == size:
+        return list(known)
     return [f"dimension_{number}" for number in range(size)]
 
 
+def _video_info(shape: tuple[int, ...], fps: float, codec: str) -> dict[str, Any]:
+    even = shape[0] % 2 == shape[1] % 2 == 0
+    return {
+        "video.height": shape[0],
+        "video.width": shape[1],
+        "video.channels": shape[2],
+        "video.codec": codec,
+        "video.pix_fmt": "yuv420p" if even else "yuv444p",
+        "video.is_depth_map": False,
+        "video.fps": int(fps) if float(fps).is_integer() else fps,
+        "has_audio": False,
+    }
+
+
 def data_schema(states: int, actions: int, cameras: list[str]) -> pa.Schema:
-    """The columns of a data file, with the types as the datasets library wants them stated."""
+    """The columns of a data file, with the types as the datasets library wants them stated;
+    cameras: those whose images are inside of it."""
+    sizes = {name: n for name, n in zip(_VECTORS, (states, actions), strict=True) if n}
     fields = [
-        pa.field("observation.state", pa.list_(pa.float32(), states)),
-        pa.field("action", pa.list_(pa.float32(), actions)),
-        *(pa.field(key, _PICTURE) for key in cameras),
+        *(pa.field(name, pa.list_(pa.float32(), size)) for name, size in sizes.items()),
+        *(pa.field(key, _IMAGE) for key in cameras),
         *(pa.field(name, pa.type_for_alias(dtype)) for name, dtype in _SCALARS.items()),
     ]
     stated: dict[str, Any] = {
         name: {"feature": {"dtype": "float32", "_type": "Value"}, "length": size, "_type": "List"}
-        for name, size in zip(_VECTORS, (states, actions), strict=True)
+        for name, size in sizes.items()
     }
     stated |= {key: {"_type": "Image"} for key in cameras}
     stated |= {name: {"dtype": dtype, "_type": "Value"} for name, dtype in _SCALARS.items()}
@@ -109,7 +131,7 @@ def data_schema(states: int, actions: int, cameras: list[str]) -> pa.Schema:
 def array(
     values: np.ndarray | None, cells: list[dict[str, Any]] | None, kind: pa.DataType
 ) -> pa.Array:
-    """A column of a data file, from vectors [steps, size], scalars [steps, 1] or pictures."""
+    """A column of a data file, from vectors [steps, size], scalars [steps, 1] or images."""
     if values is None:
         return pa.array(cells, kind)
     if pa.types.is_fixed_size_list(kind):
@@ -150,7 +172,11 @@ def write_episodes(
     """meta/episodes: where each episode lies, its tasks and its statistics."""
     columns: dict[str, pa.Array] = {}
     for name in rows[0]:
-        kind = pa.list_(pa.string()) if name == "tasks" else pa.int64()
+        kind = pa.int64()
+        if name == "tasks":
+            kind = pa.list_(pa.string())
+        elif name.endswith("_timestamp"):
+            kind = pa.float64()
         columns[name] = pa.array([row[name] for row in rows], kind)
     for feature in stats[0]:
         tables = [episode[feature].as_json() for episode in stats]

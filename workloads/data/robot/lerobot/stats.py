@@ -40,17 +40,12 @@ class VectorStats(Described):
         return table | {name: np.quantile(exact, q, axis=0) for name, q in QUANTILES.items()}
 
 
-class PictureStats(Described):
-    """Histograms int64 [3, 256] of pictures; described in 0..1 with shape [3, 1, 1]."""
+class ImageStats(Described):
+    """Histograms int64 [3, 256] of images; described in 0..1 with shape [3, 1, 1]."""
 
     def __init__(self, histograms: Sequence[np.ndarray], count: int | None = None) -> None:
         self.histogram_sum = np.sum(histograms, axis=0)
         self.count = len(histograms) if count is None else count
-
-    @staticmethod
-    def histogram(pixels: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] → how often each level occurs, int64 [3, 256]."""
-        return np.stack([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(3)])
 
     def describe(self) -> dict[str, np.ndarray]:
         levels = np.arange(256) / 255.0
@@ -76,5 +71,5 @@ def total(parts: Sequence[Described]) -> Described:
     """One feature over all episodes."""
     if isinstance(parts[0], VectorStats):
         return VectorStats(np.concatenate([cast(VectorStats, part).values for part in parts]))
-    ours = [cast(PictureStats, part) for part in parts]
-    return PictureStats([p.histogram_sum for p in ours], sum(p.count for p in ours))
+    ours = [cast(ImageStats, part) for part in parts]
+    return ImageStats([p.histogram_sum for p in ours], sum(p.count for p in ours))

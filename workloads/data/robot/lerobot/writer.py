@@ -1,10 +1,8 @@
-"""Any data set to LeRobot v3.0, pictures as PNG inside parquet: nothing is lost on the way."""
+"""Any dataset to LeRobot v3.0: images inside parquet, encoded as they were, or as videos."""
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workloads.data.robot.lerobot import layout
-from workloads.data.robot import images
+from workloads.data.robot.converting import (
+    Converted,
+    Prepared,
+    Recipe,
+    check_shapes,
+    prepared_episodes,
+    whole_folder,
+)
 from workloads.data.robot.episode import Dataset, Episode, Progress
-from workloads.data.robot.lerobot.stats import Described, PictureStats, VectorStats, total
-from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
+from workloads.data.robot.lerobot import layout
+from workloads.data.robot.lerobot.encode import Codec
+from workloads.data.robot.lerobot.stats import Described, ImageStats, VectorStats, total
+from workloads.data.tfrecord import Damage, check_budget
 from workloads.errors import UserError
-
-
-@dataclass(frozen=True)
-class Converted:
-    """What was written: an episode with gaps becomes one for each of its runs."""
-
-    path: Path
-    episodes: int
-    frames: int
-    skipped: tuple[Damage, ...]  # steps left out because a picture cannot be read
-
 
 def to_lerobot_v3(
     dataset: Dataset,
@@ -37,77 +32,72 @@ def to_lerobot_v3(
     fps: float | None = None,
     cameras: Sequence[str] | None = None,
     size: int | None = None,
+    video: Codec | None = None,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Converted:
-    """Write a LeRobot v3.0 data set to the folder `out`, which appears when it is complete.
+    """Write a LeRobot v3.0 dataset to the folder `out`, which appears when it is complete.
 
-    Steps are those the data set was opened with. Timestamps in LeRobot are frame / fps without
+    Steps are those the dataset was opened with. Timestamps in LeRobot are frame / fps without
     gaps, so an episode is cut wherever damaged records are missing. `cameras` are those that all
-    episodes have, by default; `fps` is the data set's own; `progress` is called with the number of
-    episodes written so far and of all. Raises UserError where `out` is not empty, fps is unknown,
-    a camera's pictures differ in size, or more is damaged than the data set's budget allows;
-    nothing is left then.
+    episodes have, by default; `fps` is the dataset's own; `size` makes squares of images; `video`
+    writes them as mp4, which loses a little, in place of their own bytes or PNG; `progress` is
+    called with the number of episodes written so far and of all. Raises UserError where `out` is
+    not empty, fps is unknown or contradicted by the data, a camera's images differ in size, or
+    more is damaged than the dataset's budget allows; nothing is left then.
     """
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"expected an empty folder, found files in {target}; choose another")
-    rate = fps or dataset.fps
-    if rate is None:
-        raise UserError(f"{dataset.path}: expected a frame rate, found none; give fps")
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    writer = _Writer(partial, dataset, rate, tuple(cameras or dataset.cameras), size)
-    try:
-        for number, episode in enumerate(dataset):
-            writer.add(episode)
+    rate = rate_of(dataset, fps)
+    chosen = tuple(cameras or dataset.cameras)
+    with whole_folder(Path(out)) as folder:
+        recipe = Recipe(chosen, size, video, rate, folder / "encoding")
+        writer = _Writer(folder, dataset, recipe)
+        for number, prepared in enumerate(prepared_episodes(dataset, recipe, workers)):
+            writer.add(prepared)
             if progress is not None:
                 progress(number + 1, len(dataset))
-        converted = writer.finish(target)
-        if target.exists():
-            target.rmdir()
-        os.replace(partial, target)
-    except OSError as error:
+        return writer.finish(Path(out))
+
+
+def rate_of(dataset: Dataset, fps: float | None) -> float:
+    """The steps a second to write; UserError where nothing says it, or two things do."""
+    if fps is None and dataset.rates_differ:
         raise UserError(
-            f"{target}: expected to write a data set, found {error}; name another folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return converted
+            f"{dataset.path}: expected one frame rate, found {dataset.fps:g} Hz stated and "
+            f"{dataset.measured_fps:g} Hz by the timestamps; choose one with --fps"
+        )
+    rate = fps or dataset.fps or dataset.measured_fps
+    if rate is None:
+        raise UserError(f"{dataset.path}: expected a frame rate, found none; give --fps")
+    return rate
 
 
 class _Writer:
-    def __init__(
-        self,
-        root: Path,
-        dataset: Dataset,
-        fps: float,
-        cameras: tuple[str, ...],
-        size: int | None,
-    ) -> None:
+    def __init__(self, root: Path, dataset: Dataset, recipe: Recipe) -> None:
         self.root = root
-        self.size = size
         self.dataset = dataset
-        self.fps = fps
-        self.cameras = cameras
+        self.recipe = recipe
         self.tasks: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.rows: list[dict[str, Any]] = []
         self.stats: list[dict[str, Described]] = []
         self.skipped: list[Damage] = []
-        self.seen = int(dataset.lengths.sum()) + len(dataset.damage)
+        self.seen = int(dataset.lengths.sum()) + sum(item.lost for item in dataset.damage)
         self.frames = 0
+        self.kept = 0
         self._file = 0
         self._open: pq.ParquetWriter | None = None
         self._sizes: tuple[int, int] | None = None
 
-    def add(self, episode: Episode) -> None:
+    def add(self, prepared: Prepared) -> None:
         """Write the runs of sound steps of an episode, each as an episode."""
-        encoded, statistics = self._pictures(episode)
+        self.skipped += prepared.skipped
+        self.kept += prepared.kept
         found, budget = [*self.dataset.damage, *self.skipped], self.dataset.options.damage_budget
         check_budget(found, self.seen, budget)
-        sound = np.array([t for t in range(len(episode)) if t in encoded], np.int64)
-        for run in _runs(episode.rows, sound):
-            self._add_run(episode, run, encoded, statistics)
+        check_shapes(prepared.episode.file, self.shapes, prepared.shapes)
+        self.shapes |= prepared.shapes
+        for at, run in enumerate(prepared.runs):
+            self._add_run(prepared, at, run)
 
     def finish(self, target: Path) -> Converted:
         """Write the meta data."""
@@ -117,98 +107,87 @@ class _Writer:
         meta = self.root / "meta"
         meta.mkdir(parents=True)
         info = layout.info(
-            self.dataset, self._sizes, self.shapes, self.fps, len(self.rows), self.frames,
-            len(self.tasks),
+            self.dataset, self._sizes, self.shapes, self.recipe.fps, len(self.rows), self.frames,
+            len(self.tasks), self.recipe.video,
         )  # fmt: skip
         (meta / "info.json").write_text(json.dumps(info, indent=4), encoding="utf-8")
         whole = {name: total([one[name] for one in self.stats]).as_json() for name in self.stats[0]}
         (meta / "stats.json").write_text(json.dumps(whole, indent=4), encoding="utf-8")
         layout.write_tasks(meta / "tasks.parquet", list(self.tasks))
         layout.write_episodes(meta / "episodes/chunk-000/file-000.parquet", self.rows, self.stats)
-        return Converted(target, len(self.rows), self.frames, tuple(self.skipped))
+        if self.recipe.video is not None:
+            self.recipe.folder.rmdir()
+        return Converted(target, len(self.rows), self.frames, tuple(self.skipped), self.kept)
 
-    def _pictures(
-        self, episode: Episode
-    ) -> tuple[dict[int, dict[str, bytes]], dict[int, dict[str, np.ndarray]]]:
-        """PNG and histogram by step and camera, for the steps whose pictures can all be read."""
-        encoded: dict[int, dict[str, bytes]] = {}
-        histograms: dict[int, dict[str, np.ndarray]] = {}
-        for t in range(len(episode)):
-            try:
-                frames = {camera: self._frame(episode, camera, t) for camera in self.cameras}
-            except DamagedRecord as error:
-                self.skipped.append(error.damage)
-                continue
-            for camera, pixels in frames.items():
-                self._check_shape(episode, camera, pixels.shape)
-            encoded[t] = {camera: images.encode_png(p) for camera, p in frames.items()}
-            histograms[t] = {camera: PictureStats.histogram(p) for camera, p in frames.items()}
-        return encoded, histograms
-
-    def _frame(self, episode: Episode, camera: str, step: int) -> np.ndarray:
-        pixels = episode.image(camera, step)
-        return pixels if self.size is None else images.resize(pixels, self.size)
-
-    def _check_shape(self, episode: Episode, camera: str, shape: tuple[int, ...]) -> None:
-        expected = self.shapes.setdefault(camera, shape)
-        if shape != expected:
-            raise UserError(
-                f"{episode.file}: expected pictures of {camera} of {expected}, found {shape}; "
-                "give one size to all (--size), or choose other cameras"
-            )
-
-    def _add_run(
-        self,
-        episode: Episode,
-        run: np.ndarray,
-        encoded: dict[int, dict[str, bytes]],
-        histograms: dict[int, dict[str, np.ndarray]],
-    ) -> None:
+    def _add_run(self, prepared: Prepared, at: int, run: np.ndarray) -> None:
+        episode = prepared.episode
         columns = self._columns(episode, run)
         described: dict[str, Described] = {
             name: VectorStats(values) for name, values in columns.items()
         }
         cells: dict[str, list[dict[str, Any]]] = {}
-        for camera in self.cameras:
+        for camera in self.recipe.cameras:
             key = layout.camera_key(camera)
-            described[key] = PictureStats([histograms[int(t)][camera] for t in run])
-            cells[key] = [
-                {"bytes": encoded[int(t)][camera], "path": f"frame-{frame:06d}.png"}
-                for frame, t in enumerate(run)
-            ]
+            described[key] = ImageStats([prepared.histograms[int(t)][camera] for t in run])
+            if self.recipe.video is None:
+                cells[key] = [
+                    _cell(prepared.encoded[int(t)][camera], frame) for frame, t in enumerate(run)
+                ]
         number = self._write(columns, cells)
-        self.rows.append(
-            {
-                "episode_index": len(self.rows),
-                "tasks": [episode.instruction],
-                "length": len(run),
-                "data/chunk_index": number // layout.CHUNK_SIZE,
-                "data/file_index": number % layout.CHUNK_SIZE,
-                "dataset_from_index": self.frames,
-                "dataset_to_index": self.frames + len(run),
-            }
-        )
+        said = [episode.instruction_at(int(t)) for t in run]
+        row = {
+            "episode_index": len(self.rows),
+            "tasks": list(dict.fromkeys(said)),
+            "length": len(run),
+            "data/chunk_index": number // layout.CHUNK_SIZE,
+            "data/file_index": number % layout.CHUNK_SIZE,
+            "dataset_from_index": self.frames,
+            "dataset_to_index": self.frames + len(run),
+        }
+        if self.recipe.video is not None:
+            row |= self._place_videos(prepared.videos[at], len(run))
+        self.rows.append(row)
         self.stats.append(layout.in_order(described))
         self.frames += len(run)
 
+    def _place_videos(self, files: dict[str, Path], length: int) -> dict[str, Any]:
+        """Give an episode's videos their names; each is a file of its own."""
+        chunk, number = divmod(len(self.rows), layout.CHUNK_SIZE)
+        places: dict[str, Any] = {}
+        for camera, file in files.items():
+            key = layout.camera_key(camera)
+            name = layout.VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=number)
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, self.root / name)
+            places |= {
+                f"videos/{key}/chunk_index": chunk,
+                f"videos/{key}/file_index": number,
+                f"videos/{key}/from_timestamp": 0.0,
+                f"videos/{key}/to_timestamp": length / self.recipe.fps,
+            }
+        return places
+
     def _columns(self, episode: Episode, run: np.ndarray) -> dict[str, np.ndarray]:
-        """Everything but pictures, [steps, size] each."""
+        """Everything but images, [steps, size] each."""
         frames = np.arange(len(run), dtype=np.int64)
-        task = self.tasks.setdefault(episode.instruction, len(self.tasks))
+        said = [episode.instruction_at(int(t)) for t in run]
         columns = {
             "observation.state": episode.states[run],
             "action": episode.actions[run],
-            "timestamp": frames / self.fps,
+            "timestamp": frames / self.recipe.fps,
             "frame_index": frames,
             "episode_index": np.full(len(run), len(self.rows), np.int64),
             "index": frames + self.frames,
-            "task_index": np.full(len(run), task, np.int64),
+            "task_index": np.array([self.tasks.setdefault(s, len(self.tasks)) for s in said]),
         }
+        if not episode.states.shape[1]:
+            del columns["observation.state"]
         return {name: values.reshape(len(run), -1) for name, values in columns.items()}
 
     def _write(self, columns: dict[str, np.ndarray], cells: dict[str, list[Any]]) -> int:
         """Append an episode and return the number of the file it went to."""
-        sizes = (columns["observation.state"].shape[1], columns["action"].shape[1])
+        states = columns.get("observation.state")
+        sizes = (0 if states is None else states.shape[1], columns["action"].shape[1])
         if self._sizes not in (None, sizes):
             raise UserError(
                 f"{self.dataset.path}: expected states and actions of {self._sizes}, found {sizes}"
@@ -234,8 +213,6 @@ class _Writer:
         return self.root / layout.DATA_PATH.format(chunk_index=chunk, file_index=file)
 
 
-def _runs(rows: np.ndarray, sound: np.ndarray) -> list[np.ndarray]:
-    """The sound steps, cut wherever the recording has a gap."""
-    if len(sound) == 0:
-        return []
-    return np.split(sound, np.flatnonzero(np.diff(rows[sound]) != 1) + 1)
+def _cell(encoded: bytes, frame: int) -> dict[str, Any]:
+    """An image in a data file, under the name that LeRobot gives all: readers go by the bytes."""
+    return {"bytes": encoded, "path": f"frame-{frame:06d}.png"}

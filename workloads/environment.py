@@ -10,7 +10,7 @@ from workloads import env_file
 from workloads.errors import UserError
 
 # Each secret may be given as a value or, as Docker does, as a file named by `<NAME>_FILE`.
-SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "TATARA_SERVE_TOKEN")
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "TATARA_SERVE_TOKEN", "TATARA_RENDEZVOUS_SECRET")
 SECRET_FOLDER = Path("/run/secrets")
 # Names that the users' documents have → the name that the library reads.
 ALIASES = {"HUGGINGFACE_API_KEY": "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN": "HF_TOKEN"}

@@ -1,36 +1,151 @@
-"""One connection between two nodes: a JSON object a line, and a beat when there is none to send."""
+"""One connection between two nodes that have proved to know the same secret.
+
+    member                                      node 0
+      | <- challenge: nonce A                      |   at once, to whoever connects
+      | -> hello: who I am, nonce B; proof         |   HMAC(secret, "member", A, B, the hello)
+      | <- welcome: proof                          |   HMAC(secret, "node 0", A, B)
+      |    or stranger, and the connection ends    |   where the member's proof is wrong
+      | <-> any message, a beat when it is quiet   |   HMAC(key, side, number of the line, the line)
+
+A recorded line is of no use to a stranger: the nonces are new for each connection, the key is made
+of them, and both sides count the lines. Whoever sends anything else is cut off.
+"""
 
 import contextlib
-import json
+import hmac
 import queue
+import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
+
+from workloads.launch.messages import MOST_BYTES, Hello, line_of, parsed
+
+MEMBER, NODE_0 = b"member", b"node 0"
+_OTHER = {MEMBER: NODE_0, NODE_0: MEMBER}
+
+
+class WrongSecretError(ConnectionError):
+    """The other side does not know the secret of this run."""
+
+
+def _proof(key: bytes, *parts: bytes) -> bytes:
+    """In hexadecimal digits; none of the parts may hold the separator but the last."""
+    return hmac.new(key, b"|".join(parts), "sha256").hexdigest().encode()
+
+
+class Link:
+    """Lines over a socket, signed once there is a key; none longer than MOST_BYTES is read."""
+
+    def __init__(self, sock: socket.socket, timeout: float) -> None:
+        sock.settimeout(timeout)  # of reading, and of writing to one that does not read
+        self._socket, self._unread = sock, bytearray()
+        self._key, self._side = b"", b""
+        self._sent = self._received = 0
+
+    def sign(self, key: bytes, side: bytes) -> None:
+        self._key, self._side = key, side
+
+    def write(self, line: bytes) -> None:
+        if self._key:
+            self._sent += 1
+            line = self._mac(self._side, self._sent, line) + b" " + line
+        self._socket.sendall(line + b"\n")
+
+    def read(self) -> bytes:
+        """The next line; ConnectionError where the other side is gone, or breaks the rules."""
+        while (end := self._unread.find(b"\n")) < 0:
+            if len(self._unread) > MOST_BYTES:
+                raise ConnectionError("a line is too long")
+            piece = self._socket.recv(8192)
+            if not piece:
+                raise ConnectionError("closed")
+            self._unread += piece
+        line = bytes(self._unread[:end])
+        del self._unread[: end + 1]
+        if not self._key:
+            return line
+        self._received += 1
+        mac, _, line = line.partition(b" ")
+        if not hmac.compare_digest(mac, self._mac(_OTHER[self._side], self._received, line)):
+            raise ConnectionError("a line is not signed as it should be")
+        return line
+
+    def _mac(self, side: bytes, number: int, line: bytes) -> bytes:
+        return _proof(self._key, side, str(number).encode(), line)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def welcome(link: Link, secret: bytes) -> Hello:
+    """Node 0's side: who it is that has connected.
+
+    Raises WrongSecretError, ConnectionError or ValueError for a stranger, OSError for silence.
+    """
+    mine = secrets.token_hex(16).encode()
+    link.write(line_of("challenge", {"nonce": mine.decode()}))
+    proof, _, line = link.read().partition(b" ")
+    hello = parsed(line)
+    if hello["type"] != "hello":
+        raise ConnectionError("no hello")
+    nonces = (mine, hello["nonce"].encode())
+    if not hmac.compare_digest(proof, _proof(secret, MEMBER, *nonces, line)):
+        link.write(line_of("stranger", {}))
+        raise WrongSecretError("a wrong proof")
+    link.write(line_of("welcome", {"proof": _proof(secret, NODE_0, *nonces).decode()}))
+    link.sign(_proof(secret, b"key", *nonces), NODE_0)
+    return Hello(hello["node"], hello["host"], hello["ranks"], hello["config"])
+
+
+def introduce(link: Link, secret: bytes, me: Hello) -> None:
+    """A member's side: prove the secret and have it proved.
+
+    Raises WrongSecretError where one of both proofs is wrong, ConnectionError or ValueError for
+    what is no node, OSError for silence.
+    """
+    challenge = parsed(link.read())
+    if challenge["type"] != "challenge":
+        raise ConnectionError("no challenge")
+    mine = secrets.token_hex(16)
+    nonces = (challenge["nonce"].encode(), mine.encode())
+    line = line_of("hello", {**asdict(me), "nonce": mine})
+    link.write(_proof(secret, MEMBER, *nonces, line) + b" " + line)
+    given = str(parsed(link.read()).get("proof")).encode()
+    if not hmac.compare_digest(given, _proof(secret, NODE_0, *nonces)):
+        raise WrongSecretError("a wrong proof")
+    link.sign(_proof(secret, b"key", *nonces), MEMBER)
 
 
 class Connection:
-    """One connection: lines in by a thread, lines out under a lock, a beat when it is quiet."""
+    """Messages in by a thread, messages out under a lock, a beat when it is quiet."""
 
-    def __init__(self, link: socket.socket, beat: float) -> None:
+    def __init__(self, link: Link, beat: float) -> None:
         self.inbox: queue.Queue[dict[str, Any]] = queue.Queue()
         self.heard = time.monotonic()
         self.open = True
         self._link, self._beat, self._lock = link, beat, threading.Lock()
-        threading.Thread(target=self._read, daemon=True).start()
-        threading.Thread(target=self._keep_alive, daemon=True).start()
+        self._start(self._read)
+        self._start(self._keep_alive)
+
+    def _start(self, work: Callable[[], None]) -> None:
+        threading.Thread(target=work, daemon=True).start()
 
     def _read(self) -> None:
-        try:
-            with self._link.makefile("r", encoding="utf-8") as lines:
-                for line in lines:
-                    self.heard = time.monotonic()
-                    message = json.loads(line)
-                    if message["type"] != "beat":
-                        self.inbox.put(message)
-        except (OSError, ValueError, KeyError):
-            pass
+        # What is no message ends the connection, as silence does; the other side may come again.
+        with contextlib.suppress(OSError, ValueError):
+            while self.open:
+                message = parsed(self._link.read())
+                self.heard = time.monotonic()
+                if message["type"] != "beat":
+                    self.inbox.put(message)
         self.open = False
+        self._link.close()
 
     def _keep_alive(self) -> None:
         while self.open:
@@ -38,10 +153,9 @@ class Connection:
             time.sleep(self._beat)
 
     def send(self, kind: str, **facts: Any) -> None:
-        line = json.dumps({"type": kind, **facts}) + "\n"
         try:
             with self._lock:
-                self._link.sendall(line.encode())
+                self._link.write(line_of(kind, facts))
         except OSError:
             self.open = False
 
@@ -65,6 +179,4 @@ class Connection:
 
     def close(self) -> None:
         self.open = False
-        with contextlib.suppress(OSError):
-            self._link.shutdown(socket.SHUT_RDWR)
         self._link.close()

@@ -1,7 +1,6 @@
 """Node 0's side of the rendezvous."""
 
 import contextlib
-import queue
 import secrets
 import socket
 import threading
@@ -20,7 +19,7 @@ from workloads.errors import (
     Stopped,
     UserError,
 )
-from workloads.launch.connection import Connection
+from workloads.launch.connection import Connection, Link, WrongSecretError, welcome
 from workloads.launch.messages import Hello, Meeting, Outcome, StopRequest, Terms
 from workloads.launch.network import free_address
 
@@ -28,6 +27,7 @@ from workloads.launch.network import free_address
 _GRAVITY = {EXIT_USER: 0, EXIT_FAILED: 1, **dict.fromkeys(STOPS, 2), EXIT_RETRY: 3, EXIT_DONE: 4}
 
 _SETTLE = 20.0  # seconds that the other nodes get to report once one node's part has ended
+_MOST_UNSEATED = 16  # connections that have not proved anything yet
 
 
 @dataclass
@@ -41,49 +41,89 @@ class Coordinator:
     run_id: str
     outputs: Path
     terms: Terms
+    secret: bytes
     _connections: dict[int, Connection] = field(default_factory=dict)
-    _hellos: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _hellos: dict[int, Hello] = field(default_factory=dict)
+    _unseated: list[Link] = field(default_factory=list)
+    _strangers: set[str] = field(default_factory=set)
+    _seating: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         free_address(self.address, self.port - 1, self.terms.pause)  # torchrun's, who names no port
         place = free_address(self.address, self.port, self.terms.pause)
         self._listener = socket.create_server(place, backlog=64)
-        threading.Thread(target=self._welcome, daemon=True).start()
+        threading.Thread(target=self._accept, daemon=True).start()
 
-    def _welcome(self) -> None:
+    def _accept(self) -> None:
         while True:
             try:
-                link, _ = self._listener.accept()
+                sock, (host, *_) = self._listener.accept()
             except OSError:
-                return
-            connection = Connection(link, self.terms.peer_timeout / 5)
-            threading.Thread(target=self._seat, args=(connection,), daemon=True).start()
+                if self._listener.fileno() < 0:
+                    return
+                time.sleep(0.1)  # a caller that is gone already, or too many open files
+                continue
+            link = Link(sock, self.terms.peer_timeout)
+            self._unseated.append(link)
+            if len(self._unseated) > max(_MOST_UNSEATED, 2 * self.nodes):
+                # A node proves itself in milliseconds; who has waited longest is none.
+                self._unseated.pop(0).close()
+            threading.Thread(target=self._receive, args=(link, host), daemon=True).start()
 
-    def _seat(self, connection: Connection) -> None:
+    def _receive(self, link: Link, host: str) -> None:
+        """Give a node its seat, and cut a stranger off."""
         try:
-            hello = connection.inbox.get(timeout=self.terms.peer_timeout)
-        except queue.Empty:
-            connection.close()
+            hello = welcome(link, self.secret)
+        except (OSError, ValueError) as error:
+            link.close()
+            if isinstance(error, WrongSecretError):
+                self._tell_wrong_secret(host)
             return
-        node = int(hello.get("node", 0))
-        if hello["type"] != "hello" or (refusal := self._refusal(node, str(hello.get("host")))):
-            connection.send("verdict", code=EXIT_USER, again=False, reason=refusal)
-            return
-        self._hellos[node], self._connections[node] = hello, connection
+        finally:
+            with contextlib.suppress(ValueError):
+                self._unseated.remove(link)
+        self._seat(hello, Connection(link, self.terms.peer_timeout / 5))
 
-    def _refusal(self, node: int, host: str) -> str:
+    def _tell_wrong_secret(self, host: str) -> None:
+        if host not in self._strangers and len(self._strangers) < _MOST_UNSEATED:
+            self._strangers.add(host)
+            self.terms.tell(f"{host} does not know the secret of this run and was not let in")
+
+    def _seat(self, hello: Hello, connection: Connection) -> None:
+        # A node that lost its connection comes back before this side has noticed.
+        until = time.monotonic() + self.terms.peer_timeout
+        while self._is_here(hello) and time.monotonic() < until:
+            time.sleep(0.05)
+        with self._seating:
+            refusal = self._refusal(hello)
+            if not refusal:
+                self._hellos[hello.node], self._connections[hello.node] = hello, connection
+                return
+        connection.send("verdict", code=EXIT_USER, again=False, reason=refusal)
+        until = time.monotonic() + self.terms.peer_timeout  # to read it; then it closes its side
+        while connection.open and time.monotonic() < until:
+            time.sleep(0.05)
+        connection.close()
+
+    def _is_here(self, hello: Hello) -> bool:
+        """Whether the seat of a node is taken, by one that says to be on the same host."""
+        seated, known = self._connections.get(hello.node), self._hellos.get(hello.node)
+        if seated is None or known is None or known.host != hello.host:
+            return False
+        return not seated.lost(self.terms.peer_timeout)
+
+    def _refusal(self, hello: Hello) -> str:
         """Why a node is not let in; empty for one that is expected, or that has come back."""
-        if node not in range(1, self.nodes):
+        if hello.node not in range(1, self.nodes):
             return (
-                f"node {node} ({host}) is not expected; set NODE_RANK from 1 to {self.nodes - 1} "
-                "there, and NNODES as here"
+                f"node {hello.node} ({hello.host}) is not expected; set NODE_RANK from 1 to "
+                f"{self.nodes - 1} there, and NNODES as here"
             )
-        seated = self._connections.get(node)
-        known = self._hellos.get(node, {}).get("host")
-        if seated and host != known and not seated.lost(self.terms.peer_timeout):
+        seated = self._connections.get(hello.node)
+        if seated is not None and not seated.lost(self.terms.peer_timeout):
             return (
-                f"node {node} is {known} already, and {host} says that it is too; give each node "
-                "a NODE_RANK of its own"
+                f"node {hello.node} is {self._hellos[hello.node].host} already, and {hello.host} "
+                "says that it is too; give each node a NODE_RANK of its own"
             )
         return ""
 
@@ -114,17 +154,17 @@ class Coordinator:
                 )
         self._compare()
         shared = self._probe()
-        hosts = (self.me.host, *(self._hellos[node]["host"] for node in range(1, self.nodes)))
+        hosts = (self.me.host, *(self._hellos[node].host for node in range(1, self.nodes)))
         meeting = Meeting(self.run_id, attempt, shared, hosts)
         self._broadcast("start", **asdict(meeting))
         return meeting
 
     def _compare(self) -> None:
-        for node, hello in self._hellos.items():
-            if (hello["config"], hello["ranks"]) != (self.me.config, self.me.ranks):
+        for node, hello in list(self._hellos.items()):
+            if (hello.config, hello.ranks) != (self.me.config, self.me.ranks):
                 raise UserError(
-                    f"node {node} ({hello['host']}) has other settings than node 0 "
-                    f"({hello['ranks']} ranks there, {self.me.ranks} here); give both the same "
+                    f"node {node} ({hello.host}) has other settings than node 0 "
+                    f"({hello.ranks} ranks there, {self.me.ranks} here); give both the same "
                     "profile, .env and flags"
                 )
 
@@ -136,7 +176,7 @@ class Coordinator:
         path.write_text(word)
         try:
             self._broadcast("probe", name=name, word=word)
-            return all(self._ask(node)["seen"] for node in self._connections)
+            return all(self._ask(node)["seen"] for node in list(self._connections))
         finally:
             path.unlink(missing_ok=True)
 
@@ -150,14 +190,14 @@ class Coordinator:
         return answer
 
     def _broadcast(self, kind: str, **facts: Any) -> None:
-        for connection in self._connections.values():
+        for connection in list(self._connections.values()):
             connection.send(kind, **facts)
 
     def trouble(self) -> str | None:
         """Why this attempt cannot go on, if another node is the reason."""
         if missing := self.missing():
             return self._lost(missing)
-        for node, connection in self._connections.items():
+        for node, connection in list(self._connections.items()):
             result = connection.peek("result")
             if result and result["code"] not in (EXIT_DONE, *STOPS):
                 return f"node {node} failed: {result['reason']}"
@@ -169,24 +209,24 @@ class Coordinator:
 
     def stop_asked(self) -> StopRequest | None:
         """The wish of another node to stop the job, with that node's name."""
-        for node, connection in self._connections.items():
+        for node, connection in list(self._connections.items()):
             if stop := connection.peek("stop"):
                 return StopRequest(stop["number"], self._name(node))
         return None
 
     def _name(self, node: int) -> str:
-        host = self._hellos[node]["host"] if node else self.me.host
+        host = self._hellos[node].host if node else self.me.host
         return f"node {node}, {host}"
 
     def _lost(self, nodes: list[int]) -> str:
-        hosts = [str(self._hellos[node]["host"]) for node in nodes if node in self._hellos]
+        hosts = [self._hellos[node].host for node in nodes if node in self._hellos]
         return f"lost {_names(nodes)} ({', '.join(hosts)})"
 
     def settle(self, mine: Outcome, may_restart: bool) -> Outcome:
         """Wait for all nodes' outcomes, decide for all, and tell them."""
         outcomes = [mine]
         until = time.monotonic() + _SETTLE
-        for node, connection in self._connections.items():
+        for node, connection in list(self._connections.items()):
             while (result := connection.take("result")) is None:
                 late = time.monotonic() > until
                 if late or connection.lost(self.terms.peer_timeout):
@@ -211,11 +251,11 @@ class Coordinator:
         # A member closes its side once it has read the verdict; until then the line stays up.
         until = time.monotonic() + 2
         while (
-            any(connection.open for connection in self._connections.values())
+            any(connection.open for connection in list(self._connections.values()))
             and time.monotonic() < until
         ):
             time.sleep(0.02)
-        for connection in self._connections.values():
+        for connection in list(self._connections.values()):
             connection.close()
 
 

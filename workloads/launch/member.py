@@ -2,7 +2,7 @@
 
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from workloads.errors import (
     Stopped,
     UserError,
 )
-from workloads.launch.connection import Connection
+from workloads.launch.connection import Connection, Link, WrongSecretError, introduce
 from workloads.launch.messages import Hello, Meeting, Outcome, StopRequest, Terms
+from workloads.launch.secret import FILE, VARIABLE
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Member:
     port: int
     outputs: Path
     terms: Terms
+    secret: bytes
     _connection: Connection | None = None
 
     def meet(self, attempt: int) -> Meeting:
@@ -59,10 +61,18 @@ class Member:
         self.terms.tell(f"looking for node 0 at {self.address}:{self.port}")
         while True:
             try:
-                link = socket.create_connection((self.address, self.port), timeout=5)
-                link.settimeout(None)
+                sock = socket.create_connection((self.address, self.port), timeout=5)
+                link = Link(sock, self.terms.peer_timeout)
+                introduce(link, self.secret, self.me)
                 break
-            except OSError as error:
+            except WrongSecretError:
+                link.close()
+                raise UserError(
+                    f"{self.address}:{self.port} does not know the secret of this run as it is "
+                    f"here; put one line {VARIABLE}=… into .env on every host: that of node 0, or "
+                    f"the text of {FILE} in its outputs folder"
+                ) from None
+            except (OSError, ValueError) as error:
                 if not self.terms.pause(until, 0.3):
                     raise Retry(
                         f"node 0 did not answer at {self.address}:{self.port} within "
@@ -70,12 +80,9 @@ class Member:
                         "MASTER_PORT, that node 0 runs, and its firewall"
                     ) from None
         self._connection = Connection(link, self.terms.peer_timeout / 5)
-        self._connection.send("hello", **asdict(self.me))
         return self._connection
 
     def _sees(self, name: str, word: str) -> bool:
-        if "/" in name:
-            return False
         try:
             return (self.outputs / name).read_text() == word
         except OSError:
@@ -91,7 +98,7 @@ class Member:
     def ask_stop(self, wish: StopRequest) -> None:
         """Pass on this node's own wish; node 0 knows of every other."""
         if self._connection is not None and not wish.by:
-            self._connection.send("stop", number=wish.number)
+            self._connection.send("stop", number=wish.number, by="")
 
     def stop_asked(self) -> StopRequest | None:
         stop = self._connection.peek("stop") if self._connection is not None else None
@@ -114,7 +121,7 @@ class Member:
     def end(self, outcome: Outcome) -> None:
         """Tell node 0 that this node was stopped outside of an attempt; it would wait for it."""
         if self._connection is not None and (number := self.terms.stopping()):
-            self._connection.send("stop", number=number)
+            self._connection.send("stop", number=number, by="")
 
     def close(self) -> None:
         if self._connection is not None:

@@ -1,10 +1,31 @@
-"""What the nodes of a job tell each other, and the bounds of their waiting."""
+"""What the nodes of a job tell each other, and the bounds of their waiting.
 
+Every message is a JSON object in a line of at most MOST_BYTES. `parsed` knows each kind's fields;
+whatever else comes is no message, and ends the connection it came by.
+"""
+
+import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from workloads.errors import Stopped
+from workloads.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_RETRY,
+    EXIT_TERMINATED,
+    EXIT_USER,
+    STOPS,
+    Stopped,
+)
+
+MOST_BYTES = 64 << 10
+_MOST_CHARACTERS = 4000  # of one text; the longest are reasons, a sentence or two
+_MOST_NODES = 100_000
+_CODES = (EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_RETRY, *STOPS)
 
 
 @dataclass(frozen=True)
@@ -59,3 +80,91 @@ class Terms:
             raise Stopped("stopped while waiting for other nodes", 128 + number)
         time.sleep(max(0.0, min(seconds, until - time.monotonic())))
         return time.monotonic() < until
+
+
+def clean(text: str) -> str:
+    """A text of another node as one line without control characters, and not too long."""
+    return "".join(one if one.isprintable() else " " for one in text[:_MOST_CHARACTERS])
+
+
+Check = Callable[[Any], bool]
+
+
+def _text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _names(value: Any) -> bool:
+    return type(value) is list and all(map(_text, value))
+
+
+def _whole(most: int) -> Check:
+    return lambda value: type(value) is int and 0 <= value <= most
+
+
+def _one_of(*allowed: int) -> Check:
+    return lambda value: type(value) is int and value in allowed
+
+
+def _like(pattern: str) -> Check:
+    return lambda value: _text(value) and re.fullmatch(pattern, value) is not None
+
+
+_NUMBER = _one_of(EXIT_INTERRUPTED - 128, EXIT_TERMINATED - 128)
+_HEX = _like(r"[0-9a-f]{32}|[0-9a-f]{64}")
+FIELDS: Mapping[str, Mapping[str, Check]] = {
+    "challenge": {"nonce": _HEX},
+    "hello": {
+        "node": _whole(_MOST_NODES),
+        "host": _text,
+        "ranks": _whole(_MOST_NODES),
+        "config": _text,
+        "nonce": _HEX,
+    },
+    "welcome": {"proof": _HEX},
+    "stranger": {},
+    "beat": {},
+    "probe": {"name": _like(r"\.probe-[0-9a-f]+"), "word": _text},
+    "seen": {"seen": _flag},
+    "start": {
+        "run_id": _like(r"[A-Za-z0-9][A-Za-z0-9._-]*"),
+        "attempt": _whole(_MOST_NODES),
+        "shared": _flag,
+        "hosts": _names,
+    },
+    "stop": {"number": _NUMBER, "by": _text},
+    "result": {"code": _one_of(*_CODES), "reason": _text},
+    "verdict": {"code": _one_of(*_CODES), "reason": _text, "again": _flag},
+}
+
+
+def line_of(kind: str, facts: Mapping[str, Any]) -> bytes:
+    """A message as its line, without the end of line."""
+    cut = {name: clean(value) if _text(value) else value for name, value in facts.items()}
+    return json.dumps({"type": kind, **cut}).encode()
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """The message in a line, its texts cleaned; ValueError where it is none."""
+    try:
+        message = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if type(message) is not dict or not _text(message.get("type")):
+        raise ValueError("no object with a type")
+    checks = FIELDS.get(message["type"])
+    if checks is None or message.keys() != {"type", *checks}:
+        raise ValueError("unknown kind of message, or other fields than it has")
+    if wrong := [name for name, check in checks.items() if not check(message[name])]:
+        raise ValueError(f"a wrong value of {wrong[0]}")
+    return {name: _cleaned(value) for name, value in message.items()}
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, list):
+        return [clean(one) for one in value]
+    return clean(value) if isinstance(value, str) else value

@@ -2,7 +2,19 @@
 
 The rendezvous is up before torch is imported and stays up beside the training. It gives all nodes
 one run id, finds out whether they share `outputs/`, notices a node that is gone, and makes all
-nodes end or restart together. Node 0 listens on the port after MASTER_PORT.
+nodes end or restart together. Node 0 listens on the port after MASTER_PORT. One attempt:
+
+    member                                         node 0
+      | <-> each proves the secret (connection.py)   |   Hello: node, host, ranks, settings
+      | <- probe: a file in outputs/                 |   once every node is there
+      | -> seen: whether it is here too              |
+      | <- start: run id, attempt, hosts             |   all nodes start torchrun
+      | <-> stop: a signal and whose                 |   at any time; node 0 tells the others
+      | -> result: how this node's part ended        |
+      | <- verdict: how the job ended, or again      |   the worst of all; again: the next attempt
+
+A member that is lost, or sends what is no message, may come again; its seat is kept for
+`peer_timeout`. A stranger, who does not know the secret, changes nothing.
 """
 
 from workloads.errors import EXIT_RETRY

@@ -38,6 +38,7 @@ from workloads.launch.member import Member
 from workloads.launch.messages import Hello, Meeting, Outcome, Terms
 from workloads.launch.network import free_address, interface_to
 from workloads.launch.rendezvous import Alone, Rendezvous
+from workloads.launch.secret import rendezvous_secret
 from workloads.processes import die_with_parent, own_command
 from workloads.run import Owner, Run
 from workloads.run.events import Event
@@ -237,9 +238,10 @@ def _open_rendezvous(
             free_address("127.0.0.1", port, terms.pause)
         return Alone(target.id, host)
     hello = Hello(job.node, host, job.ranks, _digest(job.config))
-    if target is not None:
-        return Coordinator(hello, job.nodes, address, port + 1, target.id, job.outputs, terms)
-    return Member(hello, address, port + 1, job.outputs, terms)
+    secret = rendezvous_secret(job.env, job.outputs)
+    if target is None:
+        return Member(hello, address, port + 1, job.outputs, terms, secret)
+    return Coordinator(hello, job.nodes, address, port + 1, target.id, job.outputs, terms, secret)
 
 
 def _master(job: Job) -> tuple[str, int]:

@@ -16,6 +16,7 @@ from workloads.launch.messages import Hello, Meeting, Outcome, Terms
 from workloads.launch.rendezvous import Alone
 
 pytestmark = pytest.mark.unit
+SECRET = b"of the tests"
 
 
 @pytest.fixture
@@ -42,22 +43,22 @@ class Nodes:
     def __init__(self, outputs: list[Path], timeout: float = 10, config: str = "same") -> None:
         self.stop = threading.Event()
         self.told: list[str] = []
-        terms = Terms(timeout, 2.0, self.stop.is_set, self.told.append)
+        terms = Terms(timeout, 2.0, lambda: 15 * self.stop.is_set(), self.told.append)
         port = free_port()
         here = "127.0.0.1"
         self.first = Coordinator(
-            Hello(0, "a", 1, "same"), 2, here, port, "run-1", outputs[0], terms
+            Hello(0, "a", 1, "same"), 2, here, port, "run-1", outputs[0], terms, SECRET
         )
-        self.second = Member(Hello(1, "b", 1, config), here, port, outputs[-1], terms)
+        self.second = Member(Hello(1, "b", 1, config), here, port, outputs[-1], terms, SECRET)
 
     def meet(self, pool: ThreadPoolExecutor, attempt: int = 0) -> list[Future[Meeting]]:
         return [pool.submit(node.meet, attempt) for node in (self.first, self.second)]
 
-    def another(self, host: str, node: int = 1) -> Member:
+    def another(self, host: str, node: int = 1, secret: bytes = SECRET) -> Member:
         """One more process that says it is a node of this job."""
         mine = self.second
         hello = Hello(node, host, 1, "same")
-        return Member(hello, mine.address, mine.port, mine.outputs, mine.terms)
+        return Member(hello, mine.address, mine.port, mine.outputs, mine.terms, secret)
 
     def close(self) -> None:
         self.second.close()
@@ -178,12 +179,12 @@ class Impatient(Terms):
 @pytest.mark.parametrize("taken", [0, 1], ids=["MASTER_PORT", "the one after it"])
 def test_a_port_that_is_taken_is_named(tmp_path: Path, taken: int) -> None:
     port, me = free_port(), Hello(0, "a", 1, "same")
-    terms = Impatient(10, 2, lambda: False, print)
+    terms = Impatient(10, 2, lambda: 0, print)
     with (
         socket.create_server(("127.0.0.1", port + taken)),
         pytest.raises(UserError, match=f"port {port + taken} is taken .* MASTER_PORT"),
     ):
-        Coordinator(me, 2, "127.0.0.1", port + 1, "run-1", tmp_path, terms)
+        Coordinator(me, 2, "127.0.0.1", port + 1, "run-1", tmp_path, terms, SECRET)
 
 
 def test_a_stop_ends_the_waiting(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ of them, and both sides count the lines. Whoever sends anything else is cut off.
 
 import contextlib
 import hmac
-import queue
 import secrets
 import socket
 import threading
@@ -126,10 +125,11 @@ class Connection:
     """Messages in by a thread, messages out under a lock, a beat when it is quiet."""
 
     def __init__(self, link: Link, beat: float) -> None:
-        self.inbox: queue.Queue[dict[str, Any]] = queue.Queue()
         self.heard = time.monotonic()
         self.open = True
-        self._link, self._beat, self._lock = link, beat, threading.Lock()
+        self._link, self._beat = link, beat
+        self._inbox: list[dict[str, Any]] = []
+        self._reading, self._writing = threading.Lock(), threading.Lock()
         self._start(self._read)
         self._start(self._keep_alive)
 
@@ -142,8 +142,9 @@ class Connection:
             while self.open:
                 message = parsed(self._link.read())
                 self.heard = time.monotonic()
-                if message["type"] != "beat":
-                    self.inbox.put(message)
+                with self._reading:
+                    if message["type"] != "beat":
+                        self._inbox.append(message)
         self.open = False
         self._link.close()
 
@@ -154,7 +155,7 @@ class Connection:
 
     def send(self, kind: str, **facts: Any) -> None:
         try:
-            with self._lock:
+            with self._writing:
                 self._link.write(line_of(kind, facts))
         except OSError:
             self.open = False
@@ -163,19 +164,19 @@ class Connection:
         return not self.open or time.monotonic() - self.heard > silence
 
     def take(self, kind: str) -> dict[str, Any] | None:
-        """The next message of a kind; older ones of other kinds are dropped."""
-        while True:
-            try:
-                message = self.inbox.get_nowait()
-            except queue.Empty:
-                return None
-            if message["type"] == kind:
-                return message
+        """The next message of a kind; older ones of other kinds are dropped, but never a stop."""
+        with self._reading:
+            for index, message in enumerate(self._inbox):
+                if message["type"] == kind:
+                    older = [one for one in self._inbox[:index] if one["type"] == "stop"]
+                    self._inbox = [*older, *self._inbox[index + 1 :]]
+                    return message
+        return None
 
     def peek(self, kind: str) -> dict[str, Any] | None:
         """The oldest waiting message of a kind, left where it is."""
-        with self.inbox.mutex:
-            return next((one for one in self.inbox.queue if one["type"] == kind), None)
+        with self._reading:
+            return next((one for one in self._inbox if one["type"] == kind), None)
 
     def close(self) -> None:
         self.open = False

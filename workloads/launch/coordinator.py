@@ -141,8 +141,7 @@ class Coordinator:
         until = time.monotonic() + self.terms.node_timeout
         told = time.monotonic() - 12  # a few seconds of waiting are nothing to speak of
         while missing := self.missing():
-            if wish := self.stop_asked():
-                raise Stopped(f"stopped by {wish.by} while nodes were waited for")
+            self._heed_stop()
             if time.monotonic() - told > 15:
                 told = time.monotonic()
                 self.terms.tell(f"waiting for {_names(missing)} of {self.nodes} nodes")
@@ -154,10 +153,15 @@ class Coordinator:
                 )
         self._compare()
         shared = self._probe()
+        self._heed_stop()
         hosts = (self.me.host, *(self._hellos[node].host for node in range(1, self.nodes)))
         meeting = Meeting(self.run_id, attempt, shared, hosts)
         self._broadcast("start", **asdict(meeting))
         return meeting
+
+    def _heed_stop(self) -> None:
+        if wish := self.stop_asked():
+            raise Stopped(f"stopped by {wish.by} while the nodes were meeting")
 
     def _compare(self) -> None:
         for node, hello in list(self._hellos.items()):
@@ -183,6 +187,7 @@ class Coordinator:
     def _ask(self, node: int) -> dict[str, Any]:
         until = time.monotonic() + self.terms.peer_timeout
         while (answer := self._connections[node].take("seen")) is None:
+            self._heed_stop()
             if self._connections[node].lost(self.terms.peer_timeout) or not self.terms.pause(
                 until, 0.02
             ):

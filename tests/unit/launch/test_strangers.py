@@ -188,7 +188,7 @@ def test_a_stop_says_whose_it_was(nodes: Nodes) -> None:
     nodes.first.ask_stop(wish)
     until(lambda: nodes.second.stop_asked() is not None)
     assert nodes.second.stop_asked() == wish
-    with pytest.raises(Stopped, match="stopped by node 1, b while nodes were waited for"):
+    with pytest.raises(Stopped, match="stopped by node 1, b while the nodes were meeting"):
         nodes.second.close()
         nodes.first.meet(1)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from bench._pair import ROOT
 from workloads.config.merge import resolve
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.data.images import FilePicture
+from workloads.grpo.data.images import ImageFile
 from workloads.grpo.data.rows import Example
 from workloads.plan.estimate import Breakdown, estimate
 
@@ -152,7 +152,7 @@ def bench_folder(case: Case) -> Iterator[Path]:
 def examples_of(case: Case, folder: Path) -> list[Example]:
     """A question about each picture; all have as many tokens."""
     return [
-        Example(f"rows:{n}", f"How many items in picture {n:02d}?", "3", FilePicture(place))
+        Example(f"rows:{n}", f"How many items in picture {n:02d}?", "3", (ImageFile(place),))
         for n in range(case.prompts)
         for place in [folder / f"{n}.png"]
     ]

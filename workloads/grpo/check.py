@@ -84,23 +84,25 @@ def _data(config: GrpoConfig) -> Finding:
 def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     """Count text and image tokens of every row against the limits; name the rows that break."""
     from workloads.engine.pretrained.base import find_base
-    from workloads.grpo.data.prepare import count, read_source, right_answer
-    from workloads.grpo.rewards.scoring import load_scorer, try_rewards
+    from workloads.grpo.data.prepare import count, read_source, try_on
+    from workloads.grpo.data.rows import blank_images
+    from workloads.grpo.data.solutions import describe_solutions
 
     told: list[str] = []
     try:
         base = find_base(config.model, told.append, weights=False)
         found = read_source(config.data, Path(env.get("TATARA_CACHE") or ".cache"))
         counted = count(config, base.folder, found.rows)
-        rewards = load_scorer(config.rewards).rewards
-        solution = found.rows[0].solution
-        useless = try_rewards(rewards, right_answer(config, solution), solution)
+        useless = try_on(config, found.rows[0])
     except TataraError as error:
         return [Finding("rows", "error", str(error))]
     tokens = counted.report
     findings = [Finding("model", "ok", line) for line in told]
     findings += [Finding("bad row", "warning", str(row)) for row in found.bad]
     findings += [Finding("rewards", "warning", line) for line in useless]
+    findings += [Finding("rows", "ok", note) for note in found.notes]
+    findings += [Finding("solutions", "warning", line) for line in describe_solutions(found.rows)]
+    findings += [Finding("images", "warning", line) for line in blank_images(found.rows, 2000)]
     level: Level = "warning" if config.data.too_long == "drop" else "error"
     findings += [Finding("row", level, line) for line in tokens.broken]
     findings.append(Finding("rows", "ok", f"{tokens.rows - len(tokens.broken):,} fit the limits"))

@@ -11,20 +11,18 @@ from workloads.grpo.data.rows import Example
 from workloads.grpo.data.tokens import RowTokens
 from workloads.grpo.greedy import Asked, encoded
 from workloads.grpo.model import Processing
-from workloads.grpo.prompts import Turns
+from workloads.grpo.prompts import Question, Turns
 
 Counted = tuple[Example, RowTokens]
 
 
 def prove(
-    sample: Iterable[Counted], processing: Processing, turns: Callable[[str, bool], Turns]
+    sample: Iterable[Counted], processing: Processing, turns: Callable[[Question], Turns]
 ) -> int:
     """How many rows were compared; UserError for the first one that is longer or shorter."""
     done = 0
     for example, counted in sample:
-        sees = example.picture is not None
-        image = example.open_image() if sees else None
-        row = encoded(processing, [Asked(turns(example.problem, sees), image)])
+        row = encoded(processing, [Asked(turns(example.question), example.open_images())])
         length = int(row["input_ids"].shape[1])
         if length != counted.prompt:
             raise UserError(
@@ -41,22 +39,21 @@ def sample_of(rows: Sequence[Counted]) -> list[Counted]:
     stretched image."""
     if not rows:
         return []
-    seen = [row for row in rows if row[1].size]
+    seen = [row for row in rows if row[1].sizes]
     chosen = [rows[0], rows[len(rows) // 2], rows[-1], max(rows, key=lambda row: row[1].text)]
     if seen:
         chosen += [max(seen, key=lambda row: row[1].image), min(seen, key=_pixels)]
         chosen += [max(seen, key=_pixels), max(seen, key=_stretch)]
+        chosen.append(max(seen, key=lambda row: len(row[1].sizes)))
     return list({row[0].place: row for row in chosen}.values())
 
 
 def _pixels(row: Counted) -> int:
-    width, height = row[1].size or (0, 0)
-    return width * height
+    return max(width * height for width, height in row[1].sizes)
 
 
 def _stretch(row: Counted) -> float:
-    width, height = row[1].size or (1, 1)
-    return max(width / height, height / width)
+    return max(max(width / height, height / width) for width, height in row[1].sizes)
 
 
 __all__ = ["prove", "sample_of"]

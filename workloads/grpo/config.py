@@ -35,8 +35,8 @@ class Scenes(Section):
     palette: Literal["A", "B"] = Field("A", description="Colours by CoGenT's condition.")
     least: Whole = Field(3, ge=1, le=10, description="Fewest objects in a scene.")
     most: Whole = Field(10, ge=1, le=10, description="Most objects in a scene.")
-    width: Whole = Field(240, ge=16, description="Width of a picture in pixels.")
-    height: Whole = Field(160, ge=16, description="Height of a picture in pixels.")
+    width: Whole = Field(240, ge=16, description="Width of an image in pixels.")
+    height: Whole = Field(160, ge=16, description="Height of an image in pixels.")
     questions: Literal["all", "colour", "shape", "mixed"] = Field(
         "all", description="Count all items, those of one colour or shape, or any of these."
     )
@@ -64,6 +64,14 @@ class GrpoData(Section):
     prompt: Literal["r1v", "geoqa", "superclevr"] = Field(
         "r1v", description="Wording around a question with an image; text only takes R1's system."
     )
+    prompt_template: str | None = Field(
+        None,
+        description="Your own wording in place of `prompt`, for every row; {question} stands for "
+        "the row's, and <image> in it for where images stand.",
+    )
+    system_prompt: str | None = Field(
+        None, description="Your own system prompt, for rows that bring none."
+    )
     rows: Whole | None = Field(None, ge=1, description="Take only the first so many rows.")
     too_long: Literal["error", "drop"] = Field(
         "error", description="What happens to rows that do not fit the limits; they are named."
@@ -71,10 +79,18 @@ class GrpoData(Section):
     max_bad_rows: Whole = Field(10, ge=0, description="Unreadable rows to skip before stopping.")
     pictures: Literal["own", "shuffled", "grey"] = Field(
         "own",
-        description="What training rows show: their own picture, another row's, or plain grey. "
+        description="What training rows show: their own images, another row's, or plain grey. "
         "Without their own only the form of answers can be learnt. Held-out rows keep theirs.",
     )
     scenes: Scenes = Scenes()
+
+    @model_validator(mode="after")
+    def _asks_the_question(self) -> "GrpoData":
+        if self.prompt_template is not None and "{question}" not in self.prompt_template:
+            raise ValueError(
+                "prompt_template: expected {question} in it, which stands for the row's own"
+            )
+        return self
 
 
 class Reward(Section):
@@ -208,7 +224,7 @@ class Evaluation(Section):
     )
     batch_size: Whole = Field(8, ge=1, description="Questions at a time.")
     blank: bool = Field(
-        False, description="Ask the trained model once more with grey pictures: does it look?"
+        False, description="Ask the trained model once more with grey images: does it look?"
     )
 
 

@@ -14,10 +14,10 @@ from workloads.grpo.prompts import Turns, in_parts
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation for the chat template, and the image in it, if any."""
+    """A conversation for the chat template, and the images in it, in their order."""
 
     turns: Turns
-    image: Image.Image | None
+    images: Sequence[Image.Image] = ()
 
 
 def answers(
@@ -56,7 +56,7 @@ def encoded(processing: Processing, asked: Sequence[Asked]) -> Any:
     """Conversations as the model takes them: tensors by name, rows padded on the left."""
     texts = prompt_texts(processing, [one.turns for one in asked])
     arguments: dict[str, Any] = {"text": texts}
-    images = [one.image for one in asked if one.image is not None]
+    images = [image for one in asked for image in one.images]
     if images and isinstance(processing, ProcessorMixin):
         arguments["images"] = images
     return processing(

@@ -5,6 +5,8 @@ spaces between question and instruction, GEOQA's evaluation one, and SuperCLEVR'
 "First". None of them sets a system prompt; a chat template may add its own.
 """
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 TRAINING = (
@@ -27,19 +29,81 @@ R1_SYSTEM = (
     "<think> </think> and <answer> </answer> tags, respectively, i.e., "
     "<think> reasoning process here </think><answer> answer here </answer>"
 )
+IMAGE_MARK = "<image>"
+QUESTION = "{question}"
+_MARK = re.compile(r"(<image>)")
 
 Turns = list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a row asks: its text, how many images it has, and the turns before it, (role, text).
+
+    `<image>` in the text says where an image stands; without it they stand before the text.
+    `is_worded`: the row brings its whole prompt, to which nothing is added.
+    """
+
+    text: str
+    images: int = 0
+    before: tuple[tuple[str, str], ...] = ()
+    is_worded: bool = False
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How questions become prompts: text around one with an image, one without, a system prompt.
+
+    Both texts hold `{question}`. `system` goes before every question that brings none of its own;
+    `text_system` before those without an image where there is no `system`.
+    """
+
+    with_image: str = TRAINING
+    text_only: str = QUESTION
+    system: str | None = None
+    text_system: str | None = R1_SYSTEM
+    is_own: bool = False
+
+    def __call__(self, question: Question) -> Turns:
+        """The turns of the prompt, images as parts without content."""
+        template = self.with_image if question.images else self.text_only
+        if question.is_worded and not self.is_own:
+            template = QUESTION
+        turns: Turns = [{"role": role, "content": text} for role, text in question.before]
+        if not any(turn["role"] == "system" for turn in turns):
+            system = self.system
+            if system is None and not question.images and not question.is_worded:
+                system = self.text_system
+            turns = [{"role": "system", "content": system}, *turns] if system else turns
+        text = template.replace(QUESTION, question.text)
+        content: Any = placed(text, question.images) if question.images else text
+        return [*turns, {"role": "user", "content": content}]
+
+
+def placed(text: str, images: int) -> list[dict[str, str]]:
+    """The parts of a turn with `images`: at their marks, or before the text."""
+    pieces = _MARK.split(text)
+    if len(pieces) == 1:
+        return [{"type": "image"}] * images + [{"type": "text", "text": text}]
+    parts = [
+        {"type": "image"} if piece == IMAGE_MARK else {"type": "text", "text": piece}
+        for piece in pieces
+        if piece
+    ]
+    if parts[0]["type"] == "image" and len(parts) > 1 and parts[1]["type"] == "text":
+        # A mark at the beginning is how others say "before the text", on a line of its own or not.
+        parts[1] = {"type": "text", "text": parts[1]["text"].lstrip()}
+    return parts
+
+
 def image_turns(question: str, wording: str = TRAINING) -> Turns:
     """One user turn: an image, then `question` in one of the wordings above."""
-    text = wording.replace("{question}", question)
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    return Wording(wording)(Question(question, images=1))
 
 
 def text_turns(question: str) -> Turns:
     """A question without an image: the system prompt, then the question as it is."""
-    return [{"role": "system", "content": R1_SYSTEM}, {"role": "user", "content": question}]
+    return Wording()(Question(question))
 
 
 def in_parts(turns: Turns) -> Turns:
@@ -50,8 +114,3 @@ def in_parts(turns: Turns) -> Turns:
         else turn
         for turn in turns
     ]
-
-
-def training_turns(question: str, with_image: bool) -> Turns:
-    """The prompt of a training row."""
-    return image_turns(question) if with_image else text_turns(question)

@@ -21,7 +21,7 @@ from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import Retry, TataraError
 from workloads.grpo.check_counts import prove, sample_of
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.data.prepare import Prepared, dataset_of, prepare, right_answer, turns_of
+from workloads.grpo.data.prepare import Prepared, dataset_of, prepare, try_on, turns_of
 from workloads.grpo.evaluate import held_out
 from workloads.grpo.export import keep_skeleton
 from workloads.grpo.finish import finish
@@ -35,7 +35,7 @@ from workloads.grpo.model import (
     tokenizer_of,
 )
 from workloads.grpo.resume import LoadsByName
-from workloads.grpo.rewards.scoring import Scorer, for_trainer, load_scorer, try_rewards
+from workloads.grpo.rewards.scoring import Scorer, for_trainer, load_scorer
 from workloads.grpo.rollouts import engine
 from workloads.grpo.rollouts.rollouts import Rollout, RolloutLog
 from workloads.grpo.sft import build_sft_trainer
@@ -90,9 +90,7 @@ def prepare_data(
         try:
             data = prepare(config, base.folder, cache, session.progress)
             prove(sample_of(data.counted), processing, turns_of(config.data))
-            rewards = load_scorer(config.rewards).rewards
-            solution = data.examples[0].solution
-            data.lines += try_rewards(rewards, right_answer(config, solution), solution)
+            data.lines += try_on(config, data.examples[0])
         except TataraError as error:
             problem = error
     distributed.all_or_none(problem, "data")
@@ -187,7 +185,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         if self.profile.generation.engine == "vllm_colocate":
             tokens = placeholders(self.processing_class)
             known = tokenizer_of(self.processing_class).convert_tokens_to_ids(tokens)
-            prompt_ids = engine.one_for_each_picture(prompt_ids, known)
+            prompt_ids = engine.one_for_each_image(prompt_ids, known)
         result = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         self.session.progress()
         return result
@@ -214,7 +212,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
                 {name: found[place] for name, found in self.scorer.last.items()},
                 self._total(place),
                 advantage,
-                row.get("image"),
+                row.get("images") or [row.get("image")],
             )
             for place, (row, completion, advantage) in enumerate(
                 zip(inputs, self._completions, advantages, strict=True)
@@ -289,22 +287,22 @@ def _named_by_folder(model: PreTrainedModel, folder: Path) -> Iterator[None]:
         model.name_or_path = model.config._name_or_path = known
 
 
-def arguments(config: GrpoConfig, session: Session, pictures: Sequence[str]) -> GRPOConfig:
+def arguments(config: GrpoConfig, session: Session, image_tokens: Sequence[str]) -> GRPOConfig:
     """Our config in TRL's words; no other place names them.
 
-    pictures: tokens that stand for them, none for a language model. One generation serves one
+    image_tokens: those that stand for images, none for a language model. One generation serves one
     optimizer step: TRL's default, on which resuming depends.
     """
     grpo = config.grpo
     own = trainer_arguments(config, session, None)
-    if pictures:
+    if image_tokens:
         # A row without an image leaves the vision tower without gradients; TRL decides.
         own["ddp_find_unused_parameters"] = None
     dtype = str(compute_dtype(config.train)).removeprefix("torch.")
     return GRPOConfig(
         **own,
         **grpo.settled(),
-        **engine.arguments(config, pictures),
+        **engine.arguments(config, image_tokens),
         model_init_kwargs={"dtype": dtype, "trust_remote_code": config.model.trust_remote_code},
         num_generations=grpo.num_generations,
         temperature=grpo.temperature,

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
+from workloads.data.images import to_rgb
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.openvla.config import (
@@ -222,7 +223,7 @@ def _resample(kind: str | int, where: str) -> Image.Resampling:
 
 def _as_rgb(image: Image.Image | np.ndarray) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return to_rgb(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(
             f"expected a Pillow image or RGB uint8 [height, width, 3], found {image.dtype} "

@@ -16,12 +16,12 @@ from workloads.errors import UserError
 from workloads.grpo import check
 from workloads.grpo.check_counts import prove, sample_of
 from workloads.grpo.config import Grpo, GrpoConfig
-from workloads.grpo.data.images import FilePicture
+from workloads.grpo.data.images import ImageFile
 from workloads.grpo.data.prepare import count, prepare
 from workloads.grpo.data.rows import Example
 from workloads.grpo.data.tokens import RowTokens
 from workloads.grpo.model import load_processing
-from workloads.grpo.prompts import training_turns
+from workloads.grpo.prompts import Wording
 
 pytestmark = pytest.mark.unit
 
@@ -58,7 +58,7 @@ def config_of(llava: Path, rows: Path, *words: str) -> GrpoConfig:
 def test_counted_rows_are_as_long_as_the_processor_makes_them(llava: Path, rows: Path) -> None:
     data = prepare(config_of(llava, rows), llava, rows)
     processing = load_processing(find_base(Model(name=str(llava)), print), Grpo())
-    assert prove(data.counted, processing, training_turns) == len(SIZES)
+    assert prove(data.counted, processing, Wording()) == len(SIZES)
 
 
 def test_a_prompt_that_was_counted_otherwise_is_named(llava: Path, rows: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_prompt_that_was_counted_otherwise_is_named(llava: Path, rows: Path) -
     with pytest.raises(
         UserError, match=r"rows\.jsonl:3: expected a prompt as long as it was count"
     ):
-        prove([data.counted[0], (example, wrong)], processing, training_turns)
+        prove([data.counted[0], (example, wrong)], processing, Wording())
 
 
 def test_a_deep_check_compares_with_the_processor(
@@ -87,8 +87,9 @@ def test_a_deep_check_compares_with_the_processor(
 
 def test_the_sample_has_the_extremes() -> None:
     def row(place: str, text: int, image: int, size: tuple[int, int] | None) -> Any:
-        picture = FilePicture(Path(place)) if size else None
-        return Example(place, "q", "1", picture), RowTokens(place, text, image, size, size)
+        images = (ImageFile(Path(place)),) if size else ()
+        sizes = (size,) if size else ()
+        return Example(place, "q", "1", images), RowTokens(place, text, image, sizes, sizes)
 
     rows = [
         row("first", 9, 4, (50, 50)),

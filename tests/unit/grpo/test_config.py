@@ -207,7 +207,7 @@ def test_drawn_scenes_need_a_model_that_sees(
     scenes = {"count": 3, "width": 48, "height": 32, "least": 1, "most": 3}
     blind = config(data={"source": "scenes", "scenes": scenes})
     found = read_source(blind.data, tmp_path)
-    assert len(found.rows) == 3 and found.rows[0].open_image().size == (48, 32)
+    assert len(found.rows) == 3 and found.rows[0].open_images()[0].size == (48, 32)
     with pytest.raises(UserError, match="takes no images"):
         prepare(blind, Path(blind.model.name), tmp_path)
 
@@ -223,7 +223,9 @@ def rollout(place: str, image: Any = None) -> Rollout:
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}
     ]
     said = [{"role": "assistant", "content": "<answer>3</answer>"}]
-    return Rollout(place, prompt, said, "3", {"format": Score(0.0, "tags none")}, 0.0, -1.0, image)
+    return Rollout(
+        place, prompt, said, "3", {"format": Score(0.0, "tags none")}, 0.0, -1.0, [image]
+    )
 
 
 def test_rollouts_are_bounded_share_their_image_and_forget_repeated_steps(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from workloads.data.images import to_rgb
+
 # The first bytes of what recorders write: an image that begins otherwise is none.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"RIFF")
 
@@ -25,7 +27,7 @@ def looks_like_image(encoded: bytes) -> bool:
 def decode(encoded: bytes) -> np.ndarray:
     """JPEG, PNG, … → uint8 [H, W, 3] in the file's own order of colours; raises ImageError."""
     with _opened(encoded) as picture:
-        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        return np.array(to_rgb(picture))
 
 
 def shape_of(encoded: bytes) -> tuple[int, int]:

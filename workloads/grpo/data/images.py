@@ -3,14 +3,18 @@
 Both kinds raise ValueError with what was expected and found; the caller knows the row and names it.
 """
 
+import base64
 import io
+import json
+import math
+import re
 import struct
 import threading
 import warnings
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +23,7 @@ from typing import IO, Any, Protocol
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from workloads.data.images import is_one_colour, to_rgb
 from workloads.errors import UserError
 
 # What turns an image of an EXIF orientation upright; some of them swap width and height.
@@ -37,9 +42,11 @@ _SIDEWAYS = (5, 6, 7, 8)
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _TAIL = 1024  # bytes in which a JPEG's end is looked for
 _BATCH = 256
+# What JPEG, PNG, GIF, WEBP and BMP begin with in base64, longer than any name of a file.
+_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk)[A-Za-z0-9+/=\s]{200,}$")
 
 
-class Picture(Protocol):
+class StoredImage(Protocol):
     """An image that has not been opened yet."""
 
     def size(self) -> tuple[int, int]:
@@ -50,7 +57,7 @@ class Picture(Protocol):
 
 
 @dataclass(frozen=True)
-class FilePicture:
+class ImageFile:
     """An image in a file of its own."""
 
     path: Path
@@ -77,10 +84,10 @@ class FilePicture:
 
 
 @dataclass(frozen=True)
-class GreyPicture:
+class GreyImage:
     """Nothing but grey, as large as another image: shows whether a model looks at all."""
 
-    of: Picture
+    of: StoredImage
 
     def size(self) -> tuple[int, int]:
         """Upright (width, height) from the other image's header."""
@@ -91,7 +98,7 @@ class GreyPicture:
         return Image.new("RGB", self.of.size(), (128, 128, 128))
 
 
-class ParquetPictures:
+class ParquetTable:
     """A Parquet file with images in it, read one group of rows at a time.
 
     The last group stays in memory, so that going through the rows in order reads each once.
@@ -109,6 +116,13 @@ class ParquetPictures:
     def columns(self) -> list[str]:
         """The names of the columns."""
         return list(self._file.schema_arrow.names)
+
+    @property
+    def light(self) -> list[str]:
+        """The columns that hold no images: neither bytes nor structures with bytes in them."""
+        return [
+            field.name for field in self._file.schema_arrow if "binary" not in str(field.type)
+        ]
 
     def texts(self, columns: list[str]) -> Iterator[dict[str, Any]]:
         """The rows in order, only `columns` of them."""
@@ -146,15 +160,14 @@ class ParquetPictures:
 
 
 @dataclass(frozen=True)
-class ParquetPicture:
-    """An image inside a Parquet file: bytes, or {bytes, path} as the datasets library writes it.
-
-    A path without bytes is looked for below `root`.
+class ParquetImage:
+    """The image `number` of a cell of a Parquet file; a path in it is looked for below `root`.
     """
 
-    table: ParquetPictures
+    table: ParquetTable
     column: str
     row: int
+    number: int
     root: Path
 
     def size(self) -> tuple[int, int]:
@@ -165,45 +178,77 @@ class ParquetPicture:
         """The image, upright and RGB."""
         return self._stored().load()
 
-    def _stored(self) -> "FilePicture | _BytesPicture":
-        cell = only_one(self.table.cell(self.column, self.row))
-        if isinstance(cell, dict):
-            cell = cell.get("bytes") or cell.get("path")
-        if isinstance(cell, bytes):
-            return _BytesPicture(cell)
-        return find_picture(cell, self.root)
+    def _stored(self) -> StoredImage:
+        return find_image(images_of(self.table.cell(self.column, self.row))[self.number], self.root)
 
 
 @dataclass(frozen=True)
-class _BytesPicture:
+class ImageBytes:
+    """An image in memory."""
+
     content: bytes
 
     def size(self) -> tuple[int, int]:
+        """Upright (width, height) from the header alone."""
         return upright_size(io.BytesIO(self.content))
 
     def load(self) -> Image.Image:
+        """The image, upright and RGB."""
         return decode(io.BytesIO(self.content))
 
 
-def only_one(cell: Any) -> Any:
-    """The image of a cell that may hold a list of them; ValueError unless there is one."""
-    if isinstance(cell, list):
-        if len(cell) != 1:
-            raise ValueError(f"expected one image, found {len(cell)}")
-        return cell[0]
-    return cell
+def images_of(cell: Any) -> list[Any]:
+    """The images of a cell: none, one, or a list of them; JSON of a list counts as one."""
+    if isinstance(cell, str) and cell.strip().startswith("["):
+        with suppress(ValueError):
+            cell = json.loads(cell)
+    if cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell)):
+        return []
+    return list(cell) if isinstance(cell, list | tuple) else [cell]
 
 
-def find_picture(name: Any, root: Path) -> FilePicture:
-    """The image file called `name` below `root` or its folder `images`; ValueError without one."""
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"expected the path of an image, found {name!r:.80}")
-    path = Path(name.removeprefix("file://"))
-    places = [root / path, root / "images" / path]
-    for place in places:
-        if place.is_file():
-            return FilePicture(place)
-    raise ValueError(f"expected an image at {places[0]}, found no file there")
+def find_image(value: Any, root: Path) -> StoredImage:
+    """The image that a cell names or holds; ValueError without one.
+
+    A path counts from `root` or its folder `images`, with or without its leading folders; bytes,
+    `{bytes, path}` as the datasets library writes it, and base64, alone or as `data:` address, hold
+    the image themselves.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path") or value.get("url") or value.get("image")
+    if isinstance(value, bytes):
+        return ImageBytes(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"expected the path of an image, found {value!r:.60}")
+    if value.startswith("data:") or _BASE64.match(value):
+        return _decoded(value)
+    if value.startswith(("http://", "https://")):
+        raise ValueError(
+            f"expected an image on disk, found the address {value:.60}; download the images first"
+        )
+    path = Path(value.removeprefix("file://"))
+    for leading in range(len(path.parts)):
+        below = Path(*path.parts[leading:]) if leading else path
+        for place in (root / below, root / "images" / below):
+            if place.is_file():
+                return ImageFile(place)
+    raise ValueError(f"expected an image at {root / path!s:.200}, found no file there")
+
+
+def _decoded(value: str) -> "ImageBytes":
+    try:
+        return ImageBytes(base64.b64decode(value.rpartition(",")[2], validate=True))
+    except ValueError as error:
+        raise ValueError(f"expected an image in base64, found {value[:40]!r}…: {error}") from error
+
+
+def first_blank(images: Iterable[StoredImage]) -> StoredImage | None:
+    """The first image of one colour, which shows nothing; what cannot be opened is passed over."""
+    for image in images:
+        with suppress(ValueError):
+            if is_one_colour(image.load()):
+                return image
+    return None
 
 
 def upright_size(stream: IO[bytes]) -> tuple[int, int]:
@@ -258,7 +303,7 @@ def decode(stream: IO[bytes]) -> Image.Image:
         image.load()
         # ImageOps.exif_transpose writes all of the EXIF anew, and fails where a camera's is odd.
         turn = _TURNS.get(_orientation(image))
-        return (image if turn is None else image.transpose(turn)).convert("RGB")
+        return to_rgb(image if turn is None else image.transpose(turn))
 
 
 @contextmanager

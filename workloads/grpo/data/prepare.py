@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,13 @@ from workloads.grpo.data.rows import (
     generate_scenes,
     read_examples,
     training_dataset,
-    with_pictures,
+    blank_images,
+    with_images,
     write_imagefolder,
 )
+from workloads.grpo.data.solutions import describe_solutions
 from workloads.grpo.rewards.functions import right_completion
+from workloads.grpo.rewards.scoring import load_scorer, try_rewards
 from workloads.grpo.data.tokens import (
     ImageRules,
     Limits,
@@ -43,6 +45,7 @@ _HUB_FILES = ("*.parquet", "*.jsonl", "*.csv", "*.png", "*.jpg", "*.jpeg", "*.we
 # Models whose image tokens follow from an image's size by known rules.
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
 _SHOWN = 5
+_LOOKED_AT = 200  # images that are opened before a run begins, to see whether they are blank
 _SHARE = 10  # at most one row in so many is held out
 
 
@@ -103,7 +106,7 @@ def read_source(data: GrpoData, cache: Path, progress: Callable[[], None] = noth
     root = Path(data.image_root).expanduser() if data.image_root else None
     columns = {str(name): column for name, column in data.columns.items()}
     found = read_examples(
-        place_of(data, cache, progress), columns, data.split, root, budget=data.max_bad_rows
+        place_of(data, cache, progress), columns, data.split, root, data.max_bad_rows, progress
     )
     if data.rows is not None:
         found.rows = found.rows[: data.rows]
@@ -115,7 +118,8 @@ def prepare(
 ) -> Prepared:
     """Read every row and hold its prompt against the limits, before any GPU is used.
 
-    base: the folder of the model's files. Rows that do not fit end the run with their names, or are left out with `data.too_long=drop`.
+    base: the folder of the model's files. Rows that do not fit end the run with their names, or are
+    left out with `data.too_long=drop`.
     """
     data = config.data
     found = read_source(data, cache, progress)
@@ -129,7 +133,7 @@ def prepare(
     if not examples:
         raise UserError(f"{data.source}: expected rows that fit the limits, found none")
     kept = len(examples) - min(config.evaluation.rows, len(examples) // _SHARE)
-    examples, held_out = with_pictures(examples[:kept], data.pictures), examples[kept:]
+    examples, held_out = with_images(examples[:kept], data.pictures), examples[kept:]
     lines = _lines(data, examples, found, tokens)
     if held_out:
         lines.append(f"held out of training: the last {len(held_out):,} rows")
@@ -197,13 +201,13 @@ def _rules(
     config: GrpoConfig, folder: Path, own: Mapping[str, Any], examples: Sequence[Example]
 ) -> ImageRules:
     """The model's own rules for images; rows of text need none."""
-    with_images = any(one.picture for one in examples)
-    if with_images and "vision_config" not in own:
+    has_images = any(one.images for one in examples)
+    if has_images and "vision_config" not in own:
         raise UserError(
             f"{config.data.source}: expected rows of text for {config.model.name}, which takes no "
             "images, found rows with images; choose a vision-language model"
         )
-    if not with_images:
+    if not has_images:
         return ImageRules()
     if own.get("model_type") in _QWEN:
         return read_image_rules(folder, config.grpo.min_pixels, config.grpo.max_pixels)
@@ -251,8 +255,13 @@ def _limits(config: GrpoConfig, own: Mapping[str, Any]) -> Limits:
 def _lines(
     data: GrpoData, examples: Sequence[Example], found: Examples, tokens: TokenReport
 ) -> list[str]:
-    pictures = sum(one.picture is not None for one in examples)
-    lines = [f"data: {len(examples):,} rows of {data.source}, {pictures:,} with an image"]
+    seeing = sum(bool(one.images) for one in examples)
+    lines = [f"data: {len(examples):,} rows of {data.source}, {seeing:,} with an image"]
+    if several := sum(len(one.images) > 1 for one in examples):
+        lines[0] += f", {several:,} with several"
+    if 0 < seeing < len(examples):
+        lines.append(f"{len(examples) - seeing:,} rows of text among them")
+    lines += found.notes + describe_solutions(found.rows) + blank_images(found.rows, _LOOKED_AT)
     if tokens.longest is not None:
         lines.append(f"longest prompt: {tokens.longest} at {tokens.longest.place}")
     left_out = [*map(str, found.bad), *tokens.broken]
@@ -262,33 +271,30 @@ def _lines(
     return lines
 
 
-def turns_of(data: GrpoData) -> Callable[[str, bool], prompts.Turns]:
-    """How a question is put: by its text, and whether an image comes with it."""
-    if data.prompt == "r1v":
-        return prompts.training_turns
-    wording = prompts.GEOQA if data.prompt == "geoqa" else prompts.SUPERCLEVR
-    return partial(_worded, wording=wording)
+def turns_of(data: GrpoData) -> prompts.Wording:
+    """How a profile puts questions: by a wording of R1-V's, or by its own template."""
+    known = {"r1v": prompts.TRAINING, "geoqa": prompts.GEOQA, "superclevr": prompts.SUPERCLEVR}
+    own = data.prompt_template
+    return prompts.Wording(
+        with_image=own or known[data.prompt],
+        text_only=own or prompts.QUESTION,
+        system=data.system_prompt,
+        text_system=None if own else prompts.R1_SYSTEM,
+        is_own=own is not None,
+    )
 
 
-def _worded(question: str, with_image: bool, wording: str) -> prompts.Turns:
-    return prompts.image_turns(question, wording) if with_image else prompts.text_turns(question)
+def try_on(config: GrpoConfig, example: Example) -> list[str]:
+    """What the profile's rewards say to a right answer to one row; see `try_rewards`."""
+    row = dict(dataset_of([example], config.data)[0])
+    solution = row.pop("solution")
+    said = right_answer(config, example.solution)
+    return try_rewards(load_scorer(config.rewards).rewards, said, solution, row)
 
 
 def dataset_of(examples: Sequence[Example], data: GrpoData) -> "Dataset":
-    """Columns prompt, solution, place, and image where there are any, opened row by row."""
-    from datasets import Dataset
-
-    base = training_dataset(examples)
-    if data.prompt == "r1v":
-        return base
-    turns = turns_of(data)
-
-    def reworded(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        chosen = [examples[row] for row in batch["row"]]
-        prompted = [turns(one.problem, one.picture is not None) for one in chosen]
-        return {**base[batch["row"]], "prompt": prompted}
-
-    return Dataset.from_dict({"row": list(range(len(examples)))}).with_transform(reworded)
+    """The rows as trainers take them, in the profile's wording."""
+    return training_dataset(examples, turns_of(data))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -308,5 +314,6 @@ __all__ = [
     "prepare",
     "read_source",
     "right_answer",
+    "try_on",
     "turns_of",
 ]

@@ -1,36 +1,39 @@
-"""Rows for GRPO: an image, a problem in words, a solution in `<answer>` tags.
+"""Rows for GRPO: a question with its images, if any, and a solution.
 
 `read_examples` reads what people have on disk: a folder with images and metadata (imagefolder),
-Parquet with images inside, JSONL or CSV beside image files. `generate_scenes` draws CLEVR-like
-scenes. Images stay where they are until they are opened.
+Parquet with images inside, JSON, CSV or Arrow beside image files, in the forms of `forms`.
+`generate_scenes` draws CLEVR-like scenes. Images stay where they are until they are opened.
 """
 
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from random import Random
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from workloads.data.row_files import is_data
-from workloads.data.rows import BadRow, data_files, read_rows
+from workloads.data.row_files import data_files, is_data
+from workloads.data.rows import BadRow, read_rows
 from workloads.errors import UserError
+from workloads.grpo.data.forms import Form, form_of, read_question, solutions_of
 from workloads.grpo.data.images import (
-    GreyPicture,
-    ParquetPicture,
-    ParquetPictures,
-    Picture,
-    find_picture,
-    only_one,
+    GreyImage,
+    ParquetImage,
+    ParquetTable,
+    StoredImage,
+    find_image,
+    first_blank,
+    images_of,
 )
-from workloads.grpo.prompts import training_turns
 from workloads.grpo.data.scenes import SIZES, Palette, Scene, colours_of, draw_scene, render
+from workloads.grpo.prompts import IMAGE_MARK, Question, Turns, Wording
+from workloads.grpo.rewards.answers import extract_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,60 +41,74 @@ if TYPE_CHECKING:
 Questions = Literal["all", "colour", "shape", "mixed"]
 
 QUESTION = "How many different items are there in the image?"
-# Names under which the three columns are known, the data sets' own first.
-COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "image": ("image", "images", "image_path", "file_name"),
-        "problem": ("problem", "question"),
-        "solution": ("solution", "answer", "ground_truth"),
-    }
-)
 _SHOWN = 10
-_MOST = 10  # more do not fit into one picture without hiding each other
+_MOST = 10  # more do not fit into one image without hiding each other
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+_SAMPLE = 100  # rows by which a form is told
+# What the trainer itself hands to rewards under these names.
+RESERVED = frozenset(
+    ("prompt", "prompts", "completion", "completions", "completion_ids", "problem", "solution")
+    + ("place", "image", "images", "trainer_state", "log_metric", "log_extra", "environments")
+)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row: `place` for messages, the question, the answer, and its image unless text only."""
+    """One row: `place` for messages, the question's text, the solution, and its images, if any.
+
+    `more_solutions`: further right answers. `columns`: the row's other columns, for rewards.
+    """
 
     place: str
     problem: str
     solution: str
-    picture: Picture | None
+    images: tuple[StoredImage, ...] = ()
+    more_solutions: tuple[str, ...] = ()
+    before: tuple[tuple[str, str], ...] = ()
+    is_worded: bool = False
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
-    def open_image(self) -> Image.Image:
-        """The image, upright and RGB; UserError with the row's place where there is none."""
-        if self.picture is None:
-            raise UserError(f"{self.place}: expected an image, found a row of text only")
+    @property
+    def question(self) -> Question:
+        """What a wording makes a prompt of."""
+        return Question(self.problem, len(self.images), self.before, self.is_worded)
+
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Upright (width, height) of each image, from its header; ValueError for a broken one."""
+        return tuple(image.size() for image in self.images)
+
+    def open_images(self) -> list[Image.Image]:
+        """The images, upright and RGB; UserError with the row's place for a broken one."""
         try:
-            return self.picture.load()
+            return [image.load() for image in self.images]
         except ValueError as error:
-            raise UserError(f"{self.place}: {error}; mend or remove the row") from error
+            raise UserError(f"{self.place}: {error}; fix or remove the row") from error
 
 
 def greyed(example: Example) -> Example:
-    """The example with nothing to see in its image, where it has one."""
-    return replace(example, picture=GreyPicture(example.picture)) if example.picture else example
+    """The example with nothing to see in its images."""
+    return replace(example, images=tuple(GreyImage(image) for image in example.images))
 
 
-def with_pictures(examples: list[Example], which: str) -> list[Example]:
-    """The examples with their `own` pictures, with each other's (`shuffled`), or `grey` ones."""
+def with_images(examples: list[Example], which: str) -> list[Example]:
+    """The examples with their `own` images, with each other's (`shuffled`), or `grey` ones."""
     if which == "grey":
-        return [greyed(one) for one in examples]
+        return [greyed(example) for example in examples]
     if which == "own":
         return examples
-    pictures = [one.picture for one in examples]
-    Random(0).shuffle(pictures)
-    return [replace(one, picture=other) for one, other in zip(examples, pictures, strict=True)]
+    images = [example.images for example in examples]
+    Random(0).shuffle(images)
+    return [replace(one, images=other) for one, other in zip(examples, images, strict=True)]
 
 
 @dataclass
 class Examples:
-    """Good rows in order, and the bad ones that were left out."""
+    """Good rows in order, the bad ones that were left out, and what there is to say of the files."""
 
     rows: list[Example] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_examples(
@@ -100,47 +117,83 @@ def read_examples(
     split: str | None = None,
     image_root: Path | None = None,
     budget: int = 10,
+    progress: Callable[[], None] = lambda: None,
 ) -> Examples:
     """The rows of a file, or of a folder's files that belong to `split`.
 
     `columns` says which column is the `image`, `problem` and `solution`; those not named are
     found by their usual names. Paths of images count from `image_root`, else from the file that
-    names them or the folder `images` beside it. Without any image column rows are text only.
-    Raises UserError past `budget` bad rows, and for files that cannot be told apart.
+    names them or the folder `images` beside it, with or without their leading folders. A row
+    without an image is one of text. Raises UserError past `budget` bad rows, a missing or broken
+    image among them, and for files that cannot be told apart.
     """
     found = Examples()
     for file in _tables(path, split):
         if file.suffix.lower() == ".parquet":
-            _read_parquet(file, columns or {}, image_root, found)
+            _read_parquet(file, columns or {}, image_root, found, progress)
         else:
-            _read_table(file, columns or {}, image_root, budget, found)
+            _read_table(file, columns or {}, image_root, budget, found, progress)
     _keep_within(budget, path, found)
+    found.notes += _marks(found.rows)
     return found
 
 
-def training_dataset(examples: Sequence[Example]) -> "Dataset":
-    """The examples as trainers take them, columns prompt, solution, place, and image with images.
+def training_dataset(
+    examples: Sequence[Example], turns: Callable[[Question], Turns] | None = None
+) -> "Dataset":
+    """The examples as trainers take them: prompt, solution, place, images, and their own columns.
 
-    Images are opened when a row is asked for; prompts are conversations in R1-V's wording.
+    Images are opened when a row is asked for: `image` where no row has several, else `images`,
+    a list. Prompts are conversations, in R1-V's wording unless `turns` makes others. A row with
+    several right answers has a list as its solution.
     """
     from datasets import Dataset
 
-    columns = {
-        "row": list(range(len(examples))),
-        "solution": [example.solution for example in examples],
-        "place": [example.place for example in examples],
-    }
-    with_images = any(example.picture for example in examples)
+    turns = turns or Wording()
+    most = max((len(example.images) for example in examples), default=0)
+    others = sorted({name for example in examples for name in example.columns})
 
     def open_rows(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         chosen = [examples[row] for row in batch["row"]]
-        prompts = [training_turns(one.problem, one.picture is not None) for one in chosen]
-        opened = {"prompt": prompts, "solution": batch["solution"], "place": batch["place"]}
-        if with_images:
-            opened["image"] = [one.open_image() if one.picture else None for one in chosen]
-        return opened
+        opened: dict[str, list[Any]] = {
+            "prompt": [turns(one.question) for one in chosen],
+            "solution": [solution_column(one) for one in chosen],
+            "place": [one.place for one in chosen],
+            "problem": [one.problem for one in chosen],
+        }
+        images = [one.open_images() for one in chosen]
+        if most == 1:
+            opened["image"] = [shown[0] if shown else None for shown in images]
+        elif most > 1:
+            opened["images"] = [shown or None for shown in images]
+        return opened | {name: [one.columns.get(name) for one in chosen] for name in others}
 
-    return Dataset.from_dict(columns).with_transform(open_rows)
+    return Dataset.from_dict({"row": list(range(len(examples)))}).with_transform(open_rows)
+
+
+def blank_images(examples: Sequence[Example], most: int) -> list[str]:
+    """A line on images of one colour, among at most so many examples spread over all."""
+    seeing = [example for example in examples if example.images]
+    chosen = seeing[:: max(1, -(-len(seeing) // most))]
+    blank = [example for example in chosen if first_blank(example.images) is not None]
+    if not blank:
+        return []
+    return [
+        f"{len(blank):,} of {len(chosen):,} rows looked at have an image of one colour, which shows "
+        f"nothing; the first is at {blank[0].place}"
+    ]
+
+
+def solution_column(example: Example) -> str | list[str]:
+    """The solution as rewards see it: a text, or a list where several answers are right."""
+    if not example.more_solutions:
+        return example.solution
+    return [example.solution, *example.more_solutions]
+
+
+def _marks(rows: Sequence[Example]) -> list[str]:
+    placed = sum(IMAGE_MARK in row.problem for row in rows)
+    return [f"{placed:,} rows say by {IMAGE_MARK} where their images stand"] if placed else []
 
 
 def generate_scenes(
@@ -208,32 +261,60 @@ def _splits_of(file: Path, folder: Path) -> set[str]:
 
 
 def _read_table(
-    file: Path, columns: Mapping[str, str], root: Path | None, budget: int, found: Examples
+    file: Path,
+    columns: Mapping[str, str],
+    root: Path | None,
+    budget: int,
+    found: Examples,
+    progress: Callable[[], None],
 ) -> None:
     table = read_rows(file, {}, budget)
     found.bad += table.bad
     # Of all rows: a first one without an image must not take the others' images away.
     present = {name: None for row in table.rows for name in row}
-    names = _columns(file, present, columns)
+    form = form_of(file, present, columns, table.rows[:_SAMPLE])
+    _note(file, form, found)
     for index, row in enumerate(table.rows):
         place = table.place(index)
-        _add(found, file, place, _example(place, row, names, root or file.parent))
+        _add(found, file, place, _example(place, row, form, root or file.parent))
+        progress()
 
 
 def _read_parquet(
-    file: Path, columns: Mapping[str, str], root: Path | None, found: Examples
+    file: Path,
+    columns: Mapping[str, str],
+    root: Path | None,
+    found: Examples,
+    progress: Callable[[], None],
 ) -> None:
     """Only texts are read here; images stay in the file until they are opened."""
-    table = ParquetPictures(file)
-    names = _columns(file, table.columns, columns)
-    texts = _Columns(names.problem, names.solution, image=None)
-    for index, row in enumerate(table.texts([names.problem, names.solution])):
+    table = ParquetTable(file)
+    sample = list(islice(table.texts(table.light), _SAMPLE))
+    form = form_of(file, table.columns, columns, sample)
+    _note(file, form, found)
+    light = [name for name in form.light if name in table.light]
+    for index, row in enumerate(table.texts(light)):
         place = f"{file}:{index + 1}"
-        outcome = _example(place, row, texts, file.parent)
-        if isinstance(outcome, Example) and names.image is not None:
-            picture = ParquetPicture(table, names.image, index, root or file.parent)
-            outcome = replace(outcome, picture=picture)
-        _add(found, file, place, outcome)
+        images: tuple[StoredImage, ...] = ()
+        if form.image is not None:
+            cell = images_of(table.cell(form.image, index))
+            images = tuple(
+                ParquetImage(table, form.image, index, number, root or file.parent)
+                for number in range(len(cell))
+            )
+        _add(found, file, place, _example(place, row, form, file.parent, images))
+        progress()
+
+
+def _note(file: Path, form: Form, found: Examples) -> None:
+    """What a person should know of how a file was read."""
+    if form.turns is not None:
+        found.notes.append(f"{file.name}: read as {form}")
+    if form.also is not None:
+        found.notes.append(
+            f"{file.name}: columns {form.solution} and {form.also} may both be the solution; took "
+            f"{form.solution}, the shorter one; data.columns.solution={form.also} takes the other"
+        )
 
 
 def _add(found: Examples, file: Path, place: str, outcome: Example | str) -> None:
@@ -243,50 +324,37 @@ def _add(found: Examples, file: Path, place: str, outcome: Example | str) -> Non
         found.rows.append(outcome)
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """The names of the three columns in a file; no image for rows of text only."""
-
-    problem: str
-    solution: str
-    image: str | None
-
-
-def _columns(file: Path, present: Iterable[str], wanted: Mapping[str, str]) -> _Columns:
-    names: dict[str, str | None] = {}
-    present = list(present)
-    for column, usual in COLUMNS.items():
-        candidates = (wanted[column],) if column in wanted else usual
-        names[column] = next((name for name in candidates if name in present), None)
-        if names[column] is None and (column != "image" or column in wanted):
-            raise UserError(
-                f"{file}: expected a column {' or '.join(candidates)} for the {column}, "
-                f"found {', '.join(map(str, present))}; map the columns"
-            )
-    return _Columns(str(names["problem"]), str(names["solution"]), names["image"])
-
-
-def _example(place: str, row: Mapping[str, Any], names: _Columns, root: Path) -> Example | str:
-    """The row as an example, or what is wrong with it."""
+def _example(
+    place: str,
+    row: Mapping[str, Any],
+    form: Form,
+    root: Path,
+    images: tuple[StoredImage, ...] | None = None,
+) -> Example | str:
+    """The row as an example, or what is wrong with it; `images`: those of a Parquet row."""
     try:
-        problem, solution = _text(row, names.problem), _text(row, names.solution)
-        picture = None
-        if names.image is not None:
-            picture = find_picture(only_one(row.get(names.image)), root)
+        if images is None:
+            cells = images_of(row.get(form.image)) if form.image else []
+            images = tuple(find_image(cell, root) for cell in cells)
+        question, solution = read_question(row, form, len(images))
+        first, *more = solutions_of(solution, form.solution or str(form.turns))
+        if "<answer>" in first and extract_answer(first) is None:
+            raise ValueError(f"expected an answer between the tags of the solution, found {first!r:.60}")
+        columns = {name: row.get(name) for name in form.others if name not in RESERVED}
+        example = Example(
+            place,
+            question.text,
+            first,
+            images,
+            tuple(more),
+            question.before,
+            question.is_worded,
+            columns,
+        )
+        _ = example.sizes  # a broken image is found here
     except ValueError as error:
         return str(error)
-    return Example(place, problem, solution, picture)
-
-
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    text = value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        # What pandas writes for a cell without anything in it is no number.
-        text = str(value) if math.isfinite(value) else None
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"column {column!r}: expected text, found {value!r:.80}")
-    return text
+    return example
 
 
 def _keep_within(budget: int, path: Path, found: Examples) -> None:
@@ -298,7 +366,7 @@ def _keep_within(budget: int, path: Path, found: Examples) -> None:
     wanted = f"at most {budget} bad rows" if len(bad) > budget else "a good row"
     raise UserError(
         f"expected {wanted} among {total} in {path}, found {len(bad)} bad; "
-        f"mend them or allow for more:{shown}{more}"
+        f"fix them or allow for more:{shown}{more}"
     )
 
 
@@ -313,7 +381,7 @@ def _check_request(
             f"expected counts as (least, most) within 1 to {_MOST}, found {tuple(counts)}"
         )
     if min(size) < 16:
-        raise UserError(f"expected a picture of at least 16 x 16 pixels, found {tuple(size)}")
+        raise UserError(f"expected an image of at least 16 x 16 pixels, found {tuple(size)}")
 
 
 def _scene_row(

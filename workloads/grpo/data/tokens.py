@@ -7,7 +7,7 @@ image tokens do not match" and prompts that an engine cuts or refuses are found 
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,7 +18,7 @@ from typing import Any
 from workloads.json_files import read_json
 from workloads.errors import UserError
 from workloads.grpo.data.rows import Example
-from workloads.grpo.prompts import Turns, in_parts, training_turns
+from workloads.grpo.prompts import IMAGE_MARK, Question, Turns, Wording, in_parts
 
 IMAGE_TOKEN = "<|image_pad|>"
 _QWEN = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
@@ -125,7 +125,9 @@ class PromptText:
         encode: Callable[[str, bool], Sequence[int]],
         render: Callable[[Turns], str],
         image_token_id: int | None,
+        special: Collection[str] = (),
     ) -> None:
+        self._special = sorted(special, key=len, reverse=True)
         self._encode = encode
         self._render = render
         self._image_token_id = image_token_id
@@ -135,6 +137,12 @@ class PromptText:
         ids = self._encode(self._render(turns), True)
         places = sum(token == self._image_token_id for token in ids)
         return len(ids) - places, places
+
+    def special_in(self, question: Question) -> list[str]:
+        """The model's own tokens in a question's text, which would become these tokens."""
+        before = (text for _, text in question.before)
+        said = " ".join([question.text.replace(IMAGE_MARK, " "), *before])
+        return [token for token in self._special if token in said]
 
     def answer(self, text: str) -> int:
         """Tokens of an answer that follows a prompt, its end not counted."""
@@ -155,14 +163,16 @@ def read_prompt_text(folder: Path, sees_images: bool = True) -> PromptText:
         add = whole and sees_images and not (begin and text.startswith(begin))
         return tokenizer.encode(text, add_special_tokens=add).ids
 
-    own = read_json(path) if (path := folder / "processor_config.json").is_file() else {}
-    image_token = _token(special, "image_token") or _token(own, "image_token") or IMAGE_TOKEN
+    processor = read_json(path) if (path := folder / "processor_config.json").is_file() else {}
+    image_token = _token(special, "image_token") or _token(processor, "image_token") or IMAGE_TOKEN
     template = _renderer(_chat_template(folder, special), _constants(special))
 
     def render(turns: Turns) -> str:
         return template(in_parts(turns) if sees_images else turns)
 
-    return PromptText(encode, render, tokenizer.token_to_id(image_token))
+    added = tokenizer.get_added_tokens_decoder().values()
+    own = [token.content for token in added if token.special and token.content.strip()]
+    return PromptText(encode, render, tokenizer.token_to_id(image_token), own)
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -270,53 +280,59 @@ def _renderer(template: str, constants: dict[str, str]) -> Callable[[Turns], str
 
 @dataclass(frozen=True)
 class RowTokens:
-    """The prompt of one row in tokens; `size` and `scaled` are (width, height) of its image."""
+    """The prompt of one row in tokens; `sizes` and `scaled` are (width, height) of its images."""
 
     place: str
     text: int
     image: int
-    size: tuple[int, int] | None
-    scaled: tuple[int, int] | None
+    sizes: tuple[tuple[int, int], ...] = ()
+    scaled: tuple[tuple[int, int], ...] = ()
 
     @property
     def prompt(self) -> int:
-        """Text and image together."""
+        """Text and images together."""
         return self.text + self.image
 
     def __str__(self) -> str:
-        if self.size is None or self.scaled is None:
+        if not self.sizes:
             return f"{self.prompt} prompt tokens"
-        width, height = self.size
-        return (
-            f"{self.prompt} prompt tokens ({self.text} text, {self.image} image: {width} x "
-            f"{height} seen as {self.scaled[0]} x {self.scaled[1]})"
+        seen = ", ".join(
+            f"{own[0]} x {own[1]} seen as {shown[0]} x {shown[1]}"
+            for own, shown in zip(self.sizes, self.scaled, strict=True)
         )
+        return f"{self.prompt} prompt tokens ({self.text} text, {self.image} image: {seen})"
 
 
 def count_rows(
     examples: Iterable[Example],
     text: PromptText,
     rules: ImageRules,
-    turns_of: Callable[[str, bool], Turns] = training_turns,
+    turns_of: Callable[[Question], Turns] = Wording(),
 ) -> Iterator[RowTokens | str]:
     """The tokens of each row's prompt in order, or `place: what is wrong` with the row."""
 
     @lru_cache(maxsize=4096)  # data sets ask the same few questions of many images
-    def text_tokens(problem: str, with_image: bool) -> tuple[int, int]:
-        return text.count(turns_of(problem, with_image))
+    def text_tokens(question: Question) -> tuple[int, int]:
+        if own := text.special_in(question):
+            raise ValueError(
+                f"expected a question without the model's own tokens, found {', '.join(own)}; "
+                "take them out"
+            )
+        return text.count(turns_of(question))
 
     for example in examples:
         try:
-            size = example.picture.size() if example.picture else None
-            words, places = text_tokens(example.problem, size is not None)
-            if places != (size is not None):
+            sizes = example.sizes
+            words, places = text_tokens(example.question)
+            if places != len(sizes):
+                images = "1 image" if len(sizes) == 1 else f"{len(sizes)} images"
                 raise ValueError(
-                    f"expected a prompt with room for {int(size is not None)} image, found "
-                    f"{places}; image tokens and image features would not match"
+                    f"expected a prompt with room for {images}, found {places}; "
+                    "image tokens and image features would not match"
                 )
-            scaled = rules.scaled(*size) if size else None
-            image = rules.tokens(*size) if size else 0
-            yield RowTokens(example.place, words, image, size, scaled)
+            scaled = tuple(rules.scaled(*size) for size in sizes)
+            image = sum(rules.tokens(*size) for size in sizes)
+            yield RowTokens(example.place, words, image, sizes, scaled)
         except ValueError as error:
             yield f"{example.place}: {error}"
 

@@ -96,7 +96,7 @@ def _transformers(name: str, precision: str, max_pixels: int | None) -> Callable
         )
 
     def generate(prompts: Sequence[Any]) -> list[str]:
-        asked = [Asked(prompt.turns, prompt.image) for prompt in prompts]
+        asked = [Asked(prompt.turns, [prompt.image]) for prompt in prompts]
         return answers(loaded.model, loaded.processing, asked, prompts[0].max_new_tokens)
 
     return generate

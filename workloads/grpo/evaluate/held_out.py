@@ -7,7 +7,7 @@ of the training rows would earn if it were given to every question; `rewards.jso
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +19,10 @@ from workloads.engine import distributed
 from workloads.errors import Stopped
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared, turns_of
-from workloads.grpo.data.rows import Example, greyed
+from workloads.grpo.data.rows import Example, greyed, solution_column
 from workloads.grpo.evaluate.scores import ANSWERS, BEFORE, BLANK, FILE, TASK
 from workloads.grpo.greedy import Asked, answers
 from workloads.grpo.model import Processing, tokenizer_of
-from workloads.grpo.prompts import Turns
 from workloads.grpo.rewards.functions import right_completion
 from workloads.grpo.rewards.scoring import Batch, Score, load_scorer
 from workloads.run.events import Event, Phase
@@ -99,13 +98,13 @@ def _rows(
             indices = share[start : start + size]
             chosen = [data.held_out[index] for index in indices]
             chosen = [greyed(one) for one in chosen] if blank else chosen
-            asked = [_asked(one, turns) for one in chosen]
+            asked = [Asked(turns(one.question), one.open_images()) for one in chosen]
             longest = config.grpo.max_completion_length
             texts = answers(asker.model, asker.processing, asked, longest)
             session.progress()
             batch = Batch(
                 [[{"role": "assistant", "content": text}] for text in texts],
-                [one.solution for one in chosen],
+                [solution_column(one) for one in chosen],
                 [one.turns for one in asked],
                 [asker.token_ids(text) for text in texts],
                 trainer_state=TrainerState(global_step=step),
@@ -121,16 +120,11 @@ def _row(index: int, one: Example, text: str, scores: dict[str, Score]) -> dict[
         "place": one.place,
         "question": one.problem,
         "output": text,
-        "answer": one.solution,
+        "answer": solution_column(one),
         "rewards": {name: score.value for name, score in scores.items()},
         "why": {name: score.why for name, score in scores.items() if score.why},
         "right": next(iter(scores.values())).value == 1.0,
     }
-
-
-def _asked(one: Example, turns: Callable[[str, bool], Turns]) -> Asked:
-    sees = one.picture is not None
-    return Asked(turns(one.problem, sees), one.open_image() if sees else None)
 
 
 @contextmanager

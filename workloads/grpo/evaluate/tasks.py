@@ -27,7 +27,7 @@ from workloads.data.rows import read_rows
 from workloads.engine.summary import interval
 from workloads.errors import TataraError, UserError
 from workloads.grpo import prompts
-from workloads.grpo.data.images import FilePicture, find_picture
+from workloads.grpo.data.images import StoredImage, find_image
 from workloads.grpo.rewards.math_checker import shared_checker
 
 _COUNT = re.compile(r"<answer>\s*(\d+)\s*</answer>")
@@ -121,7 +121,7 @@ class Question:
     """A row as it stands in the file (`image_path`, `question`, `ground_truth`), and its image."""
 
     row: Mapping[str, Any]
-    picture: FilePicture
+    image: StoredImage
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def read_questions(task: Task, file: Path, image_root: Path) -> list[Question]:
     for index, row in enumerate(rows.rows):
         try:
             _check_row(row, columns)
-            questions.append(Question(row, _find(row["image_path"], image_root)))
+            questions.append(Question(row, find_image(row["image_path"], image_root)))
         except ValueError as error:
             bad.append(f"\n  {rows.place(index)}: {error}")
     if bad:
@@ -174,14 +174,6 @@ def _check_row(row: Mapping[str, Any], columns: Mapping[str, type]) -> None:
         value = row.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"column {name!r}: expected {kind.__name__}, found {value!r:.80}")
-
-
-def _find(name: str, root: Path) -> FilePicture:
-    parts = Path(name).parts
-    for leading in range(len(parts)):
-        if (path := root.joinpath(*parts[leading:])).is_file():
-            return FilePicture(path)
-    return find_picture(name, root)
 
 
 def evaluate(
@@ -264,9 +256,10 @@ def table(task: Task, result: Result, model: str) -> str:
 def _prompt(task: Task, question: Question) -> Prompt:
     text = str(question.row["question"])
     try:
-        image = question.picture.load()
+        image = question.image.load()
     except ValueError as error:
-        raise UserError(f"{question.picture.path}: {error}; unpack the images again") from error
+        name = question.row["image_path"]
+        raise UserError(f"{name}: {error}; unpack the images again") from error
     return Prompt(prompts.image_turns(text, task.wording), image, task.max_new_tokens)
 
 

@@ -155,6 +155,12 @@ def compare_answers(answer: str, truth: str) -> Verdict:
         return Verdict(False, "nested too deeply to be read")
 
 
+def count_values(truth: str) -> int:
+    """How many values the part of a solution states that answers are compared with."""
+    text = _without_choice(_led(plain(final_part(truth[-LONGEST:])), last=True))
+    return len(read_quantities(_bounded(_joined(text))))
+
+
 def _compare(answer: str, truth: str, written: str, wanted: str) -> Verdict:
     """The ways of comparing in their order, on texts in one spelling; the others as they were."""
     whole = answer

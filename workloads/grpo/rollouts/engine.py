@@ -61,7 +61,7 @@ def check_rows(config: GrpoConfig, rows: int, world_size: int) -> None:
 def arguments(config: GrpoConfig, placeholders: Sequence[str]) -> dict[str, Any]:
     """The engine's settings in TRL's words.
 
-    placeholders: tokens that stand for pictures. One in a completion would end the run, because
+    placeholders: tokens that stand for images. One in a completion would end the run, because
     image tokens and image features do not match; TRL itself keeps them from transformers alone.
     """
     engine, grpo = config.generation, config.grpo
@@ -89,12 +89,12 @@ def arguments(config: GrpoConfig, placeholders: Sequence[str]) -> dict[str, Any]
     }
 
 
-def one_for_each_picture(
+def one_for_each_image(
     prompts: Sequence[Sequence[int]], placeholders: Collection[int]
 ) -> list[list[int]]:
     """Prompts in tokens, each run of one placeholder shortened to a single token.
 
-    A processor writes as many as a picture has features. So does vLLM for the first it meets: given
+    A processor writes as many as an image has features. So does vLLM for the first it meets: given
     all of them it would write a second set, and answer another prompt than the one trained on.
     """
     return [
@@ -129,7 +129,7 @@ def ready(config: GrpoConfig, session: Session) -> Iterator[None]:
 
 def pixel_limits(grpo: Grpo) -> dict[str, int]:
     """What an engine has to be told of the profile's bounds: it reads the model's own otherwise,
-    and answers about a picture of another size than the one that is trained on."""
+    and answers about an image of another size than the one that is trained on."""
     limits = {"min_pixels": grpo.min_pixels, "max_pixels": grpo.max_pixels}
     return {name: pixels for name, pixels in limits.items() if pixels is not None}
 

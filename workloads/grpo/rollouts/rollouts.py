@@ -2,8 +2,8 @@
 
 `rollouts/rollouts.jsonl` in the run: one object a completion with step, place, prompt, completion,
 solution, rewards (before weighting, null where one abstains), why (what each reward says of it),
-reward (their weighted sum), advantage, image (a PNG beside it, or null). A bounded number for a
-step, whole groups first, so that completions of one prompt can be compared.
+reward (their weighted sum), advantage, image (a PNG beside it, or null) and, of several, images.
+A bounded number for a step, whole groups first, so that completions of one prompt can be compared.
 """
 
 import json
@@ -21,7 +21,7 @@ FOLDER, FILE, IMAGES = "rollouts", "rollouts.jsonl", "images"
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion; `image` is a PIL image or None, `advantage` as the loss weighs it."""
+    """One completion; `images` of Pillow or None, `advantage` as the loss weighs it."""
 
     place: str
     prompt: Any
@@ -30,7 +30,7 @@ class Rollout:
     scores: Mapping[str, Score]
     reward: float
     advantage: float
-    image: Any = None
+    images: Sequence[Any] = ()
 
 
 class RolloutLog:
@@ -39,7 +39,7 @@ class RolloutLog:
     def __init__(self, session: Session, wanted: Rollouts, done_steps: int) -> None:
         self._folder = session.run.path / FOLDER
         self._every, self._most = wanted.every_steps, wanted.per_step
-        self._images: dict[str, str] = {}
+        self._images: dict[str, list[str]] = {}
         if session.is_main:
             self._forget_after(done_steps)
 
@@ -58,6 +58,7 @@ class RolloutLog:
             file.write("".join(f"{line}\n" for line in lines))
 
     def _row(self, step: int, one: Rollout) -> dict[str, Any]:
+        images = self._saved(step, one)
         return {
             "step": step,
             "place": one.place,
@@ -68,16 +69,20 @@ class RolloutLog:
             "why": {name: score.why for name, score in one.scores.items() if score.why},
             "reward": one.reward,
             "advantage": one.advantage,
-            "image": self._picture(step, one),
+            "image": images[0] if images else None,
+            **({"images": images} if len(images) > 1 else {}),
         }
 
-    def _picture(self, step: int, one: Rollout) -> str | None:
-        if one.image is None:
-            return None
+    def _saved(self, step: int, one: Rollout) -> list[str]:
+        """The names of a completion's images, which those of one prompt share."""
         if one.place not in self._images:
-            name = f"{IMAGES}/step-{step:06d}-{len(self._images)}.png"
-            one.image.save(self._folder / name)
-            self._images[one.place] = name
+            names: list[str] = []
+            for image in one.images:
+                if image is not None:
+                    number = sum(map(len, self._images.values())) + len(names)
+                    names.append(f"{IMAGES}/step-{step:06d}-{number}.png")
+                    image.save(self._folder / names[-1])
+            self._images[one.place] = names
         return self._images[one.place]
 
     def _forget_after(self, step: int) -> None:

@@ -245,7 +245,17 @@ def main(words: Sequence[str] | None = None) -> int:
 def _image(word: str) -> tuple[str, np.ndarray]:
     name, equals, file = word.rpartition("=")
     with Image.open(Path(file)) as image:
-        return (name if equals else "image"), np.asarray(image.convert("RGB"))
+        return (name if equals else "image"), np.asarray(_to_rgb(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """As `workloads/data/images.py`, which this file stands without: white where transparent."""
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from workloads.grpo.data.rows import (
     write_imagefolder,
 )
 from workloads.grpo.data.scenes import COLOURS, colours_of, draw_scene, visible_pixels
-from workloads.grpo.prompts import training_turns
+from workloads.grpo.prompts import image_turns, text_turns
 
 pytestmark = pytest.mark.unit
 
@@ -47,9 +47,8 @@ def sizes(rows: list[Example]) -> list[tuple[int, int] | str]:
     """Each image's upright (width, height), or what is wrong with it."""
     found: list[tuple[int, int] | str] = []
     for row in rows:
-        assert row.picture is not None
         try:
-            found.append(row.picture.size())
+            found.append(row.images[0].size())
         except ValueError as error:
             found.append(str(error))
     return found
@@ -157,7 +156,7 @@ def test_what_the_generator_writes_is_read_back(tmp_path: Path) -> None:
     found = read_examples(tmp_path)
     assert not found.bad
     assert [row.solution for row in found.rows] == [row["solution"] for row in rows]
-    assert found.rows[1].open_image().tobytes() == rows[1]["image"].tobytes()
+    assert found.rows[1].open_images()[0].tobytes() == rows[1]["image"].tobytes()
     assert sizes(found.rows) == [(48, 32)] * 3
 
 
@@ -184,10 +183,10 @@ def test_parquet_by_split(parquet: Path) -> None:
     rows = read_examples(parquet, split="train").rows
     assert [row.problem for row in rows] == [f"question {i}" for i in range(10)]
     order = [7, 0, 4, 9, 3, 1]
-    assert [rows[i].open_image().size for i in order] == [(i + 1, 7) for i in order]
+    assert [rows[i].open_images()[0].size for i in order] == [(i + 1, 7) for i in order]
     assert rows[6].place.endswith("train-00001-of-00002.parquet:2")
     copied = pickle.loads(pickle.dumps(rows[6]))
-    assert copied.open_image().size == (7, 7)
+    assert copied.open_images()[0].size == (7, 7)
     with pytest.raises(UserError, match="split"):
         read_examples(parquet)
     with pytest.raises(UserError, match="split valid"):
@@ -197,18 +196,19 @@ def test_parquet_by_split(parquet: Path) -> None:
 def test_as_trainers_take_it(parquet: Path) -> None:
     dataset = training_dataset(read_examples(parquet, split="train").rows)
     assert len(dataset) == 10
-    assert set(dataset[3]) == {"prompt", "solution", "place", "image"}
+    assert set(dataset[3]) == {"prompt", "solution", "place", "problem", "image"}
     assert dataset[3]["image"].size == (4, 7)
-    assert dataset[3]["prompt"] == training_turns("question 3", with_image=True)
+    assert dataset[3]["prompt"] == image_turns("question 3")
     shuffled = dataset.shuffle(seed=1).select(range(4))
     for row in shuffled:
         number = int(row["solution"].split()[1])
         assert row["image"].size == (number + 1, 7)
-    texts = training_dataset([Example("a:1", "1+1?", "2", picture=None)])
+    texts = training_dataset([Example("a:1", "1+1?", "2")])
     assert texts[0] == {
-        "prompt": training_turns("1+1?", with_image=False),
+        "prompt": text_turns("1+1?"),
         "solution": "2",
         "place": "a:1",
+        "problem": "1+1?",
     }
 
 
@@ -222,13 +222,13 @@ def test_parquet_with_damage(parquet: Path, tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows), file)
     found = read_examples(file)
-    outcomes = sizes(found.rows)
-    assert outcomes[0] == (20, 10)
-    assert "expected a whole image" in str(outcomes[1])
-    assert "no known format" in str(outcomes[2]) and "found None" in str(outcomes[3])
-    assert outcomes[4] == "expected one image, found 2"
-    with pytest.raises(UserError, match=r"bad\.parquet:2: expected a whole image"):
-        found.rows[1].open_image()
+    assert [len(row.images) for row in found.rows] == [1, 2]
+    assert sizes(found.rows[:1]) == [(20, 10)]
+    assert [(bad.line, bad.reason[:22]) for bad in found.bad] == [
+        (2, "expected a whole image"),
+        (3, "expected an image, fou"),
+        (4, "expected the path of a"),
+    ]
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"bad\.parquet: expected a whole Parquet file"):
         read_examples(file)
@@ -252,12 +252,11 @@ def test_csv_and_text_only(tmp_path: Path) -> None:
     with (tmp_path / "rows.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["q", "a"], ["1+1?", "2"], ["2+2?", "4"]])
     found = read_examples(tmp_path / "rows.csv", columns={"problem": "q", "solution": "a"})
-    assert [(row.problem, row.solution, row.picture) for row in found.rows] == [
-        ("1+1?", "2", None),
-        ("2+2?", "4", None),
+    assert [(row.problem, row.solution, row.images) for row in found.rows] == [
+        ("1+1?", "2", ()),
+        ("2+2?", "4", ()),
     ]
-    with pytest.raises(UserError, match="text only"):
-        found.rows[0].open_image()
+    assert found.rows[0].open_images() == []
 
 
 def test_bad_rows_are_named(tmp_path: Path) -> None:
@@ -269,14 +268,14 @@ def test_bad_rows_are_named(tmp_path: Path) -> None:
     with file.open("a") as lines:
         lines.write("{broken\n")
     found = read_examples(file)
-    assert len(found.rows) == 1
+    # A row without an image is one of text; a row with one that is not there is bad.
+    assert [len(row.images) for row in found.rows] == [1, 0]
     assert sorted((bad.line, bad.reason[:25]) for bad in found.bad) == [
         (2, f"expected an image at {tmp_path}"[:25]),
         (3, "column 'problem': expecte"),
-        (4, "expected the path of an i"),
         (5, "invalid JSON at column 2:"),
     ]
-    with pytest.raises(UserError, match=r"at most 2 bad rows among 5 .*found 4 bad(.|\n)*:3: "):
+    with pytest.raises(UserError, match=r"at most 2 bad rows among 5 .*found 3 bad(.|\n)*:3: "):
         read_examples(file, budget=2)
 
 
@@ -299,14 +298,14 @@ def test_images_are_upright(tmp_path: Path) -> None:
     )
     rows = read_examples(tmp_path).rows
     assert sizes(rows) == [(20, 40), (40, 20)]
-    assert [row.open_image().size for row in rows] == [(20, 40), (40, 20)]
+    assert [row.open_images()[0].size for row in rows] == [(20, 40), (40, 20)]
 
 
 def test_palettes_and_alpha_become_rgb(tmp_path: Path) -> None:
     for mode in ("P", "LA", "RGBA", "I;16", "1"):
         Image.new(mode, (8, 8)).save(tmp_path / "a.png")
-        picture = data.find_picture("a.png", tmp_path)
-        assert picture.load().mode == "RGB"
+        image = data.find_image("a.png", tmp_path)
+        assert image.load().mode == "RGB"
 
 
 def turned(degrees_code: int) -> Image.Exif:
@@ -334,8 +333,8 @@ def test_the_size_is_that_of_the_upright_image(tmp_path: Path, kind: str, code: 
     path = tmp_path / f"a.{kind.split()[0]}"
     content = image_bytes(path, (40, 20), exif=turned(code))
     path.write_bytes(behind_the_pixels(content) if "end" in kind else content)
-    picture = data.find_picture(path.name, tmp_path)
-    assert picture.size() == picture.load().size == ((20, 40) if code >= 5 else (40, 20))
+    image = data.find_image(path.name, tmp_path)
+    assert image.size() == image.load().size == ((20, 40) if code >= 5 else (40, 20))
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png"])
@@ -344,14 +343,14 @@ def test_an_image_that_was_cut_off_is_found_by_its_size_alone(tmp_path: Path, ki
     noise = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     whole = path.read_bytes()
-    picture = data.find_picture(path.name, tmp_path)
-    assert picture.size() == (90, 80)
+    image = data.find_image(path.name, tmp_path)
+    assert image.size() == (90, 80)
     for share in (0.3, 0.9, 0.99):
         path.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(ValueError, match="expected a whole image"):
-            picture.size()
+            image.size()
     path.write_bytes(whole + b"what a phone adds" * 1000)
-    assert picture.size() == picture.load().size == (90, 80)
+    assert image.size() == image.load().size == (90, 80)
 
 
 def test_a_png_that_is_damaged_in_its_middle_is_found_by_its_size_alone(tmp_path: Path) -> None:
@@ -360,15 +359,15 @@ def test_a_png_that_is_damaged_in_its_middle_is_found_by_its_size_alone(tmp_path
     whole = bytearray((tmp_path / "a.png").read_bytes())
     whole[len(whole) // 2] ^= 0x10
     (tmp_path / "a.png").write_bytes(whole)
-    picture = data.find_picture("a.png", tmp_path)
-    for look in (picture.size, picture.load):
+    image = data.find_image("a.png", tmp_path)
+    for look in (image.size, image.load):
         with pytest.raises(ValueError, match="expected a whole image"):
             look()
     # A wrong checksum alone takes nothing from the pixels.
     whole[len(whole) // 2] ^= 0x10
     whole[len(whole) - 13] ^= 0x10
     (tmp_path / "a.png").write_bytes(whole)
-    assert picture.size() == picture.load().size == (90, 80)
+    assert image.size() == image.load().size == (90, 80)
 
 
 @pytest.mark.parametrize("code", range(1, 9))
@@ -382,9 +381,9 @@ def test_images_are_turned_as_pillow_turns_them_whatever_else_their_exif_holds(
     exif[0x010F] = "a maker"
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
     path = tmp_path / "a.jpg"
-    picture = data.find_picture("a.jpg", tmp_path)
+    image = data.find_image("a.jpg", tmp_path)
     expected = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    assert picture.load().tobytes() == expected.tobytes()
+    assert image.load().tobytes() == expected.tobytes()
     # A text where a page number belongs: Pillow's own function cannot write it again.
     content = path.read_bytes()
     assert content.count(b"\x01\x0f\x00\x02") == 1
@@ -392,8 +391,8 @@ def test_images_are_turned_as_pillow_turns_them_whatever_else_their_exif_holds(
     if code > 1:
         with pytest.raises(struct.error):
             ImageOps.exif_transpose(Image.open(path))
-    assert picture.size() == picture.load().size
-    assert picture.load().tobytes() == expected.tobytes()
+    assert image.size() == image.load().size
+    assert image.load().tobytes() == expected.tobytes()
 
 
 def test_a_first_row_without_an_image_takes_no_other_image_away(tmp_path: Path) -> None:
@@ -401,10 +400,8 @@ def test_a_first_row_without_an_image_takes_no_other_image_away(tmp_path: Path) 
     text = {"problem": "1+1?", "solution": "2"}
     write_lines(tmp_path / "rows.jsonl", [text, {**text, "image": "a.png"}])
     found = read_examples(tmp_path)
-    assert [row.picture is not None for row in found.rows] == [True]
-    assert [(bad.line, bad.reason) for bad in found.bad] == [
-        (1, "expected the path of an image, found None")
-    ]
+    assert [bool(row.images) for row in found.rows] == [False, True]
+    assert not found.bad
 
 
 def test_cells_without_a_solution_are_no_numbers(tmp_path: Path) -> None:

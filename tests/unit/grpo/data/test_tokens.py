@@ -16,7 +16,7 @@ from tests.support.tiny_llama import make_tokenizer
 from workloads.errors import UserError
 from workloads.grpo import prompts
 from workloads.grpo.data import tokens
-from workloads.grpo.data.images import FilePicture
+from workloads.grpo.data.images import ImageFile
 from workloads.grpo.data.rows import Example
 
 pytestmark = pytest.mark.unit
@@ -69,14 +69,14 @@ def processor(checkpoint: Path) -> PicturesOnly:
     return PicturesOnly(images, tokenizer, None, chat_template=tokenizer.chat_template)
 
 
-def save_image(folder: Path, size: tuple[int, int]) -> FilePicture:
+def save_image(folder: Path, size: tuple[int, int]) -> ImageFile:
     path = folder / f"{size[0]}x{size[1]}.png"
     Image.new("RGB", size, (9, 99, 199)).save(path)
-    return FilePicture(path)
+    return ImageFile(path)
 
 
-def example(problem: str, picture: FilePicture | None, place: str = "rows.jsonl:1") -> Example:
-    return Example(place, problem, "<answer> 4 </answer>", picture)
+def example(problem: str, image: ImageFile | None, place: str = "rows.jsonl:1") -> Example:
+    return Example(place, problem, "<answer> 4 </answer>", (image,) if image else ())
 
 
 @pytest.mark.parametrize("pixels", [(56 * 56, 28 * 28 * 1280), (3136, 401408), (784, 200704)])
@@ -109,21 +109,20 @@ def test_whole_prompts_against_the_processor(
     ]
     for row, counted in zip(rows, tokens.count_rows(rows, text, rules), strict=True):
         assert isinstance(counted, tokens.RowTokens)
-        turns = prompts.training_turns(row.problem, with_image=True)
+        turns = prompts.image_turns(row.problem)
         rendered = processor.apply_chat_template(turns, add_generation_prompt=True)
-        found = processor(text=[rendered], images=[row.open_image()])
+        found = processor(text=[rendered], images=row.open_images())
         ids = list(found["input_ids"][0])
         assert counted.prompt == len(ids)
         assert counted.image == ids.count(processor.image_token_id)
-        assert counted.scaled is not None
-        _, down, across = found["image_grid_thw"][0]
-        assert counted.scaled == (14 * across, 14 * down)
+        _, down, across = found["image_grid_thw"][0].tolist()
+        assert counted.scaled == ((14 * across, 14 * down),)
 
 
 def test_text_only_against_the_tokenizer(checkpoint: Path, processor: PicturesOnly) -> None:
     text, rules = tokens.read_prompt_text(checkpoint), tokens.read_image_rules(checkpoint)
     (counted,) = tokens.count_rows([example("1+1?", None)], text, rules)
-    turns = prompts.training_turns("1+1?", with_image=False)
+    turns = prompts.text_turns("1+1?")
     ids = processor.tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
     assert isinstance(counted, tokens.RowTokens)
     assert (counted.prompt, counted.image) == (len(ids), 0)
@@ -304,7 +303,7 @@ def test_rows_that_would_break_a_run_are_named(checkpoint: Path, tmp_path: Path)
         example("q" * 400, fits, "a:3"),
         example("what is <|image_pad|>?", fits, "a:4"),
         example("q", save_image(tmp_path, (2, 500)), "a:5"),
-        example("q", FilePicture(tmp_path / "gone.png"), "a:6"),
+        example("q", ImageFile(tmp_path / "gone.png"), "a:6"),
         example("q", None, "a:7"),
     ]
     counted = list(tokens.count_rows(rows, text, rules))
@@ -320,7 +319,7 @@ def test_rows_that_would_break_a_run_are_named(checkpoint: Path, tmp_path: Path)
     assert "at most 200 image tokens at once" in found.broken[0]
     assert "448 x 448 seen as 448 x 448" in found.broken[0]
     assert "100 completion tokens" in found.broken[1] and "; expected" not in found.broken[0]
-    assert "room for 1 image, found 2" in found.broken[2]
+    assert "without the model's own tokens, found <|image_pad|>" in found.broken[2]
     with pytest.raises(UserError, match=r"found 5 of 7 rows(.|\n)*a:6: expected an image at"):
         found.raise_if_broken()
     assert not tokens.report(counted[:1], limits).broken

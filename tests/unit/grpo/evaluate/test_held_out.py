@@ -7,7 +7,7 @@ import pytest
 from workloads.config.merge import resolve
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared, prepare
-from workloads.grpo.data.rows import Example, generate_scenes, with_pictures, write_imagefolder
+from workloads.grpo.data.rows import Example, generate_scenes, with_images, write_imagefolder
 from workloads.grpo.evaluate.held_out import commonest
 
 pytestmark = pytest.mark.unit
@@ -42,7 +42,9 @@ def test_training_rows_show_other_pictures_and_held_out_rows_their_own(scenes: P
     own, other, grey = (
         prepared(scenes, f"data.pictures={which}") for which in ("own", "shuffled", "grey")
     )
-    seen = [[one.open_image().tobytes() for one in data.examples] for data in (own, other, grey)]
+    seen = [
+        [one.open_images()[0].tobytes() for one in data.examples] for data in (own, other, grey)
+    ]
     assert seen[1] != seen[0] and sorted(seen[1]) == sorted(seen[0])
     assert len(set(seen[2])) == 1 and len(seen[2][0]) == len(seen[0][0])
     for data in (other, grey):
@@ -51,14 +53,14 @@ def test_training_rows_show_other_pictures_and_held_out_rows_their_own(scenes: P
 
 
 def test_rows_of_text_have_no_picture_to_take_away() -> None:
-    rows = [Example("a:1", "1 + 1?", "2", None), Example("a:2", "1 + 2?", "3", None)]
+    rows = [Example("a:1", "1 + 1?", "2"), Example("a:2", "1 + 2?", "3")]
     for which in ("own", "shuffled", "grey"):
-        assert with_pictures(rows, which) == rows
+        assert with_images(rows, which) == rows
 
 
 def test_the_commonest_answer_is_of_the_training_rows() -> None:
     def row(number: int) -> Example:
-        return Example("a:1", "how many?", f"<answer> {number} </answer>", None)
+        return Example("a:1", "how many?", f"<answer> {number} </answer>")
 
     data = Prepared([row(2), row(3), row(3), row(2), row(1)], [], [row(1), row(1), row(1)])
     assert commonest(data) == "<answer> 2 </answer>"

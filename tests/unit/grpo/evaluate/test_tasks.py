@@ -195,7 +195,7 @@ def test_missing_images_and_bad_rows_are_named(tmp_path: Path) -> None:
 
 
 def test_a_damaged_image_is_named(counting: list[Question], tmp_path: Path) -> None:
-    counting[1].picture.path.write_bytes(b"no image")
+    counting[1].image.path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1\.png: expected an image"):
         evaluate(SUPERCLEVR, counting, by_width, tmp_path / "r.json", "m")
 

@@ -95,8 +95,8 @@ def test_tags_are_read_in_linear_time() -> None:
         format_tolerant("<think>" + "</think><answer>" * count)
         return time.process_time() - begun
 
-    seconds(1000)
-    assert seconds(40_000) < 40 * max(seconds(4000), 0.005)
+    few, many = (min(seconds(count) for _ in range(3)) for count in (4000, 40_000))
+    assert many < 50 * max(few, 0.005)
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def test_prompts_to_the_letter() -> None:
     assert text(prompts.TRAINING) == "How many {x}?  O" + rest
     assert text(prompts.GEOQA) == "How many {x}? O" + rest
     assert text(prompts.SUPERCLEVR) == "How many {x}? First o" + rest
-    assert [turn["role"] for turn in prompts.training_turns("1+1?", with_image=False)] == [
+    assert [turn["role"] for turn in prompts.text_turns("1+1?")] == [
         "system",
         "user",
     ]

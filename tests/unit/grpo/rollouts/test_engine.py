@@ -11,9 +11,9 @@ pytestmark = pytest.mark.unit
 IMAGE, VIDEO = 7, 8
 
 
-def test_each_picture_is_one_token_for_the_engine() -> None:
+def test_each_image_is_one_token_for_the_engine() -> None:
     prompts = [[1, IMAGE, IMAGE, IMAGE, 2, 2, IMAGE, 3], [IMAGE, VIDEO, VIDEO], [4, 4]]
-    found = generation.one_for_each_picture(prompts, [IMAGE, VIDEO])
+    found = generation.one_for_each_image(prompts, [IMAGE, VIDEO])
     assert found == [[1, IMAGE, 2, 2, IMAGE, 3], [IMAGE, VIDEO], [4, 4]]
 
 

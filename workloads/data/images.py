@@ -1,0 +1,51 @@
+"""One way from any image that Pillow opens to RGB, for training, evaluation and serving alike.
+
+`Image.convert("RGB")` alone loses what people see: transparent ground turns black, and greys of
+16 bits or floating point are cut off at 255.
+"""
+
+import numpy as np
+from PIL import Image
+
+WHITE = (255, 255, 255)
+# Premultiplied modes, and what they are without that.
+_STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB, as a viewer shows it: laid on white where it is transparent.
+
+    Greys of 16 bits keep their upper eight. Whole numbers of 32 bits and floating point count from
+    0 to the smallest of 1 (floating point only), 255 and 65535 that holds them; where none does,
+    from their lowest to their highest value. Not finite values are black.
+    """
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode in _STRAIGHT:
+        image = image.convert(_STRAIGHT[image.mode])
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, (*WHITE, 255))
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_greys(np.asarray(image), image.mode)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _greys(values: np.ndarray, mode: str) -> np.ndarray:
+    """Values of a grey image, [H, W] of any number type, as uint8 [H, W]."""
+    if mode.startswith("I;16"):
+        return (values.astype(np.uint16) >> 8).astype(np.uint8)
+    exact = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(exact.min(initial=0.0)), float(exact.max(initial=0.0))
+    tops = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
+    top = next((top for top in tops if low >= 0 and high <= top), None)
+    if top is None:
+        low, top = float(exact.min()), float(exact.max() - exact.min())
+    else:
+        low = 0.0
+    return np.rint((exact - low) * (255.0 / (top or 1.0))).astype(np.uint8)
+
+
+def is_one_colour(image: Image.Image) -> bool:
+    """Whether every pixel of an RGB image is the same: a picture that shows nothing."""
+    return all(low == high for low, high in np.asarray(image.getextrema()))

@@ -1,0 +1,252 @@
+"""The forms in which people write rows for GRPO, told apart by the names of their columns.
+
+    columns        image, problem, solution         R1-V, EasyR1, geometry3k, and CSV files
+    conversations  from / value                     VLM-R1, LLaVA
+    messages       role / content, images           ms-swift
+    prompt         role / content, reward_model     verl
+
+The last two bring whole prompts, to which no wording is added unless a profile has its own.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from workloads.errors import UserError
+from workloads.grpo.data.images import images_of
+from workloads.grpo.prompts import IMAGE_MARK, Question
+
+# Names under which the three columns are known, the data sets' own first.
+COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "image": ("image", "images", "image_path", "file_name"),
+        "problem": ("problem", "question"),
+        "solution": ("solution", "answer", "ground_truth"),
+    }
+)
+_NONE: tuple[tuple[str, str], ...] = ()
+_TURNS = ("conversations", "messages", "prompt")
+_ROLES = MappingProxyType({"human": "user", "gpt": "assistant"})
+# How other projects and models write the place of an image.
+_MARK = re.compile(
+    r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>|<image_placeholder>"
+    r"|<\|image\|>|<ImageHere>"
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Where a file's rows hold question, solution and images; None where they hold none.
+
+    `turns`: the column of a conversation, in place of `problem`. `also`: a second column that may
+    be the solution. `others`: columns that only rewards may ask for.
+    """
+
+    problem: str | None
+    solution: str | None
+    image: str | None
+    turns: str | None = None
+    also: str | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def light(self) -> list[str]:
+        """The columns beside the images, which are read row by row."""
+        known = (self.problem, self.solution, self.turns, *self.others)
+        return list(dict.fromkeys(name for name in known if name))
+
+    def __str__(self) -> str:
+        asked = self.turns or self.problem
+        solution = "its last turn" if self.solution is None else self.solution
+        return f"{asked} → {solution}" + (f", {self.image}" if self.image else "")
+
+
+def form_of(
+    file: Path,
+    present: Iterable[str],
+    wanted: Mapping[str, str],
+    sample: Sequence[Mapping[str, Any]] = (),
+) -> Form:
+    """The form of a file with the columns `present`; `wanted` names columns that differ.
+
+    Of two columns that may hold the solution the one with the shorter texts in `sample` is taken.
+    Raises UserError where question or solution cannot be found.
+    """
+    names = list(present)
+    turns = next((name for name in _TURNS if name in names), None)
+    if turns is not None and "problem" not in wanted and not _holds_turns(sample, turns):
+        turns = None
+    if "problem" in wanted:
+        turns = None
+    candidates = _solutions(names, wanted, turns)
+    chosen = min(candidates, key=lambda name: _length(sample, name)) if candidates else None
+    problem = None if turns else _first(file, names, wanted, "problem")
+    if chosen is None and turns is None:
+        _refuse(file, names, wanted, "solution")
+    image = _first(file, names, wanted, "image", needed="image" in wanted)
+    also = next((name for name in candidates if name != chosen), None)
+    taken = {problem, chosen, image, turns}
+    others = tuple(name for name in names if name not in taken and name not in COLUMNS["image"])
+    return Form(problem, chosen, image, turns, also, others)
+
+
+def _solutions(names: list[str], wanted: Mapping[str, str], turns: str | None) -> list[str]:
+    if "solution" in wanted:
+        return [wanted["solution"]] if wanted["solution"] in names else []
+    found = [name for name in COLUMNS["solution"] if name in names]
+    if turns == "prompt" and "reward_model" in names:
+        return ["reward_model"]
+    return found
+
+
+def _holds_turns(sample: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Whether a column holds turns, or text that is a prompt of its own."""
+    values = [row.get(name) for row in sample]
+    return any(isinstance(_parsed(value), list) for value in values) or name == "prompt"
+
+
+def _length(sample: Sequence[Mapping[str, Any]], name: str) -> int:
+    return sum(len(str(row.get(name) or "")) for row in sample)
+
+
+def _first(
+    file: Path, names: list[str], wanted: Mapping[str, str], column: str, needed: bool = True
+) -> str | None:
+    candidates = (wanted[column],) if column in wanted else COLUMNS[column]
+    found = next((name for name in candidates if name in names), None)
+    if found is None and needed:
+        _refuse(file, names, wanted, column)
+    return found
+
+
+def _refuse(file: Path, names: list[str], wanted: Mapping[str, str], column: str) -> None:
+    candidates = (wanted[column],) if column in wanted else COLUMNS[column]
+    raise UserError(
+        f"{file}: expected a column {' or '.join(candidates)} for the {column}, "
+        f"found {', '.join(map(str, names))}; map the columns (data.columns), or use one of the "
+        "forms of docs/grpo.md"
+    )
+
+
+def read_question(row: Mapping[str, Any], form: Form, images: int) -> tuple[Question, Any]:
+    """The question of a row with so many images, and its solution as it stands there.
+
+    Raises ValueError with what is wrong.
+    """
+    if form.turns is None:
+        said, before, answer = _text(row, str(form.problem)), _NONE, None
+    else:
+        said, before, answer = _conversation(row.get(form.turns), form.turns)
+    text = _MARK.sub(IMAGE_MARK, said)
+    marks = text.count(IMAGE_MARK)
+    if marks and marks != images:
+        raise ValueError(
+            f"expected an image for each {IMAGE_MARK} of the question, found {marks} marks and "
+            f"{images} images"
+        )
+    solution = answer if form.solution is None else _solution(row, form.solution)
+    is_worded = form.turns in ("messages", "prompt")
+    return Question(text, images, before, is_worded), solution
+
+
+def _conversation(
+    value: Any, column: str
+) -> tuple[str, tuple[tuple[str, str], ...], str | None]:
+    """The last question of a conversation, the turns before it, and the answer behind it."""
+    turns = _parsed(value)
+    if isinstance(turns, str):
+        return turns, (), None
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError(f"column {column!r}: expected a list of turns, found {value!r:.60}")
+    pairs = [
+        (_ROLES.get(role, role), _content(turn.get("content", turn.get("value"))))
+        for turn in turns
+        for role in [str(turn.get("role", turn.get("from")))]
+    ]
+    said = None
+    if pairs and pairs[-1][0] == "assistant":
+        said = pairs.pop()[1]
+    if not pairs or pairs[-1][0] != "user" or not pairs[-1][1].strip():
+        raise ValueError(f"column {column!r}: expected a question of the user at its end, found none")
+    if any(IMAGE_MARK in text for _, text in pairs[:-1]):
+        raise ValueError(f"column {column!r}: expected images in the last turn only, found earlier ones")
+    return pairs[-1][1], tuple(pairs[:-1]), said
+
+
+def _content(content: Any) -> str:
+    """A turn's text; parts that are images become marks."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ValueError(f"expected a turn of text, found {content!r:.60}")
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "image", "image_url"):
+            raise ValueError(f"expected parts of text and images in a turn, found {part!r:.60}")
+        texts.append(str(part["text"]) if kind == "text" else IMAGE_MARK)
+    return "".join(texts)
+
+
+def _parsed(value: Any) -> Any:
+    """JSON in a cell of text, as CSV has it."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _solution(row: Mapping[str, Any], column: str) -> Any:
+    value = row.get(column)
+    if isinstance(value, str) and column == "reward_model":
+        value = _parsed_object(value)
+    if isinstance(value, dict):
+        value = value.get("ground_truth", value.get("solution", value.get("answer")))
+    return value
+
+
+def _parsed_object(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def solutions_of(value: Any, column: str) -> tuple[str, ...]:
+    """The right answers that a cell holds: one, several texts, or numbers such as a box.
+
+    Raises ValueError where there is none.
+    """
+    if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
+        texts = [one for one in value if one.strip()]
+        if texts:
+            return tuple(texts)
+    if isinstance(value, list | tuple) and value:
+        return (json.dumps(value),)
+    return (_as_text(value, column),)
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    return _as_text(row.get(column), column)
+
+
+def _as_text(value: Any, column: str) -> str:
+    text = value
+    if isinstance(value, bool):
+        text = str(value)
+    elif isinstance(value, int | float):
+        # What pandas writes for a cell without anything in it is no number.
+        text = str(value) if math.isfinite(value) else None
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"column {column!r}: expected text, found {value!r:.80}")
+    return text
+
+
+__all__ = ["COLUMNS", "Form", "form_of", "images_of", "read_question", "solutions_of"]

@@ -1,0 +1,41 @@
+"""What a person should know of the solutions that answers are compared with, over all rows."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from workloads.grpo.data.rows import Example
+from workloads.grpo.rewards.answers import count_values, extract_answer
+
+_LONG = 80  # characters: no answer, but a text that works one out
+
+
+def describe_solutions(examples: Sequence[Example]) -> list[str]:
+    """A line for each sort of solution that accuracy rewards seldom pay: how many, which first."""
+    texts = [extract_answer(example.solution) or example.solution for example in examples]
+    values = [count_values(text) for text in texts]
+    if not any(values):
+        return []  # choices and words: nothing is amiss
+    sorts: list[tuple[str, Callable[[int], bool]]] = [
+        ("hold several values, all of which an answer has to name", lambda row: values[row] > 1),
+        ("hold no value where others do", lambda row: not values[row]),
+        (f"are longer than {_LONG} characters; only their end counts", lambda row: _is_long(texts[row])),
+    ]
+    return list(_lines(examples, texts, sorts))
+
+
+def _is_long(text: str) -> bool:
+    return len(text) > _LONG
+
+
+def _lines(
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    sorts: Sequence[tuple[str, Callable[[int], bool]]],
+) -> Iterator[str]:
+    for said, is_meant in sorts:
+        rows = [row for row in range(len(texts)) if is_meant(row)]
+        if rows:
+            first = rows[0]
+            yield (
+                f"{len(rows):,} of {len(texts):,} solutions {said}; the first is "
+                f"{texts[first][:_LONG]!r} at {examples[first].place}"
+            )

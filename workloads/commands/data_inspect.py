@@ -15,7 +15,7 @@ from workloads.errors import EXIT_DONE, EXIT_FAILED, UserError
 if TYPE_CHECKING:
     from workloads.data.robot import Dataset
 
-SHEET, CURVES = "contact_sheet.png", "action_curves.png"
+SHEET, CURVES, PAGE = "contact_sheet.png", "action_curves.png", "episodes.html"
 _MOST = 20  # instructions and damaged records shown
 
 
@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_opening(parser)
     parser.add_argument("--json", action="store_true", help="print everything found as JSON")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help=f"write {SHEET} and {CURVES} there"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"write {SHEET}, {CURVES} and {PAGE}, which plays episodes, there",
     )
     parser.add_argument(
         "--quick", action="store_true", help="do not read the images, only what opening reads"
@@ -54,12 +57,14 @@ def _make(folder: Path) -> None:
 
 def _draw(dataset: "Dataset", folder: Path) -> list[str]:
     from workloads.data.robot.drawing import action_curves, contact_sheet
+    from workloads.data.robot.player import player_page
 
     if dataset.cameras:
         contact_sheet(dataset, folder / SHEET)
     if dataset.lengths.any():
         action_curves(dataset, folder / CURVES)
-    return [str(folder / name) for name in (SHEET, CURVES) if (folder / name).is_file()]
+        player_page(dataset, folder / PAGE)
+    return [str(folder / name) for name in (SHEET, CURVES, PAGE) if (folder / name).is_file()]
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

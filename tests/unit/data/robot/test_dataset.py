@@ -1,5 +1,7 @@
 """Opening, statistics, inspection and conversion, the same for every format."""
 
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from workloads.data.robot import open_dataset, statistics
 from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.data.robot.drawing import action_curves, contact_sheet
 from workloads.data.robot.inspect import inspect
+from workloads.data.robot.player import player_page
 from workloads.data.robot.lerobot.writer import to_lerobot_v3
 from workloads.data.robot.statistics import write
 from workloads.errors import UserError
@@ -144,17 +147,67 @@ def test_pictures_for_people(tmp_path: Path) -> None:
     damage = contact_sheet(dataset, tmp_path / "sheet.png", frames=4)
     assert [item.record for item in damage] == [0]
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape == (3 * 134, 4 * 160, 3)
-    assert [step_of(sheet[16:30, 160 * n + 4 : 160 * n + 24]) for n in range(4)] == [0, 2, 5, 7]
+    assert sheet.shape == (3 * 180 + 6, 4 * 166 + 6, 3)
+    # V-P1: 32 x 24 is enlarged four times, in the middle of its tile.
+    centres = [sheet[98 - 40 : 98 + 40, 166 * n + 86 - 50 : 166 * n + 86 + 50] for n in range(4)]
+    assert [step_of(centre) for centre in centres] == [0, 2, 5, 7]
+    assert all((centre == centre[0, 0]).all() for centre in centres), "not smoothed"
     action_curves(dataset, tmp_path / "curves.png")
     curves = np.asarray(Image.open(tmp_path / "curves.png").convert("L"))
     assert curves.shape[0] > 400 and curves.min() < 100 < curves.mean()
 
 
+def test_a_page_that_plays_episodes(tmp_path: Path) -> None:
+    """One file, nothing from elsewhere, and no text of the data that could be taken for code."""
+    crane_episode(tmp_path / "data/episode_0", 9, instruction="</script><b>take & lift</b>")
+    file = crane_episode(tmp_path / "data/episode_1", 5, cameras=("primary", "wrist"))
+    rewrite(file, {1: {"observation/image_wrist": b"\xff\xd8\xff broken"}})
+    player_page(open_dataset(tmp_path / "data"), tmp_path / "page.html", frames=4)
+    page = (tmp_path / "page.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "") and "<b>" not in page
+    facts = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    first, second = facts["episodes"]
+    assert first["said"][0] == "</script><b>take & lift</b>" and first["shown"] == [0, 2, 5, 7]
+    assert facts["names"][-1] == "gripper" and len(first["actions"]) == 8
+    assert [image is None for image in second["images"]["wrist"]] == [False, True, False, False]
+    frame = Image.open(io.BytesIO(base64.b64decode(first["images"]["primary"][2])))
+    assert step_of(np.asarray(frame)) == 5
+
+
+def test_a_sheet_says_whose_frames_they_are(tmp_path: Path) -> None:
+    """V-P1: borders show white images, and letters it has not are no boxes."""
+    white = [np.full((24, 32, 3), 255, np.uint8)] * 3
+    write_episode(tmp_path / "data/a", vectors(3), {"primary": white}, "引き出しを開ける")
+    contact_sheet(open_dataset(tmp_path / "data"), tmp_path / "sheet.png", frames=2)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png")).astype(int)
+    tile = sheet[38:158, 6:166]
+    assert (tile[60, 80] == 255).all() and (tile[3, 3] < 230).all() and (tile[0, 0] < 120).all()
+    assert sheet[6:20].min() < 100 and sheet[159:172].min() < 130, "labels and step numbers"
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+def test_curves_fill_their_plots(tmp_path: Path, scale: float) -> None:
+    """V-P2: the axis is that of the data, limits are drawn where they are near."""
+    from matplotlib.figure import Figure
+
+    from workloads.data.robot import drawing
+
+    states = (vectors(9) * scale).astype(np.float32)
+    write_episode(tmp_path / "a", states, {"primary": [picture(t) for t in range(9)]}, "x")
+    dataset = open_dataset(tmp_path)
+    axes = Figure().add_subplot()
+    drawing._draw(axes, dataset, [dataset[0]], 3)
+    low, high = axes.get_ylim()
+    values = dataset[0].actions[:, 3]
+    assert high - low < 1.6 * np.ptp(values) and axes.get_title() == "upper_arm_rotate"
+    # q01 and q99, and the upper limit of 0 where the motion is near it.
+    assert len(axes.lines) == (4 if values.max() > -0.25 * np.ptp(values) else 3)
+
+
 def test_pictures_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "episode_data.tfrecord").touch()
     dataset = open_dataset(tmp_path)
-    with pytest.raises(UserError, match="expected pictures"):
+    with pytest.raises(UserError, match="expected images"):
         contact_sheet(dataset, tmp_path / "x.png")
     with pytest.raises(UserError, match="expected steps to draw"):
         action_curves(dataset, tmp_path / "x.png")

@@ -1,0 +1,75 @@
+"""A page that plays episodes: frames by a slider, actions beside them, all in one HTML file."""
+
+import base64
+import html
+import io
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from workloads.data.robot.drawing import evenly
+from workloads.data.robot.episode import Dataset, Episode
+from workloads.data.robot.names import dimension_name, joint_limits
+from workloads.data.tfrecord import DamagedRecord
+from workloads.errors import UserError
+
+_LARGEST = 320  # pixels of an image's longer side
+_QUALITY = 80
+
+
+def player_page(
+    dataset: Dataset, path: str | Path, episodes: int = 8, frames: int = 120
+) -> None:
+    """Write the page: at most so many episodes, and so many frames of each, evenly chosen.
+
+    Everything is inside of the file, and nothing is loaded from elsewhere. Images are as training
+    sees them, at most 320 pixels wide or high.
+    """
+    chosen = [dataset[int(n)] for n in evenly(np.flatnonzero(dataset.lengths), episodes)]
+    if not chosen:
+        raise UserError(f"{dataset.path}: expected steps to show, found none; run data inspect")
+    size = chosen[0].actions.shape[1]
+    limits = joint_limits(dataset, size)
+    facts = {
+        "names": [dimension_name(dataset, "action", size, number) for number in range(size)],
+        "unit": "rad" if limits is not None else "",
+        "fps": dataset.fps or dataset.measured_fps or 10,
+        "episodes": [_as_dict(episode, frames) for episode in chosen],
+    }
+    title = f"{dataset.name}: {len(chosen)} of {len(dataset)} episodes"
+    template = resources.files("workloads.data.robot").joinpath("player.html")
+    page = template.read_text(encoding="utf-8")
+    # A text of the data may hold anything, "</script>" too.
+    content = json.dumps(facts, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    page = page.replace("{{title}}", html.escape(title)).replace("{{facts}}", content)
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def _as_dict(episode: Episode, frames: int) -> dict[str, Any]:
+    steps = evenly(np.arange(len(episode)), frames)
+    return {
+        "name": episode.name,
+        "steps": len(episode),
+        "said": [episode.instruction_at(int(t)) for t in steps],
+        "shown": steps.tolist(),
+        "actions": np.round(episode.actions.astype(np.float64), 4).tolist(),
+        "images": {
+            camera: [_jpeg(episode, camera, int(t)) for t in steps] for camera in episode.cameras
+        },
+    }
+
+
+def _jpeg(episode: Episode, camera: str, t: int) -> str | None:
+    """The image in base64; None where it cannot be read."""
+    try:
+        image = Image.fromarray(episode.image(camera, t))
+    except DamagedRecord:
+        return None
+    image.thumbnail((_LARGEST, _LARGEST))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

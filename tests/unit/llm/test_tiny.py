@@ -1,25 +1,41 @@
-"""The demo's model folder: made from the demo rows, byte for byte, and usable."""
+"""The tiny models' folders: made from their rows, byte for byte, and usable."""
 
+import re
 from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from workloads.llm.tiny import build
+from workloads.llm.arithmetic import rows, write
+from workloads.llm.tiny import FOLDERS, build
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = ROOT / "data" / "demo"
 
 
-def test_building_gives_the_committed_files(tmp_path: Path) -> None:
-    build(tmp_path, DEMO / "gsm8k.jsonl")
+@pytest.mark.parametrize("name", FOLDERS)
+def test_building_gives_the_committed_files(name: str, tmp_path: Path) -> None:
+    rows, vocabulary = FOLDERS[name]
+    build(tmp_path, DEMO / rows, vocabulary)
     made = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    committed = {file.name: file.read_bytes() for file in (DEMO / "tiny-llama").iterdir()}
+    committed = {file.name: file.read_bytes() for file in (DEMO / name).iterdir()}
     assert made.keys() == committed.keys()
-    for name, content in made.items():
-        assert content == committed[name], f"{name}: run python -m workloads.llm.tiny"
+    for file, content in made.items():
+        assert content == committed[file], f"{file}: run python -m workloads.llm.tiny"
     assert len(made["tokenizer.json"]) < 200_000
+
+
+def test_arithmetic_rows_are_the_committed_ones_and_no_question_stands_twice(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "rows.jsonl")
+    assert (tmp_path / "rows.jsonl").read_bytes() == (DEMO / "arithmetic.jsonl").read_bytes()
+    made = rows()
+    assert len({row["question"] for row in made}) == len(made) == 3200
+    for row in made:
+        sign, value = re.fullmatch(r".*<<(\d+[-+*]\d+)=(\d+)>>\2\n#### \2", row["answer"]).groups()
+        assert str(eval(sign)) == value
 
 
 def test_the_tokenizer_gives_every_text_back_with_single_digits() -> None:

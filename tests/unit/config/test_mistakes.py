@@ -46,7 +46,7 @@ def profiles(tmp_path: Path) -> ProfileFolder:
             "parallel.ranks_per_node: input should be greater than or equal to 1 or 'auto', found",
         ),
         ("honours: SEED\n", "6:10", "honours expects a list"),
-        ("adapter: {targets: q_proj}\n", "6:20", "adapter.targets: input should be a list such as"),
+        ("adapter: {targets: 5}\n", "6:20", "adapter.targets: input should be a"),
         ("train: {seed: 1, seed: 2}\n", "6:18", "'seed' is set twice, first at"),
         ("model: {name: b}\n", "6:1", "'model' is set twice, first at"),
         ("train: {seed: 1\n", "7:1", "not valid YAML"),

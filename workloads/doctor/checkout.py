@@ -1,0 +1,135 @@
+"""The checkout on its engine: whose project it is, what containers see, room for images."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from workloads.doctor.facts import SETUP, Facts
+from workloads.findings import Finding, Level
+from workloads.host import checkout
+from workloads.host.engine import Engine, is_there
+from workloads.host.ports import is_free
+
+_GIB = 1 << 30
+# Measured: the demo's image for CPUs; one with CUDA's libraries, and its layers while it is built.
+_ROOM, _ROOM_WITH_CUDA = 5 * _GIB, 25 * _GIB
+_LABEL = "container_file_t"
+_DEPTH = 3  # folders below data/ that are looked into
+
+
+def checks(facts: Facts) -> list[Finding]:
+    """Every look at the checkout; none where no container is to run."""
+    if not facts.in_docker:
+        return []
+    found = [_project(facts), _links(facts), _selinux(facts), _store(facts), _board(facts)]
+    return [finding for finding in found if finding is not None]
+
+
+def _project(facts: Facts) -> Finding:
+    """Two checkouts on one engine are two projects; a copied `.env` would make them one."""
+    name = facts.env.get("COMPOSE_PROJECT_NAME") or "tatara"
+    told = f"{name}, images tagged {facts.env.get('TATARA_TAG') or 'local'}"
+    why = checkout.belongs(Path.cwd().resolve())
+    if not why:
+        return Finding("project", "ok", told)
+    # A start sets up by itself; `docker compose` by hand refuses.
+    return Finding("project", "warning", why, SETUP, "a project of this checkout's own")
+
+
+def _links(facts: Facts) -> Finding | None:
+    """A link below data/ to another folder: a container is given the link alone."""
+    mounted = [Path(name).resolve() for one in facts.services for name in one.sources]
+    data = Path(facts.env.get("TATARA_DATA") or "data")
+    mounted += [folder.resolve() for folder in (data, facts.outputs, facts.cache, Path("profiles"))]
+    lost = [
+        link
+        for folder in dict.fromkeys((data, facts.outputs))
+        for link in _links_below(folder, _DEPTH)
+        if not any(link.resolve().is_relative_to(folder) for folder in mounted)
+    ]
+    if not lost:
+        return None
+    told = ", ".join(f"{link} is a link to {os.readlink(link)}" for link in lost[:4])
+    told += f" and {len(lost) - 4} more" if len(lost) > 4 else ""
+    needed = [link for link in lost if str(link) in facts.asked]
+    level: Level = "error" if needed else "warning"
+    target = (needed or lost)[0]
+    fix = (
+        f"mount it, with -v {target.resolve()}:/workspace/{target}:ro or in an override of "
+        "compose.yaml; or set TATARA_DATA to the folder itself"
+    )
+    return Finding("links", level, f"{told}, which a container does not see", fix)
+
+
+def _links_below(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        entries = sorted(folder.iterdir()) if depth else []
+    except OSError:
+        return
+    for path in entries:
+        if path.is_symlink():
+            yield path
+        elif path.is_dir():
+            yield from _links_below(path, depth - 1)
+
+
+def _selinux(facts: Facts, enforce: Path = Path("/sys/fs/selinux/enforce")) -> Finding | None:
+    """Where SELinux enforces, a container reads only what carries its label.
+
+    Compose's own `selinux: z` does not reach mounts that must exist already, which ours must, and
+    what you keep in data/ is not relabelled unasked.
+    """
+    engine = facts.engine
+    if not isinstance(engine, Engine) or not any("selinux" in one for one in engine.security):
+        return None
+    if not enforce.is_file() or enforce.read_text().strip() != "1":
+        return None
+    own = [facts.outputs, facts.cache, Path("profiles"), Path(".env"), Path(".cache")]
+    data = Path(facts.env.get("TATARA_DATA") or "data")
+    lost = [path for path in (*own, data) if path.exists() and _LABEL not in label_of(path)]
+    if not lost:
+        return Finding("SELinux", "ok", f"enforces; what is mounted is labelled {_LABEL}")
+    told = f"enforces, and a container may not read {', '.join(map(str, dict.fromkeys(lost)))}"
+    fix = f"sudo chcon -R -t {_LABEL} {' '.join(map(str, dict.fromkeys(lost)))}"
+    return Finding("SELinux", "error", told, fix, f"folders labelled {_LABEL}")
+
+
+def label_of(path: Path) -> str:
+    """A file's SELinux label; empty where it has none."""
+    try:
+        return os.getxattr(path, "security.selinux").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _store(facts: Facts) -> Finding | None:
+    """Room where the engine keeps images, which need not be the file system of outputs/."""
+    if not isinstance(facts.engine, Engine) or not facts.engine.root:
+        return None
+    root = Path(facts.engine.root)
+    if not root.is_dir():
+        return Finding("image store", "skipped", f"{root} is not on this machine")
+    free = shutil.disk_usage(root).free
+    found = f"{free / _GIB:.1f} GiB free in {root}"
+    images = [service.image for service in facts.services]
+    if images and all(is_there(image, facts.env) for image in dict.fromkeys(images)):
+        room, why = _GIB, "for a rebuild; the image is there"
+    elif facts.needs_gpu:
+        room, why = _ROOM_WITH_CUDA, "to build an image with CUDA"
+    else:
+        room, why = _ROOM, "to build the image"
+    needed = f"{room // _GIB} GiB {why}"
+    if free >= room:
+        return Finding("image store", "ok", found, needed=needed)
+    fix = "docker system df shows what is in it; tatara prune and docker image prune free some"
+    return Finding("image store", "error" if free < _GIB else "warning", found, fix, needed)
+
+
+def _board(facts: Facts) -> Finding | None:
+    """The port of TensorBoard, where nothing of ours has it yet."""
+    port = facts.env.get("BOARD_PORT") or "6006"
+    if facts.profile is not None or not port.isdigit() or is_free(int(port), "127.0.0.1"):
+        return None
+    told = f"port {port} of 127.0.0.1 is taken: by TensorBoard already, or by another program"
+    return Finding("TensorBoard", "warning", told, "BOARD_PORT=6007 in .env, if it is another")

@@ -1,0 +1,38 @@
+"""Symbolic links that lead to nothing here, as those do in a container that was given one alone."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from workloads.errors import UserError
+
+
+def lost_link(path: str | os.PathLike[str]) -> str:
+    """What a path leads through that is not there: "a link to …", or nothing."""
+    whole = Path(path)
+    for part in (*reversed(whole.parents), whole):
+        if part.is_symlink() and not part.exists():
+            return f"{part} is a link to {os.readlink(part)}, which is not there"
+    return ""
+
+
+FIX = "in a container mount what it leads to, or set TATARA_DATA to the folder itself"
+
+
+def refuse_lost_link(path: str | os.PathLike[str]) -> None:
+    """Raise UserError where a path leads through a link to what is not there."""
+    if found := lost_link(path):
+        raise UserError(f"expected a file or folder, found that {found}; {FIX}")
+
+
+def texts(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of nested settings with its dotted name."""
+    for name, value in values.items():
+        dotted = f"{above}.{name}" if above else str(name)
+        if isinstance(value, Mapping):
+            yield from texts(value, dotted)
+        elif isinstance(value, list | tuple):
+            yield from texts({str(number): item for number, item in enumerate(value)}, dotted)
+        elif isinstance(value, str):
+            yield dotted, value

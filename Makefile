@@ -7,7 +7,7 @@ PROFILE ?= demo
 PYTHON_TOOL := .venv/bin/python
 TATARA := .venv/bin/tatara
 
-.PHONY: help setup venv train down demo-grpo demo-vla train-4090 train-vla train-h100 doctor monitor stop report build test \
+.PHONY: help setup venv train down demo-grpo demo-vla train-4090 train-vla train-h100 doctor board monitor stop report build test \
 	test-full check lint format docs lock bench clean
 
 help: ## list the targets
@@ -42,6 +42,9 @@ train-h100: ## GRPO with a vLLM sampler on H100
 
 doctor: ## say what this machine can run and what it lacks
 	@scripts/test_environment.sh $(ARGS)
+
+board: ## TensorBoard of all runs on 127.0.0.1:6006 (BOARD_PORT), in a container
+	@scripts/compose.sh --profile board up --detach --wait board
 
 monitor: ## watch the runs
 	@scripts/monitor_training.sh $(ARGS)

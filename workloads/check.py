@@ -19,6 +19,7 @@ from workloads import run as runs
 from workloads.config.sections import Adapter, Profile
 from workloads.errors import UserError
 from workloads.findings import Finding, Level
+from workloads.links import FIX, lost_link, texts
 from workloads.plan.advice import advice
 from workloads.plan.estimate import MAY_FIT, estimate
 
@@ -43,6 +44,7 @@ def shallow(
         _batch(config, env),
         _options(config),
         _adapter(config, provenance or {}),
+        *_lost_links(config),
     ]
     found = [one for one in findings if one] + list(_of_workload(config, "shallow", env))
     if any(one.level == "error" for one in found):
@@ -61,6 +63,12 @@ def _of_workload(config: Profile, name: str, env: Mapping[str, str]) -> list[Fin
         return []
     found: list[Finding] = getattr(importlib.import_module(module), name)(config, env)
     return found
+
+
+def _lost_links(config: Profile) -> list[Finding]:
+    """Settings that name what lies behind a link to nothing, as in a container."""
+    found = [(name, lost) for name, text in texts(config.model_dump()) if (lost := lost_link(text))]
+    return [Finding(name, "error", lost, FIX) for name, lost in found]
 
 
 def _outputs(env: Mapping[str, str]) -> Finding:

@@ -12,7 +12,7 @@ def lost_link(path: str | os.PathLike[str]) -> str:
     """What a path leads through that is not there: "a link to …", or nothing."""
     whole = Path(path)
     for part in (*reversed(whole.parents), whole):
-        if part.is_symlink() and not part.exists():
+        if os.path.islink(part) and not os.path.exists(part):
             return f"{part} is a link to {os.readlink(part)}, which is not there"
     return ""
 

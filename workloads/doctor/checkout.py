@@ -33,7 +33,9 @@ def _project(facts: Facts) -> Finding:
     why = checkout.belongs(Path.cwd().resolve())
     if not why:
         return Finding("project", "ok", told)
-    # A start sets up by itself; `docker compose` by hand refuses.
+    if why == checkout.NOT_SET_UP:
+        return Finding("project", "skipped", f"{why}: a start does it")
+    # Scripts set it up anew; `docker compose` by hand refuses.
     return Finding("project", "warning", why, SETUP, "a project of this checkout's own")
 
 

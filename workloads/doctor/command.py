@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from workloads.doctor import accounts, containers, deep, gpus, host
+from workloads.doctor import accounts, checkout, containers, deep, gpus, host
 from workloads.doctor.facts import Facts, look
 from workloads.errors import EXIT_DONE, EXIT_FAILED, UserError
 from workloads.findings import Finding, as_json, summary, table
@@ -67,6 +67,6 @@ def examine(facts: Facts) -> list[Finding]:
         )
     elif facts.settings.missing and facts.profile:
         found.append(Finding("profile", "skipped", facts.settings.missing))
-    for part in (gpus, containers, host, accounts):
+    for part in (gpus, containers, checkout, host, accounts):
         found += part.checks(facts)
     return found

@@ -56,6 +56,7 @@ class Facts:
     build: Build
     handed: Answer | None
     settings: Settings
+    asked: str = ""  # the profile's text and the words after it
     plan: "Breakdown | None" = None
 
     @property
@@ -152,6 +153,7 @@ def look(env: Mapping[str, str], profile: str | None, words: Sequence[str]) -> F
         build=found or _build(runtime, env),
         handed=handed,
         settings=read_settings(profile, words, env, services),
+        asked=_asked(profile, words),
     )
     return _planned(facts)
 
@@ -218,6 +220,13 @@ def read_settings(
     except UserError as error:
         return Settings(mistake=str(error))
     return Settings(config)
+
+
+def _asked(profile: str | None, words: Sequence[str]) -> str:
+    """What was asked for as text, which can be read where no settings can."""
+    path = _profile_file(profile) if profile else None
+    text = path.read_text(encoding="utf-8", errors="replace") if path and path.is_file() else ""
+    return "\n".join([text, *words])
 
 
 def _profile_file(profile: str) -> Path:

@@ -1,6 +1,5 @@
 """The machine beside its GPUs: Python, memory, disk, network, folders, files, clock."""
 
-import errno
 import os
 import shutil
 import socket
@@ -15,6 +14,7 @@ from workloads import device
 from workloads.doctor.facts import SETUP, Facts
 from workloads.findings import Finding, Level
 from workloads.host.engine import Engine
+from workloads.host.ports import is_free
 
 GIB, MIB = 1 << 30, 1 << 20
 _OLDEST_PYTHON, _FIRST_TOO_NEW = (3, 11), (3, 13)
@@ -39,7 +39,11 @@ def _python(facts: Facts) -> Finding:
         return Finding("Python", "ok", f"{found}; the images bring their own")
     needed = "3.11 or 3.12, with the project's packages"
     if not _OLDEST_PYTHON <= version < _FIRST_TOO_NEW:
-        fix = f"sudo apt-get install -y python3.11 python3.11-venv && {SETUP}"
+        fix = (
+            "install Python 3.11 or 3.12 with its venv module (Debian 12, Ubuntu 24.04: sudo "
+            "apt-get install -y python3 python3-venv; elsewhere: https://www.python.org/downloads/)"
+            f", then {SETUP}"
+        )
         return Finding("Python", "error", found, needed=needed, fix=fix)
     try:
         return Finding(
@@ -169,15 +173,6 @@ def _ports(facts: Facts) -> Finding | None:
     return Finding(
         "ports", "error", told, needed=needed, fix=f"MASTER_PORT={_free_pair(first)} on all nodes"
     )
-
-
-def is_free(port: int) -> bool:
-    """Whether a server may listen on a port of this machine."""
-    try:
-        socket.create_server(("", port)).close()
-    except OSError as error:
-        return error.errno not in (errno.EADDRINUSE, errno.EACCES)
-    return True
 
 
 def _free_pair(after: int) -> int:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shlex
+import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from workloads import env_file
 from workloads.environment import CA_NAMES
 from workloads.errors import UserError
 
+NOT_SET_UP = "this checkout has not been set up"
 _MARK = ".cache/set-up-in"
 _SHELL_ENV = ".cache/shell.env"
 _NAMES_PROJECT = ("COMPOSE_PROJECT_NAME", "TATARA_TAG")
@@ -72,10 +74,10 @@ def belongs(folder: Path) -> str:
     """Why `.env` is not this checkout's own as set-up leaves it, or nothing."""
     named = env_file.read(folder / ".env").get("TATARA_CHECKOUT", "")
     if not named:
-        return "this checkout has not been set up"
+        return NOT_SET_UP
     if named != str(folder):
         return f".env is that of {named}, copied here"
-    return "" if mark(folder).is_file() else "this checkout has not been set up"
+    return "" if mark(folder).is_file() else NOT_SET_UP
 
 
 def set_up(folder: Path, env: Mapping[str, str]) -> None:
@@ -147,6 +149,7 @@ def compose_environment(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
     uid, gid = caller(env)
     told = {**env, "UID": str(uid), "GID": str(gid), "TATARA_SHELL_ENV": _SHELL_ENV}
     told["GIT_COMMIT"] = commit(folder)
+    told["TATARA_HOSTNAME"] = socket.gethostname()
     if (folder / ".env").is_file():
         told["TATARA_DOTENV"] = ".env"
     if bundle := authorities({**env_file.read(folder / ".env"), **env}):

@@ -10,6 +10,7 @@ from workloads.data.robot.crane_x7 import recordings
 from workloads.data.robot.episode import Dataset
 from workloads.data.robot.options import Options
 from workloads.errors import UserError
+from workloads.links import refuse_lost_link
 
 LEROBOT_INFO = Path("meta/info.json")
 RLDS_FEATURES = "features.json"
@@ -35,6 +36,7 @@ def open_dataset(
     those of `options`. Raises UserError where nothing known is found, and past the budget of
     damage.
     """
+    refuse_lost_link(path)
     chosen = _complete(replace(options or Options(), **changes))
     root = _local(path, chosen)
     dataset = _opened(root, chosen)

@@ -1,0 +1,63 @@
+"""O-A5: what a stop says where there is no run, no checkpoint, or a whole one."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from workloads.host.runs import has_first_step, how_it_stopped, newest, newest_checkpoint
+
+pytestmark = pytest.mark.unit
+
+
+def made(outputs: Path, name: str, event: str = "training", when: float = 1000) -> Path:
+    run = outputs / name
+    run.mkdir(parents=True)
+    (run / "events.jsonl").write_text(json.dumps({"event": event}) + "\n")
+    os.utime(run / "events.jsonl", (when, when))
+    return run
+
+
+def seal(run: Path, step: int) -> Path:
+    folder = run / "checkpoints" / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "complete.json").write_text("{}")
+    return folder
+
+
+def test_nothing_to_save(tmp_path: Path) -> None:
+    nothing = ["stopped before there was anything to save"]
+    assert how_it_stopped(tmp_path / "none", "demo") == nothing
+    assert how_it_stopped(tmp_path, "") == nothing
+    run = made(tmp_path, "demo/a")
+    assert how_it_stopped(tmp_path, "demo") == nothing
+    (run / "checkpoints" / "checkpoint-4").mkdir(parents=True)  # cut while it was written
+    assert how_it_stopped(tmp_path, "demo") == nothing
+    (run / "events.jsonl").write_text("")
+    assert how_it_stopped(tmp_path, "demo") == nothing
+
+
+def test_a_checkpoint_and_the_command_that_goes_on(tmp_path: Path) -> None:
+    run = made(tmp_path, "demo/a")
+    seal(run, 8)
+    saved = seal(run, 16)
+    made(tmp_path, "vla/b", when=2000)
+    assert newest_checkpoint(run) == saved
+    assert how_it_stopped(tmp_path, "demo") == [
+        f"stopped; newest checkpoint: {saved}",
+        "go on with: scripts/start_training.sh demo --resume a",
+    ]
+    made(tmp_path, "demo/c", "finished", when=3000)
+    assert how_it_stopped(tmp_path, "demo")[0].startswith("finished before the stop came")
+
+
+def test_the_first_step_is_one_of_this_start(tmp_path: Path) -> None:
+    run = made(tmp_path, "demo/a", when=1000)
+    metrics = run / "metrics.jsonl"
+    assert newest(tmp_path, "demo", 1500) is None and not has_first_step(run, 0)
+    metrics.write_text('{"step": 1, "loss": 2.5}\n')
+    os.utime(metrics, (1600, 1600))
+    assert has_first_step(run, 1500) and not has_first_step(run, 1700)
+    metrics.write_text('{"step": 1, "los')
+    assert not has_first_step(run, 0)

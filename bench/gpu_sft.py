@@ -25,7 +25,8 @@ from bench._gpu_cases import CASES, OURS, WARM, Case
 from bench._gpu_page import Benchmark, faster, met, peak, planned, rate, section
 from bench._gpu_sides import Turn, missing, take_turn
 from bench._players import GIB, play, start
-from workloads.plan.speed import mfu_flops_per_token, peak_flops
+from workloads.plan.cards import peak_flops
+from workloads.plan.speed import mfu_flops_per_token
 
 # Learning rates are as good as nothing, so that every row has the same loss whenever it comes.
 TOLERANCE = 2e-3

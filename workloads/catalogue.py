@@ -13,10 +13,13 @@ _TRAINING = ("torch", "transformers", "accelerate", "datasets", "peft", "safeten
 class Workload:
     """schema: `module:class` of its config. packages: what its image must be able to import.
 
+    fake_step: `module:function` that builds one training step on fake tensors.
+
     tasks: evaluation → (module with `add_arguments` and `main`, one line of help).
     """
 
     schema: str
+    fake_step: str
     packages: tuple[str, ...]
     tasks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     is_policy_gradient: bool = False  # its loss is no measure of progress
@@ -26,11 +29,13 @@ _COUNTING = "workloads.grpo.evaluate.command"
 WORKLOADS: Mapping[str, Workload] = {
     "llm": Workload(
         "workloads.llm.config:LlmConfig",
+        "workloads.llm.fake_step:build",
         (*_TRAINING, "trl"),
         {"gsm8k": ("workloads.llm.evaluate.command", "grade-school maths, scored by the answer")},
     ),
     "grpo": Workload(
         "workloads.grpo.config:GrpoConfig",
+        "workloads.grpo.fake_step:build",
         (*_TRAINING, "trl", "math_verify", "PIL"),
         {
             "superclevr": (_COUNTING, "counting objects in images, as R1-V scores it"),
@@ -40,6 +45,7 @@ WORKLOADS: Mapping[str, Workload] = {
     ),
     "vla": Workload(
         "workloads.vla.config:VlaConfig",
+        "workloads.vla.fake_step:build",
         (*_TRAINING, "PIL", "av", "google_crc32c"),
         {"reach": ("workloads.vla.reach.command", "a policy's success in the reach simulator")},
     ),

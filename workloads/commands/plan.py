@@ -1,45 +1,201 @@
-"""Predict the memory of a GPU and a node, and the disk, that PROFILE needs."""
+"""Predict what PROFILE needs: memory of a GPU and a node, disk, time and money."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from workloads.commands.common import loaded_environment, print_json, resolved
-from workloads.errors import EXIT_DONE, EXIT_FAILED
+from workloads.errors import EXIT_DONE, EXIT_FAILED, UserError
+
+if TYPE_CHECKING:
+    from workloads.config.sections import Profile
+    from workloads.plan.cards import Card
+    from workloads.plan.earlier import EarlierRun
+    from workloads.plan.estimate import Breakdown
 
 _GIB = 2**30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", metavar="PROFILE", help="file, or name of one in profiles/")
+    parser.add_argument("--gpu", metavar="NAME", help="card to plan for, such as rtx-4090")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of each node to plan for")
     parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="of the GPU to plan for")
+    parser.add_argument("--rows", type=int, metavar="N", help="training rows, for time and money")
+    parser.add_argument("--price", type=float, metavar="DOLLARS", help="of one GPU for an hour")
+    parser.add_argument(
+        "--suggest", action="store_true", help="what fits the card, fastest first, as settings"
+    )
+    parser.add_argument(
+        "--exact", action="store_true", help="one step on fake tensors instead of formulas"
+    )
+    parser.add_argument("--png", metavar="FILE", help="draw the memory of a step by moment")
     parser.add_argument("--json", action="store_true", help="print bytes as JSON")
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     """Ends with 1 where the plan does not fit the GPU that is here or was named."""
-    from workloads import device
     from workloads.plan.advice import advice
-    from workloads.plan.estimate import estimate, fits
+    from workloads.plan.earlier import earlier_runs, overhead_of
+    from workloads.plan.estimate import estimate, fits, verdict
     from workloads.plan.table import table
+    from workloads.run import outputs
 
     env = loaded_environment()
     config, _ = resolved(args.profile, env, words)
-    here = device.gpus(env)
-    breakdown = estimate(config, len(here) or None, env)
-    size = (
-        int(args.gpu_memory * _GIB)
-        if args.gpu_memory
-        else min((gpu.total for gpu in here), default=0)
-    )
+    target = _target(args, env)
+    runs = earlier_runs(outputs(env))
+    breakdown = estimate(config, target.gpus, env)
+    learnt = overhead_of(target.card, runs)
+    if learnt is not None:
+        breakdown = breakdown.with_overhead(learnt)
+    if args.suggest:
+        return _suggest(config, breakdown, target, runs, env)
+    size = target.memory
     suffices = fits(breakdown, size) if size else None
     fixes = advice(breakdown, config, size) if size and not suffices else []
+    times = _times(args, config, breakdown, target, runs, env)
+    exact = _exact(config, breakdown, env) if args.exact else None
+    if args.png:
+        from workloads.plan.drawing import draw
+
+        draw(breakdown, Path(args.png))
     if args.json:
-        facts = {"total": breakdown.total, "parts": breakdown.parts, "disk": breakdown.disk}
-        print_json({**facts, "unknown": breakdown.unknown, "fits": suffices, "advice": fixes})
+        facts: dict[str, Any] = {"total": breakdown.total, "parts": breakdown.parts}
+        facts |= {
+            "disk": breakdown.disk,
+            "allocated": breakdown.allocated,
+            "reserved": breakdown.reserved,
+        }
+        facts |= {"unknown": breakdown.unknown, "fits": suffices, "advice": fixes}
+        print_json({**facts, "time": times.facts if times else None, "exact": exact})
     else:
-        table(breakdown)
-        if suffices is not None:
-            print(f"it {'fits' if suffices else 'does not fit'} in a GPU of {size / _GIB:.1f} GiB")
+        table(breakdown, size)
+        for line in exact["lines"] if exact else []:
+            print(line)
+        if size:
+            print(f"it {verdict(breakdown, size)}")
+        for line in times.lines if times else []:
+            print(line)
         for fix in fixes:
             print(f"  {fix}")
     return EXIT_FAILED if suffices is False else EXIT_DONE
+
+
+class _Target:
+    """The GPUs to plan for: those named, else those that are here."""
+
+    def __init__(self, args: argparse.Namespace, env: Mapping[str, str]) -> None:
+        from workloads import device
+        from workloads.plan.cards import card_for_plan, find_card
+
+        here = device.gpus(env)
+        self.card: Card | None = find_card(here[0].name) if here else None
+        self.memory: int | None = min((gpu.total for gpu in here), default=None)
+        self.gpus: int | None = len(here) or None
+        if args.gpu:
+            self.card, self.memory = card_for_plan(args.gpu)
+            self.gpus = args.gpus or 1
+        self.gpus = args.gpus or self.gpus
+        if args.gpu_memory:
+            self.memory = int(args.gpu_memory * _GIB)
+
+
+def _target(args: argparse.Namespace, env: Mapping[str, str]) -> _Target:
+    for name, value in (("--gpus", args.gpus), ("--rows", args.rows), ("--price", args.price)):
+        if value is not None and value <= 0:
+            raise UserError(f"{name}: expected a number over 0, found {value:g}")
+    return _Target(args, env)
+
+
+class _Times:
+    def __init__(self, facts: dict[str, Any], lines: list[str]) -> None:
+        self.facts, self.lines = facts, lines
+
+
+def _times(
+    args: argparse.Namespace,
+    config: "Profile",
+    breakdown: "Breakdown",
+    target: _Target,
+    runs: "Sequence[EarlierRun]",
+    env: Mapping[str, str],
+) -> _Times | None:
+    """Hours and money on the target's card; None where the card or the shape is unknown."""
+    from workloads.plan import duration
+    from workloads.plan.earlier import rows_of
+    from workloads.plan.speed import speed_of
+
+    shape, card = breakdown.shape, target.card
+    if shape is None or card is None:
+        return None
+    world = breakdown.world_size
+    earlier = rows_of(config, runs)
+    rows = args.rows or (earlier[0] if earlier else None)
+    speed = speed_of(config, shape, card, world, _own(runs, env))
+    seen = config.seen_shape(shape)
+    found = duration.duration_of(config, config.row_length(seen), world, speed, rows)
+    lines = duration.lines(found, args.price, world)
+    if earlier and not args.rows:
+        lines.append(f"{rows:,} rows, as {earlier[1]} counted them")
+    expected, least, most = found.seconds
+    facts = {"rows": rows, "steps": found.steps, "tokens": found.tokens, "source": found.source}
+    facts |= {"seconds": expected, "seconds_least": least, "seconds_most": most}
+    return _Times(facts, lines)
+
+
+def _own(runs: "Sequence[EarlierRun]", env: Mapping[str, str]) -> list[Any]:
+    return [seen for run in runs if (seen := run.utilisation(env)) is not None]
+
+
+def _exact(config: "Profile", breakdown: "Breakdown", env: dict[str, str]) -> dict[str, Any]:
+    """What the step on fake tensors says, from a process of its own, which loads torch."""
+    import json
+    import subprocess
+    import sys
+    import tempfile
+
+    from workloads.plan.known_shapes import fields_of
+
+    fields, _ = fields_of(config.model, env)
+    job = {"config": config.model_dump(), "fields": dict(fields), "world": breakdown.world_size}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "job.json"
+        file.write_text(json.dumps(job), encoding="utf-8")
+        call = [sys.executable, "-m", "workloads.engine.fake_step", str(file)]
+        done = subprocess.run(call, capture_output=True, text=True, env=env)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"--exact: the step could not be made: {last}")
+    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    allocated, formulas = facts["allocated"], breakdown.allocated or 0
+    facts["lines"] = [
+        f"one step on fake tensors: {allocated / _GIB:.2f} GiB allocated, in the {facts['phase']} "
+        f"pass ({facts['operation']}); {facts['reserved'] / _GIB:.2f} reserved with expandable "
+        f"segments, {facts['reserved_in_blocks'] / _GIB:.2f} without",
+        f"the formulas say {formulas / _GIB:.2f} GiB: {formulas / allocated - 1:+.1%}",
+    ]
+    return facts
+
+
+def _suggest(
+    config: "Profile",
+    breakdown: "Breakdown",
+    target: _Target,
+    runs: "Sequence[EarlierRun]",
+    env: Mapping[str, str],
+) -> int:
+    """Print what fits, fastest first; ends with 1 where nothing does."""
+    from workloads.plan.suggest import fastest_by_method, suggestion_lines, suggestions
+
+    if breakdown.shape is None:
+        raise UserError(breakdown.unknown or "memory cannot be predicted")
+    if target.card is None or target.memory is None:
+        raise UserError("--suggest: expected a GPU here or one that is named; add --gpu rtx-4090")
+    gpus = target.gpus or 1
+    own = _own(runs, env)
+    found = suggestions(config, breakdown.shape, target.card, target.memory, gpus, own)
+    for line in suggestion_lines(fastest_by_method(found), target.memory):
+        print(line)
+    return EXIT_DONE if found else EXIT_FAILED

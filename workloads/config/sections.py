@@ -265,6 +265,15 @@ class Profile(Section):
         """Tokens of the longest row, which a plan counts every row as."""
         return _USUAL_LENGTH
 
+    def scored_tokens(self, shape: "ModelShape") -> int:
+        """Tokens of a row whose logits the loss needs."""
+        return self.row_length(shape)
+
+    @property
+    def fuses_head(self) -> bool:
+        """Whether the loss is made tile by tile, without the logits of all tokens at once."""
+        return self.train.fused_cross_entropy
+
     def extra_parameters(self, shape: "ModelShape") -> int:
         """Numbers that are trained beside the model's own, whatever the rest is; always fp32."""
         return 0

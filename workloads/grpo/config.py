@@ -276,6 +276,14 @@ class GrpoConfig(Profile):
         """Prompt, images included, and completion."""
         return self.grpo.max_prompt_length + self.grpo.max_completion_length
 
+    def scored_tokens(self, shape: "ModelShape") -> int:
+        return self.grpo.max_completion_length
+
+    @property
+    def fuses_head(self) -> bool:
+        """TRL's trainer always does."""
+        return True
+
     def accumulation_steps(self, world_size: int) -> int:
         whole, step = self.train.global_batch_size, self.train.per_device_batch_size * world_size
         if self.stage == "sft" or whole is None or whole % step == 0:

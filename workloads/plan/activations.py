@@ -20,15 +20,18 @@ _FUSED_PROJECTIONS = ("query_key_value", "qkv_proj")
 class Work:
     """One rank's micro-batch, in the numbers that the formulas need.
 
-    `rows` of `length` tokens. Bytes of one number: `compute` in matrix products, `stored` for a
-    trained weight, `residual` in the stream between the layers, `frozen` for a frozen weight that
-    is not quantised. `adapted` are LoRA's matrices, empty where all weights are trained.
-    keeps_logits: the caller holds the model's output through the backward pass.
+    `rows` of `length` tokens, of which the loss needs the logits of `scored`. Bytes of one number:
+    `compute` in matrix products, `stored` for a trained weight, `handed` for one as the forward
+    pass gets it (FSDP2 and ZeRO hand out the compute type), `residual` in the stream between the
+    layers, `frozen` for a frozen weight that is not quantised. `adapted` are LoRA's matrices, empty
+    where all weights are trained. keeps_logits: the caller holds the model's output through the
+    backward pass.
     """
 
     shape: ModelShape
     rows: int
     length: int
+    scored: int
     compute: int
     stored: int
     residual: int
@@ -36,6 +39,7 @@ class Work:
     adapted: tuple[Linear, ...] = ()
     rank: int = 0
     frozen: int = 2
+    handed: int = 4
     dropout: bool = False
     adapter_bytes: int = 4
     checkpointing: bool = False
@@ -49,6 +53,10 @@ class Work:
     @property
     def tokens(self) -> int:
         return self.rows * self.length
+
+    @property
+    def scored_tokens(self) -> int:
+        return self.rows * self.scored
 
     @property
     def query(self) -> int:
@@ -264,7 +272,7 @@ def head_input(work: Work) -> int:
     hidden = work.shape.hidden
     norm = (4 + (work.residual if work.full else 0)) * hidden
     reads = work.full or work.fused_head
-    return work.tokens * (norm + (work.compute * hidden if reads else 0))
+    return work.tokens * norm + (work.scored_tokens * work.compute * hidden if reads else 0)
 
 
 def towers(work: Work) -> int:
@@ -296,7 +304,7 @@ def logits_forward(work: Work) -> int:
     """
     if work.fused_head:
         return _tile(work)
-    return work.tokens * work.shape.vocab * 8 + output_logits(work)
+    return work.scored_tokens * work.shape.vocab * 8 + output_logits(work)
 
 
 def output_logits(work: Work) -> int:
@@ -305,7 +313,7 @@ def output_logits(work: Work) -> int:
     fp32 ones are read as they are, so that they count only where the caller keeps them.
     """
     counts = work.compute < 4 or work.keeps_logits
-    return work.tokens * work.shape.vocab * work.compute if counts else 0
+    return work.scored_tokens * work.shape.vocab * work.compute if counts else 0
 
 
 def logits_backward(work: Work) -> int:
@@ -317,15 +325,15 @@ def logits_backward(work: Work) -> int:
     """
     table = work.shape.vocab * work.shape.hidden if work.full else 0
     if work.fused_head:
-        cast = work.stored if work.stored < 4 else 0
-        inputs = work.tokens * work.shape.hidden * (4 + work.residual)
+        cast = work.handed if work.handed < 4 else 0
+        inputs = work.scored_tokens * work.shape.hidden * (4 + work.residual)
         return _tile(work) + inputs + table * (4 + cast)
-    logits = work.tokens * work.shape.vocab
-    copy = work.stored if work.stored != work.compute else 0
+    logits = work.scored_tokens * work.shape.vocab
+    copy = work.handed if work.handed != work.compute else 0
     kept = output_logits(work) if work.keeps_logits else 0
     return kept + max(12 * logits, work.compute * logits + table * (work.compute + copy))
 
 
 def _tile(work: Work) -> int:
     weights = _TILE_WORDS * work.shape.hidden * (work.compute if work.casts else 0)
-    return min(work.tokens, _TILE_TOKENS) * _TILE_WORDS * work.compute + weights
+    return min(work.scored_tokens, _TILE_TOKENS) * _TILE_WORDS * work.compute + weights

@@ -29,7 +29,7 @@ class _Weigher:
         words = []
         for name, value in changes:
             config = changed(config, name, value)
-            words.append(f"{name}={_typed(value)}")
+            words.append(f"{name}={typed(value)}")
         return _Fix(tuple(words), config, self.total(config))
 
     def total(self, config: Profile) -> int:
@@ -122,7 +122,7 @@ def _targets(config: Profile, shape: ModelShape) -> list[tuple[str, Any]]:
     return [("adapter.targets", ("all-linear",))]
 
 
-def _typed(value: Any) -> str:
+def typed(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(value)}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

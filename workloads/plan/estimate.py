@@ -6,7 +6,7 @@ A prediction from shapes alone: no torch, no weights, a few milliseconds. The fo
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from workloads.config.sections import Profile
 from workloads.plan.gpu_memory import (
@@ -14,9 +14,10 @@ from workloads.plan.gpu_memory import (
     GpuMemory,
     Job,
     Moment,
-    framework,
+    fragmentation,
     job_of,
     moments,
+    overhead,
     states,
 )
 from workloads.plan.known_shapes import UnknownShape, shape_of
@@ -24,6 +25,8 @@ from workloads.plan.shapes import ModelShape
 
 # The plan counts every row at the longest length: a need this much over a GPU may still fit.
 MAY_FIT = 1.15
+# A GPU with less than this share to spare is not safe: what is measured differs by a few percent.
+SAFE = 0.08
 # A process with torch and its libraries, and one that only loads data; bytes of host memory.
 _RANK_MEMORY, _WORKER_MEMORY = 3 * GIB, int(0.6 * GIB)
 
@@ -33,11 +36,13 @@ class Breakdown:
     """Bytes that one GPU needs at its highest moment, then what a node and a disk need.
 
     gpu: the parts at that moment, `peak_at`; states: parameters, gradients and optimizer states
-    after a step; moments: all moments at which it could be highest.
+    after a step; reserved: bytes that torch's allocator takes from the GPU; moments: all at which
+    it could be highest.
     """
 
     gpu: GpuMemory = GpuMemory()
     states: GpuMemory = GpuMemory()
+    reserved: int = 0
     moments: tuple[Moment, ...] = ()
     host_memory: int = 0
     checkpoint_disk: int = 0
@@ -68,6 +73,11 @@ class Breakdown:
         """The part of `total` that torch's allocator counts."""
         return None if self.unknown else self.gpu.total - self.gpu.framework
 
+    def with_overhead(self, size: int) -> "Breakdown":
+        """The same with another size of what a process needs beside torch's memory."""
+        spare = self.reserved - self.gpu.total + self.gpu.framework
+        return replace(self, gpu=replace(self.gpu, framework=spare + size))
+
     @property
     def disk(self) -> int:
         """Bytes that the run's checkpoints and final model need at most."""
@@ -94,9 +104,11 @@ def breakdown_of(config: Profile, shape: ModelShape, source: str, gpus: int | No
     job = job_of(config, shape, gpus)
     through = tuple(moments(job))
     highest = max(through, key=lambda moment: moment.memory.total)
+    spare = fragmentation(job, highest.memory)
     return Breakdown(
-        gpu=framework(job, highest.memory),
+        gpu=replace(highest.memory, framework=spare + overhead(job)),
         states=states(job),
+        reserved=highest.memory.total + spare,
         moments=through,
         host_memory=_host_memory(job),
         checkpoint_disk=_checkpoint(job),
@@ -160,6 +172,20 @@ def _notes(job: Job) -> list[str]:
 def fits(breakdown: Breakdown, memory_of_gpu: int) -> bool | None:
     """Whether a GPU of so many bytes holds it; None where the shape is unknown."""
     return None if breakdown.total is None else breakdown.total <= memory_of_gpu
+
+
+def verdict(breakdown: Breakdown, memory_of_gpu: int) -> str:
+    """Whether it fits, in words: `fits, 31 % to spare`, or not safe, or not at all."""
+    need = breakdown.total
+    if need is None:
+        return breakdown.unknown or "not known"
+    size = gib(memory_of_gpu)
+    if need > memory_of_gpu:
+        return f"does not fit in a GPU of {size}: {gib(need - memory_of_gpu)} too much"
+    spare = 1 - need / memory_of_gpu
+    if spare < SAFE:
+        return f"fits in a GPU of {size} with {spare:.0%} to spare: not safe"
+    return f"fits in a GPU of {size}, {spare:.0%} to spare"
 
 
 def gib(size: int) -> str:

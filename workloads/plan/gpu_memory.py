@@ -111,6 +111,7 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
         shape=shape,
         rows=train.per_device_batch_size,
         length=config.row_length(shape),
+        scored=config.scored_tokens(shape),
         compute=compute,
         stored=stored,
         residual=stored if fp32_stream else compute,
@@ -119,9 +120,10 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
         rank=adapter.r,
         quantised=adapter.method == "qlora",
         frozen=compute,
+        handed=compute if strategy in ("fsdp2", "zero2", "zero3") else stored,
         dropout=adapter.dropout > 0,
         checkpointing=train.gradient_checkpointing,
-        fused_head=train.fused_cross_entropy,
+        fused_head=config.fuses_head,
         eager=config.model.attention == "eager",
         fp16=train.precision == "fp16",
     )
@@ -188,7 +190,11 @@ def moments(job: Job) -> list[Moment]:
     """The moments at which memory can be at its highest, in the order of a step."""
     work, after = job.work, states(job)
     adapter = _adapter_gradients(job)
-    stay = replace(after, gradients=0, adapter_states=after.adapter_states - adapter)
+    stay = replace(after, gradients=0)
+    if not job.accumulates:
+        stay = replace(stay, adapter_states=after.adapter_states - adapter)
+    else:
+        adapter = 0  # there from the micro-batch before
     kept = activations.stack(work) + activations.head_input(work)
     copies, in_flight = working_copies(job), _in_flight(job)
     before, logits = _accumulated(job, after.gradients), activations.output_logits(work)
@@ -318,10 +324,15 @@ def _in_flight(job: Job) -> int:
     return 2 * layer + (2 * layer if job.work.full else 0)
 
 
-def framework(job: Job, memory: GpuMemory) -> GpuMemory:
-    """The same with CUDA's context and libraries, NCCL's buffers, and what the allocator cannot
-    use, which grows with what moves."""
-    context = int(0.5 * GIB)
-    network = int(0.35 * GIB) if job.world > 1 else 0
-    moving = memory.total - states(job).total + states(job).gradients
-    return replace(memory, framework=context + network + int(0.03 * moving))
+def fragmentation(job: Job, memory: GpuMemory) -> int:
+    """Bytes that the allocator has reserved and cannot use, which grow with what moves.
+
+    With expandable segments, which our services ask for; blocks of fixed sizes leave more.
+    """
+    stay = states(job)
+    return int(0.03 * (memory.total - stay.total + stay.gradients))
+
+
+def overhead(job: Job) -> int:
+    """Bytes of a process that are not torch's: CUDA's context and libraries, NCCL's buffers."""
+    return int(0.5 * GIB) + (int(0.35 * GIB) if job.world > 1 else 0)

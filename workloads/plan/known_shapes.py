@@ -26,10 +26,19 @@ class UnknownShape(UserError):
 
 
 def shape_of(model: Model, env: Mapping[str, str]) -> tuple[ModelShape, str]:
-    """The model's shape and where it was found; UnknownShape where it is nowhere.
+    """The model's shape and where it was found; UnknownShape where it is nowhere."""
+    fields, source = fields_of(model, env)
+    try:
+        return from_fields(fields), source
+    except UserError as error:
+        raise UnknownShape(f"{source}: {error}; memory can be predicted for these only") from None
 
-    Looked for in this order: a local folder, the hub's cache, the table above, the hub (config.json
-    only, at most 5 seconds, not where HF_HUB_OFFLINE is set).
+
+def fields_of(model: Model, env: Mapping[str, str]) -> tuple[Fields, str]:
+    """The fields of the model's config.json and where they were found; UnknownShape where nowhere.
+
+    Looked for in this order: a local folder, the hub's cache, the table of known models, the hub
+    (config.json only, at most 5 seconds, not where HF_HUB_OFFLINE is set).
     """
     folder = Path(model.name)
     if folder.is_dir():
@@ -39,8 +48,9 @@ def shape_of(model: Model, env: Mapping[str, str]) -> tuple[ModelShape, str]:
         return _from_file(cached), "config.json in the hub's cache"
     known = _in_table(model.name)
     if known is not None:
-        return from_fields(known), "table of known models"
-    return _parsed(_download(model, env), f"config.json of {model.name}"), "config.json on the hub"
+        return known, "table of known models"
+    source = f"config.json of {model.name}"
+    return _parsed(_download(model, env), source), "config.json on the hub"
 
 
 def _in_table(name: str) -> Fields | None:
@@ -50,7 +60,7 @@ def _in_table(name: str) -> Fields | None:
     return next((model["config"] for model in models if repository in model["names"]), None)
 
 
-def _from_file(path: Path) -> ModelShape:
+def _from_file(path: Path) -> Fields:
     try:
         return _parsed(path.read_bytes(), str(path))
     except OSError as error:
@@ -60,14 +70,15 @@ def _from_file(path: Path) -> ModelShape:
         ) from None
 
 
-def _parsed(content: bytes, name: str) -> ModelShape:
+def _parsed(content: bytes, name: str) -> Fields:
     try:
         fields = json.loads(content)
-        if not isinstance(fields, dict):
-            raise UserError(f"expected an object, found {type(fields).__name__}")
-        return from_fields(fields)
-    except (ValueError, UserError) as error:
-        raise UnknownShape(f"{name}: {error}; memory can be predicted for these only") from None
+    except ValueError as error:
+        raise UnknownShape(f"{name}: expected JSON, found {error}; get it again") from None
+    if not isinstance(fields, dict):
+        found = type(fields).__name__
+        raise UnknownShape(f"{name}: expected an object, found {found}; get it again")
+    return fields
 
 
 def _cached(model: Model, env: Mapping[str, str]) -> Path | None:

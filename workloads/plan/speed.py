@@ -1,18 +1,19 @@
-"""Floating-point operations of a trained token, and what a card can do of them."""
+"""How long a run takes: floating-point operations over what a card was seen to do of them."""
 
-from collections.abc import Mapping
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-from workloads.config.sections import Adapter
+from workloads.config.sections import Adapter, Profile
+from workloads.plan.cards import Card
 from workloads.plan.shapes import ModelShape
 
-# Dense bf16 peak of one card in FLOP/s, by a part of the name that NVML gives; from data sheets.
-PEAK_FLOPS: Mapping[str, float] = {
-    "RTX 4090": 165e12,
-    "A100": 312e12,
-    "H100": 989e12,
-    "H100 PCIe": 756e12,
-    "H200": 989e12,
-}
+_TABLE = Path(__file__).with_name("speeds.json")
+# A run takes between these shares of the time predicted; padded rows and slow disks are not in it.
+FASTEST, SLOWEST = 0.75, 1.6
 
 
 def mfu_flops_per_token(shape: ModelShape, seq_len: int, adapter: Adapter) -> int:
@@ -20,13 +21,95 @@ def mfu_flops_per_token(shape: ModelShape, seq_len: int, adapter: Adapter) -> in
 
     N leaves out the embedding of an untied model, which is looked up, not multiplied.
     """
-    looked_up = 0 if shape.tied else shape.vocab * shape.hidden
     factor = 6 if adapter.method == "full" else 4
     attention = 6 * shape.layers * shape.heads * 2 * shape.head_dim * seq_len
-    return factor * (shape.parameters - looked_up) + attention
+    return factor * _multiplied(shape) + attention
 
 
-def peak_flops(gpu_name: str) -> float | None:
-    """Dense bf16 peak of a card in FLOP/s by its name; None for one that is not in the table."""
-    matching = [known for known in PEAK_FLOPS if known.lower() in gpu_name.lower()]
-    return PEAK_FLOPS[max(matching, key=len)] if matching else None
+def hardware_flops_per_token(shape: ModelShape, seq_len: int, is_full: bool, again: float) -> float:
+    """FLOPs that a card really does for one training token; what MFU counts twice, it does once.
+
+    again: share of the forward pass that checkpointing repeats. Causal attention sees half of a
+    row; going back, a fused kernel computes its scores again: 2.5 times the forward pass.
+    """
+    forward = 2 * _multiplied(shape)
+    attention = 2 * shape.layers * shape.heads * shape.head_dim * seq_len
+    return forward * ((3 if is_full else 2) + again) + attention * (3.5 + again)
+
+
+def _multiplied(shape: ModelShape) -> int:
+    return shape.parameters - (0 if shape.tied else shape.vocab * shape.hidden)
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    """The share of a card's peak that a run reached, by the FLOPs that it really did."""
+
+    source: str
+    card: str
+    generation: str
+    method: str
+    share: float
+
+
+@cache
+def published() -> tuple[Utilisation, ...]:
+    """What other people measured; `speeds.json` names where."""
+    rows = json.loads(_TABLE.read_text(encoding="utf-8"))
+    return tuple(Utilisation(**row) for row in rows)
+
+
+def expected_utilisation(
+    card: Card, method: str, seen: Sequence[Utilisation]
+) -> tuple[float, tuple[Utilisation, ...]]:
+    """The median of the rows nearest in kind, and those rows.
+
+    Nearest first: the same card and method, the same generation and method, the same generation,
+    all of other generations that compute in bf16. Older cards stand apart.
+    """
+    is_old = not card.has_bf16
+    same = [row for row in seen if row.generation == card.generation]
+    choices = [
+        [row for row in same if row.card == card.name and row.method == method],
+        [row for row in same if row.method == method],
+        same,
+        [row for row in seen if (row.generation in ("turing", "volta")) == is_old],
+        list(seen),
+    ]
+    found = next(rows for rows in choices if rows)
+    return statistics.median(row.share for row in found), tuple(found)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second of all GPUs together, and what it is known from."""
+
+    tokens_per_second: float
+    source: str
+
+    def seconds(self, tokens: float) -> tuple[float, float, float]:
+        """Expected, least and most."""
+        expected = tokens / self.tokens_per_second
+        return expected, FASTEST * expected, SLOWEST * expected
+
+
+def speed_of(
+    config: Profile,
+    shape: ModelShape,
+    card: Card,
+    gpus: int,
+    own: Sequence[Utilisation] = (),
+) -> Speed:
+    """How fast a profile trains on so many of these cards.
+
+    own: what earlier runs on this machine reached; those on the same card win over published ones.
+    """
+    method = config.adapter.method
+    here = [row for row in own if row.card == card.name]
+    share, rows = expected_utilisation(card, method, here or published())
+    seen = config.seen_shape(shape)
+    again = 1.0 if config.train.gradient_checkpointing else 0.0
+    token = hardware_flops_per_token(seen, config.row_length(seen), method == "full", again)
+    names = ", ".join(dict.fromkeys(row.source for row in rows))
+    text = f"{share:.0%} of {card.tflops:g} TFLOP/s, as {names}"
+    return Speed(share * card.tflops * 1e12 * gpus / token, text)

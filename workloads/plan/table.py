@@ -1,7 +1,7 @@
 """A plan as a table for people."""
 
 from workloads.plan.estimate import Breakdown, gib
-from workloads.plan.gpu_memory import GIB
+from workloads.plan.gpu_memory import GIB, MIB
 
 LABELS = {
     "weights": "weights and copies in the compute type",
@@ -26,29 +26,49 @@ def table(breakdown: Breakdown, memory_of_gpu: int | None = None) -> None:
     if breakdown.unknown or breakdown.total is None or breakdown.shape is None:
         console.print(breakdown.unknown, markup=False)
         return
-    shape = breakdown.shape
-    console.print(
-        f"{shape.parameters:,} parameters ({shape.family}, from {breakdown.source}), "
-        f"{breakdown.strategy} on {breakdown.world_size} x 1 GPU, "
-        f"{breakdown.tokens:,} tokens a GPU and micro-batch",
-        markup=False,
-    )
+    console.print(_head(breakdown), markup=False)
+    own = breakdown.total - breakdown.gpu.framework
+    # A tiny model would have rows of zeros in GiB.
+    unit, size_of_unit = ("GiB", GIB) if own >= GIB else ("MiB", MIB)
     grid = Table(show_edge=False, pad_edge=False)
     grid.add_column("memory of one GPU")
-    grid.add_column("GiB", justify="right")
+    grid.add_column(unit, justify="right")
     for name, size in breakdown.parts.items():
-        if size:
-            grid.add_row(LABELS[name], f"{size / GIB:.2f}")
+        if size >= 0.005 * size_of_unit:
+            grid.add_row(LABELS[name], f"{size / size_of_unit:.2f}")
     grid.add_section()
-    grid.add_row(f"highest, at the {breakdown.peak_at}", f"{breakdown.total / GIB:.2f}")
-    if memory_of_gpu:
-        grid.add_row("the GPU has", f"{memory_of_gpu / GIB:.2f}")
+    figures = {
+        f"allocated, at the {breakdown.peak_at}": own,
+        "reserved by the allocator": breakdown.reserved,
+        "the process": breakdown.total,
+        "the GPU has": memory_of_gpu or 0,
+    }
+    for label, size in figures.items():
+        if size:
+            grid.add_row(label, f"{size / size_of_unit:.2f}")
     console.print(grid)
     console.print(
-        f"memory of a node {gib(breakdown.host_memory)}; disk {gib(breakdown.disk)}: "
-        f"{breakdown.checkpoints_kept} checkpoints of {gib(breakdown.checkpoint_disk)}, "
-        f"final model {gib(breakdown.final_disk)}",
+        f"memory of a node {gib(breakdown.host_memory)}; disk {_size(breakdown.disk)}: "
+        f"{breakdown.checkpoints_kept} checkpoints of {_size(breakdown.checkpoint_disk)}, "
+        f"final model {_size(breakdown.final_disk)}",
         markup=False,
     )
     for note in breakdown.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def _size(size: int) -> str:
+    return gib(size) if size >= GIB // 10 else f"{size / MIB:.1f} MiB"
+
+
+def _head(breakdown: Breakdown) -> str:
+    assert breakdown.shape is not None
+    shape, ranks = breakdown.shape, breakdown.world_size
+    where = "one GPU" if ranks == 1 else f"{breakdown.strategy} on {ranks} GPUs"
+    nodes = ranks // breakdown.ranks_per_node
+    if nodes > 1:
+        where += f" of {nodes} nodes"
+    return (
+        f"{shape.parameters:,} parameters ({shape.family}, from {breakdown.source}), {where}, "
+        f"{breakdown.tokens:,} tokens a GPU and micro-batch"
+    )

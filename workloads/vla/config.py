@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Tokens of a prompt and its answer, and numbers of an action where no mask counts them: seven
 # joints and a gripper.
-_TEXT, _ACTION = 64, 8
+TEXT_TOKENS, _ACTION = 64, 8
 
 
 class Source(Section):
@@ -163,13 +163,26 @@ class VlaConfig(Profile):
 
     def row_length(self, shape: "ModelShape") -> int:
         """Patches, text, and with OFT the slots of the actions and of the robot's state."""
-        length = shape.image_tokens + _TEXT
+        length = shape.image_tokens + TEXT_TOKENS
         if self.action_head.kind == "oft":
-            length += self.action_head.chunk * self._action_size + self.action_head.proprio
+            length += self.action_head.chunk * self.action_size + self.action_head.proprio
         return length
 
+    def scored_tokens(self, shape: "ModelShape") -> int:
+        """The tokens of an action and its end, the slots of a chunk, or none of an L1 head's."""
+        if self.regresses:
+            return 0
+        is_chunk = self.action_head.kind == "oft"
+        return self.action_head.chunk * self.action_size if is_chunk else self.action_size + 1
+
     @property
-    def _action_size(self) -> int:
+    def fuses_head(self) -> bool:
+        """OpenVLA's own loss makes logits of its few labelled positions alone."""
+        return False
+
+    @property
+    def action_size(self) -> int:
+        """Numbers of an action, by its mask where there is one."""
         return len(self.data.action_mask or ()) or _ACTION
 
     def extra_parameters(self, shape: "ModelShape") -> int:
@@ -180,7 +193,7 @@ class VlaConfig(Profile):
         """
         if self.action_head.kind != "oft":
             return 0
-        hidden, size = shape.hidden, self._action_size
+        hidden, size = shape.hidden, self.action_size
         square = hidden * hidden + hidden
         state = square + size * hidden + hidden if self.action_head.proprio else 0
         if self.action_head.decode != "l1":

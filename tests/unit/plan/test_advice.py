@@ -9,9 +9,10 @@ import pytest
 from tests.support.planning import GIB, LLAMA_1B, OFFLINE, N, of, profile, total
 from workloads.config.sections import Adapter, Model
 from workloads.plan.advice import advice
+from workloads.plan.cards import peak_flops
 from workloads.plan.estimate import Breakdown, estimate, fits
 from workloads.plan.known_shapes import shape_of
-from workloads.plan.speed import mfu_flops_per_token, peak_flops
+from workloads.plan.speed import mfu_flops_per_token
 from workloads.plan.table import LABELS, table
 
 pytestmark = pytest.mark.unit

@@ -54,7 +54,7 @@ def _parsed(text: str) -> tuple[int, float] | None:
 
 def main(words: Sequence[str]) -> int:
     """Print FLOPs a token and a GPU's peak in FLOP/s; nothing where one of them is not known."""
-    from workloads.plan.speed import peak_flops
+    from workloads.plan.cards import peak_flops
 
     run, gpu = Run(Path(words[0])), " ".join(words[1:])
     token, peak = flops_per_token(run, read_object(run.path / "manifest.json")), peak_flops(gpu)

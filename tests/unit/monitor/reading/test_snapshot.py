@@ -20,8 +20,9 @@ from workloads.monitor.reading.follow import read_object
 from workloads.monitor.reading.hardware import GpuReading, Hardware
 from workloads.monitor.reading.run_reader import RunReader
 from workloads.monitor.reading.snapshot import Snapshot
+from workloads.plan.cards import peak_flops
 from workloads.plan.shapes import from_fields
-from workloads.plan.speed import mfu_flops_per_token, peak_flops
+from workloads.plan.speed import mfu_flops_per_token
 
 pytestmark = pytest.mark.unit
 

@@ -1,0 +1,1 @@
+"""One training step on fake tensors: what a card would hold, without the card or the weights."""

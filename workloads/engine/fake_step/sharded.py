@@ -1,0 +1,59 @@
+"""FSDP2 over a process group that is not there: every collective gives its result at once."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from workloads.config.sections import Profile
+from workloads.engine.fake_step.trace import MemoryTrace
+from workloads.engine.pretrained.files import compute_dtype
+
+
+def mesh_of(world: int) -> DeviceMesh:
+    """A mesh of so many ranks, of which this process is the first; made before the fake tensors."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if not dist.is_initialized():
+        dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    return init_device_mesh("cpu", (world,))
+
+
+def shard(model: nn.Module, config: Profile, mesh: DeviceMesh) -> None:
+    """Shard a model in place as accelerate does it: every block, then what is left."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    compute = compute_dtype(config.train)
+    options: dict[str, Any] = {
+        "mp_policy": MixedPrecisionPolicy(compute, compute, compute),
+        "reshard_after_forward": not config.train.fused_cross_entropy,
+        "mesh": mesh,
+    }
+    blocks = set(getattr(model, "_no_split_modules", None) or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in blocks:
+            fully_shard(module, **options)
+    fully_shard(model, **options)
+
+
+@contextlib.contextmanager
+def storages_watched(trace: MemoryTrace) -> Iterator[None]:
+    """Tell the trace where FSDP2 frees and refills the storages of gathered parameters."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param
+
+    def told(change: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        def changed(tensor: Tensor) -> None:
+            change(tensor)
+            trace.resized(tensor)
+
+        return changed
+
+    with contextlib.ExitStack() as stack:
+        for name in ("free_storage", "alloc_storage"):
+            replacement = told(getattr(_fsdp_param, name))
+            stack.enter_context(mock.patch.object(_fsdp_param, name, replacement))
+        yield

@@ -1,0 +1,134 @@
+"""The step itself: states, forward and backward pass of a workload's own module, in bytes."""
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from workloads.config.sections import Profile
+from workloads.engine.fake_step.card import FLASH, as_on_a_card
+from workloads.engine.fake_step.quantised import QuantisedLinear, quantise
+from workloads.engine.fake_step.sharded import mesh_of, shard, storages_watched
+from workloads.engine.fake_step.trace import MemoryTrace, Peak
+from workloads.engine.pretrained.files import compute_dtype, weights_dtype
+from workloads.engine.pretrained.load import KindOf
+
+Fields = Mapping[str, Any]
+_BLOCK_8BIT = 256
+
+
+@dataclass(frozen=True)
+class FakeStep:
+    """What a workload trains: a module of its own, and the loss of one micro-batch."""
+
+    model: nn.Module
+    loss: Callable[[nn.Module], Tensor]
+
+
+Builder = Callable[[Any, Fields], FakeStep]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of parameters and optimizer states, of the highest moment, and what came and went."""
+
+    states: int
+    peak: Peak
+    peaks: Mapping[str, int]
+    events: list[tuple[int, int]]
+
+
+def fake_model(config: Profile, fields: Fields, kind_of: KindOf) -> PreTrainedModel:
+    """transformers' model of these fields of config.json in the profile's types, without weights.
+
+    For a builder, under the fake tensors of `measure`.
+    """
+    own = AutoConfig.for_model(**fields)
+    own.use_cache = False
+    attention = "eager" if config.model.attention == "eager" else FLASH
+    with no_init_weights():
+        model: PreTrainedModel = kind_of(own).factory.from_config(
+            own, dtype=weights_dtype(config.train, config.adapter), attn_implementation=attention
+        )
+    model.tie_weights()
+    return model
+
+
+def prepare(config: Profile, model: Any, add_adapter: Callable[[Any], nn.Module]) -> nn.Module:
+    """A model as its trainer prepares it: quantised base, checkpointing, adapter."""
+    if config.adapter.method == "qlora":
+        quantise(model, config.adapter, compute_dtype(config.train), model.get_output_embeddings())
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.adapter.method == "full":
+        return model
+    if config.train.gradient_checkpointing:
+        model.enable_input_require_grads()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    wrapped = add_adapter(model)
+    for module in wrapped.modules():
+        if isinstance(getattr(module, "base_layer", None), QuantisedLinear):
+            module.cast_input_dtype_enabled = False
+    return wrapped
+
+
+def measure(config: Profile, fields: Fields, build: Builder, world: int = 1) -> Measured:
+    """One step of a profile on fake tensors; what a real one would allocate on a card.
+
+    fields: of the model's config.json. world: ranks, of which one is measured.
+    """
+    trace = MemoryTrace()
+    strategy = config.strategy(world)
+    mesh = mesh_of(world) if strategy == "fsdp2" else None
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_card(), storages_watched(trace), trace:
+        step = build(config, fields)
+        model = step.model.train()
+        if mesh is not None:
+            shard(model, config, mesh)
+        gc.collect()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        kept = [_optimizer_states(config, parameter) for parameter in trained]
+        if strategy == "ddp" and world > 1:
+            kept.append([torch.empty_like(parameter) for parameter in trained])
+        gc.collect()
+        if config.accumulation_steps(world) > 1:
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+        states = trace.live
+        trace.start()
+        trace.enter("forward")
+        with _autocast(config):
+            loss = step.loss(model)
+        trace.enter("backward")
+        loss.backward()
+        trace.enter("optimizer")
+    return Measured(states, trace.peak, dict(trace.peaks), trace.events)
+
+
+@contextlib.contextmanager
+def _autocast(config: Profile) -> Iterator[None]:
+    compute = compute_dtype(config.train)
+    if compute == torch.float32:
+        yield
+        return
+    with torch.autocast("cpu", compute):
+        yield
+
+
+def _optimizer_states(config: Profile, parameter: Tensor) -> list[Tensor]:
+    """Two moments of a parameter; the 8-bit optimizer keeps those of small ones and tables wide."""
+    if config.optim.optimizer == "adamw" or parameter.numel() < 4096:
+        return [torch.empty_like(parameter), torch.empty_like(parameter)]
+    blocks = -(-parameter.numel() // _BLOCK_8BIT)
+    both = range(2)
+    return [torch.empty(parameter.numel(), dtype=torch.uint8) for _ in both] + [
+        torch.empty(blocks, dtype=torch.float32) for _ in both
+    ]

@@ -1,0 +1,57 @@
+"""Steps, hours and money of a run."""
+
+import math
+from dataclasses import dataclass
+
+from workloads.config.sections import Profile
+from workloads.plan.speed import Speed
+
+
+@dataclass(frozen=True)
+class Duration:
+    """What a run takes; rows and steps are None where nothing says how many rows there are.
+
+    seconds: expected, least, most, of all steps or, without them, of a million tokens.
+    """
+
+    rows: int | None
+    steps: int | None
+    tokens: int
+    seconds: tuple[float, float, float]
+    source: str
+
+
+def duration_of(
+    config: Profile, length: int, world: int, speed: Speed, rows: int | None
+) -> Duration:
+    """How long a profile trains on rows of `length` tokens, pads included."""
+    batch = config.train.per_device_batch_size * config.accumulation_steps(world) * world
+    steps = config.train.max_steps
+    if steps is None and rows is not None:
+        steps = math.ceil(config.train.epochs * math.ceil(rows / batch))
+    tokens = steps * batch * length if steps is not None else 1_000_000
+    return Duration(rows, steps, tokens, speed.seconds(tokens), speed.source)
+
+
+def lines(duration: Duration, price: float | None, gpus: int) -> list[str]:
+    """For people: time with its range, its source, and money where a price is given."""
+    expected, least, most = duration.seconds
+    of = "a million tokens"
+    if duration.steps is not None:
+        of = f"{duration.steps:,} steps of {duration.tokens // duration.steps:,} tokens"
+    found = [f"{of}: {_span(expected)} ({_span(least)} to {_span(most)}), at {duration.source}"]
+    if duration.steps is None:
+        found.append("how many rows there are is not known here; give --rows N")
+    if price is not None:
+        money = [price * gpus * seconds / 3600 for seconds in duration.seconds]
+        found.append(
+            f"${money[0]:,.2f} (${money[1]:,.2f} to ${money[2]:,.2f}) "
+            f"at ${price:g} an hour for each of {gpus} GPU{'s' if gpus > 1 else ''}"
+        )
+    return found
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

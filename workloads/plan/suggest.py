@@ -1,0 +1,143 @@
+"""The ways to train a profile that fit given cards, fastest first, as settings to type."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from workloads.config.sections import Profile
+from workloads.plan.advice import changed, typed
+from workloads.plan.cards import Card
+from workloads.plan.estimate import SAFE, breakdown_of, gib
+from workloads.plan.shapes import ModelShape
+from workloads.plan.speed import Utilisation, speed_of
+
+_MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
+# Tokens of a micro-batch at which a card reaches half of its speed: kernels have to be started.
+_HALF_BUSY = 512
+_METHODS = ("full", "lora", "qlora")
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """settings: what to type, nothing where the profile has it; seconds: of a million tokens."""
+
+    settings: tuple[str, ...]
+    config: Profile
+    total: int
+    spare: float
+    seconds: float
+
+    @property
+    def method(self) -> str:
+        return self.config.adapter.method
+
+
+def suggestions(
+    config: Profile,
+    shape: ModelShape,
+    card: Card,
+    memory: int,
+    gpus: int,
+    own: Sequence[Utilisation] = (),
+) -> list[Suggestion]:
+    """Every sensible combination that fits with a margin, fastest first.
+
+    card, memory: of each of `gpus` GPUs of a node. The global batch stays as it is.
+    """
+    found = []
+    for changes in _combinations(config, shape, gpus):
+        made = _with(config, changes)
+        breakdown = breakdown_of(made, shape, "", gpus)
+        total = breakdown.total or 0
+        spare = 1 - total / memory
+        if spare < SAFE or not _is_valid(made):
+            continue
+        speed = speed_of(made, shape, card, breakdown.world_size, own)
+        busy = breakdown.tokens / (breakdown.tokens + _HALF_BUSY)
+        seconds = 1e6 / (speed.tokens_per_second * busy)
+        words = tuple(f"{name}={typed(value)}" for name, value in changes.items())
+        found.append(Suggestion(words, made, total, spare, seconds))
+    return sorted(found, key=lambda one: (round(one.seconds, 3), len(one.settings)))
+
+
+def fastest_by_method(found: Sequence[Suggestion], most: int = 3) -> list[Suggestion]:
+    """The fastest few of every method, fastest first."""
+    kept = [
+        suggestion
+        for method in _METHODS
+        for suggestion in [each for each in found if each.method == method][:most]
+    ]
+    return sorted(kept, key=lambda suggestion: suggestion.seconds)
+
+
+def suggestion_lines(found: Sequence[Suggestion], memory: int) -> list[str]:
+    """For people: settings to type with memory and time, the fastest marked."""
+    if not found:
+        return [f"nothing fits in a GPU of {gib(memory)} with {SAFE:.0%} to spare"]
+    lines = []
+    for suggestion in found:
+        words = " ".join(suggestion.settings) or "(as the profile is)"
+        mark = "fastest" if suggestion is found[0] else suggestion.method
+        lines.append(
+            f"{mark:8} {gib(suggestion.total):>9} of {gib(memory)}, {suggestion.spare:.0%} to "
+            f"spare, {suggestion.seconds:.0f} s a million tokens: {words}"
+        )
+    return lines
+
+
+def _combinations(config: Profile, shape: ModelShape, gpus: int) -> Iterator[dict[str, Any]]:
+    """Changes of a profile: method, checkpointing, micro-batch, strategy, optimizer."""
+    world = gpus * config.parallel.nodes
+    whole = config.train.global_batch_size or config.train.per_device_batch_size * world
+    targets = {} if shape.adapted(config.adapter.targets) else {"adapter.targets": ("all-linear",)}
+    for method in _METHODS:
+        optimizers = ("adamw", "adamw_8bit") if method == "full" else (config.optim.optimizer,)
+        for strategy in _strategies(method, world):
+            for optimizer in optimizers:
+                for checkpointing in (False, True):
+                    for size in _MICRO_BATCHES:
+                        if whole % (size * world):
+                            continue
+                        wanted: dict[str, Any] = {
+                            "adapter.method": method,
+                            "parallel.strategy": strategy,
+                            "optim.optimizer": optimizer,
+                            "train.gradient_checkpointing": checkpointing,
+                            "train.per_device_batch_size": size,
+                        }
+                        wanted |= {} if method == "full" else targets
+                        if size != config.train.per_device_batch_size:
+                            wanted["train.global_batch_size"] = whole
+                        yield {
+                            name: value
+                            for name, value in wanted.items()
+                            if _value(config, name) != value
+                        }
+
+
+def _strategies(method: str, world: int) -> tuple[str, ...]:
+    if world == 1:
+        return ("auto",)
+    return ("ddp", "fsdp2") if method != "lora" else ("ddp",)
+
+
+def _value(config: Profile, name: str) -> Any:
+    section, setting = name.split(".")
+    return dict(dict(config)[section])[setting]
+
+
+def _with(config: Profile, changes: dict[str, Any]) -> Profile:
+    for name, value in changes.items():
+        config = changed(config, name, value)
+    return config
+
+
+def _is_valid(config: Profile) -> bool:
+    """Whether the schema takes it; a workload may refuse a pair of settings."""
+    try:
+        type(config).model_validate(config.model_dump())
+    except ValidationError:
+        return False
+    return True

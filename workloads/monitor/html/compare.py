@@ -32,7 +32,8 @@ def metrics_of(runs: Sequence[Snapshot]) -> list[str]:
 def legend(runs: Sequence[Snapshot]) -> str:
     """The runs' names in their colours."""
     keys = (
-        f'<span class="c{at}"><span class="swatch"></span>{esc(run.name)} {phase(run)}</span>'
+        f'<button type="button" class="c{at}" title="hide or show its curves">'
+        f'<span class="swatch"></span>{esc(run.name)} {phase(run)}</button>'
         for at, run in enumerate(runs)
     )
     return f'<h1>{len(runs)} runs</h1><div class="legend">{"".join(keys)}</div>'

@@ -30,18 +30,18 @@ class BoundedServer(ThreadingHTTPServer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._lock = threading.Lock()
-        self._open = 0
-        self._waiting: dict[socket.socket, None] = {}  # for a whole request, the oldest first
+        self.open_connections = 0
+        self.waiting: dict[socket.socket, None] = {}  # for a whole request, the oldest first
         super().__init__(*arguments, **options)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
-            oldest = next(iter(self._waiting), None) if self._open >= MOST else None
-            is_full = self._open >= MOST and oldest is None
+            oldest = next(iter(self.waiting), None) if self.open_connections >= MOST else None
+            is_full = self.open_connections >= MOST and oldest is None
             if oldest is not None:
-                del self._waiting[oldest]
+                del self.waiting[oldest]
                 _shut(oldest)
-            self._open += 1
+            self.open_connections += 1
         if is_full:
             request.setblocking(False)
             _send_if_possible(request, _BUSY)
@@ -51,16 +51,16 @@ class BoundedServer(ThreadingHTTPServer):
 
     def shutdown_request(self, request: Any) -> None:
         with self._lock:
-            self._open -= 1
-            self._waiting.pop(request, None)
+            self.open_connections -= 1
+            self.waiting.pop(request, None)
         super().shutdown_request(request)
 
     def note(self, request: socket.socket, waiting: bool) -> None:
         """Whether a connection waits for a whole request, or is being answered."""
         with self._lock:
-            self._waiting.pop(request, None)
+            self.waiting.pop(request, None)
             if waiting:
-                self._waiting[request] = None
+                self.waiting[request] = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that goes away in the middle of an answer is no error of the view."""

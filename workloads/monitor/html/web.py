@@ -16,6 +16,7 @@ from workloads.monitor.html import compare, page, runs
 from workloads.monitor.html.assets import asset
 from workloads.monitor.html.server import BoundedHandler, BoundedServer
 from workloads.monitor.html.views import Views
+from workloads.monitor.numbers import clean
 from workloads.monitor.reading import as_json
 from workloads.monitor.reading.logs import log_of, log_tail
 from workloads.monitor.reading.metric_names import metric_label
@@ -147,7 +148,7 @@ def _curves(views: Views, shots: Sequence[Snapshot]) -> dict[str, object]:
         "metrics": [[name, metric_label(name)] for name in names],
         "runs": [
             {
-                "name": shot.name,
+                "name": clean(shot.name),
                 "curves": {
                     name: as_json.rows_of(curve)
                     for name, curve in shot.curves.items()

@@ -176,6 +176,8 @@ def _files(snapshot: Snapshot) -> Iterator[Alert]:
     if snapshot.damaged:
         lines = counted(snapshot.damaged, "line")
         yield Alert(f"{lines} of the run's .jsonl files cannot be read")
+    if not snapshot.has_settings:
+        yield Alert("config.json cannot be read: the run's settings are missing here")
     if snapshot.newer_format is not None:
         yield Alert(
             f"the run is of format {snapshot.newer_format}, newer than this tatara reads "

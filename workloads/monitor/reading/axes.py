@@ -20,10 +20,13 @@ class Axes:
     log: bool = False
 
     def share(self, point: XY) -> XY:
-        """How far right and how far down a point lies, 0 to 1 inside of the plot."""
+        """How far right and how far down a point lies, 0 to 1 inside of the plot.
+
+        What has no logarithm lies at the bottom.
+        """
         low, value, high = self.low, point[1], self.high
         if self.log:
-            low, value, high = math.log10(low), math.log10(max(value, low / 10)), math.log10(high)
+            low, value, high = math.log10(low), math.log10(max(value, low)), math.log10(high)
         return (point[0] - self.left) / (self.right - self.left), (high - value) / (high - low)
 
     def at(self, point: XY, width: int, height: int) -> tuple[int, int]:

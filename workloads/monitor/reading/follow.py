@@ -8,7 +8,7 @@ from typing import Any
 
 Row = dict[str, Any]
 CHUNK = 1 << 18  # bytes read at a time; a longer line is no row of ours and is passed over
-LIMIT = 4 << 20  # bytes of one call: a tenth of a second's work
+LIMIT = 4 << 20  # bytes of one call where none are named: a tenth of a second's work
 # What json.loads does in the end; its search for an encoding and for blanks costs a third more.
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
@@ -31,12 +31,12 @@ class Follower:
         self._known: tuple[int, int, int] | None = None
         self._skipping = False
 
-    def rows(self, limit: int = LIMIT) -> Iterator[Row]:
+    def rows(self, limit: int | None = None) -> Iterator[Row]:
         """What is new since the last call, up to about `limit` bytes; nothing where no file is."""
         for batch in self.batches(limit):
             yield from batch
 
-    def batches(self, limit: int = LIMIT) -> Iterator[list[Row]]:
+    def batches(self, limit: int | None = None) -> Iterator[list[Row]]:
         """The same in the parts in which it is read."""
         try:
             file = self.path.open("rb")
@@ -54,7 +54,7 @@ class Follower:
             if self._tail is not None and self._known is None:
                 self.offset = _line_start(file.fileno(), fact.st_size - self._tail)
             self._known = seen
-            end = min(fact.st_size, self.offset + limit)
+            end = min(fact.st_size, self.offset + (limit or LIMIT))
             yield from self._read(file.fileno(), end)
             self.behind = max(0, fact.st_size - self.offset) if end < fact.st_size else 0
 

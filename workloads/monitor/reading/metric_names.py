@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from workloads.monitor.numbers import clean
 from workloads.monitor.reading.curve import Curve
 
 _FIRST = (
@@ -37,4 +38,4 @@ def metric_names(curves: Mapping[str, Curve]) -> list[str]:
 
 
 def metric_label(name: str) -> str:
-    return _LABELS.get(name, name.replace("_", " "))
+    return _LABELS.get(name, clean(name).replace("_", " "))

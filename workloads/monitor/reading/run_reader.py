@@ -171,6 +171,7 @@ class RunReader:
             broken=tuple(metrics.broken),
             damaged=metrics.damaged + events.follower.damaged,
             reading=share if any(follower.behind for follower in behind) else None,
+            has_settings=bool(self.config),
             newer_format=self._format if (self._format or 0) > FORMAT else None,
             disk_free=free,
             disk_total=total,

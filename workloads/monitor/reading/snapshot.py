@@ -51,6 +51,7 @@ class Snapshot:
     broken: tuple[int, ...]  # steps whose row is not finite
     damaged: int  # lines that are no JSON object
     reading: float | None  # share of the run's files read, while there is more to read
+    has_settings: bool  # whether config.json is there and can be read
     newer_format: int | None  # of config.json, where this tatara is older than the run
     disk_free: int | None
     disk_total: int | None

@@ -10,6 +10,7 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 
 from workloads.errors import EXIT_DONE
+from workloads.monitor.numbers import clean
 from workloads.monitor.text.list_screen import ListScreen, OpenRun
 from workloads.monitor.text.run_screen import EVERY, AllRuns, RunScreen
 from workloads.run import Run
@@ -78,6 +79,11 @@ class Monitor(App[str]):
 
     def on_open_run(self, message: OpenRun) -> None:
         self.switch_screen(RunScreen(message.run))
+
+    def announce(self, text: str) -> None:
+        """Show a line over the view for some time; called from another thread."""
+        if self.is_running:
+            self.call_from_thread(self.notify, clean(text), timeout=30.0, markup=False)
 
     def _end_without_terminal(self) -> None:
         """A closed terminal usually ends its programs; one that it forgets would spin for ever."""

@@ -58,7 +58,7 @@ class RunScreen(Screen[None]):
         super().__init__()
         self._run = run
         self._reader = RunReader(run)
-        self._hardware = Hardware()
+        self.hardware = Hardware()
         self._view = CurveView()
         self._seen: tuple[Snapshot, Machine] | None = None
 
@@ -83,14 +83,14 @@ class RunScreen(Screen[None]):
         self.set_interval(EVERY, self.read)
 
     def on_unmount(self) -> None:
-        self._hardware.close()
+        self.hardware.close()
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.draw)
 
     def read(self) -> None:
         """Read what is new and show it."""
-        here = self._hardware.read()
+        here = self.hardware.read()
         first = self._seen is None
         snapshot = self._reader.read(here.gpus)
         self._seen = snapshot, here
@@ -141,7 +141,7 @@ class RunScreen(Screen[None]):
         ranks.show(frame.ranks(snapshot, ranks.room))
         self.query_one("#ranks-scroll").border_title = "ranks"
         sparks = self._panel("sparks")
-        sparks.show(frame.sparks(snapshot, self._hardware, sparks.room))
+        sparks.show(frame.sparks(snapshot, self.hardware, sparks.room))
         sparks.border_title = "over time"
         events = self._panel("events")
         height = events.content_size.height

@@ -4,14 +4,18 @@ import http.client
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.support.run_files import ID, Tags, Written
 from workloads.errors import UserError
+from workloads.monitor.html import views
 from workloads.monitor.html.web import ViewServer, is_ours, open_server
+from workloads.monitor.reading.hardware import GpuReading
+from workloads.monitor.reading.run_reader import RunReader
+from workloads.monitor.reading.snapshot import Snapshot
 
 pytestmark = pytest.mark.unit
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
@@ -170,3 +174,133 @@ def test_a_run_outside_of_the_outputs(tmp_path: Path, server: ViewServer) -> Non
     found.shutdown()
     found.server_close()
     thread.join()
+
+
+def test_the_script_gets_parts_and_curves(server: ViewServer, written: Written) -> None:
+    found = json.loads(get(server, f"/parts/demo/{ID}")[2])
+    assert {"heading", "warnings", "values", "ranks", "events"} <= set(found["parts"])
+    assert found["reading"] is False and "<svg" not in "".join(found["parts"].values())
+    curves = json.loads(get(server, f"/curves?run=demo/{ID}")[2])
+    assert curves["version"] == found["version"]
+    assert ["loss", "loss"] in curves["metrics"]
+    assert curves["runs"][0]["curves"]["loss"][0] == [1, 4.0, 4.0, 4.0, 1, 1]
+
+
+def test_several_runs_over_each_other(server: ViewServer, tmp_path: Path) -> None:
+    Written(tmp_path, "other").begun().losses([9.0, 8.0])
+    query = f"run=demo/{ID}&run=demo/other&run=demo/none"
+    status, _, text = get(server, f"/compare?{query}")
+    tags = Tags(text)
+    assert status == 200 and tags.wrong == [] and list(tags.dangers()) == []
+    assert "2 runs" in text and "Settings that differ" in text
+    curves = json.loads(get(server, f"/curves?{query}")[2])
+    assert [run["name"] for run in curves["runs"]] == [f"demo/{ID}", "demo/other"]
+    assert get(server, "/compare?run=demo/none")[0] == get(server, "/compare")[0] == 404
+    assert (
+        "Settings that differ"
+        in json.loads(get(server, f"/parts/compare?{query}")[2])["parts"]["settings"]
+    )
+
+
+def test_o_d1_many_ranks_are_nodes_and_those_in_trouble(
+    server: ViewServer, written: Written
+) -> None:
+    for rank in range(64):
+        ago = 30 if rank == 37 else 0
+        written.beat(rank, node=rank // 8, step=2000, ago=ago, host=f"gpu-{rank // 8}.example.org")
+    ranks = json.loads(get(server, f"/parts/demo/{ID}")[2])["parts"]["ranks"]
+    before, _, every = ranks.partition("<details>")
+    assert before.count("<tr") == 1 + 8 + 1 + 1  # nodes, and the silent rank
+    assert "1 stalled" in before and ">37<" in before and "all 64 ranks" in every
+    assert '<span class="name" title="gpu-4.example.org">gpu-4</span>' in before
+
+
+def test_o_d1_what_did_not_change_is_the_same_text(server: ViewServer, written: Written) -> None:
+    first = json.loads(get(server, f"/parts/demo/{ID}")[2])["parts"]
+    written.losses([1.0], first=4)
+    second = json.loads(get(server, f"/parts/demo/{ID}")[2])["parts"]
+    assert first["events"] == second["events"] and first["warnings"] != ""
+
+
+def test_o_d4_the_style_waits_for_nobody(
+    server: ViewServer, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One browser reads a run for as long as it takes; others get what is known, and the style."""
+    assert get(server, f"/view/demo/{ID}")[0] == 200
+    monkeypatch.setattr(views, "_FRESH", 0.0)
+    reading, go_on = threading.Event(), threading.Event()
+    read = RunReader.read
+
+    def slow(reader: RunReader, gpus: Sequence[GpuReading] = ()) -> Snapshot:
+        reading.set()
+        go_on.wait(30)
+        return read(reader, gpus)
+
+    monkeypatch.setattr(RunReader, "read", slow)
+    thread = threading.Thread(target=get, args=(server, f"/view/demo/{ID}"))
+    thread.start()
+    assert reading.wait(20)
+    assert get(server, "/style.css")[0] == get(server, "/view.js")[0] == 200
+    assert "step <b>" in get(server, f"/view/demo/{ID}")[2]
+    go_on.set()
+    thread.join()
+
+
+def test_o_d5_head_is_answered(server: ViewServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection.request("HEAD", "/")
+    answer = connection.getresponse()
+    assert answer.status == 200 and int(answer.headers["Content-Length"]) > 100
+    assert answer.read() == b""
+
+
+def test_o_d5_words_fit_their_numbers(server: ViewServer, tmp_path: Path) -> None:
+    one = Written(tmp_path, "one").begun(world_size=1)
+    one.run.event("finished", code=0)
+    text = get(server, "/view/demo/one")[2]
+    assert "1 rank ·" in text and "1 ranks" not in text
+    assert "no heartbeats in this run" in text and "no rank has started yet" not in text
+
+
+@pytest.mark.parametrize("evil", ["\x1b[31m", "\x07", "\u202e", "\x00", "\x9b"])
+def test_o_d5_no_control_character_is_sent(server: ViewServer, tmp_path: Path, evil: str) -> None:
+    written = Written(tmp_path, "evil").begun()
+    for step in (1, 2):
+        written.step(step, 1.0, **{f"name{evil}": 1.0})
+    written.beat(0, host=f"host{evil}", phase=f"phase{evil}")
+    written.run.event(f"event{evil}", reason=f"why{evil}")
+    path = written.run.path / "config.json"
+    dump = json.loads(path.read_text())
+    dump["config"].update({"name": f"demo{evil}", "summary": evil, "model": {"name": evil}})
+    path.write_text(json.dumps(dump))
+    for address in ("/", "/run/demo/evil", "/parts", "/parts/demo/evil", "/compare?run=demo/evil"):
+        assert evil not in get(server, address)[2], address
+    curves = json.loads(get(server, "/curves?run=demo/evil")[2])
+    assert evil not in "".join(label for _, label in curves["metrics"])
+    assert evil not in curves["runs"][0]["name"]
+
+
+def test_the_log_of_a_rank_stands_beside_its_error(server: ViewServer, written: Written) -> None:
+    log = written.run.path / "logs" / "1-1.log"
+    log.write_text("begun\n" * 5000 + "step 1\rstep 2\nRuntimeError: CUDA \x1b[31m error <b>\n")
+    written.beat(1, phase="failed", code=1, reason="RuntimeError")
+    written.run.event("failed", code=1, reason="rank 1 failed")
+    error = json.loads(get(server, f"/parts/demo/{ID}")[2])["parts"]["error"]
+    assert "1-1.log" in error and "step 2\nRuntimeError: CUDA \ufffd[31m error &lt;b&gt;" in error
+    status, headers, text = get(server, f"/log/demo/{ID}?rank=1")
+    assert status == 200 and headers["Content-Type"].startswith("text/plain")
+    assert text.endswith("error <b>\n") and "\x1b" not in text
+    for rank in ("7", "../../x", "0", ""):
+        assert get(server, f"/log/demo/{ID}?rank={rank}")[0] == 404
+
+
+def test_o_n2_the_list_can_be_sorted_and_searched(server: ViewServer, tmp_path: Path) -> None:
+    other = Written(tmp_path, "older", "vla").begun().losses([9.0])
+    other.run.event("failed", code=1, reason="no room left")
+    text = get(server, "/view")[2]
+    heads = re.findall("<th[^>]*>([^<]*)</th>", text)
+    assert heads == ["", "run", "phase", "step", "loss", "held-out", "started", "duration", ""]
+    row = next(row for row in text.split("<tr")[1:] if "vla/older" in row)
+    assert 'data-run="vla/older"' in row and "no room left" in row
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d [A-Z]", row)
+    assert 'data-key="9.0"' in row and "failed" in re.findall('data-text="([^"]*)"', row)[0]

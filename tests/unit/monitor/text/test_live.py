@@ -18,9 +18,11 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 from textual.pilot import Pilot
+from textual.widgets import DataTable
 
 from tests.support.run_files import ID, Written
 from workloads import cli
+from workloads.monitor.reading.curve import Curve
 from workloads.monitor.reading.hardware import GpuReading, Machine, gpus
 from workloads.monitor.reading.run_reader import RunReader
 from workloads.monitor.text import frame
@@ -335,3 +337,84 @@ def test_a_list_of_all_runs(written: Written, tmp_path: Path) -> None:
 
 def test_the_run_class_is_the_one_of_the_run_format(written: Written) -> None:
     assert isinstance(written.run, Run)
+
+
+def test_keys_show_values_zoom_and_scale(written: Written, tmp_path: Path) -> None:
+    app = Monitor(tmp_path, written.run)
+
+    async def steps(pilot: Pilot[str]) -> None:
+        curve = app.screen.query_one("#curve", Panel)
+        whole = shown(app, "curve").splitlines()[-1]
+        await pilot.press("left", "left")
+        assert str(curve.border_title).startswith("loss   step 59: 2.84")
+        await pilot.press("plus")
+        assert shown(app, "curve").splitlines()[-1] != whole
+        await pilot.press("s")
+        assert str(curve.border_title).startswith("loss, log scale")
+        await pilot.press("s", "0")
+        assert shown(app, "curve").splitlines()[-1] == whole
+        assert str(curve.border_title).startswith("loss 2.82")
+
+    drive(app, (100, 30), steps)
+
+
+def test_the_end_of_the_log_stands_beside_the_error(written: Written, tmp_path: Path) -> None:
+    log = written.run.path / "logs" / "1-1.log"
+    log.write_text("step 1\rstep 2\n" * 50 + "RuntimeError: CUDA error\x1b[2J\n")
+    written.beat(1, phase="failed", code=1, reason="RuntimeError")
+    app = Monitor(tmp_path, written.run)
+
+    async def steps(pilot: Pilot[str]) -> None:
+        assert "RuntimeError: CUDA error\ufffd[2J" in shown(app, "error")
+        await pilot.press("o")
+        await pilot.pause()
+        assert "log of rank 1" in shown(app, "top") and "1-1.log" in shown(app, "top")
+        assert shown(app, "log").splitlines()[-1].startswith("RuntimeError")
+        await pilot.press("n")
+        await pilot.pause()
+        assert "log of rank 0" in shown(app, "top") and shown(app, "log") == "nothing yet"
+        await pilot.press("escape")
+        await pilot.pause()
+        assert isinstance(app.screen, RunScreen)
+
+    drive(app, (100, 40), steps)
+    assert "end of " in text_of(written, 80) and "RuntimeError: CUDA error" in text_of(written, 80)
+
+
+def test_the_list_is_searched_and_sorted_by_keys(written: Written, tmp_path: Path) -> None:
+    for name, loss in (("20250101-000000-0001", 9.0), ("20250102-000000-0002", 5.0)):
+        Written(tmp_path, name, "vla").begun().losses([loss]).run.event("finished", code=0)
+    app = Monitor(tmp_path, None)
+
+    def names() -> list[str]:
+        table = app.screen.query_one(DataTable)
+        return [str(table.get_row_at(at)[0]) for at in range(table.row_count)]
+
+    async def steps(pilot: Pilot[str]) -> None:
+        await pilot.press("s", "s", "s", "s")  # run, phase, step, loss
+        assert [name[-4:] for name in names()] == [ID[-4:], "0002", "0001"]
+        await pilot.press("r")
+        assert [name[-4:] for name in names()] == ["0001", "0002", ID[-4:]]
+        await pilot.press("slash", *"0002")
+        assert len(names()) == 1 and "1 of 3 runs" in shown(app, "top")
+        await pilot.press("escape")
+        assert len(names()) == 3
+        await pilot.press("slash", *"nothing", "enter", "escape")
+        assert len(names()) == 3
+
+    drive(app, (120, 30), steps)
+
+
+def test_this_machine_is_drawn_over_time(written: Written, tmp_path: Path) -> None:
+    app = Monitor(tmp_path, written.run)
+
+    async def steps(pilot: Pilot[str]) -> None:
+        screen = app.screen
+        assert isinstance(screen, RunScreen)
+        screen.hardware.history["CPU (%)"] = load = Curve(8)
+        for second in range(5):
+            load.add(second, 10.0 * second)
+        screen.draw()
+        assert "CPU (%)" in shown(app, "sparks")
+
+    drive(app, (140, 44), steps)

@@ -56,6 +56,7 @@ function short(value) {
   return value !== 0 && size < 1e-3 ? value.toExponential() : String(Number(value.toPrecision(4)));
 }
 
+const GIB = 2 ** 30;
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
 
 function ticks(low, high, most) {
@@ -81,8 +82,10 @@ function logTicks(low, high, most) {
   return inside.length > 1 ? inside : ticks(low, high, most);
 }
 
-// An exponential mean from both sides, so that it is not late: as the report smooths.
-function smooth(values, weight) {
+// An exponential mean from both sides, so that it is not late: as the report smooths. Its span is a
+// share of all points, so that a short curve keeps its shape.
+function smooth(values, strength) {
+  const span = 1 + strength ** 2 * values.length / 4, weight = 1 - 2 / (span + 1);
   const once = (row) => {
     let mean = 0, share = 1;
     return row.map((value) => {
@@ -107,7 +110,7 @@ class Group {
     this.charts = new Map();
     this.range = null;
     this.hidden = new Set();
-    this.weight = kept.get("smooth", 0.8);
+    this.strength = kept.get("smooth", 0.3);
   }
   zoom(range) {
     this.range = range;
@@ -136,6 +139,7 @@ class Chart {
     this.group = group;
     this.name = name;
     this.log = kept.get("log", {})[name] === true;
+    this.isBytes = label.endsWith("(bytes)");
     this.lines = [];
     this.marks = [];
     this.key = html("span", { class: "key two", hidden: "" }, "held-out");
@@ -153,7 +157,7 @@ class Chart {
     });
     const large = html("button", { type: "button", title: "over the whole width" }, "⤢");
     this.figure = html("figure", {},
-      html("figcaption", {}, html("h3", {}, label), this.key, this.readout, scale, large),
+      html("figcaption", {}, html("h3", { title: label }, this.isBytes ? label.replace("bytes", "GiB") : label), this.key, this.readout, scale, large),
       this.drawing, this.tip);
     const isLarge = kept.get("large", { loss: true })[name] === true;
     this.figure.classList.toggle("large", isLarge);
@@ -188,10 +192,10 @@ class Chart {
     this.drawing.addEventListener("pointerleave", () => this.group.point(null, null));
     this.drawing.addEventListener("dblclick", () => this.group.zoom(null));
     this.drawing.addEventListener("blur", () => this.group.point(null, null));
-    this.drawing.addEventListener("keydown", (event) => this.key(event));
+    this.drawing.addEventListener("keydown", (event) => this.press(event));
   }
 
-  key(event) {
+  press(event) {
     const points = this.shown[0]?.points ?? [];
     const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -20, PageDown: 20 }[event.key];
     if (by && points.length) {
@@ -211,7 +215,10 @@ class Chart {
   }
 
   set(lines, marks) {
-    this.lines = lines;
+    const scaled = ([step, mean, low, high, ...rest]) =>
+      [step, mean / GIB, low / GIB, high / GIB, ...rest];
+    this.lines = this.isBytes
+      ? lines.map((line) => ({ ...line, points: line.points.map(scaled) })) : lines;
     this.marks = marks;
     this.key.hidden = !marks.length;
     this.draw();
@@ -333,9 +340,10 @@ class Chart {
       group.append(svg("polygon", { class: "band", points: corners.join(" ") }));
     }
     const means = points.map((point) => point[MEAN]);
-    const weight = this.group.isTime || this.name === "learning_rate" ? 0 : this.group.weight;
-    group.append(path(means, weight ? "raw" : "main"));
-    if (weight) group.append(path(smooth(means, weight), "main"));
+    const isExact = this.group.isTime || ["learning_rate", "eval_loss"].includes(this.name);
+    const strength = isExact ? 0 : this.group.strength;
+    group.append(path(means, strength ? "raw" : "main"));
+    if (strength) group.append(path(smooth(means, strength), "main"));
     return group;
   }
 
@@ -368,10 +376,10 @@ class Chart {
       this.readout.textContent = "";
       return;
     }
-    const found = this.shown.map((line) => {
-      const point = line.points[nearest(line.points, step)];
-      return { line, point };
-    });
+    const found = this.shown
+      .map((line) => ({ line, point: line.points[nearest(line.points, step)] }))
+      .filter(({ line, point }) => step <= line.points.at(-1)[STEP] || this.shown.length === 1);
+    if (!found.length) return;
     const first = found.reduce((one, other) => Math.abs(other.point[STEP] - step) <
       Math.abs(one.point[STEP] - step) ? other : one).point;
     const x = this.x(Math.max(this.span[0], first[STEP]));
@@ -410,10 +418,11 @@ class Chart {
     }
     this.tip.replaceChildren(...rows);
     this.tip.hidden = false;
-    const left = this.drawing.offsetLeft + x, room = this.figure.clientWidth;
+    const [outer, inner] = [this.figure, this.drawing].map((one) => one.getBoundingClientRect());
+    const left = inner.left - outer.left + x, room = this.figure.clientWidth;
     const isRight = left + 16 + this.tip.offsetWidth < room;
     this.tip.style.left = `${isRight ? left + 14 : Math.max(0, left - 14 - this.tip.offsetWidth)}px`;
-    this.tip.style.top = `${this.drawing.offsetTop + 14}px`;
+    this.tip.style.top = `${inner.top - outer.top + 14}px`;
   }
 
   where(point) {
@@ -443,30 +452,32 @@ function beginCharts(data) {
   curves = new Group(holder, false);
   curves.reset = html("button", { type: "button", disabled: "" }, "all steps");
   curves.reset.addEventListener("click", () => curves.zoom(null));
-  const slider = html("input", { type: "range", min: 0, max: 0.98, step: 0.02 });
-  slider.value = curves.weight;
+  const slider = html("input", { type: "range", min: 0, max: 1, step: 0.02 });
+  slider.value = curves.strength;
   slider.addEventListener("input", () => {
-    curves.weight = Number(slider.value);
-    kept.set("smooth", curves.weight);
+    curves.strength = Number(slider.value);
+    kept.set("smooth", curves.strength);
     curves.draw();
   });
   const tools = html("div", { class: "tools" }, html("label", {}, "smoothing", slider),
     curves.reset, html("span", {}, "drag to zoom, double-click for all steps"));
-  if (data.runs.length > 1) data.runs.forEach((run, index) => tools.append(toggle(run, index)));
   section.replaceChildren(tools, holder);
 }
 
-function toggle(run, index) {
-  const button = html("button", { type: "button", "aria-pressed": "false", class: `c${index}` },
-    html("span", { class: "swatch" }), run.name);
-  button.title = "hide or show this run";
-  button.addEventListener("click", () => {
-    const isHidden = !curves.hidden.delete(index);
-    if (isHidden) curves.hidden.add(index);
-    button.style.opacity = isHidden ? 0.4 : 1;
-    curves.draw();
+// The names above several runs hide and show their curves.
+view.addEventListener("click", (event) => {
+  const button = event.target.closest(".legend button");
+  if (!button || !curves) return;
+  const index = [...view.querySelectorAll(".legend button")].indexOf(button);
+  if (!curves.hidden.delete(index)) curves.hidden.add(index);
+  markHidden();
+  curves.draw();
+});
+
+function markHidden() {
+  view.querySelectorAll(".legend button").forEach((button, index) => {
+    button.classList.toggle("off", curves?.hidden.has(index) === true);
   });
-  return button;
 }
 
 function showCurves(data) {
@@ -611,6 +622,7 @@ function replace(name, text) {
   });
   shown.set(name, text);
   if (name === "list") prepareList();
+  if (name === "heading") markHidden();
 }
 
 async function look() {

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.run_files import Written
+from workloads.launch import health
 from workloads.monitor.reading.clock import Now
 from workloads.monitor.reading.ranks import Heartbeats, RankStatus
 from workloads.processes import is_stopped
@@ -31,6 +32,10 @@ def process(written: Written) -> Iterator["subprocess.Popen[bytes]"]:
     words = [sys.executable, "-c", "import sys; sys.stdin.read()", "workloads.launch.rank"]
     env = {**os.environ, "RANK": "1", "TATARA_RUN": str(written.run.path)}
     with subprocess.Popen(words, env=env, stdin=subprocess.PIPE) as found:
+        # The kernel lets go of the parent a moment before the child's arguments can be read.
+        until = time.monotonic() + 20
+        while not list(health.ranks()) and time.monotonic() < until:
+            time.sleep(0.01)
         yield found
         found.kill()
 

@@ -13,7 +13,7 @@ from workloads.monitor.html import compare, evaluations, gallery, page
 from workloads.monitor.html.assets import asset
 from workloads.monitor.html.page import TableRow, esc, table, tile
 from workloads.monitor.numbers import byte_text, number_text, span_text
-from workloads.monitor.reading.record import RunEvent, checkpoints
+from workloads.monitor.reading.record import BAD_EVENTS, RunEvent, checkpoints
 from workloads.monitor.reading.settings import RunFacts, flat, mapping, read_facts, value_text
 from workloads.monitor.reading.snapshot import Snapshot
 from workloads.run import Run
@@ -206,7 +206,7 @@ def _events(facts: RunFacts) -> Iterator[str]:
 
 def _event(event: RunEvent) -> TableRow:
     when = "" if event.time is None else _date(event.time)
-    bad = event.name in ("failed", "oom", "nonfinite", "checkpoint failed", "checkpoint damaged")
+    bad = event.name in BAD_EVENTS
     return TableRow([esc(when), esc(event.name), esc(event.text(" · "))], "bad" if bad else "")
 
 

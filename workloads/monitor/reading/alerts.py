@@ -9,11 +9,13 @@ from workloads.monitor.numbers import byte_text, counted, span_text
 from workloads.monitor.reading.curve import Curve, smooth
 from workloads.monitor.reading.ranks import TROUBLE, RankStatus
 from workloads.monitor.reading.record import RECENT, RunEvent
-from workloads.monitor.reading.snapshot import Snapshot
+from workloads.monitor.reading.snapshot import LOST, Snapshot
 from workloads.run.directory import FORMAT
+from workloads.run.events import Event
 
 _LEAST_DISK = 1 << 30
 _CHECKPOINTS_TO_COME = 2
+_BAD = (Event.OUT_OF_MEMORY, Event.CHECKPOINT_FAILED)
 _NAMED = 3  # ranks of one state that have a line each
 
 
@@ -32,9 +34,9 @@ def alerts(snapshot: Snapshot) -> list[Alert]:
 
 
 def _ended(snapshot: Snapshot) -> Iterator[Alert]:
-    if snapshot.phase == "failed":
+    if snapshot.phase == Event.FAILED:
         yield Alert(f"failed: {snapshot.reason or 'no reason was written; see logs/'}", bad=True)
-    if snapshot.phase == "lost":
+    if snapshot.phase == LOST:
         heard = min((rank.age for rank in snapshot.ranks), default=None)
         since = "" if heard is None else f" for {span_text(heard)}"
         yield Alert(f"no sign of life{since}, and it never said that it ended", bad=True)
@@ -82,9 +84,9 @@ def _rank(rank: RankStatus) -> str:
 
 
 def _non_finite(snapshot: Snapshot) -> Iterator[Alert]:
-    dropped = snapshot.counts.get("nonfinite", 0)
+    dropped = snapshot.counts.get(Event.NONFINITE, 0)
     if dropped:
-        last = _last(snapshot, "nonfinite")
+        last = _last(snapshot, Event.NONFINITE)
         where = f", the last at step {last.facts.get('step')}" if last else ""
         yield Alert(
             f"non-finite loss or gradient: {counted(dropped, 'step')} not applied{where}", bad=True
@@ -136,19 +138,21 @@ def _held_out(snapshot: Snapshot) -> Iterator[Alert]:
 def _written(snapshot: Snapshot) -> Iterator[Alert]:
     """Troubles that the run itself wrote down."""
     if snapshot.restarts:
-        last = _last(snapshot, "restarted")
+        last = _last(snapshot, Event.RESTARTED)
         reason = f": {last.facts.get('reason')}" if last else ""
         yield Alert(f"restarted {_times(snapshot.restarts)}{reason}")
-    words = {
-        "oom": "a GPU ran out of memory",
-        "checkpoint failed": "a checkpoint could not be saved",
-        "checkpoint damaged": "a damaged checkpoint was set aside",
-        "tracker failed": "a tracker failed; the training goes on without it",
+    texts = {
+        Event.OUT_OF_MEMORY: "a GPU ran out of memory",
+        Event.CHECKPOINT_FAILED: "a checkpoint could not be saved",
+        Event.CHECKPOINT_DAMAGED: "a damaged checkpoint was set aside",
+        Event.TRACKER_FAILED: "a tracker failed; the training goes on without it",
+        Event.EVALUATION_FAILED: "an evaluation failed",
+        Event.PUSH_FAILED: "the model could not be pushed to the hub",
     }
-    for name, text in words.items():
+    for name, text in texts.items():
         event = _last(snapshot, name)
         if event is not None:
-            yield Alert(f"{text} ({event.text()})", bad=name in ("oom", "checkpoint failed"))
+            yield Alert(f"{text} ({event.text()})", bad=name in _BAD)
 
 
 def _times(count: int) -> str:
@@ -162,7 +166,7 @@ def _last(snapshot: Snapshot, name: str) -> RunEvent | None:
 def _disk(snapshot: Snapshot) -> Iterator[Alert]:
     if snapshot.disk_free is None or not snapshot.active:
         return
-    saved = _last(snapshot, "checkpoint")
+    saved = _last(snapshot, Event.CHECKPOINT)
     size = saved.facts.get("bytes") if saved else None
     needed = _CHECKPOINTS_TO_COME * size if isinstance(size, int) else 0
     if snapshot.disk_free < max(_LEAST_DISK, needed):

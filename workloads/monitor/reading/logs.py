@@ -7,6 +7,7 @@ from pathlib import Path
 from workloads.monitor.numbers import clean
 from workloads.monitor.reading.ranks import TROUBLE, RankStatus
 from workloads.monitor.reading.snapshot import Snapshot
+from workloads.run.events import Event
 
 _TAIL = 1 << 16  # bytes read from the end of a log
 _WIDEST = 2000  # characters of a line that are kept
@@ -38,7 +39,7 @@ def telling_ranks(snapshot: Snapshot) -> list[RankStatus]:
 def error_log(snapshot: Snapshot, most: int) -> LogTail | None:
     """The log that tells why the run, or a rank of it, has failed; None where none has."""
     failed = [rank for rank in telling_ranks(snapshot) if rank.state in ("failed", "gone")]
-    if snapshot.phase != "failed" and not (failed and snapshot.active):
+    if snapshot.phase != Event.FAILED and not (failed and snapshot.active):
         return None
     for rank in failed or telling_ranks(snapshot):
         if found := log_tail(log_of(snapshot, rank), most):

@@ -9,6 +9,7 @@ from workloads.launch import health
 from workloads.monitor.reading.clock import LastChange, Now
 from workloads.monitor.reading.follow import number, read_object, whole
 from workloads.processes import is_stopped
+from workloads.run.events import Phase
 from workloads.run.session import BEAT
 
 LATE, STALLED = 4.0, 10.0  # seconds without a heartbeat; one is written every second
@@ -17,6 +18,7 @@ _STUCK = 60.0  # seconds between two steps without progress, and at least so man
 _STUCK_STEPS = 20
 _EVERY = 2.0  # seconds between two searches through all processes
 _SILENT = ("late", "stalled")
+_LAST_PHASES = (Phase.DONE, Phase.STOPPED, Phase.FAILED)
 TROUBLE = ("suspended", "stalled", "gone", "failed", "stuck", "behind", "slow")
 
 
@@ -148,7 +150,7 @@ def _described(
 ) -> RankStatus:
     code, phase = whole(status.get("code")), _text(status.get("phase"))
     if code is not None:
-        state = phase if phase in ("done", "stopped", "failed") else "failed" if code else "done"
+        state = phase if phase in _LAST_PHASES else Phase.FAILED if code else Phase.DONE
     else:
         state = "ok" if age < LATE else "stalled" if sure and age >= STALLED else "late"
     return RankStatus(
@@ -187,7 +189,7 @@ def _with_stuck(ranks: Iterable[RankStatus], seconds_per_step: float | None) -> 
 
 def _between_steps(rank: RankStatus) -> bool:
     """Evaluations, saves and a first step that compiles take minutes without a word."""
-    return rank.phase == "training" and rank.step > 0
+    return rank.phase == Phase.TRAINING and rank.step > 0
 
 
 def _text(value: object) -> str:

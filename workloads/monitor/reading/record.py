@@ -13,9 +13,19 @@ from workloads.monitor.numbers import byte_text
 from workloads.monitor.reading.curve import CAPACITY, Curve
 from workloads.monitor.reading.follow import Follower, Row, is_broken, number, read_object, whole
 from workloads.run import Run
+from workloads.run.events import Event
 from workloads.run.integrity import PREFIX, SEAL
 
-ENDED = ("finished", "stopped", "failed")
+ENDED = (Event.FINISHED, Event.STOPPED, Event.FAILED)
+BAD_EVENTS = (
+    Event.FAILED,
+    Event.OUT_OF_MEMORY,
+    Event.NONFINITE,
+    Event.CHECKPOINT_FAILED,
+    Event.CHECKPOINT_DAMAGED,
+    Event.EVALUATION_FAILED,
+    Event.PUSH_FAILED,
+)
 _NO_METRICS = ("step", "time", "monotonic", "batches")
 _MOST_METRICS = 64
 _LONG = ("param_groups", "rows_by_rank", "path", "fingerprint")
@@ -265,14 +275,14 @@ class Events:
         self.counts[event.name] = self.counts.get(event.name, 0) + 1
         if event.name in ENDED:
             self._ended = event
-        elif event.name == "started":
+        elif event.name == Event.STARTED:
             self._ended = None
             if self.launched is None or not whole(event.facts.get("attempt")):
                 self.launched = event
-                self.counts.pop("restarted", None)  # those of an earlier launch
-        elif event.name == "training":
+                self.counts.pop(Event.RESTARTED, None)  # those of an earlier launch
+        elif event.name == Event.TRAINING:
             self.training = event.facts
-        elif event.name == "evaluated":
+        elif event.name == Event.EVALUATED:
             self.evaluated[str(event.facts.get("when"))] = event.facts
 
     def last(self, name: str) -> RunEvent | None:

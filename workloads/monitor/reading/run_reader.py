@@ -13,10 +13,11 @@ from workloads.monitor.reading.follow import number, read_object, whole
 from workloads.monitor.reading.hardware import GpuReading
 from workloads.monitor.reading.ranks import Heartbeats, RankStatus
 from workloads.monitor.reading.record import Events, Metrics, RunEvent
-from workloads.monitor.reading.snapshot import Snapshot
+from workloads.monitor.reading.snapshot import ENDING, LOST, Snapshot
 from workloads.monitor.reading.stragglers import Stragglers
 from workloads.run import Run
 from workloads.run.directory import FORMAT
+from workloads.run.events import Event, Phase
 
 _SILENT = 90.0  # seconds without any word, after which a run that never ended counts as lost
 _STANDSTILL = 10  # times the usual pace
@@ -90,12 +91,11 @@ class RunReader:
         known = min((rank.age for rank in ranks), default=float("inf"))
         silence = min(known, self._since_event(now))
         if silence > _SILENT and not any(rank.state == "suspended" for rank in live):
-            return "lost", False
+            return LOST, False
         first = next((rank for rank in ranks if rank.rank == 0), None)
         if first is None:
-            return "starting", True
-        # Its part has ended; whether the run has, or starts again, the supervisor says in a moment.
-        return ("ending" if first.code is not None else first.phase or "starting"), True
+            return Phase.STARTING, True
+        return (ENDING if first.code is not None else first.phase or Phase.STARTING), True
 
     def _since_event(self, now: Now) -> float:
         """Seconds since the newest event, as well as that can be known here."""
@@ -157,7 +157,7 @@ class RunReader:
             left=self._left(step, steps) if active else None,
             started=events.launched.time if events.launched else None,
             elapsed=self._elapsed(now, active),
-            restarts=events.counts.get("restarted", 0),
+            restarts=events.counts.get(Event.RESTARTED, 0),
             world_size=whole(events.training.get("world_size")),
             strategy=str(events.training.get("strategy") or ""),
             shared=self.manifest.get("shared_outputs") is not False,
@@ -182,7 +182,7 @@ class RunReader:
         first = next((rank for rank in ranks if rank.rank == 0), None)
         if first is None:
             return written
-        begun = first.phase not in ("starting", "preparing")
+        begun = first.phase not in (Phase.STARTING, Phase.PREPARING)
         return first.step if active and begun else max(first.step, written)
 
     def _left(self, step: int, steps: int | None) -> float | None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from workloads.monitor.numbers import date_text, number_text, span_text
 from workloads.monitor.reading.alerts import Alert, alerts
-from workloads.monitor.reading.snapshot import Snapshot
+from workloads.monitor.reading.snapshot import LOST, Snapshot
+from workloads.run.events import Event
 
 SortKey = float | str | None
 
@@ -48,7 +49,7 @@ def first_alert(snapshot: Snapshot) -> Alert | None:
     """What the list says of a run beside its numbers: the worst of those that matter there."""
     if snapshot.reading is not None:
         return Alert(f"reading {snapshot.reading:.0%}")
-    if snapshot.active or snapshot.phase in ("failed", "lost"):
+    if snapshot.active or snapshot.phase in (Event.FAILED, LOST):
         return next(iter(alerts(snapshot)), None)
     return None
 

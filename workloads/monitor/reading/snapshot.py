@@ -8,6 +8,9 @@ from workloads.monitor.reading.ranks import RankStatus
 from workloads.monitor.reading.record import RunEvent
 from workloads.run import Run
 
+LOST = "lost"  # the phase of a run that neither ended nor gives a sign of life
+ENDING = "ending"  # rank 0 has ended; whether the run has, the supervisor says in a moment
+
 
 @dataclass(frozen=True)
 class Snapshot:

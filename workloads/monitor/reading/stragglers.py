@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from workloads.monitor.reading.ranks import RankStatus
+from workloads.run.events import Phase
 
 # Heartbeats are written every second and read at any moment: what they explain is no lag.
 _EXPLAINED = 3.0  # seconds
@@ -24,7 +25,7 @@ class Stragglers:
 
     def mark(self, ranks: Sequence[RankStatus], usual: float | None) -> list[RankStatus]:
         """The same ranks, those that lag named as `behind` or `slow`; `usual`: seconds a step."""
-        going = [rank for rank in ranks if rank.code is None and rank.phase == "training"]
+        going = [rank for rank in ranks if rank.code is None and rank.phase == Phase.TRAINING]
         self._remember(going)
         timed = [replace(rank, pace=self._pace(rank)) for rank in going]
         paces = [rank.pace for rank in timed if rank.pace is not None]

@@ -23,17 +23,18 @@ from workloads.monitor.reading.logs import LogTail, error_log
 from workloads.monitor.reading.metric_names import metric_label
 from workloads.monitor.reading.nodes import Node
 from workloads.monitor.reading.ranks import TROUBLE, RankStatus
-from workloads.monitor.reading.snapshot import Snapshot
+from workloads.monitor.reading.snapshot import LOST, Snapshot
 from workloads.monitor.text.plot import plot, spark
 from workloads.monitor.text.table import Cell, table
+from workloads.run.events import Event, Phase
 
 _JOIN = "\ue000"  # stands for a blank at which no line may end
-PHASES = {
-    "finished": "green",
-    "training": "green",
-    "failed": "red bold",
-    "lost": "red bold",
-    "stopped": "yellow",
+PHASES: dict[str, str] = {
+    Event.FINISHED: "green",
+    Phase.TRAINING: "green",
+    Event.FAILED: "red bold",
+    LOST: "red bold",
+    Event.STOPPED: "yellow",
 }
 
 
@@ -77,7 +78,7 @@ def _progress(snapshot: Snapshot, width: int) -> Text:
     if snapshot.steps:
         share = min(1.0, snapshot.step / snapshot.steps)
         tail.append(f" {share:4.0%}", "bold")
-        if snapshot.left is not None and snapshot.phase not in ("exporting",):
+        if snapshot.left is not None and snapshot.phase != Phase.EXPORTING:
             tail.append(f"  {span_text(snapshot.left)}", "bold").append(" left", "dim")
         room = min(60, width - line.cell_len - tail.cell_len - 2)
         if room >= 8:

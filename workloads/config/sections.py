@@ -1,8 +1,9 @@
 """The sections that every workload's config shares; each setting is declared here once."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from workloads.errors import UserError
 
@@ -49,6 +50,16 @@ def _text(value: Any) -> Any:
     return str(value) if is_number else value
 
 
+def _folder_name(value: str) -> str:
+    """The name of folders, images and services, which not every letter may stand in."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(
+            "expected letters a to z, digits, and '.', '_' or '-' behind the first one; "
+            "set name to such a one, or rename the profile's file"
+        )
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_no_truth_as_number)]
 Number = Annotated[float, BeforeValidator(_no_truth_as_number), Field(allow_inf_nan=False)]
 Text = Annotated[str, BeforeValidator(_text)]
@@ -79,6 +90,14 @@ class Model(Section):
     revision: Text | None = Field(None, description="Branch, tag or commit on the hub.")
     trust_remote_code: bool = Field(
         False, description="Run code of the model's repository; needs a 40-digit `revision`."
+    )
+    chat_template: Text | None = Field(
+        None,
+        description="A Jinja file, one of the tokenizer's own by name, or a named prompt format.",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Switches of the chat template, such as {enable_thinking: false}.",
     )
     random_init: bool = Field(
         False, description="Start from random weights of the model's config, for demos and benches."
@@ -239,8 +258,7 @@ class Profile(Section):
     """What every workload's config holds; a workload adds its data and evaluation."""
 
     workload: Text = Field(description="The code that trains: llm, vla or grpo.")
-    name: Text = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    name: Annotated[Text, AfterValidator(_folder_name)] = Field(
         description="Name of the profile; its runs are under outputs/<name>/.",
     )
     summary: Text = Field("", description="One line that says what this profile does.")

@@ -25,7 +25,7 @@ def _open_zst(file: Path) -> BinaryIO:
 
 TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 TABLES = (".parquet", ".arrow")
-_PACKED: dict[str, Callable[[Path], Any]] = {
+PACKED: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
@@ -40,7 +40,7 @@ _SPLIT = re.compile(r"(train|test|valid|validation|val|dev|eval)(?![a-z])", re.I
 def kind_of(file: Path) -> str | None:
     """The kind of rows in a file by its name, such as .jsonl for a.jsonl.gz; None for no rows."""
     suffix = file.suffix.lower()
-    if suffix in _PACKED:
+    if suffix in PACKED:
         inner = Path(file.stem).suffix.lower()
         return inner if inner in TEXTS else None
     return suffix if suffix in TEXTS + TABLES else None
@@ -48,7 +48,7 @@ def kind_of(file: Path) -> str | None:
 
 def kinds() -> str:
     """The names that files of rows may end in, for messages."""
-    return f"{', '.join(TEXTS + TABLES)} (texts also with {', '.join(_PACKED)})"
+    return f"{', '.join(TEXTS + TABLES)} (texts also with {', '.join(PACKED)})"
 
 
 def data_files(path: Path) -> list[Path]:
@@ -165,7 +165,7 @@ def unreadable(file: Path, error: OSError) -> UserError:
 @contextmanager
 def open_text(file: Path, encoding: str) -> Iterator[BinaryIO]:
     """The bytes of a text file in UTF-8, unpacked; what is not UTF-8 stays for the rows to tell."""
-    opener = _PACKED.get(file.suffix.lower())
+    opener = PACKED.get(file.suffix.lower())
     try:
         with opener(file) if opener else file.open("rb") as content:
             yield content if _is_utf8(encoding) else _recoded(content, encoding)

@@ -70,6 +70,12 @@ class Rows:
         number = bisect_right(self._files, index, key=lambda start: start[0]) - 1
         return f"{self._files[number][1]}:{self._lines[index]}"
 
+    def counts(self) -> dict[Path, int]:
+        """Good rows of each file."""
+        ends = [start for start, _ in self._files[1:]] + [len(self.rows)]
+        pairs = zip(self._files, ends, strict=True)
+        return {file: end - start for (start, file), end in pairs}
+
     def _begin(self, file: Path) -> None:
         self._files.append((len(self.rows), file))
 

@@ -1,28 +1,79 @@
 """What can be wrong with an llm profile before it starts; `deep` reads every row."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from workloads.data.rows import data_files
+from workloads.data.row_files import data_files, left_out
 from workloads.engine.hub.publish import may_push
 from workloads.errors import UserError
 from workloads.findings import Finding
 from workloads.llm.config import LlmConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+# What models call the layer that makes logits.
+_HEADS = ("lm_head", "embed_out", "output_layer", "score")
+
 
 def shallow(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
-    """Whether the files that the profile names are there."""
-    found = [_data("data.source", config.data.source)]
+    """Whether the files that the profile names are there, and its settings go together."""
+    found = [_data("data.source", one.source) for one in config.data.sources]
     if config.data.eval_source:
         found.append(_data("data.eval_source", config.data.eval_source))
-    return [*found, *_evaluation(config), *may_push(config)]
+    for one in config.data.sources:
+        found += _left_out(one.source)
+    return [*found, *_settings(config), *_evaluation(config), *may_push(config)]
+
+
+def _settings(config: LlmConfig) -> list[Finding]:
+    """Settings that are each valid and do not do together what they seem to."""
+    found = []
+    heads = [name for name in config.adapter.targets if name in _HEADS]
+    if config.adapter.method != "full" and heads:
+        text = f"{heads[0]} is the model's head, which takes no adapter"
+        fix = f"take it out, or train it whole by adapter.modules_to_save=[{heads[0]}]"
+        found.append(Finding("adapter.targets", "error", text, fix))
+    if config.train.max_steps is not None:
+        found += warm_up(config, config.train.max_steps)
+    evaluates, best = config.evaluation.every_steps, config.checkpoints.keep_best
+    if evaluates and best and not config.checkpoints.every_steps:
+        text = "keeps no checkpoint but the last one, which need not be the best"
+        fix = f"set checkpoints.every_steps={evaluates}, as evaluation.every_steps is"
+        found.append(Finding("checkpoints.keep_best", "warning", text, fix))
+    return found
+
+
+def warm_up(config: LlmConfig, steps: int) -> list[Finding]:
+    """Whether the learning rate ever gets to what was set in so many steps."""
+    wanted = config.optim.warmup_steps
+    if wanted < 1 or wanted < steps:
+        return []
+    text = (
+        f"{wanted:g} of {steps} steps: the learning rate ends at {steps / wanted:.0%} of its peak"
+    )
+    return [Finding("optim.warmup_steps", "warning", text, "lower it, or set a share such as 0.1")]
+
+
+def _left_out(source: str) -> list[Finding]:
+    from workloads.llm.data.report import files_left_out
+    from workloads.llm.data.rows import Source
+
+    place = Source(source)
+    files = left_out(place.path) if place.is_local else []
+    fix = "convert them, or name the files to read"
+    lines = files_left_out([str(file) for file in files])
+    return [Finding("data.source", "warning", line, fix) for line in lines]
 
 
 def _evaluation(config: LlmConfig) -> list[Finding]:
     """Whether there is what evaluations ask for: seen before the training, not behind it."""
     data, wanted = config.data, config.evaluation
     found = []
-    if wanted.task and data.format != "qa":
+    if wanted.task and "qa" not in data.formats:
         text = f"{wanted.task} asks questions, and data.format is {data.format}"
         mend = "map columns under data.format=qa, or set evaluation.task=null"
         found.append(Finding("evaluation.task", "error", text, mend))
@@ -54,6 +105,7 @@ def _data(name: str, source: str) -> Finding:
 def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
     """Read and tokenise every row, as the first phase of training does; the cache keeps it."""
     from workloads.engine.pretrained.base import find_base
+    from workloads.engine.pretrained.files import positions
     from workloads.llm.data.prepare import prepare
     from workloads.llm.model import load_tokenizer
 
@@ -61,7 +113,11 @@ def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
     try:
         base = find_base(config.model, told.append, weights=False)
         tokenizer = load_tokenizer(base, told.append)
-        data = prepare(config, tokenizer, Path(env.get("TATARA_CACHE") or ".cache"))
+        if config.adapter.method != "full":
+            _check_adapter(base.config, config)
+        cache = Path(env.get("TATARA_CACHE") or ".cache")
+        limit = positions(base.config.to_dict())
+        data = prepare(config, tokenizer, cache, positions=limit)
     except UserError as error:
         return [Finding("rows", "error", str(error))]
     splits = [data.report.train, data.report.evaluation]
@@ -69,4 +125,25 @@ def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
         Finding("bad row", "warning", one) for split in splits if split for one in split.bad_rows
     ]
     notes = [Finding("model", "ok", line) for line in told]
-    return [*notes, *bad, *(Finding("rows", "ok", line) for line in data.report.lines())]
+    lines = [Finding("rows", "ok", line) for line in data.report.lines(files=False)]
+    return [*notes, *bad, *lines, *_planned_steps(config, data.report.train.sequences)]
+
+
+def _check_adapter(own: "PreTrainedConfig", config: LlmConfig) -> None:
+    """Whether the model has the modules that the adapter names; no weights are read."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from workloads.engine.pretrained.adapter import check_targets
+
+    with torch.device("meta"):
+        check_targets(AutoModelForCausalLM.from_config(own), config.adapter)
+
+
+def _planned_steps(config: LlmConfig, sequences: int) -> list[Finding]:
+    """The warm-up against the steps that the rows will give, where nothing else limits them."""
+    if config.train.max_steps is not None:
+        return []
+    ranks = config.parallel.nodes * config.ranks_per_node(1)
+    batch = config.train.global_batch_size or config.train.per_device_batch_size * ranks
+    return warm_up(config, math.ceil(sequences / batch * config.train.epochs))

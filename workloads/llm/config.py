@@ -1,26 +1,80 @@
 """Settings of the llm workload: supervised fine-tuning of language models."""
 
-from typing import TYPE_CHECKING, Literal
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from workloads.config.sections import Profile, Section, Text, Whole
+from workloads.config.sections import Number, Profile, Section, Text, Whole
 
 if TYPE_CHECKING:
     from workloads.plan.shapes import ModelShape
 
-FORMATS = Literal["qa", "prompt_completion", "messages", "text"]
-# The columns that each format needs, and what they are called unless the profile maps them.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "qa": ("question", "answer"),
-    "prompt_completion": ("prompt", "completion"),
-    "messages": ("messages",),
-    "text": ("text",),
-}
+FORMAT_NAMES = Literal[
+    "auto", "qa", "prompt_completion", "messages", "sharegpt", "alpaca", "text", "template"
+]
+
+
+@dataclass(frozen=True)
+class Format:
+    """The columns of a kind of row: those it needs, those it may have, and their other names."""
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.needed + self.optional
+
+
+# In the order in which a row's columns are tried where the profile names no format.
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        "messages": Format(("messages",), ("tools", "system")),
+        "sharegpt": Format(
+            ("conversations",), ("tools", "system"), {"conversations": ("conversation",)}
+        ),
+        "prompt_completion": Format(
+            ("prompt", "completion"), ("tools", "system"), {"completion": ("response",)}
+        ),
+        "qa": Format(("question", "answer"), ("system",)),
+        "alpaca": Format(
+            ("instruction", "output"),
+            ("input", "system", "history"),
+            {"output": ("response",), "input": ("context",)},
+        ),
+        "text": Format(("text",)),
+    }
+)
+
+
+def _sources(value: Any) -> Any:
+    """A list may hold plain names beside sources with settings of their own."""
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple({"source": one} if isinstance(one, str) else one for one in value)
+
+
+class LlmSource(Section):
+    """One of several sources; what it leaves out is as the data section has it."""
+
+    source: Text = Field(description="Hub id, or a local file, folder or pattern.")
+    weight: Number = Field(
+        1, gt=0, description="How often an epoch takes its rows: 2 is twice, 0.5 every second one."
+    )
+    subset: Text | None = Field(None, description="Configuration of a hub data set.")
+    revision: Text | None = Field(None, description="Branch, tag or commit on the hub.")
+    split: Text | None = Field(None, description="Split to train on (hub data sets).")
 
 
 class LlmData(Section):
-    source: Text = Field(description="Hub id, or a local JSONL, Parquet or CSV file or folder.")
+    source: Annotated[Text | tuple[LlmSource, ...], BeforeValidator(_sources)] = Field(
+        description="Hub id, or a local file, folder or pattern of files; or a list of these."
+    )
     subset: Text | None = Field(None, description="Configuration of a hub data set.")
     revision: Text | None = Field(None, description="Branch, tag or commit on the hub.")
     split: Text = Field("train", description="Split to train on (hub data sets).")
@@ -31,13 +85,31 @@ class LlmData(Section):
     eval_rows: Whole = Field(
         0, ge=0, description="Rows held out of the training rows where there is no held-out split."
     )
-    format: FORMATS = Field("qa", description="What a row holds.")
+    encoding: Text = Field("utf-8", description="Encoding of local text files, such as cp932.")
+    format: FORMAT_NAMES = Field(
+        "auto", description="What a row holds; auto: guessed from each row's columns, and said."
+    )
     columns: dict[str, Text] = Field(
         default_factory=dict,
         description="Our column name → the data set's, where they differ.",
     )
+    prompt: str | None = Field(
+        None, description='Question of columns, such as "{instruction}\\n{input}" (template).'
+    )
+    answer: str | None = Field(
+        None, description='Answer of columns, such as "{output}" (template).'
+    )
+    ignore: tuple[Text, ...] = Field(
+        (), description="Columns, and fields of turns, that are left out knowingly."
+    )
+    prompt_prefix: str = Field("", description="Text before every question.")
     prompt_suffix: str = Field("", description="Text after every question.")
+    answer_prefix: str = Field("", description="Text before every answer, given and not learnt.")
     system_prompt: str | None = Field(None, description="System turn before every question.")
+    system_turn: Literal["auto", "keep", "merge"] = Field(
+        "auto",
+        description="merge: into the first question; auto: where the chat template takes none.",
+    )
     max_length: Whole = Field(1024, ge=8, description="Longest row in tokens.")
     too_long: Literal["error", "truncate", "drop"] = Field(
         "error", description="What happens to longer rows; the count is reported."
@@ -49,17 +121,71 @@ class LlmData(Section):
 
     @model_validator(mode="after")
     def _known_columns(self) -> "LlmData":
-        needed = COLUMNS[self.format]
-        unknown = [name for name in self.columns if name not in needed]
+        if (self.prompt is None) != (self.answer is None):
+            raise ValueError("prompt and answer: a template needs both; set the other one too")
+        if self.format == "template" and self.prompt is None:
+            raise ValueError('format "template" needs prompt and answer, such as "{question}"')
+        if self.prompt is not None and self.format not in ("auto", "template"):
+            raise ValueError(f"prompt and answer belong to format template, not to {self.format!r}")
+        named = template_columns(self.prompt or "") + template_columns(self.answer or "")
+        if self.prompt is not None and not named:
+            raise ValueError("prompt and answer: expected columns in braces, found none")
+        formats = self.formats
+        if not formats:
+            known = {column for one in FORMATS.values() for column in one.columns}
+            wrong = next((name for name in self.columns if name not in known), None)
+            listed = "; ".join(f"{name}: {', '.join(one.columns)}" for name, one in FORMATS.items())
+            fix = f"remove {wrong!r}" if wrong else "keep those of one"
+            raise ValueError(f"columns: expected columns of one format ({listed}); {fix}")
+        (first, *_) = formats.values()
+        unknown = [name for name in self.columns if name not in first.columns]
         if unknown:
             raise ValueError(
-                f"columns: format {self.format!r} has {', '.join(needed)}; remove {unknown[0]!r}"
+                f"columns: format {next(iter(formats))!r} has {', '.join(first.columns)}; "
+                f"remove {unknown[0]!r}"
             )
         return self
 
-    def column(self, name: str) -> str:
-        """The data set's name of one of our columns."""
-        return self.columns.get(name, name)
+    @property
+    def formats(self) -> dict[str, Format]:
+        """The formats that a row may have: the one that is named, or those with all columns."""
+        if self.prompt is not None:
+            named = template_columns(self.prompt or "") + template_columns(self.answer or "")
+            return {"template": Format(tuple(dict.fromkeys(named)), ("system",))}
+        if self.format != "auto":
+            return {self.format: FORMATS[self.format]}
+        return {name: one for name, one in FORMATS.items() if set(self.columns) <= set(one.columns)}
+
+    @property
+    def sources(self) -> tuple[LlmSource, ...]:
+        """All sources, each with what it takes from the section."""
+        if isinstance(self.source, str):
+            shared = {"subset": self.subset, "revision": self.revision, "split": self.split}
+            return (LlmSource.model_validate({"source": self.source, **shared}),)
+        return tuple(
+            one if one.split else one.model_copy(update={"split": self.split})
+            for one in self.source
+        )
+
+    @property
+    def named(self) -> str:
+        """All sources in words."""
+        return ", ".join(one.source for one in self.sources)
+
+
+def template_columns(template: str) -> tuple[str, ...]:
+    """The columns in braces; ValueError for braces that hold anything but a name."""
+    found = []
+    for _, name, spec, conversion in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if not name.strip() or spec or conversion or any(mark in name for mark in ".["):
+            raise ValueError(
+                f"expected the name of a column in braces, found {{{name}}}; "
+                "write {{ and }} for braces of the text"
+            )
+        found.append(name)
+    return tuple(found)
 
 
 class LlmEvaluation(Section):

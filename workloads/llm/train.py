@@ -10,6 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from workloads.engine import distributed
 from workloads.engine.pretrained.adapter import add_adapter
 from workloads.engine.pretrained.base import resolve
+from workloads.engine.pretrained.files import positions
 from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
@@ -32,7 +33,7 @@ def train(config: LlmConfig, session: Session) -> None:
     base = resolve(config, session.tell)
     config = config.model_copy(update={"model": base.model})
     tokenizer = load_tokenizer(base, session.tell)
-    data = prepare_data(config, session, tokenizer)
+    data = prepare_data(config, session, tokenizer, positions(base.config.to_dict()))
     resume = checkpoints.resume_point(session)
     model = load_model(base, config, session.tell)
     if session.is_main:
@@ -49,11 +50,14 @@ def train(config: LlmConfig, session: Session) -> None:
 
 
 def prepare_data(
-    config: LlmConfig, session: Session, tokenizer: PreTrainedTokenizerBase
+    config: LlmConfig,
+    session: Session,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int | None = None,
 ) -> Prepared:
-    """Tokenised rows, and what there is to say about them."""
+    """Tokenised rows, and what there is to say about them; longest: the model's positions."""
     cache = Path(os.environ.get("TATARA_CACHE") or ".cache")
-    data = prepare(config, tokenizer, cache, session.progress)
+    data = prepare(config, tokenizer, cache, session.progress, longest)
     for line in data.report.lines():
         session.tell(line)
     if session.is_main:

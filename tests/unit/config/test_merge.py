@@ -164,7 +164,6 @@ def test_lists_and_mappings_on_the_command_line(profiles: ProfileFolder) -> None
     config, _ = profiles.resolve("", {}, words)
     assert config.adapter.targets == ("q_proj", "v_proj")
     assert config.data.columns == {"question": "Frage"}
-    assert config.data.column("answer") == "answer"
 
 
 @pytest.mark.parametrize(

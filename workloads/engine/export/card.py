@@ -73,13 +73,21 @@ def card_of(
         licence=licence_of(base_folder),
         step=step,
         summary=config.summary,
-        data=str(settings.get("data.source", "")),
+        data=_sources(settings.get("data.source", "")),
         settings=settings,
         losses=_losses(run, step),
         scores=_scores(run.evaluation),
         versions=manifest.get("versions") or {},
         origin={name: text for name, text in origin.items() if text},
     )
+
+
+def _sources(source: Any) -> str:
+    """One source, or several in words."""
+    if isinstance(source, str):
+        return source
+    names = (one["source"] if isinstance(one, dict) else one.source for one in source)
+    return ", ".join(names)
 
 
 def _json(path: Path) -> dict[str, Any]:

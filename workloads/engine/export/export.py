@@ -101,7 +101,10 @@ def kept_base(
     kept = run.path / SKELETON
     model = next(candidates(config.model))
     if (kept / "config.json").is_file():
-        model = model.model_copy(update={"name": str(kept), "revision": None})
+        # The tokenizer was kept with the chat template that was asked for.
+        own: dict[str, Any] = {"name": str(kept), "revision": None}
+        own |= {"chat_template": None, "chat_template_kwargs": {}}
+        model = model.model_copy(update=own)
     return find_base(model, tell, weights=False, read=read)
 
 

@@ -23,14 +23,13 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from workloads.data import packing
+from workloads.data import packing, row_files
 from workloads.data import rows as file_rows
 from workloads.data.build_once import built_once, nothing
 from workloads.errors import UserError
-from workloads.llm.data import rows as llm_rows
-from workloads.llm.data import template
-from workloads.llm.data import tokenise
+from workloads.engine.pretrained import chat
 from workloads.llm.config import LlmConfig, LlmData
+from workloads.llm.data.columns import format_of
 from workloads.llm.data.report import Report, SplitReport
 from workloads.llm.data.rows import Rows, Split, Splits, load_rows
 from workloads.llm.data.template import Rendered, RowError, Template
@@ -76,27 +75,35 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     cache_dir: Path,
     progress: Callable[[], None] = nothing,
+    positions: int | None = None,
 ) -> Prepared:
     """Tokenise what the profile names, or map what an earlier call has made of the same.
 
     All ranks may call it at once: one of each machine builds, the others wait. `progress` is called
-    again and again on the way. Raises UserError naming rows by file and line.
+    again and again on the way. positions: the longest row that the model takes, None for any.
+    Raises UserError naming rows by file and line.
     """
     splits = Splits(config.data)
-    folder = Path(cache_dir) / "llm" / fingerprint(config.data, splits, tokenizer)
-    built_once(
-        folder, lambda part: _build(config.data, splits, tokenizer, part, progress), progress
-    )
+    name = fingerprint(config.data, splits, tokenizer, positions)
+    folder = Path(cache_dir) / "llm" / name
+    maker = _Builder(config.data, splits, tokenizer, positions, progress)
+    built_once(folder, maker.build, progress)
     report = Report.from_dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
     held_out = Dataset.from_file(str(folder / "eval.arrow")) if report.evaluation else None
     return Prepared(Dataset.from_file(str(folder / "train.arrow")), held_out, report, folder)
 
 
-def fingerprint(data: LlmData, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint(
+    data: LlmData,
+    splits: Splits,
+    tokenizer: PreTrainedTokenizerBase,
+    positions: int | None = None,
+) -> str:
     """A name for everything that decides the tokens: rows, tokenizer, settings, code."""
     told = (
         splits.fingerprint(),
         data.model_dump_json(),
+        repr((positions, splits.left_out())),
         _tokenizer_state(tokenizer),
         *(path.read_bytes() for path in _code()),
         *(one.__version__ for one in (transformers, tokenizers, jinja2)),
@@ -110,8 +117,8 @@ def fingerprint(data: LlmData, splits: Splits, tokenizer: PreTrainedTokenizerBas
 
 def _code() -> list[Path]:
     """The files whose code decides the tokens."""
-    modules = (llm_rows, template, tokenise, packing, file_rows)
-    return [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
+    others = (packing, file_rows, row_files, chat)
+    return [*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(m.__file__)) for m in others)]
 
 
 def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -123,25 +130,38 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
     return repr((vocabulary, tokenizer.chat_template, sorted(tokenizer.special_tokens_map.items())))
 
 
-def _build(
-    data: LlmData,
-    splits: Splits,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    progress: Callable[[], None],
-) -> None:
-    rendering = Template(data, tokenizer)
-    encoder = Encoder(tokenizer)
-    reports: dict[Split, SplitReport] = {}
-    for split in ("train", "eval"):
-        rows = splits.rows(split)
-        if split == "train" or len(rows) or rows.bad:
-            maker = _Maker(data, rendering, encoder, rows, SplitReport(twins=rows.twins))
-            reports[split] = maker.make(folder, split, progress)
-    report = Report(
-        data.max_length, data.too_long, reports["train"], reports.get("eval"), rendering.notes()
-    )
-    (folder / "report.json").write_text(json.dumps(report.as_dict()), encoding="utf-8")
+@dataclass(frozen=True)
+class _Builder:
+    """Makes the folder of a prepared data set."""
+
+    data: LlmData
+    splits: Splits
+    tokenizer: PreTrainedTokenizerBase
+    positions: int | None
+    progress: Callable[[], None]
+
+    def build(self, folder: Path) -> None:
+        data, rendering, encoder = self.data, Template(self.data, self.tokenizer), Encoder(self.tokenizer)
+        reports: dict[Split, SplitReport] = {}
+        notes = rendering.notes()
+        limit = min(data.max_length, self.positions or data.max_length)
+        if limit < data.max_length:
+            notes.append(
+                f"data.max_length is {data.max_length:,}, and the model has {limit:,} positions: "
+                f"rows may have {limit:,} tokens"
+            )
+        for split in ("train", "eval"):
+            rows = self.splits.rows(split)
+            if split == "train" or len(rows) or rows.bad:
+                own = SplitReport(twins=rows.twins)
+                maker = _Maker(data, rendering, encoder, rows, own, limit)
+                reports[split] = maker.make(folder, split, self.progress)
+                notes += [line for line in rows.table.lines() if line not in notes]
+        left_out = self.splits.left_out()
+        report = Report(
+            data.max_length, data.too_long, reports["train"], reports.get("eval"), notes, left_out
+        )
+        (folder / "report.json").write_text(json.dumps(report.as_dict()), encoding="utf-8")
 
 
 @dataclass
@@ -153,6 +173,7 @@ class _Maker:
     encoder: Encoder
     rows: Rows
     report: SplitReport
+    limit: int  # tokens of the longest row: data.max_length, or the model's positions
     # Rows over the limit: their names and lengths, the first few.
     _over: list[str] = field(default_factory=list)
 
@@ -195,20 +216,25 @@ class _Maker:
         self, numbers: Sequence[int], rows: list[dict[str, Any]]
     ) -> Iterator[tuple[int, Tokens]]:
         good: list[tuple[int, Rendered]] = []
-        for number, rendered in zip(numbers, self.template.render(rows), strict=True):
+        formats = self.report.formats
+        for number, row, rendered in zip(numbers, rows, self.template.render(rows), strict=True):
             if isinstance(rendered, RowError):
                 self._bad(number, str(rendered))
-            else:
-                good.append((number, rendered))
+                continue
+            good.append((number, rendered))
+            name = format_of(row, self.data)
+            formats[name] = formats.get(name, 0) + 1
         encoded = self.encoder.encode([rendered for _, rendered in good])
         for (number, rendered), tokens in zip(good, encoded, strict=True):
             self.report.rebuilt += rendered.rebuilt
             self.report.parted += tokens.parted
+            for key, detail in (*rendered.remarks, *tokens.remarks):
+                self.report.remark(key, self.rows.place(number), detail)
             yield number, tokens
 
     def _fitting(self, number: int, tokens: Tokens) -> Tokens | None:
         """The row within max_length, as the policy has it; None where it is left out."""
-        found, limit = len(tokens.ids), self.data.max_length
+        found, limit = len(tokens.ids), self.limit
         self.report.longest = max(self.report.longest, found)
         if found > limit:
             self.report.too_long += 1
@@ -230,13 +256,15 @@ class _Maker:
     def _settle(self, good: int) -> None:
         """Stop where rows are too long or too many are bad."""
         self.report.bad_rows[:0] = self.rows.bad
-        bad, limit = self.report.bad_rows, self.data.max_length
+        bad, limit = self.report.bad_rows, self.limit
         if self.data.too_long == "error" and self.report.too_long:
             shown = "".join(f"\n  {row}" for row in self._over)
+            wider = f"set data.max_length to {self.report.longest}, or data.too_long to truncate"
+            if limit < self.data.max_length:
+                wider = "the model has no more positions: set data.too_long to truncate"
             raise UserError(
                 f"expected rows of at most {limit:,} tokens, found {self.report.too_long:,} longer "
-                f"ones; set data.max_length to {self.report.longest}, or data.too_long to truncate "
-                f"or drop. The first ones:{shown}"
+                f"ones; {wider} or drop. The first ones:{shown}"
             )
         total = len(self.rows) + len(self.rows.bad)
         allowed = self.data.max_bad_rows

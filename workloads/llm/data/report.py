@@ -5,6 +5,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 _SHOWN = 5
+# What may be told of rows, by the keys that `template.Rendered` and `tokenise.Tokens` use.
+REMARKS = {
+    "trailing": "end with turns behind the last answer, which are left out",
+    "own_system": "have a system turn of their own, so data.system_prompt is left out there",
+    "merged": "have their system turn merged into the first question (data.system_turn)",
+    "closed": "have no thoughts where the prompt opens them: learnt with the thought closed first",
+    "thoughts": "lose the thoughts of earlier answers, which the chat template leaves out",
+    "tools": "have tools that the chat template does not write",
+    "foreign": "hold what looks like a special token and is none here, so it is cut into pieces",
+    "lossy": "hold text that does not come back from the tokenizer",
+}
 
 
 @dataclass
@@ -23,6 +34,17 @@ class SplitReport:
     parted: int = 0  # rows whose tokens would span the end of the prompt
     digest: str = ""  # of all tokens and labels, and of which rows share a sequence
     bad_rows: list[str] = field(default_factory=list)
+    formats: dict[str, int] = field(default_factory=dict)  # rows of each
+    # Key of REMARKS → the places of its rows: how many, and the first few with a detail.
+    remarks: dict[str, int] = field(default_factory=dict)
+    remarked: dict[str, list[str]] = field(default_factory=dict)
+
+    def remark(self, key: str, place: str, detail: str) -> None:
+        """Count a row of which something is to be told."""
+        self.remarks[key] = self.remarks.get(key, 0) + 1
+        first = self.remarked.setdefault(key, [])
+        if len(first) < _SHOWN:
+            first.append(f"{place}: {detail}" if detail else place)
 
 
 @dataclass
@@ -34,6 +56,7 @@ class Report:
     train: SplitReport
     evaluation: SplitReport | None
     notes: list[str]
+    left_out: list[str] = field(default_factory=list)  # files beside the data that are not read
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Report":
@@ -44,18 +67,19 @@ class Report:
             SplitReport(**values["train"]),
             None if evaluation is None else SplitReport(**evaluation),
             list(values["notes"]),
+            list(values["left_out"]),
         )
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` takes it back."""
         return asdict(self)
 
-    def lines(self) -> list[str]:
-        """For people, a line each."""
+    def lines(self, files: bool = True) -> list[str]:
+        """For people, a line each; files: with those that are left out."""
         lines = list(self._split("training rows", self.train))
         if self.evaluation is not None:
             lines += self._split("held-out rows", self.evaluation)
-        return lines + self.notes
+        return lines + self.notes + (files_left_out(self.left_out) if files else [])
 
     def _split(self, name: str, split: SplitReport) -> Iterator[str]:
         yield (
@@ -79,6 +103,12 @@ class Report:
             )
         if split.parted:
             yield f"  {split.parted:,} rows cut into prompt and answer before tokens were made"
+        if len(split.formats) > 1 or "auto" in split.formats:
+            counts = (f"{count:,} {name}" for name, count in split.formats.items())
+            yield f"  formats: {', '.join(counts)}"
+        for key, count in split.remarks.items():
+            rows = "row" if count == 1 else "rows"
+            yield f"  {count:,} {rows} {REMARKS[key]}, such as {split.remarked[key][0]}"
         yield from _bad(split.bad_rows)
 
 
@@ -89,3 +119,11 @@ def _bad(rows: list[str]) -> Iterator[str]:
     yield from (f"    {row}" for row in rows[:_SHOWN])
     if len(rows) > _SHOWN:
         yield f"    and {len(rows) - _SHOWN:,} more"
+
+
+def files_left_out(files: list[str]) -> list[str]:
+    """What to say of files of a source that hold no rows we can read; nothing where there are none."""
+    if not files:
+        return []
+    more = f" and {len(files) - _SHOWN:,} more" if len(files) > _SHOWN else ""
+    return [f"files left out: {', '.join(files[:_SHOWN])}{more}"]

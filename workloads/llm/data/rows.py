@@ -3,33 +3,27 @@
 load_rows(config.data, "train")    load_rows(config.data, "eval")
 """
 
-import difflib
 import hashlib
 import json
 import random
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from workloads.data import row_files
 from workloads.data import rows as local_rows
 from workloads.engine.hub import hub
 from workloads.errors import UserError
-from workloads.llm.config import COLUMNS, LlmData
+from workloads.llm.config import LlmData
+from workloads.llm.data.columns import UNFIT, Columns
 
 Split = Literal["train", "eval"]
 
-_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".gz", ".zip")
-# What a column holds: object for one that is text in one data set and a list in another.
-_TYPES: dict[str, type] = {
-    "question": str,
-    "answer": str,
-    "prompt": object,
-    "completion": object,
-    "messages": list,
-    "text": str,
-}
+_SUFFIXES = (*row_files.TEXTS, *row_files.TABLES, *row_files.PACKED, ".zip")
 
 
 class Table(Protocol):
@@ -43,6 +37,9 @@ class Table(Protocol):
 
     def place(self, number: int) -> str:
         """`file:line`, or the like, of a row."""
+
+    def lines(self) -> list[str]:
+        """What there is to say of what was read and what was not, a line each."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +74,19 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """A local file or folder, or one split of a data set on the hub."""
+    """A local file, folder or pattern, or one split of a data set on the hub."""
 
     name: str
     subset: str | None = None
     revision: str | None = None
     split: str = "train"
+    weight: float = 1
 
     @property
     def is_local(self) -> bool:
         path = Path(self.name).expanduser()
         named = self.name.startswith((".", "/", "~")) or path.suffix.lower() in _SUFFIXES
-        return named or path.exists()
+        return named or path.exists() or row_files.is_pattern(path)
 
     @property
     def path(self) -> Path:
@@ -104,26 +102,32 @@ def load_rows(data: LlmData, split: Split) -> Rows:
     return Splits(data).rows(split)
 
 
-def train_source(data: LlmData) -> Source:
-    return Source(data.source, data.subset, data.revision, data.split)
+def train_sources(data: LlmData) -> list[Source]:
+    """Where the rows to train on are, in the order of the profile."""
+    return [
+        Source(one.source, one.subset, one.revision, one.split or data.split, one.weight)
+        for one in data.sources
+    ]
 
 
-def eval_source(data: LlmData) -> Source | None:
-    """Where the held-out rows have a place of their own; None where they have not."""
+def eval_sources(data: LlmData) -> list[Source]:
+    """Where the held-out rows have places of their own; none where they have not."""
     if data.eval_source is not None:
         same = data.eval_source == data.source
         revision = data.revision if same else None
         split = data.eval_split or "test"
-        return Source(data.eval_source, data.subset if same else None, revision, split)
+        return [Source(data.eval_source, data.subset if same else None, revision, split)]
     if data.eval_split is None:
-        return None
-    source = Source(data.source, data.subset, data.revision, data.eval_split)
-    if source.is_local:
-        raise UserError(
-            f"data.eval_split is {data.eval_split!r}, but {data.source} is a local source, which "
-            "has no splits; name the held-out file in data.eval_source, or set data.eval_rows"
-        )
-    return source
+        return []
+    sources = [replace(one, split=data.eval_split, weight=1) for one in train_sources(data)]
+    for source in sources:
+        if source.is_local:
+            raise UserError(
+                f"data.eval_split is {data.eval_split!r}, but {source.name} is a local source, "
+                "which has no splits; name the held-out file in data.eval_source, or set "
+                "data.eval_rows"
+            )
+    return sources
 
 
 @dataclass
@@ -135,41 +139,48 @@ class Splits:
 
     def fingerprint(self) -> str:
         """A digest of what the rows hold, without reading local rows one by one."""
-        sources = [train_source(self.data), eval_source(self.data)]
-        return " ".join(self._digest(source) for source in sources if source is not None)
+        sources = [*train_sources(self.data), *eval_sources(self.data)]
+        return " ".join(self._digest(source) for source in sources)
+
+    def left_out(self) -> list[str]:
+        """The files of local folders that hold no rows we can read."""
+        sources = [*train_sources(self.data), *eval_sources(self.data)]
+        folders = dict.fromkeys(source.path for source in sources if source.is_local)
+        return [str(file) for folder in folders for file in row_files.left_out(folder)]
 
     def rows(self, split: Split) -> Rows:
         """The rows of one split; see `load_rows`."""
-        own = eval_source(self.data)
-        if split == "eval" and own is not None:
-            table = self._table(own)
+        own = eval_sources(self.data)
+        if split == "eval" and own:
+            table = self._joined(own)
             return Rows(table, range(len(table)), table.bad)
         if split == "eval" and self.data.eval_rows == 0:
-            return Rows(_NoTable(), range(0))
-        table = self._table(train_source(self.data))
-        if own is not None or self.data.eval_rows == 0:
-            return Rows(table, range(len(table)), table.bad)
-        held = held_out(len(table), self.data.eval_rows)
-        return Rows(table, held) if split == "eval" else _all_but(table, held)
+            return Rows(_Joined([]), range(0))
+        sources = train_sources(self.data)
+        table = self._joined(sources)
+        if own or self.data.eval_rows == 0:
+            rows = Rows(table, range(len(table)), table.bad)
+        else:
+            held = held_out(len(table), self.data.eval_rows)
+            rows = Rows(table, held) if split == "eval" else _all_but(table, held)
+        weights = [source.weight for source in sources]
+        if split == "eval" or set(weights) == {1}:
+            return rows
+        return replace(rows, numbers=table.weighted(rows.numbers, weights))
 
     def _digest(self, source: Source) -> str:
         if source.is_local:
             return local_rows.fingerprint(source.path)
-        return self._hub(source).fingerprint
+        return str(self._table(source).fingerprint)
 
-    def _table(self, source: Source) -> Table:
-        if not source.is_local:
-            return self._hub(source)
-        if source not in self._opened:
-            self._opened[source] = _LocalTable(self.data, source.path)
-        found: _LocalTable = self._opened[source]
-        return found
+    def _joined(self, sources: Sequence[Source]) -> "_Joined":
+        return _Joined([self._table(replace(source, weight=1)) for source in sources])
 
-    def _hub(self, source: Source) -> "_HubTable":
+    def _table(self, source: Source) -> Any:
         if source not in self._opened:
-            self._opened[source] = _HubTable(self.data, source)
-        found: _HubTable = self._opened[source]
-        return found
+            kind = _LocalTable if source.is_local else _HubTable
+            self._opened[source] = kind(self.data, source)
+        return self._opened[source]
 
 
 def held_out(total: int, count: int) -> list[int]:
@@ -206,40 +217,75 @@ def _digest_of(row: Mapping[str, Any]) -> str:
     return json.dumps(row, sort_keys=True, default=str)
 
 
-class _NoTable:
-    """No rows at all."""
+class _Joined:
+    """The tables of several sources as one, in their order; none has no rows."""
 
-    def __init__(self) -> None:
-        self.bad: list[str] = []
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self._tables = tables
+        self._starts = [0, *accumulate(len(table) for table in tables)]
+        self.bad = [bad for table in tables for bad in table.bad]
 
     def __len__(self) -> int:
-        return 0
+        return self._starts[-1]
 
     def take(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        return []
+        if len(self._tables) == 1:
+            return self._tables[0].take(numbers)
+        runs = groupby(numbers, key=self._source)
+        return [
+            row
+            for source, run in runs
+            for row in self._tables[source].take([one - self._starts[source] for one in run])
+        ]
 
     def place(self, number: int) -> str:
-        raise IndexError(number)
+        source = self._source(number)
+        return self._tables[source].place(number - self._starts[source])
+
+    def lines(self) -> list[str]:
+        return [line for table in self._tables for line in table.lines()]
+
+    def weighted(self, numbers: Sequence[int], weights: Sequence[float]) -> list[int]:
+        """The numbers as an epoch takes them: each as often as its source's weight says.
+
+        Of the part of a weight behind the point so many rows are taken once more, evenly spread.
+        """
+        found: list[int] = []
+        for source, run in groupby(numbers, key=self._source):
+            own = list(run)
+            whole, part = divmod(weights[source], 1)
+            count = round(part * len(own))
+            found += own * int(whole) + [own[i * len(own) // count] for i in range(count)]
+        return found
+
+    def _source(self, number: int) -> int:
+        return bisect_right(self._starts, number) - 1
 
 
 class _LocalTable:
     """Rows of local files."""
 
-    def __init__(self, data: LlmData, path: Path) -> None:
-        self._names = {data.column(name): name for name in COLUMNS[data.format]}
-        types = {theirs: _TYPES[ours] for theirs, ours in self._names.items()}
-        self._rows = local_rows.read_rows(path, types, data.max_bad_rows)
+    def __init__(self, data: LlmData, source: Source) -> None:
+        self._columns = Columns(data)
+        self._rows = local_rows.read_rows(
+            source.path, self._columns.read, data.max_bad_rows, data.encoding
+        )
         self.bad = [str(row) for row in self._rows.bad]
 
     def __len__(self) -> int:
         return len(self._rows.rows)
 
     def take(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        rows, names = self._rows.rows, self._names.items()
-        return [{ours: rows[number][theirs] for theirs, ours in names} for number in numbers]
+        rows = self._rows.rows
+        return [rows[number] for number in numbers]
 
     def place(self, number: int) -> str:
         return self._rows.place(number)
+
+    def lines(self) -> list[str]:
+        counts = self._rows.counts()
+        files = (f"{file.name} {count:,}" for file, count in counts.items())
+        return [f"rows of {', '.join(files)}"] * (len(counts) > 1) + self._columns.lines()
 
 
 class _HubTable:
@@ -247,28 +293,31 @@ class _HubTable:
 
     def __init__(self, data: LlmData, source: Source) -> None:
         self.bad: list[str] = []
-        self._source = source
+        self._source, self._columns = source, Columns(data)
         dataset = _download(source)
         self.fingerprint = _fingerprint(dataset, source)
-        names = {data.column(name): name for name in COLUMNS[data.format]}
-        missing = [theirs for theirs in names if theirs not in dataset.column_names]
-        if missing:
-            raise _missing_column(source, names[missing[0]], missing[0], dataset.column_names)
-        self._dataset = dataset.select_columns(list(names))
-        self._names = names
+        used, self._unused = self._columns.choose(dataset.column_names)
+        if not used:
+            problem = self._columns.read(dict.fromkeys(dataset.column_names, ""))
+            raise UserError(f"{source.name}: {problem}")
+        self._dataset = dataset.select_columns(used)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def take(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         columns = self._dataset[list(numbers)]
-        ours = list(self._names.values())
-        values = [columns[theirs] for theirs in self._names]
-        return [dict(zip(ours, row, strict=True)) for row in zip(*values, strict=True)]
+        rows = zip(*columns.values(), strict=True)
+        read = (self._columns.read(dict(zip(columns, row, strict=True))) for row in rows)
+        return [row if isinstance(row, dict) else {UNFIT: row} for row in read]
 
     def place(self, number: int) -> str:
         subset = f"/{self._source.subset}" if self._source.subset else ""
         return f"{self._source.name}{subset}[{self._source.split}]:{number}"
+
+    def lines(self) -> list[str]:
+        self._columns.unused |= dict.fromkeys(self._unused)
+        return self._columns.lines()
 
 
 def _download(source: Source) -> Any:
@@ -310,14 +359,6 @@ def _fingerprint(dataset: Any, source: Source) -> str:
     names = ["/".join(Path(one["filename"]).parts[-5:]) for one in dataset.cache_files]
     told = repr((source, len(dataset), names))
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
-
-
-def _missing_column(source: Source, ours: str, theirs: str, found: Sequence[str]) -> UserError:
-    near = difflib.get_close_matches(theirs, found, n=1)
-    hint = f"map it as data.columns: {{{ours}: {near[0] if near else 'NAME'}}}"
-    return UserError(
-        f"{source.name}: expected a column {theirs!r}, found {', '.join(found)}; {hint}"
-    )
 
 
 __all__ = ["Rows", "Source", "Split", "Splits", "Table", "held_out", "load_rows"]

@@ -8,13 +8,14 @@ changes how it is cut, the row is encoded in parts instead, so that training and
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from workloads.llm.data.back import Back
 from workloads.llm.data.template import Rendered
 
 IGNORED = -100  # a label that no loss counts
@@ -32,6 +33,8 @@ class Tokens:
     labels: Ints
     # Encoded in parts, since its tokens do not end where its prompt does.
     parted: bool = False
+    # What is to be told of the row, by a key of `report.REMARKS`, with a detail.
+    remarks: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,20 @@ class Encoder:
         self._fast = _bare(tokenizer) if tokenizer.is_fast else None
         self._special = frozenset(tokenizer.added_tokens_decoder)
         self._known_ends: dict[str, list[int]] = {}
+        self._back = Back(tokenizer)
 
     def encode(self, rows: Sequence[Rendered]) -> list[Tokens]:
-        """The tokens of each row; the text holds its special tokens already."""
+        """The tokens of each row; the text holds its special tokens already.
+
+        Rows whose text does not come back from their tokens say so in their remarks.
+        """
+        found = self._encoded(rows)
+        lost = self._back.lost([row.text for row in rows], [tokens.ids for tokens in found])
+        for place, detail in lost.items():
+            found[place] = replace(found[place], remarks=(("lossy", detail),))
+        return found
+
+    def _encoded(self, rows: Sequence[Rendered]) -> list[Tokens]:
         if self._fast is None:
             return [self._in_parts(row) for row in rows]
         encodings = self._fast.encode_batch([row.text for row in rows], add_special_tokens=False)

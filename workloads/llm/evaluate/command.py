@@ -75,7 +75,7 @@ def _ask(target: Target, data: LlmData, settings: LlmEvaluation) -> int:
 
     rows = list(load_rows(data, "eval"))
     if not rows:
-        raise UserError(f"{data.source}: expected held-out rows, found none; name a file by --data")
+        raise UserError(f"{data.named}: expected held-out rows, found none; name a file by --data")
     examples = list(load_rows(data, "train")) if settings.style == "few_shot" else []
     loaded = load_for_use(target.name, target.precision, say)
     out = target.output or target.folder

@@ -110,7 +110,7 @@ def test_what_a_data_set_does_not_have_is_named_with_what_it_has(found: dict) ->
     assert "'train'" in found["split"]["UserError"] and "trian" in found["split"]["UserError"]
     assert "'main'" in found["subset"]["UserError"]
     column = found["column"]["UserError"]
-    assert "expected a column 'question', found q, answer" in column and "data.columns" in column
+    assert "missing column 'question'; found 'q', 'answer'" in column and "data.columns" in column
 
 
 def test_no_data_set_gated_and_bad_token_are_told_apart(found: dict) -> None:

@@ -1,6 +1,7 @@
 """From rows to tokens and labels: the answer is learnt, with its end, and nothing else."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,6 @@ def test_answers_are_found_where_they_are_and_not_where_they_are_quoted(
         [quoting, *CHAT[1:]],
         [CHAT[0], {"role": "assistant", "content": "  spaced \n"}, *CHAT[2:]],
         [CHAT[0], CHAT[1], {"role": "assistant", "content": "again"}, *CHAT[2:]],
-        [CHAT[1], *CHAT],
     ]
     rows = Template(settings(format="messages"), tokenizer).render([{"messages": t} for t in talks])
     for tokens, talk in zip(Encoder(tokenizer).encode(rows), talks, strict=True):
@@ -122,7 +122,9 @@ def test_answers_are_found_where_they_are_and_not_where_they_are_quoted(
 def test_turns_behind_the_last_answer_are_left_out(tokenizer: PreTrainedTokenizerBase) -> None:
     data = settings(format="messages")
     longer = {"messages": [*CHAT, {"role": "user", "content": "Thanks"}]}
-    assert rendered(data, tokenizer, longer) == rendered(data, tokenizer, {"messages": CHAT})
+    found = rendered(data, tokenizer, longer)
+    assert replace(found, remarks=()) == rendered(data, tokenizer, {"messages": CHAT})
+    assert found.remarks == (("trailing", "user"),)
 
 
 def test_turns_may_carry_other_names_and_parts(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -287,7 +289,8 @@ def test_a_thought_that_the_prompt_has_opened_is_not_opened_again(
     )
     assert found.text.startswith(Template(data, tokenizer).prompt(row)) and found.rebuilt
     other = rendered(data, tokenizer, {**row, "answer": "<thinking> 2"})
-    assert other.text.endswith("<think>\n<thinking> 2<|end|>")
+    assert other.text.endswith("<think>\n\n</think>\n\n<thinking> 2<|end|>")  # L-S4
+    assert other.remarks == (("closed", "</think>"),)
 
 
 def test_every_answer_has_its_end_where_the_last_one_has_two(

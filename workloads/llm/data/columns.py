@@ -1,0 +1,147 @@
+"""Which columns of a row are read: the format that it has, our names for them, and what is left.
+
+A kept row holds our column names of one format, so that its keys say which one it is. Structures
+that a table can only hold as JSON text are parsed, and numbers in place of texts become texts.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from workloads.data.rows import described
+from workloads.llm.config import FORMATS, Format, LlmData
+
+Row = dict[str, Any]
+UNFIT = ""  # the only key of a row that has no format, with the reason
+_STRUCTURES = ("messages", "conversations", "tools", "history")
+_MAYBE_TEXT = ("prompt", "completion")  # texts, or lists of messages
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How rows with the same columns are read: pairs of our name and theirs; or what is wrong."""
+
+    pairs: tuple[tuple[str, str], ...] = ()
+    problem: str = ""
+
+
+@dataclass
+class Columns:
+    """Reads rows of one data section and remembers what nobody reads."""
+
+    data: LlmData
+    unused: dict[str, None] = field(default_factory=dict)  # columns that hold something
+    numbers: int = 0  # values that were numbers in place of texts
+    _plans: dict[tuple[str, ...], _Plan] = field(default_factory=dict)
+
+    def read(self, row: Mapping[str, Any]) -> Row | str:
+        """The row under our names, or what is wrong with its columns."""
+        present = tuple([name for name, value in row.items() if value is not None])
+        plan = self._plans.get(present)
+        if plan is None:
+            plan = self._plans[present] = self._plan(present, row)
+        if plan.problem:
+            return plan.problem
+        kept: Row = {}
+        for ours, theirs in plan.pairs:
+            value = row[theirs]
+            if not isinstance(value, str):
+                value = self._as_text(value) if ours not in _STRUCTURES else value
+            elif ours in _STRUCTURES and value:
+                parsed = _parsed(value)
+                if parsed is None:
+                    return f"column {theirs!r}: expected a list, found text that is no JSON"
+                value = parsed
+            kept[ours] = value
+        return kept
+
+    def choose(self, present: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Of a table's columns those that some row may be read from, and the others."""
+        names = tuple(present)
+        used: dict[str, None] = {}
+        for one in self.data.formats.values():
+            found = {ours: self._theirs(one, ours, names) for ours in one.columns}
+            if all(found[ours] for ours in one.needed):
+                used |= dict.fromkeys(theirs for theirs in found.values() if theirs)
+        known = {*used, *self.data.ignore}
+        return list(used), [name for name in names if name not in known]
+
+    def lines(self) -> list[str]:
+        """What to say of the columns, a line each."""
+        lines = []
+        if self.unused:
+            names = ", ".join(self.unused)
+            lines.append(f"columns not used: {names} (data.columns, data.prompt or data.ignore)")
+        if self.numbers:
+            lines.append(f"{self.numbers:,} numbers in place of texts, read as they are written")
+        return lines
+
+    def _plan(self, present: tuple[str, ...], row: Mapping[str, Any]) -> _Plan:
+        """Found for the first row with these columns, and kept for all others."""
+        formats = self.data.formats
+        for name, one in formats.items():
+            found = {ours: self._theirs(one, ours, present) for ours in one.columns}
+            if all(found[ours] is not None for ours in one.needed):
+                pairs = tuple((ours, theirs) for ours, theirs in found.items() if theirs)
+                used = {theirs for _, theirs in pairs} | set(self.data.ignore)
+                full = (column for column in present if row[column] not in ("", [], {}))
+                self.unused |= dict.fromkeys(column for column in full if column not in used)
+                return _Plan(pairs)
+        (first, *others) = formats.values()
+        if others:
+            listed = "; ".join(f"{name}: {', '.join(one.needed)}" for name, one in formats.items())
+            return _Plan(
+                problem=f"expected the columns of one format ({listed}), found {_listed(present)}; "
+                "map them by data.columns, or set data.prompt and data.answer"
+            )
+        missing = next(ours for ours in first.needed if not self._theirs(first, ours, present))
+        return _Plan(problem=missing_column(self.data, missing, list(row), row))
+
+    def _theirs(self, one: Format, ours: str, present: Sequence[str]) -> str | None:
+        """The data set's name of one of our columns, of those that are there."""
+        if ours in self.data.columns:
+            names: tuple[str, ...] = (self.data.columns[ours],)
+        else:
+            names = (ours, *one.also.get(ours, ()))
+        return next((name for name in names if name in present), None)
+
+    def _as_text(self, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            self.numbers += 1
+            return json.dumps(value)
+        return value
+
+
+def missing_column(
+    data: LlmData, ours: str, found: Sequence[str], row: Mapping[str, Any] | None = None
+) -> str:
+    """What to say where a column that the format needs is not there, or holds nothing."""
+    theirs = data.columns.get(ours, ours)
+    if row is not None and theirs in row:
+        return f"column {theirs!r}: expected text, found {described(row[theirs])}"
+    near = difflib.get_close_matches(theirs, found, n=1)
+    hint = f"map it as data.columns: {{{ours}: {near[0] if near else 'NAME'}}}"
+    if data.prompt is not None:
+        hint = "correct data.prompt and data.answer"
+    return f"missing column {theirs!r}; found {_listed(found)}; {hint}"
+
+
+def format_of(row: Mapping[str, Any], data: LlmData) -> str:
+    """The format of a kept row, by its columns."""
+    if data.prompt is not None:
+        return "template"
+    return next((name for name, one in FORMATS.items() if one.needed[0] in row), "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _parsed(text: str) -> list[Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, list) else None

@@ -1,0 +1,76 @@
+"""Chat templates by name, for models that were trained on a written form and carry no template.
+
+Of each: what stands before everything, before a question, an input, an answer. A system turn takes
+the place of the first. Every blank and line break is one that the model was trained on.
+"""
+
+from dataclasses import dataclass
+
+_TASK_JA = (
+    "以下は、タスクを説明する指示と、文脈のある入力の組み合わせです。"
+    "要求を適切に満たす応答を書きなさい。"
+)
+_TASK_LLM_JP = "以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。"
+_TASK_ALPACA = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """The marks of a written form; `behind` closes an answer that another turn follows."""
+
+    head: str
+    question: str
+    answer: str
+    given: str = ""
+    behind: str = "{{ eos_token }}"
+    newline: str = ""
+
+    def template(self) -> str:
+        """The form as a chat template; the start token is put before it by `apply`."""
+        words = "{{ m['content'] }}"
+        if self.newline:
+            words = "{{ m['content'] | trim | replace('\\n', '" + self.newline + "') }}"
+        more = ""
+        if self.given:
+            more = "{% if m['input'] %}" + _kept(self.given) + "{{ m['input'] }}{% endif %}"
+        return (
+            "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}"
+            + "{{ messages[0]['content'] }}"
+            + _kept(self.newline)
+            + "{% else %}{% set rest = messages %}"
+            + _kept(self.head)
+            + "{% endif %}{% for m in rest %}{% if m['role'] == 'user' %}"
+            + _kept(self.question)
+            + words
+            + more
+            + "{% elif m['role'] == 'assistant' %}"
+            + _kept(self.answer)
+            + words
+            + "{% if loop.last %}{{ eos_token }}{% else %}"
+            + self.behind
+            + "{% endif %}{% endif %}{% endfor %}{% if add_generation_prompt %}"
+            + _kept(self.answer)
+            + "{% endif %}"
+        )
+
+
+def _kept(text: str) -> str:
+    """Text as an expression: the line break behind a block would be taken away."""
+    escaped = text.replace("\n", "\\n")
+    return "{{ '" + escaped + "' }}" if text else ""
+
+
+FORMS = {
+    "stablelm-instruct-ja": Form(
+        _TASK_JA, "\n\n### 指示: \n", "\n\n### 応答: \n", "\n\n### 入力: \n"
+    ),
+    "rinna-instruct": Form("", "ユーザー: ", "<NL>システム: ", behind="<NL>", newline="<NL>"),
+    "line-instruct": Form("", "ユーザー: ", "\nシステム: ", behind="{{ eos_token + '\\n' }}"),
+    "llm-jp-instruct": Form(_TASK_LLM_JP, "\n\n### 指示:\n", "\n\n### 応答:\n", "\n\n### 入力:\n"),
+    "alpaca": Form(
+        _TASK_ALPACA, "\n\n### Instruction:\n", "\n\n### Response:\n", "\n\n### Input:\n"
+    ),
+}

@@ -1,0 +1,202 @@
+"""A model's tokenizer with the chat template that a profile asks for, checked before it is used."""
+
+import json
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from workloads.config.sections import Model
+from workloads.engine.pretrained.base import Base
+from workloads.engine.pretrained.chat import PROBE
+from workloads.engine.pretrained.files import Tell
+from workloads.errors import UserError
+from workloads.llm.prompt_formats import FORMS
+
+# What published tokenizers call a padding token that they do not declare as one.
+_PADDING = (
+    "<|finetune_right_pad_id|>",
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|PAD|>",
+    "<PAD>",
+    "<|padding|>",
+    "<|endoftext|>",
+    "<unk>",
+    "[UNK]",
+)
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_WORDS = 60  # pieces of the vocabulary that make lines to tell tokenizers apart
+_A_LINE = 12
+
+
+def load_tokenizer(base: Base[PreTrainedConfig], tell: Tell) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token that never stands for the end of an answer.
+
+    Raises UserError where there is none, where it has more tokens than the model, and where it
+    cuts text otherwise than the SentencePiece file beside it.
+    """
+    name = base.model.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            base.folder, trust_remote_code=base.model.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if _sentencepiece_file(base.folder) and find_spec("sentencepiece") is None:
+            reason = "its file needs the package sentencepiece; pip install sentencepiece"
+        raise UserError(
+            f"{name}: expected a tokenizer that this version of transformers can load, "
+            f"found none: {reason}"
+        ) from error
+    size = base.config.get_text_config().to_dict().get("vocab_size")
+    if isinstance(size, int) and len(tokenizer) > size:
+        raise UserError(
+            f"{name}: expected a tokenizer of at most {size} tokens, which the model has, found "
+            f"{len(tokenizer)}; use the tokenizer that belongs to the model"
+        )
+    _check_pieces(name, tokenizer, base.folder)
+    _choose_template(base.model, tokenizer)
+    note = choose_padding(tokenizer)
+    if note:
+        tell(note)
+    return tokenizer
+
+
+def choose_padding(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Give the tokenizer a padding token other than its end token; say what was done, if anything.
+
+    Where padding and end are one token, a trainer that masks padding by id also masks the end of
+    every answer, and the model never learns to stop.
+    """
+    pad, end = tokenizer.pad_token, tokenizer.eos_token
+    if pad is not None and pad != end:
+        return ""
+    known = tokenizer.get_vocab()
+    found = next((token for token in _PADDING if token in known and token != end), None)
+    if found is not None:
+        tokenizer.pad_token = found
+        return f"tokenizer: padding with {found}"
+    if end is None:
+        raise UserError(
+            "tokenizer: expected a padding or an end token, found neither; declare one in "
+            "tokenizer_config.json"
+        )
+    tokenizer.pad_token = end
+    return (
+        f"tokenizer: no token of its own for padding, so {end} pads; it is masked by position, "
+        "not by id, and the end of an answer stays a label"
+    )
+
+
+def _sentencepiece_file(folder: Path) -> Path | None:
+    return next((folder / name for name in _SENTENCEPIECE if (folder / name).is_file()), None)
+
+
+def _check_pieces(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The class of a tokenizer decides how a file is read, and may read a unigram model as BPE."""
+    file = _sentencepiece_file(folder)
+    if file is None or find_spec("sentencepiece") is None:
+        return
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        model = SentencePieceProcessor(model_file=str(file))
+    except (RuntimeError, OSError):
+        return  # another library's file under the same name, such as tiktoken's
+    for line in _lines(model):
+        expected = [model.id_to_piece(piece) for piece in model.encode(line)]
+        own = tokenizer(line, add_special_tokens=False)["input_ids"]
+        found = tokenizer.convert_ids_to_tokens(own)
+        if found != expected:
+            raise UserError(
+                f"{name}: expected the tokens of the SentencePiece file {file.name} for {line!r}, "
+                f"{_few(expected)}, found {_few(found)} by {type(tokenizer).__name__}; set the "
+                "right tokenizer_class in tokenizer_config.json, or remove the file if it belongs "
+                "to another tokenizer"
+            )
+
+
+def _lines(model: Any) -> Iterator[str]:
+    """Lines of the model's own pieces, spread over its vocabulary, so that none is unknown."""
+    plain = (
+        piece
+        for piece in range(model.get_piece_size())
+        if not (model.is_control(piece) or model.is_unknown(piece) or model.is_byte(piece))
+    )
+    words = [model.id_to_piece(piece).replace("▁", " ") for piece in plain]
+    words = words[:: max(1, len(words) // _WORDS)]
+    for start in range(0, len(words), _A_LINE):
+        line = "".join(words[start : start + _A_LINE]).strip()
+        if line and not any(model.is_unknown(piece) for piece in model.encode(line)):
+            yield line
+
+
+def _few(tokens: list[Any]) -> str:
+    return " ".join(map(str, tokens[:8])) + (" …" if len(tokens) > 8 else "")
+
+
+def _choose_template(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Put the chat template that the profile asks for, and its switches, into the tokenizer.
+
+    What is in the tokenizer goes with the export: whoever uses the model renders as training did.
+    """
+    own = tokenizer.chat_template
+    wanted = model.chat_template
+    if wanted is not None:
+        tokenizer.chat_template = _template(wanted, tokenizer)
+    elif isinstance(own, dict) and "default" not in own:
+        raise UserError(
+            f"{model.name}: expected a default among its chat templates, found "
+            f"{', '.join(sorted(own))}; set model.chat_template to one of them"
+        )
+    if model.chat_template_kwargs:
+        tokenizer.chat_template = _switched(tokenizer.chat_template, model.chat_template_kwargs)
+
+
+def _template(wanted: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    own = tokenizer.chat_template
+    if isinstance(own, dict) and wanted in own:
+        return str(own[wanted])
+    if wanted in FORMS:
+        begin = tokenizer.bos_token_id
+        starts = begin is not None and tokenizer(PROBE)["input_ids"][:1] == [begin]
+        return ("{{ bos_token }}" if starts else "") + FORMS[wanted].template()
+    file = Path(wanted).expanduser()
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    names = [*(sorted(own) if isinstance(own, dict) else []), *FORMS]
+    raise UserError(
+        f"model.chat_template: expected a Jinja file or one of {', '.join(names)}, found {wanted!r}"
+    )
+
+
+def _switched(template: Any, switches: dict[str, Any]) -> str:
+    """The template with defaults for its switches, where whoever renders it sets none."""
+    if not isinstance(template, str):
+        raise UserError(
+            "model.chat_template_kwargs: expected one chat template to set them for, found "
+            f"{'none' if template is None else 'several'}; set model.chat_template"
+        )
+    unknown = [name for name in switches if not re.search(rf"\b{re.escape(name)}\b", template)]
+    if unknown:
+        raise UserError(
+            f"model.chat_template_kwargs: expected switches that the chat template reads, found "
+            f"{unknown[0]!r}, which stands nowhere in it; correct or remove it"
+        )
+    heads = [
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
+        for name, value in switches.items()
+    ]
+    return "".join(heads) + template
+
+
+def _literal(value: Any) -> str:
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+__all__ = ["choose_padding", "load_tokenizer"]

@@ -30,7 +30,7 @@ from workloads.llm.data.prepare import Prepared, prepare
 DEMO = ROOT / "data" / "demo"
 MODEL = DEMO / "tiny-llama"
 LENGTH = 1024
-SOURCES = ["data", "report", "source", "template", "tokenise"]
+SOURCES = ["columns", "conversation", "guard", "prepare", "rows", "template", "tokenise", "turns"]
 Row = dict[str, Any]
 
 
@@ -44,7 +44,7 @@ def main() -> None:
             _compare("Single questions", _questions(arguments.rows), arguments, tokenizer, folder),
             _compare("Conversations", _talks(arguments.rows), arguments, tokenizer, folder),
         ]
-    code = [f"workloads/llm/{name}.py" for name in SOURCES]
+    code = [f"workloads/llm/data/{name}.py" for name in SOURCES]
     known = facts(
         ["tokenizers", "transformers", "datasets", "trl"],
         [*code, "bench/tokenise.py", "bench/_pair.py"],

@@ -16,7 +16,8 @@ from workloads.llm.config import FORMATS, Format, LlmData
 Row = dict[str, Any]
 UNFIT = ""  # the only key of a row that has no format, with the reason
 _STRUCTURES = ("messages", "conversations", "tools", "history")
-_MAYBE_TEXT = ("prompt", "completion")  # texts, or lists of messages
+# No two formats begin with the same column.
+_FIRST_COLUMNS = tuple((one.needed[0], name) for name, one in FORMATS.items())
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,10 @@ def format_of(row: Mapping[str, Any], data: LlmData) -> str:
     """The format of a kept row, by its columns."""
     if data.prompt is not None:
         return "template"
-    return next((name for name, one in FORMATS.items() if one.needed[0] in row), "")
+    for column, name in _FIRST_COLUMNS:
+        if column in row:
+            return name
+    return ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -31,9 +31,12 @@ def conversation_of(row: Row, data: LlmData, switches: Switches) -> Conversation
     """The conversation of a kept row; RowError where it is unfit."""
     if not switches.writes_text:
         raise RowError("the chat template leaves out what a turn says, unless in parts")
-    messages, given = _messages(row, data, switches)
+    name = format_of(row, data)
+    messages, given = _messages(name, row, data, switches)
     learn = [message.learn for message in messages]
-    turns = [_dressed(message.turn, data) for message in messages]
+    turns = [message.turn for message in messages]
+    if data.prompt_prefix or data.prompt_suffix or data.answer_prefix:
+        turns = [_dressed(turn, data) for turn in turns]
     remarks = []
     system = row.get("system") or ""
     if not isinstance(system, str):
@@ -61,13 +64,15 @@ def conversation_of(row: Row, data: LlmData, switches: Switches) -> Conversation
         remarks.append(("tools", ""))
         tools = None
     # A prompt and its completion are one text in two parts.
-    joint = "" if format_of(row, data) == "prompt_completion" else "\n"
+    joint = "" if name == "prompt_completion" else "\n"
     return Conversation(turns[: answers[-1] + 1], answers, tools, joint, tuple(remarks))
 
 
-def _messages(row: Row, data: LlmData, switches: Switches) -> tuple[list[Message], int]:
-    """The row's turns, and how many of them are only given and never learnt."""
-    name, ignored = format_of(row, data), frozenset(data.ignore)
+def _messages(
+    name: str, row: Row, data: LlmData, switches: Switches
+) -> tuple[list[Message], int]:
+    """The turns of a row of a format, and how many of them are only given and never learnt."""
+    ignored = frozenset(data.ignore)
     if name in ("messages", "sharegpt"):
         value = row["messages"] if name == "messages" else row["conversations"]
         return messages_of(value, ignored), 0

@@ -24,6 +24,7 @@ Row = Mapping[str, Any]
 
 _OPENED = re.compile(r"(<[^<>\s]+>)(\s*)\Z")
 _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>(\s*)\Z")
+_LONGEST_TAG = 40  # characters of a tag with white space behind it
 _COMPARED = 4  # conversations of a batch whose earlier answers are looked for in both ways
 
 
@@ -86,7 +87,8 @@ class Template:
                     found[place] = self._text(row["text"])
                 else:
                     talk = conversation_of(row, self.data, self.switches)
-                    groups.setdefault(repr((talk.tools, talk.joint)), []).append((place, talk))
+                    kind = talk.joint if talk.tools is None else repr((talk.joint, talk.tools))
+                    groups.setdefault(kind, []).append((place, talk))
             except RowError as error:
                 found[place] = error
         for group in groups.values():
@@ -124,16 +126,15 @@ class Template:
     def _checked(self, pair: tuple[Conversation, Rendered]) -> Rendered:
         """The row with what is to be told of it; RowError where something is not in its text."""
         talk, rendered = pair
-        remarks = [*rendered.remarks, *talk.remarks, *self._guard.check(talk, rendered.text)]
-        return replace(rendered, remarks=(*remarks, *self._foreign(rendered.text)))
+        more = [*talk.remarks, *self._guard.check(talk, rendered.text)]
+        more += self._foreign(rendered.text)
+        return replace(rendered, remarks=(*rendered.remarks, *more)) if more else rendered
 
     def _foreign(self, text: str) -> Iterable[tuple[str, str]]:
         found = set(MARKER.findall(text)) - self.switches.markers
         return [("foreign", marker) for marker in sorted(found)]
 
     def _talks(self, talks: Sequence[Conversation]) -> list[Rendered]:
-        if not talks:
-            return []
         more = talks[0].tools, talks[0].joint
         whole = self.switches.render([talk.turns for talk in talks], False, *more)
         asked = [talk.turns[: talk.answers[-1]] for talk in talks]
@@ -160,7 +161,7 @@ class Template:
             rebuilt = True
         else:
             rebuilt = False
-        thought = _THOUGHT.search(prompt)
+        thought = _THOUGHT.search(prompt[-_LONGEST_TAG:])
         if spans is not None and not (thought and not _closes(text[spans[-1][0] :], thought[1])):
             return self._cut(text, spans, rebuilt)
         # Behind the prompt exactly as a model will be given it.

@@ -44,7 +44,7 @@ def evaluate_before(
 
 def finish(config: LlmConfig, session: Session, trainer: RunTrainer) -> None:
     """Export the trained model, evaluate it, and say what got better. All ranks take part."""
-    rows = f"{config.data.source}, {len(trainer.train_dataset):,} sequences"
+    rows = f"{config.data.named}, {len(trainer.train_dataset):,} sequences"
     engine_finish.finish(
         session,
         trainer,

@@ -186,7 +186,7 @@ class Dataset(Sequence[Episode], ABC):
 
     format: the files' format; name: the dataset's entry in the statistics; fps: steps a second
     where the files or the format say so, measured_fps: what the times of the steps say, where they
-    can be trusted; seen: all steps, lost ones too; damage: what was found wrong so far; notes: what a person
+    can be trusted; revision: the commit of one from the hub; seen: all steps, lost ones too; damage: what was found wrong so far; notes: what a person
     should know before training on it; unused: features in the files that nothing reads, and why;
     text_keys: features that hold texts; action_names, state_names: one for each dimension, None
     where the files have none.
@@ -196,6 +196,7 @@ class Dataset(Sequence[Episode], ABC):
     name: str
     fps: float | None
     measured_fps: float | None = None
+    revision: str | None = None
     seen: int = 0
     action_names: tuple[str, ...] | None = None
     state_names: tuple[str, ...] | None = None

@@ -38,8 +38,9 @@ def open_dataset(
     """
     refuse_lost_link(path)
     chosen = _complete(replace(options or Options(), **changes))
-    root = _local(path, chosen)
+    root, revision = _local(path, chosen)
     dataset = _opened(root, chosen)
+    dataset.revision = revision
     if chosen.instruction_map:
         _check_map(dataset)
     return dataset
@@ -68,15 +69,17 @@ def is_hub_name(source: str) -> bool:
     )
 
 
-def _local(path: str | os.PathLike[str], options: Options) -> Path:
-    """Where the dataset lies on this machine, downloaded from the hub where it has to be."""
+def _local(path: str | os.PathLike[str], options: Options) -> tuple[Path, str | None]:
+    """Where the dataset lies on this machine, and its commit where it was downloaded from the
+    hub."""
     root = Path(path)
     if root.exists():
-        return root
+        return root, None
     if is_hub_name(os.fspath(path)):
         from workloads.data.robot.lerobot.hub import download
 
-        return download(os.fspath(path), options.revision, LEROBOT_INFO)
+        folder = download(os.fspath(path), options.revision, LEROBOT_INFO)
+        return folder, folder.name
     raise UserError(f"expected a dataset, found nothing at {root}; check the path")
 
 

@@ -74,6 +74,10 @@ class Sources:
             "held_out_episodes": sum(len(part.episodes) for part in self.held_out),
             "damaged": self.damaged,
             "cameras": list(self.train[0].cameras),
+            "sources": [
+                {"path": str(part.dataset.path), "revision": part.dataset.revision}
+                for part in self.train
+            ],
         }
 
 

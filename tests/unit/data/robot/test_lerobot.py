@@ -273,3 +273,30 @@ def test_meta_data_that_is_missing(tmp_path: Path) -> None:
     (root / "meta/episodes.jsonl").write_text('{"episode_index": 0,\n')
     with pytest.raises(UserError, match=r"episodes\.jsonl:1:\d+: expected JSON"):
         open_dataset(root)
+
+
+def test_a_dataset_by_its_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """V-G03: downloaded at the revision asked for, or refused as a name."""
+    import huggingface_hub
+
+    asked: list[tuple[str, str, str | None]] = []
+
+    def snapshot(name: str, repo_type: str, revision: str | None) -> str:
+        asked.append((name, repo_type, revision))
+        if name != "toy/arm":
+            raise OSError("404 Client Error: Repository Not Found")
+        return str(tmp_path / "set")
+
+    lerobot_video_v3(tmp_path / "set")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.chdir(tmp_path)
+    dataset = open_dataset("toy/arm", revision="v1.2")
+    assert len(dataset) == 3 and dataset.revision == "set", "the snapshot's folder is its commit"
+    assert asked == [("toy/arm", "dataset", "v1.2")]
+    with pytest.raises(UserError, match="toy/none: expected a folder here or a dataset on the hub"):
+        open_dataset("toy/none")
+    (tmp_path / "set/meta/info.json").rename(tmp_path / "info.json")
+    with pytest.raises(UserError, match=r"toy/arm: expected a LeRobot dataset with meta/info\.json"):
+        open_dataset("toy/arm")
+    with pytest.raises(UserError, match="found nothing at"):
+        open_dataset("set/absent/deeper")

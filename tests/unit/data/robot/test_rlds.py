@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import pickle
 import shutil
 from pathlib import Path
 
@@ -169,3 +170,26 @@ def test_features_of_another_kind_than_written(tmp_path: Path) -> None:
     (root / "features.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match="expected a sequence of steps, found invalid literal"):
         open_dataset(root)
+
+
+def test_array_record_is_read_like_tfrecord(tmp_path: Path) -> None:
+    """V-B05: through its own package."""
+    module = pytest.importorskip("array_record.python.array_record_module")
+    root = rlds(tmp_path / "toy", (5, 3, 4))
+    file = root / "toy_arm-train.tfrecord-00000-of-00001"
+    expected = open_dataset(root)
+    writer = module.ArrayRecordWriter(
+        str(root / "toy_arm-train.array_record-00000-of-00001"), "group_size:1"
+    )
+    for record in tfrecord.read(file):
+        writer.write(record)
+    writer.close()
+    file.rename(tmp_path / "aside")
+    dataset = open_dataset(root, cache_dir=tmp_path / "cache")
+    assert dataset.lengths.tolist() == [5, 3, 4]
+    again = pickle.loads(pickle.dumps(dataset))
+    assert again[2].instruction == "do task 2"
+    assert [step_of(again[1].image("wrist", t)) for t in range(3)] == [0, 1, 2]
+    assert np.array_equal(again[0].actions, vectors(5, 50, 7)) and dataset.verify() == []
+    (tmp_path / "aside").rename(file)
+    assert np.array_equal(expected[0].image("primary", 2), again[0].image("primary", 2))

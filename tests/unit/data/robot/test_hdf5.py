@@ -1,0 +1,127 @@
+"""HDF5 demonstrations in the layouts of robomimic, LIBERO and ALOHA."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.robot_data import picture, step_of, vectors
+from workloads.cli import main
+from workloads.data.robot import open_dataset
+from workloads.data.robot.images import encode_jpeg
+from workloads.errors import UserError
+
+h5py = pytest.importorskip("h5py")
+pytestmark = pytest.mark.unit
+
+
+def robomimic(file: Path, steps: int = 6, demos: int = 3, **attributes: str) -> Path:
+    """`data/demo_N` with obs and actions, as robomimic and LIBERO write them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(file, "w") as root:
+        data = root.create_group("data")
+        data.attrs.update(attributes)
+        for number in [*range(1, demos), 0]:  # in no order
+            group = data.create_group(f"demo_{number}")
+            group["actions"] = vectors(steps, number, 7).astype(np.float64)
+            group["dones"] = np.zeros(steps, np.int64)
+            frames = np.stack([picture(t) for t in range(steps)])
+            group.create_dataset("obs/agentview_rgb", data=frames, compression="gzip")
+            group["obs/agentview_depth"] = np.zeros((steps, 24, 32, 1), np.float32)
+            group["obs/ee_states"] = vectors(steps, number, 6)
+            group["obs/gripper_states"] = vectors(steps, number + 9, 2)
+    return file
+
+
+def aloha(file: Path, steps: int = 6, padded: bool = False) -> Path:
+    """One episode a file; padded: images as JPEG, filled up to one length."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    frames = [picture(t) for t in range(steps)]
+    with h5py.File(file, "w") as root:
+        root["action"] = vectors(steps, 1, 14)
+        root["observations/qpos"] = vectors(steps, 2, 14)
+        root["observations/qvel"] = vectors(steps, 3, 14)
+        for camera in ("cam_high", "cam_left_wrist"):
+            if padded:
+                jpegs = [np.frombuffer(encode_jpeg(frame), np.uint8) for frame in frames]
+                longest = max(len(jpeg) for jpeg in jpegs)
+                rows = [np.pad(jpeg, (0, longest - len(jpeg))) for jpeg in jpegs]
+                root[f"observations/images/{camera}"] = np.stack(rows)
+            else:
+                root[f"observations/images/{camera}"] = np.stack(frames)
+    return file
+
+
+def test_libero(tmp_path: Path) -> None:
+    info = json.dumps({"language_instruction": "open the drawer"})
+    facts = json.dumps({"env_kwargs": {"control_freq": 20}})
+    robomimic(tmp_path / "set/open_demo.hdf5", demos=11, problem_info=info, env_args=facts)
+    dataset = open_dataset(tmp_path / "set")
+    assert dataset.format == "hdf5" and dataset.fps == 20 and dataset.cameras == ("agentview",)
+    assert [episode.name for episode in dataset][:3] == [f"open_demo/demo_{n}" for n in range(3)]
+    assert dataset[10].name == "open_demo/demo_10"
+    assert {episode.instruction for episode in dataset} == {"open the drawer"}
+    episode = dataset[2]
+    assert np.array_equal(episode.actions, vectors(6, 2, 7)) and episode.states.shape == (6, 8)
+    assert [step_of(episode.image("agentview", t)) for t in (5, 0, 3)] == [5, 0, 3]
+    assert dataset.unused["obs/agentview_depth"] == "no colour camera: depth"
+    assert "upside down" in dataset.notes[0] and dataset.verify() == []
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_aloha(tmp_path: Path, padded: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        aloha(tmp_path / f"set/episode_{number}.hdf5", padded=padded)
+    dataset = open_dataset(tmp_path / "set", instruction="cut the tape")
+    assert dataset.cameras == ("cam_high", "cam_left_wrist") and len(dataset) == 2
+    episode = pickle.loads(pickle.dumps(dataset))[1]
+    assert episode.actions.shape == episode.states.shape == (6, 14)
+    assert [step_of(episode.image("cam_high", t)) for t in (4, 1)] == [4, 1]
+    assert (episode.encoded("cam_high", 0) is not None) == padded
+    assert "observations/qvel" in dataset.unused
+    assert main(["data", "inspect", str(tmp_path / "set")]) == 1
+    assert "no text in 2 episodes" in capsys.readouterr().out
+    out = tmp_path / "out"
+    words = ["--instruction", "cut the tape", "--fps", "50"]
+    assert main(["data", "convert", str(tmp_path / "set"), str(out), *words]) == 0
+    assert open_dataset(out)[1].instruction == "cut the tape"
+
+
+def test_instructions_of_its_own(tmp_path: Path) -> None:
+    file = aloha(tmp_path / "episode_0.hdf5")
+    with h5py.File(file, "a") as root:
+        root["language_raw"] = np.array([b"cut the tape"])
+        root["subtask"] = np.array([b"reach", b"reach", b"cut", b"cut", b"cut", b"cut"])
+    assert open_dataset(file)[0].instruction == "cut the tape"
+    episode = open_dataset(file, instruction_key="subtask")[0]
+    assert [episode.instruction_at(t) for t in (0, 2)] == ["reach", "cut"]
+    with pytest.raises(UserError, match="found none; there are: language_raw, subtask"):
+        open_dataset(file, instruction_key="goal")
+
+
+def test_what_cannot_be_read_weighs_what_the_others_hold(tmp_path: Path) -> None:
+    for number in range(3):
+        robomimic(tmp_path / f"set/{number}.hdf5", language_instruction="open it")
+    broken = tmp_path / "set/1.hdf5"
+    broken.write_bytes(broken.read_bytes()[:500])
+    with h5py.File(tmp_path / "set/2.hdf5", "a") as root:
+        del root["data/demo_1/actions"]
+        root["data/demo_2/actions"][3, 0] = np.nan
+    dataset = open_dataset(tmp_path / "set", damage_budget=20)
+    assert sorted((d.trouble, d.lost) for d in dataset.damage) == [
+        ("bad_file", 6), ("missing_feature", 6), ("non_finite", 1),
+    ]  # fmt: skip
+    assert [len(episode) for episode in dataset] == [6, 6, 6, 6, 5]
+    with pytest.raises(UserError, match="expected vectors for state_keys, found no 'obs/joints'"):
+        open_dataset(tmp_path / "set", state_keys=["obs/joints"])
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    file = aloha(tmp_path / "episode_0.hdf5")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match=r"expected the package h5py.*pip install 'tatara\[hdf5\]'"):
+        open_dataset(file)

@@ -1,0 +1,135 @@
+"""ROS 2 bags, mcap and sqlite3, written by the rosbags package and read as episodes."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.robot_data import picture, step_of
+from workloads.cli import main
+from workloads.data.robot import open_dataset
+from workloads.data.robot.images import encode_jpeg
+from workloads.data.robot.rosbag.messages import CRANE_X7
+from workloads.errors import UserError
+
+rosbag2 = pytest.importorskip("rosbags.rosbag2")
+typesys = pytest.importorskip("rosbags.typesys")
+pytestmark = pytest.mark.unit
+STORE = typesys.get_typestore(typesys.Stores.ROS2_HUMBLE)
+TYPES = STORE.types
+SECOND = 1_000_000_000
+
+
+def header(frame: str = "") -> Any:
+    return TYPES["std_msgs/msg/Header"](TYPES["builtin_interfaces/msg/Time"](0, 0), frame)
+
+
+def image(pixels: np.ndarray, encoding: str = "bgr8") -> Any:
+    height, width = pixels.shape[:2]
+    content = np.ascontiguousarray(pixels[..., ::-1] if encoding == "bgr8" else pixels)
+    step = content.nbytes // height
+    return TYPES["sensor_msgs/msg/Image"](
+        header(), height, width, encoding, 0, step, content.view(np.uint8).ravel()
+    )
+
+
+def joints(position: np.ndarray) -> Any:
+    names = [*reversed(CRANE_X7), "crane_x7_gripper_finger_b_joint"]
+    values = np.array([*reversed(position.tolist()), 0.0])
+    return TYPES["sensor_msgs/msg/JointState"](header(), names, values, np.zeros(0), np.zeros(0))
+
+
+def bag(
+    folder: Path, plugin: str = "MCAP", seconds: float = 2.0, gap: tuple[float, float] = (9, 9)
+) -> Path:
+    """Images at 20 Hz, joints at 50 Hz, an instruction that changes after a second, depth and a
+    laser scan's worth of something else. gap: seconds without images."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    events: list[tuple[int, str, Any]] = [
+        (0, "/vla/update_instruction", TYPES["std_msgs/msg/String"]("take the cube")),
+        (SECOND, "/vla/update_instruction", TYPES["std_msgs/msg/String"]("put it down")),
+        (SECOND, "/odometer", TYPES["std_msgs/msg/Bool"](True)),
+        (0, "/camera/depth/image_raw", image(np.zeros((24, 32, 2), np.uint8), "16UC1")),
+    ]
+    for tick in range(int(20 * seconds)):
+        if not gap[0] <= tick / 20 < gap[1]:
+            at = tick * SECOND // 20
+            events.append((at, "/camera/color/image_raw", image(picture(tick // 2 % 30))))
+            jpeg = np.frombuffer(encode_jpeg(picture(tick // 2 % 30)), np.uint8)
+            packed = TYPES["sensor_msgs/msg/CompressedImage"](header(), "jpeg", jpeg)
+            events.append((at, "/wrist/image_raw/compressed", packed))
+    for tick in range(int(50 * seconds)):
+        events.append((tick * SECOND // 50, "/joint_states", joints(np.full(8, tick / 50))))
+    kinds = {topic: message.__msgtype__ for _, topic, message in events}
+    storage = rosbag2.StoragePlugin[plugin]
+    with rosbag2.Writer(folder, version=9, storage_plugin=storage) as writer:
+        open_topics = {
+            topic: writer.add_connection(topic, kind, typestore=STORE)
+            for topic, kind in kinds.items()
+        }
+        for at, topic, message in sorted(events, key=lambda event: event[0]):
+            raw = STORE.serialize_cdr(message, kinds[topic])
+            writer.write(open_topics[topic], 1_700_000_000 * SECOND + at, raw)
+    return folder
+
+
+@pytest.mark.parametrize("plugin", ["MCAP", "SQLITE3"])
+def test_topics_become_steps(tmp_path: Path, plugin: str) -> None:
+    for number in range(2):
+        bag(tmp_path / f"bags/run_{number}", plugin)
+    dataset = open_dataset(tmp_path / "bags")
+    assert dataset.format == "rosbag" and dataset.fps == 10 and dataset.name == "crane_x7"
+    assert dataset.cameras == ("camera/color", "wrist") and dataset.state_names == CRANE_X7
+    episode = pickle.loads(pickle.dumps(dataset))[1]
+    assert len(episode) == 19 and np.allclose(episode.states[:, 0], np.arange(19) / 10, atol=1e-6)
+    assert np.allclose(episode.actions[:-1], episode.states[1:]), "the next state"
+    for camera in episode.cameras:
+        assert [step_of(episode.image(camera, t)) for t in (18, 0, 7)] == [18, 0, 7]
+    assert (episode.encoded("wrist", 0) or b"").startswith(b"\xff\xd8")
+    assert [episode.instruction_at(t) for t in (9, 10)] == ["take the cube", "put it down"]
+    assert dataset.unused == {
+        "/odometer": "std_msgs/msg/Bool",
+        "/camera/depth/image_raw": "no colour camera: encoding 16UC1",
+    }
+    assert dataset.verify() == []
+
+
+def test_another_rate_and_conversion(tmp_path: Path) -> None:
+    bag(tmp_path / "bags/run")
+    out = tmp_path / "out"
+    assert main(["data", "convert", str(tmp_path / "bags"), str(out), "--rate", "5"]) == 0
+    again = open_dataset(out)
+    assert again.fps == 5 and len(again[0]) == 9
+    assert np.allclose(again[0].states[:, 3], np.arange(9) / 5, atol=1e-6)
+    assert step_of(again[0].image("wrist", 4)) == 8
+
+
+def test_a_gap_is_no_steps(tmp_path: Path) -> None:
+    """Half a second after the last image nothing is known of what the camera sees."""
+    bag(tmp_path / "bags/run", seconds=3, gap=(1.0, 2.0))
+    dataset = open_dataset(tmp_path / "bags")
+    assert dataset[0].gaps and dataset.damage[0].lost > 2
+    assert "without a message of the last 0.5 s" in dataset.damage[0].cause
+    for at, step in enumerate(dataset[0].rows):
+        assert step <= 14 or step >= 20, at
+
+
+def test_topics_that_are_not_there(tmp_path: Path) -> None:
+    bag(tmp_path / "bags/run")
+    with pytest.raises(UserError, match="found std_msgs/msg/Bool on it; topics with vectors: /joint"):
+        open_dataset(tmp_path / "bags", action_keys=["/odometer"])
+    with pytest.raises(UserError, match="found no such topic"):
+        open_dataset(tmp_path / "bags", state_keys=["/joints"])
+    with pytest.raises(UserError, match="topics with texts: /vla/update_instruction"):
+        open_dataset(tmp_path / "bags", instruction_key="/goal")
+
+
+def test_a_bag_that_is_broken_weighs_what_the_others_hold(tmp_path: Path) -> None:
+    for number in range(2):
+        bag(tmp_path / f"bags/run_{number}")
+    file = next((tmp_path / "bags/run_1").glob("*.mcap"))
+    file.write_bytes(file.read_bytes()[:400])
+    with pytest.raises(UserError, match="found 20 of 40.*not a readable bag"):
+        open_dataset(tmp_path / "bags")

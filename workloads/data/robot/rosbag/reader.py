@@ -1,0 +1,329 @@
+"""ROS 2 bags as demonstrations: one bag an episode, topics sampled at a steady rate.
+
+A step is a moment of the recording: it has the newest message of every topic at or before it, by
+the time that the recorder received it. Nothing of the future is looked at, and nothing is made up
+between two messages. A step without a message of the last half second is left out.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workloads.data.robot import images
+from workloads.data.robot.episode import Dataset, Episode, usual_sizes
+from workloads.data.robot.instructions import distinct, instruction_of
+from workloads.data.robot.lru import LruCache
+from workloads.data.robot.optional import imported
+from workloads.data.robot.options import Options
+from workloads.data.robot.rosbag import messages
+from workloads.data.tfrecord import Damage, DamagedRecord
+from workloads.errors import UserError
+
+RATE = 10.0
+STATE_TOPIC = "/joint_states"
+_OLD = 0.5  # seconds after which a message says nothing about a step
+_BAGS_OPEN = 4
+_NANOSECONDS = 1e-9
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One bag at the moments of its steps; images by camera as the time of each step's message."""
+
+    folder: Path
+    rows: np.ndarray  # int64 [T], number of the moment
+    times: np.ndarray  # float64 [T], seconds from the first moment
+    states: np.ndarray
+    actions: np.ndarray
+    cameras: dict[str, str]  # name → topic
+    stamps: dict[str, np.ndarray]  # name → int64 [T], nanoseconds
+    texts: list[str]
+    which: np.ndarray | None
+    moments: int
+
+
+class Rosbags(Dataset):
+    """Vectors are read at opening, images when asked for: convert a bag before training much."""
+
+    format = "rosbag"
+
+    def __init__(self, path: Path, options: Options, folders: Sequence[Path]) -> None:
+        super().__init__(path, options)
+        self.fps: float | None = options.rate or RATE
+        self.name = path.resolve().name
+        self.bags = Bags()
+        self.found: list[Recording] = []
+        lost: list[Damage] = []
+        for folder in folders:
+            try:
+                self.found.append(self._read(folder))
+            except _Unusable as error:
+                lost.append(Damage(str(folder), 0, None, str(error)))
+        if self.state_names == messages.CRANE_X7:
+            self.name = "crane_x7"
+        self._weigh(lost)
+        if not self.options.action_keys:
+            self.note(
+                "actions: the state of the next step, as no topic was named with action_keys; the "
+                "last step of a bag has none and is left out"
+            )
+        self.report([])
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def episode(self, number: int) -> Episode:
+        recording = self.found[number]
+        return Episode(
+            name=recording.folder.name,
+            states=recording.states,
+            actions=recording.actions,
+            said=instruction_of(recording.texts, recording.which, self.options),
+            cameras=tuple(recording.cameras),
+            rows=recording.rows,
+            reader=_Images(self, recording),
+            file=str(recording.folder),
+            timestamps=recording.times,
+        )
+
+    def _read(self, folder: Path) -> Recording:
+        reader = self.bags.get(folder)
+        topics = {connection.topic: connection.msgtype for connection in reader.connections}
+        states = self._topics(folder, topics, self.options.state_keys or (STATE_TOPIC,), "state")
+        actions = self._topics(folder, topics, self.options.action_keys, "action")
+        cameras = self._cameras(reader, topics)
+        said = self._text_topic(folder, topics)
+        used = {*states, *actions, *cameras.values(), *([said] if said else [])}
+        for topic, kind in topics.items():
+            if topic not in used:
+                self.unused.setdefault(topic, kind)
+        streams = self._streams(reader, topics, used, {*states, *actions}, said)
+        return self._sampled(folder, states, actions, cameras, said, streams)
+
+    def _topics(
+        self, folder: Path, topics: dict[str, str], wanted: Sequence[str], what: str
+    ) -> list[str]:
+        for topic in wanted:
+            if topics.get(topic) not in messages.VECTORS:
+                usable = [name for name, kind in topics.items() if kind in messages.VECTORS]
+                found = f"{topics[topic]} on it" if topic in topics else "no such topic"
+                raise UserError(
+                    f"{folder}: expected a vector on {topic} for {what}_keys, found {found}; topics "
+                    f"with vectors: {', '.join(usable) or 'none'}"
+                )
+        return list(wanted)
+
+    def _cameras(self, reader: Any, topics: dict[str, str]) -> dict[str, str]:
+        """Colour cameras: their topics without what all of them end with."""
+        found: dict[str, str] = {}
+        for connection in reader.connections:
+            if connection.msgtype not in (messages.IMAGE, messages.COMPRESSED):
+                continue
+            first = next(iter(reader.messages([connection])), None)
+            if first is None:
+                continue
+            message = reader.deserialize(first[2], connection.msgtype)
+            reason = messages.no_colour(connection.msgtype, message)
+            if reason is not None:
+                self.unused[connection.topic] = f"no colour camera: {reason}"
+                continue
+            name = connection.topic.strip("/")
+            for ending in ("/compressed", "/image_raw", "/image_rect_color", "/image"):
+                name = name.removesuffix(ending)
+            found.setdefault(name, connection.topic)
+        return dict(sorted(found.items()))
+
+    def _text_topic(self, folder: Path, topics: dict[str, str]) -> str | None:
+        texts = [topic for topic, kind in topics.items() if kind == messages.TEXT]
+        self.text_keys = tuple(dict.fromkeys([*self.text_keys, *texts]))
+        wanted = self.options.instruction_key
+        if wanted is not None and wanted not in texts:
+            raise UserError(
+                f"{folder}: expected a {messages.TEXT} on {wanted} for instruction_key, found none; "
+                f"topics with texts: {', '.join(texts) or 'none'}"
+            )
+        return wanted or next((topic for topic in texts if "instruction" in topic), None)
+
+    def _streams(
+        self, reader: Any, topics: dict[str, str], used: set[str], vectors: set[str], said: str | None
+    ) -> dict[str, tuple[list[int], list[Any]]]:
+        """Times and values of every topic that is used; of images only the times."""
+        streams: dict[str, tuple[list[int], list[Any]]] = defaultdict(lambda: ([], []))
+        names: dict[str, tuple[str, ...]] = {}
+        wanted = [connection for connection in reader.connections if connection.topic in used]
+        for connection, stamp, raw in reader.messages(wanted):
+            topic, kind = connection.topic, connection.msgtype
+            value: Any = None
+            if topic in vectors:
+                message = reader.deserialize(raw, kind)
+                if kind == messages.JOINTS and topic not in names:
+                    names[topic] = messages.joint_names(message)
+                value = messages.vector(kind, message, names.get(topic, ()))
+                if value is None:
+                    continue
+            elif topic == said:
+                value = reader.deserialize(raw, kind).data
+            times, values = streams[topic]
+            times.append(stamp)
+            values.append(value)
+        if self.options.state_keys in ((), (STATE_TOPIC,)):
+            self.state_names = names.get(STATE_TOPIC, self.state_names)
+        action = self.options.action_keys or self.options.state_keys or (STATE_TOPIC,)
+        if len(action) == 1:
+            self.action_names = names.get(action[0], self.action_names)
+        return streams
+
+    def _sampled(
+        self,
+        folder: Path,
+        states: list[str],
+        actions: list[str],
+        cameras: dict[str, str],
+        said: str | None,
+        streams: dict[str, tuple[list[int], list[Any]]],
+    ) -> Recording:
+        needed = [*states, *actions, *cameras.values()]
+        silent = [topic for topic in needed if not streams[topic][0]]
+        if silent:
+            raise _Unusable(f"missing_feature: no message on {silent[0]}")
+        start = max(streams[topic][0][0] for topic in needed)
+        stop = min(streams[topic][0][-1] for topic in needed)
+        rate = self.fps or RATE
+        count = int((stop - start) * _NANOSECONDS * rate + 1e-6) + 1 if stop >= start else 0
+        moments = start + np.round(np.arange(count) / rate / _NANOSECONDS).astype(np.int64)
+        fresh, latest = np.ones(count, bool), {}
+        for topic in needed:
+            times = np.array(streams[topic][0], np.int64)
+            latest[topic] = np.searchsorted(times, moments, side="right") - 1
+            fresh &= (moments - times[latest[topic]]) * _NANOSECONDS <= _OLD
+        table = {topic: _stacked(folder, topic, streams[topic][1], latest[topic]) for topic in
+                 (*states, *actions)}  # fmt: skip
+        state = np.concatenate([table[topic] for topic in states], axis=1)
+        if actions:
+            action = np.concatenate([table[topic] for topic in actions], axis=1)
+        else:
+            # The next state; the last step has none.
+            action, following = np.roll(state, -1, axis=0), np.roll(fresh, -1)
+            fresh &= following
+            fresh[-1:] = False
+        texts, which = self._said(streams, said, moments[fresh])
+        return Recording(
+            folder, np.flatnonzero(fresh), (moments[fresh] - start) * _NANOSECONDS,
+            state[fresh], action[fresh], cameras,
+            {name: np.array(streams[topic][0], np.int64)[latest[topic][fresh]]
+             for name, topic in cameras.items()},
+            texts, which, count,
+        )  # fmt: skip
+
+    def _said(
+        self, streams: dict[str, tuple[list[int], list[Any]]], said: str | None, moments: np.ndarray
+    ) -> tuple[list[str], np.ndarray | None]:
+        """The newest instruction at each moment; the first one also counts before it came."""
+        if said is None or not streams[said][0]:
+            return [], None
+        texts, numbers = distinct([str(value) for value in streams[said][1]])
+        at = np.searchsorted(np.array(streams[said][0]), moments, side="right") - 1
+        return texts, numbers[np.maximum(at, 0)]
+
+    def _weigh(self, lost: list[Damage]) -> None:
+        """A lost bag weighs as many steps as the others have; sizes have to be alike."""
+        usual = int(np.median([one.moments for one in self.found])) if self.found else 1
+        self.damage += [item._replace(lost=max(usual, 1)) for item in lost]
+        sizes = [(one.states.shape[1], one.actions.shape[1]) for one in self.found]
+        expected = usual_sizes((size, len(one.rows)) for size, one in zip(sizes, self.found, strict=True))
+        for size, one in zip(sizes, self.found, strict=True):
+            own_end = 0 if self.options.action_keys else 1
+            missing = one.moments - own_end - len(one.rows)
+            if size != expected:
+                cause = f"wrong_dim: states and actions of {size}, expected {expected}"
+                self.damage.append(Damage(str(one.folder), 0, None, cause, len(one.rows)))
+            elif missing > 0:
+                cause = f"missing_feature: {missing} of {one.moments} steps without a message of the last {_OLD} s"
+                self.damage.append(Damage(str(one.folder), 0, None, cause, missing))
+        self.found = [one for one, size in zip(self.found, sizes, strict=True) if size == expected]
+        self.seen = sum(one.moments for one in self.found) + sum(d.lost for d in self.damage)
+
+
+class _Unusable(Exception):
+    """Why a bag as a whole cannot be used."""
+
+
+def _stacked(folder: Path, topic: str, values: list[Any], latest: np.ndarray) -> np.ndarray:
+    sizes = {len(value) for value in values}
+    if len(sizes) > 1:
+        raise _Unusable(f"wrong_dim: vectors of {sorted(sizes)} on {topic}")
+    return np.stack(values)[latest]
+
+
+class Bags:
+    """The bags last used stay open; every process has its own."""
+
+    def __init__(self) -> None:
+        self._open: LruCache[Path, Any] = LruCache(_BAGS_OPEN, _close)
+        self._process = os.getpid()
+
+    def get(self, folder: Path) -> Any:
+        """An open reader; raises what rosbags raises as _Unusable."""
+        if self._process != os.getpid():  # a forked worker must not share file positions
+            self._open, self._process = LruCache(_BAGS_OPEN, _close), os.getpid()
+        return self._open.get(folder, lambda: _opened(folder))
+
+
+def _opened(folder: Path) -> Any:
+    highlevel = imported("rosbags.highlevel", "rosbag", str(folder))
+    types = imported("rosbags.typesys", "rosbag", str(folder))
+    try:
+        # Recordings of before ROS 2 Jazzy name their types, and do not carry them.
+        store = types.get_typestore(types.Stores.ROS2_HUMBLE)
+        reader = highlevel.AnyReader([folder], default_typestore=store)
+        reader.open()
+    except Exception as error:  # sqlite3's, mcap's, yaml's and its own
+        raise _Unusable(f"bad_file: not a readable bag, {' '.join(str(error).split())}") from error
+    return reader
+
+
+def _close(reader: Any) -> None:
+    reader.close()
+
+
+class _Images:
+    """Images of one bag."""
+
+    def __init__(self, dataset: Rosbags, recording: Recording) -> None:
+        self.dataset = dataset
+        self.recording = recording
+
+    def encoded(self, camera: str, row: int) -> bytes | None:
+        kind, message = self._message(camera, row)
+        return bytes(message.data) if kind == messages.COMPRESSED else None
+
+    def pixels(self, camera: str, row: int) -> np.ndarray:
+        kind, message = self._message(camera, row)
+        try:
+            return messages.pixels(kind, message)
+        except images.ImageError as error:
+            raise self._damaged(camera, row, f"bad_image: {error}") from error
+
+    def depth(self, camera: str, row: int) -> np.ndarray:
+        raise UserError(f"{self.recording.folder}: expected depth of {camera!r}, found none")
+
+    def _message(self, camera: str, row: int) -> tuple[str, Any]:
+        recording = self.recording
+        at = int(np.searchsorted(recording.rows, row))
+        stamp = int(recording.stamps[camera][at])
+        try:
+            reader = self.dataset.bags.get(recording.folder)
+            topic = recording.cameras[camera]
+            wanted = [one for one in reader.connections if one.topic == topic]
+            connection, _, raw = next(iter(reader.messages(wanted, stamp, stamp + 1)))
+            return connection.msgtype, reader.deserialize(raw, connection.msgtype)
+        except (StopIteration, _Unusable, OSError, ValueError, KeyError) as error:
+            raise self._damaged(camera, row, f"missing_feature: {error}") from error
+
+    def _damaged(self, camera: str, row: int, cause: str) -> DamagedRecord:
+        return DamagedRecord(Damage(str(self.recording.folder), row, None, f"{cause} ({camera})"))

@@ -20,17 +20,18 @@ from bench._gpu_cases import WARM
 from bench._gpu_sides import Clock, synchronise
 from bench._grpo_cases import OURS, RATE, TRL, WHOLE, Case, bench_folder, examples_of
 from bench._rank import rank_session
+from workloads.engine.generate.encode import encode
 from workloads.engine.pretrained.base import find_base
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared
 from workloads.grpo.data.rows import training_dataset
-from workloads.grpo.greedy import Asked, encoded
 from workloads.grpo.model import (
     Processing,
     learner,
     load_model,
     load_processing,
     placeholders,
+    prompt_texts,
     tokenizer_of,
 )
 from workloads.grpo.rewards.scoring import for_trainer, load_reward
@@ -130,7 +131,8 @@ def _run(trainer: Any, case: Case, processing: Processing, clock: Train) -> list
     pictures = tokenizer.convert_tokens_to_ids(placeholders(processing))
     kept_out = {*tokenizer.all_special_ids, *pictures}
     row = trainer.train_dataset[0]
-    prompt = encoded(processing, [Asked(row["prompt"], row["image"])])["input_ids"].shape[1]
+    texts = prompt_texts(processing, [row["prompt"]])
+    prompt = encode(processing, texts, [[row["image"]]])["input_ids"].shape[1]
     words = np.array([word for word in range(len(tokenizer)) if word not in kept_out])
     trainer._generate_single_turn = Given(case.length - prompt, words)
     trainer._generate_and_score_completions = clock.without(trainer._generate_and_score_completions)

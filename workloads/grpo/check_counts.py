@@ -6,11 +6,11 @@ prompts than those that were held against the limits.
 
 from collections.abc import Callable, Iterable, Sequence
 
+from workloads.engine.generate.encode import encode
 from workloads.errors import UserError
 from workloads.grpo.data.rows import Example
 from workloads.grpo.data.tokens import RowTokens
-from workloads.grpo.greedy import Asked, encoded
-from workloads.grpo.model import Processing
+from workloads.grpo.model import Processing, prompt_texts
 from workloads.grpo.prompts import Question, Turns
 
 Counted = tuple[Example, RowTokens]
@@ -22,7 +22,8 @@ def prove(
     """How many rows were compared; UserError for the first one that is longer or shorter."""
     done = 0
     for example, counted in sample:
-        row = encoded(processing, [Asked(turns(example.question), example.open_images())])
+        texts = prompt_texts(processing, [turns(example.question)])
+        row = encode(processing, texts, [example.open_images()])
         length = int(row["input_ids"].shape[1])
         if length != counted.prompt:
             raise UserError(

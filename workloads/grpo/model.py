@@ -3,11 +3,13 @@
 Which of the two a model is follows from its own config, never from its name.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from PIL.Image import Image
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoProcessor,
@@ -19,11 +21,13 @@ from transformers import (
 )
 
 from workloads.config.sections import Model
+from workloads.engine.generate import Prompt, generate
 from workloads.engine.pretrained import load
 from workloads.engine.pretrained.base import Base
 from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
 from workloads.grpo.config import Grpo, GrpoConfig
+from workloads.grpo.prompts import Turns, in_parts
 
 Processing: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 
@@ -47,14 +51,44 @@ def placeholders(processing: Processing) -> list[str]:
     return [token for token in tokens if token]
 
 
-def lacks_beginning(processing: Processing, text: str) -> bool:
-    """Whether the start token is to be put before a prompt that a chat template has written.
+def prompt_texts(processing: Processing, turns: Sequence[Turns]) -> list[str]:
+    """The conversations by the model's own chat template, up to where the answer begins.
 
-    As TRL does it: a tokenizer takes such a text as it is, a processor adds what is not there.
+    A processor is given parts even of a text, as TRL gives them to it.
     """
-    begin = tokenizer_of(processing).bos_token
-    is_whole = bool(begin) and text.startswith(str(begin))
-    return isinstance(processing, ProcessorMixin) and not is_whole
+    if isinstance(processing, ProcessorMixin):
+        turns = [in_parts(conversation) for conversation in turns]
+    return [
+        str(processing.apply_chat_template(one, tokenize=False, add_generation_prompt=True))
+        for one in turns
+    ]
+
+
+def answers(
+    model: PreTrainedModel,
+    processing: Processing,
+    turns: Sequence[Turns],
+    images: Sequence[Sequence[Image]],
+    max_new_tokens: int,
+) -> list[str]:
+    """Greedy answers to conversations, in one batch, without special tokens.
+
+    images: those of each conversation, in their order. A repetition penalty of the model's own stays, as in the
+    published scores.
+    """
+    prompts: Sequence[Prompt] = prompt_texts(processing, turns)
+    if not isinstance(processing, ProcessorMixin):
+        # As TRL does it: what a chat template has written is taken as it is.
+        prompts = [processing(text, add_special_tokens=False)["input_ids"] for text in prompts]
+    return generate(
+        model,
+        processing,
+        prompts,
+        max_new_tokens,
+        len(turns),
+        images=images,
+        repetition_penalty=None,
+    )
 
 
 def load_processing(base: Base[PreTrainedConfig], limits: Grpo) -> Processing:

@@ -16,6 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from workloads.engine.generate.encode import lacks_beginning
 from workloads.engine.pretrained.base import Base
 from workloads.engine.pretrained.chat import answer_end_ids
 from workloads.engine.training.arguments import trainer_arguments
@@ -23,8 +24,7 @@ from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import UserError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared, dataset_of
-from workloads.grpo.greedy import prompt_texts
-from workloads.grpo.model import Processing, lacks_beginning, learner, sees_images, tokenizer_of
+from workloads.grpo.model import Processing, learner, prompt_texts, sees_images, tokenizer_of
 from workloads.grpo.resume import LoadsByName
 from workloads.run.session import Session
 

@@ -85,8 +85,7 @@ def image_folder(place: Path) -> Path:
 def _transformers(name: str, precision: str, max_pixels: int | None) -> Callable[..., list[str]]:
     """Answers by transformers, left-padded; a batch that does not fit is halved."""
     from workloads.grpo.config import Grpo
-    from workloads.grpo.greedy import Asked, answers
-    from workloads.grpo.model import load_for_use, sees_images
+    from workloads.grpo.model import answers, load_for_use, sees_images
 
     loaded = load_for_use(name, precision, Grpo(max_pixels=max_pixels), say)
     if not sees_images(loaded.model.config):
@@ -96,8 +95,9 @@ def _transformers(name: str, precision: str, max_pixels: int | None) -> Callable
         )
 
     def generate(prompts: Sequence[Any]) -> list[str]:
-        asked = [Asked(prompt.turns, [prompt.image]) for prompt in prompts]
-        return answers(loaded.model, loaded.processing, asked, prompts[0].max_new_tokens)
+        turns, images = [prompt.turns for prompt in prompts], [[prompt.image] for prompt in prompts]
+        longest = prompts[0].max_new_tokens
+        return answers(loaded.model, loaded.processing, turns, images, longest)
 
     return generate
 
@@ -111,8 +111,7 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
     from workloads.engine.pretrained.base import find_base
     from workloads.engine.pretrained.files import compute_dtype
     from workloads.grpo.config import Grpo
-    from workloads.grpo.greedy import prompt_texts
-    from workloads.grpo.model import load_processing
+    from workloads.grpo.model import load_processing, prompt_texts
     from workloads.grpo.rollouts.engine import pixel_limits
 
     base = find_base(Model(name=name), say)

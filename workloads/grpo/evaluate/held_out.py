@@ -21,8 +21,7 @@ from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared, turns_of
 from workloads.grpo.data.rows import Example, greyed, solution_column
 from workloads.grpo.evaluate.scores import ANSWERS, BEFORE, BLANK, FILE, TASK
-from workloads.grpo.greedy import Asked, answers
-from workloads.grpo.model import Processing, tokenizer_of
+from workloads.grpo.model import Processing, answers, tokenizer_of
 from workloads.grpo.rewards.functions import right_completion
 from workloads.grpo.rewards.scoring import Batch, Score, load_scorer
 from workloads.run.events import Event, Phase
@@ -98,14 +97,15 @@ def _rows(
             indices = share[start : start + size]
             chosen = [data.held_out[index] for index in indices]
             chosen = [greyed(one) for one in chosen] if blank else chosen
-            asked = [Asked(turns(one.question), one.open_images()) for one in chosen]
+            prompts = [turns(one.question) for one in chosen]
+            images = [one.open_images() for one in chosen]
             longest = config.grpo.max_completion_length
-            texts = answers(asker.model, asker.processing, asked, longest)
+            texts = answers(asker.model, asker.processing, prompts, images, longest)
             session.progress()
             batch = Batch(
                 [[{"role": "assistant", "content": text}] for text in texts],
                 [solution_column(one) for one in chosen],
-                [one.turns for one in asked],
+                prompts,
                 [asker.token_ids(text) for text in texts],
                 trainer_state=TrainerState(global_step=step),
             )

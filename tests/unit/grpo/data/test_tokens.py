@@ -204,7 +204,7 @@ def test_a_text_for_a_model_that_sees_is_put_as_the_trainer_puts_it(
     from transformers import PreTrainedTokenizerFast
     from trl.data_utils import prepare_multimodal_messages
 
-    from workloads.grpo.greedy import prompt_texts
+    from workloads.grpo.model import prompt_texts
 
     folder = copied(checkpoint, tmp_path)
     template = (

@@ -54,11 +54,11 @@ def test_token_ids_are_taken_as_they_are(model: LlamaForCausalLM) -> None:
 
 
 def test_a_start_token_is_not_doubled() -> None:
-    from workloads.engine.generate import _ids
+    from workloads.engine.generate.encode import token_ids
 
     tokenizer = make_tokenizer()
-    assert _ids(tokenizer, "<|begin|>ab")[:1] == [1]
-    assert _ids(tokenizer, "<|begin|>ab").count(1) == 1
+    assert token_ids(tokenizer, "<|begin|>ab")[:1] == [1]
+    assert token_ids(tokenizer, "<|begin|>ab").count(1) == 1
 
 
 def test_stop_strings_cut_and_end_early(model: LlamaForCausalLM) -> None:

@@ -73,8 +73,8 @@ def answers(
 ) -> list[str]:
     """Greedy answers to conversations, in one batch, without special tokens.
 
-    images: those of each conversation, in their order. A repetition penalty of the model's own stays, as in the
-    published scores.
+    images: those of each conversation, in their order. A repetition penalty of the model's own
+    stays, as in the published scores.
     """
     prompts: Sequence[Prompt] = prompt_texts(processing, turns)
     if not isinstance(processing, ProcessorMixin):

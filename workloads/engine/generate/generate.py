@@ -65,12 +65,12 @@ def stream(
     """Batches of (index of the prompt, continuation) as they are done, the longest prompts first.
 
     speaker: the model's tokenizer, or its processor, which takes texts that its chat template has
-    written, and `images`, those of each prompt in their order. With a tokenizer a prompt is a text, which gets the
-    start token, or token ids taken as they are. repetition_penalty: None leaves the model's own.
-    Greedy continuations do not depend on what else is in the batch;
-    sampled ones do, and repeat with `seed`. Where a batch does not fit the GPU's memory, it is
-    halved from then on. The model must be whole on this rank, and comes back in the mode it was in.
-    Raises UserError for a prompt that leaves no room for `max_new_tokens`.
+    written, and `images`, those of each prompt in their order. With a tokenizer a prompt is a text,
+    which gets the start token, or token ids taken as they are. repetition_penalty: None leaves the
+    model's own. Greedy continuations do not depend on what else is in the batch; sampled ones do,
+    and repeat with `seed`. Where a batch does not fit the GPU's memory, it is halved from then on.
+    The model must be whole on this rank, and comes back in the mode it was in. Raises UserError for
+    a prompt that leaves no room for `max_new_tokens`.
     """
     encoded: TextPrompts | ImagePrompts
     if isinstance(speaker, ProcessorMixin):

@@ -17,6 +17,7 @@ from workloads.data.robot import open_dataset
 from workloads.data.robot import converting
 from workloads.data.robot.crane_x7.converter import to_crane_x7
 from workloads.data.robot.lerobot.writer import to_lerobot_v3
+from workloads.data.robot.lerobot.encode import encode_video
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -76,6 +77,14 @@ def test_videos_have_every_frame(recordings: Path, codec: str) -> None:
     for a, b in zip(source, again, strict=True):
         assert np.array_equal(a.actions, b.actions)
         assert [step_of(b.image("wrist", t)) for t in range(len(b))] == list(range(len(a)))
+
+
+def test_encoding_av1_leaves_the_process_at_its_priority(tmp_path: Path) -> None:
+    """Run as root the encoder would put this process, and all it starts, before everything else."""
+    frames = [np.full((64, 64, 3), level, np.uint8) for level in range(0, 250, 25)]
+    encode_video(tmp_path / "one.mp4", frames, 10, "av1")
+    threads = [int(thread.name) for thread in Path("/proc/self/task").iterdir()]
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
 
 
 def test_a_frame_that_comes_back_as_another_one_is_refused(

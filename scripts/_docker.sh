@@ -41,6 +41,18 @@ alive() { is_there "$JOB"; }
 await_end() { CODE=$(docker wait "$JOB"); }
 show_log() { docker logs "${@}" "$JOB"; }
 how_to_log() { say "docker logs -f ${JOB::12}"; }
-ask_to_stop() { docker kill --signal TERM "$@" >/dev/null; }
+# vLLM beside a training goes on answering until that has saved.
+ask_to_stop() {
+  local job trainers=() others=()
+  for job; do
+    if [[ $(docker inspect -f '{{index .Config.Cmd 0}}' "$job") == train ]]; then
+      trainers+=("$job")
+    else
+      others+=("$job")
+    fi
+  done
+  ((${#trainers[@]} == 0)) || docker kill --signal TERM "${trainers[@]}" >/dev/null
+  ((${#others[@]} == 0)) || (docker wait ${trainers[@]+"${trainers[@]}"} && docker kill --signal TERM "${others[@]}") >/dev/null &
+}
 end_now() { docker kill "$@" >/dev/null; }
 name_of() { docker inspect -f '{{index .Config.Labels "com.docker.compose.service"}}' "$1"; }

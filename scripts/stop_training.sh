@@ -40,5 +40,5 @@ else
   ask_to_stop "${jobs[@]}"
   await 900 || fail "still running after 15 minutes; call scripts/stop_training.sh again to end them at once"
 fi
+host outcome "$profile" "$(stat -c %Y "$mark")"
 rm -f "$mark"
-host outcome "$profile"

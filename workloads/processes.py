@@ -7,6 +7,7 @@ it and leaves the processors to others.
 import ctypes
 import gc
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -26,8 +27,34 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def own_command() -> str:
-    """What to type for `tatara` here: its name where the shell finds it, else the path to it."""
+def own_command(*arguments: str) -> str:
+    """What a person types for `tatara ARGUMENT…`: on the host, where this is a container."""
+    if service := os.environ.get("TATARA_SERVICE"):
+        return _host_command(service, *arguments)
+    return shlex.join([_tatara(), *arguments])
+
+
+def _host_command(service: str, verb: str, *arguments: str) -> str:
+    """The same beside the containers: trainings and the monitor have scripts there."""
+    if verb == "train":
+        profile, *settings = arguments
+        return shlex.join(["scripts/start_training.sh", Path(profile).stem, *settings])
+    if verb == "monitor":
+        return shlex.join(["scripts/monitor_training.sh", *arguments])
+    return shlex.join(["docker", "compose", "run", "--rm", "--no-deps", service, verb, *arguments])
+
+
+def start_of_node(node: int) -> str:
+    """How a person starts another node of a job with the settings that this one has."""
+    service = os.environ.get("TATARA_SERVICE", "")
+    name, _, role = service.rpartition("-")
+    if role == "master" and os.environ.get("MASTER_ADDR") == service:
+        return f"start it again: docker compose start {name}-worker"
+    return f"start it there with NODE_RANK={node} and MASTER_ADDR set"
+
+
+def _tatara() -> str:
+    """Its name where the shell finds it, else the path to it."""
     beside = Path(sys.executable).with_name("tatara")
     if shutil.which("tatara") or not beside.is_file():
         return "tatara"

@@ -74,7 +74,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     # Without the mouse the terminal itself can select and copy, paths above all.
     watched = view.run(mouse=False)
     if watched:
-        print(f"{watched} goes on; watch it again with: {own_command()} monitor {watched}")
+        print(f"{watched} goes on; watch it again with: {own_command('monitor', str(watched))}")
     return EXIT_DONE
 
 

@@ -59,7 +59,7 @@ def finish(
             lines.append(("model", f"{run.final}/"))
         if curve := draw(run):
             lines.append(("curve", str(curve)))
-        lines.append(("next", f"{own_command()} report {run.path}"))
+        lines.append(("next", own_command("report", str(run.path))))
         show(f"{config.name}: done at {time.strftime('%H:%M:%S')}", lines, session.console)
     distributed.all_or_none(not_pushed, "push")
 
@@ -109,7 +109,7 @@ def _evaluate(session: Session, evaluate: Callable[[], None]) -> Facts:
         return [
             ("evaluation", f"failed: {error}"),
             ("", f"the model is whole in {run.final}/; to evaluate it again:"),
-            ("", f"{own_command()} train {run.path.parent.name} --resume {run.id}"),
+            ("", own_command("train", run.path.parent.name, "--resume", run.id)),
         ]
     return []
 

@@ -10,7 +10,7 @@ set-up                      write .env and what Compose asks for
 compose ARGUMENT…           become `docker compose` in this checkout
 down                        remove this checkout's containers, networks and dangling images
 first-step PROFILE SINCE    the run with a first step newer than a time
-outcome [PROFILE]           what a stop has left
+outcome PROFILE SINCE       what a stop since a time has left; PROFILE may be empty
 """
 
 import os
@@ -108,8 +108,8 @@ def _first_step(profile: str, since: str) -> None:
         print(run)
 
 
-def _outcome(profile: str = "") -> None:
-    print("\n".join(runs.how_it_stopped(_outputs(), profile)))
+def _outcome(profile: str, since: str) -> None:
+    print("\n".join(runs.how_it_stopped(_outputs(), profile, float(since))))
 
 
 def _outputs() -> Path:

@@ -49,9 +49,12 @@ def newest_checkpoint(run: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
-def how_it_stopped(outputs: Path, profile: str) -> list[str]:
-    """What a stop has left, and the command that goes on with it."""
-    run = newest(outputs, profile)
+def how_it_stopped(outputs: Path, profile: str, since: float = 0) -> list[str]:
+    """What a stop has left, and the command that goes on with it.
+
+    A run writes of its stop: one that has written nothing since then is an older one.
+    """
+    run = newest(outputs, profile, since)
     if run is None:
         return ["stopped before there was anything to save"]
     if _last_row(run / "events.jsonl").get("event") == "finished":

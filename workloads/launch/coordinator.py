@@ -22,6 +22,7 @@ from workloads.errors import (
 from workloads.launch.connection import Connection, Link, WrongSecretError, welcome
 from workloads.launch.messages import Hello, Meeting, Outcome, StopRequest, Terms
 from workloads.launch.network import free_address
+from workloads.processes import start_of_node
 
 # The worst first. All stops weigh the same: node 0, which has the checkpoints, is heard first.
 _GRAVITY = {EXIT_USER: 0, EXIT_FAILED: 1, **dict.fromkeys(STOPS, 2), EXIT_RETRY: 3, EXIT_DONE: 4}
@@ -144,12 +145,12 @@ class Coordinator:
             self._heed_stop()
             if time.monotonic() - told > 15:
                 told = time.monotonic()
-                self.terms.tell(f"waiting for {_names(missing)} of {self.nodes} nodes")
+                how = f"; {start_of_node(missing[0])}" if attempt else ""
+                self.terms.tell(f"waiting for {_names(missing)} of {self.nodes} nodes{how}")
             if not self.terms.pause(until):
                 raise Retry(
-                    f"{_names(missing)} did not come within {self.terms.node_timeout:.0f} s; start "
-                    f"it there with NODE_RANK and MASTER_ADDR set, or check the firewall for port "
-                    f"{self.port}"
+                    f"{_names(missing)} did not come within {self.terms.node_timeout:.0f} s; "
+                    f"{start_of_node(missing[0])}, or check the firewall for port {self.port}"
                 )
         self._compare()
         shared = self._probe()

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -374,9 +373,9 @@ def _report(job: Job, outcome: Outcome, target: Run | None, tell: Callable[[str]
         return EXIT_DONE
     if target is not None and outcome.code in (EXIT_STOPPED, EXIT_RETRY):
         saved = bool(sealed(target.checkpoints))
-        words = [*job.words, *(["--resume", target.id] if saved else [])]
+        arguments = [*job.words, *(["--resume", target.id] if saved else [])]
         again = "go on with" if saved else "start again with"
-        tell(f"{outcome.reason}; {again}: {own_command()} {shlex.join(words)}")
+        tell(f"{outcome.reason}; {again}: {own_command(*arguments)}")
     else:
         tell(outcome.reason)
     return outcome.code

@@ -52,6 +52,13 @@ def test_a_checkpoint_and_the_command_that_goes_on(tmp_path: Path) -> None:
     assert how_it_stopped(tmp_path, "demo")[0].startswith("finished before the stop came")
 
 
+def test_a_stop_before_there_was_a_run_is_not_told_of_an_older_one(tmp_path: Path) -> None:
+    """O-A5"""
+    seal(made(tmp_path, "demo/a", when=1000), 8)
+    assert how_it_stopped(tmp_path, "demo", 1001) == ["stopped before there was anything to save"]
+    assert how_it_stopped(tmp_path, "demo", 1000 - 1)[0].startswith("stopped; newest checkpoint")
+
+
 def test_the_first_step_is_one_of_this_start(tmp_path: Path) -> None:
     run = made(tmp_path, "demo/a", when=1000)
     metrics = run / "metrics.jsonl"

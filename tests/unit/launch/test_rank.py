@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from workloads.errors import EXIT_FAILED, EXIT_RETRY, UserError
 from workloads.launch.rank import explain, sentence
-from workloads.processes import own_command, quick_imports
+from workloads.processes import own_command, quick_imports, start_of_node
 
 pytestmark = pytest.mark.unit
 
@@ -89,4 +89,38 @@ def test_the_command_is_named_as_it_can_be_typed_here(
     monkeypatch.chdir("/")
     assert own_command().endswith("/.venv/bin/tatara")
     monkeypatch.setenv("PATH", str(beside.parent))
-    assert own_command() == "tatara"
+    assert own_command("train", "profiles/demo.yaml", "data.format={a}") == (
+        "tatara train profiles/demo.yaml 'data.format={a}'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["train", "profiles/recipes/vla-24gb.yaml", "train.seed=1", "--resume", "a"],
+            "scripts/start_training.sh vla-24gb train.seed=1 --resume a",
+        ),
+        (["monitor", "demo/a"], "scripts/monitor_training.sh demo/a"),
+        (
+            ["report", "outputs/demo/a"],
+            "docker compose run --rm --no-deps demo-master report outputs/demo/a",
+        ),
+    ],
+)
+def test_in_a_container_the_command_is_the_host_s(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    """O-A8: there is no .venv beside a container."""
+    monkeypatch.setenv("TATARA_SERVICE", "demo-master")
+    assert own_command(*arguments) == said
+
+
+def test_how_a_lost_node_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """O-A9: its container with the settings that it had, or its host."""
+    assert start_of_node(1) == "start it there with NODE_RANK=1 and MASTER_ADDR set"
+    monkeypatch.setenv("TATARA_SERVICE", "demo-master")
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")  # one container on each of several hosts
+    assert start_of_node(1) == "start it there with NODE_RANK=1 and MASTER_ADDR set"
+    monkeypatch.setenv("MASTER_ADDR", "demo-master")
+    assert start_of_node(1) == "start it again: docker compose start demo-worker"

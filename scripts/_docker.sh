@@ -51,8 +51,13 @@ ask_to_stop() {
       others+=("$job")
     fi
   done
-  ((${#trainers[@]} == 0)) || docker kill --signal TERM "${trainers[@]}" >/dev/null
-  ((${#others[@]} == 0)) || (docker wait ${trainers[@]+"${trainers[@]}"} && docker kill --signal TERM "${others[@]}") >/dev/null &
+  if ((${#trainers[@]})); then docker kill --signal TERM "${trainers[@]}" >/dev/null; fi
+  if ((${#others[@]})); then
+    {
+      if ((${#trainers[@]})); then docker wait "${trainers[@]}"; fi
+      docker kill --signal TERM "${others[@]}"
+    } >/dev/null &
+  fi
 }
 end_now() { docker kill "$@" >/dev/null; }
 name_of() { docker inspect -f '{{index .Config.Labels "com.docker.compose.service"}}' "$1"; }

@@ -29,7 +29,7 @@ check "house sizes" "$bin/python" scripts/check_house.py
 check "shell (shellcheck)" "$bin/shellcheck" "${shell[@]}"
 check "shell format (shfmt)" "$bin/shfmt" -i 2 -ci -d "${shell[@]}"
 check "Dockerfile (hadolint)" "$bin/hadolint" --config .hadolint.yaml images/Dockerfile
-check "docs/configuration.md" "$bin/python" scripts/reference_docs.py --check
+check "generated pages" "$bin/python" scripts/reference_docs.py --check
 
 if ((${#failed[@]})); then
   printf 'found something: %s\n' "${failed[*]}" >&2

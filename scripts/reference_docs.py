@@ -1,7 +1,7 @@
-"""Write docs/configuration.md from the schema: every setting with its type, default and names.
+"""Write the reference pages: configuration, command line, lists of decisions and benchmarks.
 
-python scripts/reference_docs.py            # write it
-python scripts/reference_docs.py --check    # exit 1 where the file is not what would be written
+python scripts/reference_docs.py            # write them
+python scripts/reference_docs.py --check    # exit 1 where a page is not what would be written
 """
 
 import argparse
@@ -17,10 +17,12 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from workloads.catalogue import WORKLOADS
+from workloads.cli import parser
+from workloads.commands.parsing import CommandParser, load_all
 from workloads.config.merge import CONTRACT, PREFIX, SHORT_NAMES
 from workloads.config.sections import Profile, Section
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 _COMMAND = "python scripts/reference_docs.py"
 _HEADS = ("setting", "type", "default", "short names", "what it does")
 
@@ -46,8 +48,8 @@ not set. `honours` limits the environment only: a flag on the command line is al
 is the profile's file name where the profile does not set it."""
 
 
-def render() -> str:
-    """The whole page."""
+def configuration() -> str:
+    """Every setting with its type, default and names."""
     parts = [_INTRODUCTION, _short_names()]
     parts.append("## Every workload\n\n" + _table(Profile, ""))
     parts += [_section(name, inner) for name, inner in _sections(Profile)]
@@ -209,23 +211,110 @@ def _yaml(value: Any) -> str:
     return str(value) or '""'
 
 
+_COMMANDS = f"""\
+# Command line
+
+Written by `{_COMMAND}` from the parsers: change those, not this page.
+`tatara COMMAND --help` prints the same.
+
+Exit codes: 0 done, 1 failed, 2 a mistake that you can fix, 3 stopped and saved, 75 worth retrying
+(network, NCCL, a lost node), 130 and 143 stopped by Ctrl-C or SIGTERM before there was anything to
+save. `tatara --print-completion bash` (or zsh, tcsh) prints a script for the shell:
+
+```
+tatara --print-completion bash > ~/.local/share/bash-completion/completions/tatara
+```"""
+
+
+def command_line() -> str:
+    """Every command with its arguments."""
+    parts = [_COMMANDS, *_command(load_all(parser()))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _command(command: CommandParser, level: int = 1) -> Iterator[str]:
+    """A command's section, then those of the commands below it."""
+    if level > 1:
+        usage = " ".join(command.format_usage().removeprefix("usage: ").split())
+        yield f"{'#' * level} `{command.prog}`"
+        yield f"{' '.join((command.description or '').split())}\n\n```\n{usage}\n```"
+    rows = [_argument(action) for action in command._actions if action.help not in _UNLISTED]
+    if rows := [row for row in rows if row]:
+        yield "\n".join(["| argument | what it does |", "| --- | --- |", *rows])
+    if command._commands is not None:
+        for below in command._commands.choices.values():
+            yield from _command(below, level + 1)
+
+
+_UNLISTED = (argparse.SUPPRESS, None)
+
+
+def _argument(action: argparse.Action) -> str:
+    if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+        return ""
+    names = ", ".join(f"`{name}`" for name in action.option_strings)
+    choices = ", ".join(map(str, action.choices)) if action.choices else ""
+    value = choices or str(action.metavar or action.dest.upper())
+    if not names:
+        names = f"`{value}`"
+    elif action.nargs != 0:
+        names += f" `{value}`"
+    help_text = (action.help or "") % {"default": action.default}
+    return f"| {names} | {' '.join(help_text.split())} |".replace(" | | ", " \\| ")
+
+
+def _index(folder: str, title: str, text: str) -> str:
+    """A page that lists the pages of a folder by their titles."""
+    rows = []
+    for page in sorted((DOCS / folder).glob("*.md")):
+        if page.name != "index.md":
+            heading = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+            rows.append(f"- [{heading}]({page.name})")
+    return f"# {title}\n\n{text}\n\n" + "\n".join(rows) + "\n"
+
+
+def decisions() -> str:
+    """The list of decisions."""
+    return _index("decisions", "Decisions", "What was decided, and why: one page each.")
+
+
+def benchmarks() -> str:
+    """The list of benchmarks."""
+    text = (
+        "One page a question, each beside a peer in one run; the scripts are in `bench/`. Ratios\n"
+        "hold on other machines, absolute times do not."
+    )
+    return _index("benchmarks", "Benchmarks", text)
+
+
+PAGES = {
+    "configuration.md": configuration,
+    "cli.md": command_line,
+    "decisions/index.md": decisions,
+    "benchmarks/index.md": benchmarks,
+}
+
+
 def main() -> int:
-    """Write the page, or with `--check` only compare it; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=_COMMAND, description=__doc__.splitlines()[0])
-    parser.add_argument(
+    """Write the pages, or with `--check` only compare them; returns the exit code."""
+    arguments = argparse.ArgumentParser(prog=_COMMAND, description=__doc__.splitlines()[0])
+    arguments.add_argument(
         "--check", action="store_true", help="write nothing, exit 1 on a difference"
     )
-    parser.add_argument("--page", type=Path, default=PAGE, help="file to write or compare")
-    arguments = parser.parse_args()
-    page, text = arguments.page, render()
-    if not arguments.check:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(text, encoding="utf-8")
-        return 0
-    if page.is_file() and page.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{page.name}: expected what the schema says, found another text; run `{_COMMAND}`")
-    return 1
+    arguments.add_argument("--folder", type=Path, default=DOCS, help="where the pages lie")
+    chosen = arguments.parse_args()
+    differing = 0
+    for name, render in PAGES.items():
+        page, text = chosen.folder / name, render()
+        if page.is_file() and page.read_text(encoding="utf-8") == text:
+            continue
+        if chosen.check:
+            print(f"{name}: expected what the code says, found another text; run `{_COMMAND}`")
+            differing += 1
+        else:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(text, encoding="utf-8")
+    return 1 if differing else 0
 
 
 if __name__ == "__main__":

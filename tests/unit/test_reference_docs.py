@@ -26,7 +26,7 @@ def settings_of(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def test_the_page_has_every_setting_once_and_what_it_does() -> None:
-    lines = reference_docs.render().splitlines()
+    lines = reference_docs.configuration().splitlines()
     for _, schema in reference_docs._workloads():
         for name, field in settings_of(schema):
             assert field.description, f"{name} has no description"
@@ -37,7 +37,7 @@ def test_the_page_has_every_setting_once_and_what_it_does() -> None:
 
 
 def test_rows_of_the_page() -> None:
-    page = reference_docs.render()
+    page = reference_docs.configuration()
     assert (
         "| `optim.learning_rate` | number, > 0 and < 1 | `2e-5` | `LEARNING_RATE` |"
         " Peak learning rate. |" in page
@@ -55,10 +55,16 @@ def test_the_page_in_the_tree_is_up_to_date(tmp_path: Path) -> None:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert run("--check").returncode == 0
-    page = tmp_path / "page.md"
-    assert run("--check", "--page", str(page)).returncode == 1
-    assert run("--page", str(page)).returncode == 0
-    assert run("--check", "--page", str(page)).returncode == 0
+    page = tmp_path / "cli.md"
+    assert run("--check", "--folder", str(tmp_path)).returncode == 1
+    assert run("--folder", str(tmp_path)).returncode == 0
+    assert run("--check", "--folder", str(tmp_path)).returncode == 0
     page.write_text(page.read_text() + "more\n")
-    old = run("--check", "--page", str(page))
+    old = run("--check", "--folder", str(tmp_path))
     assert old.returncode == 1 and "python scripts/reference_docs.py" in old.stdout
+
+
+def test_the_command_line_has_every_command_and_option() -> None:
+    page = reference_docs.command_line()
+    for name in ("## `tatara train`", "### `tatara eval gsm8k`", "| `--resume` `RUN` |"):
+        assert name in page

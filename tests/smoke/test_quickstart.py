@@ -1,0 +1,48 @@
+"""The quick start, typed as it is written: its files, then its commands, in an own folder."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.smoke
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+FILES = re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', PAGE, re.DOTALL)
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+    if line != "make setup"  # what runs the tests
+]
+
+
+def test_the_page_names_files_and_commands() -> None:
+    assert [name for name, _ in FILES] == ["data/mine.csv", "profiles/mine.yaml"]
+    assert len(COMMANDS) >= 5 and all(line.startswith(".venv/bin/tatara ") for line in COMMANDS)
+
+
+def test_from_a_csv_to_a_model(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "demo").symlink_to(ROOT / "data" / "demo")
+    (tmp_path / "profiles").mkdir()
+    for name, text in FILES:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    said = {}
+    for line in COMMANDS:
+        arguments = shlex.split(line)[1:]
+        done = subprocess.run(
+            [sys.executable, "-m", "workloads.cli", *arguments],
+            cwd=tmp_path, env=env, capture_output=True, text=True,
+        )  # fmt: skip
+        said[line] = done.stdout + done.stderr
+        assert done.returncode == 0, f"{line}\n{said[line]}"
+    assert "no mistakes found" in said[".venv/bin/tatara check mine --deep"]
+    (final,) = tmp_path.glob("outputs/mine/*/final")
+    assert (final / "model.safetensors").is_file()
+    assert (final.parent / "report.html").is_file()

@@ -208,11 +208,12 @@ def _rank(rank: RankStatus, host: str, snapshot: Snapshot, logs: str) -> TableRo
 
 def _node(node: Node, hosts: Mapping[str, str], snapshot: Snapshot) -> TableRow:
     kind = "" if snapshot.active else "dim"
+    (first, _), *others = node.phases
     cells = (
         esc(node.number),
         _host(hosts[node.host], node.host),
         esc(len(node.ranks)),
-        esc(node.phases),
+        esc(", ".join([first, *(f"{count} {phase}" for phase, count in others)])),
         esc(node.steps),
         esc(byte_text(node.memory)),
         esc(_heard(node.most_silent)),

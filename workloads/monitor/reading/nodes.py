@@ -26,10 +26,9 @@ class Node:
         return self.ranks[0].host
 
     @property
-    def phases(self) -> str:
-        """The phase of most ranks, then how many are in another: `training, 1 saving`."""
-        (most, _), *others = Counter(rank.phase for rank in self.ranks).most_common()
-        return ", ".join([most, *(f"{count} {phase}" for phase, count in others)])
+    def phases(self) -> list[tuple[str, int]]:
+        """The phases of its ranks and how many are in each, the commonest first."""
+        return Counter(rank.phase for rank in self.ranks).most_common()
 
     @property
     def steps(self) -> str:

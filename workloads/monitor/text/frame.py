@@ -272,11 +272,12 @@ def _state_style(state: str) -> str:
 
 def _node(node: Node, host: str, snapshot: Snapshot) -> list[Cell]:
     style = "bold red" if node.trouble and snapshot.active else "" if snapshot.active else "dim"
+    (first, _), *others = node.phases
     return [
         Cell(str(node.number), style),
         Cell(clean(host), style, least=0),
         Cell(str(len(node.ranks)), style, True),
-        Cell(clean(node.phases), style, least=8),
+        Cell(clean(first) + (f" +{sum(count for _, count in others)}" if others else ""), style),
         Cell(node.steps, style, True),
         Cell(byte_text(node.memory), style, True),
         Cell(_heard(node.most_silent), style, True),

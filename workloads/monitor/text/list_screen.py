@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
+from rich.console import JustifyMethod
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -14,11 +15,13 @@ from workloads.monitor.numbers import counted
 from workloads.monitor.reading import find
 from workloads.monitor.reading.run_table import COLUMNS, search, sort
 from workloads.monitor.reading.snapshot import Snapshot
-from workloads.monitor.text.listing import row
+from workloads.monitor.text.listing import rows_of
 from workloads.monitor.text.panel import Panel
+from workloads.monitor.text.table import Cell, column_sizes, shortened
 from workloads.run import Run
 
 _EVERY = 3.0
+_LEAST_ALERT = 12  # columns; where there are fewer, the table can be scrolled
 
 
 class OpenRun(Message):
@@ -80,15 +83,16 @@ class ListScreen(Screen[None]):
         self._draw_top(len(shown))
         table = self._table
         chosen = self._chosen() or self._before
+        heads, *rows = rows_of(shown, self.size.width)
+        sizes = column_sizes([heads, *rows], self.size.width - 2)
+        sizes[-1] = max(_LEAST_ALERT, self.size.width - 2 - sum(sizes[:-1]) - 2 * len(sizes[:-1]))
         table.clear(columns=True)
-        table.add_columns(*self._heads(), "")
+        for cell, size in zip(heads, sizes, strict=True):
+            table.add_column(self._marked(cell.text), width=size)
         self._runs = {str(snapshot.run.path): snapshot.run for snapshot in shown}
-        for snapshot in shown:
-            cells = [
-                Text(cell.text, cell.style, justify="right" if cell.right else "left")
-                for cell in row(snapshot)
-            ]
-            table.add_row(*cells, key=str(snapshot.run.path))
+        for path, cells in zip(self._runs, rows, strict=True):
+            texts = (_text(cell, size) for cell, size in zip(cells, sizes, strict=True))
+            table.add_row(*texts, key=path)
         if chosen and str(chosen.path) in self._runs:
             table.move_cursor(row=table.get_row_index(str(chosen.path)))
 
@@ -99,12 +103,10 @@ class ListScreen(Screen[None]):
             count = f"{shown} of {count}"
         self.query_one(Panel).show(Text(f"{count} in {self._root}, {going} going on", "bold"))
 
-    def _heads(self) -> list[str]:
+    def _marked(self, title: str) -> str:
+        """A column's title, with the way it is sorted."""
         arrow = "↓" if self._descending else "↑"
-        return [
-            f"{column.title} {arrow}" if column.title == self._sorted_by else column.title
-            for column in COLUMNS
-        ]
+        return f"{title}{arrow}" if title and title == self._sorted_by else title
 
     def _chosen(self) -> Run | None:
         names = list(self._runs)
@@ -141,7 +143,16 @@ class ListScreen(Screen[None]):
     def on_input_submitted(self) -> None:
         self._table.focus()
 
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.draw)
+
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         run = self._runs.get(str(event.row_key.value))
         if run is not None:
             self.post_message(OpenRun(run))
+
+
+def _text(cell: Cell, size: int) -> Text:
+    text = cell.text if cell.least is None else shortened(cell.text, size)
+    justify: JustifyMethod = "right" if cell.right else "left"
+    return Text(text, cell.style, justify=justify, no_wrap=True, overflow="ellipsis")

@@ -17,10 +17,15 @@ _WIDE = (("held-out", 80), ("duration", 110), ("started", 110))
 
 def listing(runs: Sequence[Snapshot], width: int) -> Text:
     """The runs as they come, with the first alert of those that go on."""
+    return table(rows_of(runs, width), width)
+
+
+def rows_of(runs: Sequence[Snapshot], width: int) -> list[list[Cell]]:
+    """The titles and a row a run; what there is no room for is left out of all."""
     left_out = {title for title, room in _WIDE if width <= room}
     shown = [at for at, column in enumerate(COLUMNS) if column.title not in left_out]
     rows = [head(), *(row(run) for run in runs)]
-    return table([[cells[at] for at in (*shown, len(COLUMNS))] for cells in rows], width)
+    return [[cells[at] for at in (*shown, len(COLUMNS))] for cells in rows]
 
 
 def head() -> list[Cell]:

@@ -39,7 +39,7 @@ Input { height: 3; }
 
 .-wide #body { layout: horizontal; }
 .-wide #main { width: 1fr; height: 100%; }
-.-wide #side { width: 62; height: 100%; margin-left: 2; }
+.-wide #side { width: 52%; min-width: 62; max-width: 78; height: 100%; margin-left: 2; }
 .-wide #ranks-scroll { max-height: 60%; }
 .-wide #sparks { display: block; }
 .-wide.-high #events { height: 9; }

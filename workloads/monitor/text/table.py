@@ -22,7 +22,7 @@ class Cell:
 
 def table(rows: Sequence[Sequence[Cell]], width: int) -> Text:
     """Rows of cells in columns two blanks apart, cut at the width."""
-    sizes = _sizes(rows, width)
+    sizes = column_sizes(rows, width)
     found = Text(no_wrap=True, overflow="ellipsis")
     for number, row in enumerate(rows):
         line = Text()
@@ -39,7 +39,7 @@ def table(rows: Sequence[Sequence[Cell]], width: int) -> Text:
     return found
 
 
-def _sizes(rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
+def column_sizes(rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
     """Columns that each column of cells takes; those of names are narrowed first."""
     count = max(map(len, rows), default=0)
     columns = [[row[at] for row in rows if at < len(row)] for at in range(count)]

@@ -61,6 +61,8 @@ SLOW = Group(
 COMPOSE = Group(
     "compose", ("compose",), "not slow and not gpu", workers=0, essential=False, again=True
 )
+# Jobs of a scheduler that signals them: a Slurm with two nodes.
+CLUSTER = Group("cluster", ("cluster",), "cluster", workers=0, essential=False, again=True)
 # Images of many gigabytes.
 LARGE = Group(
     "large images", ("compose",), "slow and not gpu", workers=0, essential=False, again=True
@@ -120,9 +122,14 @@ def choose(full: bool) -> tuple[list[Group], dict[str, str]]:
     if not full:
         left_out["slow"] = "more than half a minute each; 'make test-full' runs them"
         left_out["compose"] = "needs containers; 'make test-full' runs them"
+        left_out["cluster"] = "needs a Slurm; 'make test-full' runs them where one answers"
         left_out["vllm"] = "needs vLLM for CPUs; 'make test-full' installs it and runs them"
         left_out["gpu"] = "needs an NVIDIA GPU; 'make test-full' runs them where there is one"
         return groups, left_out
+    if slurm_answers():
+        groups.append(CLUSTER)
+    else:
+        left_out["cluster"] = "no Slurm with two idle nodes answers"
     if engine_answers():
         groups += [COMPOSE, VLLM, SLOW, LARGE]
     else:
@@ -141,6 +148,15 @@ def engine_answers() -> bool:
         return False
     command = ["docker", "version", "--format", "{{.Server.Version}}"]
     return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
+
+
+def slurm_answers() -> bool:
+    """Whether `sinfo` lists two nodes that are free."""
+    if shutil.which("sbatch") is None:
+        return False
+    command = ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"]
+    listing = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return len(set(listing.stdout.split())) >= 2
 
 
 def gpu_is_there() -> bool:

@@ -17,7 +17,7 @@ from workloads.errors import (
 )
 from workloads.launch.connection import Connection, Link, WrongSecretError, introduce
 from workloads.launch.messages import Hello, Meeting, Outcome, StopRequest, Terms
-from workloads.launch.secret import FILE, VARIABLE
+from workloads.run.secret import FILE, VARIABLE
 
 
 @dataclass

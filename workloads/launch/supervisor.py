@@ -37,11 +37,11 @@ from workloads.launch.member import Member
 from workloads.launch.messages import Hello, Meeting, Outcome, Terms
 from workloads.launch.network import free_address, interface_to
 from workloads.launch.rendezvous import Alone, Rendezvous
-from workloads.launch.secret import rendezvous_secret
 from workloads.processes import die_with_parent, own_command
 from workloads.run import Owner, Run
 from workloads.run.events import Event
 from workloads.run.integrity import sealed
+from workloads.run.secret import rendezvous_secret
 from workloads.signals import Stop
 
 # Set for the other nodes of a job whose nodes are all here: node 0 speaks for them.

@@ -15,6 +15,7 @@ from urllib.request import urlopen
 
 from workloads.errors import EXIT_RETRY, Retry, UserError
 from workloads.grpo.config import Grpo, GrpoConfig
+from workloads.grpo.rollouts import guard
 from workloads.run.events import Phase
 from workloads.run.session import Session
 from workloads.signals import held_back
@@ -123,7 +124,7 @@ def ready(config: GrpoConfig, session: Session) -> Iterator[None]:
         with _made_as_wanted(engine.sleep_level, pixel_limits(config.grpo)):
             yield
     else:
-        with _watched(config, session):
+        with _watched(config, session), guard.client_sends(guard.token(os.environ)):
             yield
 
 

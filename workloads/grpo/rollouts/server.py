@@ -19,9 +19,10 @@ from workloads.config.merge import resolve
 from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.rollouts.engine import URL_VARIABLE, pixel_limits
+from workloads.grpo.rollouts.guard import VARIABLE, RequireToken, token
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-# The addresses that take new weights are there in this mode alone: for networks of one's own.
+# The addresses that take new weights are there in this mode alone.
 _MODE = {"VLLM_SERVER_DEV_MODE": "1"}
 
 
@@ -40,6 +41,7 @@ def command(config: GrpoConfig, host: str) -> list[str]:
         "--weight-transfer-config": json.dumps({"backend": "nccl"}),
         "--logprobs-mode": "processed_logprobs",
         "--max-logprobs": -1,
+        "--middleware": f"{RequireToken.__module__}.{RequireToken.__name__}",
     }
     if pixels := pixel_limits(grpo):
         options["--mm-processor-kwargs"] = json.dumps(pixels)
@@ -58,6 +60,7 @@ def main(words: Sequence[str]) -> int:
     environment.apply(env)
     try:
         config, _ = resolve(args.profile, env, settings)
+        own = {**_MODE, VARIABLE: token(env)}
         if not isinstance(config, GrpoConfig):
             raise UserError(f"{args.profile}: expected `workload: grpo`, found {config.workload!r}")
     except TataraError as error:
@@ -67,7 +70,7 @@ def main(words: Sequence[str]) -> int:
     host = "0.0.0.0" if env.get(URL_VARIABLE) else config.generation.host
     line = command(config, host)
     print(shlex.join(line), file=sys.stderr, flush=True)
-    os.execve(line[0], line, {**os.environ, **_MODE})
+    os.execve(line[0], line, {**os.environ, **own})
 
 
 if __name__ == "__main__":

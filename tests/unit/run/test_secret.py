@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from workloads.errors import UserError
-from workloads.launch.secret import FILE, VARIABLE, rendezvous_secret
+from workloads.run.secret import FILE, VARIABLE, rendezvous_secret
 
 pytestmark = pytest.mark.unit
 

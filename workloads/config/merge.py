@@ -32,6 +32,7 @@ SHORT_NAMES = {
     "MAX_STEPS": "train.max_steps",
     "SEED": "train.seed",
     "LORA_RANK": "adapter.r",
+    "GRADIENT_CHECKPOINTING": "train.gradient_checkpointing",
     "USE_WANDB": "tracking.wandb",
     "WANDB_PROJECT": "tracking.wandb_project",
     "WANDB_PROJECT_NAME": "tracking.wandb_project",

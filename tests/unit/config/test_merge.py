@@ -97,7 +97,7 @@ def test_empty_variables_count_as_unset(profiles: ProfileFolder) -> None:
 
 def test_every_short_name_leads_to_a_setting_that_it_can_set(profiles: ProfileFolder) -> None:
     values = {"USE_WANDB": "true", "LEARNING_RATE": "3e-4", "NNODES": "3"}
-    values |= {"PUSH_TO_HUB": "false"}
+    values |= {"PUSH_TO_HUB": "false", "GRADIENT_CHECKPOINTING": "true"}
     for name, setting in (SHORT_NAMES | CONTRACT).items():
         value = values.get(name, "2000")
         honours = f"honours: [{name}]\n" if name in SHORT_NAMES else ""

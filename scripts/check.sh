@@ -30,6 +30,8 @@ check "shell (shellcheck)" "$bin/shellcheck" "${shell[@]}"
 check "shell format (shfmt)" "$bin/shfmt" -i 2 -ci -d "${shell[@]}"
 check "Dockerfile (hadolint)" "$bin/hadolint" --config .hadolint.yaml images/Dockerfile
 check "generated pages" "$bin/python" scripts/reference_docs.py --check
+check "chart of the first page" "$bin/python" scripts/benchmark_chart.py --check
+check "workflow (check-jsonschema)" "$bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 if ((${#failed[@]})); then
   printf 'found something: %s\n' "${failed[*]}" >&2

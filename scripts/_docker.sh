@@ -12,7 +12,7 @@ is_set_up() { host is-set-up 2>/dev/null && [[ -d $TATARA_OUTPUTS ]]; }
 in_service() {
   local names
   read -ra names <<<"$(services "$1")"
-  compose --profile '*' run --rm -T --no-deps "${names[0]}" "${@:2}"
+  compose --progress quiet --profile '*' run --rm -T --no-deps "${names[0]}" "${@:2}"
 }
 
 # running [PROFILE]: what trains now, as containers of this checkout.

@@ -15,4 +15,4 @@ choose_runtime
 [[ " $* " != *" --web "* ]] ||
   fail "expected .venv for --web, found none: a page of a container's own 127.0.0.1 is not yours;" \
     "run scripts/local_setup.sh, or leave --web away"
-compose run --rm --no-deps monitor monitor "$@"
+compose --progress quiet run --rm --no-deps monitor monitor "$@"

@@ -71,7 +71,18 @@ class Project:
     ) -> subprocess.CompletedProcess[str]:
         """`docker compose …` on this project."""
         files = [part for name in self.files for part in ("-f", name)]
-        head = ["docker", "compose", *files, "-p", self.name, "--env-file", str(self.env_file)]
+        # What is built first would stand in the output of `run`.
+        head = [
+            "docker",
+            "compose",
+            "--progress",
+            "quiet",
+            *files,
+            "-p",
+            self.name,
+            "--env-file",
+            str(self.env_file),
+        ]
         done = subprocess.run(
             [*head, "--profile", "*", *words],
             cwd=ROOT,

@@ -58,7 +58,17 @@ def test_vla_finetune_runs_under_the_profile_of_vla(project: Callable[..., Proje
     """The users' own words: `--profile vla run --rm vla_finetune COMMAND`."""
     vla = project("vla", FILES)
     files = [part for name in FILES for part in ("-f", name)]
-    words = ["docker", "compose", *files, "-p", vla.name, "--env-file", str(vla.env_file)]
+    words = [
+        "docker",
+        "compose",
+        "--progress",
+        "quiet",
+        *files,
+        "-p",
+        vla.name,
+        "--env-file",
+        str(vla.env_file),
+    ]
     words += ["--profile", "vla", "run", "--rm", "-T", "vla_finetune"]
     done = subprocess.run(
         [

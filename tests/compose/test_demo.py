@@ -82,9 +82,28 @@ def test_a_folder_of_somebody_else_is_named(project: Callable[..., Project]) -> 
     assert "run scripts/setup_environment.sh" in done.stderr
 
 
+def test_the_image_is_small_and_holds_the_code_once(images: Callable[[str], None]) -> None:
+    """O-I1: with the torch for CPUs; what a build of CUDA brings is counted elsewhere."""
+    images("demo")
+    name = "tatara/demo:local"
+    if "cpu" not in docker(
+        "run", "--rm", name, "python", "-c", "import torch; print(torch.__version__)"
+    ):
+        pytest.skip("NOT TESTED: this torch is one for CUDA")
+    assert int(docker("image", "inspect", "-f", "{{.Size}}", name)) < 2.2e9
+    layers = docker("history", "--no-trunc", "--format", "{{.Size}} {{.CreatedBy}}", name)
+    after = layers.splitlines()[
+        : [("COPY /source" in row) for row in layers.splitlines()].index(True)
+    ]
+    assert all(row.startswith("0B") for row in after), after
+    find = "find /opt/venv/lib -type d -name tests; find /workspace -name '*.py' -path '*/run/*'"
+    found = docker("run", "--rm", name, "sh", "-c", find)
+    assert "/site-packages/" not in found and "/workspace/workloads/run/directory.py" in found
+
+
 def test_code_alone_rebuilds_in_seconds(images: Callable[[str], None], tmp_path: Path) -> None:
     images("demo")
-    with (copy_checkout(tmp_path) / "workloads" / "run.py").open("a") as file:
+    with (copy_checkout(tmp_path) / "workloads" / "entry.py").open("a") as file:
         file.write(f"\n# {time.time()}\n")
     start = time.monotonic()
     image = build_there(tmp_path)

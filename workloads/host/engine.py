@@ -60,6 +60,10 @@ def engine(env: Mapping[str, str]) -> Engine | str:
     if not facts.get("ServerVersion"):
         reasons = facts.get("ServerErrors") or [answer.problem or "no answer"]
         return str(reasons[0]).strip().splitlines()[-1]
+    # Podman's socket answers as an engine would; what it is made of names it.
+    version = run_program(["docker", "version", "--format", "{{json .Server}}"], env).out
+    if "Podman Engine" in version:
+        return f"Podman {facts['ServerVersion']} answers in its place, and a run {UNSUPPORTED}"
     compose = run_program(["docker", "compose", "version", "--short"], env)
     return Engine(
         version=facts["ServerVersion"],

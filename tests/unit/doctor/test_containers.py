@@ -121,13 +121,21 @@ def test_an_engine_whose_uids_are_others(host: Machine, option: str) -> None:
 
 
 def test_podman_is_named_and_not_taken_for_an_engine(host: Machine) -> None:
-    """O-C8: docker on PATH is podman's stand-in, whose info is of another form."""
+    """O-C8: docker on PATH is podman's stand-in, or speaks with its socket (4.3.1, as printed)."""
     info = json.dumps({"host": {"arch": "amd64"}, "version": {"Version": "4.3.1"}})
     host.program("docker", f"'info --format {{{{json .}}}}') {say(info)} ;;")
     found = host.examine("demo")
     assert found["runtime"].found.startswith("local: no Docker engine to use: Podman 4.3.1")
     forced = host.examine("demo", TATARA_RUNTIME="docker")["Docker Engine"]
     assert forced.level == "error" and forced.found.endswith(UNSUPPORTED)
+    info = json.dumps({"ServerVersion": "4.3.1", "SecurityOptions": ["name=seccomp"]})
+    version = json.dumps({"Components": [{"Name": "Podman Engine", "Version": "4.3.1"}]})
+    host.program(
+        "docker",
+        f"'info --format {{{{json .}}}}') {say(info)} ;;",
+        f"'version --format {{{{json .Server}}}}') {say(version)} ;;",
+    )
+    assert host.examine("demo")["runtime"].found == found["runtime"].found
     assert "https://docs.docker.com/engine/install/" in forced.fix
 
 

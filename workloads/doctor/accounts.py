@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from workloads.doctor.facts import Facts
+from workloads.environment import CA_NAMES
 from workloads.findings import Finding, Level
 
 HUB = "https://huggingface.co"
@@ -45,7 +46,7 @@ def checks(facts: Facts) -> list[Finding]:
     if config is None:
         why = facts.settings.missing or "the profile has a mistake"
         return [Finding("hub", "skipped", why)]
-    found = _hub(facts, config.model)
+    found = [*_hub(facts, config.model), *_own_proxy(facts)]
     if config.tracking.wandb == "online":
         found.append(_wandb(facts))
     return found
@@ -59,13 +60,28 @@ def _hub(facts: Facts, model: Any) -> list[Finding]:
         return [_offline(model.name, cached)]
     base = (facts.env.get("HF_ENDPOINT") or HUB).rstrip("/")
     revision = quote(model.revision or "main", safe="")
-    reply = ask(f"{base}/{model.name}/resolve/{revision}/config.json", facts.env.get("HF_TOKEN"))
+    url = f"{base}/{model.name}/resolve/{revision}/config.json"
+    reply = ask(url, facts.env.get("HF_TOKEN"), env=facts.env)
     found = judge(reply, model.name, base, bool(facts.env.get("HF_TOKEN")), cached)
     if found.level == "error" and model.fallbacks:
         rest = f"{found.found}; the profile falls back on {', '.join(model.fallbacks)}"
         found = Finding(found.name, "warning", rest, needed=found.needed, fix=found.fix)
     clock = offset(reply)
     return [found, clock] if clock else [found]
+
+
+def _own_proxy(facts: Facts) -> list[Finding]:
+    """A proxy of this host's loopback is nobody in a container with a network of its own."""
+    if not facts.in_docker or all(one.on_host_network for one in facts.services):
+        return []
+    names = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+    for name in names:
+        host = urlsplit(facts.env.get(name, "")).hostname or ""
+        if host == "localhost" or host.startswith("127."):
+            told = f"{name} names {host}, which in a container is the container itself"
+            fix = "an address of this host that containers reach, such as that of docker0"
+            return [Finding("proxy", "warning", told, fix)]
+    return []
 
 
 def _offline(name: str, cached: bool) -> Finding:
@@ -119,11 +135,16 @@ def judge(reply: Reply, name: str, base: str, has_token: bool, cached: bool) -> 
     return bad(f"no such model ({status})", f"correct model.name{private}")
 
 
-def ask(url: str, token: str | None, seconds: float = PATIENCE) -> Reply:
-    """Ask for the headers at an address, waiting no longer than that whatever the network does."""
+def ask(
+    url: str, token: str | None, seconds: float = PATIENCE, env: Mapping[str, str] | None = None
+) -> Reply:
+    """Ask for the headers at an address, waiting no longer than that whatever the network does.
+
+    env: where proxies and authorities stand, `.env` among it (default: this process's own).
+    """
     replies: list[Reply] = []
     thread = threading.Thread(
-        target=lambda: replies.append(_asked(url, token, seconds)), daemon=True
+        target=lambda: replies.append(_asked(url, token, seconds, env or os.environ)), daemon=True
     )
     thread.start()
     thread.join(seconds)
@@ -141,9 +162,29 @@ class _Stay(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _asked(url: str, token: str | None, seconds: float) -> Reply:
+def _opener(url: str, env: Mapping[str, str]) -> urllib.request.OpenerDirector:
+    """As the job reaches the network: through the proxies and with the authorities of `env`."""
+    proxies = {
+        scheme: value
+        for scheme in ("http", "https")
+        if (value := env.get(f"{scheme}_proxy") or env.get(f"{scheme.upper()}_PROXY"))
+    }
+    direct = {"no": env.get("no_proxy") or env.get("NO_PROXY") or ""}
+    if urllib.request.proxy_bypass_environment(urlsplit(url).netloc, direct):
+        proxies = {}
+    named = next((env[name] for name in CA_NAMES if env.get(name)), None)
+    context = ssl.create_default_context(cafile=named)
+    return urllib.request.build_opener(
+        _Stay, urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context)
+    )
+
+
+def _asked(url: str, token: str | None, seconds: float, env: Mapping[str, str]) -> Reply:
     """One answer, after redirects within the same host; one that leads elsewhere is an answer."""
-    opener = urllib.request.build_opener(_Stay)
+    try:
+        opener = _opener(url, env)
+    except OSError as error:
+        return Reply(None, problem=f"the file of authorities cannot be read: {error}")
     for _ in range(_REDIRECTS):
         reply = _once(opener, url, token, seconds)
         target = urljoin(url, reply.headers.get("location", ""))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.doctor_machine import Hub, Machine, llm
+from tests.support.doctor_machine import Hub, Machine, llm, service
 from workloads.doctor import accounts
 from workloads.doctor.accounts import Reply
 
@@ -168,3 +168,25 @@ def test_a_certificate_that_is_refused_names_the_clock() -> None:
     error.verify_message = "certificate is not yet valid"
     told = accounts.why(urllib.error.URLError(error))
     assert told == "certificate is not yet valid (is the clock right?)"
+
+
+def test_the_hub_is_asked_through_the_proxy_of_dotenv(hub: Hub) -> None:
+    """O-A11: proxies and authorities that stand in .env alone, as the job has them."""
+    through = accounts.ask("http://hub.example/x", None, env={"HTTP_PROXY": hub.address})
+    assert through.status is not None
+    direct = {"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "127.0.0.1"}
+    assert accounts.ask(f"{hub.address}/x", None, env=direct).status is not None
+    refused = accounts.ask(f"{hub.address}/x", None, env={"http_proxy": "http://127.0.0.1:1"})
+    assert refused.status is None
+    named = accounts.ask(f"{hub.address}/x", None, env={"SSL_CERT_FILE": "/none.pem"})
+    assert "authorities cannot be read" in named.problem
+
+
+def test_a_proxy_of_the_hosts_loopback_is_named(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.docker({"demo-master": service("demo", 0, None)})
+    found = machine.examine("demo", HTTPS_PROXY="http://u:secret@127.0.0.1:3128")["proxy"]
+    assert found.level == "warning" and "secret" not in found.line()
+    assert "proxy" not in machine.examine("demo", HTTPS_PROXY="http://proxy.example:3128")
+    local = machine.examine("demo", HTTPS_PROXY="http://127.0.0.1:1", TATARA_RUNTIME="local")
+    assert "proxy" not in local

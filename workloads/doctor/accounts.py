@@ -169,8 +169,13 @@ def _opener(url: str, env: Mapping[str, str]) -> urllib.request.OpenerDirector:
         for scheme in ("http", "https")
         if (value := env.get(f"{scheme}_proxy") or env.get(f"{scheme.upper()}_PROXY"))
     }
-    direct = {"no": env.get("no_proxy") or env.get("NO_PROXY") or ""}
-    if urllib.request.proxy_bypass_environment(urlsplit(url).netloc, direct):
+    host = f".{urlsplit(url).hostname}"
+    direct = (env.get("no_proxy") or env.get("NO_PROXY") or "").split(",")
+    if any(
+        part == "*" or host.endswith(f".{part.lstrip('.')}")
+        for part in map(str.strip, direct)
+        if part
+    ):
         proxies = {}
     named = next((env[name] for name in CA_NAMES if env.get(name)), None)
     context = ssl.create_default_context(cafile=named)

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 Mood = Literal["fine", "too many requests", "broken", "silent"]
 GOOD_TOKEN = "hf_good"
@@ -30,6 +30,10 @@ class FakeHub:
         self.mood: Mood = "fine"
         self.requests: list[tuple[str, str]] = []
         self.pushed: dict[str, dict[str, bytes]] = {}
+        self.orgs: list[dict[str, str]] = []
+        self.access: dict[str, object] = {}  # what whoami says of the token; else its role
+        self.created: dict[str, bool] = {}  # name → whether it was made private
+        self.branches: list[tuple[str, str]] = []
         self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
         self._server.daemon_threads = True
@@ -126,11 +130,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self._token() is None:
             self._refuse(401, None, "Invalid username or password.")
         else:
-            self._send_json({"type": "user", "name": "me", "orgs": []})
+            role = "write" if self._token() == GOOD_TOKEN else "read"
+            who = {"type": "user", "name": "me", "orgs": self.hub.orgs}
+            access = {"displayName": "test", **(self.hub.access or {"role": role})}
+            self._send_json({**who, "auth": {"type": "access_token", "accessToken": access}})
 
     def _may_read(self, name: str) -> bool:
         good = self._token() == GOOD_TOKEN
-        known = name in self.hub.repositories and (name not in self.hub.private or good)
+        known = name in self.hub.pushed or (
+            name in self.hub.repositories and (name not in self.hub.private or good)
+        )
         if not known:
             self._refuse(404 if self._token() else 401, "RepoNotFound", "Repository not found")
         elif name in self.hub.gated and not good:
@@ -139,6 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         return known
 
     def _tree(self, name: str) -> list[dict[str, object]]:
+        if name in self.hub.pushed:
+            return [self._info(name, path) for path in sorted(self.hub.pushed[name])]
         folder = self.hub.repositories[name]
         return [
             {
@@ -151,8 +162,16 @@ class _Handler(BaseHTTPRequestHandler):
             if path.is_file()
         ]
 
+    def _info(self, name: str, path: str) -> dict[str, object]:
+        content = self.hub.pushed[name][path]
+        oid = hashlib.sha1(content).hexdigest()
+        return {"type": "file", "path": path, "size": len(content), "oid": oid}
+
     def _send_file(self, name: str, revision: str, file: str) -> None:
         commit = self.hub.commit_of(name)
+        if name in self.hub.pushed:
+            self._send_pushed(name, file)
+            return
         if revision not in ("main", commit):
             self._refuse(404, "RevisionNotFound", "Invalid rev id")
             return
@@ -164,6 +183,16 @@ class _Handler(BaseHTTPRequestHandler):
         etag = f'"{hashlib.sha1(content).hexdigest()}"'
         self._send(200, content, {"ETag": etag, "X-Repo-Commit": commit})
 
+    def _send_pushed(self, name: str, file: str) -> None:
+        content = self.hub.pushed[name].get(file)
+        if content is None:
+            self._refuse(404, "EntryNotFound", "Entry not found")
+            return
+        etag = f'"{hashlib.sha1(content).hexdigest()}"'
+        # Another commit for other content, so that no client takes its old copy.
+        commit = hashlib.sha1(content).hexdigest()
+        self._send(200, content, {"ETag": etag, "X-Repo-Commit": commit})
+
     def _take(self, path: str, body: bytes) -> None:
         """What a push asks for: create, validate, which files inline (all), commit."""
         if self._token() is None:
@@ -173,6 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "api/repos/create":
             wanted = json.loads(body)
             name = f"{wanted.get('organization', 'me')}/{wanted['name']}"
+            private = wanted.get("private") or wanted.get("visibility") == "private"
+            self.hub.created.setdefault(name, bool(private))
             self._send_json({"url": f"{self.hub.url}/{name}", "name": name})
         elif path == "api/validate-yaml":
             self._send_json({"errors": [], "warnings": []})
@@ -182,6 +213,14 @@ class _Handler(BaseHTTPRequestHandler):
                 {"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in files
             ]
             self._send_json({"files": inline})
+        elif "/paths-info/" in path:
+            name = "/".join(path.split("/")[2:4])
+            paths = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
+            known = self.hub.pushed.get(name, {})
+            self._send_json([self._info(name, one) for one in paths if one in known])
+        elif "/branch/" in path:
+            self.hub.branches.append(("/".join(path.split("/")[2:4]), path.split("/")[5]))
+            self._send_json({})
         elif "/commit/" in path:
             self._commit("/".join(path.split("/")[2:4]), body)
         else:
@@ -193,6 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
             if entry["key"] == "file":
                 content = base64.b64decode(entry["value"]["content"])
                 self.hub.pushed.setdefault(name, {})[entry["value"]["path"]] = content
+            elif entry["key"] == "deletedFile":
+                del self.hub.pushed[name][entry["value"]["path"]]
         commit = self.hub.commit_of(name)
         self._send_json(
             {"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit}

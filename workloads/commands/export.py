@@ -41,9 +41,10 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     )
     print(exported.folder)
     if pushes and target:
-        from workloads.engine.hub.hub import push
+        from workloads.engine.hub.upload import push
 
-        print(push(exported.folder, target))
+        wanted = config.export
+        print(push(exported.folder, target, wanted.private, wanted.revision, _tell))
     return EXIT_DONE
 
 

@@ -244,6 +244,11 @@ class Export(Section):
     push: Annotated[Literal["never", "end", "saves"], BeforeValidator(_when)] = Field(
         "never", description="Push the exported model to the hub: at the end, or at saves too."
     )
+    private: bool = Field(
+        True, description="A repository that the push makes is private; one that is there stays."
+    )
+    revision: Text | None = Field(None, description="Branch to push to, made where there is none.")
+    tags: tuple[Text, ...] = Field((), description="Tags of the model card, beside Tatara's own.")
 
     @model_validator(mode="after")
     def _has_target(self) -> "Export":

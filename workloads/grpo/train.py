@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from workloads.engine import distributed
+from workloads.engine.nodes import check_alike
 from workloads.engine.pretrained.base import Base, resolve
 from workloads.engine.pretrained.files import compute_dtype
 from workloads.engine.training import checkpoints
@@ -57,6 +58,7 @@ def train(config: GrpoConfig, session: Session) -> None:
     engine.check(config, sees_images(base.config))
     processing = load_processing(base, config.grpo)
     data = prepare_data(config, session, base, processing)
+    check_alike(lambda: {"rows": data.digest()})
     engine.check_rows(config, len(data.examples), distributed.world_size())
     resume = checkpoints.resume_point(session)
     model = load_model(base, config, session.tell)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from workloads.data.row_files import data_files, left_out
 from workloads.engine.hub.publish import may_push
+from workloads.engine.keep_best import keep_best
 from workloads.errors import UserError
 from workloads.findings import Finding
 from workloads.llm.config import LlmConfig
@@ -26,7 +27,13 @@ def shallow(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
         found.append(_data("data.eval_source", config.data.eval_source))
     for one in config.data.sources:
         found += _left_out(one.source)
-    return [*found, *_settings(config), *_evaluation(config), *may_push(config)]
+    return [
+        *found,
+        *_settings(config),
+        *_evaluation(config),
+        *keep_best(config, config.evaluation.every_steps),
+        *may_push(config),
+    ]
 
 
 def _settings(config: LlmConfig) -> list[Finding]:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from workloads.engine import distributed
+from workloads.engine.nodes import check_alike
 from workloads.engine.pretrained.adapter import add_adapter
 from workloads.engine.pretrained.base import resolve
 from workloads.engine.pretrained.files import positions
@@ -34,6 +35,7 @@ def train(config: LlmConfig, session: Session) -> None:
     config = config.model_copy(update={"model": base.model})
     tokenizer = load_tokenizer(base, session.tell)
     data = prepare_data(config, session, tokenizer, positions(base.config.to_dict()))
+    check_alike(lambda: {"rows": data.report.train.digest})
     resume = checkpoints.resume_point(session)
     model = load_model(base, config, session.tell)
     if session.is_main:

@@ -26,6 +26,7 @@ class Event(StrEnum):
     TRAINING = "training"
     CHECKPOINT = "checkpoint"
     CHECKPOINT_FAILED = "checkpoint failed"
+    CLEANUP_FAILED = "cleanup failed"
     CHECKPOINT_DAMAGED = "checkpoint damaged"
     NONFINITE = "nonfinite"
     OUT_OF_MEMORY = "oom"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -151,12 +152,56 @@ def publish(staged: Path, final: Path) -> None:
     _sync(final.parent)
 
 
-def rotate(folder: Path, keep_last: int, best: Path | None) -> list[Path]:
-    """Delete checkpoints beyond the newest `keep_last`, by number, but never the best one."""
-    old = sealed(folder)[:-keep_last]
-    gone = [path for path in old if best is None or path.name != best.name]
-    for path in gone:
-        # The seal goes first: a deletion cut short leaves no folder that looks whole.
-        (path / SEAL).unlink()
-        shutil.rmtree(path)
+_ASIDE = ("damaged-", "replaced-")  # what a run has set aside, and never uses again
+
+
+def set_aside(folder: Path) -> list[Path]:
+    """Checkpoints that were set aside as damaged or replaced, which only take up room."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.startswith(_ASIDE))
+
+
+def rotate(
+    folder: Path,
+    keep_last: int,
+    best: Path | None,
+    report: Callable[[str], None] = lambda text: None,
+) -> list[Path]:
+    """Delete checkpoints beyond the newest `keep_last`, by number, but never the best one.
+
+    With them go older folders without a seal, which count for nothing, and what was set aside
+    before the oldest that stays. Returns what is gone. What cannot be deleted is reported, a
+    sentence each: housekeeping is no reason to end a training.
+    """
+    whole = sealed(folder)
+    kept = set(whole[-keep_last:]) | {path for path in whole if best and path.name == best.name}
+    oldest = min((step_of(path) for path in whole[-keep_last:]), default=0)
+    old = [path for path in whole if path not in kept]
+    if folder.is_dir():
+        cut = [path for path in folder.iterdir() if path not in whole and step_of(path) >= 0]
+        old += [path for path in cut if step_of(path) < oldest]
+    old += [path for path in set_aside(folder) if _step_aside(path) < oldest]
+    gone = []
+    for path in old:
+        try:
+            _delete(path)
+            gone.append(path)
+        except OSError as error:
+            report(f"{path.name} cannot be deleted: {error.strerror or error}")
     return gone
+
+
+def _step_aside(path: Path) -> int:
+    digits = re.search(rf"{PREFIX}(\d+)", path.name)
+    return int(digits[1]) if digits else 0
+
+
+def _delete(path: Path) -> None:
+    """A link as a link: what it leads to is a person's."""
+    if path.is_symlink():
+        path.unlink()
+        return
+    # The seal goes first: a deletion cut short leaves no folder that looks whole.
+    (path / SEAL).unlink(missing_ok=True)
+    shutil.rmtree(path)

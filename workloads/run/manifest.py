@@ -48,7 +48,7 @@ def _birth() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": _versions(),
-        "git": _git(),
+        "git": code_state(),
         "image": os.environ.get("TATARA_IMAGE"),
     }
 
@@ -63,7 +63,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git() -> dict[str, Any]:
+def code_state() -> dict[str, Any]:
     """Commit and whether files differ from it; empty outside a checkout or without git."""
     here = Path(__file__).parent
     try:

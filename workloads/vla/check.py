@@ -5,6 +5,7 @@ from pathlib import Path
 
 from workloads import device
 from workloads.engine.hub.publish import may_push
+from workloads.engine.keep_best import keep_best
 from workloads.errors import UserError
 from workloads.findings import Finding
 from workloads.plan.estimate import MAY_FIT, estimate
@@ -22,7 +23,12 @@ def shallow(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     if config.data.statistics and not Path(config.data.statistics).is_file():
         text = f"{config.data.statistics} does not exist"
         found.append(Finding("data.statistics", "error", text, "correct it, or leave it out"))
-    return [*found, *may_push(config), *_memory(config, env)]
+    return [
+        *found,
+        *keep_best(config, config.evaluation.every_steps),
+        *may_push(config),
+        *_memory(config, env),
+    ]
 
 
 def _data(source: str) -> Finding:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from workloads.config.sections import Model
-from workloads.engine.export.export import FACTS
+from workloads.engine.hub.upload import FACTS
 from workloads.engine.pretrained.adapter import load_adapter
 from workloads.engine.pretrained.base import locate, locate_for_use
 from workloads.engine.pretrained.files import Tell, is_adapter

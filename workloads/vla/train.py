@@ -18,6 +18,7 @@ from transformers import (
 
 from workloads.data.tfrecord import Damage
 from workloads.engine import distributed
+from workloads.engine.nodes import check_alike
 from workloads.engine.pretrained.base import Base, resolve
 from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
@@ -51,6 +52,7 @@ def train(config: VlaConfig, session: Session) -> None:
     distributed.join(config.parallel.hang_timeout)
     base = resolve(config, session.tell, read_spec)
     sources = prepare_data(config, session)
+    check_alike(lambda: {"episodes": sources.fingerprint})
     resume = checkpoints.resume_point(session)
     oft = oft_spec(config, sources.action_dim, sources.proprio_dim)
     model = load_model(config, base.folder, oft, sources.statistics, session.tell)

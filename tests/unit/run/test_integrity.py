@@ -1,6 +1,7 @@
 """Checkpoints are whole or do not count."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,38 @@ def test_rotation_goes_by_number_and_keeps_the_best(tmp_path: Path) -> None:
         "checkpoint-100",
         "checkpoint-1000",
     ]
+
+
+def test_what_cannot_be_deleted_is_told_and_the_rest_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E-3: a link is removed as a link, what a cut left behind goes too."""
+    for step in (3, 6, 9, 12):
+        make(tmp_path / "run", step)
+    folder = tmp_path / "run"
+    moved = tmp_path / "elsewhere"
+    (folder / "checkpoint-3").rename(moved)
+    (folder / "checkpoint-3").symlink_to(moved)
+    (folder / "checkpoint-4").mkdir()  # its seal is gone, as after a deletion that was cut short
+    (folder / "damaged-checkpoint-5").mkdir()  # E-15
+    (folder / "replaced-checkpoint-12").mkdir()
+    real = shutil.rmtree
+
+    def rmtree(path: Path, *args: object, **kwargs: object) -> None:
+        if path.name == "checkpoint-6":
+            raise PermissionError(13, "Permission denied")
+        real(path)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    told: list[str] = []
+    integrity.rotate(folder, keep_last=1, best=None, report=told.append)
+    assert told == ["checkpoint-6 cannot be deleted: Permission denied"]
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["checkpoint-12", "checkpoint-6", "replaced-checkpoint-12"]
+    assert (moved / "complete.json").is_file()
+    monkeypatch.undo()
+    integrity.rotate(folder, keep_last=1, best=None, report=told.append)
+    assert not (folder / "checkpoint-6").exists() and len(told) == 1
 
 
 def test_a_name_is_never_written_twice(tmp_path: Path) -> None:

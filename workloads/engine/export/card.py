@@ -41,6 +41,7 @@ class Card:
     data: str = ""
     task: str = "text-generation"
     use: str = ""
+    tags: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
@@ -74,6 +75,7 @@ def card_of(
         step=step,
         summary=config.summary,
         data=_sources(settings.get("data.source", "")),
+        tags=config.export.tags,
         settings=settings,
         losses=_losses(run, step),
         scores=_scores(run.evaluation),
@@ -168,7 +170,8 @@ def _front(card: Card) -> dict[str, Any]:
         front["base_model"] = card.base
     if card.data and not is_local(card.data):
         front["datasets"] = [card.data]
-    front["tags"] = ["tatara", *(["lora"] if card.kind == "adapter" else [])]
+    own = ["tatara", *(["lora"] if card.kind == "adapter" else [])]
+    front["tags"] = list(dict.fromkeys([*own, *card.tags]))
     return front
 
 

@@ -12,6 +12,7 @@ import torch
 
 from workloads.config.sections import Adapter, Model, Profile
 from workloads.engine.export.card import Card, write_card
+from workloads.engine.hub.upload import FACTS, card_digest
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_config
 from workloads.engine.pretrained.base import Base, candidates, find_base, load_config
@@ -26,8 +27,6 @@ SHARD_SIZE = "4GB"
 # cache, and which model that was.
 SKELETON = "model"
 SOURCE = "source.json"
-# What an exported folder says about itself, for our own tools.
-FACTS = "tatara.json"
 _SAVED = re.compile(
     r"\.lora_(embedding_)?[AB](\.weight)?$|\.lora_magnitude_vector\.weight$|\.modules_to_save\."
 )
@@ -147,7 +146,15 @@ def describe(folder: Path, card: Card, also: Mapping[str, Any]) -> None:
     """The card for people, and the facts that a new card and our own tools will need."""
     write_card(folder, card)
     facts = {"kind": card.kind, "dtype": card.dtype, "step": card.step, "notes": card.notes, **also}
-    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_facts(folder, facts)
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write tatara.json, with the digest of the card beside it: a push tells by it whether a person
+    has changed the card since."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    whole = {**facts, "card": card_digest(text)}
+    (folder / FACTS).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
 def adapter_state(source: Path, adapter: Adapter) -> tuple[dict[str, torch.Tensor], Any]:

@@ -16,7 +16,6 @@ import torch
 from workloads.config.sections import Model, Profile
 from workloads.engine.export.card import Card, card_of, write_card
 from workloads.engine.export.export import (
-    FACTS,
     Exported,
     adapter_state,
     carry_code,
@@ -27,7 +26,9 @@ from workloads.engine.export.export import (
     silent,
     source_of,
     used_config,
+    write_facts,
 )
+from workloads.engine.hub.upload import FACTS
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.base import Base, load_config
 from workloads.engine.pretrained.files import Tell, compute_dtype
@@ -171,6 +172,7 @@ class Exporter(ABC, Generic[P]):
         base = kept_base(run, config, silent, self.read)
         card = card_of(run, config, facts["kind"], facts["dtype"], facts["step"], base.folder)
         write_card(folder, replace(self.card(card, base), notes=tuple(facts["notes"])))
+        write_facts(folder, facts)
 
 
 def check_loaded(factory: Any, folder: Path, trust_remote_code: bool) -> Any:

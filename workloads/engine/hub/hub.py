@@ -55,14 +55,14 @@ def probe(
     Answers within `seconds`, whatever the network does. Raises UserError or Retry as the module
     says; trouble with the network is no error where a copy is in the cache.
     """
-    _check_name(repo_id)
+    check_name(repo_id)
     if is_offline():
         if not _is_cached(repo_id, kind, revision):
             raise _not_cached(repo_id)
         return "cached"
     try:
         with explained(repo_id, kind, revision):
-            _within(seconds, lambda: _touch(repo_id, kind, revision, seconds), repo_id)
+            within(seconds, lambda: _touch(repo_id, kind, revision, seconds), repo_id)
     except Retry:
         if _is_cached(repo_id, kind, revision):
             return "cached"
@@ -94,65 +94,6 @@ def fetch(
             local_files_only=cached,
         )
     return Path(folder)
-
-
-def account(seconds: float = PROBE_SECONDS) -> str:
-    """The name of the account that the token belongs to, asked within `seconds`."""
-    from huggingface_hub import HfApi
-
-    if is_offline():
-        raise UserError(f"expected to reach {endpoint()}, found HF_HUB_OFFLINE set; unset it")
-    if _token() is None:
-        raise UserError(
-            f"expected a token to write with, found none; make one at {endpoint()}/settings/tokens "
-            "and set HF_TOKEN"
-        )
-    names: list[str] = []
-
-    def ask() -> None:
-        names.append(str(HfApi(endpoint=endpoint()).whoami()["name"]))
-
-    with explained("token"):
-        _within(seconds, ask, "token")
-    return names[0]
-
-
-def push(folder: Path, repo_id: str, private: bool = True) -> str:
-    """Upload a model's folder as one commit and return its address.
-
-    private: of a repository that is made for it; an existing one keeps what it is. Raises UserError
-    for a token that may not write, Retry for trouble on the way.
-    """
-    from huggingface_hub import HfApi
-
-    _check_name(repo_id)
-    if not (folder / "README.md").is_file():
-        raise UserError(f"{folder}: expected an exported model, found none; export it first")
-    account()
-    hub = HfApi(endpoint=endpoint())
-    with explained(repo_id):
-        made = hub.create_repo(repo_id, private=private, exist_ok=True)
-        commit = hub.upload_folder(
-            repo_id=made.repo_id,
-            folder_path=folder,
-            commit_message="Upload model",
-            ignore_patterns=[".*"],
-        )
-    return str(commit.commit_url)
-
-
-def push_readme(folder: Path, repo_id: str) -> str:
-    """Upload the model card alone, of a model that has been pushed, and return its address."""
-    from huggingface_hub import HfApi
-
-    with explained(repo_id):
-        commit = HfApi(endpoint=endpoint()).upload_file(
-            repo_id=repo_id,
-            path_or_fileobj=folder / "README.md",
-            path_in_repo="README.md",
-            commit_message="Update model card",
-        )
-    return str(commit.commit_url)
 
 
 @contextmanager
@@ -262,14 +203,14 @@ def _wait(response: Any) -> str:
 
 
 def _not_found(repo_id: str, kind: Kind) -> UserError:
-    private = "" if _token() else ", or set HF_TOKEN if it is private"
+    private = "" if token() else ", or set HF_TOKEN if it is private"
     return UserError(
         f"{repo_id}: expected a {kind} on {endpoint()} or a local folder, found neither; "
         f"correct the name{private}{nearest_folder(repo_id)}"
     )
 
 
-def _token() -> str | None:
+def token() -> str | None:
     from huggingface_hub import get_token
 
     return get_token()
@@ -313,7 +254,7 @@ def _unreachable(repo_id: str, error: BaseException) -> Retry:
     )
 
 
-def _check_name(repo_id: str) -> None:
+def check_name(repo_id: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -339,7 +280,7 @@ def _touch(repo_id: str, kind: Kind, revision: str | None, seconds: float) -> No
         return
 
 
-def _within(seconds: float, action: Callable[[], None], repo_id: str) -> None:
+def within(seconds: float, action: Callable[[], None], repo_id: str) -> None:
     """Run an action, but wait no longer: looking up a name knows no time limit of its own."""
     problems: list[Exception] = []
     thread = threading.Thread(target=lambda: _keep(action, problems), daemon=True)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from workloads.config.sections import Profile
-from workloads.engine.hub.hub import account, push, push_readme
+from workloads.engine.hub import upload
 from workloads.errors import Retry, TataraError
 from workloads.findings import Finding
 from workloads.run.events import Event, Phase
@@ -30,7 +30,7 @@ def may_push(config: Profile) -> list[Finding]:
     if config.export.push == "never":
         return []
     try:
-        name = account()
+        name = upload.writer(str(config.export.hub_model_id))
     except TataraError as error:
         return [Finding("push", "error", str(error))]
     return [Finding("push", "ok", f"as {name} to {config.export.hub_model_id}")]
@@ -109,13 +109,20 @@ def push_final(config: Profile, session: Session) -> TataraError | None:
 
     The error is for the end of the run, when all else is done.
     """
-    target = config.export.hub_model_id
+    target, private, revision = (
+        config.export.hub_model_id,
+        config.export.private,
+        config.export.revision,
+    )
     if config.export.push == "never" or target is None or not session.is_main:
         return None
     with session.phase(Phase.PUSHING):
         for pause in (*_WAITS, None):
             try:
-                address = _beside_progress(session, lambda: push(session.run.final, target))
+                address = _beside_progress(
+                    session,
+                    lambda: upload.push(session.run.final, target, private, revision, session.tell),
+                )
                 break
             except TataraError as error:
                 if pause is None or not isinstance(error, Retry):
@@ -135,7 +142,8 @@ def push_card(config: Profile, session: Session) -> None:
         return
     with session.phase(Phase.PUSHING):
         try:
-            _beside_progress(session, lambda: push_readme(session.run.final, target))
+            final, revision = session.run.final, config.export.revision
+            _beside_progress(session, lambda: upload.push_card(final, target, revision))
         except TataraError as error:
             session.tell(f"the card on the hub is the one from before the evaluation: {error}")
 

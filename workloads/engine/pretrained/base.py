@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from workloads.config.sections import Model, Profile
 from workloads.engine import distributed
 from workloads.engine.hub import hub
+from workloads.engine.nodes import check_alike, model_files, software
 from workloads.engine.pretrained.files import (
     ADAPTER_CONFIG,
     WEIGHTS,
@@ -87,7 +88,7 @@ def resolve(
 
     Called by all ranks together. Rank 0 chooses, so that no rank takes a fallback alone; the first
     rank of every other node finds the files for its node, downloading them where needed. Raises on
-    every rank what any of them found wrong.
+    every rank what any of them found wrong, and where code, versions or files of nodes differ.
     """
     base: Base[Any] | None = None
     problem: TataraError | None = None
@@ -107,6 +108,7 @@ def resolve(
     distributed.all_or_none(problem, "model")
     folders = dict(distributed.gather((distributed.node(), base.folder) if base else (None, None)))
     folder = folders[distributed.node()]
+    check_alike(lambda: software() | model_files(folder, weights=not chosen.random_init))
     return base or Base(chosen, folder, read(chosen, folder))
 
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from workloads.config.sections import Profile
 from workloads.engine import distributed
-from workloads.engine.training.trackers import trackers
+from workloads.engine.training.trackers import Trackers, trackers
 from workloads.processes import resident_bytes
 from workloads.run.events import Event
 from workloads.run.session import Session
@@ -33,7 +33,7 @@ class RunCallback(TrainerCallback):
         self._since_step = 0
         self._told = 0.0
         self._memory, self._weighed = 0, -math.inf
-        self.trackers = trackers(profile.tracking, session, profile.model_dump(mode="json"))
+        self.trackers = Trackers(session, {})
 
     def count(self, rows: Any, tokens: int) -> None:
         """Note one micro-batch: its tokens, and a digest of which rows it has, in their order."""
@@ -44,11 +44,19 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._since, self._since_step = time.monotonic(), state.global_step
+        dump = self.profile.model_dump(mode="json")
+        self.trackers = trackers(self.profile.tracking, self.session, dump, state.global_step)
         optimizer, loader = kwargs["optimizer"], kwargs["train_dataloader"]
         before = take_rate(optimizer, kwargs["lr_scheduler"], args.learning_rate)
         if before is not None:
             rate = f"{args.learning_rate:g}"
             self.session.tell(f"learning rate {rate} from here on; the checkpoint has {before:g}")
+        if (rates := follow_schedule(optimizer, kwargs["lr_scheduler"])) is not None:
+            now, then = rates
+            self.session.tell(
+                f"learning rate {now:g} from step {state.global_step + 1} on, as the schedule is "
+                f"set now; the checkpoint has {then:g}"
+            )
         self.session.event(
             Event.TRAINING,
             step=state.global_step,
@@ -156,6 +164,31 @@ def take_rate(optimizer: Any, scheduler: Any, rate: float) -> float | None:
     inner = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps some
     inner.base_lrs = [rate] * len(inner.base_lrs)
     return float(max(before))
+
+
+def follow_schedule(optimizer: Any, scheduler: Any) -> tuple[float, float] | None:
+    """Have the next step at the rate of the schedule that is set now; it and a checkpoint's other.
+
+    A loaded optimizer brings the rate that its own schedule had come to, which would hold for one
+    step more. Where it is the same nothing is touched.
+    """
+    inner = getattr(scheduler, "scheduler", scheduler)
+    lambdas = getattr(inner, "lr_lambdas", None)
+    if lambdas is None:
+        return None
+    pairs = zip(optimizer.param_groups, inner.base_lrs, lambdas, strict=True)
+    rates = [(group, base * factor(inner.last_epoch)) for group, base, factor in pairs]
+    changed = [
+        (float(now), float(group["lr"]))
+        for group, now in rates
+        if not math.isclose(now, group["lr"], rel_tol=1e-6, abs_tol=1e-15)
+    ]
+    if not changed:
+        return None
+    for group, now in rates:
+        group["lr"] = now
+    inner._last_lr = [now for _, now in rates]
+    return max(changed)
 
 
 def _parameters(model: nn.Module) -> dict[str, int]:

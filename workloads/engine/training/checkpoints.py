@@ -14,7 +14,7 @@ from typing import Any
 from workloads.engine import distributed
 from workloads.errors import UserError
 from workloads.run.events import Event
-from workloads.run.integrity import PREFIX, publish, rotate, seal, sealed, step_of
+from workloads.run.integrity import PREFIX, publish, rotate, seal, sealed, set_aside, step_of
 from workloads.run.session import Session
 
 STAGING = ".staging"
@@ -61,7 +61,10 @@ def _check_space(session: Session) -> None:
     needed = sum(path.stat().st_size for path in old[-1].rglob("*") if path.is_file())
     free = shutil.disk_usage(session.run.path).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"{needed / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free")
+        text = f"{needed / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free"
+        if aside := set_aside(session.run.checkpoints):
+            text += f"; not used any more: {', '.join(path.name for path in aside)}"
+        raise OSError(errno.ENOSPC, text)
 
 
 def _try(action: Callable[[], None]) -> str | None:
@@ -149,4 +152,9 @@ def tidy(session: Session, keep_last: int, best_step: int | None) -> None:
     if session.is_main:
         folder = session.run.checkpoints
         best = folder / f"{PREFIX}{best_step}" if best_step is not None else None
-        rotate(folder, keep_last, best)
+
+        def report(problem: str) -> None:
+            session.event(Event.CLEANUP_FAILED, reason=problem)
+            session.tell(f"{folder}: {problem}; the training goes on")
+
+        rotate(folder, keep_last, best, report)

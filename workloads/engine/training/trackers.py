@@ -10,14 +10,18 @@ import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, cast
 
 from workloads.config.sections import Tracking
+from workloads.engine.summary import rows_of
 from workloads.run.events import Event
 from workloads.run.session import Session
 
 _END_WAIT = 10.0  # seconds that trackers get to flush at the end of a run
 _INIT_WAIT = 20.0
+# Until every tracker has begun: a start that is given up, and a second one offline.
+_BEGIN_WAIT = _INIT_WAIT + 25.0
+_LONGEST = 500  # characters of a server's own sentence
 
 
 class Tracker(Protocol):
@@ -29,12 +33,13 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `<run>/tensorboard`."""
+    """Event files in `<run>/tensorboard`; steps that a restart goes over again are shown once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, done_steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        purge = done_steps + 1 if done_steps else None
+        self._writer = SummaryWriter(str(folder), purge_step=purge)
 
     def write(self, step: int, row: dict[str, float]) -> None:
         for name, value in row.items():
@@ -45,33 +50,61 @@ class TensorBoard:
 
 
 class WandB:
-    """A run on Weights & Biases under the run's own id; offline where it cannot be reached."""
+    """A run on Weights & Biases, one over all restarts; offline where it cannot be reached.
 
-    def __init__(self, tracking: Tracking, session: Session, config: dict[str, Any]) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")
+    W&B's own variables win over the profile: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME,
+    WANDB_RUN_ID, WANDB_RUN_GROUP. An empty one counts as unset. An offline folder holds every row
+    of the run: one that a restart begins anew is filled from the run's own files, and takes the
+    place of the one before, so that one folder is to be synced.
+    """
+
+    def __init__(
+        self, tracking: Tracking, session: Session, config: dict[str, Any], done_steps: int
+    ) -> None:
+        env = os.environ
+        for name in [name for name in env if name.startswith("WANDB") and not env[name].strip()]:
+            del env[name]
+        env.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        def begin(mode: Literal["online", "offline", "disabled", "shared"]) -> Any:
+        profile = str(config.get("name") or session.run.path.parent.name)
+        mode = env.get("WANDB_MODE", "online" if tracking.wandb == "online" else "offline")
+
+        def begin(mode: str) -> Any:
+            if mode in ("offline", "dryrun"):
+                _set_offline_aside(session.run.path / "wandb", run_id)
             return wandb.init(
-                project=tracking.wandb_project,
-                entity=tracking.wandb_entity,
-                id=session.run.id,
-                name=session.run.id,
+                project=env.get("WANDB_PROJECT") or tracking.wandb_project,
+                entity=env.get("WANDB_ENTITY") or tracking.wandb_entity,
+                id=run_id,
+                name=env.get("WANDB_NAME") or session.run.id,
+                group=env.get("WANDB_RUN_GROUP") or profile,
                 resume="allow",
                 dir=str(session.run.path),
-                mode=mode,
+                mode=cast(Any, mode),
                 config=config,
                 settings=wandb.Settings(init_timeout=_INIT_WAIT, console="off"),
             )
 
+        run_id = env.get("WANDB_RUN_ID") or f"{profile}-{session.run.id}"
         try:
-            self._run = begin("online" if tracking.wandb == "online" else "offline")
+            self._run = begin(mode)
         except wandb.Error as error:
-            if tracking.wandb == "offline":
+            if mode != "online":
                 raise
-            self._run = begin("offline")
-            reason = str(error).splitlines()[0]
-            session.tell(f"wandb: not reachable ({reason}); kept in {session.run.path}/wandb")
+            # It keeps the id of the start that failed, and would refuse it to the second.
+            wandb.teardown()
+            mode, self._run = "offline", begin("offline")
+            reason = " ".join(str(error).split())[:_LONGEST]
+            session.event(Event.TRACKER_FAILED, tracker="wandb", reason=reason)
+            session.tell(
+                f"wandb: {reason}; every row is kept in {session.run.path}/wandb, to be sent by "
+                "wandb sync"
+            )
+        if mode in ("offline", "dryrun") and done_steps:
+            for row in rows_of(session.run):
+                if row["step"] <= done_steps:
+                    self.write(row["step"], numbers(row))
 
     def write(self, step: int, row: dict[str, float]) -> None:
         self._run.log(row, step=step)
@@ -80,32 +113,54 @@ class WandB:
         self._run.finish()
 
 
+def _set_offline_aside(folder: Path, run_id: str) -> None:
+    """Offline folders of earlier attempts of this run, whose rows the next one has all."""
+    for path in sorted(folder.glob(f"offline-run-*-{run_id}")):
+        aside = folder / "superseded"
+        aside.mkdir(exist_ok=True)
+        path.rename(aside / path.name)
+
+
+def numbers(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a row that make a curve; which rows a batch had is a digest."""
+    kept = {name: value for name, value in row.items() if name not in ("step", "batches")}
+    return {name: float(value) for name, value in kept.items() if isinstance(value, int | float)}
+
+
 class Trackers:
     """All trackers of a run; `write` returns at once."""
 
     def __init__(self, session: Session, makers: dict[str, Callable[[], Tracker]]) -> None:
         self._session, self._makers = session, makers
         self._rows: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(maxsize=10_000)
+        self._begun = threading.Event()
+        self._lost = 0
         self._thread = threading.Thread(target=self._work, daemon=True)
         if makers:
             self._thread.start()
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        """Hand over the numbers of a row; they are dropped where nobody takes them in time."""
-        if not self._makers or self._rows.full():
-            return
-        numbers = {
-            name: float(value) for name, value in row.items() if isinstance(value, int | float)
-        }
-        self._rows.put_nowait((step, numbers))
-
-    def close(self) -> None:
-        """Flush, but never wait long."""
+        """Hand over the numbers of a row; those that nobody takes in time are counted."""
         if not self._makers:
             return
+        try:
+            self._rows.put_nowait((step, numbers(row)))
+        except queue.Full:
+            self._lost += 1
+
+    def close(self) -> None:
+        """Flush, within bounds: a tracker may take its time to begin, and a little to end."""
+        if not self._makers:
+            return
+        self._begun.wait(_BEGIN_WAIT)
         with contextlib.suppress(queue.Full):  # a tracker that hangs takes no row any more
             self._rows.put(None, timeout=_END_WAIT)
             self._thread.join(_END_WAIT)
+        left = self._lost + self._rows.qsize()
+        if self._thread.is_alive() or left:
+            reason = f"did not end in time; the last {max(left, 1)} rows may not have reached it"
+            for name in self._makers:
+                self._tell(name, reason)
 
     def _work(self) -> None:
         live: dict[str, Tracker] = {}
@@ -115,6 +170,7 @@ class Trackers:
 
         for name in self._makers:
             self._try(name, lambda: begin(name))  # noqa: B023  called at once
+        self._begun.set()
         while (item := self._rows.get()) is not None:
             step, row = item
             for name in list(live):
@@ -129,17 +185,23 @@ class Trackers:
             action()
             return True
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._session.tell(f"{name}: {reason}; going on without it, metrics.jsonl has all rows")
-            self._session.event(Event.TRACKER_FAILED, tracker=name, reason=reason)
+            self._tell(name, " ".join(str(error).split())[:_LONGEST] or type(error).__name__)
             return False
 
+    def _tell(self, name: str, reason: str) -> None:
+        self._session.tell(f"{name}: {reason}; going on without it, metrics.jsonl has all rows")
+        self._session.event(Event.TRACKER_FAILED, tracker=name, reason=reason)
 
-def trackers(tracking: Tracking, session: Session, config: dict[str, Any]) -> Trackers:
-    """The trackers that the config asks for; only rank 0 has any."""
+
+def trackers(
+    tracking: Tracking, session: Session, config: dict[str, Any], done_steps: int = 0
+) -> Trackers:
+    """The trackers that the config asks for, of a run that goes on after `done_steps`; only rank 0
+    has any."""
     makers: dict[str, Callable[[], Tracker]] = {}
     if session.is_main and tracking.tensorboard:
-        makers["tensorboard"] = lambda: TensorBoard(session.run.path / "tensorboard")
+        folder = session.run.path / "tensorboard"
+        makers["tensorboard"] = lambda: TensorBoard(folder, done_steps)
     if session.is_main and tracking.wandb != "off":
-        makers["wandb"] = lambda: WandB(tracking, session, config)
+        makers["wandb"] = lambda: WandB(tracking, session, config, done_steps)
     return Trackers(session, makers)

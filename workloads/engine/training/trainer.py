@@ -3,6 +3,7 @@
 `class LlmTrainer(RunTrainer, SFTTrainer)`: the mixin goes first. The loop stays the library's.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -220,12 +221,13 @@ class RunTrainer(Trainer):
         }
 
     def best_step(self) -> int | None:
-        """The saved step with the lowest evaluation loss."""
+        """The saved step with the lowest evaluation loss that is a number, if any has one."""
         if not self.profile.checkpoints.keep_best:
             return None
         saved = {step_of(path) for path in sealed(self.session.run.checkpoints)}
         rows = [row for row in self.state.log_history if "eval_loss" in row]
-        rows = [row for row in rows if row["step"] in saved]
+        # A NaN is lower than nothing and higher than nothing: it would win by its place.
+        rows = [row for row in rows if row["step"] in saved and math.isfinite(row["eval_loss"])]
         return min(rows, key=lambda row: row["eval_loss"])["step"] if rows else None
 
 

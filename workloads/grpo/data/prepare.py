@@ -63,6 +63,14 @@ class Prepared:
     tokens: TokenReport | None = None
     counted: list[tuple[Example, RowTokens]] = field(default_factory=list)
 
+    def digest(self) -> str:
+        """Of what the rows ask and their solutions, in their order; images by their sizes."""
+        state = hashlib.sha256()
+        for example in [*self.examples, *self.held_out]:
+            row = [example.problem, example.before, example.solution, example.sizes]
+            state.update(json.dumps(row).encode())
+        return state.hexdigest()[:12]
+
 
 def place_of(data: GrpoData, cache: Path, progress: Callable[[], None] = nothing) -> Path:
     """The file or folder that holds the rows: downloaded or drawn where it is not there yet."""

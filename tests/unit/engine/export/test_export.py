@@ -17,7 +17,7 @@ from tests.support.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
 from tests.support.tiny_llama import make_config, make_model, make_tokenizer, write_tiny
 from workloads import run as runs
 from workloads.config.merge import Provenance
-from workloads.engine.hub.hub import push
+from workloads.engine.hub.upload import push
 from workloads.engine.pretrained.adapter import add_adapter, load_adapter, save_adapters
 from workloads.engine.pretrained.base import find_base, resolve
 from workloads.engine.pretrained.files import WEIGHTS
@@ -395,7 +395,7 @@ def test_push(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(UserError, match="401"):
             push(exported, "me/model")
         monkeypatch.setenv("HF_TOKEN", OTHER_TOKEN)
-        with pytest.raises(UserError, match="no right to this"):
+        with pytest.raises(UserError, match="may only read there"):
             push(exported, "me/model")
         monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
         assert push(exported, "me/model").startswith(f"{hub.url}/me/model/commit/")

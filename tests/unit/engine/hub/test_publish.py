@@ -109,4 +109,4 @@ def test_a_token_that_cannot_push_is_found_before_anything_is_trained(
     (finding,) = may_push(config)
     assert finding.level == "error" and "401" in finding.found
     monkeypatch.setenv("HF_TOKEN", OTHER_TOKEN)
-    assert may_push(config)[0].level == "ok"  # whether it may write, only writing tells
+    assert may_push(config)[0].level == "error"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from workloads.engine.training.callbacks import take_rate
+from workloads.engine.training.callbacks import follow_schedule, take_rate
 
 pytestmark = pytest.mark.unit
 
@@ -55,3 +55,25 @@ def test_the_same_rate_touches_nothing() -> None:
     assert take_rate(second.optimizer, second.schedule, 1e-3) is None
     assert second.optimizer.state_dict() == first.optimizer.state_dict()
     assert second.step(5) == first.step(5)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_another_schedule_holds_from_the_first_step_on(schedule: str) -> None:
+    """E-14: the first step after a resume is not one more of the old schedule."""
+    first, whole = Training(1e-3, "linear"), Training(1e-3, schedule)
+    first.step(7)
+    whole.step(7)
+    second = Training(1e-3, schedule)
+    second.resume(first)
+    told = follow_schedule(second.optimizer, second.schedule)
+    assert told is not None
+    assert told == pytest.approx((whole.optimizer.param_groups[0]["lr"], 0.00072), rel=0.01)
+    assert second.step(5) == pytest.approx(whole.step(5))
+
+
+def test_the_same_schedule_touches_nothing() -> None:
+    first, second = Training(1e-3, "cosine"), Training(1e-3, "cosine")
+    first.step(7)
+    second.resume(first)
+    assert follow_schedule(second.optimizer, second.schedule) is None
+    assert second.optimizer.state_dict() == first.optimizer.state_dict()

@@ -1,15 +1,19 @@
 """A checkpoint that does not bring back every weight ends the run instead of training on."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from torch import nn
 
 from tests.support.tiny_llama import make_model
+from workloads.engine.keep_best import keep_best
 from workloads.engine.training.checkpoints import same_shape
 from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import TataraError, UserError
+from workloads.run.integrity import seal
 
 pytestmark = pytest.mark.unit
 
@@ -40,3 +44,52 @@ def test_tied_weights_are_written_once() -> None:
     look(make_model())
     with pytest.raises(TataraError, match="lm_head.weight"):
         look(make_model(), "lm_head.weight")
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ({3: math.nan, 6: 1.0, 9: 0.5, 12: 2.0}, 9),
+        ({3: math.nan, 6: math.inf}, None),
+        ({4: 2.0, 8: 0.5}, None),
+        ({3: 2.0, 9: 3.0}, 3),
+    ],
+)
+def test_the_best_checkpoint_has_the_lowest_loss_that_is_a_number(
+    tmp_path: Path, losses: dict[int, float], best: int | None
+) -> None:
+    """E-4."""
+    for step in (3, 6, 9, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "weights").write_text("x")
+        seal(tmp_path / f"checkpoint-{step}", {"step": step})
+    space = SimpleNamespace
+    trainer: Any = space(
+        profile=space(checkpoints=space(keep_best=True)),
+        session=space(run=space(checkpoints=tmp_path)),
+        state=space(log_history=[{"step": at, "eval_loss": loss} for at, loss in losses.items()]),
+    )
+    assert RunTrainer.best_step(trainer) == best
+
+
+@pytest.mark.parametrize(
+    ("save", "evaluate", "last", "level", "said"),
+    [
+        (3, 4, 10, "warning", "both together only at step 12 of 10"),
+        (3, 4, 24, "ok", "only every 12 steps"),
+        (4, None, 10, "ok", "does nothing"),
+        (4, 2, 10, None, ""),
+        (4, 4, None, None, ""),
+    ],
+)
+def test_the_check_says_where_keep_best_does_nothing(
+    save: int, evaluate: int | None, last: int | None, level: str | None, said: str
+) -> None:
+    """E-4: no evaluation falls on a saved step."""
+    space = SimpleNamespace
+    config: Any = space(
+        checkpoints=space(keep_best=True, every_steps=save), train=space(max_steps=last)
+    )
+    found = keep_best(config, evaluate)
+    assert [one.level for one in found] == ([level] if level else [])
+    assert all(said in one.found for one in found)

@@ -1,0 +1,138 @@
+"""What a push leaves in a repository, and who is told before the training that it may not."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
+from tests.support.tiny_llama import make_model
+from tests.unit.engine.export.test_export import LORA, checkpoint, make_run, trained_adapter, whole
+from workloads.engine.hub.upload import push, push_card, writer
+from workloads.engine.pretrained.adapter import save_adapters
+from workloads.errors import UserError
+from workloads.llm.export import EXPORTER, export
+
+pytestmark = pytest.mark.unit
+NAME = "me/model"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with FakeHub({}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+def folder(root: Path, name: str, *files: str) -> Path:
+    (root / name).mkdir()
+    for file in ("README.md", *files):
+        (root / name / file).write_text(f"{file} of {name}")
+    return root / name
+
+
+def names(path: Path) -> set[str]:
+    return {one.name for one in path.iterdir()}
+
+
+def test_a_repository_holds_the_files_of_the_last_export_alone(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    """E-2: adapter, then merged, then an adapter again, then a full model."""
+    run = make_run(tmp_path, adapter=LORA)
+    model = trained_adapter(make_model(), run)
+    checkpoint(run, 7, lambda path: save_adapters(model, path))
+    (tmp_path / "full").mkdir()
+    full = make_run(tmp_path / "full")
+    checkpoint(full, 3, whole(make_model(seed=2)))
+    for done in (
+        export(run, tmp_path / "adapter"),
+        export(run, tmp_path / "merged", merge=True),
+        export(run, tmp_path / "again"),
+        export(full, tmp_path / "model"),
+    ):
+        push(done.folder, NAME)
+        assert set(hub.pushed[NAME]) == names(done.folder), done.kind
+        assert hub.pushed[NAME]["README.md"] == (done.folder / "README.md").read_bytes()
+
+
+def test_fewer_shards_leave_no_old_ones(hub: FakeHub, tmp_path: Path) -> None:
+    """E-2: three files, then one."""
+    shards = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    push(folder(tmp_path, "big", "config.json", "model.safetensors.index.json", *shards), NAME)
+    push(folder(tmp_path, "small", "config.json", "model.safetensors"), NAME)
+    assert set(hub.pushed[NAME]) == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_nothing_of_a_person_is_replaced(hub: FakeHub, tmp_path: Path) -> None:
+    """E-2: a card that was written or changed by hand, and files that no export writes."""
+    run = make_run(tmp_path)
+    checkpoint(run, 1, whole(make_model()))
+    export(run)
+    push(run.final, NAME)
+    text = hub.pushed[NAME]["README.md"].decode()
+    own = {"README.md": f"{text}\nMore, by hand.".encode(), "notes.md": b"x", "onnx/a.json": b"y"}
+    hub.pushed[NAME] |= own
+    told: list[str] = []
+    checkpoint(run, 2, whole(make_model(seed=2)))
+    export(run)
+    push(run.final, NAME, report=told.append)
+    assert {name: hub.pushed[NAME][name] for name in own} == own
+    assert "stays as it is" in told[0]
+    assert push_card(run.final, NAME) == ""
+    assert json.loads(hub.pushed[NAME]["tatara.json"])["step"] == 2
+
+
+def test_a_card_of_ours_follows_the_evaluation(hub: FakeHub, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    checkpoint(run, 1, whole(make_model()))
+    export(run)
+    push(run.final, NAME)
+    run.metric({"step": 1, "loss": 1.5})
+    EXPORTER.refresh_card(run)
+    assert push_card(run.final, NAME)
+    assert b"training loss: 1.5" in hub.pushed[NAME]["README.md"]
+    push(run.final, NAME)
+    assert hub.pushed[NAME]["README.md"] == (run.final / "README.md").read_bytes()
+
+
+def test_private_and_branch_are_as_asked(hub: FakeHub, tmp_path: Path) -> None:
+    done = folder(tmp_path, "done", "config.json")
+    push(done, NAME)
+    push(done, "me/open", private=False, revision="v2")
+    assert hub.created == {NAME: True, "me/open": False}
+    assert hub.branches == [("me/open", "v2")]
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("google/mine", "expected a repository of me, team"), ("a/b/c", ""), ("my model", "")],
+)
+def test_names_that_cannot_be_pushed_to(hub: FakeHub, target: str, said: str) -> None:
+    """E-12."""
+    hub.orgs = [{"name": "team", "roleInOrg": "write"}]
+    with pytest.raises(UserError, match=said):
+        writer(target)
+    assert writer("team/model") == writer("model") == "me"
+
+
+def test_roles_of_tokens_and_organisations(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E-12: read tokens, fine-grained ones without the right, and organisations that one reads."""
+    hub.orgs = [{"name": "team", "roleInOrg": "read"}]
+    with pytest.raises(UserError, match="where the role is read"):
+        writer("team/model")
+    entity = {"type": "user", "name": "me"}
+    scoped = [{"entity": entity, "permissions": ["repo.content.read"]}]
+    hub.access = {"role": "fineGrained", "fineGrained": {"scoped": scoped}}
+    with pytest.raises(UserError, match="may only read there"):
+        writer(NAME)
+    scoped[0]["permissions"] = ["repo.write"]
+    assert writer(NAME) == "me"
+    hub.access = {}
+    monkeypatch.setenv("HF_TOKEN", OTHER_TOKEN)
+    with pytest.raises(UserError, match="may only read there"):
+        writer(NAME)

@@ -31,12 +31,17 @@ def check_alike(facts: Callable[[], Mapping[str, str]]) -> None:
     host_of_0, expected = nodes[0]
     for node, (host, own) in sorted(nodes.items()):
         for name in expected:
-            if own.get(name) != expected[name]:
+            if _compared(own.get(name, "none")) != _compared(expected[name]):
                 raise UserError(
                     f"expected the same {name} on all nodes, found {own.get(name)} on node {node} "
                     f"({host}) and {expected[name]} on node 0 ({host_of_0}); give every node the "
                     f"same {name}"
                 )
+
+
+def _compared(fact: str) -> str:
+    """A fact without its remark in brackets, which is for the person who looks for the reason."""
+    return fact.partition(" (")[0]
 
 
 def software() -> dict[str, str]:
@@ -46,9 +51,9 @@ def software() -> dict[str, str]:
     for path in sorted(package.rglob("*.py")):
         state.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     git = code_state()
-    commit = git["commit"][:7] if git else "of no commit"
+    commit = git["commit"][:7] if git else "unknown"
     changed = ", changed" if git.get("changed") else ""
-    facts = {"code": f"{commit}{changed} (digest {state.hexdigest()[:12]})"}
+    facts = {"code": f"{state.hexdigest()[:12]} (commit {commit}{changed})"}
     facts["Python"] = platform.python_version()
     for name in _PACKAGES:
         try:

@@ -31,8 +31,8 @@ def test_the_node_and_what_differs_are_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_nodes_that_are_alike_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    meet(monkeypatch, {"rows": "x"})
-    nodes.check_alike(lambda: {"rows": "x"})
+    meet(monkeypatch, {"rows": "x", "code": "abc (commit 1, changed)"})
+    nodes.check_alike(lambda: {"rows": "x", "code": "abc (commit 1)"})
 
 
 def test_one_node_is_asked_for_nothing() -> None:
@@ -74,4 +74,4 @@ def test_a_file_of_the_hub_is_known_by_its_name_there(
 def test_software_names_code_and_versions() -> None:
     found = nodes.software()
     assert {"code", "Python", "torch", "transformers"} <= set(found)
-    assert "digest" in found["code"]
+    assert "(commit " in found["code"]

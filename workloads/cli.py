@@ -18,6 +18,7 @@ from workloads.signals import interruptible
 
 COMMANDS: Commands = {
     "train": ("workloads.commands.train", "start a run, or go on with one (--resume)"),
+    "submit": ("workloads.commands.submit", "hand a profile to a scheduler: slurm"),
     "check": ("workloads.commands.check", "find mistakes in a profile before any GPU is used"),
     "plan": ("workloads.commands.plan", "predict memory and disk of a profile"),
     "eval": ("workloads.commands.evaluate", "score a run or a model on a task"),
@@ -30,7 +31,7 @@ COMMANDS: Commands = {
     "prune": ("workloads.commands.prune", "show what may go, and remove it with --yes"),
 }
 # What follows a PROFILE there are settings, which the parser does not know.
-_WITH_SETTINGS = ("train", "check", "plan", "doctor")
+_WITH_SETTINGS = ("train", "submit", "check", "plan", "doctor")
 _EPILOG = """\
 A PROFILE is a file such as profiles/demo.yaml, or its name. Settings follow it as
 optim.learning_rate=1e-5 or, where the profile honours them, --learning_rate 1e-5.

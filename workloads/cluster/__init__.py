@@ -1,0 +1,1 @@
+"""The same profile on machines that a scheduler lends: rendered for its engine and handed over."""

@@ -129,7 +129,7 @@ def choose(full: bool) -> tuple[list[Group], dict[str, str]]:
     if slurm_answers():
         groups.append(CLUSTER)
     else:
-        left_out["cluster"] = "no Slurm with two idle nodes answers"
+        left_out["cluster"] = "no Slurm with two nodes answers"
     if engine_answers():
         groups += [COMPOSE, VLLM, SLOW, LARGE]
     else:
@@ -151,10 +151,10 @@ def engine_answers() -> bool:
 
 
 def slurm_answers() -> bool:
-    """Whether `sinfo` lists two nodes that are free."""
+    """Whether `sinfo` lists two nodes that answer."""
     if shutil.which("sbatch") is None:
         return False
-    command = ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"]
+    command = ["sinfo", "--noheader", "--Node", "--responding", "--format=%N"]
     listing = subprocess.run(command, capture_output=True, text=True, timeout=30)
     return len(set(listing.stdout.split())) >= 2
 

@@ -55,7 +55,7 @@ def test_the_rest_says_why_there_are_no_containers(tmp_path: Path) -> None:
     done = run(tmp_path, tests, "--full", "--rest")
     assert (done.returncode, last(done)) == (0, "0 passed, 0 failed, 0 skipped"), done.stdout
     assert "LEFT OUT compose: no Docker engine answers" in done.stdout
-    assert "LEFT OUT cluster: no Slurm with two idle nodes answers" in done.stdout
+    assert "LEFT OUT cluster: no Slurm with two nodes answers" in done.stdout
     assert "LEFT OUT gpu: no NVIDIA GPU" in done.stdout
 
 

@@ -47,7 +47,7 @@ set -u
 # Slurm's names to Tatara's. The run keeps its id when the job is requeued, and goes on by it.
 export NNODES=$$SLURM_JOB_NUM_NODES
 export MASTER_ADDR=$${MASTER_ADDR:-$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)}
-export MASTER_PORT=$$((20000 + SLURM_JOB_ID % 20000))
+export MASTER_PORT=$$((20000 + 2 * (SLURM_JOB_ID % 10000))) # and the next one
 export RUN_ID=$run_id
 export TATARA_OUTPUTS=$outputs
 $array
@@ -57,14 +57,23 @@ arguments=(train $profile$settings$element)
 why=""
 trap 'why=$${why:-limit}; scancel --signal=TERM "$$SLURM_JOB_ID.0"' USR1
 trap 'why=$${why:-wish}; scancel --signal=TERM "$$SLURM_JOB_ID.0"' TERM
-srun --kill-on-bad-exit=0$container bash -c 'export NODE_RANK=$$SLURM_NODEID; exec "$$@"' _ \\
-  $program "$${arguments[@]}" &
+export NODE_0_CODE=$$TATARA_OUTPUTS/.$$RUN_ID.code
+rm -f "$$NODE_0_CODE"
+srun --kill-on-bad-exit=0$container bash -c '
+  trap : TERM
+  NODE_RANK=$$SLURM_NODEID "$$@"
+  code=$$?
+  ((SLURM_NODEID > 0)) || echo "$$code" >"$$NODE_0_CODE"
+  exit "$$code"
+' _ $program "$${arguments[@]}" &
 step=$$!
 while true; do # a trap ends the wait, not the step
   wait "$$step"
   code=$$?
   kill -0 "$$step" 2>/dev/null || break
 done
+code=$$(cat "$$NODE_0_CODE" 2>/dev/null || echo "$$code") # of node 0; srun has the highest of all
+rm -f "$$NODE_0_CODE"
 
 # 75 is worth another try, $retries times; what the time limit ended goes on as often as it takes.
 tries=$$TATARA_OUTPUTS/.$$RUN_ID.retries
@@ -137,7 +146,7 @@ def _program(job: SlurmJob) -> tuple[str, str]:
         return " \\\n  " + " ".join([*words, *options]), inside
     binds = " ".join(f"--bind {shlex.quote(f'{source}:{target}')}" for source, target in mounts)
     gpu = "--nv " if job.gpus else ""
-    return "", f"apptainer exec {gpu}{binds} --pwd /workspace {image} \\\n  {inside}"
+    return "", f"apptainer exec {gpu}{binds} --pwd /workspace {image} {inside}"
 
 
 def sbatch(script: Path, more: Sequence[str] = ()) -> list[str]:

@@ -167,12 +167,16 @@ def _adapter(config: Profile, provenance: Mapping[str, str]) -> Finding | None:
     default: Adapter = type(config).model_fields["adapter"].default
     if config.adapter.method != "full":
         return None
-    settings = [name for name in Adapter.model_fields if name != "method"]
-    given = [one for one in settings if config.adapter.__dict__[one] != default.__dict__[one]]
-    given = [one for one in given if one == "resume_from" or not _is_left_behind(one, provenance)]
+    usual = default.model_dump()
+    given = [
+        name
+        for name, value in config.adapter
+        if name != "method" and value != usual[name]
+        if name == "resume_from" or not _is_left_behind(name, provenance)
+    ]
     if not given:
         return None
-    names = ", ".join(f"adapter.{one}" for one in given)
+    names = ", ".join(f"adapter.{name}" for name in given)
     level: Level = "error" if config.adapter.resume_from else "warning"
     found = f"{names} set, but adapter.method=full trains all weights"
     return Finding("adapter", level, found, "set adapter.method=lora or qlora, or leave them out")

@@ -398,8 +398,7 @@ def _said(error: Any) -> str:
 def leaves(config: Section, prefix: str = "") -> dict[str, Any]:
     """Every setting of a config by its dotted name."""
     found: dict[str, Any] = {}
-    for name in type(config).model_fields:
-        value = config.__dict__[name]
+    for name, value in config:
         if isinstance(value, Section):
             found |= leaves(value, f"{prefix}{name}.")
         else:

@@ -23,6 +23,7 @@ COMMANDS: Commands = {
     "plan": ("workloads.commands.plan", "predict memory and disk of a profile"),
     "eval": ("workloads.commands.evaluate", "score a run or a model on a task"),
     "export": ("workloads.commands.export", "turn a run's checkpoint into a model folder"),
+    "convert": ("workloads.commands.convert", "turn another tool's checkpoint into safetensors"),
     "serve": ("workloads.commands.serve", "answer a robot's program with a policy's actions"),
     "data": ("workloads.commands.data", "inspect demonstrations, convert them or make some"),
     "doctor": ("workloads.commands.doctor", "say what this machine can run and what it lacks"),

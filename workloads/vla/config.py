@@ -91,6 +91,11 @@ class VlaData(Source):
     statistics: Text | None = Field(
         None, description="A dataset_statistics.json to use instead of computing them."
     )
+    cache_frames: bool | Literal["auto"] = Field(
+        "auto",
+        description="Keep decoded, resized images on disk for the epochs after the first; auto: "
+        "where there are any, and half of the free disk holds them.",
+    )
     drop_last_placeholder: bool = Field(
         True, description="Leave out a last step whose action is its own state."
     )

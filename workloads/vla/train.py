@@ -27,7 +27,7 @@ from workloads.run import write_manifest
 from workloads.run.events import Event, Phase
 from workloads.run.session import Session
 from workloads.vla.config import VlaConfig
-from workloads.vla.data.prepare import Sources, open_sources
+from workloads.vla.data.prepare import Sources, open_sources, with_frames
 from workloads.vla.data.steps import Collate, Maker, Steps
 from workloads.vla.evaluate.action_errors import ActionMeter
 from workloads.vla.export import keep_skeleton, write_statistics
@@ -220,8 +220,16 @@ def build_trainer(
     sources: Sources,
 ) -> VlaTrainer:
     """The trainer of this rank."""
+    processor = image_processor(base.folder)
+    folder = Path(os.environ.get("TATARA_CACHE") or ".cache") / "frames"
+    if config.parallel.nodes > 1:
+        # Memory maps of one file by several machines are not kept alike.
+        folder /= f"node-{os.environ.get('GROUP_RANK', '0')}"
+    sources, said = with_frames(sources, config, processor, folder)
+    for line in said:
+        session.tell(f"data: {line}")
     maker = Maker(
-        processor=image_processor(base.folder),
+        processor=processor,
         tokenizer=LlamaTokenizer(base.folder),
         actions=model.action_tokenizer,
         statistics=sources.statistics,

@@ -243,6 +243,12 @@ class Dataset(Sequence[Episode], ABC):
                 common = mine if common is None else [name for name in common if name in mine]
         return tuple(common or ())
 
+    def content_files(self) -> set[Path]:
+        """The files that steps and images come from, those that are there."""
+        found = {Path(episode.file) for episode in self}
+        whole = {file for path in found if path.is_dir() for file in path.rglob("*")}
+        return {file for file in found | whole if file.is_file()}
+
     @cached_property
     def origins(self) -> Counter[Origin]:
         """How many episodes have a recorded instruction, the option's, or the default."""

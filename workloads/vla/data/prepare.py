@@ -3,23 +3,40 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workloads.data.robot import Dataset, Options, open_dataset
+from workloads.data.robot.frame_cache import FrameCache, cache_key, room_for
 from workloads.data.robot.names import dimension_name
 from workloads.data.robot.review import missing_camera, missing_instruction, missing_steps, remarks
 from workloads.data.robot.statistics import describe
 from workloads.errors import UserError
 from workloads.vla.config import Source, VlaConfig, VlaData
+from workloads.vla.processing import ImageProcessor
 from workloads.json_files import read_json
 
 Statistics = dict[str, dict[str, Any]]
 _MAIN_CAMERA = "primary"
 _INSTRUCTIONS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Where the frames of a dataset are kept; starts int64 [episodes + 1]: first step of each."""
+
+    cache: FrameCache
+    starts: np.ndarray
+
+    def get(
+        self, camera: int, episode: int, step: int, load: Callable[[], np.ndarray]
+    ) -> np.ndarray:
+        """The frame of a step, uint8 [H, W, 3]; camera: its number among those that are used."""
+        steps = int(self.starts[-1])
+        return self.cache.get(camera * steps + int(self.starts[episode]) + step, load)
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,7 @@ class Part:
     cameras: tuple[str, ...]
     episodes: tuple[int, ...]
     places: np.ndarray
+    frames: "Frames | None" = None
 
     def row_id(self, place: int) -> str:
         """Where a sample comes from, for people."""
@@ -194,6 +212,46 @@ def _usable_steps(dataset: Dataset, number: int, chunk: int) -> list[int]:
         last = at == len(segments) - 1
         steps += range(segment.start, segment.stop if last else segment.stop - chunk + 1)
     return steps
+
+
+def with_frames(
+    sources: Sources, config: VlaConfig, processor: ImageProcessor, folder: Path
+) -> tuple[Sources, list[str]]:
+    """The same with places in `folder` for decoded frames, where `data.cache_frames` wants them,
+    and what there is to say of it."""
+    if not _worth_keeping(config, sources):
+        return sources, []
+    height, width = processor.geometry.crop
+    kept: dict[tuple[str, str], Frames] = {}
+    said = []
+    for part in sources.train:
+        dataset, starts = part.dataset, np.cumsum([0, *part.dataset.lengths])
+        count = int(starts[-1]) * len(part.cameras)
+        place = folder / cache_key(dataset, part.cameras, processor.geometry)
+        size = count * height * width * 3
+        text = f"{part.name}: {size / (1 << 30):.1f} GiB of decoded images"
+        if config.data.cache_frames is True or (place.is_dir() or room_for(folder, size)):
+            kept[part.name, str(dataset.path)] = Frames(
+                FrameCache(place, count, (height, width, 3)), starts
+            )
+            said.append(f"{text} in {place}: epochs after the first read them there")
+        else:
+            said.append(f"{text} have no room in {folder}: every epoch decodes again")
+    train, held_out = (
+        tuple(replace(part, frames=kept.get((part.name, str(part.dataset.path)))) for part in parts)
+        for parts in (sources.train, sources.held_out)
+    )
+    return replace(sources, train=train, held_out=held_out), said
+
+
+def _worth_keeping(config: VlaConfig, sources: Sources) -> bool:
+    """Whether frames are asked for again in this run: there is a second pass over the data."""
+    if config.data.cache_frames != "auto":
+        return bool(config.data.cache_frames)
+    if config.train.max_steps is None:
+        return config.train.epochs > 1
+    samples = sum(len(part.places) for part in sources.train)
+    return config.train.max_steps * config.train.per_device_batch_size > samples
 
 
 def _statistics(config: VlaConfig, parts: Sequence[Part], kept: Path | None) -> Statistics:

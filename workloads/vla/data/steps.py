@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from workloads.data.robot import DamagedRecord, Episode
 from workloads.errors import UserError
 from workloads.vla.actions import ActionTokenizer, normalize
-from workloads.vla.data.augment import as_served, augment
+from workloads.vla.data.augment import augment, centre_crop
 from workloads.vla.config import Augmentation
 from workloads.vla.processing import (
     ImageProcessor,
@@ -45,14 +45,19 @@ class Maker:
     _prompts: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __call__(
-        self, part: Part, episode: Episode, step: int, random: np.random.Generator | None
+        self, part: Part, number: int, step: int, random: np.random.Generator | None
     ) -> dict[str, Any]:
-        """random: where images are to be varied; None crops the centre instead.
+        """A step of the part's episode `number`. random: where images are to be varied; None
+        crops the centre instead.
 
         input_ids, labels int64 [L]; pixel_values float32 [C x cameras, H, W]; actions float32
         [chunk, A], normalised; proprio float32 [P], normalised, where the model takes it.
         """
-        pixels = [self._image(episode, camera, step, random) for camera in part.cameras]
+        episode = part.dataset[number]
+        pixels = [
+            self._image(self._resized(part, at, number, episode, step), random)
+            for at in range(len(part.cameras))
+        ]
         stats = self.statistics[part.name]
         actions = normalize(self._actions(episode, step), stats["action"])
         row: dict[str, Any] = build_example(
@@ -64,14 +69,21 @@ class Maker:
             row["proprio"] = normalize(episode.states[step], stats["proprio"]).astype(np.float32)
         return row
 
-    def _image(
-        self, episode: Episode, camera: str, step: int, random: np.random.Generator | None
+    def _resized(
+        self, part: Part, camera: int, number: int, episode: Episode, step: int
     ) -> np.ndarray:
-        image, how = episode.image(camera, step), self.augmentation
+        """The image of one of the part's cameras at the model's size, uint8 [H, W, 3]."""
+
+        def load() -> np.ndarray:
+            return self.processor.resize(episode.image(part.cameras[camera], step))
+
+        return load() if part.frames is None else part.frames.get(camera, number, step, load)
+
+    def _image(self, pixels: np.ndarray, random: np.random.Generator | None) -> np.ndarray:
+        how = self.augmentation
         if not how.enabled or random is None:
-            return as_served(self.processor, image, how.served_area)
-        pixels = augment(self.processor.resize(image), how, random)
-        return self.processor.normalize(pixels)
+            return self.processor.normalize(centre_crop(pixels, how.served_area))
+        return self.processor.normalize(augment(pixels, how, random))
 
     def _actions(self, episode: Episode, step: int) -> np.ndarray:
         """[chunk, A]; past the end of the episode its last action again."""
@@ -115,7 +127,7 @@ class Steps(TorchDataset[dict[str, Any]]):
             episode_number, step = (int(value) for value in part.places[place])
             random = np.random.default_rng([self.seed, self.epoch, number]) if self.varied else None
             try:
-                row = self.maker(part, part.dataset[episode_number], step, random)
+                row = self.maker(part, episode_number, step, random)
             except DamagedRecord as error:
                 damage.append(error.damage)
                 continue

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.robot_data import picture, vectors
+from tests.support.tiny_policy import episodes
 
 from workloads.config.merge import resolve
 from workloads.data.robot import images
@@ -16,7 +17,7 @@ from workloads.errors import UserError
 from workloads.vla.actions import ActionTokenizer, normalize
 from workloads.vla.config import Augmentation, VlaConfig
 from workloads.vla.data.augment import augment, centre_crop, recoloured
-from workloads.vla.data.prepare import Sources, open_sources
+from workloads.vla.data.prepare import Sources, open_sources, with_frames
 from workloads.vla.data.steps import Collate, Maker, Steps
 from workloads.vla.loading import image_processor
 from workloads.vla.openvla.tokenizer import LlamaTokenizer
@@ -226,3 +227,43 @@ def test_recipes_fit_what_they_are_named_after(gib: float, name: str) -> None:
 
 def test_no_recipe_fits_a_gpu_that_is_too_small() -> None:
     assert fitting_recipe(4 * 2**30, RECIPES, folder=ROOT / "profiles/recipes") is None
+
+
+@pytest.mark.parametrize("cameras", [("primary",), ("wrist", "primary")])
+def test_samples_with_kept_frames_are_bit_equal(tmp_path: Path, cameras: tuple[str, ...]) -> None:
+    """Augmentation stays random by (seed, epoch, number); only decoding is left out."""
+    root = episodes(tmp_path / "logs", count=3, cameras=("primary", "wrist"))
+    config = config_of(root, **{"data.cameras": list(cameras), "data.cache_frames": True})
+    plain = opened(config)
+    maker = maker_of(config, plain)
+    kept, said = with_frames(plain, config, maker.processor, tmp_path / "frames")
+    assert "epochs after the first read them there" in said[0]
+    for epoch in range(3):
+        for parts, others, varied in (
+            (plain.train, kept.train, True), (plain.held_out, kept.held_out, False),
+        ):  # fmt: skip
+            expected, found = Steps(parts, maker, 7, varied), Steps(others, maker, 7, varied)
+            expected.epoch = found.epoch = epoch
+            for number in range(len(expected)):
+                a, b = expected[number], found[number]
+                assert a["row_id"] == b["row_id"]
+                assert np.array_equal(a["pixel_values"], b["pixel_values"])
+    frames = kept.train[0].frames
+    assert frames is not None and frames.cache.filled == len(cameras) * 15
+
+
+def test_frames_are_kept_where_they_are_asked_for_again(tmp_path: Path) -> None:
+    root = episodes(tmp_path / "logs", count=3)
+    for changes, is_kept in (
+        ({"train.epochs": 1}, False),
+        ({"train.epochs": 2}, True),
+        ({"train.max_steps": 2, "train.per_device_batch_size": 2}, False),
+        ({"train.max_steps": 20, "train.per_device_batch_size": 2}, True),
+        ({"train.epochs": 2, "data.cache_frames": False}, False),
+        ({"train.epochs": 1, "data.cache_frames": True}, True),
+    ):
+        config = config_of(root, **changes)
+        sources = opened(config)
+        processor = maker_of(config, sources).processor
+        found, _ = with_frames(sources, config, processor, tmp_path / "frames")
+        assert (found.train[0].frames is not None) == is_kept, changes

@@ -53,6 +53,10 @@ class LeRobot(Dataset):
     def __len__(self) -> int:
         return len(self.meta.entries)
 
+    def content_files(self) -> set[Path]:
+        spans = (span for entry in self.meta.entries for span in entry.videos.values())
+        return super().content_files() | {span.file for span in spans if span.file.is_file()}
+
     def episode(self, number: int) -> Episode:
         entry, rows = self.meta.entries[number], self.rows[number]
         said = instruction_of(rows.texts, rows.which, self.options, rows.numbers)

@@ -6,6 +6,7 @@ checksum, and a frame whose checksum does not agree, as after a machine that wen
 again. The file system keeps what is used in memory, and lets it go where that is needed.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -39,6 +40,8 @@ class FrameCache:
             with open(folder / name, "ab") as file:
                 if file.tell() < size:
                     file.truncate(size)
+                if name == _SUMS:  # a store to a map has no way to say that the disk is full
+                    os.posix_fallocate(file.fileno(), 0, max(size, 1))
 
     @property
     def size(self) -> int:
@@ -56,9 +59,18 @@ class FrameCache:
         pixels = np.ascontiguousarray(load())
         content = pixels.tobytes()
         # One call: a store to the map would fault in every page of the frame by itself.
-        os.pwrite(self._file, content, number * len(content))
-        sums[number] = _checksum(content)
+        if self._write(content, number * len(content)):
+            sums[number] = _checksum(content)
         return pixels
+
+    def _write(self, content: bytes, place: int) -> bool:
+        """Whether all of it was written; a disk that is full costs time only."""
+        try:
+            return os.pwrite(self._file, content, place) == len(content)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return False
 
     @property
     def filled(self) -> int:

@@ -230,10 +230,15 @@ def with_frames(
         place = folder / cache_key(dataset, part.cameras, processor.geometry)
         size = count * height * width * 3
         text = f"{part.name}: {size / (1 << 30):.1f} GiB of decoded images"
-        if config.data.cache_frames is True or (place.is_dir() or room_for(folder, size)):
-            kept[part.name, str(dataset.path)] = Frames(
-                FrameCache(place, count, (height, width, 3)), starts
-            )
+        if config.data.cache_frames is True or place.is_dir() or room_for(folder, size):
+            try:
+                cache = FrameCache(place, count, (height, width, 3))
+            except OSError as error:
+                raise UserError(
+                    f"data.cache_frames: expected to keep frames in {place}, found {error}; set "
+                    "TATARA_CACHE to a folder with room, or data.cache_frames=false"
+                ) from error
+            kept[part.name, str(dataset.path)] = Frames(cache, starts)
             said.append(f"{text} in {place}: epochs after the first read them there")
         else:
             said.append(f"{text} have no room in {folder}: every epoch decodes again")

@@ -92,3 +92,14 @@ def test_the_key_changes_with_files_cameras_and_size(tmp_path: Path) -> None:
 
 def test_room_is_half_of_what_is_free(tmp_path: Path) -> None:
     assert room_for(tmp_path / "not/there", 1 << 20) and not room_for(tmp_path, 1 << 60)
+
+
+def test_a_full_disk_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    cache = FrameCache(tmp_path / "key", 2, SHAPE)
+    monkeypatch.setattr(os, "pwrite", full)
+    assert np.array_equal(cache.get(1, lambda: frame(1)), frame(1)) and cache.filled == 0
+    monkeypatch.setattr(os, "pwrite", lambda *_: 5)
+    assert np.array_equal(cache.get(1, lambda: frame(1)), frame(1)) and cache.filled == 0

@@ -86,6 +86,12 @@ class Views:
         """The run as it is now."""
         return self._entry(run)[1]
 
+    def closer(self, run: Run, first: float, last: float) -> dict[str, Curve]:
+        """The curves of a run between two steps, read again; empty where that would take long."""
+        reader, shared = self._entry(run)
+        shared.get()
+        return reader.window(first, last)
+
     def facts(self, run: Run) -> RunFacts:
         """The run as it is now, with its settings."""
         reader, shared = self._entry(run)

@@ -70,7 +70,7 @@ def answer(views: Views, address: str) -> Answer:
     if kind in ("compare", "curves") and not name or url.path == "/parts/compare":
         found = [views.find(wanted) for wanted in query.get("run", ())[: compare.MOST]]
         chosen = [run for run in found if run is not None]
-        return _several(views, kind, chosen) if chosen else _NO_RUN
+        return _several(views, kind, chosen, _steps(query)) if chosen else _NO_RUN
     run = views.find(unquote(name))
     answers = {"run": _run_page, "view": _run_view, "parts": _run_parts, "data": _run_data}
     if run is None:
@@ -120,12 +120,14 @@ def _run_data(views: Views, run: Run) -> Answer:
     return _json(as_json.as_dict(views.live(run).get(), views.machine.get()))
 
 
-def _several(views: Views, kind: str, chosen: Sequence[Run]) -> Answer:
+def _several(
+    views: Views, kind: str, chosen: Sequence[Run], steps: tuple[float, float] | None
+) -> Answer:
     """Several runs over each other: the page, its parts, or the curves of one run or more."""
     facts = [views.facts(run) for run in chosen]
     shots = [run.snapshot for run in facts]
     if kind == "curves":
-        return _json(_curves(views, shots))
+        return _json(_curves(views, shots, steps))
     if kind == "parts":
         return _parts(compare.parts(facts), shots)
     parts = compare.parts(facts)
@@ -137,25 +139,35 @@ def _several(views: Views, kind: str, chosen: Sequence[Run]) -> Answer:
     return _page("Comparison", f"/parts/compare?{query}", f"/curves?{query}", body, links)
 
 
-def _curves(views: Views, shots: Sequence[Snapshot]) -> dict[str, object]:
+def _steps(query: dict[str, list[str]]) -> tuple[float, float] | None:
+    """The range of steps that is asked for, None for all."""
+    try:
+        first, last = (float(query[name][0]) for name in ("from", "to"))
+    except (KeyError, ValueError):
+        return None
+    return (first, last) if first <= last else None
+
+
+def _curves(
+    views: Views, shots: Sequence[Snapshot], steps: tuple[float, float] | None
+) -> dict[str, object]:
     """What the script draws: rows of step, mean, lowest, highest, first step, number of rows."""
     names = compare.metrics_of(shots)
     if len(shots) == 1 and "loss" in names and "eval_loss" in names:
         names.remove("eval_loss")  # drawn with the loss
     wanted = {*names, "eval_loss"}
+    curves = [
+        {**shot.curves, **(views.closer(shot.run, *steps) if steps else {})} for shot in shots
+    ]
     return {
         "version": _version(shots),
         "metrics": [[name, metric_label(name)] for name in names],
         "runs": [
             {
                 "name": clean(shot.name),
-                "curves": {
-                    name: as_json.rows_of(curve)
-                    for name, curve in shot.curves.items()
-                    if name in wanted
-                },
+                "curves": {name: as_json.rows_of(of[name]) for name in of if name in wanted},
             }
-            for shot in shots
+            for shot, of in zip(shots, curves, strict=True)
         ],
         "machine": {name: as_json.rows_of(curve) for name, curve in views.history().items()},
     }

@@ -1,5 +1,6 @@
 """Reading files that another process is writing: never waiting, never in its way."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ class Follower:
         """tail: begin with the lines that lie in the file's last so many bytes."""
         self.path = path
         self.offset = 0  # bytes that were read
+        self.batch_start = 0  # where the last batch began
         self.damaged = 0  # whole lines that are no JSON object
         self.behind = 0  # bytes that the last call left for the next one
         self._forget = forget
@@ -58,6 +60,13 @@ class Follower:
             yield from self._read(file.fileno(), end)
             self.behind = max(0, fact.st_size - self.offset) if end < fact.st_size else 0
 
+    def again(self, start: int, end: int) -> Iterator[list[Row]]:
+        """The rows between two places that were read before; those to come are not touched."""
+        other = Follower(self.path, forget=lambda: None)
+        other.offset = start
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            yield from other._read(file.fileno(), end, exactly=True)
+
     def restart(self) -> None:
         """Read all of it again from the next call on."""
         self.behind = max(1, self.offset)
@@ -65,9 +74,10 @@ class Follower:
         self._skipping = False
         self._known = None
 
-    def _read(self, file: int, end: int) -> Iterator[list[Row]]:
+    def _read(self, file: int, end: int, exactly: bool = False) -> Iterator[list[Row]]:
         while self.offset < end:
-            chunk = os.pread(file, CHUNK, self.offset)
+            size = min(CHUNK, end - self.offset) if exactly else CHUNK
+            chunk = os.pread(file, size, self.offset)
             whole = chunk.rfind(b"\n") + 1
             if not whole:
                 if len(chunk) < CHUNK:
@@ -75,6 +85,7 @@ class Follower:
                 self._skipping = True
                 self.offset += len(chunk)
                 continue
+            self.batch_start = self.offset
             self.offset += whole
             yield self._parse(chunk[:whole])
 

@@ -41,10 +41,18 @@ def error_log(snapshot: Snapshot, most: int) -> LogTail | None:
     failed = [rank for rank in telling_ranks(snapshot) if rank.state in ("failed", "gone")]
     if snapshot.phase != Event.FAILED and not (failed and snapshot.active):
         return None
-    for rank in failed or telling_ranks(snapshot):
-        if found := log_tail(log_of(snapshot, rank), most):
-            return found
-    return None
+    ranks = [log_of(snapshot, rank) for rank in failed or telling_ranks(snapshot)]
+    # Without heartbeats, or where they are elsewhere: what was written last.
+    others = sorted((snapshot.run.path / "logs").glob("*.log"), key=_written, reverse=True)
+    tails = (log_tail(path, most) for path in (*ranks, *others))
+    return next((tail for tail in tails if tail), None)
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def log_tail(path: Path, most: int) -> LogTail | None:

@@ -7,11 +7,19 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from workloads.monitor.numbers import byte_text
 from workloads.monitor.reading.curve import CAPACITY, Curve
-from workloads.monitor.reading.follow import Follower, Row, is_broken, number, read_object, whole
+from workloads.monitor.reading.follow import (
+    CHUNK,
+    Follower,
+    Row,
+    is_broken,
+    number,
+    read_object,
+    whole,
+)
 from workloads.run import Run
 from workloads.run.events import Event
 from workloads.run.integrity import PREFIX, SEAL
@@ -30,6 +38,7 @@ _NO_METRICS = ("step", "time", "monotonic", "batches")
 _MOST_METRICS = 64
 _LONG = ("param_groups", "rows_by_rank", "path", "fingerprint")
 _NUMBERS = {int, float}
+_WINDOW = 8 << 20  # bytes that are read again for a closer look
 TAIL = 1 << 16  # bytes at a file's end that hold the newest rows
 RECENT = 40  # training rows that trends and speeds are taken from
 
@@ -59,6 +68,15 @@ def _fact(name: str, value: Any) -> str:
     if isinstance(value, list):
         return f"{name} {', '.join(map(str, value))}"
     return f"{name} {value}"
+
+
+class _Place(NamedTuple):
+    """Rows of metrics.jsonl: their lowest and highest step, and the bytes they lie in."""
+
+    low: int
+    high: int
+    start: int
+    end: int
 
 
 @dataclass
@@ -99,12 +117,14 @@ class Metrics:
         paths = (self.run.metrics, self.run.evaluations)
         self.followers = [Follower(path, self._begin_again, self.tail) for path in paths]
         self._tails: list[Follower] = []
+        self._places: list[_Place] = []
 
     def _begin_again(self) -> None:
         """One file was replaced: forget both, since their numbers are not kept apart."""
         self.curves.clear()
         self.broken.clear()
         self._in_order.clear()
+        self._places.clear()
         for follower in self.followers:
             follower.restart()
 
@@ -138,8 +158,11 @@ class Metrics:
         for follower in self.followers:
             for batch in follower.batches():
                 for rows in _rising(batch):
-                    self._take(rows)
+                    _add_rows(rows, self.curves, self.capacity)
+                    self._note_broken(rows)
                     self._in_order.take(rows[-RECENT:])
+                    if follower is self.followers[0]:
+                        self._remember(rows, follower.batch_start, follower.offset)
         if not self._is_behind:
             self._tails = []
             return
@@ -150,44 +173,74 @@ class Metrics:
         for tail in self._tails:
             self._ahead.take(list(filter(_has_step, tail.rows())))
 
-    def _take(self, rows: Sequence[Row]) -> None:
-        """Rows whose steps rise; those with the same names are one table."""
-        for names, group in groupby(rows, key=tuple):
-            table = dict(
-                zip(names, zip(*(row.values() for row in group), strict=True), strict=True)
-            )
-            steps, is_training = table["step"], "loss" in table
-            for name, values in table.items():
-                if is_training and name in ("loss", "grad_norm"):
-                    self._note_broken(steps, values)
-                if name not in _NO_METRICS and (is_training or name != "epoch"):
-                    self._add(name, steps, values)
+    def _remember(self, rows: Sequence[Row], start: int, end: int) -> None:
+        """Where in the file these rows lie; neighbours are put together up to a chunk's size."""
+        place = _Place(rows[0]["step"], rows[-1]["step"], start, end)
+        last = self._places[-1] if self._places else None
+        if last and place.end - last.start <= CHUNK and last.start <= start:
+            low, high = min(last.low, place.low), max(last.high, place.high)
+            self._places[-1] = _Place(low, high, last.start, place.end)
+        else:
+            self._places.append(place)
 
-    def _note_broken(self, steps: Sequence[int], values: Sequence[Any]) -> None:
-        if not _all_finite(values):
-            found = (step for step, value in zip(steps, values, strict=True) if is_broken(value))
-            self.broken.extend(step for step in found if step not in self.broken)
+    def window(self, first: float, last: float) -> dict[str, Curve]:
+        """The curves of training between two steps, read again as exactly as there is room for.
 
-    def _add(self, name: str, steps: Sequence[int], values: Sequence[Any]) -> None:
-        if not _all_finite(values):
-            pairs = [
-                (step, value)
-                for step, given in zip(steps, values, strict=True)
-                if (value := number(given)) is not None
-            ]
-            steps, values = [step for step, _ in pairs], [value for _, value in pairs]
-        curve = self.curves.get(name)
-        if curve is None:
-            if not values or len(self.curves) >= _MOST_METRICS:
-                return
-            curve = self.curves[name] = Curve(self.capacity)
-        curve.extend(steps, values)
+        Empty where these steps take more of the file than is read at once.
+        """
+        places = [place for place in self._places if place.low <= last and place.high >= first]
+        if sum(place.end - place.start for place in places) > _WINDOW:
+            return {}
+        found: dict[str, Curve] = {}
+        for start, end in dict.fromkeys((place.start, place.end) for place in places):
+            for batch in self.followers[0].again(start, end):
+                rows = [row for row in batch if _has_step(row) and first <= row["step"] <= last]
+                for part in _rising(rows):
+                    _add_rows(part, found, self.capacity)
+        return found
+
+    def _note_broken(self, rows: Sequence[Row]) -> None:
+        names = ("loss", "grad_norm")
+        if not _all_finite([row[name] for row in rows for name in names if name in row]):
+            broken = (row for row in rows if any(is_broken(row.get(name)) for name in names))
+            self.broken.extend(row["step"] for row in broken)
 
     def typical(self, name: str, rows: int = 20) -> float | None:
         """Median of a metric over the newest training rows: one slow step is no speed."""
         found = [number(row.get(name)) for row in list(self.newest.training)[-rows:]]
         known = [value for value in found if value is not None]
         return median(known) if known else None
+
+
+def _add_rows(rows: Sequence[Row], curves: dict[str, Curve], capacity: int) -> None:
+    """Rows whose steps rise; those with the same names are one table."""
+    for names, group in groupby(rows, key=tuple):
+        table = dict(zip(names, zip(*(row.values() for row in group), strict=True), strict=True))
+        is_training = "loss" in table
+        for name, values in table.items():
+            if name not in _NO_METRICS and (is_training or name != "epoch"):
+                _add_column(name, table["step"], values, curves, capacity)
+
+
+def _add_column(
+    name: str,
+    steps: Sequence[int],
+    values: Sequence[Any],
+    curves: dict[str, Curve],
+    capacity: int,
+) -> None:
+    if not _all_finite(values):
+        pairs = [
+            (step, value)
+            for step, given in zip(steps, values, strict=True)
+            if (value := number(given)) is not None
+        ]
+        steps, values = [step for step, _ in pairs], [value for _, value in pairs]
+    if name not in curves:
+        if not values or len(curves) >= _MOST_METRICS:
+            return
+        curves[name] = Curve(capacity)
+    curves[name].extend(steps, values)
 
 
 def _has_step(row: Row) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.monitor.reading.clock import LastChange, Now
-from workloads.monitor.reading.curve import CAPACITY
+from workloads.monitor.reading.curve import CAPACITY, Curve
 from workloads.monitor.reading.flops import Flops
 from workloads.monitor.reading.follow import number, read_object, whole
 from workloads.monitor.reading.hardware import GpuReading
@@ -67,6 +67,10 @@ class RunReader:
         if active:
             ranks = tuple(self.stragglers.mark(ranks, pace))
         return self._snapshot(now, ranks, phase, active, gpus)
+
+    def window(self, first: float, last: float) -> dict[str, Curve]:
+        """The curves of training between two steps, closer; empty where that would take long."""
+        return self.metrics.window(first, last)
 
     def read_all(self) -> Snapshot:
         """The run now, with all its files read to their ends."""

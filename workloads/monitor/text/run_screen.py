@@ -1,5 +1,6 @@
 """One run in the terminal, as it goes on."""
 
+import math
 from dataclasses import replace
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer
 
+from workloads.monitor.reading.curve import Curve
 from workloads.monitor.reading.curve_view import CurveView
 from workloads.monitor.reading.hardware import Hardware, Machine
 from workloads.monitor.reading.logs import error_log
@@ -60,6 +62,7 @@ class RunScreen(Screen[None]):
         self._reader = RunReader(run)
         self.hardware = Hardware()
         self._view = CurveView()
+        self._window: tuple[object, dict[str, Curve]] | None = None
         self._seen: tuple[Snapshot, Machine] | None = None
 
     def compose(self) -> ComposeResult:
@@ -129,9 +132,22 @@ class RunScreen(Screen[None]):
 
     def _draw_curve(self, snapshot: Snapshot) -> None:
         panel = self._panel("curve")
+        snapshot = self._closer(snapshot)
         panel.border_title = frame.curve_title(snapshot, self._view)
         size = panel.content_size
         panel.show(frame.curve(snapshot, size.width, size.height, self._view))
+
+    def _closer(self, snapshot: Snapshot) -> Snapshot:
+        """With what is zoomed into read again: points of several rows are taken apart."""
+        if self._view.steps is None:
+            return snapshot
+        first, last = self._view.steps
+        # Read anew where a fiftieth more has come, not with every step.
+        grown = int(50 * math.log(max(1, snapshot.step - first)))
+        key = (first, last, grown if last > snapshot.step else 0)
+        if self._window is None or self._window[0] != key:
+            self._window = key, self._reader.window(first, last)
+        return replace(snapshot, curves={**snapshot.curves, **self._window[1]})
 
     def _draw_side(self, snapshot: Snapshot, here: Machine) -> None:
         machine = self._panel("machine")
@@ -167,7 +183,7 @@ class RunScreen(Screen[None]):
     def action_cursor(self, by: int) -> None:
         """Move the cursor by so many points."""
         if self._seen:
-            self._change(self._view.moved(self._seen[0], by))
+            self._change(self._view.moved(self._closer(self._seen[0]), by))
 
     def action_zoom(self, factor: float) -> None:
         if self._seen:

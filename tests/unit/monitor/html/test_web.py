@@ -304,3 +304,25 @@ def test_o_n2_the_list_can_be_sorted_and_searched(server: ViewServer, tmp_path: 
     assert 'data-run="vla/older"' in row and "no room left" in row
     assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d [A-Z]", row)
     assert 'data-key="9.0"' in row and "failed" in re.findall('data-text="([^"]*)"', row)[0]
+
+
+def test_a_range_of_steps_is_read_more_closely(server: ViewServer, tmp_path: Path) -> None:
+    Written(tmp_path, "long").begun().losses([float(step) for step in range(3000)])
+    address = "/curves?run=demo/long"
+    whole = json.loads(get(server, address)[2])["runs"][0]["curves"]["loss"]
+    assert all(rows > 1 for *_, rows in whole)
+    closer = json.loads(get(server, f"{address}&from=100&to=200")[2])["runs"][0]["curves"]["loss"]
+    assert [step for step, *_ in closer] == list(range(100, 201))
+    for wrong in ("from=x&to=1", "from=9", "from=9&to=1", "from=nan&to=nan"):
+        found = json.loads(get(server, f"{address}&{wrong}")[2])
+        assert found["runs"][0]["curves"]["loss"] == whole
+
+
+def test_a_run_that_failed_before_its_heartbeats_has_a_log_too(
+    server: ViewServer, tmp_path: Path
+) -> None:
+    early = Written(tmp_path, "early")
+    early.run.event("failed", code=1, reason="no module")
+    (early.run.path / "logs" / "agent-0.log").write_text("ModuleNotFoundError: x\n")
+    error = json.loads(get(server, "/parts/demo/early")[2])["parts"]["error"]
+    assert "agent-0.log" in error and "ModuleNotFoundError: x" in error

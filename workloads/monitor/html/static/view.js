@@ -115,7 +115,9 @@ class Group {
   zoom(range) {
     this.range = range;
     if (this.reset) this.reset.disabled = !range;
+    for (const chart of this.charts.values()) chart.closer = null;
     this.draw();
+    this.refine?.(range);
   }
   draw() { for (const chart of this.charts.values()) chart.draw(); }
   point(step, from) {
@@ -189,6 +191,11 @@ class Chart {
       const ends = [this.stepAt(from), this.stepAt(at(event))].sort((a, b) => a - b);
       if (ends[1] > ends[0]) this.group.zoom(ends);
     });
+    this.drawing.addEventListener("pointercancel", () => {
+      this.dragged = undefined;
+      this.selection?.remove();
+    });
+    this.drawing.addEventListener("dragstart", (event) => event.preventDefault());
     this.drawing.addEventListener("pointerleave", () => this.group.point(null, null));
     this.drawing.addEventListener("dblclick", () => this.group.zoom(null));
     this.drawing.addEventListener("blur", () => this.group.point(null, null));
@@ -214,11 +221,15 @@ class Chart {
     event.preventDefault();
   }
 
-  set(lines, marks) {
+  scaled(lines) {
     const scaled = ([step, mean, low, high, ...rest]) =>
       [step, mean / GIB, low / GIB, high / GIB, ...rest];
-    this.lines = this.isBytes
+    return this.isBytes
       ? lines.map((line) => ({ ...line, points: line.points.map(scaled) })) : lines;
+  }
+
+  set(lines, marks) {
+    this.lines = this.scaled(lines);
     this.marks = marks;
     this.key.hidden = !marks.length;
     this.draw();
@@ -237,7 +248,7 @@ class Chart {
     const inside = (points) => points.filter((point) =>
       (!range || (point[STEP] >= range[0] && point[FIRST] <= range[1])) &&
       (!this.log || point[MEAN] > 0));
-    this.shown = this.lines.map((line, index) => ({ ...line, index, points: inside(line.points) }))
+    this.shown = (this.closer ?? this.lines).map((line, index) => ({ ...line, index, points: inside(line.points) }))
       .filter((line) => line.points.length && !this.group.hidden.has(line.index));
     this.shownMarks = inside(this.marks);
     const every = this.shown.flatMap((line) => line.points).concat(this.shownMarks);
@@ -462,7 +473,27 @@ function beginCharts(data) {
   const tools = html("div", { class: "tools" }, html("label", {}, "smoothing", slider),
     curves.reset, html("span", {}, "drag to zoom, double-click for all steps"));
   section.replaceChildren(tools, holder);
+  curves.refine = refine;
 }
+
+// Where points stand for several rows, a range of steps is asked for again, as exactly as it can be
+// drawn; the server has more than it sends.
+async function refine(range) {
+  const isCoarse = range && [...curves.charts.values()].some((chart) =>
+    chart.shown.some((line) => line.points.some((point) => point[ROWS] > 1)));
+  if (!isCoarse) return;
+  const query = `&from=${Math.floor(range[0])}&to=${Math.ceil(range[1])}`;
+  const answer = await fetch(view.dataset.curves + query, { cache: "no-store" });
+  if (!answer.ok || curves.range !== range) return;
+  const data = await answer.json();
+  for (const [name, chart] of curves.charts) {
+    chart.closer = chart.scaled(linesOf(data, name));
+    chart.draw();
+  }
+}
+
+const linesOf = (data, name) =>
+  data.runs.map((run) => ({ name: run.name, points: run.curves[name] ?? [] }));
 
 // The names above several runs hide and show their curves.
 view.addEventListener("click", (event) => {
@@ -484,7 +515,7 @@ function showCurves(data) {
   if (data.metrics.length) {
     if (!curves) beginCharts(data);
     curves.set(data.metrics,
-      (name) => data.runs.map((run) => ({ name: run.name, points: run.curves[name] ?? [] })),
+      (name) => linesOf(data, name),
       (name) => (name === "loss" && data.runs.length === 1 ? data.runs[0].curves.eval_loss ?? [] : []));
   }
 }

@@ -5,12 +5,18 @@ from collections.abc import Sequence
 
 from workloads.commands.common import loaded_environment, print_json, resolved
 from workloads.config.merge import leaves
-from workloads.errors import EXIT_DONE, EXIT_USER
+from workloads.errors import EXIT_DONE, EXIT_USER, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", metavar="PROFILE", help="file, or name of one in profiles/")
     parser.add_argument("--deep", action="store_true", help="read every row, count its tokens")
+    parser.add_argument(
+        "--show",
+        type=int,
+        metavar="N",
+        help="with --deep: print N rows and what is learnt",
+    )
     parser.add_argument("--json", action="store_true", help="print findings and settings as JSON")
 
 
@@ -18,6 +24,8 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     from workloads import check
     from workloads.findings import as_json
 
+    if args.show is not None and (not args.deep or args.json):
+        raise UserError("--show prints rows that --deep has read; add --deep, leave out --json")
     env = loaded_environment()
     config, provenance = resolved(args.profile, env, words)
     findings = check.shallow(config, env, provenance)
@@ -38,5 +46,9 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
                 print(f"{name} = {leaves(config)[name]}   ({source})")
         for one in findings:
             print(one.line())
+        if args.show is not None and not failed:
+            from workloads.commands.data_preview import preview
+
+            preview(config, env, args.show, None)
         print("this profile cannot start" if failed else "no mistakes found")
     return EXIT_USER if failed else EXIT_DONE

@@ -13,7 +13,9 @@ from workloads.findings import Finding
 from workloads.llm.config import LlmConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from workloads.llm.data.prepare import Prepared
 
 
 # What models call the layer that makes logits.
@@ -111,20 +113,8 @@ def _data(name: str, source: str) -> Finding:
 
 def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
     """Read and tokenise every row, as the first phase of training does; the cache keeps it."""
-    from workloads.engine.pretrained.base import find_base
-    from workloads.engine.pretrained.files import positions
-    from workloads.llm.data.prepare import prepare
-    from workloads.llm.model import load_tokenizer
-
-    told: list[str] = []
     try:
-        base = find_base(config.model, told.append, weights=False)
-        tokenizer = load_tokenizer(base, told.append)
-        if config.adapter.method != "full":
-            _check_adapter(base.config, config)
-        cache = Path(env.get("TATARA_CACHE") or ".cache")
-        limit = positions(base.config.to_dict())
-        data = prepare(config, tokenizer, cache, positions=limit)
+        data, _, told = prepared(config, env)
     except UserError as error:
         return [Finding("rows", "error", str(error))]
     splits = [data.report.train, data.report.evaluation]
@@ -132,8 +122,27 @@ def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
         Finding("bad row", "warning", one) for split in splits if split for one in split.bad_rows
     ]
     notes = [Finding("model", "ok", line) for line in told]
-    lines = [Finding("rows", "ok", line) for line in data.report.lines(files=False)]
+    lines = [Finding("rows", "ok", line) for line in data.report.lines(whole=False)]
     return [*notes, *bad, *lines, *_planned_steps(config, data.report.train.sequences)]
+
+
+def prepared(
+    config: LlmConfig, env: Mapping[str, str]
+) -> "tuple[Prepared, PreTrainedTokenizerBase, list[str]]":
+    """The rows as training will have them, the tokenizer, and what was told on the way."""
+    from workloads.engine.pretrained.base import find_base
+    from workloads.engine.pretrained.files import positions
+    from workloads.llm.data.prepare import prepare
+    from workloads.llm.model import load_tokenizer
+
+    told: list[str] = []
+    base = find_base(config.model, told.append, weights=False)
+    tokenizer = load_tokenizer(base, told.append)
+    if config.adapter.method != "full":
+        _check_adapter(base.config, config)
+    cache = Path(env.get("TATARA_CACHE") or ".cache")
+    data = prepare(config, tokenizer, cache, positions=positions(base.config.to_dict()))
+    return data, tokenizer, told
 
 
 def _check_adapter(own: "PreTrainedConfig", config: LlmConfig) -> None:

@@ -47,7 +47,7 @@ _SCHEMA = pa.schema(
         "row_ids": pa.list_(pa.int64()),
     }
 )
-_PLACES = pa.schema({"row_id": pa.int64(), "place": pa.string()})
+_PLACES = pa.schema({"row_id": pa.int64(), "place": pa.string(), "format": pa.string()})
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,23 @@ class Prepared:
 
     def places(self, row_ids: Sequence[int], split: Split = "train") -> list[str]:
         """`file:line` of rows, by the row_ids of a batch."""
-        with pa.memory_map(str(self.folder / f"{split}.places.arrow")) as file:
-            table = pa.ipc.open_stream(file).read_all()
+        table = self._places(split)
         found = np.searchsorted(table["row_id"].to_numpy(), np.asarray(row_ids))
         return [str(place) for place in table["place"].take(pa.array(found))]
+
+    def formats(self) -> dict[int, str]:
+        """The format of each training row, by its number in its source."""
+        table = self._places("train")
+        return dict(zip(table["row_id"].to_pylist(), table["format"].to_pylist(), strict=True))
+
+    def row_numbers(self) -> NDArray[np.int64]:
+        """The numbers of the training rows in their sources, in the order of the sequences."""
+        column = self.train.data.column("row_ids").combine_chunks()
+        return np.asarray(column.flatten().to_numpy())
+
+    def _places(self, split: Split) -> pa.Table:
+        with pa.memory_map(str(self.folder / f"{split}.places.arrow")) as file:
+            return pa.ipc.open_stream(file).read_all()
 
 
 def prepare(
@@ -176,6 +189,8 @@ class _Maker:
     limit: int  # tokens of the longest row: data.max_length, or the model's positions
     # Rows over the limit: their names and lengths, the first few.
     _over: list[str] = field(default_factory=list)
+    _formats: list[str] = field(default_factory=list)  # of the rows that are kept
+    _seen: set[bytes] = field(default_factory=set)  # digests of rows, to count repeated ones
 
     def make(self, folder: Path, split: Split, progress: Callable[[], None]) -> SplitReport:
         flat = folder / f"{split}.ids.bin", folder / f"{split}.labels.bin"
@@ -202,9 +217,11 @@ class _Maker:
         numbers, lengths = [], []
         for batch, rows in self.rows.batches(_BATCH):
             progress()
-            for number, tokens in self._tokens(batch, rows):
+            for number, name, tokens in self._tokens(batch, rows):
                 if (fitting := self._fitting(number, tokens)) is None:
                     continue
+                self._formats.append(name)
+                self._count_repeated(fitting.ids)
                 ids.write(fitting.ids.tobytes())
                 labels.write(fitting.labels.tobytes())
                 self.report.learnt_tokens += int(np.count_nonzero(fitting.labels != IGNORED))
@@ -214,23 +231,28 @@ class _Maker:
 
     def _tokens(
         self, numbers: Sequence[int], rows: list[dict[str, Any]]
-    ) -> Iterator[tuple[int, Tokens]]:
-        good: list[tuple[int, Rendered]] = []
+    ) -> Iterator[tuple[int, str, Tokens]]:
+        good: list[tuple[int, str, Rendered]] = []
         formats = self.report.formats
         for number, row, rendered in zip(numbers, rows, self.template.render(rows), strict=True):
             if isinstance(rendered, RowError):
                 self._bad(number, str(rendered))
                 continue
-            good.append((number, rendered))
             name = format_of(row, self.data)
+            good.append((number, name, rendered))
             formats[name] = formats.get(name, 0) + 1
-        encoded = self.encoder.encode([rendered for _, rendered in good])
-        for (number, rendered), tokens in zip(good, encoded, strict=True):
+        encoded = self.encoder.encode([rendered for _, _, rendered in good])
+        for (number, name, rendered), tokens in zip(good, encoded, strict=True):
             self.report.rebuilt += rendered.rebuilt
             self.report.parted += tokens.parted
             for key, detail in (*rendered.remarks, *tokens.remarks):
                 self.report.remark(key, self.rows.place(number), detail)
-            yield number, tokens
+            yield number, name, tokens
+
+    def _count_repeated(self, ids: NDArray[np.int32]) -> None:
+        told = hashlib.blake2b(ids.tobytes(), digest_size=12).digest()
+        self.report.repeated += told in self._seen
+        self._seen.add(told)
 
     def _fitting(self, number: int, tokens: Tokens) -> Tokens | None:
         """The row within max_length, as the policy has it; None where it is left out."""
@@ -287,10 +309,13 @@ class _Maker:
         return [[row] for row in range(len(lengths))]
 
     def _write_places(self, path: Path, numbers: NDArray[np.int64]) -> None:
-        numbers = np.sort(numbers)
+        order = np.argsort(numbers, kind="stable")
+        numbers = numbers[order]
         places = [self.rows.place(int(number)) for number in numbers]
+        formats = [self._formats[place] for place in order]
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _PLACES) as writer:
-            writer.write_batch(pa.record_batch([pa.array(numbers), pa.array(places)], _PLACES))
+            columns = [pa.array(numbers), pa.array(places), pa.array(formats)]
+            writer.write_batch(pa.record_batch(columns, _PLACES))
 
 
 def _write_sequences(

@@ -30,6 +30,7 @@ class SplitReport:
     sequences: int = 0  # the same as rows without packing
     packing_efficiency: float | None = None  # share of the sequences' room that holds tokens
     twins: int = 0  # training rows left out since they equal a held-out one
+    repeated: int = 0  # rows whose tokens an earlier row has too
     rebuilt: int = 0  # rows whose template reads differently once they are answered
     parted: int = 0  # rows whose tokens would span the end of the prompt
     digest: str = ""  # of all tokens and labels, and of which rows share a sequence
@@ -74,14 +75,14 @@ class Report:
         """For JSON; `from_dict` takes it back."""
         return asdict(self)
 
-    def lines(self, files: bool = True) -> list[str]:
-        """For people, a line each; files: with those that are left out."""
-        lines = list(self._split("training rows", self.train))
+    def lines(self, whole: bool = True) -> list[str]:
+        """For people, a line each; whole: with bad rows and the files that are left out."""
+        lines = list(self._split("training rows", self.train, whole))
         if self.evaluation is not None:
-            lines += self._split("held-out rows", self.evaluation)
-        return lines + self.notes + (files_left_out(self.left_out) if files else [])
+            lines += self._split("held-out rows", self.evaluation, whole)
+        return lines + self.notes + (files_left_out(self.left_out) if whole else [])
 
-    def _split(self, name: str, split: SplitReport) -> Iterator[str]:
+    def _split(self, name: str, split: SplitReport, whole: bool) -> Iterator[str]:
         yield (
             f"{name}: {split.rows:,}, {split.tokens:,} tokens "
             f"({split.learnt_tokens:,} to learn), longest {split.longest:,}"
@@ -96,6 +97,8 @@ class Report:
             yield f"  {split.too_long:,} rows over {self.max_length:,} tokens, {done}"
         if split.twins:
             yield f"  {split.twins:,} left out that equal a held-out row"
+        if split.repeated:
+            yield f"  {split.repeated:,} rows are repeated"
         if split.rebuilt:
             yield (
                 f"  {split.rebuilt:,} rows read differently once answered (chat template): "
@@ -109,7 +112,8 @@ class Report:
         for key, count in split.remarks.items():
             rows = "row" if count == 1 else "rows"
             yield f"  {count:,} {rows} {REMARKS[key]}, such as {split.remarked[key][0]}"
-        yield from _bad(split.bad_rows)
+        if whole:
+            yield from _bad(split.bad_rows)
 
 
 def _bad(rows: list[str]) -> Iterator[str]:

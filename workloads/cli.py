@@ -22,6 +22,8 @@ COMMANDS: Commands = {
     "check": ("workloads.commands.check", "find mistakes in a profile before any GPU is used"),
     "plan": ("workloads.commands.plan", "predict memory and disk of a profile"),
     "eval": ("workloads.commands.evaluate", "score a run or a model on a task"),
+    "chat": ("workloads.commands.chat", "talk to a language model in the terminal"),
+    "generate": ("workloads.commands.generate", "answer the rows of a file with a language model"),
     "export": ("workloads.commands.export", "turn a run's checkpoint into a model folder"),
     "convert": ("workloads.commands.convert", "turn another tool's checkpoint into safetensors"),
     "serve": ("workloads.commands.serve", "answer a robot's program with a policy's actions"),

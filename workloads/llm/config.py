@@ -52,6 +52,10 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 
 
+# What of a data section says how a question is put; kept with an exported model.
+PUT = ("prompt_prefix", "prompt_suffix", "answer_prefix", "system_prompt", "system_turn", "format")
+
+
 def _sources(value: Any) -> Any:
     """A list may hold plain names beside sources with settings of their own."""
     if not isinstance(value, list | tuple):

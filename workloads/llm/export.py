@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -22,7 +23,7 @@ from workloads.engine.pretrained.base import Base, find_base
 from workloads.engine.pretrained.chat import with_stops
 from workloads.engine.pretrained.load import generation_settings
 from workloads.errors import TataraError, UserError
-from workloads.llm.config import LlmConfig
+from workloads.llm.config import PUT, LlmConfig
 from workloads.llm.model import load_model, load_tokenizer
 from workloads.run import Run
 
@@ -63,6 +64,10 @@ class LlmExporter(Exporter[LlmConfig]):
         tokenizer = load_tokenizer(job.base, silent)
         tokenizer.save_pretrained(folder)
         with_stops(tokenizer, generation_settings(job.base, silent)).save_pretrained(folder)
+
+    def facts(self, job: Job[LlmConfig]) -> dict[str, Any]:
+        """How training put a question, for whoever asks the model later."""
+        return {"data": {name: getattr(job.config.data, name) for name in PUT}}
 
     def check(self, job: Job[LlmConfig], folder: Path) -> None:
         shell = check_loaded(AutoModelForCausalLM, folder, job.base.model.trust_remote_code)

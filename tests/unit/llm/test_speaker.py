@@ -1,0 +1,184 @@
+"""Talk to a model and let it answer files: the prompts of training, its ends, adapters, resume."""
+
+import argparse
+import io
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.tiny_llama import make_model, make_tokenizer, write_tiny
+from workloads.cli import main
+from workloads.config.sections import Adapter
+from workloads.engine.export.export import FACTS
+from workloads.engine.pretrained.adapter import add_adapter, save_adapters
+from workloads.errors import UserError
+from workloads.llm.speaker import BASE, Sampling, Speaker, load
+
+pytestmark = pytest.mark.unit
+GREEDY = Sampling(max_new_tokens=12, greedy=True)
+ASKED = [{"role": "user", "content": "犬は何匹?"}]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TATARA_OUTPUTS", str(tmp_path / "outputs"))
+    return write_tiny(tmp_path / "tiny")
+
+
+def speaker_at(folder: Path) -> Speaker:
+    return load(str(folder), "fp32", lambda text: None)
+
+
+def adapter_of(folder: Path, base: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    wish = Adapter.model_validate({"method": "lora", "r": 4, "alpha": 32})
+    model = add_adapter(make_model(), wish)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data += torch.randn_like(weight)
+    save_adapters(model, folder)
+    own = json.loads((folder / "adapter_config.json").read_text())
+    own["base_model_name_or_path"] = str(base)
+    (folder / "adapter_config.json").write_text(json.dumps(own))
+    return folder
+
+
+def greedy_by_transformers(folder: Path, text: str, new: int) -> str:
+    model, tokenizer = make_model(), make_tokenizer()
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    made = model.generate(ids, max_new_tokens=new, do_sample=False, eos_token_id=[2])
+    return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def test_answers_are_transformers_own_and_come_in_pieces(folder: Path) -> None:
+    speaker = speaker_at(folder)
+    prompt = "<|begin|><|user|>犬は何匹?<|end|><|assistant|>"
+    assert speaker.prompt(ASKED) == prompt
+    expected = greedy_by_transformers(folder, prompt, 12)
+    assert "".join(speaker.stream(ASKED, GREEDY)) == expected
+    assert speaker.answers([ASKED, ASKED], GREEDY, 2) == [expected] * 2
+
+
+def test_a_question_is_put_as_training_put_it(folder: Path) -> None:
+    own = {"prompt_suffix": " Think.", "system_prompt": "Be short.", "answer_prefix": "A: "}
+    (folder / FACTS).write_text(json.dumps({"data": own}))
+    assert speaker_at(folder).prompt(ASKED) == (
+        "<|begin|><|system|>Be short.<|end|><|user|>犬は何匹? Think.<|end|><|assistant|>A: "
+    )
+
+
+def test_an_answer_ends_when_it_is_told_to(folder: Path) -> None:
+    stop = threading.Event()
+    pieces = speaker_at(folder).stream(ASKED, Sampling(max_new_tokens=400, greedy=True), stop)
+    stop.set()
+    assert len("".join(pieces)) < 40
+
+
+def test_adapters_are_switched_at_use(folder: Path, tmp_path: Path) -> None:
+    speaker = speaker_at(folder)
+    plain = speaker.answer(ASKED, GREEDY)
+    for seed, name in enumerate(("poems", "sums")):
+        speaker.add_adapter(name, adapter_of(tmp_path / name, folder, seed))
+    found = {}
+    for name in ("poems", "sums", BASE):
+        speaker.use(name)
+        found[name] = speaker.answer(ASKED, GREEDY)
+    assert found[BASE] == plain and len(set(found.values())) == 3
+    with pytest.raises(UserError, match="poems, sums, base"):
+        speaker.use("other")
+    other = adapter_of(tmp_path / "other", tmp_path / "elsewhere", 3)
+    with pytest.raises(UserError, match="expected an adapter of"):
+        speaker.add_adapter("other", other)
+
+
+def test_a_prompt_beyond_the_positions_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="512 positions"):
+        speaker_at(folder).answer([{"role": "user", "content": "a" * 600}], GREEDY)
+
+
+def test_lines_of_a_pipe_are_one_conversation(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n/adapter\n/reset\n\nhi\n/save talk.json\n"))
+    words = ["chat", str(folder), "--temperature", "0", "--max-new-tokens", "6"]
+    assert main([*words, "--precision", "fp32"]) == 0
+    out, told = capsys.readouterr()
+    first, second = out.rstrip("\n").split("\n") if out.count("\n") == 2 else ("?", "!")
+    assert first == second and "adapters: none" in told
+    saved = json.loads(Path("talk.json").read_text())["messages"]
+    assert [turn["role"] for turn in saved] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--adapter", "x=nowhere"], "NAME=DIR"),
+        (["--compare", "base"], "expected a run whose base"),
+        (["--max-new-tokens", "0"], "1 or more"),
+    ],
+)
+def test_mistakes_end_with_a_sentence(
+    folder: Path,
+    words: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    assert main(["chat", str(folder), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_no_such_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "nothing"]) == 2
+    assert "tatara: " in capsys.readouterr().err
+
+
+def generated(folder: Path, *words: str) -> int:
+    own = ["generate", str(folder), "--input", "in.jsonl", "--output", "out.jsonl"]
+    return main([*own, "--precision", "fp32", "--max-new-tokens", "6", "--batch-size", "1", *words])
+
+
+def test_a_generation_that_was_killed_goes_on_and_gives_the_same_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, Any]] = [{"question": f"{i}?", "id": i} for i in range(6)]
+    rows.append({"messages": [*ASKED, {"role": "assistant", "content": "known"}]})
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert generated(folder) == 0
+    whole = Path("out.jsonl").read_bytes()
+    lines = [json.loads(line) for line in whole.decode().splitlines()]
+    assert [{**line, "output": 0} for line in lines] == [{**row, "output": 0} for row in rows]
+    prompt = "<|begin|><|user|>0?<|end|><|assistant|>"
+    assert lines[0]["output"] == greedy_by_transformers(folder, prompt, 6)
+    cut = whole.index(b"\n", len(whole) // 2) + 7  # in the middle of a line
+    Path("out.jsonl").write_bytes(whole[:cut])
+    assert generated(folder, "--json") == 0
+    assert Path("out.jsonl").read_bytes() == whole
+    assert json.loads(capsys.readouterr().out.rpartition("{")[2].join(["{", ""]))["rows"] == 7
+    Path("in.jsonl").write_text('{"question": "another"}\n')
+    assert generated(folder) == 2
+    assert "out.jsonl:1: expected the answer to row 1" in capsys.readouterr().err
+
+
+def test_rows_without_a_question_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in.jsonl").write_text('{"question": "a"}\n{"title": "b"}\n')
+    assert generated(folder) == 2
+    assert "row 2: expected one of messages" in capsys.readouterr().err
+    assert not Path("out.jsonl").exists()
+
+
+def test_arguments_are_all_explained() -> None:
+    from workloads.commands import chat, generate
+
+    for module in (chat, generate):
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        assert all(action.help for action in parser._actions)

@@ -1,0 +1,143 @@
+"""Talk to a language model in the terminal: RUN's exported one, or MODEL by folder or hub name.
+
+Lines from a pipe are asked one after the other, in one conversation. While talking: /system TEXT,
+/adapter NAME, /reset, /save FILE, /quit; Ctrl-C stops an answer, and leaves behind an empty one."""
+
+import argparse
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workloads.commands.common import loaded_environment, no_settings
+from workloads.commands.speaking import add_sampling, add_speaker, sampling_of, speaker_of
+from workloads.errors import EXIT_DONE, UserError
+
+if TYPE_CHECKING:
+    from workloads.llm.speaker import Sampling, Speaker
+
+_HELP = "/system TEXT  /adapter NAME  /reset  /save FILE  /help  /quit"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_speaker(parser)
+    add_sampling(parser, max_new_tokens=512)
+    parser.add_argument("--system", metavar="TEXT", help="a system turn before the conversation")
+    parser.add_argument(
+        "--compare", choices=["base"], help="answer twice: as trained, and by the base alone"
+    )
+
+
+def main(args: argparse.Namespace, words: Sequence[str]) -> int:
+    no_settings(words)
+    env = loaded_environment()
+    speaker, base = speaker_of(args, env, with_base=args.compare == "base")
+    talk = Talk(speaker, base, sampling_of(args), args.system)
+    if sys.stdin.isatty():
+        return talk.in_terminal()
+    for line in sys.stdin:
+        if line.strip():
+            talk.take(line.strip())
+    return EXIT_DONE
+
+
+class Talk:
+    """A conversation: what was said so far, and who answers."""
+
+    def __init__(
+        self,
+        speaker: "Speaker",
+        base: "Speaker | None",
+        sampling: "Sampling",
+        system: str | None,
+    ) -> None:
+        self._speaker, self._base, self._sampling = speaker, base, sampling
+        self._system = system
+        self.turns: list[dict[str, Any]] = []
+
+    def in_terminal(self) -> int:
+        """Ask for lines until the end of input or two Ctrl-C."""
+        import readline  # noqa: F401  (makes `input` edit lines and remember them)
+
+        print(f"{self._speaker.name}   {_HELP}", file=sys.stderr)
+        while True:
+            try:
+                line = input("> ").strip()
+            except (EOFError, KeyboardInterrupt):
+                print(file=sys.stderr)
+                return EXIT_DONE
+            if line == "/quit":
+                return EXIT_DONE
+            try:
+                self.take(line)
+            except UserError as error:
+                print(f"tatara: {error}", file=sys.stderr)
+
+    def take(self, line: str) -> None:
+        """A line of the person: a command, or what the model is to answer."""
+        command, _, rest = line.partition(" ")
+        if not line:
+            return
+        if command == "/reset":
+            self.turns = []
+        elif command == "/system":
+            self._system, self.turns = rest.strip() or None, []
+        elif command == "/adapter":
+            self._adapter(rest.strip())
+        elif command == "/save":
+            self._save(Path(rest.strip() or "chat.json"))
+        elif command == "/help":
+            print(_HELP, file=sys.stderr)
+        elif command.startswith("/") and "/" not in command[1:]:
+            raise UserError(f"unknown command {command}; there are {_HELP}")
+        else:
+            self._ask(line)
+
+    def _ask(self, line: str) -> None:
+        asked = [*self.turns, {"role": "user", "content": line}]
+        if self._base is not None:
+            print("trained: ", end="", flush=True)
+        answer = self._say(self._speaker, asked)
+        if self._base is not None:
+            print("base: ", end="", flush=True)
+            before, self._base.active = self._base.active, "base"
+            self._say(self._base, asked)
+            self._base.active = before
+        if answer.strip():
+            self.turns = [*asked, {"role": "assistant", "content": answer}]
+
+    def _say(self, speaker: "Speaker", asked: list[dict[str, Any]]) -> str:
+        """Print an answer as it comes; Ctrl-C ends it."""
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        said, stop = "", threading.Event()
+        pieces = speaker.stream([*system, *asked], self._sampling, stop)
+        try:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+                said += piece
+        except KeyboardInterrupt:
+            stop.set()
+            if not sys.stdin.isatty():
+                raise
+            for piece in pieces:
+                said += piece
+        print(flush=True)
+        return said
+
+    def _adapter(self, name: str) -> None:
+        if name:
+            self._speaker.use(name)
+        held = [*self._speaker.adapters, *(["base"] if self._speaker.adapters else [])]
+        marked = [f"*{one}" if one == self._speaker.active else one for one in held]
+        print("adapters: " + (", ".join(marked) or "none"), file=sys.stderr)
+
+    def _save(self, path: Path) -> None:
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        text = json.dumps({"messages": [*system, *self.turns]}, ensure_ascii=False, indent=1)
+        try:
+            path.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"/save: expected a file to write, found {error}") from None
+        print(f"saved {path}", file=sys.stderr)

@@ -1,0 +1,96 @@
+"""What `tatara chat` and `tatara generate` have alike: the model, its adapters, how it is drawn."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workloads.errors import UserError
+from workloads.run import outputs
+from workloads.run.models import exported_model
+
+if TYPE_CHECKING:
+    from workloads.llm.speaker import Sampling, Speaker
+
+
+def add_speaker(parser: argparse.ArgumentParser) -> None:
+    """Add RUN|MODEL, --adapter and --precision."""
+    parser.add_argument(
+        "model",
+        metavar="RUN|MODEL",
+        help="a run's folder, its id, or latest, whose final/ is meant; or a folder or hub name",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="one more adapter over the same base; may be given again",
+    )
+    parser.add_argument("--precision", choices=["bf16", "fp16", "fp32"], help="default: the run's")
+
+
+def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    """Add the options of how tokens are drawn."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help=f"longest answer ({max_new_tokens})",
+    )
+    parser.add_argument("--temperature", type=float, default=0.7, help="of sampling (0.7; 0: none)")
+    parser.add_argument("--top-p", type=float, default=0.9, help="of sampling (0.9)")
+    parser.add_argument("--top-k", type=int, default=50, help="of sampling (50)")
+    parser.add_argument("--seed", type=int, help="the same answers again")
+
+
+def sampling_of(args: argparse.Namespace) -> "Sampling":
+    from workloads.llm.speaker import Sampling
+
+    if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1 or args.top_k < 0:
+        raise UserError(
+            "expected --max-new-tokens of 1 or more, --temperature of 0 or more, --top-p above 0 "
+            "and up to 1, --top-k of 0 or more; correct the one that is not"
+        )
+    return Sampling(
+        args.max_new_tokens,
+        args.temperature == 0,
+        args.temperature or 1.0,
+        args.top_p,
+        args.top_k,
+        args.seed,
+    )
+
+
+def speaker_of(
+    args: argparse.Namespace, env: dict[str, str], with_base: bool = False
+) -> "tuple[Speaker, Speaker | None]":
+    """The model that the arguments name with its adapters, and its base where that is asked for."""
+    adapters = []
+    for pair in args.adapter:
+        name, equals, folder = pair.partition("=")
+        if not (equals and name and Path(folder).expanduser().is_dir()):
+            raise UserError(f"--adapter: expected NAME=DIR of a saved adapter, found {pair!r}")
+        adapters.append((name, Path(folder).expanduser()))
+    name, run = exported_model(args.model, outputs(env), "llm")
+    config = run.config() if run else None
+    precision = args.precision or (config.train.precision if config else "bf16")
+    from workloads.llm.speaker import load
+
+    data = config.data if config is not None and config.workload == "llm" else None
+    speaker = load(name, precision, tell, data)
+    for adapter, folder in adapters:
+        speaker.add_adapter(adapter, folder)
+    if not with_base or speaker.adapters:
+        return speaker, speaker if with_base else None
+    if config is None or config.model.random_init:
+        raise UserError(
+            "--compare base: expected a run whose base is a trained model, or an adapter, found "
+            f"{args.model}; leave it out"
+        )
+    return speaker, load(config.model.name, precision, tell, data)
+
+
+def tell(text: str) -> None:
+    print(f"tatara: {text}", file=sys.stderr, flush=True)

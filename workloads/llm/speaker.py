@@ -1,0 +1,214 @@
+"""A language model that answers: its prompt as training wrote it, its ends, its adapters."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
+
+from workloads.engine.export.export import FACTS
+from workloads.engine.generate import generate
+from workloads.engine.pretrained.adapter import adapter_folder, load_adapter
+from workloads.engine.pretrained.chat import with_stops
+from workloads.engine.pretrained.files import (
+    ADAPTER_CONFIG,
+    Tell,
+    lasting_name,
+    positions,
+)
+from workloads.errors import UserError
+from workloads.json_files import read_json
+from workloads.llm.config import PUT, LlmData
+from workloads.llm.data.template import RowError, Template
+from workloads.llm.model import load_for_use
+
+BASE = "base"
+TRAINED = "trained"
+Turn = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; greedy takes the likeliest one each time."""
+
+    max_new_tokens: int = 512
+    greedy: bool = False
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 50
+    seed: int | None = None
+
+
+@dataclass
+class Speaker:
+    """A model, its tokenizer, and how training put a question to it; ready on its device."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    data: LlmData
+    name: str
+    base: str
+    adapters: list[str] = field(default_factory=list)
+    active: str = TRAINED
+
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """The text for the model to go on from; UserError where the template refuses the turns."""
+        template = Template(self.data.model_copy(update={"format": "auto"}), self.tokenizer)
+        if self.data.format == "text":
+            return template.switches.begin + str(turns[-1]["content"])
+        answer = {"role": "assistant", "content": "?"}
+        row: dict[str, Any] = {"messages": [*turns, answer]}
+        if self.data.format == "prompt_completion" and len(turns) == 1:
+            row = {"prompt": turns[0]["content"], "completion": "?"}
+        try:
+            return template.prompt(row)
+        except RowError as error:
+            raise UserError(f"{self.name}: this conversation cannot be put: {error}") from None
+
+    def answer(self, turns: Sequence[Turn], sampling: Sampling) -> str:
+        """The whole answer to a conversation."""
+        return "".join(self.stream(turns, sampling))
+
+    def stream(
+        self, turns: Sequence[Turn], sampling: Sampling, stop: threading.Event | None = None
+    ) -> Iterator[str]:
+        """The answer in pieces as they come; `stop` ends it after the token that is being made."""
+        text = self.prompt(turns)
+        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        self.check_room(ids.shape[1], sampling.max_new_tokens)
+        stop = stop or threading.Event()
+        streamer: Any = TextIteratorStreamer(
+            self.tokenizer,
+            skip_prompt=True,
+            skip_special_tokens=True,
+        )
+        settings = _settings(self, sampling)
+        trouble: list[BaseException] = []
+
+        def make() -> None:
+            try:
+                with torch.no_grad(), self._speaking():
+                    self.model.generate(
+                        input_ids=ids.to(self.model.device),
+                        attention_mask=torch.ones_like(ids).to(self.model.device),
+                        generation_config=settings,
+                        streamer=streamer,
+                        stopping_criteria=StoppingCriteriaList([lambda *_: stop.is_set()]),
+                    )
+            except BaseException as error:  # told where the pieces are read
+                trouble.append(error)
+                streamer.end()
+
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        thread = threading.Thread(target=make, daemon=True)
+        thread.start()
+        try:
+            yield from (piece for piece in streamer if piece)
+        finally:
+            stop.set()
+            thread.join()
+        if trouble:
+            raise trouble[0]
+
+    def answers(
+        self,
+        talks: Sequence[Sequence[Turn]],
+        sampling: Sampling,
+        batch_size: int,
+        tell: Tell | None = None,
+    ) -> list[str]:
+        """Answers to many conversations, in their order, as many at a time as fit."""
+        texts = [self.prompt(turns) for turns in talks]
+        prompts = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        with self._speaking():
+            return generate(
+                self.model,
+                self.tokenizer,
+                prompts,
+                sampling.max_new_tokens,
+                batch_size,
+                greedy=sampling.greedy,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                seed=sampling.seed,
+                tell=tell,
+            )
+
+    def add_adapter(self, name: str, folder: Path) -> None:
+        """Hold one more adapter over the same base; UserError where it belongs to another."""
+        if name in (*self.adapters, BASE):
+            raise UserError(f"expected a new name for an adapter, found {name!r}; choose another")
+        place = adapter_folder(folder, name)
+        own = str(read_json(place / ADAPTER_CONFIG).get("base_model_name_or_path"))
+        if lasting_name(own) != lasting_name(self.base):
+            raise UserError(
+                f"{place}: expected an adapter of {self.base}, found one of {own}; correct "
+                f"base_model_name_or_path in {ADAPTER_CONFIG} if the two are the same"
+            )
+        self.model = load_adapter(self.model, folder, name)
+        self.adapters.append(name)
+        self.use(name)
+
+    def use(self, name: str) -> None:
+        """Answer with an adapter, or with the base alone; UserError for one that is not held."""
+        if name != BASE and name not in self.adapters:
+            known = ", ".join([*self.adapters, *([BASE] if self.adapters else [])]) or "none"
+            raise UserError(f"expected an adapter that is loaded ({known}), found {name!r}")
+        if name != BASE:
+            self.model.set_adapter(name, inference_mode=True)
+        self.active = name
+
+    def check_room(self, length: int, new: int) -> None:
+        """UserError where a prompt leaves the model no room for an answer."""
+        limit = positions(self.model.config.to_dict())
+        if limit is not None and length + new > limit:
+            raise UserError(
+                f"expected a prompt that leaves room for {new} new tokens in the model's {limit} "
+                f"positions, found {length} tokens; shorten it, or lower --max-new-tokens"
+            )
+
+    def _speaking(self) -> AbstractContextManager[Any]:
+        alone = self.active == BASE and bool(self.adapters)
+        return self.model.disable_adapter() if alone else nullcontext()
+
+
+def load(name: str, precision: str, tell: Tell, data: LlmData | None = None) -> Speaker:
+    """The model of a folder or of the hub, whole or an adapter with its base, ready to answer.
+
+    data: how questions are put; by default as the export says, else as the chat template has it.
+    """
+    loaded = load_for_use(name, precision, tell)
+    speaker = Speaker(
+        loaded.model, loaded.tokenizer, data or _put(Path(name)), name, loaded.base.model.name
+    )
+    if loaded.adapter:
+        speaker.adapters, speaker.active = ["default"], "default"
+    return speaker
+
+
+def _put(folder: Path) -> LlmData:
+    """How an exported model was asked in training, by the facts beside it."""
+    facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
+    own = {name: value for name, value in facts.get("data", {}).items() if name in PUT}
+    return LlmData.model_construct(**{**LlmData(source=str(folder)).model_dump(), **own})
+
+
+def _settings(speaker: Speaker, sampling: Sampling) -> Any:
+    made = with_stops(speaker.tokenizer, speaker.model.generation_config)
+    made.max_new_tokens, made.max_length = sampling.max_new_tokens, None
+    made.do_sample = not sampling.greedy
+    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    for name, value in drawn.items():
+        setattr(made, name, None if sampling.greedy else value)
+    if made.pad_token_id is None:
+        made.pad_token_id = speaker.tokenizer.pad_token_id
+    return made
+
+
+__all__ = ["BASE", "Sampling", "Speaker", "load"]

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", "--out", type=Path, metavar="DIR", help="folder to write (default: RUN/final)"
     )
     parser.add_argument(
-        "--checkpoint", type=Path, help="name or folder (default: the newest whole one)"
+        "--checkpoint",
+        type=Path,
+        help="name, folder, or best (default: export.checkpoint)",
     )
     parser.add_argument(
         "--merge", action="store_true", help="an adapter's run: the whole model, logits compared"

@@ -240,6 +240,9 @@ def _when(value: Any) -> Any:
 
 class Export(Section):
     enabled: bool = Field(True, description="Export the final model into the run by itself.")
+    checkpoint: Literal["last", "best"] = Field(
+        "last", description="best: the kept checkpoint with the lowest held-out loss."
+    )
     hub_model_id: Text | None = Field(None, description="Repository on the hub to push to.")
     push: Annotated[Literal["never", "end", "saves"], BeforeValidator(_when)] = Field(
         "never", description="Push the exported model to the hub: at the end, or at saves too."

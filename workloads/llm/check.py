@@ -49,6 +49,15 @@ def _settings(config: LlmConfig) -> list[Finding]:
     if config.train.max_steps is not None:
         found += warm_up(config, config.train.max_steps)
     evaluates, best = config.evaluation.every_steps, config.checkpoints.keep_best
+    for name in ("patience", "samples"):
+        if getattr(config.evaluation, name) and not evaluates:
+            text = "is set, and nothing is evaluated on the way"
+            fix = "set evaluation.every_steps"
+            found.append(Finding(f"evaluation.{name}", "warning", text, fix))
+    if config.export.checkpoint == "best" and not (evaluates and best):
+        text = "is set to best, and no checkpoint is kept for its held-out loss"
+        fix = "set evaluation.every_steps and checkpoints.every_steps"
+        found.append(Finding("export.checkpoint", "warning", text, fix))
     if evaluates and best and not config.checkpoints.every_steps:
         text = "keeps no checkpoint but the last one, which need not be the best"
         fix = f"set checkpoints.every_steps={evaluates}, as evaluation.every_steps is"
@@ -92,9 +101,10 @@ def _evaluation(config: LlmConfig) -> list[Finding]:
     if wanted.task:
         text = f"no rows are held out to ask {wanted.task} with"
         found.append(Finding("evaluation.task", "error", text, mend))
-    elif wanted.every_steps:
+    names = [name for name in ("every_steps", "patience", "samples") if getattr(wanted, name)]
+    for name in names if not wanted.task else []:
         text = "is set, and no rows are held out"
-        found.append(Finding("evaluation.every_steps", "warning", text, mend))
+        found.append(Finding(f"evaluation.{name}", "warning", text, mend))
     return found
 
 

@@ -196,6 +196,12 @@ class LlmEvaluation(Section):
     every_steps: Whole | None = Field(
         None, ge=1, description="Steps between losses on held-out rows; none: only at the end."
     )
+    patience: Whole | None = Field(
+        None, ge=1, description="Evaluations without a lower held-out loss before training ends."
+    )
+    samples: Whole = Field(
+        0, ge=0, description="Held-out questions answered at each evaluation, kept in the run."
+    )
     task: Literal["gsm8k"] | None = Field(None, description="Task to run when training is done.")
     before: bool = Field(False, description="Run the task on the untrained model too.")
     rows: Whole | None = Field(None, ge=1, description="Held-out rows to ask; none: all.")

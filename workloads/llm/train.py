@@ -15,6 +15,7 @@ from workloads.engine.pretrained.files import positions
 from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
+from workloads.llm.callbacks import callbacks
 from workloads.llm.config import LlmConfig
 from workloads.llm.data.collate import Collate
 from workloads.llm.data.prepare import Prepared, prepare
@@ -118,6 +119,7 @@ def build_trainer(
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         data_collator=Collate(tokenizer.pad_token_id),
+        callbacks=callbacks(config, session, tokenizer) if data.evaluation else None,
     )
 
 

@@ -20,9 +20,11 @@ from workloads.engine.pretrained.files import Tell, lasting_name
 from workloads.errors import TataraError, UserError
 from workloads.json_files import read_json
 from workloads.run import Run
-from workloads.run.integrity import SEAL, step_of, verify_checkpoint, write_atomically
+from workloads.run.directory import rows_in
+from workloads.run.integrity import SEAL, sealed, step_of, verify_checkpoint, write_atomically
 
 SHARD_SIZE = "4GB"
+BEST = Path("best")  # in place of a checkpoint's name
 # Where a run keeps everything of its model but the weights, so that export needs neither hub nor
 # cache, and which model that was.
 SKELETON = "model"
@@ -59,9 +61,17 @@ def dtype_name(dtype: torch.dtype) -> str:
 def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int | None]:
     """The checkpoint that was named, or the newest whole one, and its step where its name has one.
 
-    A name such as checkpoint-8 means the run's own. One that was never sealed is taken as it is.
-    Raises UserError for damage, or where none is.
+    A name such as checkpoint-8 means the run's own, and `best` the one with the lowest held-out
+    loss. One that was never sealed is taken as it is. Raises UserError for damage, or where none
+    is.
     """
+    if checkpoint == BEST:
+        checkpoint = best_checkpoint(run)
+        if checkpoint is None:
+            raise UserError(
+                f"{run.path}: expected a checkpoint whose held-out loss is known, found none; set "
+                "evaluation.every_steps and checkpoints.every_steps, or name a checkpoint"
+            )
     if checkpoint and not checkpoint.exists() and (run.checkpoints / checkpoint.name).is_dir():
         checkpoint = run.checkpoints / checkpoint.name
     source = _checked(checkpoint) if checkpoint else run.resume_point(tell)
@@ -71,6 +81,14 @@ def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int 
         )
     step = step_of(source)
     return source, step if step >= 0 else None
+
+
+def best_checkpoint(run: Run) -> Path | None:
+    """The whole checkpoint with the lowest held-out loss; None where none was evaluated."""
+    saved = {step_of(path): path for path in sealed(run.checkpoints)}
+    known = [row for row in rows_in(run.evaluations) if row.get("step") in saved]
+    losses = [(row["eval_loss"], row["step"]) for row in known if row.get("eval_loss") is not None]
+    return saved[min(losses)[1]] if losses else None
 
 
 def _checked(checkpoint: Path) -> Path:

@@ -18,6 +18,7 @@ from workloads.engine.export.card import Card, card_of, write_card
 from workloads.engine.export.export import (
     Exported,
     adapter_state,
+    best_checkpoint,
     carry_code,
     describe,
     dtype_name,
@@ -126,6 +127,10 @@ class Exporter(ABC, Generic[P]):
         run computed in. Raises UserError for a run without a whole checkpoint.
         """
         config: P = used_config(run)
+        if checkpoint is None and config.export.checkpoint == "best":
+            checkpoint = best_checkpoint(run)
+            if checkpoint is None:
+                tell("export: no checkpoint has a held-out loss; taking the newest one")
         source, step = source_of(run, checkpoint, tell)
         kind = "adapter"
         if config.adapter.method == "full":

@@ -75,6 +75,12 @@ class Template:
             raise _refused(error) from error
         return prompt + self.data.answer_prefix
 
+    def last_pair(self, row: Row) -> tuple[str, str]:
+        """The last question of a row and its answer, for people; RowError where it is unfit."""
+        talk = conversation_of(row, self.data, self.switches)
+        asked = [turn for turn in talk.turns[: talk.answers[-1]] if turn["role"] == "user"]
+        return said(asked[-1]) if asked else "", said(talk.turns[talk.answers[-1]])
+
     def render(self, rows: Sequence[Row]) -> list[Rendered | RowError]:
         """Each row as text, or what is wrong with it."""
         found: list[Rendered | RowError | None] = [None] * len(rows)

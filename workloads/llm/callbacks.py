@@ -1,0 +1,116 @@
+"""At each evaluation: some held-out questions answered, and an end where nothing gets better."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from workloads.engine.generate import generate
+from workloads.errors import UserError
+from workloads.llm.config import LlmConfig
+from workloads.llm.data.columns import format_of
+from workloads.llm.data.prepare import load_rows
+from workloads.llm.data.template import RowError, Template
+from workloads.run.session import Session
+
+SAMPLES = "samples.jsonl"
+
+
+class StopEarly(TrainerCallback):
+    """Ends training after so many evaluations in a row without a lower held-out loss."""
+
+    def __init__(self, patience: int, session: Session) -> None:
+        self._patience, self._session = patience, session
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The same on all ranks: the loss is that of all of them. A resumed run knows all of it."""
+        losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
+        if not losses or not 0 < state.global_step < state.max_steps:
+            return
+        since = len(losses) - 1 - losses.index(min(losses))
+        if since >= self._patience:
+            self._session.tell(
+                f"stopping early: the held-out loss has not fallen below {min(losses):.4f} for "
+                f"{since} evaluations (evaluation.patience)"
+            )
+            control.should_training_stop = True
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out row to answer: what was asked, its prompt in tokens, the answer that it has."""
+
+    place: str
+    asked: str
+    prompt: list[int]
+    answer: str
+
+
+class Samples(TrainerCallback):
+    """Writes answers to some held-out questions into the run, at each evaluation, on rank 0."""
+
+    def __init__(self, config: LlmConfig, session: Session, tokenizer: Any) -> None:
+        self._settings, self._session, self._tokenizer = config.evaluation, session, tokenizer
+        self._questions = _questions(config, tokenizer)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self._session.is_main:
+            return
+        try:
+            answers = generate(
+                kwargs["model"],
+                self._tokenizer,
+                [question.prompt for question in self._questions],
+                self._settings.max_new_tokens,
+                self._settings.batch_size,
+                progress=lambda done, of: self._session.progress(),
+            )
+        except UserError as error:
+            self._session.tell(f"no samples: {error}")
+            self._questions = []
+            return
+        folder = self._session.run.evaluation
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / SAMPLES).open("a", encoding="utf-8") as file:
+            for question, answer in zip(self._questions, answers, strict=True):
+                row = {"step": state.global_step, "place": question.place, "asked": question.asked}
+                row |= {"output": answer, "answer": question.answer}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _questions(config: LlmConfig, tokenizer: Any) -> list[Question]:
+    """The first held-out rows that ask something."""
+    template, held_out = Template(config.data, tokenizer), load_rows(config.data, "eval")
+    found: list[Question] = []
+    for numbers, rows in held_out.batches(1):
+        if len(found) == config.evaluation.samples:
+            break
+        if format_of(rows[0], config.data) == "text":
+            continue
+        try:
+            text = template.prompt(rows[0])
+            asked, answer = template.last_pair(rows[0])
+        except RowError:
+            continue  # told where the rows were prepared
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        found.append(Question(held_out.place(numbers[0]), asked, ids, answer))
+    return found
+
+
+def callbacks(config: LlmConfig, session: Session, tokenizer: Any) -> list[TrainerCallback]:
+    """What the profile asks to happen at each evaluation."""
+    wanted, made = config.evaluation, list[TrainerCallback]()
+    if wanted.samples:
+        strategy = config.strategy(session.world_size)
+        if strategy in ("single", "ddp"):
+            made.append(Samples(config, session, tokenizer))
+        else:
+            session.tell(f"no samples: under {strategy} no rank has the whole model")
+    if wanted.patience is not None:
+        made.append(StopEarly(wanted.patience, session))
+    return made

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
 
-from workloads.engine.export.export import FACTS
 from workloads.engine.generate import generate
+from workloads.engine.hub.upload import FACTS
 from workloads.engine.pretrained.adapter import adapter_folder, load_adapter
 from workloads.engine.pretrained.chat import with_stops
 from workloads.engine.pretrained.files import (

@@ -13,7 +13,7 @@ import torch
 from tests.support.tiny_llama import make_model, make_tokenizer, write_tiny
 from workloads.cli import main
 from workloads.config.sections import Adapter
-from workloads.engine.export.export import FACTS
+from workloads.engine.hub.upload import FACTS
 from workloads.engine.pretrained.adapter import add_adapter, save_adapters
 from workloads.errors import UserError
 from workloads.llm.speaker import BASE, Sampling, Speaker, load

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="an adapter's run: the whole model, logits compared"
     )
+    parser.add_argument(
+        "--ollama", action="store_true", help="also write a Modelfile: template and stop tokens"
+    )
     parser.add_argument("--push-to-hub", action="store_true", help="to export.hub_model_id")
     parser.add_argument("--hub-model-id", help="repository to push to; implies --push-to-hub")
 
@@ -34,6 +37,8 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     run = find(outputs(env), "*", args.run)
     config = run.config()
     target = args.hub_model_id or config.export.hub_model_id or env.get("HUB_MODEL_ID")
+    if args.ollama and config.workload != "llm":
+        raise UserError(f"--ollama: expected a run of a language model, found {config.workload}")
     pushes = args.push_to_hub or args.hub_model_id
     if pushes and not target:
         raise UserError("--push-to-hub needs export.hub_model_id, HUB_MODEL_ID or --hub-model-id")
@@ -42,6 +47,10 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         run, args.output, checkpoint=args.checkpoint, merge=args.merge or None, tell=_tell
     )
     print(exported.folder)
+    if args.ollama:
+        from workloads.llm.modelfile import write_modelfile
+
+        print(f"ollama create {config.name} -f {write_modelfile(exported.folder)}")
     if pushes and target:
         from workloads.engine.hub.upload import push
 

@@ -1,7 +1,7 @@
 """Talk to a language model in the terminal: RUN's exported one, or MODEL by folder or hub name.
 
 Lines from a pipe are asked one after the other, in one conversation. While talking: /system TEXT,
-/adapter NAME, /reset, /save FILE, /quit; Ctrl-C stops an answer, and leaves behind an empty one."""
+/adapter NAME, /reset, /save FILE, /quit; Ctrl-C stops an answer, and at the prompt it leaves."""
 
 import argparse
 import json

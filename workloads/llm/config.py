@@ -53,7 +53,15 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 
 # What of a data section says how a question is put; kept with an exported model.
-PUT = ("prompt_prefix", "prompt_suffix", "answer_prefix", "system_prompt", "system_turn", "format")
+PUT = (
+    "format",
+    "prompt",
+    "prompt_prefix",
+    "prompt_suffix",
+    "answer_prefix",
+    "system_prompt",
+    "system_turn",
+)
 
 
 def _sources(value: Any) -> Any:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from workloads.engine.pretrained.files import (
 )
 from workloads.errors import UserError
 from workloads.json_files import read_json
-from workloads.llm.config import PUT, LlmData
+from workloads.llm.config import PUT, LlmData, template_columns
+from workloads.llm.data.conversation import filled
 from workloads.llm.data.template import RowError, Template
 from workloads.llm.model import load_for_use
 
@@ -57,7 +58,9 @@ class Speaker:
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """The text for the model to go on from; UserError where the template refuses the turns."""
-        template = Template(self.data.model_copy(update={"format": "auto"}), self.tokenizer)
+        own = self.data.model_copy(update={"format": "auto", "prompt": None})
+        template = Template(own, self.tokenizer)
+        turns = [self._put(turn) for turn in turns]
         if self.data.format == "text":
             return template.switches.begin + str(turns[-1]["content"])
         answer = {"role": "assistant", "content": "?"}
@@ -69,6 +72,13 @@ class Speaker:
         except RowError as error:
             raise UserError(f"{self.name}: this conversation cannot be put: {error}") from None
 
+    def _put(self, turn: Turn) -> Turn:
+        """A question in the words that training put around one column, where it did."""
+        columns = template_columns(self.data.prompt or "")
+        if turn["role"] != "user" or len(columns) != 1:
+            return turn
+        return {**turn, "content": filled(self.data.prompt or "", {columns[0]: turn["content"]})}
+
     def answer(self, turns: Sequence[Turn], sampling: Sampling) -> str:
         """The whole answer to a conversation."""
         return "".join(self.stream(turns, sampling))
@@ -79,7 +89,7 @@ class Speaker:
         """The answer in pieces as they come; `stop` ends it after the token that is being made."""
         text = self.prompt(turns)
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        self.check_room(ids.shape[1], sampling.max_new_tokens)
+        sampling = replace(sampling, max_new_tokens=self.room(ids.shape[1], sampling))
         stop = stop or threading.Event()
         streamer: Any = TextIteratorStreamer(
             self.tokenizer,
@@ -164,14 +174,17 @@ class Speaker:
             self.model.set_adapter(name, inference_mode=True)
         self.active = name
 
-    def check_room(self, length: int, new: int) -> None:
-        """UserError where a prompt leaves the model no room for an answer."""
+    def room(self, length: int, sampling: Sampling) -> int:
+        """The new tokens that a prompt leaves room for; UserError where it leaves none."""
         limit = positions(self.model.config.to_dict())
-        if limit is not None and length + new > limit:
+        if limit is None:
+            return sampling.max_new_tokens
+        if length >= limit:
             raise UserError(
-                f"expected a prompt that leaves room for {new} new tokens in the model's {limit} "
-                f"positions, found {length} tokens; shorten it, or lower --max-new-tokens"
+                f"expected a prompt of fewer tokens than the model's {limit} positions, found "
+                f"{length}; shorten it, or begin anew by /reset"
             )
+        return min(sampling.max_new_tokens, limit - length)
 
     def _speaking(self) -> AbstractContextManager[Any]:
         alone = self.active == BASE and bool(self.adapters)

@@ -72,6 +72,13 @@ def test_a_question_is_put_as_training_put_it(folder: Path) -> None:
     )
 
 
+def test_a_template_of_one_column_is_put_around_a_question(folder: Path) -> None:
+    (folder / FACTS).write_text(
+        json.dumps({"data": {"prompt": "質問: {q}?", "format": "template"}})
+    )
+    assert "<|user|>質問: 犬は何匹??<|end|>" in speaker_at(folder).prompt(ASKED)
+
+
 def test_an_answer_ends_when_it_is_told_to(folder: Path) -> None:
     stop = threading.Event()
     pieces = speaker_at(folder).stream(ASKED, Sampling(max_new_tokens=400, greedy=True), stop)

@@ -76,7 +76,7 @@ class Columns:
             names = ", ".join(self.unused)
             lines.append(f"columns not used: {names} (data.columns, data.prompt or data.ignore)")
         if self.numbers:
-            lines.append(f"{self.numbers:,} numbers in place of texts, read as they are written")
+            lines.append(f"numbers in place of texts, read as they are written: {self.numbers:,}")
         return lines
 
     def _plan(self, present: tuple[str, ...], row: Mapping[str, Any]) -> _Plan:

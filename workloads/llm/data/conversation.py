@@ -79,7 +79,7 @@ def _messages(
     if name == "alpaca":
         return _alpaca(row, switches), 0
     if name == "template":
-        texts = [_filled(one or "", row) for one in (data.prompt, data.answer)]
+        texts = [filled(one or "", row) for one in (data.prompt, data.answer)]
         return _pair(*texts, "data.prompt", "data.answer"), 1
     names = ("question", "answer") if name == "qa" else ("prompt", "completion")
     asked: Any = row[names[0]]
@@ -124,7 +124,7 @@ def _alpaca(row: Row, switches: Switches) -> list[Message]:
     return turns
 
 
-def _filled(template: str, row: Row) -> str:
+def filled(template: str, row: Row) -> str:
     """A template of columns with the row's texts; an empty one leaves no blank line at the end."""
     parts = []
     for text, name, _, _ in string.Formatter().parse(template):

@@ -177,7 +177,7 @@ def _chat_prompts(
     """Questions exactly as training puts them."""
     from workloads.llm.data.template import RowError, Template
 
-    template = Template(data.model_copy(update={"format": "qa"}), tokenizer)
+    template = Template(data.model_copy(update={"format": "qa", "prompt": None}), tokenizer)
     prompts: list[Prompt] = []
     for number, row in enumerate(rows):
         try:

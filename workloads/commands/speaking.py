@@ -78,8 +78,11 @@ def speaker_of(
     precision = args.precision or (config.train.precision if config else "bf16")
     from workloads.llm.speaker import load
 
+    def silent(text: str) -> None:
+        """Which attention is used is of no interest to who talks."""
+
     data = config.data if config is not None and config.workload == "llm" else None
-    speaker = load(name, precision, tell, data)
+    speaker = load(name, precision, silent, data)
     for adapter, folder in adapters:
         speaker.add_adapter(adapter, folder)
     if not with_base or speaker.adapters:
@@ -89,7 +92,7 @@ def speaker_of(
             "--compare base: expected a run whose base is a trained model, or an adapter, found "
             f"{args.model}; leave it out"
         )
-    return speaker, load(config.model.name, precision, tell, data)
+    return speaker, load(config.model.name, precision, silent, data)
 
 
 def tell(text: str) -> None:

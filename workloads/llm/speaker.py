@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
+from transformers.utils.logging import disable_progress_bar
 
 from workloads.engine.generate import generate
 from workloads.engine.hub.upload import FACTS
@@ -196,6 +197,7 @@ def load(name: str, precision: str, tell: Tell, data: LlmData | None = None) -> 
 
     data: how questions are put; by default as the export says, else as the chat template has it.
     """
+    disable_progress_bar()
     loaded = load_for_use(name, precision, tell)
     speaker = Speaker(
         loaded.model, loaded.tokenizer, data or _put(Path(name)), name, loaded.base.model.name

@@ -80,8 +80,12 @@ class Work:
 
     @property
     def shares_inputs(self) -> bool:
-        """Whether adapters read what the layer has anyway, without a copy of their own."""
-        return not self.dropout and self.adapter_bytes == self.compute
+        """Whether adapters read what the layer has anyway, without a copy of their own.
+
+        Over a quantised base peft leaves casting to autocast.
+        """
+        is_cast = self.adapter_bytes != self.compute and not (self.quantised and self.autocast)
+        return not self.dropout and not is_cast
 
     @property
     def casts(self) -> bool:
@@ -194,11 +198,27 @@ def layer_backward(work: Work) -> int:
 
     With checkpointing the layer has been computed again; its input stream is counted in `stack`.
     """
-    return max(_mlp_backward(work), _attention_backward(work))
+    return max(_down_projection(work), _mlp_backward(work), _attention_backward(work))
+
+
+def _down_projection(work: Work) -> int:
+    """The layer's last matrix, as it is computed (again): the MLP's product, the stream with both
+    norms' results beside it, and, where it has an adapter, what the adapter makes of the product.
+
+    peft casts the product to the adapter's type, and dropout makes it once more. Over a quantised
+    base autocast does the casting, and nothing is made that is not kept.
+    """
+    shape, size = work.shape, work.compute
+    middle = size
+    if any(linear.inputs == shape.intermediate for linear in _in_layers(work)):
+        casts = work.adapter_bytes != size and not work.quantised
+        middle += work.adapter_bytes * (1 + work.dropout) if casts else 0
+    moving = middle * shape.intermediate + 4 * size * shape.hidden
+    return _recomputed(work) + work.tokens * moving
 
 
 def _mlp_backward(work: Work) -> int:
-    """The whole layer, gradients of the MLP's product and of its two factors (less the product
+    """The layer, gradients of the MLP's product and of its two factors (less the product
     itself, which is gone by then where it was kept), the stream's, and one matrix's gradient in the
     compute type beside its copy in the stored one.
 
@@ -210,7 +230,16 @@ def _mlp_backward(work: Work) -> int:
         matrix = DEQUANTISED * shape.hidden * shape.intermediate
         middle = max(middle, matrix + DEQUANTISED * shape.intermediate * work.tokens)
     weight = (size + work.stored) * shape.hidden * shape.intermediate if work.full else 0
-    return _recomputed(work) + middle + work.tokens * work.residual * shape.hidden + weight
+    stream = work.tokens * work.residual * shape.hidden
+    return _recomputed(work) - _down_input(work) + middle + stream + weight
+
+
+def _down_input(work: Work) -> int:
+    """Bytes that the adapter of the layer's last matrix has kept, and is done with by then."""
+    if work.shares_inputs:
+        return 0
+    adapters = [linear for linear in _in_layers(work) if linear.inputs == work.shape.intermediate]
+    return work.tokens * sum(_adapter_input(work, one) for one in adapters) // work.shape.layers
 
 
 def _attention_backward(work: Work) -> int:

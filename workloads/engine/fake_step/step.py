@@ -21,7 +21,8 @@ from workloads.engine.pretrained.files import compute_dtype, weights_dtype
 from workloads.engine.pretrained.load import KindOf
 
 Fields = Mapping[str, Any]
-_BLOCK_8BIT = 256
+# bitsandbytes: numbers that share a scale, and how many a parameter has to have for it.
+_BLOCK_8BIT, _SMALL_8BIT = 256, 4096
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def measure(config: Profile, fields: Fields, build: Builder, world: int = 1) -> 
             shard(model, config, mesh)
         gc.collect()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        kept = [_optimizer_states(config, parameter) for parameter in trained]
+        tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+        kept = [_moments(config, parameter, parameter in tables) for parameter in trained]
         if strategy == "ddp" and world > 1:
             kept.append([torch.empty_like(parameter) for parameter in trained])
         gc.collect()
@@ -123,12 +125,10 @@ def _autocast(config: Profile) -> Iterator[None]:
         yield
 
 
-def _optimizer_states(config: Profile, parameter: Tensor) -> list[Tensor]:
-    """Two moments of a parameter; the 8-bit optimizer keeps those of small ones and tables wide."""
-    if config.optim.optimizer == "adamw" or parameter.numel() < 4096:
+def _moments(config: Profile, parameter: Tensor, is_table: bool) -> list[Tensor]:
+    """Two moments of a parameter; the 8-bit optimizer keeps those of tables and small ones wide."""
+    if config.optim.optimizer == "adamw" or is_table or parameter.numel() < _SMALL_8BIT:
         return [torch.empty_like(parameter), torch.empty_like(parameter)]
     blocks = -(-parameter.numel() // _BLOCK_8BIT)
-    both = range(2)
-    return [torch.empty(parameter.numel(), dtype=torch.uint8) for _ in both] + [
-        torch.empty(blocks, dtype=torch.float32) for _ in both
-    ]
+    kinds = ((parameter.numel(), torch.uint8), (blocks, torch.float32))
+    return [torch.empty(size, dtype=kind) for size, kind in kinds for _ in range(2)]

@@ -300,6 +300,25 @@ class Profile(Section):
         """Whether the loss is made tile by tile, without the logits of all tokens at once."""
         return self.train.fused_cross_entropy
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether a frozen copy of what is trained is held beside it."""
+        return False
+
+    @property
+    def engine_share(self) -> float:
+        """Share of the GPU that another engine takes between steps, while the states stay."""
+        return 0.0
+
+    @property
+    def keeps_gathered(self) -> bool:
+        """Whether FSDP2 keeps its parameters gathered between the passes.
+
+        The fused head would gather its weight again for every chunk of the backward pass. A
+        quantised base is too large for it: sharded, it may be all that fits.
+        """
+        return self.train.fused_cross_entropy and self.adapter.method != "qlora"
+
     def extra_parameters(self, shape: "ModelShape") -> int:
         """Numbers that are trained beside the model's own, whatever the rest is; always fp32."""
         return 0

@@ -280,6 +280,16 @@ class GrpoConfig(Profile):
         return self.grpo.max_completion_length
 
     @property
+    def has_reference(self) -> bool:
+        return self.stage == "grpo" and self.grpo.has_reference
+
+    @property
+    def engine_share(self) -> float:
+        """vLLM's on the same card; asleep it leaves its place to the step."""
+        colocated = self.stage == "grpo" and self.generation.engine == "vllm_colocate"
+        return self.generation.gpu_memory_utilization if colocated else 0.0
+
+    @property
     def fuses_head(self) -> bool:
         """TRL's trainer always does."""
         return True

@@ -159,13 +159,9 @@ def _inputs(work: Work) -> int:
     down = size * work.shape.intermediate
     if not (work.casts or (work.shape.layer_norm and size < 4)):
         return 2 * size * hidden + down
-    readers = [one for one in _decoder(work.shape) if one.inputs == hidden]
+    readers = [one for one in work.shape.decoder if one.inputs == hidden]
     count = len(readers) - (1 if any(one.name in ("o_proj", "dense") for one in readers) else 0)
     return count * size * hidden + down
-
-
-def _decoder(shape: ModelShape) -> list[Linear]:
-    return [one for one in shape.linears if one.where in ("attention", "mlp")]
 
 
 def _in_layers(work: Work) -> list[Linear]:
@@ -265,7 +261,7 @@ def _before_attention(work: Work) -> int:
     """Bytes a token that the first norm and the projections behind it keep."""
     shape = work.shape
     norm = 0 if work.residual == 4 else 4 * shape.hidden
-    names = {linear.name for linear in _decoder(shape)} - {"o_proj", "dense"}
+    names = {linear.name for linear in shape.decoder} - {"o_proj", "dense"}
     readers = [linear for linear in _in_layers(work)
                if linear.where == "attention" and linear.name in names]  # fmt: skip
     if work.full:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from workloads.config.sections import Profile
 from workloads.plan.estimate import Breakdown, breakdown_of, gib
 from workloads.plan.shapes import ModelShape
@@ -55,7 +57,7 @@ class _Weigher:
             (not train.gradient_checkpointing, "train.gradient_checkpointing", True),
             (not train.fused_cross_entropy, "train.fused_cross_entropy", True),
             (config.optim.optimizer == "adamw", "optim.optimizer", "adamw_8bit"),
-            (strategy == "ddp", "parallel.strategy", "fsdp2"),
+            (strategy == "ddp" and not _is_int8(config), "parallel.strategy", "fsdp2"),
             (full and world > 1 and strategy != "zero3", "parallel.strategy", "zero3"),
             (config.adapter.method == "lora", "adapter.method", "qlora"),
         ]
@@ -65,7 +67,7 @@ class _Weigher:
             found.append(self.fix(config, lora, *_targets(config, self.shape)))
         if train.per_device_batch_size > 1:
             found.append(self.smaller_batch(config))
-        return found
+        return [fix for fix in found if is_valid(fix.config)]
 
     def together(self, config: Profile) -> _Fix | None:
         """The best change after the best change, until it fits or nothing helps."""
@@ -106,6 +108,20 @@ def _line(fix: _Fix, before: int, memory_of_gpu: int) -> str:
     verdict = "fits" if fix.total <= memory_of_gpu else "still too much"
     needs = " (needs the package deepspeed)" if "parallel.strategy=zero3" in fix.words else ""
     return f"{' '.join(fix.words)}: {new}, {verdict} in {gib(memory_of_gpu)}{needs}"
+
+
+def _is_int8(config: Profile) -> bool:
+    """Whether the base is held in int8, which FSDP2 cannot shard (bitsandbytes 0.50)."""
+    return config.adapter.method == "qlora" and config.adapter.quantisation == "int8"
+
+
+def is_valid(config: Profile) -> bool:
+    """Whether the schema takes it; a workload may refuse a pair of settings."""
+    try:
+        type(config).model_validate(config.model_dump())
+    except ValidationError:
+        return False
+    return True
 
 
 def changed(config: Profile, name: str, value: Any) -> Profile:

@@ -53,6 +53,7 @@ class Breakdown:
     ranks_per_node: int = 1
     tokens: int = 0
     peak_at: str = ""
+    engine_share: float = 0.0
     source: str = ""
     shape: ModelShape | None = None
     notes: tuple[str, ...] = ()
@@ -77,6 +78,15 @@ class Breakdown:
         """The same with another size of what a process needs beside torch's memory."""
         spare = self.reserved - self.gpu.total + self.gpu.framework
         return replace(self, gpu=replace(self.gpu, framework=spare + size))
+
+    def need(self, memory_of_gpu: int) -> int | None:
+        """Bytes of a GPU of that size at its highest: in a step, or while another engine has its
+        share beside the states; None where the shape is unknown."""
+        if self.total is None:
+            return None
+        waiting = self.states.total - self.states.gradients + self.gpu.framework
+        beside = int(self.engine_share * memory_of_gpu)
+        return max(self.total, waiting + beside) if beside else self.total
 
     @property
     def disk(self) -> int:
@@ -119,6 +129,7 @@ def breakdown_of(config: Profile, shape: ModelShape, source: str, gpus: int | No
         ranks_per_node=job.ranks_per_node,
         tokens=job.work.tokens,
         peak_at=highest.name,
+        engine_share=config.engine_share,
         source=source,
         shape=shape,
         notes=tuple(_notes(job)),
@@ -164,19 +175,21 @@ def _notes(job: Job) -> list[str]:
             "FSDP2 keeps whole gradients on every GPU while it accumulates; a larger "
             "train.per_device_batch_size without accumulation needs none of that"
         )
-    if job.config.workload == "grpo":
-        notes.append("the memory that vLLM reserves on the same GPU is not counted")
+    if job.config.engine_share:
+        share = job.config.engine_share
+        notes.append(f"between steps another engine takes {share:.0%} of the GPU beside the states")
     return notes
 
 
 def fits(breakdown: Breakdown, memory_of_gpu: int) -> bool | None:
     """Whether a GPU of so many bytes holds it; None where the shape is unknown."""
-    return None if breakdown.total is None else breakdown.total <= memory_of_gpu
+    need = breakdown.need(memory_of_gpu)
+    return None if need is None else need <= memory_of_gpu
 
 
 def verdict(breakdown: Breakdown, memory_of_gpu: int) -> str:
     """Whether it fits, in words: `fits, 31 % to spare`, or not safe, or not at all."""
-    need = breakdown.total
+    need = breakdown.need(memory_of_gpu)
     if need is None:
         return breakdown.unknown or "not known"
     size = gib(memory_of_gpu)

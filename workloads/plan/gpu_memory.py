@@ -132,6 +132,7 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
 def states(job: Job) -> GpuMemory:
     """Bytes that stay through a step; `gradients` are those after the backward pass."""
     found = _full_states(job) if job.work.full else _adapter_job_states(job)
+    found = replace(found, weights=found.weights + _reference(job))
     if job.strategy == "ddp" and job.world > 1:
         # Gradients are reduced in buckets that are copies of them.
         bucket = job.trained * (job.work.stored if job.work.full else 4)
@@ -140,6 +141,14 @@ def states(job: Job) -> GpuMemory:
         bucket = min(job.trained, _ZERO_BUCKET) * job.work.compute
         return replace(found, communication=2 * bucket)
     return found
+
+
+def _reference(job: Job) -> int:
+    """A frozen copy of all weights, or of the adapter, which stands on the same base."""
+    if not job.config.has_reference:
+        return 0
+    size = job.work.compute if job.work.full else job.work.adapter_bytes
+    return job.trained * size // job.shards
 
 
 def _full_states(job: Job) -> GpuMemory:
@@ -262,9 +271,11 @@ def working_copies(job: Job) -> Copies:
     work, shape = job.work, job.work.shape
     size, layer = work.compute, work.compute * shape.layer_parameters
     if job.strategy == "fsdp2":
+        if work.quantised:
+            # What is gathered is packed.
+            layer = int(_quantised_bits(job.config, shape.decoder)) // shape.layers
         few = size * shape.embedding + 2 * layer
-        # `engine/arguments.py` keeps all gathered where the head is fused.
-        all_of_it = max(few, size * shape.parameters) if work.fused_head else few
+        all_of_it = max(few, size * shape.parameters) if job.config.keeps_gathered else few
         return Copies(all_of_it, all_of_it, few)
     if job.strategy == "zero3":
         live = size * min(shape.parameters, _ZERO_LIVE)
@@ -320,7 +331,10 @@ def _in_flight(job: Job) -> int:
     """Layers on their way: one being gathered, two with their gradients being reduced."""
     if job.strategy != "fsdp2":
         return 0
-    layer = job.work.compute * job.work.shape.layer_parameters
+    shape = job.work.shape
+    layer = job.work.compute * shape.layer_parameters
+    if job.work.quantised:
+        layer = int(_quantised_bits(job.config, shape.decoder)) // shape.layers
     return 2 * layer + (2 * layer if job.work.full else 0)
 
 

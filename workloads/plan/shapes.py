@@ -63,10 +63,14 @@ class ModelShape:
         return sum(linear.parameters for linear in self.linears)
 
     @property
+    def decoder(self) -> tuple[Linear, ...]:
+        """The matrices of all decoder layers."""
+        return tuple(linear for linear in self.linears if linear.where in ("attention", "mlp"))
+
+    @property
     def layer_parameters(self) -> int:
-        """Matrices of one decoder layer."""
-        inside = [one for one in self.linears if one.where in ("attention", "mlp")]
-        return sum(one.parameters for one in inside) // self.layers
+        """Numbers of one decoder layer's matrices."""
+        return sum(linear.parameters for linear in self.decoder) // self.layers
 
     def adapted(self, targets: Iterable[str]) -> tuple[Linear, ...]:
         """The matrices that `adapter.targets` names; `all-linear` names all but the head."""

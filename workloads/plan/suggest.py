@@ -4,10 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from workloads.config.sections import Profile
-from workloads.plan.advice import changed, typed
+from workloads.plan.advice import changed, is_valid, typed
 from workloads.plan.cards import Card
 from workloads.plan.estimate import SAFE, breakdown_of, gib
 from workloads.plan.shapes import ModelShape
@@ -50,9 +48,9 @@ def suggestions(
     for changes in _combinations(config, shape, gpus):
         made = _with(config, changes)
         breakdown = breakdown_of(made, shape, "", gpus)
-        total = breakdown.total or 0
+        total = breakdown.need(memory) or 0
         spare = 1 - total / memory
-        if spare < SAFE or not _is_valid(made):
+        if spare < SAFE or not is_valid(made):
             continue
         speed = speed_of(made, shape, card, breakdown.world_size, own)
         busy = breakdown.tokens / (breakdown.tokens + _HALF_BUSY)
@@ -94,7 +92,7 @@ def _combinations(config: Profile, shape: ModelShape, gpus: int) -> Iterator[dic
     targets = {} if shape.adapted(config.adapter.targets) else {"adapter.targets": ("all-linear",)}
     for method in _METHODS:
         optimizers = ("adamw", "adamw_8bit") if method == "full" else (config.optim.optimizer,)
-        for strategy in _strategies(method, world):
+        for strategy in _strategies(config, method, world):
             for optimizer in optimizers:
                 for checkpointing in (False, True):
                     for size in _MICRO_BATCHES:
@@ -117,10 +115,11 @@ def _combinations(config: Profile, shape: ModelShape, gpus: int) -> Iterator[dic
                         }
 
 
-def _strategies(method: str, world: int) -> tuple[str, ...]:
+def _strategies(config: Profile, method: str, world: int) -> tuple[str, ...]:
     if world == 1:
         return ("auto",)
-    return ("ddp", "fsdp2") if method != "lora" else ("ddp",)
+    is_int8 = method == "qlora" and config.adapter.quantisation == "int8"
+    return ("ddp",) if method == "lora" or is_int8 else ("ddp", "fsdp2")
 
 
 def _value(config: Profile, name: str) -> Any:
@@ -132,12 +131,3 @@ def _with(config: Profile, changes: dict[str, Any]) -> Profile:
     for name, value in changes.items():
         config = changed(config, name, value)
     return config
-
-
-def _is_valid(config: Profile) -> bool:
-    """Whether the schema takes it; a workload may refuse a pair of settings."""
-    try:
-        type(config).model_validate(config.model_dump())
-    except ValidationError:
-        return False
-    return True

@@ -13,14 +13,23 @@ from workloads.engine.fake_step.trace import MemoryTrace
 from workloads.engine.pretrained.files import compute_dtype
 
 
-def mesh_of(world: int) -> DeviceMesh:
-    """A mesh of so many ranks, of which this process is the first; made before the fake tensors."""
+@contextlib.contextmanager
+def mesh_of(config: Profile, world: int) -> Iterator[DeviceMesh | None]:
+    """A mesh of so many ranks, of which this process is the first; None where nothing is sharded.
+
+    To be entered before the fake tensors: it looks at values.
+    """
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    if not dist.is_initialized():
-        dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
-    return init_device_mesh("cpu", (world,))
+    if config.strategy(world) != "fsdp2":
+        yield None
+        return
+    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    try:
+        yield init_device_mesh("cpu", (world,))
+    finally:
+        dist.destroy_process_group()
 
 
 def shard(model: nn.Module, config: Profile, mesh: DeviceMesh) -> None:
@@ -30,7 +39,7 @@ def shard(model: nn.Module, config: Profile, mesh: DeviceMesh) -> None:
     compute = compute_dtype(config.train)
     options: dict[str, Any] = {
         "mp_policy": MixedPrecisionPolicy(compute, compute, compute),
-        "reshard_after_forward": not config.train.fused_cross_entropy,
+        "reshard_after_forward": not config.keeps_gathered,
         "mesh": mesh,
     }
     blocks = set(getattr(model, "_no_split_modules", None) or ())

@@ -88,8 +88,11 @@ def measure(config: Profile, fields: Fields, build: Builder, world: int = 1) -> 
     """
     trace = MemoryTrace()
     strategy = config.strategy(world)
-    mesh = mesh_of(world) if strategy == "fsdp2" else None
-    with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_card(), storages_watched(trace), trace:
+    with contextlib.ExitStack() as stack:
+        mesh = stack.enter_context(mesh_of(config, world))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        for context in (as_on_a_card(), storages_watched(trace), trace):
+            stack.enter_context(context)
         step = build(config, fields)
         model = step.model.train()
         if mesh is not None:

@@ -85,8 +85,7 @@ def _fsdp(config: Profile) -> dict[str, Any]:
         "version": 2,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "state_dict_type": "SHARDED_STATE_DICT",
-        # The fused head would gather its weight again for every chunk of the backward pass.
-        "reshard_after_forward": not config.train.fused_cross_entropy,
+        "reshard_after_forward": not config.keeps_gathered,
     }
 
 

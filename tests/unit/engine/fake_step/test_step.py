@@ -1,0 +1,114 @@
+"""The plan's formulas against one step on fake tensors, at the shapes that people train."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.planning import LLAMA_1B, OFFLINE, profile
+from workloads.catalogue import WORKLOADS
+from workloads.config.merge import resolve
+from workloads.engine.fake_step.step import FakeStep, Measured, measure
+from workloads.engine.fake_step.trace import MemoryTrace
+from workloads.plan.estimate import Breakdown, estimate
+from workloads.plan.known_shapes import fields_of
+from workloads.plan.replay import reserved_bytes
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parents[4]
+LLAMA_8B = "meta-llama/Meta-Llama-3-8B"
+CHECKPOINTING = "train.gradient_checkpointing=true"
+
+
+def both(config: Any, gpus: int) -> tuple[Breakdown, Measured]:
+    module, _, name = WORKLOADS[config.workload].fake_step.partition(":")
+    fields, _ = fields_of(config.model, OFFLINE)
+    planned = estimate(config, gpus, OFFLINE)
+    build = getattr(importlib.import_module(module), name)
+    return planned, measure(config, fields, build, planned.world_size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus"),
+    [
+        pytest.param((CHECKPOINTING, "train.per_device_batch_size=4"), 1, id="full"),
+        pytest.param(
+            ("adapter.method=lora", "model.attention=eager", "data.max_length=2048", CHECKPOINTING),
+            1,
+            id="LoRA, eager",
+        ),
+        pytest.param(
+            ("adapter.method=qlora", "adapter.targets=[all-linear]", CHECKPOINTING),
+            1,
+            id="QLoRA, all-linear",
+        ),
+    ],
+)
+def test_formulas_agree_with_a_fake_step(
+    settings: tuple[str, ...], gpus: int, tmp_path: Path
+) -> None:
+    planned, step = both(profile(tmp_path, *settings, model=LLAMA_1B), gpus)
+    assert planned.allocated == pytest.approx(step.peak.bytes, rel=0.03)
+    # An allocator that gives nothing back has at least the highest moment.
+    assert reserved_bytes(step.events) >= step.peak.bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "gpus"), [("llm-4090", 2), ("vla", 1), ("recipes/vla-oft", 1), ("grpo-h100", 1)]
+)
+def test_formulas_agree_with_a_fake_step_of_a_profile(name: str, gpus: int) -> None:
+    config, _ = resolve(ROOT / f"profiles/{name}.yaml", {}, [])
+    planned, step = both(config, gpus)
+    assert planned.allocated == pytest.approx(step.peak.bytes, rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("adapter.method=qlora", CHECKPOINTING, "data.max_length=2048"),
+        ("adapter.method=qlora", "adapter.dropout=0", "train.per_device_batch_size=2"),
+        ("adapter.method=lora", "train.per_device_batch_size=4"),
+        ("train.master_weights=compute", CHECKPOINTING, "data.max_length=2048"),
+    ],
+    ids=" ".join,
+)
+def test_formulas_agree_with_a_fake_step_of_8b(settings: tuple[str, ...], tmp_path: Path) -> None:
+    planned, step = both(profile(tmp_path, *settings, model=LLAMA_8B), 1)
+    assert planned.allocated == pytest.approx(step.peak.bytes, rel=0.03)
+
+
+def test_the_trace_counts_what_lives() -> None:
+    with MemoryTrace() as trace:
+        first = torch.empty(1000, dtype=torch.float32)
+        assert trace.live == 4096  # in grains of 512 bytes
+        view = first[:10]
+        assert trace.live == 4096
+        second = first + 1
+        assert trace.live == 8192
+        del first, view
+        assert trace.live == 4096
+        del second
+    assert (trace.live, trace.peak.bytes) == (0, 8192)
+    assert reserved_bytes(trace.events, expandable=False) == 2 << 20
+
+
+def test_a_step_of_one_layer(tmp_path: Path) -> None:
+    """A linear layer with its bias and two moments of each, 1,024 rows, and its output."""
+
+    def build(config: Any, fields: Any) -> FakeStep:
+        inputs = torch.empty(1024, 256)
+        return FakeStep(nn.Linear(256, 512), lambda model: model(inputs).sum())
+
+    config = profile(tmp_path, "train.precision=fp32")
+    step = measure(config, {}, build)
+    weights = 4 * (256 * 512 + 512)
+    assert step.states == 3 * weights + 1024 * 256 * 4
+    assert step.peak.phase == "forward"
+    assert step.peak.bytes == step.states + 4 * 1024 * 512 + 512
+    assert not torch.distributed.is_initialized()

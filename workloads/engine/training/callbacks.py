@@ -11,8 +11,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from workloads.config.sections import Profile
 from workloads.engine import distributed
+from workloads.engine.training.memory import memory_facts, start_measuring
 from workloads.engine.training.trackers import Trackers, trackers
 from workloads.processes import resident_bytes
+from workloads.run import write_manifest
 from workloads.run.events import Event
 from workloads.run.session import Session
 
@@ -46,6 +48,7 @@ class RunCallback(TrainerCallback):
         self._since, self._since_step = time.monotonic(), state.global_step
         dump = self.profile.model_dump(mode="json")
         self.trackers = trackers(self.profile.tracking, self.session, dump, state.global_step)
+        start_measuring()
         optimizer, loader = kwargs["optimizer"], kwargs["train_dataloader"]
         before = take_rate(optimizer, kwargs["lr_scheduler"], args.learning_rate)
         if before is not None:
@@ -96,6 +99,9 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trackers.close()
+        if self.session.is_main:
+            facts = memory_facts(self.profile, args.world_size)
+            write_manifest(self.session.run, {"memory": facts})
 
     def on_log(
         self,

@@ -161,7 +161,9 @@ def _settings(facts: RunFacts) -> Iterator[str]:
 
 def _environment(facts: RunFacts) -> Iterator[str]:
     """The manifest but for the data: where, with what, from which code."""
-    manifest = {name: value for name, value in facts.manifest.items() if name != "data"}
+    manifest = {
+        name: value for name, value in facts.manifest.items() if name not in ("data", "memory")
+    }
     versions, git = mapping(manifest.pop("versions", None)), mapping(manifest.pop("git", None))
     if git:
         changed = " with changes that are not committed" if git.get("changed") else ""
@@ -169,6 +171,22 @@ def _environment(facts: RunFacts) -> Iterator[str]:
     rows = ([esc(name), f"<code>{esc(version)}</code>"] for name, version in versions.items())
     yield f'<div class="columns">{table(("", ""), _facts(manifest))}'
     yield f"{table(('package', 'version'), rows)}</div>"
+
+
+def _memory(facts: RunFacts) -> Iterator[str]:
+    """Memory of a GPU as `tatara plan` said it, beside what was measured."""
+    memory = mapping(facts.manifest.get("memory"))
+    planned, measured = mapping(memory.get("planned")), mapping(memory.get("measured"))
+    rows = []
+    for name, size in planned.items():
+        found = measured.get(name)
+        if not isinstance(size, int):
+            continue
+        share = f"{size / found - 1:+.1%}" if isinstance(found, int) and found else ""
+        shown = byte_text(found) if isinstance(found, int) else "no GPU"
+        rows.append([esc(name), esc(byte_text(size)), esc(shown), esc(share)])
+    if rows:
+        yield table(("", "planned", "measured", "off by"), rows, right=(1, 2, 3))
 
 
 def _ranks(facts: RunFacts) -> Iterator[str]:
@@ -239,6 +257,7 @@ SECTIONS: tuple[tuple[str, Section], ...] = (
     ("Rollouts", _rollouts),
     ("Data", _data),
     ("Settings", _settings),
+    ("Memory", _memory),
     ("Environment", _environment),
     ("Ranks", _ranks),
     ("Checkpoints", _checkpoints),

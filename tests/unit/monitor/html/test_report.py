@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.support.run_files import ID, Tags, Written
 from workloads import cli
+from workloads import run as runs
 from workloads.errors import UserError
 from workloads.monitor.html import report
 from workloads.monitor.reading.settings import RunFacts, read_facts
@@ -151,6 +152,16 @@ def test_a_run_with_nothing_but_damage(tmp_path: Path) -> None:
 def test_odd_values_in_the_manifest_are_shown_as_they_are(written: Written) -> None:
     write_manifest(written.run, {"data": ["odd"], "versions": "none", "git": [], "x": [{"a": 1}]})
     assert "a 1" in words(section(page(written), "Environment"))
+
+
+def test_memory_stands_as_planned_beside_as_measured(written: Written) -> None:
+    sizes = {"allocated": 9 << 30, "reserved": 10 << 30, "process": 11 << 30}
+    planned = {"allocated": 18 << 30, "reserved": None, "process": 11 << 30}
+    runs.write_manifest(written.run, {"memory": {"planned": planned, "measured": sizes}})
+    text = words(section(page(written), "Memory"))
+    assert "allocated" in text and "+100.0%" in text and "reserved" not in text
+    runs.write_manifest(written.run, {"memory": {"planned": planned, "measured": None}})
+    assert "no GPU" in words(section(page(written), "Memory"))
 
 
 def test_a_long_run_makes_a_small_page(written: Written) -> None:

@@ -5,8 +5,9 @@
 
 Each case is a profile and a model with random weights; `plan.estimate` reads both as `tatara plan`
 does, then a real second step of the model runs (the first one makes the optimizer's states). On a
-GPU the peak is torch's own. On a CPU it is that of every tensor made while the step is dispatched:
-dropout is off there, because its masks are four bytes a number instead of one.
+GPU the peak is torch's own. On a CPU it is that of every tensor made while the step is dispatched,
+with the product that CUDA's softmax makes going back; dropout is off there, because its masks are
+four bytes a number instead of one.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import gc
 import os
 import statistics
 import tempfile
-import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,11 @@ from typing import Any
 
 import torch
 import transformers
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
 from bench._pair import facts, write_page
 from workloads.config.merge import resolve
+from workloads.engine.fake_step.trace import MemoryTrace, Peak
 from workloads.llm.config import LlmConfig
 from workloads.plan.estimate import Breakdown, estimate
 
@@ -79,10 +78,14 @@ def cases() -> list[Case]:
         Case("Llama, checkpointing, long", llama, (checkpointing, "data.max_length=1024")),
         Case("Llama, batch 1", llama, ("train.per_device_batch_size=1",)),
         Case("Llama, eager attention", llama, ("model.attention=eager",)),
+        Case("Llama, eager, checkpointing", llama, ("model.attention=eager", checkpointing)),
+        Case("Llama, eager, LoRA", llama, ("model.attention=eager", *lora, checkpointing)),
+        Case("Llama, packed rows", llama, ("data.packing=true", checkpointing)),
         Case("Llama, LoRA q k v o", llama, lora),
         Case("Llama, LoRA all-linear", llama, (*lora, every)),
         Case("Llama, LoRA, checkpointing", llama, (*lora, checkpointing)),
         Case("Qwen2", qwen),
+        Case("Qwen2, tied, LoRA", _with(qwen, tie_word_embeddings=True), (*lora, every)),
         Case("GPT-NeoX", neox),
     ]
     if DEVICE == "cuda":
@@ -152,7 +155,7 @@ def measure(case: Case, config: LlmConfig) -> Measured:
     with _watch(held) as watch:
         step(model, config, inputs)
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    return Measured(_bytes([*model.parameters(), *moments, *gradients]), watch.peak)
+    return Measured(_bytes([*model.parameters(), *moments, *gradients]), watch.peak.bytes)
 
 
 def step(model: torch.nn.Module, config: LlmConfig, inputs: torch.Tensor) -> None:
@@ -164,54 +167,23 @@ def step(model: torch.nn.Module, config: LlmConfig, inputs: torch.Tensor) -> Non
     loss.backward()
 
 
-class Watch(TorchDispatchMode):
-    """Live and highest bytes of all storages that operations return, on top of those held."""
-
-    def __init__(self, held: Iterable[torch.Tensor]) -> None:
-        super().__init__()
-        self._sizes: dict[int, int] = {}
-        self.live = self.peak = 0
-        for tensor in held:
-            self._add(tensor)
-
-    def _add(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, key)
-
-    def _drop(self, key: int) -> None:
-        self.live -= self._sizes.pop(key)
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-        output = function(*args, **(kwargs or {}))
-        for value in tree_leaves(output):
-            if isinstance(value, torch.Tensor):
-                self._add(value)
-        return output
-
-
 class GpuWatch:
     """torch's own peak, on a GPU."""
 
     @property
-    def peak(self) -> int:
-        return torch.cuda.max_memory_allocated()
+    def peak(self) -> Peak:
+        return Peak(torch.cuda.max_memory_allocated())
 
 
 @contextlib.contextmanager
-def _watch(held: list[torch.Tensor]) -> Iterator[Watch | GpuWatch]:
+def _watch(held: list[torch.Tensor]) -> Iterator[MemoryTrace | GpuWatch]:
     if DEVICE == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         yield GpuWatch()
         return
-    with Watch(held) as watch:
-        yield watch
+    with MemoryTrace(held) as trace:
+        yield trace
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

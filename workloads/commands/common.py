@@ -41,6 +41,13 @@ def resolved(profile: str, env: dict[str, str], words: Sequence[str]) -> "tuple[
 
     path = profile_path(profile, env)
     config, provenance = resolve(path, env, words)
+    if env.get("RECIPE") == "auto" and not config.recipes:
+        from workloads.plan.suggest import automatic
+
+        if (chosen := automatic(config, env)) is not None:
+            settings = " ".join(chosen.settings)
+            print(f"tatara: RECIPE=auto: {settings}, which fits the GPUs here", file=sys.stderr)
+            config, provenance = resolve(path, env, [*chosen.settings, *words])
     report_ignored(str(path), provenance)
     return config, provenance
 

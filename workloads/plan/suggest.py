@@ -1,13 +1,15 @@
 """The ways to train a profile that fit given cards, fastest first, as settings to type."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workloads import device
 from workloads.config.sections import Profile
+from workloads.errors import UserError
 from workloads.plan.advice import changed, is_valid, typed
-from workloads.plan.cards import Card
-from workloads.plan.estimate import SAFE, breakdown_of, gib
+from workloads.plan.cards import Card, find_card
+from workloads.plan.estimate import SAFE, breakdown_of, estimate, gib
 from workloads.plan.shapes import ModelShape
 from workloads.plan.speed import Utilisation, speed_of
 
@@ -68,6 +70,30 @@ def fastest_by_method(found: Sequence[Suggestion], most: int = 3) -> list[Sugges
         for suggestion in [each for each in found if each.method == method][:most]
     ]
     return sorted(kept, key=lambda suggestion: suggestion.seconds)
+
+
+def automatic(config: Profile, env: Mapping[str, str]) -> Suggestion | None:
+    """The fastest way to train a profile on the GPUs that are here, where it is not safe as it is.
+
+    With the profile's own method where that fits at all. None where nothing has to be changed, or
+    where GPUs or the model's shape are unknown. Raises UserError where nothing fits.
+    """
+    gpus = device.gpus(env)
+    card = find_card(gpus[0].name) if gpus else None
+    breakdown = estimate(config, len(gpus) or None, env)
+    if card is None or breakdown.shape is None:
+        return None
+    memory = min(gpu.total for gpu in gpus)
+    if (breakdown.need(memory) or 0) <= (1 - SAFE) * memory:
+        return None
+    found = suggestions(config, breakdown.shape, card, memory, len(gpus))
+    if not found:
+        raise UserError(
+            f"RECIPE=auto: expected settings that fit a GPU of {gib(memory)}, found none; take a "
+            "larger GPU or a smaller model"
+        )
+    own = [suggestion for suggestion in found if suggestion.method == config.adapter.method]
+    return (own or found)[0]
 
 
 def suggestion_lines(found: Sequence[Suggestion], memory: int) -> list[str]:

@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 
 from tests.support.planning import GIB, OFFLINE, profile
+from workloads import device
+from workloads.device import Gpu
+from workloads.errors import UserError
 from workloads.plan.cards import Card, find_card
 from workloads.plan.estimate import SAFE, estimate
 from workloads.plan.known_shapes import shape_of
-from workloads.plan.suggest import Suggestion, fastest_by_method, suggestion_lines, suggestions
+from workloads.plan.suggest import (
+    Suggestion,
+    automatic,
+    fastest_by_method,
+    suggestion_lines,
+    suggestions,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -88,3 +97,30 @@ def test_the_command_answers_at_once_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("fastest")
+
+
+def gpu(size: int) -> Gpu:
+    return Gpu(0, "GPU-0", "NVIDIA GeForce RTX 4090", size, size, (8, 9))
+
+
+def test_auto_changes_what_does_not_fit_and_keeps_the_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "gpus", lambda env: (gpu(24 * GIB),))
+    fits_already = profile(tmp_path, "adapter.method=qlora", model=ELYZA)
+    assert automatic(fits_already, OFFLINE) is None
+    settings = ("adapter.method=lora", "train.per_device_batch_size=8")
+    chosen = automatic(profile(tmp_path, *settings, model=ELYZA), OFFLINE)
+    assert chosen is not None and chosen.method == "lora"
+    again = profile(tmp_path, *settings, *chosen.settings, model=ELYZA)
+    assert again.accumulation_steps(1) * again.train.per_device_batch_size == 8
+    whole = automatic(profile(tmp_path, model=ELYZA), OFFLINE)
+    assert whole is not None and whole.method != "full"  # 8B does not train whole in 24 GB
+
+
+def test_auto_says_where_nothing_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "gpus", lambda env: (gpu(2 * GIB),))
+    with pytest.raises(UserError, match="RECIPE=auto: expected settings that fit a GPU of 2.0 GiB"):
+        automatic(profile(tmp_path, model=ELYZA), OFFLINE)
+    monkeypatch.setattr(device, "gpus", lambda env: ())
+    assert automatic(profile(tmp_path, model=ELYZA), OFFLINE) is None

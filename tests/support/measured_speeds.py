@@ -68,6 +68,7 @@ def utilisations() -> list[dict[str, Any]]:
                 "generation": card.generation,
                 "method": row["method"].split(" ")[0].rstrip(","),
                 "share": round(flops / (card.tflops * 1e12), 3),
+                "compiled": row["compiled"] == "true",
             }
         )
     return found

@@ -300,6 +300,10 @@ class Profile(Section):
         """Whether the loss is made tile by tile, without the logits of all tokens at once."""
         return self.train.fused_cross_entropy
 
+    def samples_of(self, rows: int) -> int:
+        """Samples that an epoch of so many rows makes."""
+        return rows
+
     @property
     def has_reference(self) -> bool:
         """Whether a frozen copy of what is trained is held beside it."""

@@ -279,6 +279,10 @@ class GrpoConfig(Profile):
     def scored_tokens(self, shape: "ModelShape") -> int:
         return self.grpo.max_completion_length
 
+    def samples_of(self, rows: int) -> int:
+        """A group of completions for each prompt."""
+        return rows * self.grpo.num_generations if self.stage == "grpo" else rows
+
     @property
     def has_reference(self) -> bool:
         return self.stage == "grpo" and self.grpo.has_reference

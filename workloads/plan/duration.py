@@ -28,7 +28,8 @@ def duration_of(
     batch = config.train.per_device_batch_size * config.accumulation_steps(world) * world
     steps = config.train.max_steps
     if steps is None and rows is not None:
-        steps = math.ceil(config.train.epochs * math.ceil(rows / batch))
+        samples = config.samples_of(rows)
+        steps = math.ceil(config.train.epochs * math.ceil(samples / batch))
     tokens = steps * batch * length if steps is not None else 1_000_000
     return Duration(rows, steps, tokens, speed.seconds(tokens), speed.source)
 

@@ -78,7 +78,9 @@ class EarlierRun:
         flops = hardware_flops_per_token(shape, length, is_full, again)
         share = statistics.median(speeds) / world * flops / (card.tflops * 1e12)
         name = f"run {self.run.path.parent.name}/{self.run.id}"
-        return Utilisation(name, card.name, card.generation, config.adapter.method, share)
+        return Utilisation(
+            name, card.name, card.generation, config.adapter.method, share, config.train.compile
+        )
 
 
 def earlier_runs(outputs: Path) -> list[EarlierRun]:

@@ -280,6 +280,10 @@ def working_copies(job: Job) -> Copies:
     if job.strategy == "zero3":
         live = size * min(shape.parameters, _ZERO_LIVE)
         return Copies(live, live, live)
+    if not work.full and work.autocast and work.adapter_bytes > size:
+        # Of the adapters; going back without checkpointing their layers still hold them.
+        cast = size * job.trained
+        return Copies(cast, 0 if work.checkpointing else cast, 0)
     if not (work.full and work.casts):
         return Copies(0, 0, 0)
     head = 0 if work.fused_head else shape.vocab * shape.hidden

@@ -241,7 +241,7 @@ def from_fields(fields: Fields) -> ModelShape:
         layer_norm=block.norm_bias,
         parallel=block.parallel,
         towers=towers,
-        image_tokens=towers[0].patches if family == "openvla" else 0,
+        image_tokens=towers[0].patches - towers[0].extra if family == "openvla" else 0,
     )
 
 

@@ -31,13 +31,15 @@ class Linear:
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision transformer; `patches` is what it sees of one image, before any merging."""
+    """A vision transformer; `patches` is what it sees of one image, before any merging, with
+    `extra` tokens of its own (class, registers) that it does not hand on."""
 
     layers: int
     hidden: int
     intermediate: int
     patches: int
     gated: bool = False
+    extra: int = 0
 
 
 def need(fields: Fields, name: str) -> int:
@@ -139,7 +141,7 @@ def _timm(name: str, changed: Fields, fields: Fields) -> tuple[Tower, list[Linea
     small += 2 * depth * width if scaled else 0
     small += 3 * patch**2 * width + width  # the convolution that cuts patches
     small += (patches + tokens) * width  # positions of patches; class and register tokens
-    return Tower(depth, width, middle, patches + tokens), linears, small
+    return Tower(depth, width, middle, patches + tokens, extra=tokens), linears, small
 
 
 # What a tower's config leaves out, and the towers of a config that names none.

@@ -93,7 +93,7 @@ def test_a_source_is_predicted_from_the_others(source: str) -> None:
             continue
         card = find_card(seen.card)
         assert card is not None
-        share, _ = expected_utilisation(card, seen.method, others)
+        share, _ = expected_utilisation(card, seen.method, seen.compiled, others)
         flops = share * card.tflops * 1e12
         predicted = flops / measured_speeds.flops_per_token(row)
         errors.append(abs(predicted / measured_speeds.tokens_per_second(row) - 1))

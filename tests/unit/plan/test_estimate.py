@@ -223,7 +223,7 @@ def policy(*overrides: str) -> Breakdown:
 
 def test_a_policy_that_sees_more_needs_more() -> None:
     one, two = policy(), policy("data.cameras=[primary,wrist]")
-    rows, patches = 8, 261
+    rows, patches = 8, 256
     assert two.tokens - one.tokens == rows * patches
     assert highest(two, "activations") > 1.6 * highest(one, "activations")
     assert policy("data.cameras=[primary]") == one

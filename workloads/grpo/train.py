@@ -69,7 +69,7 @@ def train(config: GrpoConfig, session: Session) -> None:
         done_steps = step_of(resume) if resume else 0
         trainer = build(config, session, base, model, processing, data, done_steps)
         if resume is not None:
-            checkpoints.same_shape(resume, trainer.facts())
+            trainer.check_resume(resume)
             session.tell(f"going on from {resume.name}")
         asker = held_out.Asker(trainer.model, processing)
         held_out.measure_before(config, session, asker, data, resume is not None)

@@ -45,7 +45,7 @@ def train(config: LlmConfig, session: Session) -> None:
     trainer = build_trainer(config, session, model, tokenizer, data)
     trainer.args.eval_on_start = config.evaluation.before and resume is None
     if resume is not None:
-        checkpoints.same_shape(resume, trainer.facts())
+        trainer.check_resume(resume)
         session.tell(f"going on from {resume.name}")
     trainer.fit(resume)
     finish(config, session, trainer)

@@ -63,7 +63,7 @@ def train(config: VlaConfig, session: Session) -> None:
         config.evaluation.before and resume is None and trainer.eval_dataset is not None
     )
     if resume is not None:
-        checkpoints.same_shape(resume, trainer.facts())
+        trainer.check_resume(resume)
         session.tell(f"going on from {resume.name}")
     trainer.fit(resume)
     finish(config, session, trainer)

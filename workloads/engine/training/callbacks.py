@@ -38,9 +38,13 @@ class RunCallback(TrainerCallback):
         self.trackers = Trackers(session, {})
 
     def count(self, rows: Any, tokens: int) -> None:
-        """Note one micro-batch: its tokens, and a digest of which rows it has, in their order."""
+        """Note one micro-batch: its tokens, and a digest of its rows.
+
+        The digest of a step is a sum over its rows, so that it does not depend on how ranks and
+        micro-batches split them.
+        """
         self.tokens += tokens
-        self.batches = zlib.crc32(f"{self.session.rank} {rows}".encode(), self.batches)
+        self.batches += sum(zlib.crc32(str(row).encode()) for row in rows or ())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -6,12 +6,15 @@ disk, sealed with digests, and only then gets its name.
 
 import errno
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from workloads.engine import distributed
+from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.weights import SHARDS
 from workloads.errors import UserError
 from workloads.run.events import Event
 from workloads.run.integrity import PREFIX, publish, rotate, seal, sealed, set_aside, step_of
@@ -135,16 +138,49 @@ def resume_point(session: Session) -> Path | None:
     return path
 
 
-def same_shape(path: Path, facts: dict[str, Any]) -> None:
-    """Refuse to go on where the order of samples could not be the same."""
+# How a step's samples are split; their product is the global batch.
+_SPLIT = ("world_size", "per_device_batch_size", "accumulation_steps")
+
+
+def same_shape(
+    path: Path, facts: dict[str, Any], strategy: str = "", report: Tell = lambda text: None
+) -> None:
+    """Refuse to go on where a step could not see the same samples.
+
+    Another number of ranks, or another split of the same global batch, sees the same samples in the
+    same steps: states are whole, or resharded by torch where both sides shard. That is reported, as
+    dropout then draws other numbers. strategy: how this attempt splits the states. Raises UserError
+    that says what differs.
+    """
     record = json.loads((path / "complete.json").read_text())
     for name, now in facts.items():
-        if name in record and record[name] != now:
-            same = "rows" if name == "data" else "number of nodes and ranks and the same batch"
+        if name in record and record[name] != now and name not in _SPLIT:
+            same = "rows" if name == "data" else "settings"
             raise UserError(
                 f"{path.name} was written with {name} {record[name]}, found {now}; use the same "
                 f"{same}, or start a new run"
             )
+    known = [name for name in _SPLIT if name in record and name in facts]
+    before, now = [record[name] for name in known], [facts[name] for name in known]
+    if before == now:
+        return
+    if len(known) < len(_SPLIT) or math.prod(before) != math.prod(now):
+        told = ", ".join(f"{name} {record[name]}" for name in known)
+        raise UserError(
+            f"{path.name} was written with {told}, found "
+            f"{', '.join(f'{name} {facts[name]}' for name in known)}: another global batch; set "
+            f"train.global_batch_size={math.prod(before)}, or start a new run"
+        )
+    if (path / SHARDS).is_dir() != (strategy == "fsdp2") or strategy in ("zero2", "zero3"):
+        raise UserError(
+            f"{path.name} was written by {record['world_size']} ranks, whose states {strategy} on "
+            f"{facts['world_size']} cannot take over; use as many ranks as before, or "
+            "parallel.strategy=ddp from the start of a run"
+        )
+    report(
+        f"{path.name} was written by {record['world_size']} ranks; going on with "
+        f"{facts['world_size']}: the same samples in the same steps, other random numbers"
+    )
 
 
 def tidy(session: Session, keep_last: int, best_step: int | None) -> None:

@@ -220,6 +220,11 @@ class RunTrainer(Trainer):
             "seed": self.args.seed,
         }
 
+    def check_resume(self, resume: Path) -> None:
+        """Raise UserError where this attempt cannot go on from a checkpoint."""
+        strategy = self.profile.strategy(distributed.world_size())
+        checkpoints.same_shape(resume, self.facts(), strategy, self.session.tell)
+
     def best_step(self) -> int | None:
         """The saved step with the lowest evaluation loss that is a number, if any has one."""
         if not self.profile.checkpoints.keep_best:

@@ -1,5 +1,6 @@
 """A checkpoint that does not bring back every weight ends the run instead of training on."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,8 +36,34 @@ def test_a_checkpoint_of_other_rows_is_refused(tmp_path: Path) -> None:
     same_shape(tmp_path, {"world_size": 2, "data": "abc", "seed": 42})
     with pytest.raises(UserError, match="with data abc, found abd; use the same rows, or start"):
         same_shape(tmp_path, {"world_size": 2, "data": "abd"})
-    with pytest.raises(UserError, match="with world_size 2, found 1; use the same number of nodes"):
-        same_shape(tmp_path, {"world_size": 1})
+
+
+SPLIT = {"world_size": 2, "per_device_batch_size": 4, "accumulation_steps": 1}
+
+
+def test_another_split_of_the_same_global_batch_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "complete.json").write_text(json.dumps(SPLIT))
+    told: list[str] = []
+    now = {"world_size": 1, "per_device_batch_size": 4, "accumulation_steps": 2}
+    same_shape(tmp_path, now, "single", told.append)
+    assert "same samples in the same steps" in told[0]
+    same_shape(tmp_path, SPLIT, "ddp", told.append)
+    assert len(told) == 1
+
+
+def test_another_global_batch_or_other_states_are_refused_with_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "complete.json").write_text(json.dumps(SPLIT))
+    now = {"world_size": 1, "per_device_batch_size": 4, "accumulation_steps": 1}
+    with pytest.raises(UserError, match="set train.global_batch_size=8"):
+        same_shape(tmp_path, now, "single")
+    now["accumulation_steps"] = 2
+    for strategy in ("zero2", "fsdp2"):
+        with pytest.raises(UserError, match="use as many ranks as before"):
+            same_shape(tmp_path, now, strategy)
+    (tmp_path / "pytorch_model_fsdp_0").mkdir()
+    with pytest.raises(UserError, match="use as many ranks as before"):
+        same_shape(tmp_path, now, "single")
+    same_shape(tmp_path, now, "fsdp2")
 
 
 def test_tied_weights_are_written_once() -> None:

@@ -222,7 +222,9 @@ class Evaluation(Section):
         description="Last rows, at most a tenth of all, that are held out of training and asked "
         "before and after it; 0: none.",
     )
-    batch_size: Whole = Field(8, ge=1, description="Questions at a time.")
+    batch_size: Annotated[Whole, Field(ge=1)] | Literal["auto"] = Field(
+        8, description="Questions at a time; auto begins with many, and halves what does not fit."
+    )
     blank: bool = Field(
         False, description="Ask the trained model once more with grey images: does it look?"
     )

@@ -215,7 +215,9 @@ class LlmEvaluation(Section):
     rows: Whole | None = Field(None, ge=1, description="Held-out rows to ask; none: all.")
     style: Literal["chat", "few_shot"] = Field("chat", description="How questions are put.")
     shots: Whole = Field(5, ge=0, description="Examples before a question (few_shot).")
-    batch_size: Whole = Field(16, ge=1, description="Questions at a time.")
+    batch_size: Annotated[Whole, Field(ge=1)] | Literal["auto"] = Field(
+        16, description="Questions at a time; auto begins with many, and halves what does not fit."
+    )
     max_new_tokens: Whole = Field(256, ge=1, description="Longest answer in tokens.")
 
 

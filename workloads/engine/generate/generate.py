@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Progress = Callable[[int, int], None]
+BatchSize: TypeAlias = int | Literal["auto"]
+# Where `auto` begins. A CPU gains nothing by more, and a longer wait for the first answers.
+_MOST_ON_GPU, _MOST_ON_CPU = 256, 16
 Speaker: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 # Tokens looked at beyond a stop string's bytes: a tokenizer may cut the first ones differently.
 _SLACK = 8
@@ -25,7 +28,7 @@ def generate(
     speaker: Speaker,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: BatchSize,
     *,
     progress: Progress | None = None,
     **options: Any,
@@ -50,7 +53,7 @@ def stream(
     speaker: Speaker,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: BatchSize,
     *,
     images: "Sequence[Sequence[Image]]" = (),
     stop: Sequence[str] = (),
@@ -83,20 +86,27 @@ def stream(
     if not greedy:
         rules.update(do_sample=True, temperature=temperature, top_p=top_p, top_k=top_k)
     order = encoded.order()
-    start = 0
+    start, size = 0, first_batch(batch_size)
     while start < len(order):
-        rows = order[start : start + batch_size]
+        rows = order[start : start + size]
         own_seed = None if seed is None else seed + start
         with _ready(model), _seeded(own_seed):
             texts = _try_batch(model, tokenizer, encoded, rows, rules, stop)
         if texts is None:
-            batch_size = max(1, len(rows) // 2)
+            size = max(1, len(rows) // 2)
             torch.cuda.empty_cache()
             if tell is not None:
-                tell(f"generation ran out of memory; going on with batches of {batch_size}")
+                tell(f"generation ran out of memory; going on with batches of {size}")
             continue
         yield list(zip(rows, texts, strict=True))
         start += len(rows)
+
+
+def first_batch(wanted: BatchSize) -> int:
+    """How many prompts go first; `auto` begins with what a large GPU takes, and is halved."""
+    if wanted != "auto":
+        return wanted
+    return _MOST_ON_GPU if torch.cuda.is_available() else _MOST_ON_CPU
 
 
 def _rules(

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, TrainerState
 
 from workloads.engine import distributed
+from workloads.engine.generate import first_batch
 from workloads.errors import Stopped
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared, turns_of
@@ -89,7 +90,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """The answers to this rank's share of the questions, with their rewards."""
     scorer = load_scorer(config.rewards, session.tell, session.progress)
-    turns, size = turns_of(config.data), config.evaluation.batch_size
+    turns, size = turns_of(config.data), first_batch(config.evaluation.batch_size)
     with _at_work(asker.model, session):
         for start in range(0, len(share), size):
             if session.stopping:

@@ -18,7 +18,7 @@ GSM8K = LlmData(source="openai/gsm8k", subset="main", eval_split="test")
 _NUMBERS = {
     "shots": "worked examples before each few_shot question",
     "rows": "ask only the first so many questions",
-    "batch_size": "questions at a time",
+    "batch_size": "questions at a time, or auto",
     "max_new_tokens": "longest answer",
 }
 _FLAGS = ("style", *_NUMBERS)
@@ -32,7 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, text in _NUMBERS.items():
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, dest=name, type=int, metavar="N", help=text)
+        kind = _size if name == "batch_size" else int
+        parser.add_argument(flag, dest=name, type=kind, metavar="N", help=text)
+
+
+def _size(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def main(args: argparse.Namespace, env: dict[str, str]) -> int:

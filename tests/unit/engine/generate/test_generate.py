@@ -47,6 +47,26 @@ def test_the_batch_makes_no_difference(model: LlamaForCausalLM) -> None:
     assert ask(model, PROMPTS[::-1]) == expected[::-1]
 
 
+def test_auto_begins_with_many_and_halves_what_does_not_fit(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = model.generate
+
+    def tight(*args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(*args, **kwargs)
+
+    expected = ask(model)
+    monkeypatch.setattr(model, "generate", tight)
+    told: list[str] = []
+    assert generate(model, make_tokenizer(), PROMPTS, 24, "auto", tell=told.append) == expected
+    assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
+    assert "batches of 1" in told[-1]
+
+
 def test_token_ids_are_taken_as_they_are(model: LlamaForCausalLM) -> None:
     ids = [make_tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
     assert ask(model, ids) == ask(model)

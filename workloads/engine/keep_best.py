@@ -20,6 +20,8 @@ def keep_best(config: Profile, eval_steps: int | None) -> list[Finding]:
     if not eval_steps:
         return [Finding(_NAME, "ok", "does nothing: no held-out loss is measured on the way")]
     both, last = math.lcm(save_steps, eval_steps), config.train.max_steps
+    if last is not None and max(save_steps, eval_steps) > last:
+        return []  # too short to save or to evaluate on the way: the end does both
     if last is not None and both > last:
         text = (
             f"does nothing: saved every {save_steps} steps, evaluated every {eval_steps}, and "

@@ -107,6 +107,7 @@ def test_the_best_checkpoint_has_the_lowest_loss_that_is_a_number(
         (4, None, 10, "ok", "does nothing"),
         (4, 2, 10, None, ""),
         (4, 4, None, None, ""),
+        (1000, 1000, 2, None, ""),
     ],
 )
 def test_the_check_says_where_keep_best_does_nothing(

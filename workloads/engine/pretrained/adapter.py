@@ -238,6 +238,9 @@ def load_adapter(
     saved = adapter_folder(folder, name)
     config = PeftConfig.from_pretrained(str(saved))
     config.inference_mode = not trainable
+    # PEFT 0.21 warns where the model is not called as it was saved ("renamed to 'None'"): the base
+    # was located by that name before, and may be a module that has none.
+    config.base_model_name_or_path = model.__dict__.get("name_or_path") or None
     try:
         if isinstance(model, PeftModel):
             wrapped = model

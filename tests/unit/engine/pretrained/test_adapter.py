@@ -76,6 +76,15 @@ def test_saved_and_loaded_gives_the_same_logits(tmp_path: Path) -> None:
     assert torch.equal(logits(load_adapter(make_model(), tmp_path)), logits(model))
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_base_without_a_name_is_no_warning(tmp_path: Path) -> None:
+    """V-L1: PEFT would say that the base was renamed to 'None'."""
+    file = saved_adapter(tmp_path) / "adapter_config.json"
+    named = json.loads(file.read_text()) | {"base_model_name_or_path": "openvla/openvla-7b"}
+    file.write_text(json.dumps(named))
+    load_adapter(make_model(), tmp_path)
+
+
 def test_several_adapters_stay_apart(tmp_path: Path) -> None:
     model = trained(add_adapter(make_model(), wish(name="poems")))
     poems = logits(model)

@@ -100,7 +100,9 @@ def test_more_frames_than_rows_are_found_by_their_times_or_refused(tmp_path: Pat
 
     v3(tmp_path / "cut", ((20, 20, 20),), TOP_VIDEO, change=lambda rows: [rows[0], rows[2]])
     dataset = open_dataset(tmp_path / "cut", drop_last_placeholder=False)
-    assert "60 frames for 40 rows; frames are found by their times" in dataset.notes[0]
+    (said,) = dataset.notes
+    assert said.startswith("1 videos have more frames than rows, which are found by their times")
+    assert said.endswith("60 frames for 40 rows")
     found = [lerobot_cases.marks(dataset[1].image("top", t)) for t in range(20)]
     assert found == [(t, 2) for t in range(20)]
     v3(tmp_path / "off", ((20, 20, 20),), TOP_VIDEO, 0.04, lambda rows: [rows[0], rows[2]])

@@ -34,12 +34,13 @@ _NEAR = 0.25  # frames that a time may be off
 class Tie:
     """How the rows of a video file find their frames.
 
-    starts: number of the first frame of each episode in it; None where times count. damage: why
-    no frame of the file can be used.
+    starts: number of the first frame of each episode in it; None where times count, and `said` how
+    many frames there are. damage: why no frame of the file can be used.
     """
 
     starts: dict[int, int] | None
     damage: Damage | None = None
+    said: str = ""
 
 
 def tie_videos(dataset: "LeRobot") -> dict[Path, Tie]:
@@ -53,10 +54,17 @@ def tie_videos(dataset: "LeRobot") -> dict[Path, Tie]:
         dataset.path, there, _INDEX_VERSION, dataset.options.cache_dir, _counted
     )
     known = dict(zip(there, counts, strict=True))
-    return {
+    ties = {
         file: _tie(dataset, file, sorted(episodes), known.get(file))
         for file, episodes in holders.items()
     }
+    by_time = [tie.said for tie in ties.values() if tie.said]
+    if by_time:
+        dataset.note(
+            f"{len(by_time)} videos have more frames than rows, which are found by their times; the "
+            f"first is {by_time[0]}"
+        )
+    return ties
 
 
 def _counted(file: Path) -> Arrays:
@@ -93,8 +101,7 @@ def _tie(
             f"bad_image: {frames} frames for {total} rows, and {off} rows with a time over a "
             f"quarter of a frame from any frame, {shared} that share one"
         )
-    dataset.note(f"{file}: {frames} frames for {total} rows; frames are found by their times")
-    return Tie(None)
+    return Tie(None, said=f"{file}: {frames} frames for {total} rows")
 
 
 def _rows_of(dataset: "LeRobot", number: int) -> int:

@@ -100,7 +100,7 @@ def test_killed_and_resumed_has_the_same_losses_and_the_same_success(
     part = train(tmp_path / "part", demonstrations, *words)
     part.until_step(14)
     part.signal(signal.SIGKILL)
-    part.end(expected=-signal.SIGKILL)
+    part.end(expected=128 + signal.SIGKILL)
     resumed = train(tmp_path / "part", demonstrations, *words, resume=True).end().run
     assert resumed.path == part.run.path
     assert not (part.run.checkpoints / "checkpoint-14").exists()

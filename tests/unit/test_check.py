@@ -86,3 +86,26 @@ def test_an_evaluation_without_rows_to_ask_is_found_before_the_training(
     config, _ = resolve(DEMO, env, words)
     found = [one.name for one in shallow(config, env) if one.level != "ok"]
     assert [name for name in found if name.startswith("evaluation")] == names
+
+
+@pytest.mark.parametrize("profile", ["demo", "demo-grpo"])
+def test_a_model_folder_that_training_would_refuse_is_named(
+    profile: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """O-A14b: pickled weights, or none, before anything is started."""
+    monkeypatch.chdir(DEMO.parents[1])
+    folder = tmp_path / "model"
+    folder.mkdir()
+    settings = [f"model.name={folder}", "model.random_init=false"]
+
+    def found() -> str:
+        config, _ = resolve(f"profiles/{profile}.yaml", {}, settings)
+        return "\n".join(one.found for one in shallow(config, {}) if one.level == "error")
+
+    assert "expected model.safetensors, found no safetensors weights" in found()
+    (folder / "pytorch_model.bin").touch()
+    assert "expected safetensors weights, found pickled ones" in found()
+    (folder / "model.safetensors").touch()
+    assert "expected a model's config.json, found none" in found()
+    (folder / "config.json").write_text("{}")
+    assert str(folder) not in found()

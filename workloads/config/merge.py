@@ -4,7 +4,6 @@ default < profile < environment < command line. `resolve()` is the only place th
 """
 
 import importlib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from workloads.catalogue import WORKLOADS
 from workloads.config.sections import Profile, Section
 from workloads.config.yaml_source import load_mapping, mark_of, parse_scalar, text_of, value_of
 from workloads.errors import UserError, did_you_mean
+from workloads.json_files import read_json
 
 # Names people already use, in `.env` (upper case) and as flags (--lower_case). A profile lists the
 # ones it honours under `honours`; the launch contract is honoured by every profile.
@@ -381,12 +381,26 @@ def _problem(layers: _Layers, path: tuple[str | int, ...], errors: Sequence[Any]
     name = ".".join(str(part) for part in path)
     groups = [layers.groups.get(path[:length]) for length in range(len(path), 0, -1)]
     place = _source(layers, path) or next((one for one in groups if one), layers.file)
-    text = " or ".join([_said(error), *(_said(one).removeprefix(_SHOULD) for one in errors[1:])])
+    said = [_said(error), *(_said(one).removeprefix(_SHOULD) for one in errors[1:])]
+    if _may_be_null(layers.schema, path):
+        said.append("null")
+    text = " or ".join(said)
     if error["type"] == "missing":
         return f"{place}: {name} is missing; set it in the profile"
     found = "" if isinstance(error["input"], dict | Section) else f", found {error['input']!r}"
     prefix = f"{name}: " if name else ""
     return f"{place}: {prefix}{text[0].lower()}{text[1:]}{found}"
+
+
+def _may_be_null(schema: type[Section], path: tuple[str | int, ...]) -> bool:
+    """Whether a setting, by its place in the schema, may be switched off by null."""
+    inner: type[Section] | None = schema
+    for part in path[:-1]:
+        inner = _section(inner, str(part)) if inner and part in inner.model_fields else None
+    if inner is None or path[-1:] == () or path[-1] not in inner.model_fields:
+        return False
+    annotation = inner.model_fields[str(path[-1])].annotation
+    return get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation)
 
 
 def _said(error: Any) -> str:
@@ -406,14 +420,21 @@ def leaves(config: Section, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def load_dump(path: Path) -> Any:
-    """The config in a run's config.json, checked against this version's schema."""
+def load_dump(path: Path, newest: int) -> Any:
+    """The config in a run's config.json, checked against this version's schema.
+
+    newest: the newest format that is known. Raises UserError for a newer one, and for a file that
+    holds no config.
+    """
+    dump = read_json(path)
+    form = dump.get("format", newest)
+    if not isinstance(form, int) or form > newest:
+        raise UserError(
+            f"{path}: expected format {newest} or older, found {form!r}; use the version of tatara "
+            "that wrote the run, or a newer one"
+        )
     try:
-        dump = json.loads(path.read_text(encoding="utf-8"))
         schema = _schema(dump["config"]["workload"])
         return schema.model_validate(dump["config"])
-    except (OSError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: expected the config of a run, found: {error}") from None
-
-
-__all__ = ["CONTRACT", "SHORT_NAMES", "Profile", "Provenance", "leaves", "load_dump", "resolve"]

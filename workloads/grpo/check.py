@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from workloads.check import world_size
 from workloads.engine.hub.publish import may_push
+from workloads.engine.pretrained.files import local_model
 from workloads.errors import TataraError, UserError
 from workloads.findings import Finding, Level
 from workloads.grpo.config import GENERATED, GrpoConfig
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def shallow(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     """Whether batch, rewards, engine and the files that the profile names fit together."""
     looks = [*_groups(config, env), *_rewards(config), _engine(config), _data(config)]
-    return [*looks, *may_push(config)]
+    return [*looks, *local_model(config), *may_push(config)]
 
 
 def _groups(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from workloads.data.row_files import data_files, left_out
 from workloads.engine.hub.publish import may_push
 from workloads.engine.keep_best import keep_best
+from workloads.engine.pretrained.files import local_model
 from workloads.errors import UserError
 from workloads.findings import Finding
 from workloads.llm.config import LlmConfig
@@ -34,6 +35,7 @@ def shallow(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
         *_settings(config),
         *_evaluation(config),
         *keep_best(config, config.evaluation.every_steps),
+        *local_model(config),
         *may_push(config),
     ]
 

@@ -118,7 +118,7 @@ class Run:
         """The frozen config that this run was started with."""
         from workloads.config.merge import load_dump
 
-        return load_dump(self.path / "config.json")
+        return load_dump(self.path / "config.json", FORMAT)
 
     def write_status(self, rank: int, status: dict[str, Any]) -> None:
         """Replace a rank's heartbeat."""

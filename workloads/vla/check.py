@@ -6,6 +6,7 @@ from pathlib import Path
 from workloads import device
 from workloads.engine.hub.publish import may_push
 from workloads.engine.keep_best import keep_best
+from workloads.engine.pretrained.files import local_model
 from workloads.errors import UserError
 from workloads.findings import Finding
 from workloads.plan.estimate import MAY_FIT, estimate
@@ -26,6 +27,7 @@ def shallow(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     return [
         *found,
         *keep_best(config, config.evaluation.every_steps),
+        *local_model(config),
         *may_push(config),
         *_memory(config, env),
     ]

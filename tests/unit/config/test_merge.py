@@ -265,11 +265,36 @@ def test_a_dump_is_read_back(profiles: ProfileFolder) -> None:
     config, _ = profiles.resolve("adapter: {method: lora}\n", {}, ["optim.learning_rate=1e-6"])
     dump = profiles.folder / "config.json"
     dump.write_text(json.dumps({"config": config.model_dump(mode="json")}))
-    assert load_dump(dump) == config
-    for damaged in ("", "{}", '{"config": {"workload": "llm"}}', '{"config": {"workload": "x"}}'):
-        dump.write_text(damaged)
-        with pytest.raises(UserError, match="expected the config of a run"):
-            load_dump(dump)
+    assert load_dump(dump, 1) == config
+
+
+@pytest.mark.parametrize(
+    ("damaged", "found"),
+    [
+        ("", "expected JSON"),
+        ("[1]", "expected a JSON object, found list"),
+        ("{}", "expected the config of a run"),
+        ('{"config": []}', "expected the config of a run"),
+        ('{"config": {"workload": "llm"}}', "expected the config of a run"),
+        ('{"config": {"workload": "x"}}', "expected the config of a run"),
+        ('{"config": {"workload": []}}', "expected the config of a run"),
+        ('{"format": 99, "config": {}}', "expected format 1 or older, found 99"),
+        ('{"format": "x", "config": {}}', "expected format 1 or older, found 'x'"),
+    ],
+)
+def test_a_dump_that_is_none_is_refused(damaged: str, found: str, profiles: ProfileFolder) -> None:
+    """O-A14c: whatever the file holds, a sentence names it."""
+    dump = profiles.folder / "config.json"
+    dump.write_text(damaged)
+    with pytest.raises(UserError, match=rf"config\.json.*{found}"):
+        load_dump(dump, 1)
+
+
+@pytest.mark.parametrize("name", ["evaluation.task", "evaluation.every_steps", "train.max_steps"])
+def test_a_setting_that_may_be_null_says_so(name: str, profiles: ProfileFolder) -> None:
+    """O-A14d: who writes none learns the word that switches a setting off."""
+    assert " or null, found 'none'" in profiles.refused("", {}, [f"{name}=none"])
+    assert "null" not in profiles.refused("", {}, ["train.seed=none"])
 
 
 def test_accumulation_follows_from_the_global_batch(profiles: ProfileFolder) -> None:

@@ -14,11 +14,12 @@ from workloads.config.merge import load_dump
 from workloads.engine.fake_step.step import measure
 from workloads.json_files import read_json
 from workloads.plan.replay import reserved_bytes
+from workloads.run.directory import FORMAT
 
 
 def main() -> None:
     file = Path(sys.argv[1])
-    config, job = load_dump(file), read_json(file)
+    config, job = load_dump(file, FORMAT), read_json(file)
     module, _, name = WORKLOADS[config.workload].fake_step.partition(":")
     build = getattr(importlib.import_module(module), name)
     since = time.monotonic()

@@ -14,9 +14,8 @@ from workloads.engine.hub import hub
 from workloads.engine.nodes import check_alike, model_files, software
 from workloads.engine.pretrained.files import (
     ADAPTER_CONFIG,
-    WEIGHTS,
-    WEIGHTS_INDEX,
     Tell,
+    check_weights,
     is_adapter,
     is_path,
     weight_files,
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _LIGHT = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 C = TypeVar("C")
 
 
@@ -163,7 +161,7 @@ def locate(model: Model, report: Tell, weights: bool) -> Path:
     folder = Path(model.name).expanduser()
     if folder.is_dir():
         if weights:
-            _check_weights(model.name, folder)
+            check_weights(model.name, folder)
         return folder
     if is_path(model.name):
         raise UserError(
@@ -176,7 +174,7 @@ def locate(model: Model, report: Tell, weights: bool) -> Path:
         hub.fetch(model.name, (*patterns, "*.safetensors"), model.revision)
     elif weights:
         hub.fetch(model.name, (*patterns, *weight_files(folder)), model.revision)
-        _check_weights(model.name, folder)
+        check_weights(model.name, folder)
     return folder
 
 
@@ -189,27 +187,3 @@ def locate_for_use(model: Model, report: Tell) -> tuple[Path, bool]:
     if is_adapter(folder):
         return folder, True
     return locate(model, report, weights=True), False
-
-
-def _check_weights(name: str, folder: Path) -> None:
-    missing = [file for file in weight_files(folder) if not (folder / file).is_file()]
-    if not missing:
-        return
-    if (folder / ADAPTER_CONFIG).is_file():
-        raise UserError(
-            f"{name}: expected a whole model, found an adapter; give its base as model.name and "
-            "this folder as adapter.resume_from"
-        )
-    if (folder / WEIGHTS_INDEX).is_file():
-        raise UserError(
-            f"{name}: {WEIGHTS_INDEX} names {missing[0]}, which is missing; copy it there too"
-        )
-    if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
-        raise UserError(
-            f"{name}: expected safetensors weights, found pickled ones, which may run code when "
-            "loaded; convert them to safetensors first"
-        )
-    raise UserError(
-        f"{name}: expected {WEIGHTS}, found no safetensors weights; choose another folder or "
-        "revision, or set model.random_init=true to start from random weights"
-    )

@@ -6,8 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workloads.config.sections import Adapter, Train
+from workloads.config.sections import Adapter, Profile, Train
 from workloads.errors import UserError
+from workloads.findings import Finding
 from workloads.json_files import read_json
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ Tell = Callable[[str], None]
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FILES = (".jsonl", ".json", ".parquet", ".csv")
 # What configs call the longest sequence that a model was made for.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
@@ -45,6 +47,46 @@ def weight_files(folder: Path) -> list[str]:
     if not index.is_file():
         return [WEIGHTS]
     return sorted(set(read_json(index).get("weight_map", {}).values()))
+
+
+def check_weights(name: str, folder: Path) -> None:
+    """Raise UserError where a folder lacks a model's safetensors files."""
+    missing = [file for file in weight_files(folder) if not (folder / file).is_file()]
+    if not missing:
+        return
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"{name}: expected a whole model, found an adapter; give its base as model.name and "
+            "this folder as adapter.resume_from"
+        )
+    if (folder / WEIGHTS_INDEX).is_file():
+        raise UserError(
+            f"{name}: {WEIGHTS_INDEX} names {missing[0]}, which is missing; copy it there too"
+        )
+    if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
+        raise UserError(
+            f"{name}: expected safetensors weights, found pickled ones, which may run code when "
+            "loaded; convert them to safetensors first"
+        )
+    raise UserError(
+        f"{name}: expected {WEIGHTS}, found no safetensors weights; choose another folder or "
+        "revision, or set model.random_init=true to start from random weights"
+    )
+
+
+def local_model(config: Profile) -> list[Finding]:
+    """Whether a model that is named by its folder can be read: before anything is started."""
+    model, folder = config.model, Path(config.model.name).expanduser()
+    if not folder.is_dir():
+        return []
+    try:
+        if is_adapter(folder) or not model.random_init:
+            check_weights(model.name, folder)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{model.name}: expected a model's config.json, found none")
+    except UserError as error:
+        return [Finding("model.name", "error", str(error))]
+    return []
 
 
 def lasting_name(name: str) -> str:

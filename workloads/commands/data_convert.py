@@ -2,9 +2,7 @@
 Steps with a damaged image are left out and told of; past the budget nothing is written."""
 
 import argparse
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from workloads.commands.common import Ticker
@@ -61,12 +59,11 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
             )
         )
     options = {"fps": args.fps, "cameras": args.cameras, "size": args.size}
-    with ended_by_signal():
-        ticker = Ticker("episodes written")
-        if args.to == "lerobot":
-            done = to_lerobot_v3(dataset, args.out, **options, video=args.video, progress=ticker)
-        else:
-            done = to_crane_x7(dataset, args.out, **options, progress=ticker)
+    ticker = Ticker("episodes written")
+    if args.to == "lerobot":
+        done = to_lerobot_v3(dataset, args.out, **options, video=args.video, progress=ticker)
+    else:
+        done = to_crane_x7(dataset, args.out, **options, progress=ticker)
     left_out = (*dataset.damage, *done.skipped)
     for item in left_out[:_MOST]:
         print(f"left out: {item}")
@@ -82,17 +79,3 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     if done.kept:
         print(f"{done.kept:,} images kept byte for byte")
     return EXIT_DONE
-
-
-@contextmanager
-def ended_by_signal() -> Iterator[None]:
-    """SIGTERM as an exception, so that what was begun is cleared away."""
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -281,12 +281,16 @@ class _Maker:
         bad, limit = self.report.bad_rows, self.limit
         if self.data.too_long == "error" and self.report.too_long:
             shown = "".join(f"\n  {row}" for row in self._over)
-            wider = f"set data.max_length to {self.report.longest}, or data.too_long to truncate"
             if limit < self.data.max_length:
-                wider = "the model has no more positions: set data.too_long to truncate"
+                raise UserError(
+                    f"expected rows of at most {limit:,} tokens, as many as the model has "
+                    f"positions, found {self.report.too_long:,} longer ones; the model has no more "
+                    f"positions: set data.too_long to truncate or drop. The first ones:{shown}"
+                )
             raise UserError(
                 f"expected rows of at most {limit:,} tokens, found {self.report.too_long:,} longer "
-                f"ones; {wider} or drop. The first ones:{shown}"
+                f"ones; set data.max_length to {self.report.longest}, or data.too_long to truncate "
+                f"or drop. The first ones:{shown}"
             )
         total = len(self.rows) + len(self.rows.bad)
         allowed = self.data.max_bad_rows

@@ -110,7 +110,15 @@ def weights_and_states(training: Training) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [(), ("adapter.method=lora", "grpo.beta=0.04")], ids=str)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        ("adapter.method=lora", "grpo.beta=0.04"),
+        ("grpo.num_iterations=2",),
+    ],
+    ids=str,
+)
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path: Path, extra: tuple[str]) -> None:
     """Stopped in the second epoch: weights, optimizer, order and completions are the same."""
     path = profile(tmp_path, 6)

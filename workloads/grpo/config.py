@@ -4,27 +4,18 @@ Works for language models and for vision-language models; the model's own config
 """
 
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from workloads.config.sections import Number, Profile, Section, Text, Whole
+from workloads.config.sections import Model, Number, Profile, Section, Text, Whole
 from workloads.errors import UserError
+from workloads.grpo.objective import Grpo
 
 if TYPE_CHECKING:
     from workloads.plan.shapes import ModelShape
 
 GENERATED = "scenes"
-# What GRPO optimises, by name. `r1v`: R1-V's objective, KL to a frozen reference and a mean over
-# tokens, then over sequences. `trl`: what TRL does unless told otherwise.
-OBJECTIVES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "r1v": {"beta": 0.04, "epsilon": 0.2, "loss_type": "grpo", "scale_rewards": "group"},
-        "trl": {"beta": 0.0, "epsilon": 0.2, "loss_type": "dapo", "scale_rewards": "group"},
-    }
-)
 
 
 class Scenes(Section):
@@ -141,47 +132,6 @@ class Rewards(Section):
         return self
 
 
-class Grpo(Section):
-    objective: Literal["r1v", "trl"] = Field(
-        "trl", description="Named choice of beta, epsilon, loss_type and scale_rewards below."
-    )
-    beta: Number | None = Field(
-        None, ge=0, description="Weight of the KL term; none: as `objective`. 0: no reference."
-    )
-    epsilon: Number | None = Field(
-        None, gt=0, lt=1, description="Clipping of the ratio; none: as `objective`."
-    )
-    loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo"] | None = Field(
-        None, description="How token losses are averaged; none: as `objective`."
-    )
-    scale_rewards: Literal["group", "batch", "none"] | None = Field(
-        None, description="What rewards are divided by; none: as `objective`."
-    )
-    num_generations: Whole = Field(8, ge=2, description="Completions of each prompt: a group.")
-    temperature: Number = Field(1.0, gt=0, description="Temperature of sampling.")
-    max_prompt_length: Whole = Field(
-        2048, ge=8, description="Longest prompt in tokens, images included."
-    )
-    max_completion_length: Whole = Field(512, ge=1, description="Longest completion in tokens.")
-    max_pixels: Whole | None = Field(
-        None, ge=1, description="Larger images are scaled down to it; none: as the model's own."
-    )
-    min_pixels: Whole | None = Field(
-        None, ge=1, description="Smaller images are scaled up to it; none: as the model's own."
-    )
-
-    def settled(self) -> dict[str, Any]:
-        """The objective's values, each replaced where the profile sets it itself."""
-        named = OBJECTIVES[self.objective]
-        own = self.model_dump(include=set(named))
-        return {name: named[name] if own[name] is None else own[name] for name in named}
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether a frozen reference model is needed."""
-        return float(self.settled()["beta"]) > 0
-
-
 class Generation(Section):
     engine: Literal["transformers", "vllm_colocate", "vllm_server"] = Field(
         "transformers", description="What writes the completions."
@@ -208,6 +158,15 @@ class Generation(Section):
     start_timeout: Number = Field(
         240, gt=0, description="Seconds to wait for the engine to come up (vllm_server)."
     )
+    vllm_model_impl: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="Whose implementation of the model vLLM takes."
+    )
+    vllm_structured_outputs_regex: str | None = Field(
+        None, description="vLLM writes only completions that match it."
+    )
+    use_transformers_continuous_batching: bool = Field(
+        False, description="transformers' continuous batching; for language models on a GPU."
+    )
 
 
 class Rollouts(Section):
@@ -228,6 +187,37 @@ class Evaluation(Section):
     blank: bool = Field(
         False, description="Ask the trained model once more with grey images: does it look?"
     )
+    every_steps: Whole | None = Field(
+        None,
+        ge=1,
+        description="Ask the held-out rows during training too, every so many steps; "
+        "checkpoints.keep_best keeps the checkpoint that earned most.",
+    )
+
+
+class Tools(Section):
+    """What a model may call while it writes: TRL's tools and environments."""
+
+    functions: tuple[Text, ...] = Field(
+        (), description="Functions the model may call, each module:function with a docstring."
+    )
+    environment: Text | None = Field(
+        None, description="Class whose methods are tools, made anew for each completion."
+    )
+    max_tool_calling_iterations: Whole | None = Field(
+        None, ge=1, description="Most turns with calls in a completion; none: no limit."
+    )
+
+    @property
+    def used(self) -> bool:
+        """Whether there is anything to call."""
+        return bool(self.functions or self.environment)
+
+
+class GrpoModel(Model):
+    freeze_vision: bool = Field(
+        False, description="Leave the vision tower as it is; language model and projector learn."
+    )
 
 
 class Sft(Section):
@@ -246,23 +236,45 @@ class GrpoConfig(Profile):
     stage: Literal["grpo", "sft"] = Field(
         "grpo", description="GRPO, or the supervised stage that teaches the form of answers."
     )
+    model: GrpoModel
     data: GrpoData
     rewards: Rewards = Rewards()
     grpo: Grpo = Grpo()
     generation: Generation = Generation()
     rollouts: Rollouts = Rollouts()
     evaluation: Evaluation = Evaluation()
+    tools: Tools = Tools()
     sft: Sft = Sft()
+    on_no_signal: Literal["warn", "stop"] = Field(
+        "warn",
+        description="When a run shows that it cannot learn (no spread of rewards, all completions "
+        "cut, KL run away, entropy or length collapsed): say so, or save and stop.",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> "GrpoConfig":
         if self.stage == "grpo":
             self._possible_reference()
+            self._possible_tools()
         return self
+
+    def _possible_tools(self) -> None:
+        if self.tools.used and self.generation.engine == "vllm_server":
+            raise ValueError("tools: expected generation.engine transformers or vllm_colocate")
+        if self.evaluation.every_steps and self.parallel.strategy in ("fsdp2", "zero3"):
+            raise ValueError(
+                "evaluation.every_steps: a model that is split over ranks cannot be asked during "
+                "training; use ddp or zero2, or leave it out"
+            )
 
     def _possible_reference(self) -> None:
         if not self.grpo.has_reference:
             return
+        if self.grpo.reference.sync_ref_model and self.adapter.method != "full":
+            raise ValueError(
+                "grpo.reference.sync_ref_model: with an adapter the reference is the model without "
+                "it, which cannot move; set adapter.method=full or leave it out"
+            )
         if self.model.random_init and self.adapter.method == "full":
             raise ValueError(
                 "grpo.beta: a reference of random weights holds the model to noise; set "
@@ -312,19 +324,35 @@ class GrpoConfig(Profile):
         )
 
     def check_groups(self, world_size: int) -> None:
-        """UserError where an optimizer step does not hold whole groups of completions."""
+        """UserError where what is generated at a time does not hold whole groups of completions."""
         if self.stage != "grpo":
             return
-        size, accumulation = self.train.per_device_batch_size, self.accumulation_steps(world_size)
-        whole, group = size * accumulation * world_size, self.grpo.num_generations
+        size, micro_batches = self.train.per_device_batch_size, self.generated_batches(world_size)
+        whole, group = size * micro_batches * world_size, self.grpo.num_generations
+        accumulation = self.accumulation_steps(world_size)
+        if micro_batches % accumulation:
+            raise UserError(
+                f"expected grpo.steps_per_generation to be a multiple of {accumulation}, the "
+                f"micro-batches of an optimizer step, found {micro_batches}; set it to "
+                f"{-(-micro_batches // accumulation) * accumulation}"
+            )
         if whole % group == 0:
             return
         raise UserError(
             f"expected a batch that divides by grpo.num_generations={group}, found {whole} "
-            f"({size} a device x {accumulation} accumulated x {world_size} ranks); set "
+            f"({size} a device x {micro_batches} accumulated x {world_size} ranks); set "
             f"train.global_batch_size={self._fitting(whole, size * world_size)}, or another "
             "grpo.num_generations"
         )
+
+    def generated_batches(self, world_size: int) -> int:
+        """Micro-batches of a rank whose completions are written at a time."""
+        return self.grpo.steps_per_generation or self.accumulation_steps(world_size)
+
+    def updates_a_rollout(self, world_size: int) -> int:
+        """Optimizer steps that learn from the same completions."""
+        steps = self.generated_batches(world_size) // self.accumulation_steps(world_size)
+        return self.grpo.num_iterations * max(1, steps)
 
     def _fitting(self, whole: int, step: int) -> int:
         """The next batch from `whole` up that ranks can share and that holds whole groups."""
@@ -332,6 +360,6 @@ class GrpoConfig(Profile):
         return -(-whole // both) * both
 
     def prompts_a_step(self, world_size: int) -> int:
-        """Different prompts of one optimizer step, over all ranks."""
-        step = self.train.per_device_batch_size * self.accumulation_steps(world_size) * world_size
-        return step // self.grpo.num_generations
+        """Different prompts whose completions are written at a time, over all ranks."""
+        batches = self.generated_batches(world_size)
+        return self.train.per_device_batch_size * batches * world_size // self.grpo.num_generations

@@ -19,8 +19,9 @@ from workloads.engine.pretrained.base import Base, find_base
 from workloads.engine.pretrained.chat import with_stops
 from workloads.engine.pretrained.load import generation_settings
 from workloads.errors import UserError
-from workloads.grpo.config import Grpo, GrpoConfig
+from workloads.grpo.config import GrpoConfig
 from workloads.grpo.model import Processing, kind_of, load_model, load_processing, sees_images
+from workloads.grpo.objective import Grpo
 from workloads.run import Run
 
 _USE = """With {needs}:

@@ -18,6 +18,8 @@ from workloads.grpo.model import load_for_use
 from workloads.grpo.rollouts.engine import stability_ladder
 from workloads.grpo.rollouts.rollouts import FILE, FOLDER
 from workloads.run import Run
+from workloads.run.directory import rows_in
+from workloads.run.events import Event
 from workloads.run.session import Session
 
 # A reward's mean at the two ends of a run is taken over so many logged steps.
@@ -63,6 +65,11 @@ def _ask_exported(config: GrpoConfig, session: Session, data: Prepared, step: in
 
 def _results(run: Run, config: GrpoConfig) -> engine_finish.Facts:
     facts = reward_changes(rows_of(run), config) + held_out_changes(config, run)
+    facts += [
+        ("may not learn", f"step {row['step']}: {row['seen']}; {row['change']}")
+        for row in rows_in(run.events)
+        if row.get("event") == Event.NO_SIGNAL
+    ]
     if (run.path / FOLDER / FILE).is_file():
         facts.append(("completions", f"{run.path / FOLDER / FILE}"))
     return facts
@@ -103,5 +110,5 @@ def held_out_changes(config: GrpoConfig, run: Run) -> list[tuple[str, str]]:
             value += f"  (always {known['commonest_text']}: {known['commonest_answer']:.3g})"
         facts.append((f"held-out {name}", value))
     if names and (blank := scores_of(run, BLANK)):
-        facts.append(("  with grey pictures", f"{blank[names[0]]:.3g}"))
+        facts.append(("  with grey images", f"{blank[names[0]]:.3g}"))
     return facts

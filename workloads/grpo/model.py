@@ -26,7 +26,8 @@ from workloads.engine.pretrained import load
 from workloads.engine.pretrained.base import Base
 from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
-from workloads.grpo.config import Grpo, GrpoConfig
+from workloads.grpo.config import GrpoConfig
+from workloads.grpo.objective import Grpo
 from workloads.grpo.prompts import Turns, in_parts
 
 Processing: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin

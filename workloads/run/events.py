@@ -29,6 +29,7 @@ class Event(StrEnum):
     CLEANUP_FAILED = "cleanup failed"
     CHECKPOINT_DAMAGED = "checkpoint damaged"
     NONFINITE = "nonfinite"
+    NO_SIGNAL = "no signal"
     OUT_OF_MEMORY = "oom"
     STOP_REQUESTED = "stop requested"
     RESTARTED = "restarted"

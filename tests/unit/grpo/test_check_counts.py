@@ -15,12 +15,13 @@ from workloads.engine.pretrained.base import find_base
 from workloads.errors import UserError
 from workloads.grpo import check
 from workloads.grpo.check_counts import prove, sample_of
-from workloads.grpo.config import Grpo, GrpoConfig
+from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.images import ImageFile
 from workloads.grpo.data.prepare import count, prepare
 from workloads.grpo.data.rows import Example
 from workloads.grpo.data.tokens import RowTokens
 from workloads.grpo.model import load_processing
+from workloads.grpo.objective import Grpo
 from workloads.grpo.prompts import Wording
 
 pytestmark = pytest.mark.unit

@@ -249,7 +249,7 @@ def test_rollouts_are_bounded_share_their_image_and_forget_repeated_steps(tmp_pa
 
 
 def test_the_order_of_rows_follows_from_seed_and_epoch_alone() -> None:
-    from workloads.grpo.train import ByEpoch
+    from workloads.grpo.trl_hooks import ByEpoch
 
     sampler = ByEpoch(rows=7, prompts=3, group=2, repeats=2, seed=5)
     first = list(sampler)

@@ -84,8 +84,8 @@ def image_folder(place: Path) -> Path:
 
 def _transformers(name: str, precision: str, max_pixels: int | None) -> Callable[..., list[str]]:
     """Answers by transformers, left-padded; a batch that does not fit is halved."""
-    from workloads.grpo.config import Grpo
     from workloads.grpo.model import answers, load_for_use, sees_images
+    from workloads.grpo.objective import Grpo
 
     loaded = load_for_use(name, precision, Grpo(max_pixels=max_pixels), say)
     if not sees_images(loaded.model.config):
@@ -110,8 +110,8 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
     from workloads.config.sections import Model, Train
     from workloads.engine.pretrained.base import find_base
     from workloads.engine.pretrained.files import compute_dtype
-    from workloads.grpo.config import Grpo
     from workloads.grpo.model import load_processing, prompt_texts
+    from workloads.grpo.objective import Grpo
     from workloads.grpo.rollouts.engine import pixel_limits
 
     base = find_base(Model(name=name), say)

@@ -14,7 +14,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from workloads.errors import EXIT_RETRY, Retry, UserError
-from workloads.grpo.config import Grpo, GrpoConfig
+from workloads.grpo.config import GrpoConfig
+from workloads.grpo.objective import Grpo
 from workloads.grpo.rollouts import guard
 from workloads.run.events import Phase
 from workloads.run.session import Session
@@ -66,27 +67,33 @@ def arguments(config: GrpoConfig, placeholders: Sequence[str]) -> dict[str, Any]
     image tokens and image features do not match; TRL itself keeps them from transformers alone.
     """
     engine, grpo = config.generation, config.grpo
+    own = grpo.sampling.generation_kwargs
     if engine.engine == "transformers":
-        return {"use_vllm": False}
-    never = {"generation_kwargs": {"bad_words": list(placeholders)}} if placeholders else {}
+        continuous = engine.use_transformers_continuous_batching
+        return {"use_vllm": False, "use_transformers_continuous_batching": continuous}
+    never = {"bad_words": list(placeholders)} if placeholders else {}
+    shared = {
+        "use_vllm": True,
+        "generation_kwargs": {**never, **own},
+        "vllm_model_impl": engine.vllm_model_impl,
+        "vllm_structured_outputs_regex": engine.vllm_structured_outputs_regex,
+    }
     length = engine.max_model_length or grpo.max_prompt_length + grpo.max_completion_length
     if engine.engine == "vllm_colocate":
         return {
-            "use_vllm": True,
+            **shared,
             "vllm_mode": "colocate",
             "vllm_gpu_memory_utilization": engine.gpu_memory_utilization,
             "vllm_enable_sleep_mode": engine.sleep_level > 0,
             "vllm_tensor_parallel_size": engine.tensor_parallel,
             "vllm_max_model_length": length,
-            **never,
         }
     return {
-        "use_vllm": True,
+        **shared,
         "vllm_mode": "server",
         "vllm_server_base_url": address(config),
         "vllm_server_timeout": engine.start_timeout,
         "vllm_group_port": engine.group_port,
-        **never,
     }
 
 

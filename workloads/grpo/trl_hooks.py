@@ -1,0 +1,310 @@
+"""What Tatara overrides in TRL's GRPOTrainer (1.16) and transformers' Trainer (5.17), all of it.
+
+Private methods of a library change without notice: `tests/smoke/test_grpo_train.py` trains with
+each of them.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from peft import PeftModel
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOTrainer
+
+from workloads.engine import distributed
+from workloads.engine.training.trainer import RunTrainer
+from workloads.errors import Retry, Stopped, TataraError
+from workloads.grpo.config import GrpoConfig
+from workloads.grpo.learning_signal import LearningSignal, SignalCallback
+from workloads.grpo.model import placeholders, tokenizer_of
+from workloads.grpo.resume import LoadsByName
+from workloads.grpo.rewards.scoring import Scorer
+from workloads.grpo.rollouts import engine
+from workloads.grpo.rollouts.rollouts import Rollout, RolloutLog
+from workloads.run.directory import rows_in
+from workloads.run.events import Phase
+from workloads.run.integrity import sealed, step_of
+
+_REFERENCE = "ref"
+_MOVED_REFERENCE = "reference.pt"
+
+
+class BehindStep(TrainerCallback):
+    """Calls `act` behind each optimizer step, ahead of its checkpoint."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._act()
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all generators that sampling draws from."""
+    state: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state()}
+    state["cpu"] = torch.random.get_rng_state()
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.random.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Set the generators back to a noted state; nothing where none was noted."""
+    if not state:
+        return
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.random.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.random.set_rng_state_all(state["cuda"])
+
+
+class ByEpoch(Sampler[int]):
+    """Another order in every epoch, which follows from seed and epoch alone.
+
+    TRL's own sampler counts how often it was asked, and would give a resumed run the first epoch's
+    order again. Rows come in chunks of `prompts`; each row `group` times in a row, each chunk
+    `repeats` times, because TRL asks for it again with every micro-batch of a step.
+    """
+
+    def __init__(self, rows: int, prompts: int, group: int, repeats: int, seed: int) -> None:
+        self.rows, self.prompts, self.group, self.repeats = rows, prompts, group, repeats
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader before an epoch begins."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.rows, generator=generator).tolist()
+        for start in range(0, self.rows - self.prompts + 1, self.prompts):
+            chunk = order[start : start + self.prompts]
+            for _ in range(self.repeats):
+                yield from (row for row in chunk for _ in range(self.group))
+
+    def __len__(self) -> int:
+        return self.rows // self.prompts * self.prompts * self.group * self.repeats
+
+
+class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
+    """The grpo workload's trainer.
+
+    A checkpoint lies between two optimizer steps. Where the next one would learn from completions
+    that are there already (`num_iterations`, `steps_per_generation`), the checkpoint holds them;
+    else a resumed run samples the same completions again where the engine is transformers. vLLM's
+    own random state is not part of it.
+    """
+
+    profile: GrpoConfig
+
+    def __init__(
+        self,
+        *args: Any,
+        profile: GrpoConfig,
+        log: RolloutLog,
+        scorer: Scorer,
+        ask_held_out: Callable[[Any, int], None],
+        **kwargs: Any,
+    ) -> None:
+        self.rollout_log, self.scorer, self._ask_held_out = log, scorer, ask_held_out
+        self._completions: list[Any] = []
+        self._reward_failed = False
+        self._random_state: dict[str, Any] = {}
+        super().__init__(*args, profile=profile, **kwargs)
+        self.signal = LearningSignal(profile, self.session)
+        self.add_callback(SignalCallback(self.signal, self.watch))
+        self.add_callback(BehindStep(self._evaluate_held_out))
+        # TRL insists on a collator of its own, and RunTrainer on knowing the rows of a batch.
+        self.data_collator = collate
+
+    def fit(self, resume: Path | None) -> None:
+        """Train to the end; out of memory, the advice for GRPO comes with the error."""
+        try:
+            super().fit(resume)
+        except Stopped as error:
+            reason = f": {self.signal.reason}" if self.signal.stops else ""
+            raise Stopped(f"{error}{reason}") from error
+        except TataraError as error:
+            if self._reward_failed:
+                self._save_last_good()
+            is_final = not isinstance(error, Retry)
+            if is_final and isinstance(error.__cause__, torch.OutOfMemoryError):
+                ladder = "\n  ".join([str(error), *engine.memory_ladder(self.profile)])
+                raise TataraError(ladder) from error
+            raise
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            **super().facts(),
+            "num_generations": self.num_generations,
+            "num_iterations": self.num_iterations,
+            "steps_per_generation": self.args.steps_per_generation,
+        }
+
+    def _evaluate_held_out(self) -> None:
+        """Ask the held-out rows where it is time for it; sampling goes on as if it had not been."""
+        self._random_state = random_state()
+        every, step = self.profile.evaluation.every_steps, self.state.global_step
+        if every and step % every == 0 and step < self.state.max_steps:
+            self._ask_held_out(self.model, step)
+            set_random_state(self._random_state)
+
+    def _save_last_good(self) -> None:
+        """Save the last whole step, as it was before the completions whose reward failed."""
+        if self.state.global_step > 0:
+            set_random_state(self._random_state)
+            self._save_checkpoint(self.model_wrapped, trial=None)
+            self.session.tell(
+                f"checkpoint-{self.state.global_step} saved: `--resume` goes on there"
+            )
+
+    def best_step(self) -> int | None:
+        """The saved step whose model earned most on held-out rows, by the weighted sum."""
+        if not self.profile.checkpoints.keep_best or not self.profile.evaluation.every_steps:
+            return None
+        saved = {step_of(path) for path in sealed(self.session.run.checkpoints)}
+        earned = {
+            row["step"]: total
+            for row in rows_in(self.session.run.evaluations)
+            if row.get("step") in saved and (total := self._held_out_total(row)) is not None
+        }
+        return max(earned, key=lambda step: (earned[step], step)) if earned else None
+
+    def _held_out_total(self, row: dict[str, Any]) -> float | None:
+        pairs = [(one.weight, row.get(f"held_out/{one.name}")) for one in self.scorer.rewards]
+        known = [weight * value for weight, value in pairs if isinstance(value, int | float)]
+        return sum(known) if known else None
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        rows = len(dataset if dataset is not None else self.train_dataset)
+        prompts = self.args.generation_batch_size // self.num_generations
+        repeats = self.num_iterations * self.args.steps_per_generation
+        return ByEpoch(rows, prompts, self.num_generations, repeats, self.args.seed)
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        return super()._prepare_inputs(generation_batch["rows"])
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        with self.session.phase(Phase.GENERATING), engine.named_failures(self.profile):
+            output = super()._generate_and_score_completions(inputs)
+        masks = output["prompt_mask"].sum() + output["completion_mask"].sum()
+        self.watch.tokens += int(masks)
+        if self.session.is_main:
+            self._keep_rollouts(inputs, output["advantages"].tolist())
+        return output
+
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.profile.generation.engine == "vllm_colocate":
+            tokens = placeholders(self.processing_class)
+            known = tokenizer_of(self.processing_class).convert_tokens_to_ids(tokens)
+            prompt_ids = engine.one_for_each_image(prompt_ids, known)
+        result = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        self.session.progress()
+        return result
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
+        """TRL's own; where a reward fails on one rank, all of them stop at the same step."""
+        self._completions = list(completions)
+        gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._reward_failed = distributed.agree(self.scorer.problem is not None)
+        distributed.all_or_none(self.scorer.problem, "rewards")
+        return gathered
+
+    def _keep_rollouts(self, inputs: Sequence[dict[str, Any]], advantages: list[float]) -> None:
+        step = self.state.global_step + 1
+        if not self.rollout_log.wants(step):
+            return
+        rollouts = [
+            Rollout(
+                row["place"],
+                row["prompt"],
+                completion,
+                row["solution"],
+                {name: found[place] for name, found in self.scorer.last.items()},
+                self._total(place),
+                advantage,
+                row.get("images") or [row.get("image")],
+            )
+            for place, (row, completion, advantage) in enumerate(
+                zip(inputs, self._completions, advantages, strict=True)
+            )
+        ]
+        self.rollout_log.write(step, rollouts)
+
+    def _total(self, place: int) -> float:
+        """The weighted sum of what this rank's completion at `place` earned."""
+        rewards, last = self.scorer.rewards, self.scorer.last
+        return sum(one.weight * (last[one.name][place].value or 0.0) for one in rewards)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Beside the random state of this rank, what TRL keeps from one step to the next."""
+        super()._save_rng_state(output_dir)
+        rank = self.session.rank
+        if self._step % self._generate_every:
+            torch.save(self._buffered_inputs, Path(output_dir) / f"completions_{rank}.pt")
+        if rank == 0:
+            self._save_objective(Path(output_dir))
+
+    def _save_objective(self, folder: Path) -> None:
+        """The adaptive entropy weight under TRL's name for it, and a reference that moves."""
+        if self.use_adaptive_entropy:
+            state = {"entropy_coef": self.entropy_coef}
+            state["last_world_entropy"] = self._last_world_entropy
+            (folder / "entropy_ctrl_state.json").write_text(json.dumps(state))
+        if self.args.sync_ref_model:
+            reference = self.accelerator.unwrap_model(self.ref_model)
+            torch.save(reference.state_dict(), folder / _MOVED_REFERENCE)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        completions = folder / f"completions_{self.session.rank}.pt"
+        if completions.is_file():
+            buffered = torch.load(completions, map_location="cpu", weights_only=True)
+            self._buffered_inputs = send_to_device(buffered, self.accelerator.device)
+        if (folder / _MOVED_REFERENCE).is_file():
+            moved = torch.load(folder / _MOVED_REFERENCE, map_location="cpu", weights_only=True)
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(moved)
+
+    @property
+    def _generate_every(self) -> int:
+        return int(self.args.steps_per_generation * self.num_iterations)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save without the adapter that stands for the reference.
+
+        With two adapters in a checkpoint transformers would load the second alone. The reference
+        is the adapter as the run began, and is made again from that.
+        """
+        adapters = self.model.peft_config if isinstance(self.model, PeftModel) else {}
+        if _REFERENCE not in adapters:
+            super()._save(output_dir, state_dict)
+            return
+        config = adapters.pop(_REFERENCE)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            adapters[_REFERENCE] = config
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows as they are, with their names; tokens are known only when completions are."""
+    return {"rows": rows, "row_ids": [row["place"] for row in rows], "tokens": 0}
+
+
+__all__ = ["ByEpoch", "GrpoTrainer", "collate"]

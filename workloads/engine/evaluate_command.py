@@ -28,8 +28,13 @@ class Target:
     output: Path | None
 
 
-def add_target(parser: argparse.ArgumentParser, output: str, precision: bool = True) -> None:
-    """Add RUN|MODEL, --precision and --output; `output` says in words what is written there."""
+def add_target(
+    parser: argparse.ArgumentParser, output: str, precision: bool = True
+) -> argparse._MutuallyExclusiveGroup:
+    """Add RUN|MODEL, --precision and --output; `output` says in words what is written there.
+
+    Returns the group of what may stand in place of RUN|MODEL.
+    """
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "target",
@@ -45,6 +50,7 @@ def add_target(parser: argparse.ArgumentParser, output: str, precision: bool = T
             "--precision", choices=PRECISIONS, help="default: the run's, or bf16 for a model"
         )
     parser.add_argument("--output", "--out", dest="output", type=Path, metavar="PATH", help=output)
+    return what
 
 
 def target_of(args: argparse.Namespace, env: Mapping[str, str], workload: str) -> Target:

@@ -195,25 +195,6 @@ class Evaluation(Section):
     )
 
 
-class Tools(Section):
-    """What a model may call while it writes: TRL's tools and environments."""
-
-    functions: tuple[Text, ...] = Field(
-        (), description="Functions the model may call, each module:function with a docstring."
-    )
-    environment: Text | None = Field(
-        None, description="Class whose methods are tools, made anew for each completion."
-    )
-    max_tool_calling_iterations: Whole | None = Field(
-        None, ge=1, description="Most turns with calls in a completion; none: no limit."
-    )
-
-    @property
-    def used(self) -> bool:
-        """Whether there is anything to call."""
-        return bool(self.functions or self.environment)
-
-
 class GrpoModel(Model):
     freeze_vision: bool = Field(
         False, description="Leave the vision tower as it is; language model and projector learn."
@@ -243,7 +224,6 @@ class GrpoConfig(Profile):
     generation: Generation = Generation()
     rollouts: Rollouts = Rollouts()
     evaluation: Evaluation = Evaluation()
-    tools: Tools = Tools()
     sft: Sft = Sft()
     on_no_signal: Literal["warn", "stop"] = Field(
         "warn",
@@ -255,12 +235,10 @@ class GrpoConfig(Profile):
     def _possible(self) -> "GrpoConfig":
         if self.stage == "grpo":
             self._possible_reference()
-            self._possible_tools()
+            self._possible_evaluation()
         return self
 
-    def _possible_tools(self) -> None:
-        if self.tools.used and self.generation.engine == "vllm_server":
-            raise ValueError("tools: expected generation.engine transformers or vllm_colocate")
+    def _possible_evaluation(self) -> None:
         if self.evaluation.every_steps and self.parallel.strategy in ("fsdp2", "zero3"):
             raise ValueError(
                 "evaluation.every_steps: a model that is split over ranks cannot be asked during "

@@ -30,6 +30,8 @@ from workloads.grpo.config import GrpoConfig
 from workloads.grpo.objective import Grpo
 from workloads.grpo.prompts import Turns, in_parts
 
+# What models call their vision tower; Qwen's holds its projector, the merger, too.
+_TOWERS = frozenset(("visual", "vision_tower", "vision_model"))
 Processing: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 
 
@@ -143,13 +145,31 @@ def learner(model: PreTrainedModel, config: GrpoConfig) -> Any:
 
     The same start makes the same reference again when a run is resumed.
     """
-    if config.adapter.method == "full":
-        return model
-    from workloads.engine.pretrained.adapter import add_adapter
+    trained: Any = model
+    if config.adapter.method != "full":
+        from workloads.engine.pretrained.adapter import add_adapter
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
-        return add_adapter(model, config.adapter)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)
+            trained = add_adapter(model, config.adapter)
+    if config.model.freeze_vision:
+        freeze_vision(trained, config.model.name)
+    return trained
+
+
+def freeze_vision(model: Any, name: str) -> None:
+    """Leave the vision tower as it is, an adapter on it too; what joins it to the text learns."""
+    frozen = [
+        weights
+        for path, weights in model.named_parameters()
+        if _TOWERS & set(path.split(".")) and "merger" not in path
+    ]
+    if not frozen:
+        raise UserError(
+            f"model.freeze_vision: expected a vision tower in {name}, found none; leave it out"
+        )
+    for weights in frozen:
+        weights.requires_grad_(False)
 
 
 def kind_of(own: PreTrainedConfig) -> load.Kind:

@@ -157,7 +157,6 @@ def arguments(config: GrpoConfig, session: Session, image_tokens: Sequence[str])
     return GRPOConfig(
         **own,
         **(grpo.arguments() | engine.arguments(config, image_tokens)),
-        max_tool_calling_iterations=config.tools.max_tool_calling_iterations,
         model_init_kwargs={"dtype": dtype, "trust_remote_code": config.model.trust_remote_code},
         reward_weights=[one.weight for one in config.rewards.functions],
     )

@@ -141,3 +141,18 @@ def test_a_supervised_stage_that_teaches_what_earns_nothing_is_told(tmp_path: Pa
     (first, _) = warnings("<think> I add. </think> {solution}")
     assert first.startswith("reward accuracy_extracted gives 0 to '<think> I add. </think> 2'")
     assert warnings("<think> I add. </think> <answer> {solution} </answer>") == []
+
+
+def test_a_frozen_vision_tower_leaves_projector_and_text_to_learn(llava: Path) -> None:
+    """G-F12: model.freeze_vision."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from workloads.grpo.model import freeze_vision
+
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(llava))
+    freeze_vision(model, "llava")
+    learns = {name.split(".")[1] for name, one in model.named_parameters() if one.requires_grad}
+    assert "vision_tower" not in learns and {"multi_modal_projector", "language_model"} <= learns
+    text = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained("data/demo/tiny-llama"))
+    with pytest.raises(UserError, match="expected a vision tower in tiny-llama"):
+        freeze_vision(text, "tiny-llama")

@@ -9,16 +9,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from workloads.engine.evaluate_command import Progress, add_target, say, target_of
+from workloads.engine.evaluate_command import Progress, Target, add_target, say, target_of
 from workloads.errors import EXIT_DONE, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_target(parser, "JSON file of the result")
-    parser.add_argument("--prompts", type=Path, required=True, help="JSONL file of the questions")
-    parser.add_argument(
-        "--images", type=Path, required=True, help="their folder, or a zip or tar file of them"
+    what = add_target(parser, "JSON file of the result")
+    what.add_argument(
+        "--rescore", type=Path, metavar="RESULT", help="score the answers of a finished result anew"
     )
+    parser.add_argument("--prompts", type=Path, help="JSONL file of the questions")
+    parser.add_argument("--images", type=Path, help="their folder, or a zip or tar file of them")
     parser.add_argument(
         "--engine", choices=["transformers", "vllm"], default="transformers",
         help="who writes the answers (default: %(default)s)",
@@ -30,8 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     """Ask, score, and print a table beside the published scores."""
-    from workloads.grpo.evaluate.tasks import TASKS, evaluate, read_questions, table
+    from workloads.grpo.evaluate.tasks import TASKS, evaluate, read_questions, rescore, table
 
+    if args.rescore is not None:
+        task = TASKS[args.task]
+        result, before = rescore(task, args.rescore, args.output)
+        print(table(task, result, f"{args.rescore}, scored anew"))
+        print(f"before: {before:.2f} %")
+        return EXIT_DONE
+    if args.prompts is None or args.images is None:
+        raise UserError("expected --prompts and --images, the questions and their images")
     for name in ("batch_size", "rows", "max_pixels"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -45,7 +54,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     generate = load(name, target.precision, args.max_pixels)
     progress = Progress("questions")
     result = evaluate(
-        task, questions, generate, out, _identity(name, args), args.batch_size, progress
+        task, questions, generate, out, _identity(target, args), args.batch_size, progress
     )
     progress.clear()
     print(table(task, result, name))
@@ -53,15 +62,17 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     return EXIT_DONE
 
 
-def _identity(name: str, args: argparse.Namespace) -> str:
-    """What the answers depend on: the model and the step it was exported at, and the pixels."""
+def _identity(target: Target, args: argparse.Namespace) -> str:
+    """What the answers depend on: the model and the step it was exported at, and all settings."""
+    name = target.name
     facts = Path(name) / "tatara.json"
     at = ""
     if facts.is_file():
         from workloads.json_files import read_json
 
         at = f" at step {read_json(facts).get('step')}"
-    return f"{name}{at}" + (f", max_pixels {args.max_pixels}" if args.max_pixels else "")
+    settings = f"{args.engine}, {target.precision}, max_pixels {args.max_pixels}"
+    return f"{name}{at}, {settings}"
 
 
 def image_folder(place: Path) -> Path:

@@ -28,7 +28,9 @@ from workloads.engine.summary import interval
 from workloads.errors import TataraError, UserError
 from workloads.grpo import prompts
 from workloads.grpo.data.images import StoredImage, find_image
+from workloads.grpo.rewards.answers import extract_answer
 from workloads.grpo.rewards.math_checker import shared_checker
+from workloads.json_files import read_json
 
 _COUNT = re.compile(r"<answer>\s*(\d+)\s*</answer>")
 _SHOWN = 10
@@ -147,13 +149,17 @@ class Result:
 def read_questions(task: Task, file: Path, image_root: Path) -> list[Question]:
     """The questions of a prompt file (JSONL), each with its image found below `image_root`.
 
+    Files of training rows are taken too (image, problem, solution), and a truth in tags or of the
+    other type (`"4"` for a count, `7` for a text).
+
     A path counts from `image_root`, with or without its leading folders. Raises UserError that
     names the rows which are bad or whose images are missing: an evaluation is of all questions.
     """
     columns = {"image_path": str, "question": str, "ground_truth": task.truth}
     rows = read_rows(file, {}, budget=0)
     questions, bad = [], []
-    for index, row in enumerate(rows.rows):
+    for index, given in enumerate(rows.rows):
+        row = _as_published(given, task.truth)
         try:
             _check_row(row, columns)
             questions.append(Question(row, find_image(row["image_path"], image_root)))
@@ -167,6 +173,23 @@ def read_questions(task: Task, file: Path, image_root: Path) -> list[Question]:
             f"{''.join(bad[:_SHOWN])}{more}"
         )
     return questions
+
+
+def _as_published(row: Mapping[str, Any], truth: type) -> dict[str, Any]:
+    """The row with the published names for its columns, and its truth of the published type."""
+    known = {"image_path": "image", "question": "problem", "ground_truth": "solution"}
+    named = dict(row)
+    for published, ours in known.items():
+        if published not in named and ours in named:
+            named[published] = named.pop(ours)
+    value = named.get("ground_truth")
+    if isinstance(value, str):
+        value = extract_answer(value) or value
+    if truth is str and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if truth is int and isinstance(value, str) and re.fullmatch(r"\s*\d{1,18}\s*", value):
+        value = int(value)
+    return named if value is None else {**named, "ground_truth": value}
 
 
 def _check_row(row: Mapping[str, Any], columns: Mapping[str, type]) -> None:
@@ -230,14 +253,44 @@ def _answered(
 
 def score(task: Task, questions: Sequence[Question], answers: Sequence[str]) -> Result:
     """The accuracy of `answers` to `questions` in percent, and the entries that show why."""
+    pairs = zip(questions, answers, strict=True)
+    return _scored(task, [(dict(one.row), one.row["ground_truth"], said) for one, said in pairs])
+
+
+def _scored(task: Task, rows: Sequence[tuple[dict[str, Any], Any, str]]) -> Result:
+    """The result of rows of (question, truth, answer)."""
     results, right = [], 0
-    for question, answer in zip(questions, answers, strict=True):
-        truth = question.row["ground_truth"]
+    for question, truth, answer in rows:
         judged = task.judge(answer, truth)
         right += judged.get("is_correct", judged["extracted_answer"] == truth)
-        entry = {"question": dict(question.row), "ground_truth": truth, "model_output": answer}
+        entry = {"question": question, "ground_truth": truth, "model_output": answer}
         results.append({**entry, **judged})
-    return Result(right / len(questions) * 100, results)
+    return Result(right / len(rows) * 100, results)
+
+
+def rescore(task: Task, file: Path, output: Path | None) -> tuple[Result, float]:
+    """The answers of a finished result scored anew, and the accuracy that the file had.
+
+    Nothing is asked. The new result is written to `output` where one is named. Raises UserError.
+    """
+    found = read_json(file)
+    try:
+        rows = [
+            (dict(entry["question"]), entry["ground_truth"], str(entry["model_output"]))
+            for entry in found["results"]
+        ]
+        before = float(found["accuracy"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: expected a result of tatara eval {task.name}, with accuracy and results, "
+            f"found {type(error).__name__}: {error}; name another file"
+        ) from error
+    if not rows or not all(isinstance(truth, task.truth) for _, truth, _ in rows):
+        raise UserError(f"{file}: expected answers to questions of {task.name}, found others")
+    result = _scored(task, rows)
+    if output is not None:
+        _write(output, task, result)
+    return result, before
 
 
 def table(task: Task, result: Result, model: str) -> str:
@@ -264,7 +317,7 @@ def _prompt(task: Task, question: Question) -> Prompt:
 
 
 def _identity(task: Task, questions: Sequence[Question], model: str) -> str:
-    """Stands for everything that the answers depend on but the engine."""
+    """Stands for everything that the answers depend on; `model` names the settings too."""
     rows = [dict(question.row) for question in questions]
     facts = json.dumps([task.name, task.wording, task.max_new_tokens, model, rows], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()

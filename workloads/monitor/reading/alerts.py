@@ -145,6 +145,7 @@ def _written(snapshot: Snapshot) -> Iterator[Alert]:
         Event.OUT_OF_MEMORY: "a GPU ran out of memory",
         Event.CHECKPOINT_FAILED: "a checkpoint could not be saved",
         Event.CHECKPOINT_DAMAGED: "a damaged checkpoint was set aside",
+        Event.NO_SIGNAL: "this run may not learn",
         Event.TRACKER_FAILED: "a tracker failed; the training goes on without it",
         Event.EVALUATION_FAILED: "an evaluation failed",
         Event.PUSH_FAILED: "the model could not be pushed to the hub",

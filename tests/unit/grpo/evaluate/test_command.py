@@ -116,3 +116,69 @@ def test_mistakes_are_named(
     vars(asked).update(change)
     with pytest.raises(UserError, match=said):
         ask.main(asked, {"TATARA_OUTPUTS": str(tmp_path)})
+
+
+def result_of(folder: Path, outputs: list[str], truths: list[Any]) -> Path:
+    """A finished result in the published layout, whose accuracy is not right."""
+    entries = [
+        {"question": {"question": "?"}, "ground_truth": truth, "model_output": said}
+        for said, truth in zip(outputs, truths, strict=True)
+    ]
+    path = folder / "result.json"
+    path.write_text(json.dumps({"accuracy": 1.0, "results": entries}))
+    return path
+
+
+def test_a_finished_result_is_scored_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = result_of(tmp_path, ["<answer> 3 </answer>", "<answer> 4 </answer>"], [3, 5])
+    new = tmp_path / "new.json"
+    words = ("--rescore", str(path), "--output", str(new))
+    assert ask.main(arguments("superclevr", *words), {}) == 0
+    assert "before: 1.00 %" in capsys.readouterr().out
+    found = json.loads(new.read_text())
+    assert found["accuracy"] == 50.0
+    assert [entry["extracted_answer"] for entry in found["results"]] == [3, 4]
+    with pytest.raises(UserError, match="expected answers to questions of geoqa, found others"):
+        ask.main(arguments("geoqa", "--rescore", str(path)), {})
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UserError, match="expected a result of tatara eval superclevr"):
+        ask.main(arguments("superclevr", "--rescore", str(tmp_path / "other.json")), {})
+
+
+def test_an_evaluation_with_other_settings_is_another_one() -> None:
+    """G-F15: precision, engine and pixels are part of what answers belong to."""
+    from workloads.engine.evaluate_command import Target
+
+    def identity(precision: str, *words: str) -> str:
+        asked = arguments("superclevr", "--model", "m", *words)
+        return ask._identity(Target("m", None, precision, Path(), None), asked)
+
+    found = [
+        identity("bf16"),
+        identity("fp32"),
+        identity("bf16", "--engine", "vllm"),
+        identity("bf16", "--max-pixels", "100"),
+    ]
+    assert len(set(found)) == 4
+
+
+def test_training_rows_can_be_evaluated(tmp_path: Path) -> None:
+    """G-F15: training columns, a count as text, a text as a number."""
+    from PIL import Image
+
+    from workloads.grpo.evaluate.tasks import TASKS as KINDS
+    from workloads.grpo.evaluate.tasks import read_questions
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [
+        {"image": "a.png", "problem": "?", "solution": "<answer> 4 </answer>"},
+        {"image_path": "a.png", "question": "?", "ground_truth": "4"},
+        {"image_path": "a.png", "question": "?", "ground_truth": 4},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for task, truth in (("superclevr", 4), ("geoqa", "4")):
+        found = read_questions(KINDS[task], file, tmp_path)
+        assert [one.row["ground_truth"] for one in found] == [truth] * 3

@@ -184,14 +184,14 @@ def test_engines_that_lose_answers(counting: list[Question], tmp_path: Path) -> 
 def test_missing_images_and_bad_rows_are_named(tmp_path: Path) -> None:
     row = {"image_path": "images/0.png", "question": ASK, "ground_truth": 3}
     file = write(tmp_path, [row])
-    rows = [row, {**row, "image_path": "images/gone.png"}, {**row, "ground_truth": "3"}]
+    rows = [row, {**row, "image_path": "images/gone.png"}, {**row, "ground_truth": "three"}]
     file.write_text("".join(json.dumps(one) + "\n" for one in rows))
     with pytest.raises(UserError) as refused:
         read_questions(SUPERCLEVR, file, tmp_path)
     lines = str(refused.value).splitlines()
     assert "found 2 bad; mend the rows, or unpack the images into" in lines[0]
     assert "prompts.jsonl:2: expected an image at" in lines[1] and "gone.png" in lines[1]
-    assert "prompts.jsonl:3: column 'ground_truth': expected int, found '3'" in lines[2]
+    assert "prompts.jsonl:3: column 'ground_truth': expected int, found 'three'" in lines[2]
 
 
 def test_a_damaged_image_is_named(counting: list[Question], tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.smoke.test_grpo_train import profile, share_of_early_letters
 from tests.support.grpo_inline import Trained, train_inline
+from tests.support.tiny_llava import write_llava
 from workloads.config.merge import resolve
 from workloads.grpo.rollouts.rollouts import read_rollouts
 
@@ -231,3 +233,41 @@ def test_held_out_rewards_during_training_and_the_best_checkpoint(tmp_path: Path
     assert set(earned) == {0, 2, 4}
     best = max((2, 4), key=lambda step: (earned[step], step))
     assert (asked.run.checkpoints / f"checkpoint-{best}").is_dir()
+
+
+SEEING = """\
+workload: grpo
+summary: two images in a prompt, and a text row
+model: {{name: {model}, random_init: true}}
+data: {{source: {rows}}}
+rewards: ["tests.smoke.test_grpo_train:share_of_early_letters"]
+grpo: {{num_generations: 2, max_prompt_length: 500, max_completion_length: 12}}
+optim: {{learning_rate: 1e-3}}
+train: {{max_steps: 2, per_device_batch_size: 4, precision: fp32}}
+parallel: {{ranks_per_node: 1}}
+tracking: {{tensorboard: false}}
+"""
+
+
+@pytest.mark.parametrize("words", [(), ("model.freeze_vision=true",), ("stage=sft",)], ids=str)
+def test_two_images_in_a_prompt_and_a_row_of_text(tmp_path: Path, words: tuple[str]) -> None:
+    """G-F7: mixed rows in one batch, for GRPO and the supervised stage."""
+    for number in range(3):
+        image = Image.new("RGB", (48 + number, 32), (40 * number, 90, 200))
+        image.putpixel((1, 1), (0, 0, 0))
+        image.save(tmp_path / f"{number}.png")
+    lines = [
+        {"images": ["0.png", "1.png"], "problem": "Is <image> in <image>?", "solution": "3"},
+        {"problem": "2 + 5 = ?", "solution": "7"},
+        {"images": ["2.png"], "problem": "How many?", "solution": "3"},
+        {"problem": "1 + 1 = ?", "solution": "2"},
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = tmp_path / "seeing.yaml"
+    path.write_text(SEEING.format(model=write_llava(tmp_path / "llava"), rows=data))
+    trained = train_inline(path, tmp_path / "run", *words)
+    assert trained.error is None and len(trained.course) == 2
+    if "stage=sft" not in words:
+        kept = read_rollouts(trained.run.path)
+        assert {len(row.get("images", [])) for row in kept} == {0, 2}

@@ -69,7 +69,12 @@ class Collate:
         texts = prompt_texts(self._processing, [row["prompt"] for row in rows])
         arguments: dict[str, Any] = {"text": texts}
         arguments["add_special_tokens"] = lacks_beginning(self._processing, texts[0])
-        images = [row["image"] for row in rows if row.get("image") is not None]
+        images = [
+            image
+            for row in rows
+            for image in row.get("images", [row.get("image")])
+            if image is not None
+        ]
         if isinstance(self._processing, ProcessorMixin) and images:
             arguments["images"] = images
         made = dict(self._processing(**arguments))

@@ -143,14 +143,14 @@ def training_dataset(
 ) -> "Dataset":
     """The examples as trainers take them: prompt, solution, place, images, and their own columns.
 
-    Images are opened when a row is asked for: `image` where no row has several, else `images`,
-    a list. Prompts are conversations, in R1-V's wording unless `turns` makes others. A row with
+    Images are opened when a row is asked for: `image` where every row has one, else `images`, a
+    list. Prompts are conversations, in R1-V's wording unless `turns` makes others. A row with
     several right answers has a list as its solution.
     """
     from datasets import Dataset
 
     turns = turns or Wording()
-    most = max((len(example.images) for example in examples), default=0)
+    counts = {len(example.images) for example in examples}
     others = sorted({name for example in examples for name in example.columns})
 
     def open_rows(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -162,10 +162,10 @@ def training_dataset(
             "problem": [one.problem for one in chosen],
         }
         images = [one.open_images() for one in chosen]
-        if most == 1:
-            opened["image"] = [shown[0] if shown else None for shown in images]
-        elif most > 1:
-            opened["images"] = [shown or None for shown in images]
+        if counts == {1}:
+            opened["image"] = [shown[0] for shown in images]
+        elif counts != {0}:
+            opened["images"] = images  # TRL 1.16 stumbles over None among images, not over []
         return opened | {name: [one.columns.get(name) for one in chosen] for name in others}
 
     return Dataset.from_dict({"row": list(range(len(examples)))}).with_transform(open_rows)

@@ -129,7 +129,7 @@ def test_a_conversation_without_a_question_is_a_bad_row(home: Path) -> None:
 def test_a_row_of_text_among_rows_with_images(home: Path) -> None:
     found = read(home, GOOD, {"problem": "2 + 5 = ?", "solution": "7"})
     dataset = training_dataset(found.rows)
-    assert [row["image"] is None for row in dataset] == [False, True]
+    assert [len(row["images"]) for row in dataset] == [1, 0]
     assert dataset[1]["prompt"] == [
         {"role": "system", "content": R1_SYSTEM},
         {"role": "user", "content": "2 + 5 = ?"},

@@ -172,7 +172,7 @@ def _adapter_inputs(work: Work) -> int:
     """What the adapters of one layer keep; without dropout and casts they share their inputs."""
     adapters = _in_layers(work)
     if not work.shares_inputs:
-        return sum(_adapter_input(work, one) for one in adapters) // work.shape.layers
+        return sum(_adapter_input(work, linear) for linear in adapters) // work.shape.layers
     hidden, middle = work.shape.hidden, work.shape.intermediate
     before_norm = {one.where for one in adapters if one.inputs == hidden and one.name != "o_proj"}
     wide = any(one.inputs == middle for one in adapters)
@@ -235,7 +235,9 @@ def _down_input(work: Work) -> int:
     if work.shares_inputs:
         return 0
     adapters = [linear for linear in _in_layers(work) if linear.inputs == work.shape.intermediate]
-    return work.tokens * sum(_adapter_input(work, one) for one in adapters) // work.shape.layers
+    return (
+        work.tokens * sum(_adapter_input(work, linear) for linear in adapters) // work.shape.layers
+    )
 
 
 def _attention_backward(work: Work) -> int:

@@ -59,7 +59,7 @@ def suggestions(
         seconds = 1e6 / (speed.tokens_per_second * busy)
         words = tuple(f"{name}={typed(value)}" for name, value in changes.items())
         found.append(Suggestion(words, made, total, spare, seconds))
-    return sorted(found, key=lambda one: (round(one.seconds, 3), len(one.settings)))
+    return sorted(found, key=lambda each: (round(each.seconds, 3), len(each.settings)))
 
 
 def fastest_by_method(found: Sequence[Suggestion], most: int = 3) -> list[Suggestion]:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support import measured_speeds
 from tests.support.planning import GIB, LLAMA_1B, OFFLINE, profile
+from workloads.config.merge import resolve
 from workloads.config.sections import Model
 from workloads.errors import UserError
 from workloads.plan.cards import card_for_plan, find_card, peak_flops
@@ -16,6 +17,7 @@ from workloads.plan.speed import Utilisation, expected_utilisation, published, s
 
 pytestmark = pytest.mark.unit
 
+ROOT = Path(__file__).resolve().parents[3]
 # Names that NVML gives, and names that people type.
 NAMES = {
     "NVIDIA GeForce RTX 4090": "rtx 4090",
@@ -128,3 +130,13 @@ def test_hours_and_money(tmp_path: Path) -> None:
     assert text[1].startswith(f"${dollars:,.2f} (")
     unknown = duration_of(config, 1024, 2, speed, rows=None)
     assert unknown.steps is None and "--rows N" in lines(unknown, None, 2)[1]
+
+
+def test_a_prompt_of_grpo_makes_a_group_of_samples() -> None:
+    config, _ = resolve(ROOT / "profiles/grpo-h100.yaml", {}, [])
+    shape, _ = shape_of(config.model, OFFLINE)
+    card = find_card("h100")
+    assert card is not None
+    speed = speed_of(config, shape, card, 1)
+    # Four completions of each of 1,000 prompts, eight a step.
+    assert duration_of(config, 1536, 1, speed, rows=1000).steps == 500

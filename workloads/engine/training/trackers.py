@@ -35,7 +35,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in `<run>/tensorboard`; steps that a restart goes over again are shown once."""
 
-    def __init__(self, folder: Path, done_steps: int) -> None:
+    def __init__(self, folder: Path, done_steps: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         purge = done_steps + 1 if done_steps else None
@@ -59,7 +59,7 @@ class WandB:
     """
 
     def __init__(
-        self, tracking: Tracking, session: Session, config: dict[str, Any], done_steps: int
+        self, tracking: Tracking, session: Session, config: dict[str, Any], done_steps: int = 0
     ) -> None:
         env = os.environ
         for name in [name for name in env if name.startswith("WANDB") and not env[name].strip()]:

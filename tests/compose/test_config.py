@@ -27,6 +27,7 @@ PROFILES = {
 GPU = {"llm-master", "llm-worker", "vla", "vla_finetune", "vla-serve", "grpo-h100", "grpo-vllm"}
 TRAINING = {name for names in PROFILES.values() for name in names} - {"board", "monitor"}
 SECRETS = {"checkout", "dotenv", "shell", "ca", "hf_token", "wandb_api_key", "tatara_serve_token"}
+SECRETS |= {"tatara_rendezvous_secret"}
 FILES = ("compose.yaml", "compose.cpu.yaml", "compose.multihost.yaml")
 SECOND = 1_000_000_000
 

@@ -17,7 +17,7 @@ python=.venv/bin/python
   fail "expected Python 3.10 or newer, found $("$python" -V); install a newer one: https://www.python.org/downloads/"
 host() { "$python" -m workloads.host "$@"; }
 
-# .env, the caller's environment before it: TATARA_OUTPUTS, TATARA_CACHE, BASE_IMAGE, RECIPE.
+# .env, the caller's environment before it: TATARA_OUTPUTS, TATARA_CACHE, BASE_IMAGE, RECIPE, NODE_RANK.
 settings=$(host settings) || exit 2
 eval "$settings"
 

@@ -23,7 +23,7 @@ begin() {
   local file=profiles/$1.yaml names
   read -ra names <<<"$(services "$2")"
   [[ -f $file ]] || file=profiles/recipes/$1.yaml
-  if [[ -n ${NODE_RANK:-} ]]; then
+  if [[ -n $NODE_RANK ]]; then
     export COMPOSE_FILE=${COMPOSE_FILE:-compose.yaml}:compose.multihost.yaml
   fi
   TATARA_ARGS=""

@@ -288,3 +288,31 @@ def test_a_folder_with_a_hash_is_one_folder_for_all(checkout: Checkout) -> None:
     done = checkout.compose("run", "--rm", "-T", "demo-master", "touch", "outputs/here")
     assert done.returncode == 0 and (checkout.root / "runs#1" / "here").is_file(), done.stderr
     assert not (checkout.root / "runs").exists()
+
+
+def test_proxies_authorities_and_mirrors_of_the_shell_arrive(checkout: Checkout) -> None:
+    """O-A11, and O-A10: a proxy's password is in no configuration."""
+    (checkout.root / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    shell = {
+        "HTTPS_PROXY": "http://u:canary-5f0c@proxy.example:1",
+        "HF_ENDPOINT": "http://hub.example",
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_BASE_URL": "http://wandb.example",
+        "SSL_CERT_FILE": "ca.pem",
+    }
+    assert checkout.script("setup_environment.sh")[0] == 0
+    code, text = checkout.script("compose.sh", "run", "-T", "demo-master", "env", **shell)
+    assert code == 0, text
+    for name in ("HTTPS_PROXY", "HF_ENDPOINT", "HF_HUB_OFFLINE", "WANDB_BASE_URL"):
+        assert f"{name}={shell[name]}\n" in text
+    assert "SSL_CERT_FILE=/run/secrets/ca\n" in text and "NO_PROXY=localhost," in text
+    (left,) = docker("ps", "--all", "--quiet", "--filter", checkout.label).split()
+    assert "canary" not in docker("inspect", left)
+    assert "canary" not in docker(
+        "history", "--no-trunc", json.loads(docker("inspect", left))[0]["Image"]
+    )
+    # What a build learns stands in a secret, and a file of authorities that is not there is named.
+    assert "canary-5f0c" in next(checkout.root.glob(".cache/set-up-in/**/checkout-0")).read_text()
+    missing = {**shell, "SSL_CERT_FILE": "none.pem"}
+    code, text = checkout.script("compose.sh", "run", "-T", "demo-master", "env", **missing)
+    assert code == 2 and "SSL_CERT_FILE: expected a file of certificates" in text

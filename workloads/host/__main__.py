@@ -28,7 +28,7 @@ from workloads.host.programs import run_program
 from workloads.host.requirements import requirements
 from workloads.host.services import running, training
 
-_SETTINGS = ("BASE_IMAGE", "TATARA_OUTPUTS", "TATARA_CACHE", "RECIPE")
+_SETTINGS = ("BASE_IMAGE", "TATARA_OUTPUTS", "TATARA_CACHE", "RECIPE", "NODE_RANK")
 _BASE = "python:3.11-slim-bookworm"
 
 

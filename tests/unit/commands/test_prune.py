@@ -77,6 +77,15 @@ def test_the_newest_stays_and_runs_that_may_go_on_keep_all(
     assert main(["prune"]) == 0 and capsys.readouterr().out == "nothing may go\n"
 
 
+def test_the_best_checkpoint_stays(folder: Path) -> None:
+    run = made(folder, "a", "finished")
+    losses = {4: 2.5, 8: 3.5, 10: 0.5, 12: 3.0}  # none was saved at 10
+    rows = [json.dumps({"step": step, "eval_loss": loss}) for step, loss in losses.items()]
+    run.evaluations.write_text("\n".join(rows) + "\n")
+    assert main(["prune", "checkpoints", "--yes"]) == 0
+    assert left(run) == ["checkpoint-12", "checkpoint-4"]
+
+
 def test_downloads_go_only_where_they_are_named(folder: Path) -> None:
     model = folder / ".cache" / "huggingface" / "model"
     model.parent.mkdir(parents=True)

@@ -190,7 +190,7 @@ class _Maker:
     # Rows over the limit: their names and lengths, the first few.
     _over: list[str] = field(default_factory=list)
     _formats: list[str] = field(default_factory=list)  # of the rows that are kept
-    _seen: set[bytes] = field(default_factory=set)  # digests of rows, to count repeated ones
+    _seen: set[int] = field(default_factory=set)  # hashes of rows, to count repeated ones
 
     def make(self, folder: Path, split: Split, progress: Callable[[], None]) -> SplitReport:
         flat = folder / f"{split}.ids.bin", folder / f"{split}.labels.bin"
@@ -250,7 +250,7 @@ class _Maker:
             yield number, name, tokens
 
     def _count_repeated(self, ids: NDArray[np.int32]) -> None:
-        told = hashlib.blake2b(ids.tobytes(), digest_size=12).digest()
+        told = hash(ids.tobytes())
         self.report.repeated += told in self._seen
         self._seen.add(told)
 

@@ -24,6 +24,7 @@ PLAIN_TEMPLATE = (
 MARKER = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:eos|bos|pad|start_of_turn|end_of_turn|NL)>|\[/?INST\]"
 )
+SIGNS = ("<|", "s>", "INST]", "_of_turn>", "<pad>", "<NL>")  # one of them is in every marker
 _CALL = {"type": "function", "function": {"name": PROBE, "arguments": {PROBE: PROBE}}}
 
 

@@ -17,7 +17,7 @@ from workloads.llm.config import LlmData
 from workloads.llm.data.columns import UNFIT, format_of
 from workloads.llm.data.conversation import Conversation, conversation_of
 from workloads.llm.data.guard import Guard
-from workloads.llm.data.switches import MARKER, REFUSALS, Switches
+from workloads.llm.data.switches import MARKER, REFUSALS, SIGNS, Switches
 from workloads.llm.data.turns import RowError, Turn, said
 
 Row = Mapping[str, Any]
@@ -110,7 +110,7 @@ class Template:
         # One beginning and one end, whatever white space the data has around its own.
         text = text.rstrip() if end and text.rstrip().endswith(end) else text + end
         text = text.lstrip() if begin and text.lstrip().startswith(begin) else begin + text
-        return Rendered(text, ((0, len(text)),), remarks=tuple(self._foreign(text)))
+        return Rendered(text, ((0, len(text)),), remarks=tuple(self._foreign([text])))
 
     def _group(self, talks: list[Conversation]) -> Iterable[Rendered | RowError]:
         """Conversations of one kind with the same tools, at once where the template takes all."""
@@ -133,12 +133,15 @@ class Template:
         """The row with what is to be told of it; RowError where something is not in its text."""
         talk, rendered = pair
         more = [*talk.remarks, *self._guard.check(talk, rendered.text)]
-        more += self._foreign(rendered.text)
+        more += self._foreign([turn["content"] for turn in talk.turns])
         return replace(rendered, remarks=(*rendered.remarks, *more)) if more else rendered
 
-    def _foreign(self, text: str) -> Iterable[tuple[str, str]]:
-        found = set(MARKER.findall(text)) - self.switches.markers
-        return [("foreign", marker) for marker in sorted(found)]
+    def _foreign(self, texts: Sequence[str]) -> list[tuple[str, str]]:
+        """What looks like a special token in a row's own texts, and is none of this tokenizer."""
+        # Looking for what they have in common is many times faster than the pattern.
+        some = [text for text in texts if any(sign in text for sign in SIGNS)]
+        found = {marker for text in some for marker in MARKER.findall(text)}
+        return [("foreign", marker) for marker in sorted(found - self.switches.markers)]
 
     def _talks(self, talks: Sequence[Conversation]) -> list[Rendered]:
         more = talks[0].tools, talks[0].joint

@@ -8,6 +8,7 @@ from typing import Any
 from workloads.monitor.html.page import esc, table
 from workloads.monitor.numbers import number_text
 from workloads.monitor.reading.follow import Follower, number, read_object, whole
+from workloads.monitor.reading.samples import Sample, samples
 from workloads.run import Run
 
 _ORDER = ("before", "after")
@@ -153,6 +154,18 @@ def _text(value: object) -> str:
     text = str(value)
     cut = f"{text[:_LONGEST]} …" if len(text) > _LONGEST else text
     return f"<pre>{esc(cut)}</pre>"
+
+
+def sampled(run: Run, most: int) -> str:
+    """Held-out questions with their answers as the training went on, at most so many steps each."""
+    return "".join(_sampled(sample, most) for sample in samples(run))
+
+
+def _sampled(sample: Sample, most: int) -> str:
+    lines = [("question", sample.asked), ("expected", sample.answer)]
+    lines += [(f"step {step:,}", output) for step, output in sample.some(most)]
+    body = "".join(f"<tr><th>{esc(label)}</th><td>{_text(text)}</td></tr>" for label, text in lines)
+    return f"<details><summary>{esc(sample.place)}</summary><table>{body}</table></details>"
 
 
 def section(run: Run) -> Iterator[str]:

@@ -21,6 +21,7 @@ from workloads.run.integrity import write_atomically
 
 _BAD_ROWS = 200
 _CHARTS = 24
+_SAMPLED = 6  # steps of a held-out question that are shown
 # No script runs and nothing is fetched, even if a text should slip through as markup.
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
@@ -110,6 +111,10 @@ def _curves(facts: RunFacts) -> Iterator[str]:
 def _evaluation(facts: RunFacts) -> Iterator[str]:
     yield from evaluations.section(facts.run)
     yield from gallery.images(facts.run)
+
+
+def _samples(facts: RunFacts) -> Iterator[str]:
+    yield evaluations.sampled(facts.run, _SAMPLED)
 
 
 def _rollouts(facts: RunFacts) -> Iterator[str]:
@@ -254,6 +259,7 @@ SECTIONS: tuple[tuple[str, Section], ...] = (
     ("Error", _log),
     ("Curves", _curves),
     ("Evaluation", _evaluation),
+    ("Held-out questions as the training went on", _samples),
     ("Rollouts", _rollouts),
     ("Data", _data),
     ("Settings", _settings),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from workloads.monitor.html import evaluations
 from workloads.monitor.reading import find
 from workloads.monitor.reading.curve import Curve
 from workloads.monitor.reading.hardware import Hardware, Machine
@@ -17,6 +18,7 @@ from workloads.run import Run
 
 _FRESH = 0.8  # seconds that what was read is shown to several browsers
 _READERS = 8  # runs whose curves are held
+_SAMPLED = 3  # steps of a held-out question that are shown
 _SAMPLE = 2.0  # seconds between two measurements of this machine, with a browser or without
 Value = TypeVar("Value")
 
@@ -59,6 +61,7 @@ class Views:
         self._hardware = Hardware()
         self._run_list = find.RunList()
         self._lock = threading.Lock()
+        self._samples: dict[Path, tuple[int, str]] = {}
         self._readers: OrderedDict[Path, tuple[RunReader, Shared[Snapshot]]] = OrderedDict()
         self.machine: Shared[Machine] = Shared(self._hardware.read)
         self.list: Shared[list[Snapshot]] = Shared(self._read_list)
@@ -96,6 +99,19 @@ class Views:
         """The run as it is now, with its settings."""
         reader, shared = self._entry(run)
         return RunFacts(shared.get(), reader.config, {}, reader.manifest)
+
+    def samples(self, run: Run) -> str:
+        """The held-out questions with their answers, read again only where there are new ones."""
+        try:
+            written = (run.evaluation / "samples.jsonl").stat().st_mtime_ns
+        except OSError:
+            return ""
+        known = self._samples.get(run.path)
+        if known is None or known[0] != written:
+            if len(self._samples) >= _READERS:
+                self._samples.clear()
+            known = self._samples[run.path] = written, evaluations.sampled(run, _SAMPLED)
+        return known[1]
 
     def _entry(self, run: Run) -> tuple[RunReader, Shared[Snapshot]]:
         with self._lock:

@@ -109,7 +109,10 @@ def _run_sections(views: Views, run: Run) -> str:
 
 def _parts_of(views: Views, run: Run) -> dict[str, str]:
     logs = f"/log/{quote(name_of(run))}?rank="
-    return page.parts(views.live(run).get(), views.machine.get(), logs)
+    parts = page.parts(views.live(run).get(), views.machine.get(), logs)
+    asked = views.samples(run)
+    title = "<h2>Held-out questions as the training goes on</h2>"
+    return {**parts, "samples": title + asked if asked else ""}
 
 
 def _run_parts(views: Views, run: Run) -> Answer:

@@ -245,3 +245,21 @@ def test_pictures_of_evaluations_are_part_of_the_page(written: Written) -> None:
     text = section(page(written), "Evaluation")
     assert text.count("<img") == 1 and "after/reach rollouts" in text
     assert "img-src data:" in page(written)
+
+
+def test_held_out_questions_stand_with_their_answers_over_the_steps(written: Written) -> None:
+    written.run.evaluation.mkdir(exist_ok=True)
+    rows = [
+        {"step": step, "place": f"eval.jsonl:{at}", "asked": f"{at} + 1? {EVIL}"}
+        | {"output": f"at {step}", "answer": str(at + 1)}
+        for step in (*range(0, 1000, 10), 990)
+        for at in range(3)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + "damaged\n"
+    (written.run.evaluation / "samples.jsonl").write_text(text)
+    shown = section(page(written), "Held-out questions as the training went on")
+    assert shown.count("<details>") == 3 and "eval.jsonl:2" in shown
+    steps = re.findall("<th>step ([0-9,]+)</th>", shown)
+    assert len(steps) == 3 * 6 and (steps[0], steps[5]) == ("0", "990")
+    assert "at 990" in shown and EVIL not in shown
+    assert section(page(Written(written.run.path.parent.parent, "none")), "Held-out") == ""

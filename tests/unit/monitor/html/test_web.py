@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -326,3 +327,16 @@ def test_a_run_that_failed_before_its_heartbeats_has_a_log_too(
     (early.run.path / "logs" / "agent-0.log").write_text("ModuleNotFoundError: x\n")
     error = json.loads(get(server, "/parts/demo/early")[2])["parts"]["error"]
     assert "agent-0.log" in error and "ModuleNotFoundError: x" in error
+
+
+def test_held_out_questions_follow_the_run(server: ViewServer, written: Written) -> None:
+    address = f"/parts/demo/{ID}"
+    assert json.loads(get(server, address)[2])["parts"]["samples"] == ""
+    path = written.run.evaluation / "samples.jsonl"
+    for step in (10, 20):
+        row = {"step": step, "place": "e:1", "asked": EVIL, "output": f"said {step}", "answer": "x"}
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        os.utime(path, ns=(step, step))
+        shown = json.loads(get(server, address)[2])["parts"]["samples"]
+        assert f"said {step}" in shown and f"step {step}" in shown and EVIL not in shown

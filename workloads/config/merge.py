@@ -45,6 +45,19 @@ CONTRACT = {
     "NPROC_PER_NODE": "parallel.ranks_per_node",
     "MASTER_PORT": "parallel.master_port",
 }
+# Flags of other trainers whose last word is no setting of ours, and what they are here.
+ELSEWHERE = {
+    "attn_implementation": "model.attention=…",
+    "per_device_train_batch_size": "train.per_device_batch_size=…",
+    "gradient_accumulation_steps": "train.global_batch_size=…, of which it follows",
+    "report_to": "tracking.wandb=online or tracking.tensorboard=true",
+    "deepspeed": "parallel.strategy=zero2 or zero3; a file of settings is not taken",
+    "num_train_epochs": "train.epochs=…",
+    "model_name_or_path": "model.name=…",
+    "dataset_name": "data.source=…",
+    "save_steps": "checkpoints.every_steps=…",
+    "logging_steps": "train.log_every=…",
+}
 PREFIX = "TATARA__"
 _TYPE = re.compile(r"\W|^(int|float|str|bool)$")
 _SHOULD = "Input should be "
@@ -286,6 +299,8 @@ def _long_name(name: str, honoured: Sequence[str], schema: type[Profile]) -> str
             f"command line: this profile does not honour {name}; write {short[bare.upper()]}=… "
             f"or add {bare.upper()} to its `honours`"
         )
+    if bare in ELSEWHERE:
+        raise UserError(f"command line: unknown flag {name!r}; write {ELSEWHERE[bare]}")
     flags = [f"--{known.lower()}" for known in (*honoured, *CONTRACT)]
     near = _near_setting(schema, None, bare) or did_you_mean(name, flags)
     raise UserError(f"command line: unknown flag {name!r}; {near}")

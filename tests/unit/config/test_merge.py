@@ -185,6 +185,10 @@ def test_a_flag_without_a_value(words: list[str], expected: str, profiles: Profi
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        # G-F13: flags of other trainers.
+        (["--deepspeed", "ds.json"], "unknown flag '--deepspeed'; write parallel.strategy=zero2"),
+        (["--report_to", "wandb"], "write tracking.wandb=online or tracking.tensorboard=true"),
+        (["--attn_implementation", "sdpa"], "write model.attention=…"),
         (["--lerning_rate", "1"], "unknown flag '--lerning_rate'; did you mean '--learning_rate'?"),
         (["learning_rate"], "expected NAME=VALUE or --name VALUE, found 'learning_rate'"),
         (["optim.lr=1"], "command line optim.lr: unknown setting 'optim.lr'"),

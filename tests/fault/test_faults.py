@@ -47,7 +47,7 @@ def test_a_nan_on_one_rank_is_never_applied(tmp_path: Path) -> None:
     training = Training(tmp_path, fault="nan:7:1").end()
     (event,) = events(training.run, "nonfinite")
     assert event["step"] == 7 and len(event["rows_by_rank"][1]) == 4
-    assert all("gsm8k.jsonl:" in place for place in event["places_by_rank"][1])
+    assert all("arithmetic.jsonl:" in place for place in event["places_by_rank"][1])
     assert "step 7: non-finite loss or gradient; the step was not applied" in training.console
     newest = sealed(training.run.checkpoints)[-1]
     dcp_to_torch_save(newest / "pytorch_model_fsdp_0", tmp_path / "weights.pt")

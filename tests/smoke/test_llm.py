@@ -90,7 +90,7 @@ def test_values_of_the_environment_reach_optimizer_and_loader(tmp_path: Path) ->
         (["train", "profiles/demo.yaml", "optim.lerning_rate=1"], "did you mean 'learning_rate'?"),
         (["check", "profiles/demo.yaml", "data.source=data/none.jsonl"], "data/none.jsonl"),
         (["train", "profiles/demo.yaml", "--resume", "nothing"], "found no 'nothing'"),
-        (["bake"], "unknown verb 'bake'"),
+        (["bake"], "unknown command 'bake'"),
         (["eval", "gsm9k"], "unknown task"),
         (["export", "nothing"], "expected a run"),
     ],

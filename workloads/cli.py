@@ -31,6 +31,7 @@ COMMANDS: Commands = {
     "doctor": ("workloads.commands.doctor", "say what this machine can run and what it lacks"),
     "monitor": ("workloads.commands.monitor", "watch a run, or all of them"),
     "report": ("workloads.commands.report", "write a run's page, to keep or to send"),
+    "verify": ("workloads.commands.verify", "say whether a run, or a copy of it, is whole"),
     "prune": ("workloads.commands.prune", "show what may go, and remove it with --yes"),
 }
 # What follows a PROFILE there are settings, which the parser does not know.

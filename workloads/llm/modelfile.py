@@ -13,6 +13,7 @@ from workloads.engine.pretrained.files import ADAPTER_CONFIG, is_adapter
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.llm.data.switches import Switches
+from workloads.run.integrity import changing
 
 NAME = "Modelfile"
 _SYSTEM = "SystemWords"
@@ -33,7 +34,8 @@ def write_modelfile(folder: Path) -> Path:
     for token in tokenizer.convert_ids_to_tokens(stop_ids(tokenizer, generation)):
         lines.append(f'PARAMETER stop "{token}"')
     path = folder / NAME
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with changing(folder, NAME):
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 

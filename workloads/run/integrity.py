@@ -1,11 +1,15 @@
-"""Checkpoints that are whole or do not count: sealed with digests, verified before use."""
+"""Folders that are whole or do not count: sealed with digests, verified before use or after a copy.
+
+Checkpoints are sealed, and exported models.
+"""
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +48,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
+    """Every file below a folder but its seal."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
 
 
@@ -54,20 +59,56 @@ def seal(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     Returns the seal: the facts given, and each file's size in bytes and digest.
     """
     files = {}
-    found = _files(folder)
+    found = files_of(folder)
     # The disk writes while the digests are taken from memory.
     with ThreadPoolExecutor(1) as disk:
         synced = disk.map(_sync, found)
         for path in found:
-            name = path.relative_to(folder).as_posix()
-            files[name] = {"size": path.stat().st_size, "xxh3_128": digest(path)}
+            files[path.relative_to(folder).as_posix()] = _fact(path)
         list(synced)  # raises what went wrong there
     for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         _sync(inner)
-    record = {**facts, "files": files}
+    return _write_seal(folder, {**facts, "files": files})
+
+
+@contextmanager
+def changing(folder: Path, *names: str) -> Iterator[None]:
+    """Change or add the named files of a sealed folder; the digests of all others stay as they are.
+
+    The seal is away meanwhile: a change that is cut short leaves a folder that says so. A folder
+    without a seal gets none, and a damaged seal stays as it is.
+    """
+    try:
+        record = read_seal(folder)
+    except (OSError, ValueError):
+        yield
+        return
+    (folder / SEAL).unlink()
+    yield
+    for name in names:
+        _sync(folder / name)
+        record["files"][name] = _fact(folder / name)
+    _write_seal(folder, record)
+
+
+def _fact(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "xxh3_128": digest(path)}
+
+
+def _write_seal(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     record[_OWN] = _own_digest(record)
     write_atomically(folder / SEAL, json.dumps(record, indent=1))
     _sync(folder)
+    return record
+
+
+def read_seal(folder: Path) -> dict[str, Any]:
+    """What a seal says; ValueError where it is not one or was changed since it was written."""
+    record = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        raise ValueError("it lists no files")
+    if record.get(_OWN) != _own_digest(record):
+        raise ValueError("its content changed after it was written (digest differs)")
     return record
 
 
@@ -80,17 +121,14 @@ def _own_digest(record: dict[str, Any]) -> str:
 
 
 def verify_checkpoint(path: str | os.PathLike[str]) -> list[str]:
-    """Everything wrong with a checkpoint, a sentence each; empty if it is whole."""
+    """Everything wrong with a sealed folder, a sentence each; empty if it is whole."""
     folder = Path(path)
     try:
-        record = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        files = dict(record["files"])
+        files = read_seal(folder)["files"]
     except FileNotFoundError:
-        return [f"{SEAL}: missing, so the checkpoint was never finished"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{SEAL}: missing, so it was never finished"]
+    except (OSError, ValueError) as error:
         return [f"{SEAL}: unreadable: {error}"]
-    if record.get(_OWN) != _own_digest(record):
-        return [f"{SEAL}: its content changed after it was written (digest differs)"]
     if not files:
         return [f"{SEAL}: lists no files"]
     return [text for name, fact in files.items() if (text := _damage(folder / name, name, fact))]
@@ -181,7 +219,7 @@ def rotate(
     if folder.is_dir():
         cut = [path for path in folder.iterdir() if path not in whole and step_of(path) >= 0]
         old += [path for path in cut if step_of(path) < oldest]
-    old += [path for path in set_aside(folder) if _step_aside(path) < oldest]
+    old += [path for path in set_aside(folder) if step_aside(path) < oldest]
     gone = []
     for path in old:
         try:
@@ -192,7 +230,8 @@ def rotate(
     return gone
 
 
-def _step_aside(path: Path) -> int:
+def step_aside(path: Path) -> int:
+    """The step of a checkpoint that was set aside, 0 where its name has none."""
     digits = re.search(rf"{PREFIX}(\d+)", path.name)
     return int(digits[1]) if digits else 0
 

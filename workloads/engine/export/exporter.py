@@ -29,13 +29,14 @@ from workloads.engine.export.export import (
     used_config,
     write_facts,
 )
-from workloads.engine.hub.upload import FACTS
+from workloads.engine.hub.upload import CARD, FACTS
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.base import Base, load_config
 from workloads.engine.pretrained.files import Tell, compute_dtype
 from workloads.errors import TataraError
 from workloads.json_files import read_json
 from workloads.run import Run
+from workloads.run.integrity import changing, seal
 
 P = TypeVar("P", bound=Profile)
 
@@ -168,6 +169,7 @@ class Exporter(ABC, Generic[P]):
             describe(folder, card, self.facts(job))
             if job.kind != "adapter":
                 self.check(job, folder)
+            seal(folder, {"kind": job.kind, "step": job.step})
 
     def refresh_card(self, run: Run, folder: Path | None = None) -> None:
         """Write an exported model's card anew, when evaluations have come in since."""
@@ -176,8 +178,9 @@ class Exporter(ABC, Generic[P]):
         config: P = used_config(run)
         base = kept_base(run, config, silent, self.read)
         card = card_of(run, config, facts["kind"], facts["dtype"], facts["step"], base.folder)
-        write_card(folder, replace(self.card(card, base), notes=tuple(facts["notes"])))
-        write_facts(folder, facts)
+        with changing(folder, CARD, FACTS):
+            write_card(folder, replace(self.card(card, base), notes=tuple(facts["notes"])))
+            write_facts(folder, facts)
 
 
 def check_loaded(factory: Any, folder: Path, trust_remote_code: bool) -> Any:

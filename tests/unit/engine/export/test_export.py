@@ -27,7 +27,7 @@ from workloads.llm.config import LlmConfig
 from workloads.llm.export import EXPORTER, export, keep_skeleton
 from workloads.llm.model import load_for_use, load_model
 from workloads.run import Run
-from workloads.run.integrity import publish, seal
+from workloads.run.integrity import SEAL, publish, read_seal, seal, verify_checkpoint
 
 pytestmark = pytest.mark.unit
 INPUTS = torch.arange(5, 45).reshape(2, 20)
@@ -91,6 +91,8 @@ def test_a_plain_checkpoint(tmp_path: Path, precision: str, dtype: torch.dtype) 
     assert tokenizer.chat_template == make_tokenizer().chat_template
     assert tokenizer("a b")["input_ids"] == make_tokenizer()("a b")["input_ids"]
     assert "exported model of step 20" in told[-1]
+    assert read_seal(run.final)["step"] == 20
+    assert verify_checkpoint(run.final) == []
     assert not [path for path in run.path.iterdir() if path.name.startswith(".final")]
 
 
@@ -286,6 +288,7 @@ def test_the_card_tells_what_the_run_did(tmp_path: Path) -> None:
     text = (run.final / "README.md").read_text()
     assert "| gsm8k, after | 32 | 25.0% | 50.0% | 100.0% |" in text and "at step 9" in text
     assert text.index("gsm8k, before") < text.index("gsm8k, after")
+    assert verify_checkpoint(run.final) == []  # sealed with the new card
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
@@ -400,7 +403,7 @@ def test_push(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
         assert push(exported, "me/model").startswith(f"{hub.url}/me/model/commit/")
         files = hub.pushed["me/model"]
-        assert set(files) == {path.name for path in exported.iterdir()}
+        assert set(files) == {path.name for path in exported.iterdir()} - {SEAL}
         assert files["model.safetensors"] == (exported / "model.safetensors").read_bytes()
         hub.mood = "too many requests"
         with pytest.raises(Retry, match="429"):

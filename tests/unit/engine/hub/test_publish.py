@@ -14,6 +14,7 @@ from tests.unit.engine.export.test_export import checkpoint, make_run, whole
 from workloads.engine.hub import publish
 from workloads.engine.hub.publish import Publisher, may_push, push_final
 from workloads.llm.export import export
+from workloads.run.integrity import SEAL
 from workloads.run.session import Session
 
 pytestmark = pytest.mark.unit
@@ -83,7 +84,8 @@ def test_the_end_pushes_what_was_exported(hub: FakeHub, session: Session) -> Non
     export(session.run)
     assert push_final(session.run.config(), session) is None
     assert events(session.run, "pushed")[0]["address"].startswith(hub.url)
-    assert set(hub.pushed["me/model"]) == {path.name for path in session.run.final.iterdir()}
+    files = {path.name for path in session.run.final.iterdir()}
+    assert set(hub.pushed["me/model"]) == files - {SEAL}
 
 
 def test_the_end_tries_again_and_then_says_where_the_model_is(

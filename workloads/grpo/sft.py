@@ -25,7 +25,7 @@ from workloads.errors import UserError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared, dataset_of
 from workloads.grpo.model import Processing, learner, prompt_texts, sees_images, tokenizer_of
-from workloads.grpo.resume import LoadsByName
+from workloads.grpo.trl_hooks import LoadsByName
 from workloads.run.session import Session
 
 IGNORED = -100

@@ -1,21 +1,31 @@
-"""What Tatara overrides in TRL's GRPOTrainer (1.16) and transformers' Trainer (5.17), all of it.
+"""What Tatara overrides in TRL's GRPOTrainer and transformers' Trainer for this workload.
 
-Private methods of a library change without notice: `tests/smoke/test_grpo_train.py` trains with
-each of them.
+Private methods of a library change without notice: `READ_IN` names the versions they were read in,
+and `tests/smoke/test_grpo_train.py` trains with each of them.
 """
 
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from peft import PeftModel
+from torch import nn
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import GRPOTrainer
 
 from workloads.engine import distributed
@@ -24,7 +34,6 @@ from workloads.errors import Retry, Stopped, TataraError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.learning_signal import LearningSignal, SignalCallback
 from workloads.grpo.model import placeholders, tokenizer_of
-from workloads.grpo.resume import LoadsByName
 from workloads.grpo.rewards.scoring import Scorer
 from workloads.grpo.rollouts import engine
 from workloads.grpo.rollouts.rollouts import Rollout, RolloutLog
@@ -32,8 +41,23 @@ from workloads.run.directory import rows_in
 from workloads.run.events import Phase
 from workloads.run.integrity import sealed, step_of
 
+READ_IN = MappingProxyType({"trl": "1.16", "transformers": "5.17"})
+
 _REFERENCE = "ref"
 _MOVED_REFERENCE = "reference.pt"
+
+
+@dataclass
+class Handed:
+    """What one hook of a step leaves for a later one.
+
+    completions: this rank's, as the rewards saw them, for the log of rollouts. reward_failed: on
+    any rank, so that `fit` saves what there was. random_state: behind the last step.
+    """
+
+    completions: list[Any] = field(default_factory=list)
+    reward_failed: bool = False
+    random_state: dict[str, Any] = field(default_factory=dict)
 
 
 class BehindStep(TrainerCallback):
@@ -96,6 +120,38 @@ class ByEpoch(Sampler[int]):
         return self.rows // self.prompts * self.prompts * self.group * self.repeats
 
 
+class LoadsByName(Trainer):
+    """Mixin for Trainer classes that resume whole models, vision-language models among them.
+
+    `save_pretrained` writes many of these under the names that older versions used. The library's
+    own way back matches names as they are and leaves out what it does not know: a resumed run
+    would go on from the weights that it first began with.
+    """
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """Through from_pretrained, which knows both names; shards and adapters as the library."""
+        model = self.model if model is None else model
+        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load: Any = type(model).from_pretrained
+        whole, found = load(
+            Path(resume_from_checkpoint),
+            dtype=next(model.parameters()).dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        if missing := sorted(found["missing_keys"]):
+            raise TataraError(
+                f"{resume_from_checkpoint}: expected every weight of the model, found none for "
+                f"{len(missing)}, the first {missing[0]}; resume an older checkpoint"
+            )
+        model.load_state_dict(whole.state_dict())
+
+
 class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
     """The grpo workload's trainer.
 
@@ -117,9 +173,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         self.rollout_log, self.scorer, self._ask_held_out = log, scorer, ask_held_out
-        self._completions: list[Any] = []
-        self._reward_failed = False
-        self._random_state: dict[str, Any] = {}
+        self.handed = Handed()
         super().__init__(*args, profile=profile, **kwargs)
         self.signal = LearningSignal(profile, self.session)
         self.add_callback(SignalCallback(self.signal, self.watch))
@@ -135,7 +189,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
             reason = f": {self.signal.reason}" if self.signal.stops else ""
             raise Stopped(f"{error}{reason}") from error
         except TataraError as error:
-            if self._reward_failed:
+            if self.handed.reward_failed:
                 self._save_last_good()
             is_final = not isinstance(error, Retry)
             if is_final and isinstance(error.__cause__, torch.OutOfMemoryError):
@@ -153,16 +207,16 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
 
     def _evaluate_held_out(self) -> None:
         """Ask the held-out rows where it is time for it; sampling goes on as if it had not been."""
-        self._random_state = random_state()
+        self.handed.random_state = random_state()
         every, step = self.profile.evaluation.every_steps, self.state.global_step
         if every and step % every == 0 and step < self.state.max_steps:
             self._ask_held_out(self.model, step)
-            set_random_state(self._random_state)
+            set_random_state(self.handed.random_state)
 
     def _save_last_good(self) -> None:
         """Save the last whole step, as it was before the completions whose reward failed."""
         if self.state.global_step > 0:
-            set_random_state(self._random_state)
+            set_random_state(self.handed.random_state)
             self._save_checkpoint(self.model_wrapped, trial=None)
             self.session.tell(
                 f"checkpoint-{self.state.global_step} saved: `--resume` goes on there"
@@ -223,9 +277,9 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
         """TRL's own; where a reward fails on one rank, all of them stop at the same step."""
-        self._completions = list(completions)
+        self.handed.completions = list(completions)
         gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._reward_failed = distributed.agree(self.scorer.problem is not None)
+        self.handed.reward_failed = distributed.agree(self.scorer.problem is not None)
         distributed.all_or_none(self.scorer.problem, "rewards")
         return gathered
 
@@ -245,7 +299,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
                 row.get("images", [row.get("image")]),
             )
             for place, (row, completion, advantage) in enumerate(
-                zip(inputs, self._completions, advantages, strict=True)
+                zip(inputs, self.handed.completions, advantages, strict=True)
             )
         ]
         self.rollout_log.write(step, rollouts)
@@ -314,4 +368,4 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "row_ids": [row["place"] for row in rows], "tokens": 0}
 
 
-__all__ = ["ByEpoch", "GrpoTrainer", "collate"]
+__all__ = ["ByEpoch", "GrpoTrainer", "LoadsByName", "collate"]

@@ -1,11 +1,13 @@
 """What Tatara adds to any transformers Trainer: safe saves, agreed stops, no non-finite update.
 
 `class LlmTrainer(RunTrainer, SFTTrainer)`: the mixin goes first. The loop stays the library's.
+Private methods of it change without notice: `READ_IN` names the version they were read in.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from workloads.errors import Stopped, TataraError
 from workloads.run.events import Event, Phase
 from workloads.run.integrity import PREFIX, SEAL, sealed, step_of
 from workloads.run.session import Session
+
+READ_IN = MappingProxyType({"transformers": "5.17"})
 
 
 def _numbers(rows: Sequence[int]) -> list[str]:

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from tests.support.tiny_llava import write_llava
 from workloads.errors import TataraError
-from workloads.grpo.resume import LoadsByName
+from workloads.grpo.trl_hooks import LoadsByName
 
 pytestmark = pytest.mark.unit
 WEIGHTS = "model.safetensors"

@@ -1,7 +1,6 @@
 """The robot policy's service and image, themselves, without a GPU: train, look at data, serve."""
 
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 
 from tests.compose.project import ROOT, Project, arguments, docker
 from tests.smoke.test_vla_train import unpack
-from tests.support.processes import events
+from tests.support.processes import events, free_port
 from workloads.vla.serve.client import PolicyClient
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
@@ -32,11 +31,6 @@ def data_folder(folder: Path) -> Path:
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def run_once(vla: Project, *words: str) -> subprocess.CompletedProcess[str]:

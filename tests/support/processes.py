@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -112,6 +113,12 @@ class Training:
             raise AssertionError(f"did not end\n{self.everything()}") from None
         assert code == expected, f"exit {code}, expected {expected}\n{self.everything()}"
         return self
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def descendants(root: int) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import free_port
 from workloads.errors import EXIT_DONE, EXIT_RETRY, EXIT_USER, Retry, Stopped, UserError
 from workloads.launch.coordinator import Coordinator
 from workloads.launch.member import Member
@@ -23,11 +24,6 @@ SECRET = b"of the tests"
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(4) as executor:
         yield executor
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -16,7 +16,8 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
         "folder",
         metavar="DIR",
         type=Path,
-        help="CRANE-X7, LeRobot, RLDS, HDF5 or ROS 2 bag demonstrations; a LeRobot name on the hub",
+        help="CRANE-X7, LeRobot, RLDS, CALVIN, HDF5 or ROS 2 bag demonstrations; a LeRobot name on "
+        "the hub",
     )
     parser.add_argument(
         "--color-order", choices=("rgb", "bgr"), help="of images where no meta.json says it"

@@ -19,8 +19,8 @@ class Source(Section):
     """One dataset of demonstrations, in any format that `tatara data inspect` knows."""
 
     source: Text = Field(
-        description="Folder of demonstrations: CRANE-X7, LeRobot, RLDS, HDF5, ROS 2 bags; or a "
-        "LeRobot dataset's name on the hub."
+        description="Folder of demonstrations: CRANE-X7, LeRobot, RLDS, CALVIN, HDF5, ROS 2 bags; "
+        "or a LeRobot dataset's name on the hub."
     )
     revision: Text | None = Field(
         None, description="Commit, tag or branch of a dataset on the hub."

@@ -186,10 +186,12 @@ class Dataset(Sequence[Episode], ABC):
 
     format: the files' format; name: the dataset's entry in the statistics; fps: steps a second
     where the files or the format say so, measured_fps: what the times of the steps say, where they
-    can be trusted; revision: the commit of one from the hub; seen: all steps, lost ones too; damage: what was found wrong so far; notes: what a person
-    should know before training on it; unused: features in the files that nothing reads, and why;
-    text_keys: features that hold texts; action_names, state_names: one for each dimension, None
-    where the files have none.
+    can be trusted; revision: the commit of one from the hub; seen: all steps, lost ones too;
+    damage: what was found wrong so far; notes: what a person should know before training on it;
+    unused: features in the files that nothing reads, and why; text_keys: features that hold texts;
+    action_names, state_names: one for each dimension, None where the files have none; shares_rows:
+    rows number the steps of all episodes, which may overlap, not those of each; last_step_pads:
+    the last step of an episode only fills up what windows lack at its end.
     """
 
     format: str
@@ -201,6 +203,8 @@ class Dataset(Sequence[Episode], ABC):
     action_names: tuple[str, ...] | None = None
     state_names: tuple[str, ...] | None = None
     text_keys: tuple[str, ...] = ()
+    shares_rows: bool = False
+    last_step_pads: bool = False
 
     def __init__(self, path: Path, options: Options) -> None:
         self.path = path

@@ -15,11 +15,14 @@ from workloads.links import refuse_lost_link
 LEROBOT_INFO = Path("meta/info.json")
 RLDS_FEATURES = "features.json"
 BAG_METADATA = "metadata.yaml"
+CALVIN_ANNOTATIONS = Path("lang_annotations/auto_lang_ann.npy")
+CALVIN_RECORDINGS = "ep_start_end_ids.npy"
 HDF5 = (".hdf5", ".h5")
 # What one format alone can use: an option given to another is refused, never ignored.
 _SPECIAL = {
     "LeRobot": ("state_keys", "action_keys", "instruction_key", "revision"),
     "RLDS": ("split", "state_keys", "action_keys", "instruction_key"),
+    "CALVIN": (),
     "CRANE-X7": ("instruction_key",),
     "HDF5": ("state_keys", "action_keys", "instruction_key"),
     "ROS 2 bag": ("state_keys", "action_keys", "instruction_key", "rate"),
@@ -96,6 +99,12 @@ def _opened(root: Path, options: Options) -> Dataset:
 
         _refuse(root, "RLDS", options)
         return Rlds(builder, options)
+    split = _calvin_split(root)
+    if split is not None:
+        from workloads.data.robot.calvin.reader import Calvin
+
+        _refuse(root, "CALVIN", options)
+        return Calvin(split, options)
     files = recordings.find(root)
     if files:
         _refuse(root, "CRANE-X7", options)
@@ -116,8 +125,9 @@ def _opened(root: Path, options: Options) -> Dataset:
 
 
 WHAT_IS_READ = (
-    f"what is read: {LEROBOT_INFO} (LeRobot), {RLDS_FEATURES} (RLDS), **/episode_data.tfrecord or "
-    f".npz (CRANE-X7), **/*.hdf5 (robomimic, LIBERO, ALOHA), **/{BAG_METADATA} (ROS 2 bags)"
+    f"what is read: {LEROBOT_INFO} (LeRobot), {RLDS_FEATURES} (RLDS), {CALVIN_ANNOTATIONS} "
+    "(CALVIN), **/episode_data.tfrecord or .npz (CRANE-X7), "
+    f"**/*.hdf5 (robomimic, LIBERO, ALOHA), **/{BAG_METADATA} (ROS 2 bags)"
 )
 
 
@@ -180,6 +190,21 @@ def _rlds_folder(root: Path) -> Path | None:
         listed = ", ".join(str(name) for name in names)
         raise UserError(f"expected one RLDS dataset in {root}, found {listed}; name one of them")
     return max(folders, key=_version, default=None)
+
+
+def _calvin_split(root: Path) -> Path | None:
+    """The folder of frames with annotations: the one given, or the only one in it."""
+    if not root.is_dir():
+        return None
+    folders = [
+        folder
+        for folder in [root, *sorted(item for item in root.glob("*") if item.is_dir())]
+        if (folder / CALVIN_ANNOTATIONS).is_file() or (folder / CALVIN_RECORDINGS).is_file()
+    ]
+    if len(folders) > 1:
+        listed = ", ".join(str(folder) for folder in folders)
+        raise UserError(f"expected one split of CALVIN in {root}, found {listed}; name one of them")
+    return folders[0] if folders else None
 
 
 def _version(folder: Path) -> tuple[int, ...]:

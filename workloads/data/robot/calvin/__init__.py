@@ -1,0 +1,1 @@
+"""CALVIN's folders of frames, with the spans of them that people described."""

@@ -1,0 +1,114 @@
+"""`auto_lang_ann.npy`: a pickle, of which nothing is run.
+
+A pickle may name any function and have it called. This one needs five names, all of numpy, to put
+its arrays together; every other name ends the reading.
+"""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from workloads import git_lfs
+from workloads.errors import UserError
+
+FILE = Path("lang_annotations/auto_lang_ann.npy")
+# Written as numpy.core before numpy 2, as numpy._core since.
+_ALLOWED = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("multiarray", "scalar"): np.float64(0).__reduce__()[0],
+    ("numeric", "_frombuffer"): np.empty(0).__reduce_ex__(5)[0],
+}
+_BROKEN = (
+    pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+    OverflowError, MemoryError, OSError, UnicodeDecodeError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Span:
+    """Frames `start` to `end`, both included, and what was done in them."""
+
+    start: int
+    end: int
+    text: str
+    task: str
+
+
+class _Forbidden(Exception):
+    """The pickle names something that is no part of an array."""
+
+
+class _Arrays(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        short = module.removeprefix("numpy.core.").removeprefix("numpy._core.")
+        if (short, name) in _ALLOWED:
+            return _ALLOWED[short, name]
+        raise _Forbidden(f"{module}.{name}")
+
+
+def load(file: Path) -> list[Span]:
+    """The annotated spans of `auto_lang_ann.npy` in its order.
+
+    Raises UserError for a file that is damaged, holds something else, or names code.
+    """
+    content = _content(file)
+    spans = _part(file, content, "info", "indx")
+    texts = _part(file, content, "language", "ann")
+    tasks = _part(file, content, "language", "task")
+    if not len(spans) == len(texts) == len(tasks):
+        _refuse(file, f"{len(spans)} spans, {len(texts)} texts and {len(tasks)} tasks")
+    found = []
+    for number, (span, text, task) in enumerate(zip(spans, texts, tasks, strict=True)):
+        try:
+            start, end = (int(frame) for frame in span)
+        except (TypeError, ValueError):
+            _refuse(file, f"{span!r} as span {number}, which is no pair of frame numbers")
+        if not 0 <= start <= end:
+            _refuse(file, f"span {number} from frame {start} to {end}")
+        if not isinstance(text, str) or not isinstance(task, str):
+            _refuse(file, f"{text!r} of task {task!r} as what span {number} shows")
+        found.append(Span(start, end, text, task))
+    return found
+
+
+def _content(file: Path) -> Any:
+    if git_lfs.is_pointer(file):
+        _refuse(file, git_lfs.WHAT_TO_DO)
+    try:
+        with open(file, "rb") as stream:
+            np.lib.format.read_magic(stream)
+            stream.seek(8)
+            header = np.lib.format.read_array_header_1_0(stream)
+            if header[2] != np.dtype(object):
+                _refuse(file, f"an array of {header[2]}")
+            content = _Arrays(stream).load()
+    except PermissionError as error:
+        raise UserError(f"{file}: expected a file that can be read, found {error}") from None
+    except _Forbidden as error:
+        raise UserError(
+            f"{file}: expected a pickle of arrays, texts and numbers, found {error} in it, which "
+            "could run code; nothing was run: take the file from the original dataset"
+        ) from None
+    except _BROKEN as error:
+        _refuse(file, f"a damaged file ({' '.join(str(error).split()) or type(error).__name__})")
+    return content.item() if isinstance(content, np.ndarray) and content.size == 1 else content
+
+
+def _part(file: Path, content: Any, section: str, key: str) -> list[Any]:
+    place = content.get(section) if isinstance(content, dict) else None
+    found = place.get(key) if isinstance(place, dict) else None
+    if not isinstance(found, list | tuple | np.ndarray):
+        _refuse(file, f"no list {section}.{key}")
+    return list(found)
+
+
+def _refuse(file: Path, found: str) -> NoReturn:
+    raise UserError(
+        f"{file}: expected the annotations of a CALVIN split, found {found}; take the file from "
+        "the original dataset"
+    )

@@ -1,0 +1,1 @@
+"""Policies of RoboVLMs: vision-language models with a head that remembers."""

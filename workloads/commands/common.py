@@ -37,19 +37,38 @@ def with_environment(
 
 def resolved(profile: str, env: dict[str, str], words: Sequence[str]) -> "tuple[Any, Provenance]":
     """The config of a profile; names that are set but not honoured are told of."""
-    from workloads.config.merge import resolve
-
     path = profile_path(profile, env)
-    config, provenance = resolve(path, env, words)
-    if env.get("RECIPE") == "auto" and not config.recipes:
-        from workloads.plan.suggest import automatic
-
-        if (chosen := automatic(config, env)) is not None:
-            settings = " ".join(chosen.settings)
-            print(f"tatara: RECIPE=auto: {settings}, which fits the GPUs here", file=sys.stderr)
-            config, provenance = resolve(path, env, [*chosen.settings, *words])
+    config, provenance, _ = resolved_to_fit(path, env, words)
     report_ignored(str(path), provenance)
     return config, provenance
+
+
+def resolved_to_fit(
+    path: Path, env: dict[str, str], words: Sequence[str]
+) -> "tuple[Any, Provenance, list[str]]":
+    """The config of a profile's file, and the words that make it.
+
+    Where RECIPE or the profile itself says auto, and it is not safe on the GPUs here, the planner's
+    settings come before the words; why goes into the environment, for the run's manifest.
+    """
+    from workloads.config.merge import resolve
+
+    config, provenance = resolve(path, env, words)
+    wish = env.get("RECIPE") or ("auto" if config.profile == "auto" else "")
+    if wish != "auto" or (env.get("RECIPE") and config.recipes):
+        return config, provenance, list(words)
+    from workloads.plan.suggest import automatic
+    from workloads.run.manifest import CHOICE
+
+    outside = ("environment ", "command line ")
+    pinned = [name for name, source in provenance.items() if source.startswith(outside)]
+    if (choice := automatic(config, env, pinned)) is None:
+        return config, provenance, list(words)
+    env[CHOICE] = choice.reason
+    print(f"tatara: chosen for the GPUs here: {choice.reason}", file=sys.stderr)
+    words = [*choice.settings, *words]
+    config, provenance = resolve(path, env, words)
+    return config, provenance, words
 
 
 def report_ignored(profile: str, provenance: "Provenance") -> None:

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of each node to plan for")
     parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="of the GPU to plan for")
     parser.add_argument("--rows", type=int, metavar="N", help="training rows, for time and money")
+    parser.add_argument(
+        "--row-tokens", type=int, metavar="N", help="mean tokens of a row, to weigh packing"
+    )
     parser.add_argument("--price", type=float, metavar="DOLLARS", help="of one GPU for an hour")
     parser.add_argument(
         "--suggest", action="store_true", help="what fits the card, fastest first, as settings"
@@ -51,7 +54,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     if learnt is not None:
         breakdown = breakdown.with_overhead(learnt)
     if args.suggest:
-        return _suggest(config, breakdown, target, runs, env)
+        return _suggest(args, config, breakdown, target, runs, env)
     size = target.memory
     suffices = fits(breakdown, size) if size else None
     fixes = advice(breakdown, config, size) if size and not suffices else []
@@ -103,9 +106,10 @@ class _Target:
 
 
 def _target(args: argparse.Namespace, env: Mapping[str, str]) -> _Target:
-    for name, value in (("--gpus", args.gpus), ("--rows", args.rows), ("--price", args.price)):
+    numbers = {"gpus": args.gpus, "rows": args.rows, "row-tokens": args.row_tokens}
+    for name, value in (numbers | {"price": args.price}).items():
         if value is not None and value <= 0:
-            raise UserError(f"{name}: expected a number over 0, found {value:g}")
+            raise UserError(f"--{name}: expected a number over 0, found {value:g}")
     return _Target(args, env)
 
 
@@ -180,6 +184,7 @@ def _exact(config: "Profile", breakdown: "Breakdown", env: dict[str, str]) -> di
 
 
 def _suggest(
+    args: argparse.Namespace,
     config: "Profile",
     breakdown: "Breakdown",
     target: _Target,
@@ -187,6 +192,8 @@ def _suggest(
     env: Mapping[str, str],
 ) -> int:
     """Print what fits, fastest first; ends with 1 where nothing does."""
+    from workloads.plan.earlier import lengths_of
+    from workloads.plan.row_lengths import RowLengths
     from workloads.plan.suggest import fastest_by_method, suggestion_lines, suggestions
 
     if breakdown.shape is None:
@@ -195,7 +202,16 @@ def _suggest(
         raise UserError("--suggest: expected a GPU here or one that is named; add --gpu rtx-4090")
     gpus = target.gpus or 1
     own = _own(runs, env)
-    found = suggestions(config, breakdown.shape, target.card, target.memory, gpus, own)
+    lengths = lengths_of(config, runs)
+    if args.row_tokens:
+        longest = config.row_length(config.seen_shape(breakdown.shape))
+        lengths = RowLengths(args.row_tokens, longest)
+    found = suggestions(config, breakdown.shape, target.card, target.memory, gpus, own, lengths)
     for line in suggestion_lines(fastest_by_method(found), target.memory):
         print(line)
+    if config.packs is False and lengths is None:
+        print(
+            "how long the rows are is not known here, so packing was not weighed; "
+            "give --row-tokens N, or plan again after a run"
+        )
     return EXIT_DONE if found else EXIT_FAILED

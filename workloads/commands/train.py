@@ -4,7 +4,12 @@ saved, 75 worth another try, 1 anything else."""
 import argparse
 from collections.abc import Sequence
 
-from workloads.commands.common import loaded_environment, profile_path, report_ignored
+from workloads.commands.common import (
+    loaded_environment,
+    profile_path,
+    report_ignored,
+    resolved_to_fit,
+)
 from workloads.config.merge import resolve
 
 
@@ -29,7 +34,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         words, args.resume = [args.resume, *words], "latest"
     path = profile_path(args.profile, env)
     gpus = device.gpu_count(env)
-    config, provenance = resolve(path, env, words)
+    config, provenance, words = resolved_to_fit(path, env, words)
     if nodes := fewer_nodes(config.parallel.nodes, env, gpus):
         print(f"{gpus} GPU here for {config.parallel.nodes} nodes: parallel.nodes={nodes}")
         words = [*words, f"parallel.nodes={nodes}"]

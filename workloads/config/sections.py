@@ -278,6 +278,11 @@ class Profile(Section):
         description="Profiles in profiles/recipes/ for other machines, the most capable first: "
         "RECIPE=NAME takes one in this profile's place, RECIPE=auto the first that fits the GPU.",
     )
+    profile: Literal["as_written", "auto"] = Field(
+        "as_written",
+        description="auto: where it is not safe on the GPUs here, the planner's settings for them, "
+        "as RECIPE=auto; what the command line sets stays.",
+    )
     model: Model
     adapter: Adapter = Adapter()
     optim: Optim = Optim()
@@ -303,6 +308,11 @@ class Profile(Section):
     def samples_of(self, rows: int) -> int:
         """Samples that an epoch of so many rows makes."""
         return rows
+
+    @property
+    def packs(self) -> bool | None:
+        """Whether rows share sequences; None where the workload cannot do that."""
+        return None
 
     @property
     def has_reference(self) -> bool:

@@ -41,6 +41,7 @@ from workloads.processes import die_with_parent, own_command
 from workloads.run import Owner, Run
 from workloads.run.events import Event
 from workloads.run.integrity import sealed
+from workloads.run.manifest import CHOICE
 from workloads.run.secret import rendezvous_secret
 from workloads.signals import Stop
 
@@ -321,7 +322,9 @@ def _prepare(job: Job, meeting: Meeting) -> Run:
     """The run directory on this node, with the config that the ranks read."""
     run = Run(job.outputs / job.config.name / meeting.run_id)
     if job.node == 0 or not meeting.shared:
-        facts = {"hosts": meeting.hosts, "shared_outputs": meeting.shared}
+        facts: dict[str, Any] = {"hosts": meeting.hosts, "shared_outputs": meeting.shared}
+        if CHOICE in job.env:
+            facts["chosen_by_the_planner"] = job.env[CHOICE]
         runs.start(run, job.config, job.provenance, facts)
     if job.node == 0:
         run.event(

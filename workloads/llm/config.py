@@ -227,3 +227,7 @@ class LlmConfig(Profile):
 
     def row_length(self, shape: "ModelShape") -> int:
         return self.data.max_length
+
+    @property
+    def packs(self) -> bool | None:
+        return self.data.packing

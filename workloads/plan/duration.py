@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from workloads.config.sections import Profile
 from workloads.plan.speed import Speed
 
+_MINUTE, _CENT = 60, 0.01
+
 
 @dataclass(frozen=True)
 class Duration:
@@ -40,19 +42,34 @@ def lines(duration: Duration, price: float | None, gpus: int) -> list[str]:
     of = "a million tokens"
     if duration.steps is not None:
         of = f"{duration.steps:,} steps of {duration.tokens // duration.steps:,} tokens"
-    found = [f"{of}: {_span(expected)} ({_span(least)} to {_span(most)}), at {duration.source}"]
+    time = f"{span(expected)} ({span(least)} to {span(most)})"
+    if most < _MINUTE and duration.steps is not None:
+        # Kernels of a small model take longer to start than to run, which is in no figure here.
+        time = "less than a minute of computing; starting kernels may take longer"
+    found = [f"{of}: {time}, at {duration.source}"]
     if duration.steps is None:
         found.append("how many rows there are is not known here; give --rows N")
     if price is not None:
         money = [price * gpus * seconds / 3600 for seconds in duration.seconds]
-        found.append(
-            f"${money[0]:,.2f} (${money[1]:,.2f} to ${money[2]:,.2f}) "
-            f"at ${price:g} an hour for each of {gpus} GPU{'s' if gpus > 1 else ''}"
-        )
+        shown = f"{_dollars(money[0])} ({_dollars(money[1])} to {_dollars(money[2])})"
+        if money[2] < _CENT:
+            shown = "less than a cent"
+        found.append(f"{shown} at ${price:g} an hour for {_each_of(gpus)}")
     return found
 
 
-def _span(seconds: float) -> str:
+def _dollars(amount: float) -> str:
+    return f"${amount:,.2f}" if amount >= _CENT else "under a cent"
+
+
+def _each_of(gpus: int) -> str:
+    return "one GPU" if gpus == 1 else f"each of {gpus} GPUs"
+
+
+def span(seconds: float) -> str:
+    """Seconds in words: never zero."""
+    if seconds < 1:
+        return "under 1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

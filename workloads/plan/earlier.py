@@ -15,6 +15,7 @@ from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.plan.cards import Card, find_card
 from workloads.plan.known_shapes import UnknownShape, shape_of
+from workloads.plan.row_lengths import RowLengths
 from workloads.plan.speed import Utilisation, hardware_flops_per_token
 from workloads.run import Run
 from workloads.run.directory import rows_in
@@ -58,6 +59,18 @@ class EarlierRun:
         train = data.get("train") if isinstance(data, dict) else None
         rows = train.get("rows") if isinstance(train, dict) else None
         return rows if isinstance(rows, int) else None
+
+    @property
+    def lengths(self) -> RowLengths | None:
+        """How long its rows were; None where its report of the data does not tell."""
+        data = self.manifest.get("data")
+        train = data.get("train") if isinstance(data, dict) else None
+        if not isinstance(train, dict) or not self.rows:
+            return None
+        tokens, longest = train.get("tokens"), train.get("longest")
+        if not isinstance(tokens, int) or not isinstance(longest, int):
+            return None
+        return RowLengths(tokens / self.rows, longest)
 
     def utilisation(self, env: Mapping[str, str]) -> Utilisation | None:
         """What share of its card's peak it reached; None where card, model or speed are unknown."""
@@ -113,3 +126,9 @@ def rows_of(config: Profile, runs: Sequence[EarlierRun]) -> tuple[int, str] | No
         if run.manifest.get("profile") == config.name and run.rows:
             return run.rows, f"run {run.run.id}"
     return None
+
+
+def lengths_of(config: Profile, runs: Sequence[EarlierRun]) -> RowLengths | None:
+    """How long the rows were of the newest run of this profile that has counted them."""
+    own = (run.lengths for run in runs if run.manifest.get("profile") == config.name)
+    return next((lengths for lengths in own if lengths is not None), None)

@@ -1,7 +1,8 @@
 """The ways to train a profile that fit given cards, fastest first, as settings to type."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from workloads import device
@@ -9,9 +10,11 @@ from workloads.config.sections import Profile
 from workloads.errors import UserError
 from workloads.plan.advice import changed, is_valid, typed
 from workloads.plan.cards import Card, find_card
-from workloads.plan.estimate import SAFE, breakdown_of, estimate, gib
+from workloads.plan.duration import span
+from workloads.plan.estimate import SAFE, breakdown_of, estimate, gib, verdict
+from workloads.plan.row_lengths import RowLengths
 from workloads.plan.shapes import ModelShape
-from workloads.plan.speed import Utilisation, speed_of
+from workloads.plan.speed import Speed, Utilisation, speed_of
 
 _MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 # Tokens of a micro-batch at which a card reaches half of its speed: kernels have to be started.
@@ -21,13 +24,20 @@ _METHODS = ("full", "lora", "qlora")
 
 @dataclass(frozen=True)
 class Suggestion:
-    """settings: what to type, nothing where the profile has it; seconds: of a million tokens."""
+    """settings: what to type, nothing where the profile has it; seconds: of a million tokens of
+    the dataset, pads left out where its rows' lengths are known; reason: why it was chosen."""
 
     settings: tuple[str, ...]
     config: Profile
     total: int
     spare: float
     seconds: float
+    reason: str = ""
+
+    @property
+    def names(self) -> set[str]:
+        """The settings that it changes."""
+        return {word.partition("=")[0] for word in self.settings}
 
     @property
     def method(self) -> str:
@@ -41,13 +51,15 @@ def suggestions(
     memory: int,
     gpus: int,
     own: Sequence[Utilisation] = (),
+    lengths: RowLengths | None = None,
 ) -> list[Suggestion]:
     """Every sensible combination that fits with a margin, fastest first.
 
-    card, memory: of each of `gpus` GPUs of a node. The global batch stays as it is.
+    card, memory: of each of `gpus` GPUs of a node. The global batch stays as it is: packed, it
+    holds about as many rows. lengths: of the dataset's rows; unknown, packing is not tried.
     """
     found = []
-    for changes in _combinations(config, shape, gpus):
+    for changes in _combinations(config, shape, gpus, lengths):
         made = _with(config, changes)
         breakdown = breakdown_of(made, shape, "", gpus)
         total = breakdown.need(memory) or 0
@@ -55,11 +67,20 @@ def suggestions(
         if spare < SAFE or not is_valid(made):
             continue
         speed = speed_of(made, shape, card, breakdown.world_size, own)
-        busy = breakdown.tokens / (breakdown.tokens + _HALF_BUSY)
-        seconds = 1e6 / (speed.tokens_per_second * busy)
+        seconds = _seconds(made, shape, speed, lengths)
         words = tuple(f"{name}={typed(value)}" for name, value in changes.items())
         found.append(Suggestion(words, made, total, spare, seconds))
     return sorted(found, key=lambda each: (round(each.seconds, 3), len(each.settings)))
+
+
+def _seconds(config: Profile, shape: ModelShape, speed: Speed, lengths: RowLengths | None) -> float:
+    """Seconds of a million tokens of the dataset, with the pads that come with them."""
+    rows, length = config.train.per_device_batch_size, config.row_length(config.seen_shape(shape))
+    row, own = float(length), float(length)
+    if lengths is not None and not config.packs:
+        row, own = lengths.padded(rows, length), min(lengths.mean, length)
+    busy = rows * row / (rows * row + _HALF_BUSY)
+    return 1e6 * row / own / (speed.tokens_per_second * busy)
 
 
 def fastest_by_method(found: Sequence[Suggestion], most: int = 3) -> list[Suggestion]:
@@ -72,11 +93,14 @@ def fastest_by_method(found: Sequence[Suggestion], most: int = 3) -> list[Sugges
     return sorted(kept, key=lambda suggestion: suggestion.seconds)
 
 
-def automatic(config: Profile, env: Mapping[str, str]) -> Suggestion | None:
+def automatic(
+    config: Profile, env: Mapping[str, str], pinned: Collection[str] = ()
+) -> Suggestion | None:
     """The fastest way to train a profile on the GPUs that are here, where it is not safe as it is.
 
-    With the profile's own method where that fits at all. None where nothing has to be changed, or
-    where GPUs or the model's shape are unknown. Raises UserError where nothing fits.
+    With the profile's own method where that fits at all; settings in `pinned` stay. None where
+    nothing has to be changed, or where GPUs or the model's shape are unknown. Raises UserError
+    where nothing fits.
     """
     gpus = device.gpus(env)
     card = find_card(gpus[0].name) if gpus else None
@@ -86,14 +110,26 @@ def automatic(config: Profile, env: Mapping[str, str]) -> Suggestion | None:
     memory = min(gpu.total for gpu in gpus)
     if (breakdown.need(memory) or 0) <= (1 - SAFE) * memory:
         return None
-    found = suggestions(config, breakdown.shape, card, memory, len(gpus))
+    found = [
+        suggestion
+        for suggestion in suggestions(config, breakdown.shape, card, memory, len(gpus))
+        if not suggestion.names & set(pinned)
+    ]
     if not found:
+        stay = f" beside {', '.join(sorted(pinned))}, which stay" if pinned else ""
         raise UserError(
-            f"RECIPE=auto: expected settings that fit a GPU of {gib(memory)}, found none; take a "
-            "larger GPU or a smaller model"
+            f"RECIPE=auto: expected settings that fit a GPU of {gib(memory)}, found none{stay}; "
+            "take a larger GPU or a smaller model"
         )
     own = [suggestion for suggestion in found if suggestion.method == config.adapter.method]
-    return (own or found)[0]
+    best = (own or found)[0]
+    reason = (
+        f"{' '.join(best.settings)}: {gib(best.total)} of {gib(memory)} with "
+        f"{best.spare:.0%} to spare, the fastest of {len(own or found)} ways that fit"
+        f"{'' if own else f' (adapter.method={config.adapter.method} fits in none)'}; "
+        f"the profile as it is: {verdict(breakdown, memory)}"
+    )
+    return replace(best, reason=reason)
 
 
 def suggestion_lines(found: Sequence[Suggestion], memory: int) -> list[str]:
@@ -106,39 +142,66 @@ def suggestion_lines(found: Sequence[Suggestion], memory: int) -> list[str]:
         mark = "fastest" if suggestion is found[0] else suggestion.method
         lines.append(
             f"{mark:8} {gib(suggestion.total):>9} of {gib(memory)}, {suggestion.spare:.0%} to "
-            f"spare, {suggestion.seconds:.0f} s a million tokens: {words}"
+            f"spare, {span(suggestion.seconds)} a million tokens: {words}"
         )
     return lines
 
 
-def _combinations(config: Profile, shape: ModelShape, gpus: int) -> Iterator[dict[str, Any]]:
-    """Changes of a profile: method, checkpointing, micro-batch, strategy, optimizer."""
+def _combinations(
+    config: Profile, shape: ModelShape, gpus: int, lengths: RowLengths | None
+) -> Iterator[dict[str, Any]]:
+    """Changes of a profile: method, strategy, optimizer, attention, packing, checkpointing,
+    micro-batch."""
     world = gpus * config.parallel.nodes
-    whole = config.train.global_batch_size or config.train.per_device_batch_size * world
     targets = {} if shape.adapted(config.adapter.targets) else {"adapter.targets": ("all-linear",)}
     for method in _METHODS:
-        optimizers = ("adamw", "adamw_8bit") if method == "full" else (config.optim.optimizer,)
-        for strategy in _strategies(config, method, world):
-            for optimizer in optimizers:
-                for checkpointing in (False, True):
-                    for size in _MICRO_BATCHES:
-                        if whole % (size * world):
-                            continue
-                        wanted: dict[str, Any] = {
-                            "adapter.method": method,
-                            "parallel.strategy": strategy,
-                            "optim.optimizer": optimizer,
-                            "train.gradient_checkpointing": checkpointing,
-                            "train.per_device_batch_size": size,
-                        }
-                        wanted |= {} if method == "full" else targets
-                        if size != config.train.per_device_batch_size:
-                            wanted["train.global_batch_size"] = whole
-                        yield {
-                            name: value
-                            for name, value in wanted.items()
-                            if _value(config, name) != value
-                        }
+        choices: dict[str, tuple[Any, ...]] = {
+            "parallel.strategy": _strategies(config, method, world),
+            "optim.optimizer": ("adamw", "adamw_8bit") if method == "full"
+            else (config.optim.optimizer,),
+            "model.attention": _attentions(config),
+            "data.packing": _packings(config, lengths),
+            "train.gradient_checkpointing": (False, True),
+            "train.per_device_batch_size": _MICRO_BATCHES,
+        }  # fmt: skip
+        for values in product(*choices.values()):
+            wanted: dict[str, Any] = {"adapter.method": method}
+            wanted |= dict(zip(choices, values, strict=True))
+            whole = _global_batch(config, shape, world, wanted["data.packing"], lengths)
+            if whole % (wanted["train.per_device_batch_size"] * world):
+                continue
+            if whole != _samples_a_step(config, world) or _changes(
+                config, wanted, "train.per_device_batch_size"
+            ):
+                wanted["train.global_batch_size"] = whole
+            if config.packs is None:
+                del wanted["data.packing"]
+            wanted |= {} if method == "full" else targets
+            yield {name: value for name, value in wanted.items() if _changes(config, wanted, name)}
+
+
+def _attentions(config: Profile) -> tuple[str, ...]:
+    """Eager attention is the slowest and largest: it is left where a profile has it, not tried."""
+    return ("eager", "auto") if config.model.attention == "eager" else (config.model.attention,)
+
+
+def _packings(config: Profile, lengths: RowLengths | None) -> tuple[bool | None, ...]:
+    return (config.packs,) if config.packs is None or lengths is None else (False, True)
+
+
+def _samples_a_step(config: Profile, world: int) -> int:
+    return config.train.global_batch_size or config.train.per_device_batch_size * world
+
+
+def _global_batch(
+    config: Profile, shape: ModelShape, world: int, packs: bool | None, lengths: RowLengths | None
+) -> int:
+    """Samples of a step; where packing is switched, as many as hold about as many rows."""
+    whole = _samples_a_step(config, world)
+    if packs == config.packs or lengths is None:
+        return whole
+    rows = lengths.rows_of(config.row_length(config.seen_shape(shape)))
+    return max(1, round((whole / rows if packs else whole * rows) / world)) * world
 
 
 def _strategies(config: Profile, method: str, world: int) -> tuple[str, ...]:
@@ -148,9 +211,9 @@ def _strategies(config: Profile, method: str, world: int) -> tuple[str, ...]:
     return ("ddp",) if method == "lora" or is_int8 else ("ddp", "fsdp2")
 
 
-def _value(config: Profile, name: str) -> Any:
+def _changes(config: Profile, wanted: Mapping[str, Any], name: str) -> bool:
     section, setting = name.split(".")
-    return dict(dict(config)[section])[setting]
+    return bool(dict(dict(config)[section])[setting] != wanted[name])
 
 
 def _with(config: Profile, changes: dict[str, Any]) -> Profile:

@@ -23,6 +23,9 @@ _PACKAGES = [
     *("deepspeed", "wandb"),
 ]
 
+# What the planner chose for the GPUs here and why, in the environment of the job.
+CHOICE = "TATARA_CHOICE"
+
 
 def start(run: Run, config: "Profile", provenance: "Provenance", facts: dict[str, Any]) -> None:
     """Write what a new run is: its config with provenance and its manifest."""

@@ -13,7 +13,7 @@ from workloads.errors import UserError
 from workloads.plan.cards import card_for_plan, find_card, peak_flops
 from workloads.plan.duration import duration_of, lines
 from workloads.plan.known_shapes import shape_of
-from workloads.plan.speed import Utilisation, expected_utilisation, published, speed_of
+from workloads.plan.speed import Speed, Utilisation, expected_utilisation, published, speed_of
 
 pytestmark = pytest.mark.unit
 
@@ -140,3 +140,28 @@ def test_a_prompt_of_grpo_makes_a_group_of_samples() -> None:
     speed = speed_of(config, shape, card, 1)
     # Four completions of each of 1,000 prompts, eight a step.
     assert duration_of(config, 1536, 1, speed, rows=1000).steps == 500
+
+
+def test_what_takes_no_time_is_not_told_as_zero(tmp_path: Path) -> None:
+    config = profile(tmp_path, "train.max_steps=3")
+    found = duration_of(config, 8, 1, Speed(1e9, "somewhere"), 100)
+    text = " ".join(lines(found, 0.4, 1))
+    assert "less than a minute of computing" in text and "less than a cent" in text
+    assert "one GPU" in text and " 0 s" not in text and "$0.00" not in text
+    unknown = duration_of(profile(tmp_path), 8, 1, Speed(1e7, "somewhere"), None)
+    assert "under 1 s" in lines(unknown, None, 1)[0]
+
+
+def test_eager_attention_takes_longer_the_longer_its_rows(tmp_path: Path) -> None:
+    def slower(length: int) -> float:
+        speeds = []
+        for attention in ("eager", "sdpa"):
+            words = (f"model.attention={attention}", f"data.max_length={length}")
+            config = profile(tmp_path, *words)
+            card, shape = find_card("t4"), shape_of(config.model, OFFLINE)[0]
+            assert card is not None
+            speeds.append(speed_of(config, shape, card, 1).tokens_per_second)
+        return speeds[1] / speeds[0]
+
+    # Two T4s' steps of 1,024 tokens beside each other: 1.21 times as long with eager attention.
+    assert 1.05 < slower(1024) < 1.5 and slower(4096) > slower(1024) + 0.3

@@ -8,11 +8,15 @@ import pytest
 
 from tests.support.planning import GIB, OFFLINE, profile
 from workloads import device
+from workloads.cli import main
+from workloads.commands.common import resolved_to_fit
 from workloads.device import Gpu
 from workloads.errors import UserError
+from workloads.launch.supervisor import Job
 from workloads.plan.cards import Card, find_card
 from workloads.plan.estimate import SAFE, estimate
 from workloads.plan.known_shapes import shape_of
+from workloads.plan.row_lengths import RowLengths
 from workloads.plan.suggest import (
     Suggestion,
     automatic,
@@ -20,6 +24,7 @@ from workloads.plan.suggest import (
     suggestion_lines,
     suggestions,
 )
+from workloads.run.manifest import CHOICE
 
 pytestmark = pytest.mark.unit
 
@@ -46,6 +51,37 @@ def test_all_fit_with_a_margin_and_the_fastest_comes_first(tmp_path: Path) -> No
     assert all(suggestion.total <= (1 - SAFE) * 24 * GIB for suggestion in found)
     times = [round(suggestion.seconds, 3) for suggestion in found]
     assert times == sorted(times)
+
+
+def test_packing_is_weighed_by_the_lengths_of_rows(tmp_path: Path) -> None:
+    config = profile(tmp_path, "train.global_batch_size=16", model=ELYZA)
+    shape, _ = shape_of(config.model, OFFLINE)
+
+    def packs(lengths: RowLengths | None) -> list[Suggestion]:
+        found = suggestions(config, shape, card(), 24 * GIB, 1, lengths=lengths)
+        return [suggestion for suggestion in found if suggestion.config.packs]
+
+    assert not packs(None)  # nothing tells what it would save
+    short = suggestions(config, shape, card(), 24 * GIB, 1, lengths=RowLengths(128, 1024))
+    assert "data.packing=true" in short[0].settings
+    # A sequence of 1,024 tokens holds eight rows of 128: two sequences are the 16 rows of a step.
+    assert "train.global_batch_size=2" in short[0].settings
+    full = suggestions(config, shape, card(), 24 * GIB, 1, lengths=RowLengths(1024, 1024))
+    assert not full[0].config.packs  # nothing to win, so the profile stays
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 100), (3, 200), (10**6, 300)])
+def test_a_row_is_padded_to_the_longest_of_its_micro_batch(rows: int, tokens: int) -> None:
+    assert RowLengths(100, 300).padded(rows, 512) == pytest.approx(tokens, rel=1e-4)
+    assert RowLengths(100, 300).padded(rows, 100) == 100
+
+
+def test_eager_attention_is_left_where_a_profile_has_it(tmp_path: Path) -> None:
+    found = found_for(tmp_path, "model.attention=eager", "train.global_batch_size=16")
+    assert "model.attention=auto" in found[0].settings
+    assert any(suggestion.config.model.attention == "eager" for suggestion in found)
+    others = found_for(tmp_path, "model.attention=sdpa")
+    assert all(suggestion.config.model.attention == "sdpa" for suggestion in others)
 
 
 def test_its_words_make_what_it_says(tmp_path: Path) -> None:
@@ -124,3 +160,47 @@ def test_auto_says_where_nothing_fits(tmp_path: Path, monkeypatch: pytest.Monkey
         automatic(profile(tmp_path, model=ELYZA), OFFLINE)
     monkeypatch.setattr(device, "gpus", lambda env: ())
     assert automatic(profile(tmp_path, model=ELYZA), OFFLINE) is None
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A profile that says auto and does not fit the card that is here."""
+    monkeypatch.setattr(device, "gpus", lambda env=None: (gpu(24 * GIB),))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"workload: llm\nprofile: auto\nmodel: {{name: {ELYZA}}}\ndata: {{source: rows.jsonl}}\n"
+        "train: {global_batch_size: 8}\n"
+    )
+    return path
+
+
+def test_a_profile_may_say_auto_itself(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    env = dict(OFFLINE)
+    config, _, words = resolved_to_fit(mine, env, [])
+    assert config.adapter.method == "lora" and "adapter.method=lora" in words
+    assert estimate(config, 1, OFFLINE).need(24 * GIB) < 0.92 * 24 * GIB  # type: ignore[operator]
+    assert "adapter.method=full fits in none" in env[CHOICE]
+    assert env[CHOICE] in capsys.readouterr().err
+    # The words make the same again, as the ranks and other nodes of the job do.
+    assert resolved_to_fit(mine, dict(OFFLINE), words)[0] == config
+
+
+def test_auto_leaves_what_was_set_outside_the_profile(mine: Path) -> None:
+    words = ["adapter.method=qlora", "train.per_device_batch_size=8", "data.max_length=2048"]
+    config, _, _ = resolved_to_fit(mine, dict(OFFLINE), words)
+    assert config.adapter.method == "qlora" and config.train.per_device_batch_size == 8
+    assert config.train.gradient_checkpointing  # what was left to choose
+    with pytest.raises(UserError, match="expected settings that fit"):
+        resolved_to_fit(mine, dict(OFFLINE), ["adapter.method=full"])
+
+
+def test_train_takes_what_auto_chose(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = mine.with_name("rows.jsonl")
+    rows.write_text('{"question": "1+1?", "answer": "2"}\n')
+    jobs: list[Job] = []
+    monkeypatch.setattr("workloads.launch.supervisor.launch", lambda job: jobs.append(job) or 0)
+    monkeypatch.setattr("workloads.check.before_start", lambda job: None)
+    assert main(["train", str(mine), f"data.source={rows}"]) == 0
+    assert jobs[0].config.adapter.method == "lora"
+    assert "to spare" in jobs[0].env[CHOICE]

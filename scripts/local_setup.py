@@ -44,7 +44,7 @@ def main() -> int:
         except subprocess.CalledProcessError as error:
             print(
                 f"expected the step above to end well, found exit code {error.returncode}; "
-                "mend the cause above and run 'make setup' again",
+                "fix the cause above and run 'make setup' again",
                 file=sys.stderr,
             )
             return 2
@@ -173,7 +173,7 @@ def uv_environment() -> dict[str, str]:
 def install_torch(installer: Installer, torch: str, index: str) -> None:
     """Install torch with what it needs, from the index where one is named."""
     if index:
-        # Such an index need not hold the locked versions of what torch needs: the lock mends them.
+        # Such an index need not hold the locked versions of what torch needs: the lock fixes them.
         if not suits(index):
             subprocess.run([PYTHON, "-m", "pip", "uninstall", "-q", "-y", "torch"], check=True)
         installer.run("--index-url", index, torch)

@@ -1,4 +1,4 @@
-"""Draw the images of docs/monitoring.md anew, from runs that are made up.
+"""Draw the images of docs/monitoring.md again, from runs that are made up.
 
     python scripts/monitor_images.py [FOLDER]        (default: docs/images)
 

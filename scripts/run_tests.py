@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=3600.0, help="seconds for everything")
     args = parser.parse_args()
     # A shell that starts this in the background has SIGINT ignored, and all that is started from
-    # here would be: tests that press Ctrl-C would wait for ever.
+    # here would be: tests that press Ctrl-C would wait forever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     end = time.monotonic() + args.deadline
     groups, left_out = choose(args.full)

@@ -207,8 +207,8 @@ def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
     free = shutil.disk_usage(_existing(runs.outputs(dict(env)))).free
     text = f"{breakdown.disk / _GIB:.1f} GiB planned, {free / _GIB:.1f} GiB free"
     short = breakdown.disk > free
-    mend = "free some, or set checkpoints.keep_last=1" if short else ""
-    return [*findings, Finding("disk", "error" if short else "ok", text, mend)]
+    fix = "free some, or set checkpoints.keep_last=1" if short else ""
+    return [*findings, Finding("disk", "error" if short else "ok", text, fix)]
 
 
 def before_start(job: "Job") -> None:

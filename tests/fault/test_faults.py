@@ -59,7 +59,7 @@ def test_a_nan_on_one_rank_is_never_applied(tmp_path: Path) -> None:
 
 def test_a_users_mistake_on_one_rank_ends_all_without_a_restart(tmp_path: Path) -> None:
     training = Training(tmp_path, fault="exit2:3:1").end(expected=2)
-    assert "expected a good row, found a bad one; mend it" in training.console
+    assert "expected a good row, found a bad one; fix it" in training.console
     assert "Traceback" not in training.console
     assert not events(training.run, "restarted")
 

@@ -75,7 +75,7 @@ done
 code=$$(cat "$$NODE_0_CODE" 2>/dev/null || echo "$$code") # of node 0; srun has the highest of all
 rm -f "$$NODE_0_CODE"
 
-# 75 is worth another try, $retries times; what the time limit ended goes on as often as it takes.
+# 75 is worth retrying, $retries times; what the time limit ended goes on as often as it takes.
 tries=$$TATARA_OUTPUTS/.$$RUN_ID.retries
 count=$$(cat "$$tries" 2>/dev/null || echo 0)
 again=""

@@ -10,8 +10,8 @@ from workloads.commands.common import print_json, with_environment
 from workloads.errors import EXIT_DONE, EXIT_FAILED, TataraError, UserError
 from workloads.run.prune import Removable, old_checkpoints, remove, remove_checkpoint, size_of
 
-# Folders of TATARA_CACHE that are made anew when they are needed.
-_MADE_ANEW = ("inductor", "triton", "vllm", "torch", "matplotlib", "llm", "grpo", "robot")
+# Folders of TATARA_CACHE that are made again when they are needed.
+_MADE_AGAIN = ("inductor", "triton", "vllm", "torch", "matplotlib", "llm", "grpo", "robot")
 _DOWNLOADS = ("huggingface",)
 _KINDS = ("checkpoints", "caches", "images", "downloads")
 
@@ -74,7 +74,7 @@ def _images(env: dict[str, str], keep: int) -> Iterator[Removable]:
 _Finder = Callable[[dict[str, str], int], Iterator[Removable]]
 _FINDERS: dict[str, _Finder] = {
     "checkpoints": _checkpoints,
-    "caches": _cached(_MADE_ANEW, "caches", "made anew when it is needed"),
+    "caches": _cached(_MADE_AGAIN, "caches", "made again when it is needed"),
     "images": _images,
     "downloads": _cached(_DOWNLOADS, "downloads", "downloaded again when it is needed"),
 }

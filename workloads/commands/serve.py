@@ -1,4 +1,4 @@
-"""Serve a trained robot policy: `POST /act` takes pictures and an instruction, `GET /health` says
+"""Serve a trained robot policy: `POST /act` takes images and an instruction, `GET /health` says
 how it does. Only this machine may ask, unless TATARA_SERVE_TOKEN holds a token."""
 
 import argparse

@@ -1,6 +1,6 @@
 """Render PROFILE for a scheduler and submit it; `--print` shows what would be submitted.
 
-The job saves before its time limit and is requeued, goes on after what is worth another try (75),
+The job saves before its time limit and is requeued, goes on after what is worth retrying (75),
 and ends with 3 where somebody stopped it.
 """
 

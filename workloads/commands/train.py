@@ -1,5 +1,5 @@
-"""Start a run of PROFILE, or go on with one. Ends with 0 done, 2 a mistake to mend, 3 stopped and
-saved, 75 worth another try, 1 anything else."""
+"""Start a run of PROFILE, or go on with one. Ends with 0 done, 2 a mistake to fix, 3 stopped and
+saved, 75 worth retrying, 1 anything else."""
 
 import argparse
 from collections.abc import Sequence

@@ -107,7 +107,7 @@ def _opened(archive: Path) -> Iterator[Iterator[_Member]]:
         if error.errno is not None:  # the machine's trouble, not the archive's
             place = error.filename or archive
             raise UserError(
-                f"expected to unpack {archive}, found at {place}: {error.strerror}; mend that first"
+                f"expected to unpack {archive}, found at {place}: {error.strerror}; fix that first"
             ) from error
         raise _damage(archive, error) from error
     except _DAMAGE as error:

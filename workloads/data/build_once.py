@@ -33,7 +33,7 @@ def built_once(
     """Make sure that `folder` is there and whole; True where this call has built it.
 
     `build` fills the empty folder that it is given; what it raises goes through, and nothing is
-    left. `progress` is called again and again while waiting. A damaged folder is built anew.
+    left. `progress` is called again and again while waiting. A damaged folder is built again.
     """
     if is_whole(folder):
         return False

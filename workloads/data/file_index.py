@@ -71,7 +71,7 @@ def _load(kept: Path) -> dict[str, Arrays]:
             table, content = json.loads(stored["table"].tobytes()), stored["content"]
             return {mark: _unpacked(places, content) for mark, places in table.items()}
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("%s cannot be read (%s): built anew", kept, error)
+        log.warning("%s cannot be read (%s): built again", kept, error)
         return {}
 
 

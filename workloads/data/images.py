@@ -47,5 +47,5 @@ def _greys(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def is_one_colour(image: Image.Image) -> bool:
-    """Whether every pixel of an RGB image is the same: a picture that shows nothing."""
+    """Whether every pixel of an RGB image is the same: an image that shows nothing."""
     return all(low == high for low, high in np.asarray(image.getextrema()))

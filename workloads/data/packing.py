@@ -67,10 +67,10 @@ def _checked(lengths: Sequence[int] | NDArray[np.integer], capacity: int) -> Int
     wrong = np.flatnonzero((sizes < 1) | (sizes > capacity))
     if len(wrong):
         row, size = int(wrong[0]), int(sizes[wrong[0]])
-        mend = "drop empty rows" if size < 1 else "truncate or drop it, or raise the capacity"
+        fix = "drop empty rows" if size < 1 else "truncate or drop it, or raise the capacity"
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UserError(
-            f"row {row}: expected a length from 1 to {capacity}, found {size}{more}; {mend}"
+            f"row {row}: expected a length from 1 to {capacity}, found {size}{more}; {fix}"
         )
     return sizes.astype(np.int64)
 

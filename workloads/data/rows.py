@@ -132,7 +132,7 @@ def _keep_within(budget: int | None, path: Path, result: Rows) -> None:
     wanted = f"at most {allowed} bad rows" if len(bad) > allowed else "a good row"
     raise UserError(
         f"expected {wanted} among {total} in {path}, found {len(bad)} bad; "
-        f"mend them or allow for more:{shown}{more}"
+        f"fix them or allow for more:{shown}{more}"
     )
 
 

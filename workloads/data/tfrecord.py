@@ -69,7 +69,7 @@ class DamagedRecord(UserError):
     """A record that was asked for cannot be read; `.damage` says which and why."""
 
     def __init__(self, damage: Damage) -> None:
-        super().__init__(f"expected a sound record, found {damage}; leave it out or record it anew")
+        super().__init__(f"expected a sound record, found {damage}; leave it out or record it again")
         self.damage = damage
 
 
@@ -301,7 +301,7 @@ def read_at(path: str | os.PathLike[str], offset: int, length: int, record: int 
     """The payload of the frame at byte `offset`, checked; raises DamagedRecord.
 
     The file is opened for each call: no descriptor is kept, so any number of files and of worker
-    processes is fine, and it costs a fiftieth of decoding the picture inside.
+    processes is fine, and it costs a fiftieth of decoding the image inside.
     """
     name = os.fspath(path)
     try:

@@ -35,7 +35,7 @@ def _project(facts: Facts) -> Finding:
         return Finding("project", "ok", told)
     if why == checkout.NOT_SET_UP:
         return Finding("project", "skipped", f"{why}: a start does it")
-    # Scripts set it up anew; `docker compose` by hand refuses.
+    # Scripts set it up again; `docker compose` by hand refuses.
     return Finding("project", "warning", why, SETUP, "a project of this checkout's own")
 
 

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "profile", nargs="?", metavar="PROFILE", help="look at what this one needs, too"
     )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
-    parser.add_argument("--brief", action="store_true", help="print only what is to be mended")
+    parser.add_argument("--brief", action="store_true", help="print only what is to be fixed")
     parser.add_argument(
         "--deep", action="store_true", help="import, compute and let two ranks speak, in minutes"
     )
@@ -58,7 +58,7 @@ def _object(facts: Facts, findings: Sequence[Finding], ok: bool) -> dict[str, ob
 
 
 def examine(facts: Facts) -> list[Finding]:
-    """Every look, in the order in which things are mended."""
+    """Every look, in the order in which things are fixed."""
     found = [Finding("runtime", "ok", f"{facts.runtime}: {facts.why}")]
     if facts.settings.mistake:
         fix = f"tatara check {facts.profile}"

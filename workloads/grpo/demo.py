@@ -91,7 +91,7 @@ def table(taught: Run, rewarded: Run) -> str:
         ("random weights", start),
         ("after the supervised stage", formed),
         ("after GRPO", trained),
-        ("after GRPO, grey pictures", blank),
+        ("after GRPO, grey images", blank),
     ]
     lines = [
         "",

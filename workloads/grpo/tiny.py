@@ -6,7 +6,7 @@ The folder holds no weights: a run starts from random ones (`model.random_init`)
 a byte-level BPE learnt from the demo's own few sentences, so that each word is one token, and the
 four tags are tokens too. Building is deterministic: the same code gives the same bytes.
 
-The size is what learns to count soonest from a few thousand pictures on one core: patches of 8
+The size is what learns to count soonest from a few thousand images on one core: patches of 8
 pixels, about an object wide, and weights drawn wider than usual. Patches of 12 or 16 pixels, or
 the usual 0.02, learnt nothing in the same time.
 """

@@ -178,7 +178,7 @@ def _target(job: Job) -> Run:
 
 
 def _in_its_place(target: Run, folder: Path) -> Run:
-    """The run, which must lie where this profile's runs do: a copy elsewhere would begin anew."""
+    """The run, which must lie where this profile's runs do: a copy elsewhere would begin again."""
     place = folder / target.path.resolve().name
     if place.resolve() != target.path.resolve():
         raise UserError(
@@ -359,7 +359,7 @@ def _rank_env(job: Job, run: Run, meeting: Meeting) -> dict[str, str]:
         env.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
         env.setdefault("CUDA_VISIBLE_DEVICES", "")
     if job.nodes > 1 and (interface := interface_to(_master(job)[0])):
-        # Asked anew at each attempt: a network that was cut may come back under another name.
+        # Asked again at each attempt: a network that was cut may come back under another name.
         env.setdefault("NCCL_SOCKET_IFNAME", interface)
         env.setdefault("GLOO_SOCKET_IFNAME", interface)
     env["TATARA_RUN"] = str(run.path)

@@ -95,18 +95,18 @@ def _evaluation(config: LlmConfig) -> list[Finding]:
     found = []
     if wanted.task and "qa" not in data.formats:
         text = f"{wanted.task} asks questions, and data.format is {data.format}"
-        mend = "map columns under data.format=qa, or set evaluation.task=null"
-        found.append(Finding("evaluation.task", "error", text, mend))
+        fix = "map columns under data.format=qa, or set evaluation.task=null"
+        found.append(Finding("evaluation.task", "error", text, fix))
     if data.eval_source or data.eval_split or data.eval_rows:
         return found
-    mend = "set data.eval_split, data.eval_source or data.eval_rows"
+    fix = "set data.eval_split, data.eval_source or data.eval_rows"
     if wanted.task:
         text = f"no rows are held out to ask {wanted.task} with"
-        found.append(Finding("evaluation.task", "error", text, mend))
+        found.append(Finding("evaluation.task", "error", text, fix))
     names = [name for name in ("every_steps", "patience", "samples") if getattr(wanted, name)]
     for name in names if not wanted.task else []:
         text = "is set, and no rows are held out"
-        found.append(Finding(f"evaluation.{name}", "warning", text, mend))
+        found.append(Finding(f"evaluation.{name}", "warning", text, fix))
     return found
 
 

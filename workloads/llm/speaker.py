@@ -183,7 +183,7 @@ class Speaker:
         if length >= limit:
             raise UserError(
                 f"expected a prompt of fewer tokens than the model's {limit} positions, found "
-                f"{length}; shorten it, or begin anew by /reset"
+                f"{length}; shorten it, or begin again by /reset"
             )
         return min(sampling.max_new_tokens, limit - length)
 

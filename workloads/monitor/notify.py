@@ -195,7 +195,7 @@ def target_of(wanted: str) -> Target:
     try:
         arguments = shlex.split(wanted)
     except ValueError as error:
-        raise UserError(f"--notify: the command is not whole: {error}; quote it anew") from None
+        raise UserError(f"--notify: the command is not whole: {error}; quote it again") from None
     if not arguments or shutil.which(arguments[0]) is None:
         found = arguments[0] if arguments else "nothing"
         raise UserError(
@@ -271,6 +271,6 @@ class Notifier:
             self._waiting.task_done()
 
     def wait(self) -> None:
-        """Until the one run that is watched has ended and that was sent; of all runs, for ever."""
+        """Until the one run that is watched has ended and that was sent; of all runs, forever."""
         self._ended.wait()
         self._waiting.join()

@@ -1,4 +1,4 @@
-"""The memory of a step by moment, as a stacked picture."""
+"""The memory of a step by moment, as a stacked image."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -65,7 +65,7 @@ def vision(family: str, fields: Fields, hidden: int) -> Vision:
     return (), (), 0
 
 
-# A picture of 512 x 512, where nothing says how large the pictures are.
+# An image of 512 x 512, where nothing says how large the images are.
 _USUAL_SIDE = 512
 
 
@@ -193,7 +193,7 @@ def _llava(family: str, fields: Fields, hidden: int) -> Vision:
     small += 2 * hidden if fields.get("multimodal_projector_bias", True) else 0
     if family == "llava":
         return (tower,), tuple(linears), small
-    # The others see a picture in tiles, and once more whole; a vector ends each row of it.
+    # The others see an image in tiles, and once more whole; a vector ends each row of it.
     side = need({**_TOWERS[own["model_type"]], **own}, "image_size")
     tiles = math.ceil(_USUAL_SIDE / side) ** 2 + 1
     return (replace(tower, patches=tiles * tower.patches),), tuple(linears), small + hidden

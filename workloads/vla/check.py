@@ -59,9 +59,9 @@ def _memory(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     if planned is None or planned <= MAY_FIT * size:
         return []
     recipe = fitting_recipe(size, config.recipes or recipes_of(_WITH_RECIPES), config.model.name)
-    mend = f"train {recipe}, or set RECIPE=auto" if recipe else "take a larger GPU"
+    fix = f"train {recipe}, or set RECIPE=auto" if recipe else "take a larger GPU"
     text = f"{planned / _GIB:.1f} GiB planned, {size / _GIB:.1f} GiB in the GPU"
-    return [Finding("memory", "error", text, mend)]
+    return [Finding("memory", "error", text, fix)]
 
 
 def deep(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:

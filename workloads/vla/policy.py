@@ -1,6 +1,6 @@
 """A trained policy at work: what the cameras see and what is to be done in, actions out.
 
-The same pictures, prompts and statistics as in training; `tatara serve` and the evaluation in the
+The same images, prompts and statistics as in training; `tatara serve` and the evaluation in the
 simulator both use it.
 """
 
@@ -48,8 +48,8 @@ class Observation:
 class Policy:
     """A model with all that belongs to it; `act` gives actions in the robot's units.
 
-    cameras: the names it was trained with, in order; crop_area: what is left of a picture, 1 where
-    training did not vary pictures. The statistics are the model's own `norm_stats`.
+    cameras: the names it was trained with, in order; crop_area: what is left of an image, 1 where
+    training did not vary images. The statistics are the model's own `norm_stats`.
     """
 
     def __init__(
@@ -154,17 +154,17 @@ class Policy:
         missing = [name for name in self.cameras if name not in observation.images]
         if missing:
             raise UserError(
-                f"expected pictures of the cameras {', '.join(self.cameras)}, found none of "
+                f"expected images of the cameras {', '.join(self.cameras)}, found none of "
                 f"{', '.join(missing)}; send one of each"
             )
-        pictures = [
+        images = [
             as_served(self.processor, observation.images[name], self.crop_area)
             for name in self.cameras
         ]
         prompt = training_prompt(observation.instruction)
         found = {
             "input_ids": tokenize_prompt(self.tokenizer, prompt),
-            "pixel_values": np.concatenate(pictures),
+            "pixel_values": np.concatenate(images),
         }
         if self.state_size is not None:
             found["proprio"] = self._proprio(observation.state, unnorm_key)
@@ -175,7 +175,7 @@ class Policy:
         key = next(iter(stats)) if unnorm_key is None else unnorm_key
         wanted = f"expected a state of {self.state_size} numbers, the robot's own"
         if state is None:
-            raise UserError(f"{wanted}, found none; send it beside the pictures")
+            raise UserError(f"{wanted}, found none; send it beside the images")
         if np.shape(state) != (self.state_size,):
             raise UserError(f"{wanted}, found shape {list(np.shape(state))}; send all joints")
         if not np.isfinite(state).all():

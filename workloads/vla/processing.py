@@ -88,12 +88,12 @@ class ImageProcessor:
 
     def resize(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """The geometric part alone: uint8 [H, W, 3] at the model's size."""
-        picture = _as_rgb(image)
+        image = _as_rgb(image)
         geometry = self.geometry
         if geometry.letterbox_fill is not None:
-            picture = _letterbox(picture, geometry.letterbox_fill)
-        picture = _resize(picture, _target(picture.size, geometry.size), geometry.resample)
-        return np.asarray(_centre_crop(picture, geometry.crop))
+            image = _letterbox(image, geometry.letterbox_fill)
+        image = _resize(image, _target(image.size, geometry.size), geometry.resample)
+        return np.asarray(_centre_crop(image, geometry.crop))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] → float32 [C, H, W], once for each tower."""
@@ -232,14 +232,14 @@ def _as_rgb(image: Image.Image | np.ndarray) -> Image.Image:
     return Image.fromarray(image)
 
 
-def _letterbox(picture: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
+def _letterbox(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
     """Pad both sides to a square; an odd difference stays one pixel short, as in the original."""
-    width, height = picture.size
+    width, height = image.size
     side = max(width, height)
     across, down = (side - width) // 2, (side - height) // 2
     if not across and not down:
-        return picture
-    return ImageOps.expand(picture, border=(across, down, across, down), fill=fill)
+        return image
+    return ImageOps.expand(image, border=(across, down, across, down), fill=fill)
 
 
 def _target(current: tuple[int, int], size: tuple[int, int] | int) -> tuple[int, int]:
@@ -252,19 +252,17 @@ def _target(current: tuple[int, int], size: tuple[int, int] | int) -> tuple[int,
     return int(size * width / height), size
 
 
-def _resize(
-    picture: Image.Image, target: tuple[int, int], resample: Image.Resampling
-) -> Image.Image:
+def _resize(image: Image.Image, target: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     """First across, then down: Pillow 13 takes tall images the other way round by itself."""
-    across = picture.resize((target[0], picture.size[1]), resample)
+    across = image.resize((target[0], image.size[1]), resample)
     return across.resize(target, resample)
 
 
-def _centre_crop(picture: Image.Image, crop: tuple[int, int]) -> Image.Image:
-    if picture.size == (crop[1], crop[0]):
-        return picture
-    left, top = _start(picture.size[0], crop[1]), _start(picture.size[1], crop[0])
-    return picture.crop((left, top, left + crop[1], top + crop[0]))
+def _centre_crop(image: Image.Image, crop: tuple[int, int]) -> Image.Image:
+    if image.size == (crop[1], crop[0]):
+        return image
+    left, top = _start(image.size[0], crop[1]), _start(image.size[1], crop[0])
+    return image.crop((left, top, left + crop[1], top + crop[0]))
 
 
 def _start(length: int, crop: int) -> int:

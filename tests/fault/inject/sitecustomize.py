@@ -34,7 +34,7 @@ def strike(kind, model):
     if kind == "exit2":
         from workloads.errors import UserError
 
-        raise UserError("expected a good row, found a bad one; mend it")
+        raise UserError("expected a good row, found a bad one; fix it")
     if kind == "hang":
         threading.Event().wait()
 

@@ -29,7 +29,7 @@ def host(tmp_path: Path, hub: Hub) -> Machine:
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "token", "verdict", "found", "mend"),
+    ("status", "headers", "token", "verdict", "found", "fix"),
     [
         (200, {}, "", "ok", "the model can be read", ""),
         (200, {}, "hf_good", "ok", "the model can be read", ""),
@@ -61,11 +61,11 @@ def host(tmp_path: Path, hub: Hub) -> Machine:
 )
 def test_answers_of_the_hub(
     host: Machine, hub: Hub, status: int, headers: dict[str, str], token: str, verdict: str,
-    found: str, mend: str,
+    found: str, fix: str,
 ) -> None:  # fmt: skip
     hub.status, hub.headers = status, headers
     got = host.examine("llm-4090", HF_TOKEN=token)["hub"]
-    assert got.level == verdict and found in got.found and mend in got.fix, got
+    assert got.level == verdict and found in got.found and fix in got.fix, got
     sent = f"Bearer {token}" if token else None
     assert hub.asked == [("HEAD", f"/{MODEL}/resolve/main/config.json", sent)]
     assert "hf_" not in got.line()

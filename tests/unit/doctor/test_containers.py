@@ -149,18 +149,18 @@ def test_no_engine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "mend"),
+    ("said", "fix"),
     [
         ("permission denied while trying to connect to the docker API", "usermod -aG docker"),
         ("Cannot connect to the Docker daemon. Is it running?", "sudo systemctl start docker"),
     ],
 )
-def test_an_engine_that_does_not_answer(tmp_path: Path, said: str, mend: str) -> None:
+def test_an_engine_that_does_not_answer(tmp_path: Path, said: str, fix: str) -> None:
     machine = Machine(tmp_path)
     answer = json.dumps({"ServerVersion": "", "ServerErrors": [said]})
     machine.program("docker", f"'info '*) {say(answer)}; exit 1 ;;")
     found = machine.examine("demo")["Docker Engine"]
-    assert found.level == "warning" and said in found.found and mend in found.fix
+    assert found.level == "warning" and said in found.found and fix in found.fix
 
 
 def test_what_compose_complains_of(host: Machine) -> None:

@@ -52,8 +52,8 @@ def test_an_older_build_of_torch_is_what_an_old_driver_can_run(host: Machine) ->
 
 def test_a_driver_too_old_for_any_build_is_told_to_be_renewed(host: Machine) -> None:
     host.gpus(*[RTX_4090] * 4, driver="470.256.02", tells_capability=False)
-    mend = host.examine("llm-4090")["NVIDIA driver"].fix
-    assert "nvidia-driver-580" in mend and "TORCH_INDEX_URL" not in mend
+    fix = host.examine("llm-4090")["NVIDIA driver"].fix
+    assert "nvidia-driver-580" in fix and "TORCH_INDEX_URL" not in fix
 
 
 @pytest.mark.parametrize("tells", [True, False], ids=["by the driver", "by its name"])
@@ -124,16 +124,16 @@ def test_no_gpu_where_none_is_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "mend"),
+    ("said", "fix"),
     [
         ("Failed to initialize NVML: Driver/library version mismatch", "sudo reboot"),
         ("No devices were found", "on a machine with an NVIDIA GPU"),
     ],
 )
-def test_a_driver_that_does_not_answer(host: Machine, said: str, mend: str) -> None:
+def test_a_driver_that_does_not_answer(host: Machine, said: str, fix: str) -> None:
     host.broken_driver(said)
     found = host.examine("llm-4090")["NVIDIA driver"]
-    assert found.level == "error" and said in found.found and mend in found.fix
+    assert found.level == "error" and said in found.found and fix in found.fix
 
 
 def test_the_cpu_build_beside_a_gpu(host: Machine) -> None:

@@ -111,8 +111,8 @@ def test_a_batch_of_broken_groups_is_refused_with_one_that_works(
         config(train=train, grpo={"num_generations": group}).check_groups(world)
     assert f"grpo.num_generations={group}, found {whole}" in str(refused.value)
     assert f"train.global_batch_size={proposed}" in str(refused.value)
-    mended = {**train, "global_batch_size": proposed}
-    config(train=mended, grpo={"num_generations": group}).check_groups(world)
+    fixed = {**train, "global_batch_size": proposed}
+    config(train=fixed, grpo={"num_generations": group}).check_groups(world)
     config(stage="sft", train=train, grpo={"num_generations": group}).check_groups(world)
 
 

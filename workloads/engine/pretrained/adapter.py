@@ -149,7 +149,7 @@ def saved_adapters(folder: Path) -> dict[str, Path]:
 
 
 # Fields of adapter_config.json that say nothing about what the weights are, or that a profile sets
-# anew. fan_in_fan_out: peft corrects it by the kind of layer.
+# again. fan_in_fan_out: peft corrects it by the kind of layer.
 _MAY_DIFFER = {
     *("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode"),
     *("lora_dropout", "peft_version", "revision", "task_type"),

@@ -56,7 +56,7 @@ def trainer_arguments(config: Profile, session: Session, eval_steps: int | None)
         "logging_steps": train.log_every,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
-        # No metric_for_best_model: with one the Trainer waits for all ranks amid a save, and a rank
+        # No metric_for_best_model: with one the Trainer waits for all ranks in a save, and a rank
         # whose disk is full never comes. RunTrainer.best_step finds the best one.
         "save_strategy": "steps",
         "save_steps": config.checkpoints.every_steps or _NEVER,

@@ -54,7 +54,7 @@ class WandB:
 
     W&B's own variables win over the profile: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME,
     WANDB_RUN_ID, WANDB_RUN_GROUP. An empty one counts as unset. An offline folder holds every row
-    of the run: one that a restart begins anew is filled from the run's own files, and takes the
+    of the run: one that a restart begins again is filled from the run's own files, and takes the
     place of the one before, so that one folder is to be synced.
     """
 

@@ -134,7 +134,7 @@ class RunTrainer(Trainer):
             return not self.args.fp16 and bool(self.accelerator.optimizer_step_was_skipped)
         if bool(torch.isfinite(norm)):
             return False
-        # Too high a scale makes infinities, which the scaler skips and mends; a low one does not.
+        # Too high a scale makes infinities, which the scaler skips and fixes; a low one does not.
         scaler = self.accelerator.scaler
         return scaler is None or scaler.get_scale() < 1
 

@@ -301,7 +301,7 @@ def decode(stream: IO[bytes]) -> Image.Image:
     """The image in `stream`, turned upright and as RGB."""
     with _readable(), Image.open(stream) as image:
         image.load()
-        # ImageOps.exif_transpose writes all of the EXIF anew, and fails where a camera's is odd.
+        # ImageOps.exif_transpose writes all of the EXIF again, and fails where a camera's is odd.
         turn = _TURNS.get(_orientation(image))
         return to_rgb(image if turn is None else image.transpose(turn))
 

@@ -1,4 +1,4 @@
-"""Pictures of simple solids on a floor: one ray per sample, one lamp with shadows, one reflection.
+"""Images of simple solids on a floor: one ray per sample, one lamp with shadows, one reflection.
 
 Arrays of points and directions are (rays, 3), float64. The floor is z = 0; solids stand on it.
 Colours are linear light from 0 to 1.
@@ -19,7 +19,7 @@ Indices = NDArray[np.int64]
 
 _LOOK_AT = np.array([0.0, 0.0, 0.3])
 _VIEW = 2 * math.tan(math.radians(47.0) / 2)  # width of what must be in view, a unit ahead
-_VIEW_SHAPE = 1.5  # its width to its height, as in CLEVR; other pictures show more around it
+_VIEW_SHAPE = 1.5  # its width to its height, as in CLEVR; other images show more around it
 _FLOOR_COLOUR = np.array([0.42, 0.42, 0.43])
 _SKY_COLOUR = np.array([0.95, 0.95, 1.0])  # straight up; what metal mirrors
 _FILL_LAMP = np.array([-6.0, -7.0, 7.0])
@@ -92,7 +92,7 @@ def trace(solids: Sequence[Solid], origins: Array, rays: Array) -> Hits:
     return Hits(distance, index, normal)
 
 
-def picture(solids: Sequence[Solid], eye: Array, lamp: Array, width: int, height: int) -> Array:
+def image(solids: Sequence[Solid], eye: Array, lamp: Array, width: int, height: int) -> Array:
     """Linear light of each sample, (height, width, 3), seen from `eye` under `lamp`."""
     rays = camera_rays(eye, width, height)
     origins = np.broadcast_to(eye, rays.shape)

@@ -1,9 +1,9 @@
 """Drawn scenes in the manner of CLEVR: cubes, cylinders and spheres on a floor, none hidden.
 
 Colours, sizes, materials and distances follow CLEVR's generator, the colours of each shape the
-conditions A and B of CLEVR-CoGenT (https://cs.stanford.edu/people/jcjohns/clevr/). As the pictures
+conditions A and B of CLEVR-CoGenT (https://cs.stanford.edu/people/jcjohns/clevr/). As the images
 are made ray by ray, it is known of each object how many pixels show it: a scene in which one
-stands too far behind another is drawn anew.
+stands too far behind another is drawn again.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from workloads.errors import UserError
-from workloads.grpo.data.raycast import Array, Indices, Mask, Solid, camera_rays, outline, picture, trace
+from workloads.grpo.data.raycast import Array, Indices, Mask, Solid, camera_rays, outline, image, trace
 
 Palette = Literal["A", "B"]
 
@@ -44,12 +44,12 @@ _JITTER = 0.4  # how far the camera and the lamp stray from their places, each w
 _REACH = 3.0  # objects stand within this square around the middle
 _GAP = 0.25  # between any two objects, on the floor
 _SEEN_SHARE = 0.6  # of an object's own outline must be visible
-_SEEN_PIXELS = 0.0013  # and this share of the picture, as in CLEVR
+_SEEN_PIXELS = 0.0013  # and this share of the image, as in CLEVR
 _RIM = 2  # pixels of _LOOK that stay free of objects all around
-_LOOK = (120, 80)  # pixels of the picture in which this is found out
+_LOOK = (120, 80)  # pixels of the image in which this is found out
 _SUPERSAMPLING = 2  # rays a side for each pixel
 _GAMMA = 2.2
-_PLACINGS = 60  # tries for one object before the scene starts anew
+_PLACINGS = 60  # tries for one object before the scene starts again
 _SCENES = 500
 
 
@@ -106,17 +106,17 @@ def draw_scene(
             if _all_seen(scene):
                 return scene
     raise UserError(
-        f"expected a count of objects that fits into one picture, found {count}; ask for at most 10"
+        f"expected a count of objects that fits into one image, found {count}; ask for at most 10"
     )
 
 
 def render(scene: Scene, size: tuple[int, int]) -> Image.Image:
-    """The picture of `scene`, RGB, `size` as (width, height) in pixels."""
+    """The image of `scene`, RGB, `size` as (width, height) in pixels."""
     width, height = size
     fine = _SUPERSAMPLING
     solids = [_solid(item) for item in scene.items]
     eye, lamp = np.array(scene.camera), np.array(scene.lamp)
-    samples = picture(solids, eye, lamp, fine * width, fine * height)
+    samples = image(solids, eye, lamp, fine * width, fine * height)
     light = samples.reshape(height, fine, width, fine, 3).mean(axis=(1, 3))
     levels = np.rint(255 * np.clip(light, 0.0, 1.0) ** (1 / _GAMMA))
     return Image.fromarray(levels.astype(np.uint8), "RGB")
@@ -192,7 +192,7 @@ def _apart(one: Item, other: Item) -> bool:
 
 
 def _all_seen(scene: Scene) -> bool:
-    """Whether every object stands within the picture and enough of it can be seen."""
+    """Whether every object stands within the image and enough of it can be seen."""
     seen, alone = _outlines(scene, _LOOK)
     least = _SEEN_PIXELS * _LOOK[0] * _LOOK[1]
     for index, own in enumerate(alone):

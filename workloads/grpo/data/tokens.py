@@ -185,9 +185,9 @@ def _tokenizer(folder: Path) -> Any:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more special
         raise UserError(
-            f"{file}: expected a tokenizer that this version can read, found: {error}; save it anew"
+            f"{file}: expected a tokenizer that this version can read, found: {error}; save it again"
         ) from error
-    # Settings that a training left in the file; transformers sets them anew in every call.
+    # Settings that a training left in the file; transformers sets them again in every call.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

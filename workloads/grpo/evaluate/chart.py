@@ -1,4 +1,4 @@
-"""The picture of a GRPO run: what completions earned, step by step, and on held-out rows."""
+"""The image of a GRPO run: what completions earned, step by step, and on held-out rows."""
 
 from pathlib import Path
 

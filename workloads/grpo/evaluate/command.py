@@ -16,7 +16,7 @@ from workloads.errors import EXIT_DONE, UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = add_target(parser, "JSON file of the result")
     what.add_argument(
-        "--rescore", type=Path, metavar="RESULT", help="score the answers of a finished result anew"
+        "--rescore", type=Path, metavar="RESULT", help="score the answers of a finished result"
     )
     parser.add_argument("--prompts", type=Path, help="JSONL file of the questions")
     parser.add_argument("--images", type=Path, help="their folder, or a zip or tar file of them")
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     if args.rescore is not None:
         task = TASKS[args.task]
         result, before = rescore(task, args.rescore, args.output)
-        print(table(task, result, f"{args.rescore}, scored anew"))
+        print(table(task, result, f"{args.rescore}, scored again"))
         print(f"before: {before:.2f} %")
         return EXIT_DONE
     if args.prompts is None or args.images is None:

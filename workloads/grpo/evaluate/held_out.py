@@ -2,7 +2,7 @@
 
 `evaluation/<when>/rewards.json` holds each reward's mean, and beside it what the commonest answer
 of the training rows would earn if it were given to every question; `rewards.jsonl` the answers.
-`when` is before, after, or blank: after training, with every picture grey.
+`when` is before, after, or blank: after training, with every image grey.
 """
 
 import json

@@ -169,7 +169,7 @@ def read_questions(task: Task, file: Path, image_root: Path) -> list[Question]:
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise UserError(
             f"expected {len(rows.rows)} questions with images for {task.name}, found {len(bad)} "
-            f"bad; mend the rows, or unpack the images into {image_root}:"
+            f"bad; fix the rows, or unpack the images into {image_root}:"
             f"{''.join(bad[:_SHOWN])}{more}"
         )
     return questions
@@ -269,7 +269,7 @@ def _scored(task: Task, rows: Sequence[tuple[dict[str, Any], Any, str]]) -> Resu
 
 
 def rescore(task: Task, file: Path, output: Path | None) -> tuple[Result, float]:
-    """The answers of a finished result scored anew, and the accuracy that the file had.
+    """The answers of a finished result scored again, and the accuracy that the file had.
 
     Nothing is asked. The new result is written to `output` where one is named. Raises UserError.
     """

@@ -74,7 +74,7 @@ def arguments(config: GrpoConfig, placeholders: Sequence[str]) -> dict[str, Any]
     never = {"bad_words": list(placeholders)} if placeholders else {}
     shared = {
         "use_vllm": True,
-        "generation_kwargs": {**never, **own},
+        "generation_kwargs": {**never, **own} or None,
         "vllm_model_impl": engine.vllm_model_impl,
         "vllm_structured_outputs_regex": engine.vllm_structured_outputs_regex,
     }
@@ -172,7 +172,7 @@ def _made_as_wanted(level: int, pixels: Mapping[str, int]) -> Iterator[None]:
 def _watched(config: GrpoConfig, session: Session) -> Iterator[None]:
     """Rank 0, which alone talks to the server, ends with exit 75 when the server is gone.
 
-    A request to a dead engine may wait for ever, so the look is taken beside it.
+    A request to a dead engine may wait forever, so the look is taken beside it.
     """
     if not session.is_main:
         yield

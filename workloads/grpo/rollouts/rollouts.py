@@ -34,7 +34,7 @@ class Rollout:
 
 
 class RolloutLog:
-    """Writes rollouts into a run; made anew after a resume, it forgets the steps to be repeated."""
+    """Writes rollouts into a run; after a resume it forgets the steps that are repeated."""
 
     def __init__(self, session: Session, wanted: Rollouts, done_steps: int) -> None:
         self._folder = session.run.path / FOLDER

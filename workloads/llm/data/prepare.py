@@ -300,11 +300,11 @@ class _Maker:
         wanted = f"at most {allowed} bad rows" if len(bad) > allowed else "rows to learn from"
         left = f" and {self.report.too_long} too long" if self.report.too_long else ""
         shown = "".join(f"\n  {row}" for row in bad[:_SHOWN])
-        mend = "mend them or raise data.max_bad_rows."
+        fix = "fix them or raise data.max_bad_rows."
         if len(bad) <= allowed and self.report.too_long:
-            mend = f"raise data.max_length (the longest row has {self.report.longest:,} tokens)."
+            fix = f"raise data.max_length (the longest row has {self.report.longest:,} tokens)."
         raise UserError(
-            f"expected {wanted}, found {len(bad)} bad{left} among {total}; {mend}{shown}"
+            f"expected {wanted}, found {len(bad)} bad{left} among {total}; {fix}{shown}"
         )
 
     def _groups(self, lengths: NDArray[np.int64]) -> list[list[int]]:

@@ -247,5 +247,5 @@ def _joined(parts: list[Any]) -> str:
     """The text of a message that comes in parts; one that is no text would be lost in silence."""
     texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in parts]
     if not all(isinstance(text, str) for text in texts):
-        raise RowError("expected texts as the parts of a message, found others, such as a picture")
+        raise RowError("expected texts as the parts of a message, found others, such as an image")
     return "".join(texts)

@@ -88,7 +88,7 @@ def verl_gold(answer: str) -> str | None:
 def few_shot_prompt(examples: Sequence[Mapping[str, str]], question: str) -> str:
     """The harness's prompt of `gsm8k`: solved `examples` (`question`, `answer`), then `question`.
 
-    The harness puts 5 examples of the train split and draws them anew for every question; see
+    The harness puts 5 examples of the train split and draws them again for every question; see
     `few_shot_examples`.
     """
     solved = [f"{_ask(row['question'])} {row['answer']}\n\n" for row in examples]

@@ -93,7 +93,7 @@ def _embedded(path: Path, folder: Path) -> str:
     if not content.startswith(_PNG):
         return ""
     data = base64.b64encode(content).decode()
-    return f'<img class="picture" alt="{esc(path.name)}" src="data:image/png;base64,{data}">'
+    return f'<img class="image" alt="{esc(path.name)}" src="data:image/png;base64,{data}">'
 
 
 def _number(value: Any) -> str:

@@ -86,7 +86,7 @@ class Monitor(App[str]):
             self.call_from_thread(self.notify, clean(text), timeout=30.0, markup=False)
 
     def _end_without_terminal(self) -> None:
-        """A closed terminal usually ends its programs; one that it forgets would spin for ever."""
+        """A closed terminal usually ends its programs; one that it forgets would spin forever."""
         watched = select.poll()
         watched.register(sys.__stdin__ or 0, 0)
         if any(state & (select.POLLHUP | select.POLLERR) for _, state in watched.poll(0)):

@@ -12,7 +12,7 @@ class Panel(Static):
     def show(self, text: Text) -> None:
         before, self.shown = self.shown, text
         if before is None or before != text:
-            # Arranging all parts anew costs more than all else; most texts keep their height.
+            # Arranging all parts again costs more than all else; most texts keep their height.
             same_height = before is not None and before.plain.count("\n") == text.plain.count("\n")
             self.update(text, layout=not same_height)
 

@@ -142,7 +142,7 @@ class RunScreen(Screen[None]):
         if self._view.steps is None:
             return snapshot
         first, last = self._view.steps
-        # Read anew where a fiftieth more has come, not with every step.
+        # Read again where a fiftieth more has come, not with every step.
         grown = int(50 * math.log(max(1, snapshot.step - first)))
         key = (first, last, grown if last > snapshot.step else 0)
         if self._window is None or self._window[0] != key:

@@ -1,4 +1,4 @@
-"""Pictures varied as OpenVLA varied them, and the centre crop that matches at inference.
+"""Images varied as OpenVLA varied them, and the centre crop that matches at inference.
 
 Everything works on uint8 [H, W, 3] at the model's size, after the resize and before the
 normalisation: a crop of fixed area resized back, then brightness, contrast, saturation and hue.
@@ -28,12 +28,12 @@ def augment(pixels: np.ndarray, how: Augmentation, random: np.random.Generator) 
 
 
 def centre_crop(pixels: np.ndarray, area: float) -> np.ndarray:
-    """The middle of a picture, `area` of it, at the same size: what an augmented model expects."""
+    """The middle of an image, `area` of it, at the same size: what an augmented model expects."""
     return _cropped(pixels, area, 0.5, 0.5)
 
 
 def as_served(processor: ImageProcessor, image: np.ndarray, crop_area: float) -> np.ndarray:
-    """An unvaried picture as the model sees it, in evaluation and when it serves.
+    """An unvaried image as the model sees it, in evaluation and when it serves.
 
     image: uint8 [H, W, 3] of any size → float32 [C, H, W].
     """
@@ -48,8 +48,8 @@ def _cropped(pixels: np.ndarray, area: float, left: float, top: float) -> np.nda
     side = float(np.sqrt(area))
     x, y = left * width * (1 - side), top * height * (1 - side)
     box = (x, y, x + width * side, y + height * side)
-    picture = Image.fromarray(pixels)
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box))
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
 
 
 def recoloured(values: np.ndarray, saturation: float, turn: float) -> np.ndarray:

@@ -327,7 +327,7 @@ def _described(name: str, parts: Sequence[Part], mask: tuple[bool, ...] | None) 
 
 
 def _check_alike(parts: Sequence[Part]) -> None:
-    """One model has one size of actions and states, and one number of pictures."""
+    """One model has one size of actions and states, and one number of images."""
     shapes = {}
     for part in parts:
         first = part.dataset[part.episodes[0]]

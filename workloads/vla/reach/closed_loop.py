@@ -16,17 +16,17 @@ from workloads.vla.reach.scene import Scene
 STEPS = 8
 REACHED = 0.04  # m; cubes lie at least three times as far apart
 
-# pictures uint8 [N, H, W, 3], instructions, states float32 [N, 8] → actions [N, chunk, 8] in rad
+# images uint8 [N, H, W, 3], instructions, states float32 [N, 8] → actions [N, chunk, 8] in rad
 Act = Callable[[np.ndarray, Sequence[str], np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What became of N scenes: distances [N] in m at the end; pictures [shown, steps + 1, H, W, 3]
+    """What became of N scenes: distances [N] in m at the end; images [shown, steps + 1, H, W, 3]
     of the first scenes."""
 
     distances: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
 
     @property
     def won(self) -> np.ndarray:
@@ -52,8 +52,8 @@ def roll_out(
     chunk: list[np.ndarray] = []
     for _ in range(STEPS):
         if not chunk:
-            pictures = _pictures(cameras, joints)
-            actions = act(pictures, told, joints.astype(np.float32))
+            images = _images(cameras, joints)
+            actions = act(images, told, joints.astype(np.float32))
             chunk = list(np.moveaxis(actions, 1, 0))
         kept.append(_shown(cameras, joints, shown))
         joints = arm.moved(joints, chunk.pop(0))
@@ -64,9 +64,9 @@ def roll_out(
     return Rollouts(distances, np.swapaxes(np.array(kept), 0, 1))
 
 
-def _pictures(cameras: Sequence[Camera], joints: np.ndarray) -> np.ndarray:
-    return np.stack([camera.picture(now) for camera, now in zip(cameras, joints, strict=True)])
+def _images(cameras: Sequence[Camera], joints: np.ndarray) -> np.ndarray:
+    return np.stack([camera.image(now) for camera, now in zip(cameras, joints, strict=True)])
 
 
 def _shown(cameras: Sequence[Camera], joints: np.ndarray, count: int) -> list[np.ndarray]:
-    return [camera.picture(now) for camera, now in list(zip(cameras, joints, strict=True))[:count]]
+    return [camera.image(now) for camera, now in list(zip(cameras, joints, strict=True))[:count]]

@@ -14,7 +14,7 @@ SCENES = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(
         parser,
-        "folder of scores and picture (default: the run's evaluation/)",
+        "folder of scores and image (default: the run's evaluation/)",
         precision=False,
     )
     parser.add_argument(
@@ -40,5 +40,5 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     progress.clear()
     print(table(verdict))
     print(f"scores: {write(verdict, out)}")
-    print(f"picture: {draw(verdict, out)}")
+    print(f"image: {draw(verdict, out)}")
     return EXIT_DONE

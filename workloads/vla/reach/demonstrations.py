@@ -24,7 +24,7 @@ _VERSION = 2  # raised where the same arguments no longer give the same episodes
 
 
 def facts(episodes: int, seed: int) -> dict[str, Any]:
-    """How demonstrations are made; the same for the same pictures and joints."""
+    """How demonstrations are made; the same for the same images and joints."""
     return {
         "task": "reach",
         "version": _VERSION,
@@ -68,5 +68,5 @@ def generate(folder: Path, episodes: int, seed: int, progress: Callable[[int, in
 def _write(folder: Path, one: Scene) -> None:
     """One episode; its last step is the placeholder that recorders write."""
     joints = demonstration(one, STEPS)
-    frames = {CAMERA: Camera(one).pictures(joints)}
+    frames = {CAMERA: Camera(one).images(joints)}
     write_episode(folder, joints, frames, one.instruction, fps=FPS, quality=_QUALITY)

@@ -1,4 +1,4 @@
-"""The reach task at the end of a training: before, after, controls, and a picture."""
+"""The reach task at the end of a training: before, after, controls, and an image."""
 
 from workloads.run.events import Event
 from workloads.run.session import Session
@@ -8,15 +8,15 @@ from workloads.vla.reach.sheet import draw
 
 
 def judge_exported(session: Session, scenes: int, seed: int) -> list[tuple[str, str]]:
-    """Judge the policy in `final/`, keep scores and picture; returns lines for people."""
+    """Judge the policy in `final/`, keep scores and image; returns lines for people."""
     run = session.run
     trained, untrained = pair(run.final, session.tell)
     verdict = judge(trained, untrained, scenes, seed, lambda done, total: session.progress())
     write(verdict, run.evaluation)
-    picture = draw(verdict, run.evaluation)
+    image = draw(verdict, run.evaluation)
     session.event(Event.EVALUATED, when="after", **verdict.as_dict())
     session.tell(table(verdict))
-    return [*_changes(verdict), ("rollouts", str(picture))]
+    return [*_changes(verdict), ("rollouts", str(image))]
 
 
 def _changes(verdict: Verdict) -> list[tuple[str, str]]:

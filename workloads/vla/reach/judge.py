@@ -1,8 +1,8 @@
 """How often a policy reaches the named cube, beside what needs no looking, listening or learning.
 
 The controls are the same model before training, the mean of all demonstrated actions, the trained
-policy with a blank picture, and the trained policy told of another cube of the scene. A policy that
-has understood picture and instruction wins, and none of them does.
+policy with a blank image, and the trained policy told of another cube of the scene. A policy that
+has understood image and instruction wins, and none of them does.
 """
 
 import json
@@ -121,10 +121,10 @@ def acting(policy: Policy) -> Act:
     """A policy as the loop asks it, in its own statistics of a CRANE-X7."""
     key = statistics_key(policy)
 
-    def act(pictures: np.ndarray, instructions: Sequence[str], states: np.ndarray) -> np.ndarray:
+    def act(images: np.ndarray, instructions: Sequence[str], states: np.ndarray) -> np.ndarray:
         asked = [
-            Observation({policy.cameras[0]: picture}, text, state)
-            for picture, text, state in zip(pictures, instructions, states, strict=True)
+            Observation({policy.cameras[0]: image}, text, state)
+            for image, text, state in zip(images, instructions, states, strict=True)
         ]
         parts = [policy.act(asked[at : at + _BATCH], key) for at in range(0, len(asked), _BATCH)]
         return np.concatenate(parts)
@@ -134,12 +134,12 @@ def acting(policy: Policy) -> Act:
 
 def _mean_action(policy: Policy) -> Act:
     mean = np.asarray(policy.model.norm_stats[statistics_key(policy)]["action"]["mean"])
-    return lambda pictures, instructions, states: np.tile(mean, (len(states), 1, 1))
+    return lambda images, instructions, states: np.tile(mean, (len(states), 1, 1))
 
 
 def _blinded(act: Act) -> Act:
-    return lambda pictures, instructions, states: act(
-        np.full_like(pictures, _GREY), instructions, states
+    return lambda images, instructions, states: act(
+        np.full_like(images, _GREY), instructions, states
     )
 
 

@@ -12,7 +12,7 @@ SIZE = 96  # pixels, square
 _FINE = 2  # drawn larger by this, then averaged, so that edges are smooth
 _EYE = np.array([0.72, 0.0, 0.78])
 _LOOKED_AT = np.array([0.23, 0.0, 0.06])
-_ZOOM = 2.75  # picture half-widths that a slope of 1 covers
+_ZOOM = 2.75  # image half-widths that a slope of 1 covers
 _TABLE, _WALL = (128, 128, 128), (100, 104, 110)
 _LINK, _HAND, _TIP = (70, 70, 75), (35, 35, 40), (255, 255, 255)
 _LINK_WIDTH, _HAND_WIDTH, _TIP_SIZE = 0.045, 0.028, 0.016
@@ -20,18 +20,18 @@ _SHADES = (1.0, 0.8, 0.62)  # upper face, face towards the camera, faces aside
 
 
 class Camera:
-    """Pictures of one scene; what does not move is drawn once."""
+    """Images of one scene; what does not move is drawn once."""
 
     def __init__(self, scene: Scene, size: int = SIZE) -> None:
         self.size = size
         self._still = _still(scene, size * _FINE)
 
-    def picture(self, joints: np.ndarray) -> np.ndarray:
+    def image(self, joints: np.ndarray) -> np.ndarray:
         """uint8 [size, size, 3], RGB, with the arm at `joints` [8] in rad."""
-        return self.pictures(joints[None])[0]
+        return self.images(joints[None])[0]
 
-    def pictures(self, joints: np.ndarray) -> list[np.ndarray]:
-        """T pictures of the arm at `joints` [T, 8]."""
+    def images(self, joints: np.ndarray) -> list[np.ndarray]:
+        """T images of the arm at `joints` [T, 8]."""
         base = np.zeros((len(joints), 1, 3))
         chains = np.concatenate([base, arm.points(joints)], axis=1)
         found = []
@@ -85,7 +85,7 @@ def _draw_cube(
 
 
 def _draw_arm(pen: ImageDraw.ImageDraw, pixels: np.ndarray, scale: np.ndarray) -> None:
-    """pixels [5, 2] and scale [5]: base, shoulder, elbow, wrist and fingertip in the picture."""
+    """pixels [5, 2] and scale [5]: base, shoulder, elbow, wrist and fingertip in the image."""
     for at in range(len(pixels) - 1):
         is_hand = at == len(pixels) - 2
         width = (_HAND_WIDTH if is_hand else _LINK_WIDTH) * scale[at]

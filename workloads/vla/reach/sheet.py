@@ -1,4 +1,4 @@
-"""A picture of rollouts: a row a scene, frames over time, what was said, and how it ended."""
+"""An image of rollouts: a row a scene, frames over time, what was said, and how it ended."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def draw(verdict: Verdict, folder: Path) -> Path:
     """Write the trained policy's first scenes as PNG."""
     rows = [
         _row(scene, verdict.rollouts, number)
-        for number, scene in enumerate(verdict.scenes[: len(verdict.rollouts.pictures)])
+        for number, scene in enumerate(verdict.scenes[: len(verdict.rollouts.images)])
     ]
     height = rows[0].height + _GAP
     sheet = Image.new("RGB", (rows[0].width, height * len(rows)), "white")
@@ -31,7 +31,7 @@ def draw(verdict: Verdict, folder: Path) -> Path:
 
 
 def _row(scene: Scene, rollouts: Rollouts, number: int) -> Image.Image:
-    frames = rollouts.pictures[number]
+    frames = rollouts.images[number]
     size = frames.shape[1]
     row = Image.new("RGB", (_LABEL + (size + _GAP) * len(frames), size), "white")
     pen = ImageDraw.Draw(row)

@@ -109,7 +109,7 @@ class PolicyClient:
         try:
             response = self._response(method, path, body, headers)
         except (ConnectionError, http.client.RemoteDisconnected):
-            # A server may have closed a connection that was kept too long: once more, anew.
+            # A server may have closed a connection that was kept too long: once more, again.
             self._connection.close()
             if not kept:
                 raise

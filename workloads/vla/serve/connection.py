@@ -9,8 +9,8 @@ from typing import Any
 class DeadlineReader(io.RawIOBase):
     """A connection's bytes until a moment that `allow` sets; TimeoutError after it.
 
-    A socket's own timeout begins anew with every piece: a client that sends a byte now and then
-    would hold a thread for ever.
+    A socket's own timeout begins again with every piece: a client that sends a byte now and then
+    would hold a thread forever.
     """
 
     def __init__(self, connection: socket.socket) -> None:

@@ -189,7 +189,7 @@ def test_missing_images_and_bad_rows_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         read_questions(SUPERCLEVR, file, tmp_path)
     lines = str(refused.value).splitlines()
-    assert "found 2 bad; mend the rows, or unpack the images into" in lines[0]
+    assert "found 2 bad; fix the rows, or unpack the images into" in lines[0]
     assert "prompts.jsonl:2: expected an image at" in lines[1] and "gone.png" in lines[1]
     assert "prompts.jsonl:3: column 'ground_truth': expected int, found 'three'" in lines[2]
 

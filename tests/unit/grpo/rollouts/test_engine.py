@@ -23,4 +23,4 @@ def test_placeholders_are_kept_out_of_completions(engine: str) -> None:
     assert isinstance(config, GrpoConfig)
     found = generation.arguments(config, ["<image>"])
     assert found["generation_kwargs"] == {"bad_words": ["<image>"]}
-    assert "generation_kwargs" not in generation.arguments(config, [])
+    assert generation.arguments(config, [])["generation_kwargs"] is None

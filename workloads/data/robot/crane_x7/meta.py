@@ -14,7 +14,7 @@ _COLOR_ORDERS: dict[str, ColorOrder] = {"rgb": "rgb", "bgr": "bgr", "bgr_swapped
 
 @dataclass(frozen=True)
 class Meta:
-    """Steps a second, (height, width) of depth pictures, order of colours; None where not said."""
+    """Steps a second, (height, width) of depth images, order of colours; None where not said."""
 
     fps: float | None = None
     depth_shape: tuple[int, int] | None = None

@@ -176,10 +176,10 @@ def _texts(
 
 
 class Arrays:
-    """The picture arrays last used, over all files of a data set."""
+    """The image arrays last used, over all files of a data set."""
 
     def __init__(self, cameras: int) -> None:
-        # A step looks through every camera: with fewer, each picture would cost a whole array.
+        # A step looks through every camera: with fewer, each image would cost a whole array.
         self._cache: LruCache[tuple[Path, str], np.ndarray] = LruCache(max(_ARRAYS_KEPT, cameras))
 
     def get(self, path: Path, key: str) -> np.ndarray:
@@ -206,7 +206,7 @@ class NpzImages:
         frame = self._frame(self.recording.cameras[camera], row)
         shaped = frame[..., None] if frame.ndim == 2 else frame
         if frame.dtype != np.uint8 or shaped.ndim != 3 or shaped.shape[-1] not in (1, 3, 4):
-            cause = f"wrong_dim: picture of shape {frame.shape} and type {frame.dtype}"
+            cause = f"wrong_dim: image of shape {frame.shape} and type {frame.dtype}"
             raise self._damaged(row, cause)
         return images.as_rgb(shaped)
 

@@ -202,7 +202,7 @@ def _usual(steps: list[_Step], column: str) -> dict[str, str]:
 def _without_odd(
     file: str, steps: list[_Step], expected: set[str]
 ) -> tuple[list[_Step], list[Damage]]:
-    """Keep the steps whose vectors have the usual size and that lack no usual picture."""
+    """Keep the steps whose vectors have the usual size and that lack no usual image."""
     sizes = Counter((len(step.state), len(step.action)) for step in steps)
     usual = sizes.most_common(1)[0][0] if sizes else (0, 0)
     good, odd = [], []
@@ -400,17 +400,17 @@ class TFRecordImages:
     def _depth_shapes(
         self, features: dict[str, Feature], key: str, camera: str
     ) -> list[tuple[int, int]]:
-        """Shapes to try: stored with the values, the camera's picture, the episode's meta.json."""
+        """Shapes to try: stored with the values, the camera's image, the episode's meta.json."""
         shapes = []
         height = _first(features, f"{key}/height", "int64")
         width = _first(features, f"{key}/width", "int64")
         if height is not None and width is not None:
             shapes.append((int(height), int(width)))
-        picture = _first(features, self.recording.cameras.get(camera, ""), "bytes")
-        if picture is not None:
-            # A picture that is broken is damage of its own; depth may still have another shape.
+        image = _first(features, self.recording.cameras.get(camera, ""), "bytes")
+        if image is not None:
+            # An image that is broken is damage of its own; depth may still have another shape.
             with suppress(images.ImageError):
-                shapes.append(images.shape_of(bytes(picture)))
+                shapes.append(images.shape_of(bytes(image)))
         return [*shapes, self.depth_shape] if self.depth_shape else shapes
 
     def _features(self, row: int) -> dict[str, Feature]:
@@ -419,7 +419,7 @@ class TFRecordImages:
         offset, length = int(recording.offsets[place]), int(recording.lengths[place])
         try:
             return parse(read_at(recording.path, offset, length, row))
-        except ExampleError as error:  # the file was written anew since it was opened
+        except ExampleError as error:  # the file was written again since it was opened
             raise self._damaged(row, f"bad_example: no tf.train.Example, {error}") from error
 
     def _place(self, row: int) -> int:

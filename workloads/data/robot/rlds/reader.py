@@ -1,7 +1,7 @@
 """RLDS folders as the Open X-Embodiment sets come: TFRecord shards beside a features.json.
 
 A record is an episode: one tf.train.Example whose `steps/…` features hold the values of all steps
-one after another, pictures encoded.
+one after another, images encoded.
 """
 
 import json

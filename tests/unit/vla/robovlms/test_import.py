@@ -1,0 +1,179 @@
+"""RoboVLMs' configs as profiles: every field is mapped, kept or refused with the reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from workloads.cli import main
+from workloads.errors import UserError
+from workloads.vla.robovlms.config import import_config, inherited
+from workloads.vla.robovlms.fields import RULES
+from workloads.vla.robovlms.translating import Row, translate
+
+pytestmark = pytest.mark.unit
+
+CONFIG: dict[str, Any] = {
+    "model": "kosmos",
+    "model_url": "https://huggingface.co/microsoft/kosmos-2-patch14-224",
+    "model_path": ".vlms/kosmos",
+    "window_size": 16,
+    "fwd_pred_next_n": 10,
+    "batch_size": 4,
+    "warmup_epochs": 0.25,
+    "warmup_steps": 0,
+    "use_hand_rgb": True,
+    "norm_action": True,
+    "norm_min": -0.65,
+    "norm_max": 0.65,
+    "train_setup": {"precision": "bf16", "freeze_backbone": False, "lora_enable": False},
+    "act_head": {"type": "LSTMDecoder", "window_size": 1, "fwd_pred_next_n": 1},
+    "trainer": {"precision": "16", "gradient_clip_val": 1.0, "max_epochs": 5,
+                "accumulate_grad_batches": 4, "strategy": "deepspeed_stage_2"},
+    "train_dataset": {"type": "DiskCalvinDataset", "data_dir": "calvin/training", "rgb_pad": 10},
+    "val_dataset": {"type": "DiskCalvinDataset", "data_dir": "calvin/validation"},
+}  # fmt: skip
+
+
+def _written(folder: Path, content: Any, name: str = "config.json") -> Path:
+    file = folder / name
+    file.write_text(json.dumps(content))
+    return file
+
+
+def _rows(folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Row]]:
+    """Settings and rows of CONFIG; `a__b` changes b of section a."""
+    config = json.loads(json.dumps(CONFIG))
+    for name, value in changes.items():
+        section, _, field = name.rpartition("__")
+        (config[section] if section else config)[field] = value
+    settings, rows = translate(inherited(_written(folder, config)))
+    return settings, {row.field: row for row in rows}
+
+
+def test_the_published_settings(tmp_path: Path) -> None:
+    settings, rows = _rows(tmp_path)
+    assert not [row for row in rows.values() if row.outcome == "refused"]
+    assert settings["model"] == {"family": "kosmos-2", "name": "microsoft/kosmos-2-patch14-224"}
+    assert settings["data"] == {
+        "window": 16,
+        "cameras": ["static", "gripper"],
+        "normalise": {"low": -0.65, "high": 0.65},
+        "source": "calvin/training",
+        "shift": {"static": 10},
+    }
+    assert settings["action_head"] == {
+        "chunk": 10, "kind": "lstm", "reads": "action_token", "history": "head", "layers": 4,
+    }  # fmt: skip
+    assert settings["optim"] == {"warmup_steps": 0.05, "schedule": "constant"}
+    assert settings["train"]["precision"] == "fp16"
+    assert settings["train"]["global_batch_size"] == 16
+    assert rows["scheduler"].text.endswith("(left out: RoboVLMs' default)")
+    assert rows["val_dataset.data_dir"].outcome == "kept"
+
+
+def test_silent_overwrites_are_reported(tmp_path: Path) -> None:
+    _, rows = _rows(tmp_path)
+    assert "here '16'" in rows["train_setup.precision"].text
+    assert "here 16" in rows["act_head.window_size"].text
+    assert "never clipped" in rows["trainer.gradient_clip_val"].text
+    settings, rows = _rows(tmp_path, gradient_clip_val=0.5)
+    assert settings["optim"]["max_grad_norm"] == 0.5
+    assert "here 0.5" in rows["trainer.gradient_clip_val"].text
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "why"),
+    [
+        ({"model": "moondream"}, "model", "code that transformers does not have"),
+        ({"windw_size": 8}, "windw_size", "did you mean 'window_size'"),
+        ({"act_head__layerz": 8}, "act_head.layerz", "no field of RoboVLMs"),
+        ({"new": {"a": 1}}, "new.a", "no section of RoboVLMs"),
+        ({"train_dataset": [CONFIG["train_dataset"]]}, "train_dataset", "several datasets"),
+        ({"act_head": None}, "act_head", "expected a section"),
+        ({"trainer": None}, "trainer", "expected a section"),
+        ({"trainer": 3}, "warmup_epochs", "fewer epochs"),
+        ({"batch_size": [4, 4]}, "batch_size", "several datasets"),
+        ({"window_size": "8"}, "window_size", "a whole number"),
+        ({"window_size": True}, "window_size", "a whole number"),
+        ({"train_setup__freeze_backbone": True}, "train_setup.freeze_backbone", "left out"),
+        ({"train_setup__train_vision": 0}, "train_setup.train_vision", "left out"),
+        ({"train_setup__lora_enable": True}, "train_setup.lora_enable", "cannot run there"),
+        ({"act_head__history_type": "video"}, "act_head.history_type", "post and pre"),
+        ({"act_head__type": ["LSTMDecoder"]}, "act_head.type", "known are LSTMDecoder"),
+        ({"trainer__precision": "64"}, "trainer.precision", "known are 16"),
+        ({"warmup_steps": 10}, "warmup_epochs", "their sum has no setting"),
+        ({"warmup_epochs": 6}, "warmup_epochs", "fewer epochs than trainer.max_epochs"),
+        ({"norm_action": False}, "norm_action", "always normalised"),
+        ({"fwd_head": {}}, "fwd_head", "images are not predicted"),
+    ],
+)
+def test_what_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], field: str, why: str
+) -> None:
+    _, rows = _rows(tmp_path, **changes)
+    assert rows[field].outcome == "refused" and why in rows[field].text
+
+
+def test_every_field_has_one_row_in_order(tmp_path: Path) -> None:
+    _, rows = _rows(tmp_path)
+    first = [name for name in rows if name.partition(".")[0] in CONFIG]
+    assert [name for name in first if "." not in name][:4] == list(CONFIG)[:4]
+    leaves = {
+        f"{key}.{name}" if isinstance(value, dict) else key
+        for key, value in CONFIG.items()
+        for name in (value if isinstance(value, dict) else [key])
+    }
+    assert leaves <= set(rows)
+    assert all(getattr(rule, "why", "x") for rule in RULES.values())
+
+
+def test_a_section_that_replaces_is_told(tmp_path: Path) -> None:
+    _written(tmp_path, CONFIG, "base.json")
+    own = {"parent": "base.json", "act_head": {"__override__": True, "type": "FCDecoder"}}
+    found = inherited(_written(tmp_path, own))
+    assert found.config["act_head"] == {"type": "FCDecoder"}
+    _, rows = translate(found)
+    row = next(row for row in rows if row.field == "act_head.__override__")
+    assert row.outcome == "kept" and "training there merges" in row.text
+
+
+def test_parents_that_cannot_be(tmp_path: Path) -> None:
+    missing = _written(tmp_path, {"parent": "absent.json"})
+    with pytest.raises(UserError, match="expected its parent absent.json in"):
+        import_config(missing)
+    _written(tmp_path, {"parent": "b.json"}, "a.json")
+    ring = _written(tmp_path, {"parent": "a.json"}, "b.json")
+    with pytest.raises(UserError, match="expected parents that end"):
+        import_config(ring)
+    with pytest.raises(UserError, match="expected a file's name as parent, found 3"):
+        import_config(_written(tmp_path, {"parent": 3}))
+    with pytest.raises(UserError, match="expected a JSON object"):
+        import_config(_written(tmp_path, [1]))
+    with pytest.raises(UserError, match="absent.json"):
+        import_config(tmp_path / "absent.json")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, profile = _written(tmp_path, CONFIG), tmp_path / "out/policy.yaml"
+    words = ["import", "robovlms", str(config), "--output", str(profile)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "0 refused" in printed and "never clipped" in printed
+    assert yaml.safe_load(profile.read_text())["data"]["window"] == 16
+    table = profile.with_suffix(".md").read_text()
+    assert "| `window_size` | `16` | mapped | data.window: 16 |" in table
+    assert main(words) == 2 and "a name that is free" in capsys.readouterr().err
+
+    refused = _written(tmp_path, CONFIG | {"model": "uform", "odd": 1}, "wd=0.json")
+    assert main(["import", "robovlms", str(refused), "--output", str(tmp_path / "b.yaml")]) == 1
+    assert "refused: odd = 1: no field of RoboVLMs" in capsys.readouterr().out
+    assert "# refused: model" in (tmp_path / "b.yaml").read_text()
+
+
+def test_the_default_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", "robovlms", str(_written(tmp_path, CONFIG, "ft_wd=0_ws.json"))]) == 0
+    assert (tmp_path / "ft_wd-0_ws.yaml").is_file() and (tmp_path / "ft_wd-0_ws.md").is_file()

@@ -1,0 +1,87 @@
+"""Write the settings of a RoboVLMs config as a profile, and a table of what became of each field:
+mapped, kept for reference, or refused with the reason. Parents are merged. Ends with 1 where a
+field was refused. Policies with such heads are not trained yet: the profile is for reading."""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from workloads.errors import EXIT_DONE, EXIT_FAILED, UserError
+
+if TYPE_CHECKING:
+    from workloads.vla.robovlms.translating import Row
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the JSON file")
+    parser.add_argument(
+        "--output", metavar="PROFILE", type=Path,
+        help="profile to write, which must not exist (default: its name with .yaml, here); "
+        "the table is written beside it, with .md",
+    )  # fmt: skip
+
+
+def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from workloads.vla.robovlms.config import inherited
+    from workloads.vla.robovlms.translating import translate
+
+    found = inherited(args.config)
+    settings, rows = translate(found)
+    profile: Path = args.output or Path(_name(args.config.stem) + ".yaml")
+    table = profile.with_suffix(".md")
+    if table == profile:
+        raise UserError(f"--output: expected a name that ends in .yaml, found {profile}")
+    for file in (profile, table):
+        if file.exists():
+            raise UserError(f"{file}: expected a name that is free, found a file; give --output")
+    profile.parent.mkdir(parents=True, exist_ok=True)
+    profile.write_text(_profile(args.config, settings, rows), encoding="utf-8")
+    table.write_text(_table(args.config, found.parents, rows), encoding="utf-8")
+    counts = Counter(row.outcome for row in rows)
+    for row in rows:
+        if row.outcome == "refused":
+            print(f"refused: {row.field} = {row.shown}: {row.text}")
+        elif "overwritten" in row.text:
+            print(f"kept: {row.field} = {row.shown}: {row.text}")
+    print(
+        f"{args.config}: {counts['mapped']} fields mapped, {counts['kept']} kept for reference, "
+        f"{counts['refused']} refused"
+    )
+    print(f"written: {profile}, {table}")
+    return EXIT_FAILED if counts["refused"] else EXIT_DONE
+
+
+def _name(stem: str) -> str:
+    """A profile's name may hold fewer signs than a file's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-") or "robovlms"
+
+
+def _profile(config: Path, settings: Mapping[str, Any], rows: Sequence["Row"]) -> str:
+    refused = [row for row in rows if row.outcome == "refused"]
+    lines = [
+        f"# The settings of {config.name}, a config of RoboVLMs.",
+        "# Policies with such heads are not trained yet: this profile is for reading.",
+        *(f"# refused: {row.field} = {row.shown}: {row.text}" for row in refused),
+    ]
+    content = {"workload": "vla", **settings}
+    return "\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _table(config: Path, parents: Sequence[Path], rows: Sequence["Row"]) -> str:
+    lines = [
+        f"# {config.name}",
+        "",
+        f"Parents: {', '.join(str(file) for file in parents) or 'none'}.",
+        "",
+        "| field | value | outcome | setting or reason |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = (f"`{row.field}`", f"`{row.shown}`", row.outcome, row.text)
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"

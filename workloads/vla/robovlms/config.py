@@ -1,0 +1,77 @@
+"""RoboVLMs' JSON configs with what they inherit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workloads.errors import UserError
+from workloads.json_files import read_json
+
+_PARENT, _OVERRIDE = "parent", "__override__"
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """A merged config, its parents' files from the nearest on, and the sections that `__override__`
+    took whole from a child: there, training merges them all the same."""
+
+    config: dict[str, Any]
+    parents: tuple[Path, ...]
+    overridden: tuple[str, ...]
+
+
+def import_config(path: str | Path) -> dict[str, Any]:
+    """The config of a JSON file, merged with its parents as RoboVLMs' evaluation does.
+
+    Sections merge, lists and single values are replaced; a section with `"__override__": true`
+    replaces the parent's whole, and the key goes. Raises UserError for a file that is missing or
+    no JSON object, and for parents that form a ring.
+    """
+    return inherited(path).config
+
+
+def inherited(path: str | Path) -> Inherited:
+    """`import_config`, with where everything came from."""
+    chain: list[tuple[Path, dict[str, Any]]] = []
+    file = Path(path)
+    while True:
+        if any(file.resolve() == known.resolve() for known, _ in chain):
+            raise UserError(
+                f"{chain[-1][0]}: expected parents that end, found {file} again; remove one of them"
+            )
+        own = read_json(file)
+        chain.append((file, own))
+        parent = own.get(_PARENT)
+        if not parent:
+            break
+        if not isinstance(parent, str):
+            raise UserError(f"{file}: expected a file's name as parent, found {parent!r}")
+        file = _parent_file(file, parent)
+    merged: dict[str, Any] = {}
+    overridden: list[str] = []
+    for _, own in reversed(chain):
+        _merge(merged, own, "", overridden)
+    return Inherited(merged, tuple(file for file, _ in chain[1:]), tuple(overridden))
+
+
+def _parent_file(child: Path, parent: str) -> Path:
+    """From the working directory, as RoboVLMs has it, or else from the child's folder."""
+    for candidate in (Path(parent), child.parent / parent):
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"{child}: expected its parent {parent} in {Path.cwd()} or {child.parent}, found none; "
+        "copy it there"
+    )
+
+
+def _merge(target: dict[str, Any], own: dict[str, Any], place: str, overridden: list[str]) -> None:
+    for key, value in own.items():
+        known = target.get(key)
+        if isinstance(value, dict) and value.get(_OVERRIDE):
+            target[key] = {name: item for name, item in value.items() if name != _OVERRIDE}
+            overridden.append(f"{place}{key}")
+        elif isinstance(value, dict) and isinstance(known, dict):
+            _merge(known, value, f"{place}{key}.", overridden)
+        else:
+            target[key] = value

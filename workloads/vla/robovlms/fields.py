@@ -1,0 +1,402 @@
+"""What becomes of each field of a RoboVLMs config.
+
+A rule maps a field to a setting, keeps it for reference with the reason, or refuses a value that
+would train something else. No field is without one: an unknown one is refused.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Config = Mapping[str, Any]
+Convert = Callable[[Any, Config], Any]
+_HUB = "https://huggingface.co/"
+
+
+class Refused(Exception):
+    """Why a value cannot be taken over."""
+
+
+class Kept(Exception):
+    """Why a value of a field that usually maps is kept for reference only."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """To a setting; `convert` gives its value, or raises Refused or Kept. note: said with it."""
+
+    setting: str
+    convert: Convert = lambda value, _: value
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Keeps:
+    why: str
+
+
+@dataclass(frozen=True)
+class Refuses:
+    """Any value but `harmless` ones, which are kept."""
+
+    why: str
+    harmless: tuple[Any, ...] = (False, None)
+
+
+Rule = Maps | Keeps | Refuses
+
+
+def _choice(choices: Mapping[Any, Any], why: str = "") -> Convert:
+    def convert(value: Any, _: Config) -> Any:
+        if isinstance(value, list | dict) or value not in choices:
+            known = ", ".join(str(choice) for choice in choices)
+            raise Refused(why or f"known are {known}")
+        return choices[value]
+
+    return convert
+
+
+def _section(config: Config, name: str) -> Config:
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _whole(value: Any, _: Config) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise Refused("expected a whole number of at least 1")
+    return value
+
+
+def _number(value: Any, _: Config) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refused("expected a number")
+    return value
+
+
+def _repository(value: Any, _: Config) -> str:
+    if not isinstance(value, str) or not value.startswith(_HUB):
+        raise Refused(f"expected an address that begins with {_HUB}")
+    return value.removeprefix(_HUB).strip("/")
+
+
+def _local_model(value: Any, config: Config) -> Any:
+    if config.get("model_url"):
+        raise Kept("a local copy; model_url names the model")
+    return value
+
+
+def _batch(value: Any, config: Config) -> int:
+    if isinstance(value, list):
+        raise Refused("several datasets: RoboVLMs trains on the first batch only")
+    return _whole(value, config)
+
+
+def _accumulated(value: Any, config: Config) -> int:
+    batch = config.get("batch_size")
+    if value == 1:
+        raise Kept("every micro-batch is a step: train.global_batch_size is left out")
+    if not isinstance(batch, int):
+        raise Refused("expected a batch_size that is one number")
+    return _whole(value, config) * batch
+
+
+def _warmup(value: Any, config: Config) -> float:
+    epochs = _section(config, "trainer").get("max_epochs")
+    if not value:
+        raise Kept("no warm-up by epochs")
+    if config.get("warmup_steps"):
+        raise Refused("expected warmup_epochs or warmup_steps; their sum has no setting")
+    if not isinstance(epochs, int | float) or not 0 < _number(value, config) < epochs:
+        raise Refused("expected fewer epochs than trainer.max_epochs")
+    return round(value / epochs, 6)  # a share of all steps
+
+
+def _warmup_steps(value: Any, config: Config) -> int:
+    if not value:
+        raise Kept("no warm-up by steps")
+    if config.get("warmup_epochs"):
+        raise Refused("expected warmup_epochs or warmup_steps; their sum has no setting")
+    return _whole(value, config)
+
+
+def _clipping(value: Any, config: Config) -> float:
+    if not value:
+        raise Kept("nothing was clipped; optim.max_grad_norm is 1.0 unless set")
+    return _number(value, config)
+
+
+def _trainer_clipping(value: Any, config: Config) -> Any:
+    used = config.get("gradient_clip_val") or 0
+    raise Kept(
+        f"overwritten by the gradient_clip_val outside of trainer, here {used}: gradients were "
+        f"{'clipped to that' if used else 'never clipped'} there"
+    )
+
+
+def _setup_precision(value: Any, config: Config) -> Any:
+    used = _section(config, "trainer").get("precision")
+    raise Kept(f"overwritten by trainer.precision, here {used!r}")
+
+
+def _overwritten_by(field: str) -> Convert:
+    def convert(value: Any, config: Config) -> Any:
+        raise Kept(f"overwritten by {field} outside of act_head, here {config.get(field)!r}")
+
+    return convert
+
+
+def _max_steps(value: Any, config: Config) -> int:
+    if value == -1:
+        raise Kept("no bound: epochs count")
+    return _whole(value, config)
+
+
+def _cameras(value: Any, _: Config) -> list[str]:
+    return ["static", "gripper"] if value else ["static"]
+
+
+def _bound(side: str) -> Maps:
+    def convert(value: Any, config: Config) -> float:
+        if not config.get("norm_action"):
+            raise Kept("norm_action is off")
+        return _number(value, config)
+
+    return Maps(f"data.normalise.{side}", convert)
+
+
+def _shift(camera: str) -> Maps:
+    def convert(value: Any, config: Config) -> int:
+        if value == -1:
+            raise Kept("no shift")
+        return _whole(value, config)
+
+    return Maps(f"data.shift.{camera}", convert)
+
+
+def _of_discrete(setting: str) -> Maps:
+    def convert(value: Any, config: Config) -> Any:
+        if _section(config, "act_head").get("action_space") != "discrete":
+            raise Kept("of discrete actions only")
+        return _number(value, config)
+
+    return Maps(setting, convert)
+
+
+def _token_source(value: Any, config: Config) -> Any:
+    if _section(config, "act_head").get("action_space") != "down_sample":
+        raise Kept("of action_space down_sample only")
+    return _choice({"all": "all", "text": "text", "vision": "vision"})(value, config)
+
+
+_NOT_READ = Keeps("nothing of RoboVLMs reads it")
+_NO_EFFECT = Keeps("without effect there")
+_BACKBONE = Keeps("the backbone's own files say it")
+_OTHER_CODE = "its backbone needs code that transformers does not have, which is never run"
+_FUTURE = Refuses("images and captions are not predicted, only actions")
+_ALL_TRAINED = Refuses("parts of the model cannot be left out of training", (True, None))
+_QUANTISED = Refuses("quantised bases are not trained as a whole", (-1, None))
+_FOLDERS = Keeps("a run's files are below outputs/")
+_MIXTURE = Refuses(
+    "the named mixtures of Open X-Embodiment are unknown here; name each dataset as data.source "
+    "and data.mixed_with",
+    (None,),
+)
+_VALIDATION = Keeps("episodes are held out of the training data: data.eval_share")
+_SIDE = Keeps("of a model or loss that is not used here")
+
+RULES: Mapping[str, Rule] = {
+    "robovlm_name": Keeps("the class there; `model` says the backbone"),
+    "parent": Keeps("merged"),
+    "task_name": Keeps("a name; the profile's is its file's"),
+    "model": Maps(
+        "model.family", _choice({"kosmos": "kosmos-2", "paligemma": "paligemma"}, _OTHER_CODE)
+    ),
+    "model_url": Maps("model.name", _repository),
+    "model_path": Maps("model.name", _local_model),
+    "model_config": _BACKBONE,
+    "model_load_path": Refuses("weights to start from are not taken over", (None,)),
+    "model_load_source": _NO_EFFECT,
+    "resume": Refuses("a training of RoboVLMs cannot be resumed here", (None,)),
+    "seq_len": _NO_EFFECT,
+    "image_size": _BACKBONE,
+    "image_mean": _NOT_READ,
+    "image_std": _NOT_READ,
+    "window_size": Maps("data.window", _whole),
+    "fwd_pred_next_n": Maps("action_head.chunk", _whole),
+    "arm_gripper_loss_ratio": Maps("action_head.gripper_weight", _number),
+    "cap_loss_ratio": _SIDE,
+    "fwd_loss_ratio": _SIDE,
+    "vl_cotrain_ratio": _SIDE,
+    "kl_div_ratio": _SIDE,
+    "clip_norm_ratio": _SIDE,
+    "use_clip_norm": Refuses("its loss is not offered"),
+    "seed": Maps("train.seed", lambda value, _: value, "there: plus the rank"),
+    "batch_size": Maps("train.per_device_batch_size", _batch),
+    "num_workers": Maps("train.workers"),
+    "data_scale": _NOT_READ,
+    "train_weights": Refuses("weights of several datasets", (None,)),
+    "optimizer": Keeps("AdamW (0.9, 0.999, 1e-8) whatever it says"),
+    "learning_rate": Maps("optim.learning_rate", _number),
+    "min_lr_scale": Keeps("without effect under a constant learning rate"),
+    "scheduler": Maps(
+        "optim.schedule",
+        _choice({"constant": "constant", "cosine": "cosine"}, "known are constant and cosine"),
+    ),
+    "weight_decay": Maps("optim.weight_decay", _number),
+    "warmup_epochs": Maps("optim.warmup_steps", _warmup, "as a share of all steps"),
+    "warmup_steps": Maps("optim.warmup_steps", _warmup_steps),
+    "warmup_ratio": _NOT_READ,
+    "gradient_clip_val": Maps("optim.max_grad_norm", _clipping),
+    "use_hand_rgb": Maps("data.cameras", _cameras),
+    "use_state": Refuses("without effect there: the state is never given to the model"),
+    "use_multi_modal_emb": _NO_EFFECT,
+    "finetune": _NO_EFFECT,
+    "use_time_causal_attn": _SIDE,
+    "use_mim_obs_loss": _SIDE,
+    "use_pixel_loss": _SIDE,
+    "use_obs_queries": _SIDE,
+    "use_vision_resampler": Refuses("a resampler of its own is not offered"),
+    "vision_masked_ratio": _SIDE,
+    "use_tube_mask": _SIDE,
+    "output_root": _FOLDERS,
+    "log_root": _FOLDERS,
+    "cache_root": _FOLDERS,
+    "exp_name": _FOLDERS,
+    "raw_config_path": _FOLDERS,
+    "gpus": Keeps("parallel.ranks_per_node, found by itself"),
+    "num_nodes": Maps("parallel.nodes", _whole),
+    "norm_action": Refuses("actions are always normalised", (True,)),
+    "norm_min": _bound("low"),
+    "norm_max": _bound("high"),
+    "use_mu_law": Refuses("the mu-law is not offered"),
+    "mu_val": Keeps("of use_mu_law"),
+    "regular_action": Refuses("actions are normalised by bounds, not by mean and deviation"),
+    "x_mean": Keeps("of regular_action"),
+    "x_std": Keeps("of regular_action"),
+    "tcp_rel": Refuses("it cannot run there either: a function is not imported"),
+    "discrete_action_history": Refuses("past actions are not given to the model"),
+    "ensemble_action": _NO_EFFECT,
+    "act_encoder": Refuses("an encoder of past actions is not offered", (None,)),
+    "fwd_head": Refuses("images are not predicted, only actions", (None,)),
+    "train_setup.precision": Maps("", _setup_precision),
+    "train_setup.predict_action": Refuses("a policy predicts actions", (True, None)),
+    "train_setup.predict_forward": _FUTURE,
+    "train_setup.predict_forward_hand": _FUTURE,
+    "train_setup.predict_caption": _FUTURE,
+    "train_setup.train_vision": _ALL_TRAINED,
+    "train_setup.train_text_embedding": _ALL_TRAINED,
+    "train_setup.train_resampler": _ALL_TRAINED,
+    "train_setup.train_full_decoder": _NO_EFFECT,
+    "train_setup.train_decoder_layers": Refuses(_ALL_TRAINED.why, (-1, None)),
+    "train_setup.freeze_backbone": Refuses(_ALL_TRAINED.why),
+    "train_setup.freeze_resampler": _SIDE,
+    "train_setup.freeze_mm_mlp_adapter": _NOT_READ,
+    "train_setup.tune_mm_mlp_adapter": _NOT_READ,
+    "train_setup.mm_use_im_start_end": _NOT_READ,
+    "train_setup.mm_use_im_patch_token": _NOT_READ,
+    "train_setup.mm_projector_lr": _NOT_READ,
+    "train_setup.bits": _QUANTISED,
+    "train_setup.gradient_checkpointing": Maps(
+        "train.gradient_checkpointing", note="without effect there"
+    ),
+    "train_setup.lora_enable": Refuses(
+        "LoRA cannot run there; set adapter.method, adapter.r and adapter.targets yourself"
+    ),
+    "train_setup.lora_r": Keeps("of lora_enable"),
+    "train_setup.lora_alpha": Keeps("of lora_enable"),
+    "train_setup.lora_dropout": Keeps("of lora_enable"),
+    "train_setup.lora_bias": Keeps("of lora_enable"),
+    "act_head.type": Maps(
+        "action_head.kind",
+        _choice(
+            {"LSTMDecoder": "lstm", "FCDecoder": "fc", "GPTDecoder": "gpt",
+             "DiscreteDecoder": "discrete"}
+        ),
+    ),
+    "act_head.hidden_size": Maps("action_head.hidden", _whole),
+    "act_head.num_layers": Maps("action_head.layers", _whole),
+    "act_head.policy_rnn_dropout_p": Maps("action_head.dropout", _number),
+    "act_head.action_dim": Maps("action_head.size", _whole),
+    "act_head.latent": Maps("action_head.latent", _whole),
+    "act_head.down_sample": Maps(
+        "action_head.pool", _choice({"none": False, "pooling": True})
+    ),
+    "act_head.action_space": Maps(
+        "action_head.reads",
+        _choice({"continuous": "action_token", "down_sample": "all", "discrete": "logits"}),
+    ),
+    "act_head.token_source": Maps("action_head.source", _token_source),
+    "act_head.history_type": Maps(
+        "action_head.history",
+        _choice({"post": "head", "pre": "interleaved"}, "known are post and pre"),
+    ),
+    "act_head.with_history": _NOT_READ,
+    "act_head.window_size": Maps("", _overwritten_by("window_size")),
+    "act_head.fwd_pred_next_n": Maps("", _overwritten_by("fwd_pred_next_n")),
+    "act_head.n_bin": _of_discrete("action_head.bins"),
+    "act_head.min_action": _of_discrete("action_head.low"),
+    "act_head.max_action": _of_discrete("action_head.high"),
+    "trainer.accelerator": Keeps("found by itself"),
+    "trainer.strategy": Maps(
+        "parallel.strategy",
+        _choice({"deepspeed_stage_2": "zero2", "deepspeed_stage_3": "zero3", "ddp": "ddp"}),
+    ),
+    "trainer.precision": Maps(
+        "train.precision",
+        _choice({
+            "16": "fp16", "16-mixed": "fp16", 16: "fp16", "bf16": "bf16", "bf16-mixed": "bf16",
+            "32": "fp32", "32-true": "fp32", 32: "fp32",
+        }),
+    ),
+    "trainer.logger": Keeps("metrics.jsonl and TensorBoard are always written"),
+    "trainer.gradient_clip_val": Maps("", _trainer_clipping),
+    "trainer.use_distributed_sampler": Keeps("ranks always take different samples"),
+    "trainer.log_every_n_steps": Maps("train.log_every", _whole),
+    "trainer.max_epochs": Maps("train.epochs", _number),
+    "trainer.max_steps": Maps("train.max_steps", _max_steps),
+    "trainer.val_check_interval": Keeps("evaluation.every_steps says when"),
+    "trainer.check_val_every_n_epoch": Keeps("evaluation.every_steps says when"),
+    "trainer.limit_val_batches": Keeps("evaluation.samples says how many"),
+    "trainer.accumulate_grad_batches": Maps(
+        "train.global_batch_size", _accumulated, "for one rank: multiply it by yours"
+    ),
+    "train_dataset.type": Refuses(
+        "only CALVIN is read as RoboVLMs reads it", ("DiskCalvinDataset",)
+    ),
+    "train_dataset.data_dir": Maps("data.source"),
+    "train_dataset.lang_folder": Refuses("another folder of annotations", ("lang_annotations",)),
+    "train_dataset.skip_frames": Maps("data.stride", _whole),
+    "train_dataset.rgb_pad": _shift("static"),
+    "train_dataset.gripper_pad": _shift("gripper"),
+    "train_dataset.traj_cons": Keeps("each frame is shifted anew"),
+    "train_dataset.shift_first": _NOT_READ,
+    "train_dataset.model_name": Keeps("`model` says it"),
+    "train_dataset.tokenizer_type": Keeps("`model` says it"),
+    "train_dataset.text_aug": Refuses("texts are not varied"),
+    "train_dataset.data_root_dir": Keeps("where the sets of data_mix are"),
+    "train_dataset.data_mix": _MIXTURE,
+    "train_dataset.image_aug": Keeps("data.augmentation says how images are varied"),
+    "train_dataset.mode": _NO_EFFECT,
+    "train_dataset.train": _NO_EFFECT,
+    "train_dataset.window_sample": _NO_EFFECT,
+    "train_dataset.organize_type": Refuses("only windows side by side", ("interleave", None)),
+    "train_dataset.shuffle_buffer_size": Keeps("all windows are shuffled"),
+    "tokenizer.": Keeps("the model's own tokenizer"),
+    "vlm.": Keeps("`model` and `model_url` say it"),
+    "vision_resampler.": Keeps("of use_vision_resampler"),
+    "vision_encoder.": Keeps("the backbone's own files say it"),
+    "val_dataset.": _VALIDATION,
+    "llava": _SIDE,
+    "llava_config": _SIDE,
+    "qwen": _SIDE,
+}  # fmt: skip
+
+# What RoboVLMs takes where a config leaves a field out, and a profile would take something else.
+DEFAULTS: Mapping[str, Any] = {
+    "scheduler": "constant",
+    "act_head.action_space": "continuous",
+    "act_head.history_type": "post",
+    "act_head.num_layers": 4,
+    "norm_min": -1,
+    "norm_max": 1,
+}

@@ -77,8 +77,9 @@ def _own(schema: type[Profile]) -> list[str]:
     ]
     parts = [_rows(schema, "", settings)] if settings else []
     for name, inner in _sections(schema):
-        if name not in shared or inner is not inner_section(shared[name]):
-            parts.append(_section(name, inner, level=3))
+        known = inner_section(shared[name]) if name in shared else None
+        if inner is not known:
+            parts.append(_section(name, inner, level=3, known=known))
     return parts
 
 
@@ -100,8 +101,11 @@ def _short_names() -> str:
     return "\n\n".join(lines)
 
 
-def _section(name: str, schema: type[Section], level: int = 2) -> str:
-    return f"{'#' * level} `{name}`\n\n{_table(schema, f'{name}.')}"
+def _section(
+    name: str, schema: type[Section], level: int = 2, known: type[Section] | None = None
+) -> str:
+    """A section; of one that extends another, `known`, only what it adds or has otherwise."""
+    return f"{'#' * level} `{name}`\n\n{_table(schema, f'{name}.', known)}"
 
 
 def _sections(schema: type[Section]) -> Iterator[tuple[str, type[Section]]]:
@@ -117,9 +121,14 @@ def inner_section(field: FieldInfo) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-def _table(schema: type[Section], prefix: str) -> str:
+def _table(schema: type[Section], prefix: str, known: type[Section] | None = None) -> str:
     """A table of a section's settings, and below it those of the sections inside."""
-    settings = [name for name, field in schema.model_fields.items() if not inner_section(field)]
+    before = known.model_fields if known else {}
+    settings = [
+        name
+        for name, field in schema.model_fields.items()
+        if not inner_section(field) and (name not in before or _differs(field, before[name]))
+    ]
     parts = [_rows(schema, prefix, settings)]
     if prefix:
         parts += [_table(inner, f"{prefix}{name}.") for name, inner in _sections(schema)]

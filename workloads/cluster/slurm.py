@@ -67,11 +67,16 @@ srun --kill-on-bad-exit=0$container bash -c '
   exit "$$code"
 ' _ $program "$${arguments[@]}" &
 step=$$!
-while true; do # a trap ends the wait, not the step
+while true; do # a trap ends the wait with a code of its own, not the step
   wait "$$step"
   code=$$?
   kill -0 "$$step" 2>/dev/null || break
 done
+if ((code > 128)); then # the step may have ended between the trap and the look at it
+  wait "$$step"
+  ended=$$?
+  ((ended == 127)) || code=$$ended
+fi
 code=$$(cat "$$NODE_0_CODE" 2>/dev/null || echo "$$code") # of node 0; srun has the highest of all
 rm -f "$$NODE_0_CODE"
 

@@ -20,7 +20,12 @@ def told(tmp_path: Path, read: bool = False, **sections: Any) -> list[str]:
     rows = [{"question": f"Q{i}?", "answer": "A"} for i in range(20)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"source": str(source), **sections.pop("data", {})}
-    values = {"workload": "llm", "name": "t", "model": {"name": str(TINY)}, "data": data}
+    values = {
+        "workload": "llm",
+        "name": "t",
+        "model": {"name": str(TINY), "random_init": True},
+        "data": data,
+    }
     config = LlmConfig.model_validate({**values, **sections})
     env = {"TATARA_CACHE": str(tmp_path / "cache")}
     found = shallow(config, env) + (deep(config, env) if read else [])

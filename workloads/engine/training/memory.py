@@ -1,5 +1,6 @@
 """GPU memory of a run as it was planned and as it was measured, for its manifest."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ def memory_facts(config: Profile, world_size: int) -> dict[str, Any]:
     """What `tatara plan` said of this run, and what this rank's GPU has held since the start.
 
     Bytes of one GPU: allocated and reserved by torch, and of the whole process, which has CUDA's
-    context besides. measured and card are None where there is no GPU. `plan/earlier.py` reads it.
+    context besides; moments: those of a step as planned, with their parts. measured and card are
+    None where there is no GPU. `plan/earlier.py` reads it.
     """
     planned = estimate(config, world_size // config.parallel.nodes)
     facts: dict[str, Any] = {"world_size": world_size, "card": None, "measured": None}
@@ -27,6 +29,9 @@ def memory_facts(config: Profile, world_size: int) -> dict[str, Any]:
         "reserved": planned.reserved,
         "process": planned.total,
     }
+    facts["moments"] = [
+        {"name": moment.name, "parts": asdict(moment.memory)} for moment in planned.moments
+    ]
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         beside = max(0, total - free - torch.cuda.memory_reserved())

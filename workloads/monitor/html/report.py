@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.errors import UserError
-from workloads.monitor.html import compare, evaluations, gallery, page
+from workloads.monitor.html import compare, evaluations, gallery, memory, page
 from workloads.monitor.html.assets import asset
 from workloads.monitor.html.page import TableRow, esc, table, tile
 from workloads.monitor.numbers import byte_text, number_text, span_text
@@ -178,22 +178,6 @@ def _environment(facts: RunFacts) -> Iterator[str]:
     yield f"{table(('package', 'version'), rows)}</div>"
 
 
-def _memory(facts: RunFacts) -> Iterator[str]:
-    """Memory of a GPU as `tatara plan` said it, beside what was measured."""
-    memory = mapping(facts.manifest.get("memory"))
-    planned, measured = mapping(memory.get("planned")), mapping(memory.get("measured"))
-    rows = []
-    for name, size in planned.items():
-        found = measured.get(name)
-        if not isinstance(size, int):
-            continue
-        share = f"{size / found - 1:+.1%}" if isinstance(found, int) and found else ""
-        shown = byte_text(found) if isinstance(found, int) else "no GPU"
-        rows.append([esc(name), esc(byte_text(size)), esc(shown), esc(share)])
-    if rows:
-        yield table(("", "planned", "measured", "off by"), rows, right=(1, 2, 3))
-
-
 def _ranks(facts: RunFacts) -> Iterator[str]:
     yield page.ranks(facts.snapshot) if facts.snapshot.ranks else ""
 
@@ -263,7 +247,7 @@ SECTIONS: tuple[tuple[str, Section], ...] = (
     ("Rollouts", _rollouts),
     ("Data", _data),
     ("Settings", _settings),
-    ("Memory", _memory),
+    ("Memory", memory.section),
     ("Environment", _environment),
     ("Ranks", _ranks),
     ("Checkpoints", _checkpoints),

@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,11 @@ class FakeHub:
         self.access: dict[str, object] = {}  # what whoami says of the token; else its role
         self.created: dict[str, bool] = {}  # name → whether it was made private
         self.branches: list[tuple[str, str]] = []
+        self.large = ""  # pattern of files that are stored apart from commits, by their sha256
+        self.stored: dict[str, bytes] = {}
+        self.cut_after: int | None = None  # large files until uploads are cut
+        self.xet = "http://127.0.0.1:9"  # where large files go in chunks: nobody is there
+        self.store = threading.Lock()
         self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
         self._server.daemon_threads = True
@@ -85,6 +91,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        """A large file; where uploads are cut, the connection ends without an answer."""
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        oid = self.path.rpartition("/")[2]
+        self.hub.requests.append(("PUT", f"lfs/{oid}"))
+        with self.hub.store:
+            if self.hub.cut_after is None or len(self.hub.stored) < self.hub.cut_after:
+                self.hub.stored[oid] = body
+        if oid in self.hub.stored:
+            self._send(200)
+        else:
+            self.close_connection = True
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -121,6 +140,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if action[:1] == ["resolve"]:
             self._send_file(name, action[1], "/".join(action[2:]))
+        elif action[:1] == ["xet-write-token"]:
+            headers = {"X-Xet-Cas-Url": self.hub.xet, "X-Xet-Access-Token": "t"}
+            headers["X-Xet-Token-Expiration"] = str(2**33)
+            body = json.dumps({"casUrl": self.hub.xet, "accessToken": "t", "exp": 2**33})
+            self._send(200, body.encode(), headers)
         elif action[:1] == ["tree"]:
             self._send_json(self._tree(name))
         else:
@@ -165,7 +189,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, name: str, path: str) -> dict[str, object]:
         content = self.hub.pushed[name][path]
         oid = hashlib.sha1(content).hexdigest()
-        return {"type": "file", "path": path, "size": len(content), "oid": oid}
+        info: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": oid}
+        if fnmatch(path, self.hub.large):
+            sha256 = hashlib.sha256(content).hexdigest()
+            info["lfs"] = {
+                "oid": sha256,
+                "sha256": sha256,
+                "size": len(content),
+                "pointerSize": 134,
+            }
+        return info
 
     def _send_file(self, name: str, revision: str, file: str) -> None:
         commit = self.hub.commit_of(name)
@@ -194,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, content, {"ETag": etag, "X-Repo-Commit": commit})
 
     def _take(self, path: str, body: bytes) -> None:
-        """What a push asks for: create, validate, which files inline (all), commit."""
+        """What a push asks for: create, validate, which files inline, large files, commit."""
         if self._token() is None:
             self._refuse(401, None, "Invalid username or password.")
         elif self._token() == OTHER_TOKEN:
@@ -209,10 +242,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"errors": [], "warnings": []})
         elif "/preupload/" in path:
             files = [file["path"] for file in json.loads(body)["files"]]
-            inline = [
-                {"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in files
+            modes = {name: "lfs" if fnmatch(name, self.hub.large) else "regular" for name in files}
+            told = [
+                {"path": name, "uploadMode": mode, "shouldIgnore": False}
+                for name, mode in modes.items()
             ]
-            self._send_json({"files": inline})
+            self._send_json({"files": told})
+        elif path.endswith("/objects/batch"):
+            self._send_json({"transfer": "basic", "objects": self._wanted(json.loads(body))})
         elif "/paths-info/" in path:
             name = "/".join(path.split("/")[2:4])
             paths = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
@@ -226,11 +263,23 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._refuse(404, None, f"no {path} here")
 
+    def _wanted(self, batch: dict[str, list[dict[str, object]]]) -> list[dict[str, object]]:
+        """Large files that are asked about: where those go that are not there yet."""
+        found = []
+        for file in batch["objects"]:
+            oid = str(file["oid"])
+            upload = {"upload": {"href": f"{self.hub.url}/lfs/{oid}"}}
+            found.append({**file} if oid in self.hub.stored else {**file, "actions": upload})
+        return found
+
     def _commit(self, name: str, body: bytes) -> None:
         for line in body.splitlines():
             entry = json.loads(line)
             if entry["key"] == "file":
                 content = base64.b64decode(entry["value"]["content"])
+                self.hub.pushed.setdefault(name, {})[entry["value"]["path"]] = content
+            elif entry["key"] == "lfsFile":
+                content = self.hub.stored[entry["value"]["oid"]]
                 self.hub.pushed.setdefault(name, {})[entry["value"]["path"]] = content
             elif entry["key"] == "deletedFile":
                 del self.hub.pushed[name][entry["value"]["path"]]

@@ -5,6 +5,7 @@ in the words of `engine/hub.py`, which downloads.
 """
 
 import http.client
+import json
 import os
 import re
 import ssl
@@ -17,46 +18,52 @@ from dataclasses import dataclass, field
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urljoin, urlsplit
 
 from workloads.doctor.facts import Facts
 from workloads.environment import CA_NAMES
+from workloads.errors import UserError
 from workloads.findings import Finding, Level
+from workloads.hub_rights import check_writer
 
 HUB = "https://huggingface.co"
 PATIENCE = 5.0
 _OFFSET = 300  # seconds: a certificate or a token may be refused beyond that
 _REDIRECTS = 3
+_LONGEST = 1 << 20  # bytes of an answer
 _ON = ("1", "true", "yes", "on")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An HTTP answer: its status and headers by lower-case name, or why there is none."""
+    """An HTTP answer: its status, headers by lower-case name and body, or why there is none."""
 
     status: int | None
     headers: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
+    body: bytes = b""
 
 
 def checks(facts: Facts) -> list[Finding]:
-    """The hub and the clock, where the profile names a model there, and Weights & Biases."""
+    """The hub and the clock, where the profile names a model there; pushes; Weights & Biases."""
     config = facts.config
     if config is None:
         why = facts.settings.missing or "the profile has a mistake"
         return [Finding("hub", "skipped", why)]
     found = [*_hub(facts, config.model), *_own_proxy(facts)]
+    if config.export.push != "never":
+        found.append(_push(facts, str(config.export.hub_model_id)))
     if config.tracking.wandb == "online":
         found.append(_wandb(facts))
     return found
 
 
 def _hub(facts: Facts, model: Any) -> list[Finding]:
-    if Path(model.name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model.name):
+    if Path(model.name).exists() or not _is_name(model.name):
         return [Finding("hub", "skipped", f"{model.name} is a folder of this machine")]
     cached = is_cached(model.name, facts)
-    if (facts.env.get("HF_HUB_OFFLINE") or "").lower() in _ON:
+    if _is_offline(facts):
         return [_offline(model.name, cached)]
     base = (facts.env.get("HF_ENDPOINT") or HUB).rstrip("/")
     revision = quote(model.revision or "main", safe="")
@@ -68,6 +75,54 @@ def _hub(facts: Facts, model: Any) -> list[Finding]:
         found = Finding(found.name, "warning", rest, needed=found.needed, fix=found.fix)
     clock = offset(reply)
     return [found, clock] if clock else [found]
+
+
+def _push(facts: Facts, target: str) -> Finding:
+    """Whether the token may write to the repository that the profile pushes to."""
+    base, token = (facts.env.get("HF_ENDPOINT") or HUB).rstrip("/"), _token(facts)
+    needed = f"a token that may write to {target}"
+
+    def bad(told: str, fix: str, level: Level = "error") -> Finding:
+        return Finding("push", level, told, fix, needed)
+
+    new = f"a token from {base}/settings/tokens as HF_TOKEN in .env"
+    if not _is_name(target):
+        return bad(f"no name of a repository: {target!r}", "set export.hub_model_id=owner/name")
+    if _is_offline(facts):
+        return bad("HF_HUB_OFFLINE is set", "unset it, or set export.push=never")
+    if not token:
+        return bad("no token", new)
+    reply = ask(f"{base}/api/whoami-v2", token, env=facts.env, method="GET")
+    if reply.status in (401, 403):
+        return bad(f"a token that the hub refuses ({reply.status})", new)
+    if reply.status != 200:
+        told = reply.problem or f"{base} answers {reply.status}: trouble that may pass"
+        return bad(told, "check network, proxy and HF_ENDPOINT, or try again later", "warning")
+    try:
+        name = check_writer(json.loads(reply.body), target, base)
+    except UserError as error:
+        told, _, fix = str(error).rpartition("; ")
+        return bad(told, fix)
+    except ValueError:
+        return bad(f"{base} answers something else than JSON", "correct HF_ENDPOINT", "warning")
+    return Finding("push", "ok", f"as {name} to {target}", needed=needed)
+
+
+def _token(facts: Facts) -> str:
+    """HF_TOKEN, or the token of `hf auth login` where the job finds it."""
+    if token := facts.env.get("HF_TOKEN"):
+        return token
+    home = facts.env.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    file = (facts.cache / "huggingface" if facts.in_docker else Path(home)) / "token"
+    return file.read_text(errors="replace").strip() if file.is_file() else ""
+
+
+def _is_name(name: str) -> bool:
+    return bool(re.fullmatch(r"([\w.-]+/)?[\w.-]+", name))
+
+
+def _is_offline(facts: Facts) -> bool:
+    return (facts.env.get("HF_HUB_OFFLINE") or "").lower() in _ON
 
 
 def _own_proxy(facts: Facts) -> list[Finding]:
@@ -136,15 +191,21 @@ def judge(reply: Reply, name: str, base: str, has_token: bool, cached: bool) -> 
 
 
 def ask(
-    url: str, token: str | None, seconds: float = PATIENCE, env: Mapping[str, str] | None = None
+    url: str,
+    token: str | None,
+    seconds: float = PATIENCE,
+    env: Mapping[str, str] | None = None,
+    method: Literal["HEAD", "GET"] = "HEAD",
 ) -> Reply:
-    """Ask for the headers at an address, waiting no longer than that whatever the network does.
+    """Ask an address, waiting no longer than that whatever the network does.
 
     env: where proxies and authorities stand, `.env` among it (default: this process's own).
+    method: HEAD for the headers alone.
     """
     replies: list[Reply] = []
     thread = threading.Thread(
-        target=lambda: replies.append(_asked(url, token, seconds, env or os.environ)), daemon=True
+        target=lambda: replies.append(_asked(url, token, seconds, env or os.environ, method)),
+        daemon=True,
     )
     thread.start()
     thread.join(seconds)
@@ -184,14 +245,16 @@ def _opener(url: str, env: Mapping[str, str]) -> urllib.request.OpenerDirector:
     )
 
 
-def _asked(url: str, token: str | None, seconds: float, env: Mapping[str, str]) -> Reply:
+def _asked(
+    url: str, token: str | None, seconds: float, env: Mapping[str, str], method: str
+) -> Reply:
     """One answer, after redirects within the same host; one that leads elsewhere is an answer."""
     try:
         opener = _opener(url, env)
     except OSError as error:
         return Reply(None, problem=f"the file of authorities cannot be read: {error}")
     for _ in range(_REDIRECTS):
-        reply = _once(opener, url, token, seconds)
+        reply = _once(opener, url, token, seconds, method)
         target = urljoin(url, reply.headers.get("location", ""))
         moved = reply.status is not None and 300 <= reply.status < 400
         if not moved or urlsplit(target)[:2] != urlsplit(url)[:2] or target == url:
@@ -200,14 +263,15 @@ def _asked(url: str, token: str | None, seconds: float, env: Mapping[str, str]) 
     return reply
 
 
-def _once(opener: Any, url: str, token: str | None, seconds: float) -> Reply:
+def _once(opener: Any, url: str, token: str | None, seconds: float, method: str) -> Reply:
     headers = {"User-Agent": "tatara-doctor"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
     try:
-        request = urllib.request.Request(url, method="HEAD", headers=headers)
+        request = urllib.request.Request(url, method=method, headers=headers)
         with opener.open(request, timeout=seconds) as answer:
-            return Reply(answer.status, _headers(answer.headers))
+            body = answer.read(_LONGEST)
+            return Reply(answer.status, _headers(answer.headers), body=body)
     except urllib.error.HTTPError as error:
         return Reply(error.code, _headers(error.headers))
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.doctor_machine import Hub, Machine, llm, service
+from tests.support.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
 from workloads.doctor import accounts
 from workloads.doctor.accounts import Reply
 
@@ -190,3 +191,50 @@ def test_a_proxy_of_the_hosts_loopback_is_named(tmp_path: Path) -> None:
     assert "proxy" not in machine.examine("demo", HTTPS_PROXY="http://proxy.example:3128")
     local = machine.examine("demo", HTTPS_PROXY="http://127.0.0.1:1", TATARA_RUNTIME="local")
     assert "proxy" not in local
+
+
+@pytest.mark.parametrize(
+    ("token", "target", "level", "found", "fix"),
+    [
+        (GOOD_TOKEN, "me/model", "ok", "as me to me/model", ""),
+        (GOOD_TOKEN, "team/model", "ok", "as me to team/model", ""),
+        (OTHER_TOKEN, "me/model", "error", "that may only read there", "/settings/tokens"),
+        (GOOD_TOKEN, "google/mine", "error", "a repository of me, readers, team", "the owner"),
+        (GOOD_TOKEN, "readers/model", "error", "where the role is read", "a contributor"),
+        (GOOD_TOKEN, "a/b/c", "error", "no name of a repository", "owner/name"),
+        ("hf_bad", "me/model", "error", "refuses (401)", "/settings/tokens"),
+        ("", "me/model", "error", "no token", "HF_TOKEN in .env"),
+    ],
+)
+def test_whether_the_token_may_push(
+    tmp_path: Path, token: str, target: str, level: str, found: str, fix: str
+) -> None:
+    """E-12: by its role and the account's organisations, as the check before a training asks."""
+    words = ("export.push=end", f"export.hub_model_id={target}")
+    with FakeHub({}) as hub:
+        hub.orgs = [
+            {"name": "team", "roleInOrg": "write"},
+            {"name": "readers", "roleInOrg": "read"},
+        ]
+        host = Machine(tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+        env = {"HF_TOKEN": token, "HF_HOME": str(tmp_path / "none")}
+        got = host.examine("demo", *words, **env)["push"]
+        assert got.level == level and found in got.found and fix in got.fix, got
+        assert not token or token not in got.line()
+
+
+def test_a_hub_that_does_not_say_who_may_push(tmp_path: Path) -> None:
+    """E-12: trouble that may pass is no mistake; a token of `hf auth login` counts."""
+    words = ("export.push=end", "export.hub_model_id=me/model")
+    home = tmp_path / "hf"
+    home.mkdir()
+    (home / "token").write_text(f"{GOOD_TOKEN}\n")
+    with FakeHub({}) as hub:
+        host = Machine(tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_HOME=str(home))
+        assert host.examine("demo", *words)["push"].level == "ok"
+        hub.mood = "broken"
+        got = host.examine("demo", *words)["push"]
+        assert got.level == "warning" and "503" in got.found
+        offline = host.examine("demo", *words, HF_HUB_OFFLINE="1")["push"]
+        assert offline.level == "error" and "unset it" in offline.fix
+    assert "push" not in host.examine("demo")

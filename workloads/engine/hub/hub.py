@@ -63,10 +63,10 @@ def probe(
     try:
         with explained(repo_id, kind, revision):
             within(seconds, lambda: _touch(repo_id, kind, revision, seconds), repo_id)
-    except Retry:
+    except Retry as trouble:
         if _is_cached(repo_id, kind, revision):
             return "cached"
-        raise
+        raise Retry(f"{trouble}; there is no copy in the cache") from trouble
     return "online"
 
 
@@ -134,6 +134,9 @@ def explain(
         if isinstance(one, errors.HFValidationError):
             return _bad_name(repo_id)
     for one in chain:
+        # hf_xet, which moves large files, raises this for whatever goes wrong on its way (1.8).
+        if isinstance(one, ConnectionError | TimeoutError):
+            return _unreachable(repo_id, one)
         if isinstance(one, errors.LocalEntryNotFoundError | errors.IncompleteSnapshotError):
             return _not_cached(repo_id)
         if type(one).__name__ == "DatasetNotFoundError":
@@ -249,8 +252,8 @@ def _not_cached(repo_id: str) -> UserError:
 def _unreachable(repo_id: str, error: BaseException) -> Retry:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return Retry(
-        f"{repo_id}: {endpoint()} cannot be reached ({reason}) and there is no copy in the cache; "
-        "check the network, the proxy and HF_ENDPOINT"
+        f"{repo_id}: {endpoint()} cannot be reached ({reason}); check the "
+        "network, the proxy and HF_ENDPOINT"
     )
 
 

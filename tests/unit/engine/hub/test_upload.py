@@ -1,18 +1,25 @@
 """What a push leaves in a repository, and who is told before the training that it may not."""
 
+import functools
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from huggingface_hub import lfs
+from huggingface_hub.utils._http import http_backoff
 
 from tests.support.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
 from tests.support.tiny_llama import make_model
 from tests.unit.engine.export.test_export import LORA, checkpoint, make_run, trained_adapter, whole
+from workloads.engine.hub.hub import explain
 from workloads.engine.hub.upload import push, push_card, writer
 from workloads.engine.pretrained.adapter import save_adapters
-from workloads.errors import UserError
+from workloads.errors import Retry, UserError
 from workloads.llm.export import EXPORTER, export
+from workloads.run.integrity import SEAL
 
 pytestmark = pytest.mark.unit
 NAME = "me/model"
@@ -36,7 +43,8 @@ def folder(root: Path, name: str, *files: str) -> Path:
 
 
 def names(path: Path) -> set[str]:
-    return {one.name for one in path.iterdir()}
+    """Of an export, without its seal, which is for copies of the run."""
+    return {one.name for one in path.iterdir()} - {SEAL}
 
 
 def test_a_repository_holds_the_files_of_the_last_export_alone(
@@ -110,7 +118,11 @@ def test_private_and_branch_are_as_asked(hub: FakeHub, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("target", "said"),
-    [("google/mine", "expected a repository of me, team"), ("a/b/c", ""), ("my model", "")],
+    [
+        ("google/mine", "expected a repository of me, team"),
+        ("a/b/c", "expected a hub name"),
+        ("my model", "expected a hub name"),
+    ],
 )
 def test_names_that_cannot_be_pushed_to(hub: FakeHub, target: str, said: str) -> None:
     """E-12."""
@@ -136,3 +148,52 @@ def test_roles_of_tokens_and_organisations(hub: FakeHub, monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_TOKEN", OTHER_TOKEN)
     with pytest.raises(UserError, match="may only read there"):
         writer(NAME)
+
+
+def test_a_push_that_was_cut_goes_on(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large files that arrived are not sent again; nothing is published before all are there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    once = functools.partial(http_backoff, max_retries=0)
+    monkeypatch.setattr(lfs, "http_backoff", once)
+    shards = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    done = folder(tmp_path, "big", "config.json", "model.safetensors.index.json", *shards)
+    hub.large, hub.cut_after = "*.safetensors", 2
+    with pytest.raises(Retry, match="cannot be reached"):
+        push(done, NAME)
+    assert len(hub.stored) == 2 and NAME not in hub.pushed
+    hub.cut_after = None
+    before = len(hub.requests)
+    push(done, NAME)
+    sent = [path for method, path in hub.requests[before:] if method == "PUT"]
+    assert len(sent) == 1 and set(hub.pushed[NAME]) == names(done)
+
+
+def test_a_large_file_that_arrived_otherwise_is_found(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared by the hub's checksums once all is there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    done = folder(tmp_path, "done", "config.json", "model.safetensors")
+    hub.large = "*.safetensors"
+    content = (done / "model.safetensors").read_bytes()
+    hub.stored[hashlib.sha256(content).hexdigest()] = content[::-1]
+    with pytest.raises(Retry, match=r"model\.safetensors is not what was exported"):
+        push(done, NAME)
+
+
+def test_trouble_with_chunks_of_large_files_is_worth_retrying() -> None:
+    """What hf_xet raises for a cut, a server's fault and too many requests alike."""
+    known = explain(ConnectionError("Network error: 503"), NAME)
+    assert isinstance(known, Retry) and "cannot be reached (Network error: 503)" in str(known)
+
+
+def test_tags_of_the_config_are_tags_of_the_repository(hub: FakeHub, tmp_path: Path) -> None:
+    """export.tags, beside Tatara's own and each once."""
+    run = make_run(tmp_path, export={"tags": ["maths", "tatara", "日本語"]})
+    checkpoint(run, 1, whole(make_model()))
+    export(run)
+    push(run.final, NAME)
+    front = yaml.safe_load(hub.pushed[NAME]["README.md"].decode().split("---")[1])
+    assert front["tags"] == ["tatara", "maths", "日本語"]

@@ -18,7 +18,7 @@ from workloads.signals import interruptible
 
 COMMANDS: Commands = {
     "train": ("workloads.commands.train", "start a run, or go on with one (--resume)"),
-    "submit": ("workloads.commands.submit", "hand a profile to a scheduler: slurm"),
+    "submit": ("workloads.commands.submit", "hand a profile to slurm, sky or a trainjob"),
     "check": ("workloads.commands.check", "find mistakes in a profile before any GPU is used"),
     "plan": ("workloads.commands.plan", "predict memory and disk of a profile"),
     "eval": ("workloads.commands.evaluate", "score a run or a model on a task"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from workloads.check import shallow
+from workloads.cli import main
 from workloads.config.merge import resolve
 
 pytestmark = pytest.mark.unit
@@ -109,3 +110,17 @@ def test_a_model_folder_that_training_would_refuse_is_named(
     assert "expected a model's config.json, found none" in found()
     (folder / "config.json").write_text("{}")
     assert str(folder) not in found()
+
+
+def test_int8_with_fsdp2_is_refused_with_the_reason(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(DEMO.parents[1])
+    words = ["adapter.method=qlora", "parallel.strategy=fsdp2", "adapter.quantisation=int8"]
+    for verb in ("check", "plan", "train"):
+        assert main([verb, "profiles/demo.yaml", *words]) == 2
+        told = capsys.readouterr().err
+        assert "fsdp2 cannot shard a base in int8" in told and "adapter.quantisation=nf4" in told
+    assert resolve(DEMO, {}, words[:2])[0].adapter.quantisation == "nf4"
+    full = ["parallel.strategy=fsdp2", "adapter.quantisation=int8"]
+    assert resolve(DEMO, {}, full)[0].adapter.method == "full"

@@ -292,6 +292,18 @@ class Profile(Section):
     tracking: Tracking = Tracking()
     export: Export = Export()
 
+    @model_validator(mode="after")
+    def _shards_its_base(self) -> "Profile":
+        adapter = self.adapter
+        is_int8 = adapter.method == "qlora" and adapter.quantisation == "int8"
+        if is_int8 and self.parallel.strategy == "fsdp2":
+            raise ValueError(
+                "parallel.strategy=fsdp2 cannot shard a base in int8: sharded weights lose what "
+                "bitsandbytes (0.50) keeps on them, and the first step fails; set "
+                "adapter.quantisation=nf4, or parallel.strategy=ddp"
+            )
+        return self
+
     def row_length(self, shape: "ModelShape") -> int:
         """Tokens of the longest row, which a plan counts every row as."""
         return _USUAL_LENGTH

@@ -57,7 +57,7 @@ class _Weigher:
             (not train.gradient_checkpointing, "train.gradient_checkpointing", True),
             (not train.fused_cross_entropy, "train.fused_cross_entropy", True),
             (config.optim.optimizer == "adamw", "optim.optimizer", "adamw_8bit"),
-            (strategy == "ddp" and not _is_int8(config), "parallel.strategy", "fsdp2"),
+            (strategy == "ddp", "parallel.strategy", "fsdp2"),
             (full and world > 1 and strategy != "zero3", "parallel.strategy", "zero3"),
             (config.adapter.method == "lora", "adapter.method", "qlora"),
         ]
@@ -108,11 +108,6 @@ def _line(fix: _Fix, before: int, memory_of_gpu: int) -> str:
     verdict = "fits" if fix.total <= memory_of_gpu else "still too much"
     needs = " (needs the package deepspeed)" if "parallel.strategy=zero3" in fix.words else ""
     return f"{' '.join(fix.words)}: {new}, {verdict} in {gib(memory_of_gpu)}{needs}"
-
-
-def _is_int8(config: Profile) -> bool:
-    """Whether the base is held in int8, which FSDP2 cannot shard (bitsandbytes 0.50)."""
-    return config.adapter.method == "qlora" and config.adapter.quantisation == "int8"
 
 
 def is_valid(config: Profile) -> bool:

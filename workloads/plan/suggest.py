@@ -207,8 +207,7 @@ def _global_batch(
 def _strategies(config: Profile, method: str, world: int) -> tuple[str, ...]:
     if world == 1:
         return ("auto",)
-    is_int8 = method == "qlora" and config.adapter.quantisation == "int8"
-    return ("ddp",) if method == "lora" or is_int8 else ("ddp", "fsdp2")
+    return ("ddp",) if method == "lora" else ("ddp", "fsdp2")
 
 
 def _changes(config: Profile, wanted: Mapping[str, Any], name: str) -> bool:

@@ -5,7 +5,8 @@ Private methods of it change without notice: `READ_IN` names the version they we
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from torch import nn
 from transformers import Trainer
 
 from workloads.config.sections import Profile
@@ -31,6 +33,19 @@ READ_IN = MappingProxyType({"transformers": "5.17"})
 
 def _numbers(rows: Sequence[int]) -> list[str]:
     return [f"row {row}" for row in rows]
+
+
+@contextmanager
+def trained_weights_kept(model: nn.Module) -> Iterator[None]:
+    """Trained weights have the type and the values they had, whatever happens to them inside.
+
+    TRL (1.16) rounds adapters over a quantised base to bf16, where small updates vanish.
+    """
+    before = {weight: weight.data for weight in model.parameters() if weight.requires_grad}
+    yield
+    for weight, data in before.items():
+        if weight.dtype != data.dtype:
+            weight.data = data.to(weight.device)
 
 
 class RunTrainer(Trainer):
@@ -54,7 +69,8 @@ class RunTrainer(Trainer):
         self._step_rows: list[Any] = []
         self._nonfinite_steps = 0
         self._flops_of_one: int | None = None
-        super().__init__(*args, **kwargs)
+        with trained_weights_kept(kwargs["model"]):
+            super().__init__(*args, **kwargs)
         self.add_callback(self.watch)
 
     def create_accelerator_and_postprocess(self) -> None:

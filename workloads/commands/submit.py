@@ -32,6 +32,10 @@ _OWN = {
     ),
     "trainjob": ("run_id", "volume", "secret", "queue", "namespace", "shm"),
 }
+_AMOUNTS = (
+    *("gpus", "cpus", "hours", "retries"),
+    *("save_seconds", "idle_minutes", "max_hourly_cost"),
+)
 _INSTALL = {
     "sky": 'install SkyPilot into an environment of its own: uv tool install "skypilot[lambda]"',
     "kubectl": "install it, with a kubeconfig of a cluster that has Kubeflow Trainer 2.3",
@@ -110,6 +114,12 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
             raise UserError(
                 f"--{name.replace('_', '-')}: expected with {engines} alone, found with "
                 f"{args.engine}; leave it out"
+            )
+    for name in _AMOUNTS:
+        amount = getattr(args, name)
+        if amount is not None and not 0 <= amount < math.inf:
+            raise UserError(
+                f"--{name.replace('_', '-')}: expected 0 or more, found {amount}; correct it"
             )
     env = loaded_environment()
     return {"slurm": _slurm, "sky": _sky, "trainjob": _trainjob}[args.engine](args, words, env)
@@ -191,6 +201,8 @@ def _job(args: argparse.Namespace, words: Sequence[str], env: Mapping[str, str])
     path = profile_path(args.profile, env)
     config, provenance = resolve(path, env, words)
     report_ignored(str(path), provenance)
+    if not args.gpus:
+        print("tatara: no --gpus: each node trains on its processors", file=sys.stderr)
     return ClusterJob(
         name=config.name,
         run_id=args.run_id or new_id(),

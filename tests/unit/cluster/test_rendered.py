@@ -287,6 +287,8 @@ def test_a_machine_tries_again_after_75_and_node_0_copies(
         (["sky", "demo", "--gpus", "2"], "--gpu-type"),
         (["sky", "demo", "--hours", "0.05"], "--hours: expected more than the 300 s"),
         (["sky", "demo", "--queue", "x"], "--queue: expected with trainjob alone, found with sky"),
+        (["sky", "demo", "--gpus", "-1"], "--gpus: expected 0 or more, found -1"),
+        (["slurm", "demo", "--hours", "nan"], "--hours: expected 0 or more, found nan"),
         (["slurm", "demo", "--bucket", "x"], "--bucket: expected with sky alone"),
         (["trainjob", "demo"], "expected --image ADDRESS"),
         (["trainjob", "llm-4090", "--gpus", "1", "--image", "a"], "expected at most the 1 of"),

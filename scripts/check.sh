@@ -26,6 +26,7 @@ check "format (ruff)" "$bin/ruff" format --quiet --check --diff .
 check "types (mypy)" "$bin/mypy"
 check "import contracts" "$bin/lint-imports" --no-logo
 check "house sizes" "$bin/python" scripts/check_house.py
+check "words of the glossary" "$bin/python" scripts/check_words.py
 check "shell (shellcheck)" "$bin/shellcheck" "${shell[@]}"
 check "shell format (shfmt)" "$bin/shfmt" -i 2 -ci -d "${shell[@]}"
 check "Dockerfile (hadolint)" "$bin/hadolint" --config .hadolint.yaml images/Dockerfile

@@ -368,7 +368,7 @@ RULES: Mapping[str, Rule] = {
     "train_dataset.skip_frames": Maps("data.stride", _whole),
     "train_dataset.rgb_pad": _shift("static"),
     "train_dataset.gripper_pad": _shift("gripper"),
-    "train_dataset.traj_cons": Keeps("each frame is shifted anew"),
+    "train_dataset.traj_cons": Keeps("each frame is shifted by itself"),
     "train_dataset.shift_first": _NOT_READ,
     "train_dataset.model_name": Keeps("`model` says it"),
     "train_dataset.tokenizer_type": Keeps("`model` says it"),

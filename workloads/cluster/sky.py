@@ -97,7 +97,7 @@ def task(job: ClusterJob, rented: Rented) -> dict[str, Any]:
         "image_id": f"docker:{job.image}" if job.image else "",
         "max_hourly_cost": rented.most,
         "autostop": {"idle_minutes": rented.idle_minutes, "down": True, "wait_for": "jobs"},
-        # Read by `sky jobs launch`, which starts the machines anew too.
+        # Read by `sky jobs launch`, which starts the machines again too.
         "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75]},
     }
     found: dict[str, Any] = {

@@ -4,9 +4,9 @@ What ends a pod, and what becomes of it:
 
     0                done
     1, 2, 3          the pod failure policy fails the Job, and its own the JobSet: no restart
-    75, 137, 143     the Job fails by its back-off limit: the JobSet makes all pods anew, in the
+    75, 137, 143     the Job fails by its back-off limit: the JobSet makes all pods again, in the
                      same run, `retries` times
-    a node drained   the disruption rule goes before: a pod alone is made anew and goes on. Of
+    a node drained   the disruption rule goes before: a pod alone is made again and goes on. Of
                      several nodes the others save too and end with 3; the job is submitted again
                      with the same run id
 

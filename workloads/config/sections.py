@@ -230,6 +230,14 @@ class Tracking(Section):
     )
     wandb_project: Text = Field("tatara", description="Project on Weights & Biases.")
     wandb_entity: Text | None = Field(None, description="Team or user on Weights & Biases.")
+    wandb_artifacts: bool = Field(
+        False,
+        description="Where wandb is on: keep a finished run's report and images there too.",
+    )
+
+    @property
+    def keeps_artifacts(self) -> bool:
+        return self.wandb_artifacts and self.wandb != "off"
 
 
 def _when(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """What every workload does after its last step: export, push, evaluate, curve, summary."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from workloads.engine import distributed
 from workloads.engine.export.exporter import Exporter
 from workloads.engine.hub.publish import push_card, push_final
 from workloads.engine.summary import draw_curve
+from workloads.engine.training.trackers import Trackers
 from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import Stopped, TataraError
 from workloads.processes import own_command
@@ -39,29 +42,52 @@ def finish(
     and ends nothing, a push that fails ends the run with an error once all else is done.
     """
     config, run = trainer.profile, session.run
-    forget(trainer)
-    not_pushed: TataraError | None = None
-    if config.export.enabled:
-        export_final(session, exporter)
-        not_pushed = push_final(config, session)
-    trouble: Facts = []
-    if evaluate is not None and config.export.enabled:
-        trouble = _evaluate(session, evaluate)
+    try:
+        forget(trainer)
+        not_pushed: TataraError | None = None
+        if config.export.enabled:
+            export_final(session, exporter)
+            not_pushed = push_final(config, session)
+        trouble: Facts = []
+        if evaluate is not None and config.export.enabled:
+            trouble = _evaluate(session, evaluate)
+            if session.is_main:
+                exporter.refresh_card(run)
+                if not not_pushed:
+                    push_card(config, session)
+        elif evaluate is not None:
+            session.tell(
+                "no evaluation after training: it needs the exported model (export.enabled)"
+            )
         if session.is_main:
-            exporter.refresh_card(run)
-            if not not_pushed:
-                push_card(config, session)
-    elif evaluate is not None:
-        session.tell("no evaluation after training: it needs the exported model (export.enabled)")
-    if session.is_main:
-        lines = [*facts, *results(), *trouble, ("run", f"{run.path}/")]
-        if run.final.is_dir():
-            lines.append(("model", f"{run.final}/"))
-        if curve := draw(run):
-            lines.append(("curve", str(curve)))
-        lines.append(("next", own_command("report", str(run.path))))
-        show(f"{config.name}: done at {time.strftime('%H:%M:%S')}", lines, session.console)
+            lines = [*facts, *results(), *trouble, ("run", f"{run.path}/")]
+            if run.final.is_dir():
+                lines.append(("model", f"{run.final}/"))
+            if curve := draw(run):
+                lines.append(("curve", str(curve)))
+            lines.append(("next", own_command("report", str(run.path))))
+            show(f"{config.name}: done at {time.strftime('%H:%M:%S')}", lines, session.console)
+            if config.tracking.keeps_artifacts:
+                hand_over_report(session, trainer.watch.trackers)
+    finally:
+        trainer.watch.trackers.close()
     distributed.all_or_none(not_pushed, "push")
+
+
+def hand_over_report(session: Session, trackers: Trackers) -> None:
+    """Write the run's report, give it and the run's images to the trackers.
+
+    The report is made by its own command, as the monitor knows a run by its files alone; trouble
+    with it is told and costs nothing.
+    """
+    folder = session.run.path
+    command = [sys.executable, "-m", "workloads.cli", "report", str(folder)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        session.tell(f"no report for Weights & Biases: {made.stderr.strip()}")
+    report = folder / "report.html"
+    images = [*sorted(folder.glob("*.png")), *sorted(session.run.evaluation.rglob("*.png"))]
+    trackers.keep(folder, [*([report] if report.is_file() else []), *images])
 
 
 def training_facts(trainer: RunTrainer, data: str, method: str = "", engine: str = "") -> Facts:

@@ -53,6 +53,7 @@ class Stage:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
+        self.closed = False
         self.refused: TataraError | None = None
         self.screen = io.StringIO()
         self.session = Session(Run(folder / "demo" / "20260101-000000-abcd"), _console=self.screen)
@@ -61,9 +62,12 @@ class Stage:
         monkeypatch.setattr(Session, "_write", lambda session: None)
         monkeypatch.setattr(finishing, "push_final", self.push)
         monkeypatch.setattr(finishing, "push_card", lambda *_: self.done.append("push card"))
-        profile = SimpleNamespace(name="demo", export=SimpleNamespace(enabled=True))
+        self.tracking = SimpleNamespace(keeps_artifacts=False)
+        export = SimpleNamespace(enabled=True)
         self.trainer: Any = SimpleNamespace(
-            profile=profile, accelerator=SimpleNamespace(free_memory=lambda: None)
+            profile=SimpleNamespace(name="demo", export=export, tracking=self.tracking),
+            accelerator=SimpleNamespace(free_memory=lambda: None),
+            watch=SimpleNamespace(trackers=self),
         )
 
     def push(self, config: Any, session: Session) -> TataraError | None:
@@ -72,6 +76,12 @@ class Stage:
 
     def export(self, run: Run, tell: Callable[[str], None]) -> None:
         self.done.append("export")
+
+    def keep(self, folder: Path, files: list[Path]) -> None:
+        self.done.append(f"keep {', '.join(str(file.relative_to(folder)) for file in files)}")
+
+    def close(self) -> None:
+        self.closed = True
 
     def refresh_card(self, run: Run) -> None:
         self.done.append("card")
@@ -125,6 +135,7 @@ def test_a_stop_during_questions_still_stops(stage: Stage) -> None:
 
     with pytest.raises(Stopped):
         stage.end(evaluate)
+    assert stage.closed, "the trackers"
 
 
 def test_a_push_that_fails_fails_the_run_when_all_else_is_done(stage: Stage) -> None:
@@ -133,3 +144,16 @@ def test_a_push_that_fails_fails_the_run_when_all_else_is_done(stage: Stage) -> 
         stage.end(lambda: stage.done.append("evaluate"))
     assert stage.done == ["export", "push", "evaluate", "card"]
     assert "held-out loss" in stage.screen.getvalue()
+
+
+def test_the_report_and_the_images_go_to_the_trackers_when_asked(stage: Stage) -> None:
+    """tracking.wandb_artifacts: last, so that the evaluation is in the report."""
+    run = stage.session.run
+    (run.path / "config.json").write_text('{"name": "demo", "workload": "llm"}')
+    run.evaluation.mkdir()
+    for image in (run.path / "loss.png", run.evaluation / "reach.png"):
+        image.write_bytes(b"")
+    stage.tracking.keeps_artifacts = True
+    stage.end(lambda: stage.done.append("evaluate"))
+    assert stage.done[-1] == "keep report.html, loss.png, evaluation/reach.png"
+    assert stage.closed

@@ -102,7 +102,9 @@ class RunCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trackers.close()
+        # At the end of `finish` otherwise, when there is a report to hand over.
+        if self.stopping or not self.profile.tracking.keeps_artifacts:
+            self.trackers.close()
         if self.session.is_main:
             facts = memory_facts(self.profile, args.world_size)
             write_manifest(self.session.run, {"memory": facts})

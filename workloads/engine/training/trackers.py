@@ -7,8 +7,9 @@ waits for it nor fails with it.
 import contextlib
 import os
 import queue
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -109,6 +110,16 @@ class WandB:
     def write(self, step: int, row: dict[str, float]) -> None:
         self._run.log(row, step=step)
 
+    def keep(self, folder: Path, files: Sequence[Path]) -> None:
+        """Keep files below a folder as one artifact of the run, under their names there."""
+        import wandb
+
+        name = re.sub(r"[^\w.-]", "-", f"{self._run.id}-report", flags=re.ASCII)
+        artifact = wandb.Artifact(name, type="report")
+        for file in files:
+            artifact.add_file(str(file), name=file.relative_to(folder).as_posix())
+        self._run.log_artifact(artifact)
+
     def close(self) -> None:
         self._run.finish()
 
@@ -132,9 +143,10 @@ class Trackers:
 
     def __init__(self, session: Session, makers: dict[str, Callable[[], Tracker]]) -> None:
         self._session, self._makers = session, makers
-        self._rows: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(maxsize=10_000)
+        self._work_left: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(10_000)
         self._begun = threading.Event()
         self._lost = 0
+        self._closed = False
         self._thread = threading.Thread(target=self._work, daemon=True)
         if makers:
             self._thread.start()
@@ -143,20 +155,38 @@ class Trackers:
         """Hand over the numbers of a row; those that nobody takes in time are counted."""
         if not self._makers:
             return
+        kept = numbers(row)
+        self._hand_over(lambda tracker: tracker.write(step, kept))
+
+    def keep(self, folder: Path, files: Sequence[Path]) -> None:
+        """Hand over files below a folder to the trackers that keep any."""
+
+        def keep(tracker: Tracker) -> None:
+            if isinstance(tracker, WandB):
+                tracker.keep(folder, files)
+
+        if self._makers:
+            self._hand_over(keep)
+
+    def _hand_over(self, action: Callable[[Tracker], None]) -> None:
         try:
-            self._rows.put_nowait((step, numbers(row)))
+            self._work_left.put_nowait(action)
         except queue.Full:
             self._lost += 1
 
     def close(self) -> None:
-        """Flush, within bounds: a tracker may take its time to begin, and a little to end."""
-        if not self._makers:
+        """Flush, within bounds: a tracker may take its time to begin, and a little to end.
+
+        A second call does nothing.
+        """
+        if not self._makers or self._closed:
             return
+        self._closed = True
         self._begun.wait(_BEGIN_WAIT)
         with contextlib.suppress(queue.Full):  # a tracker that hangs takes no row any more
-            self._rows.put(None, timeout=_END_WAIT)
+            self._work_left.put(None, timeout=_END_WAIT)
             self._thread.join(_END_WAIT)
-        left = self._lost + self._rows.qsize()
+        left = self._lost + self._work_left.qsize()
         if self._thread.is_alive() or left:
             reason = f"did not end in time; the last {max(left, 1)} rows may not have reached it"
             for name in self._makers:
@@ -171,10 +201,9 @@ class Trackers:
         for name in self._makers:
             self._try(name, lambda: begin(name))  # noqa: B023  called at once
         self._begun.set()
-        while (item := self._rows.get()) is not None:
-            step, row = item
+        while (action := self._work_left.get()) is not None:
             for name in list(live):
-                if not self._try(name, lambda: live[name].write(step, row)):  # noqa: B023
+                if not self._try(name, lambda: action(live[name])):  # noqa: B023
                     del live[name]
         for name, tracker in live.items():
             self._try(name, tracker.close)

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,20 @@ class FakeWandb(types.ModuleType):
         self.refuses, self.taken = refuses, False
         self.starts: list[dict[str, Any]] = []
         self.rows: list[int] = []
+        self.id = "a run/1"
+        self.kept: dict[str, list[str]] = {}
+
+    def Artifact(self, name: str, type: str) -> types.SimpleNamespace:  # noqa: N802, A002
+        files: list[str] = []
+        return types.SimpleNamespace(
+            name=name, files=files, add_file=lambda path, name: files.append(name)
+        )
+
+    def log_artifact(self, artifact: types.SimpleNamespace) -> None:
+        self.kept[artifact.name] = artifact.files
+
+    def finish(self) -> None:
+        pass
 
     def Settings(self, **settings: Any) -> dict[str, Any]:  # noqa: N802
         return settings
@@ -212,3 +227,26 @@ def test_an_offline_run_that_goes_on_is_one_folder_with_every_row(
     folders = sorted((session.run.path / "wandb").glob("offline-run-*"))
     assert [path.name for path in folders] == [f"offline-run-2-demo-{session.run.id}"]
     assert wandb.rows == [1, 2, 3]
+
+
+def test_files_are_kept_as_one_artifact_beside_the_rows(session: Session, wandb: FakeWandb) -> None:
+    """A tracker that keeps no files is handed none."""
+    tracking = Tracking.model_validate({"wandb": "offline"})
+    good, folder = Good(), session.run.path
+    makers: dict[str, Callable[[], trackers.Tracker]] = {
+        "wandb": lambda: trackers.WandB(tracking, session, {"name": "demo"}),
+        "good": lambda: good,
+    }
+    made = Trackers(session, makers)
+    made.write(1, {"loss": 1.0})
+    made.keep(folder, [folder / "report.html", folder / "evaluation" / "reach.png"])
+    made.close()
+    assert wandb.kept == {"a-run-1-report": ["report.html", "evaluation/reach.png"]}
+    assert wandb.rows == [1] and good.rows == [(1, {"loss": 1.0})] and good.closed
+
+
+def test_names_and_groups_are_the_runs_and_the_profiles(session: Session, wandb: FakeWandb) -> None:
+    begin(session, "online")
+    (start,) = wandb.starts
+    assert (start["name"], start["group"]) == (session.run.id, "demo")
+    assert start["id"] == f"demo-{session.run.id}" and start["project"] == "tatara"

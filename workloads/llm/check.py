@@ -163,9 +163,13 @@ def _check_adapter(own: "PreTrainedConfig", config: LlmConfig) -> None:
     from transformers import AutoModelForCausalLM
 
     from workloads.engine.pretrained.adapter import check_targets
+    from workloads.llm.new_tokens import check_trained
 
     with torch.device("meta"):
-        check_targets(AutoModelForCausalLM.from_config(own), config.adapter)
+        model = AutoModelForCausalLM.from_config(own)
+    check_targets(model, config.adapter)
+    if config.model.add_tokens or config.model.add_special_tokens:
+        check_trained(model, config.adapter)
 
 
 def _planned_steps(config: LlmConfig, sequences: int) -> list[Finding]:

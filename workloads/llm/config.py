@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from workloads.config.sections import Number, Profile, Section, Text, Whole
+from workloads.config.sections import Model, Number, Profile, Section, Text, Whole
 
 if TYPE_CHECKING:
     from workloads.plan.shapes import ModelShape
@@ -221,9 +221,38 @@ class LlmEvaluation(Section):
     max_new_tokens: Whole = Field(256, ge=1, description="Longest answer in tokens.")
 
 
+class LlmModel(Model):
+    add_tokens: tuple[Text, ...] = Field(
+        (), description="New tokens for words; an adapter needs adapter.modules_to_save for them."
+    )
+    add_special_tokens: tuple[Text, ...] = Field(
+        (), description="New tokens for marks, such as ends of turns, that answers do not show."
+    )
+
+    @model_validator(mode="after")
+    def _different(self) -> "LlmModel":
+        tokens = [*self.add_tokens, *self.add_special_tokens]
+        if twice := [token for token in tokens if tokens.count(token) > 1]:
+            raise ValueError(f"add_tokens: {twice[0]!r} is there twice; remove one")
+        if blank := [token for token in tokens if token != token.strip()]:
+            raise ValueError(f"add_tokens: expected no blanks around a token, found {blank[0]!r}")
+        return self
+
+
 class LlmConfig(Profile):
+    model: LlmModel
     data: LlmData
     evaluation: LlmEvaluation = LlmEvaluation()
+
+    @model_validator(mode="after")
+    def _grown_in_one_piece(self) -> "LlmConfig":
+        adds = self.model.add_tokens or self.model.add_special_tokens
+        if adds and self.adapter.method != "full" and self.parallel.strategy in ("fsdp2", "zero3"):
+            raise ValueError(
+                "model.add_tokens: an adapter whose embeddings have grown cannot be split over "
+                "ranks; use parallel.strategy=ddp, or adapter.method=full"
+            )
+        return self
 
     def row_length(self, shape: "ModelShape") -> int:
         return self.data.max_length

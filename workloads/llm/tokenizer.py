@@ -14,6 +14,8 @@ from workloads.engine.pretrained.base import Base
 from workloads.engine.pretrained.chat import PROBE
 from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
+from workloads.llm.config import LlmModel
+from workloads.llm.new_tokens import add_tokens
 from workloads.llm.prompt_formats import FORMS
 
 # What published tokenizers call a padding token that they do not declare as one.
@@ -60,6 +62,8 @@ def load_tokenizer(base: Base[PreTrainedConfig], tell: Tell) -> PreTrainedTokeni
             f"{len(tokenizer)}; use the tokenizer that belongs to the model"
         )
     _check_pieces(name, tokenizer, base.folder)
+    if isinstance(base.model, LlmModel):
+        add_tokens(tokenizer, base.model, tell)
     _choose_template(base.model, tokenizer)
     note = choose_padding(tokenizer)
     if note:

@@ -103,7 +103,7 @@ def used_config(run: Run) -> Any:
     config = run.config()
     if not (run.path / SKELETON / SOURCE).is_file():
         return config
-    used = Model.model_validate(read_json(run.path / SKELETON / SOURCE))
+    used = type(config.model).model_validate(read_json(run.path / SKELETON / SOURCE))
     return config.model_copy(update={"model": used})
 
 

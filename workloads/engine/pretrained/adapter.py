@@ -5,7 +5,9 @@ in a folder of its name inside it.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,16 +48,56 @@ def add_adapter(model: nn.Module, adapter: Adapter) -> "PeftModel":
     check_targets(model, adapter)
     saved = adapter_folder(Path(adapter.resume_from), adapter.name) if adapter.resume_from else None
     config = lora_config(adapter)
+    config.ensure_weight_tying = _trains_tied_table(model, adapter)
     if saved is not None:
         _check_same_config(saved, adapter, config)
     if wrapped is None:
         wrapped = get_peft_model(model, config, adapter_name=adapter.name)
     else:
         wrapped.add_adapter(adapter.name, config)
+    # peft adds the tied module's full name to the list, which says nothing new in a file.
+    config.modules_to_save = list(adapter.modules_to_save) or None
     if saved is not None:
         _take_weights(wrapped, saved, adapter.name)
     wrapped.set_adapter(adapter.name)
     return wrapped
+
+
+def _trains_tied_table(model: nn.Module, adapter: Adapter) -> bool:
+    """Whether embeddings that are also the head are trained whole, which have to stay one.
+
+    Raises UserError where peft (0.21) would part the two: it ties modules of some names alone.
+    """
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
+    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if table is None or head is None or table.weight is not head.weight:
+        return False
+    names = [name for name, module in model.named_modules() if module is table or module is head]
+    saved = [name for name in names if any(is_called(name, one) for one in adapter.modules_to_save)]
+    parted = [name for name in saved if name.rpartition(".")[2] not in EMBEDDING_LAYER_NAMES]
+    if parted:
+        raise UserError(
+            f"adapter.modules_to_save: expected modules that peft can train whole, found "
+            f"{parted[0]}, whose weights are also the model's head; set adapter.method=full"
+        )
+    return bool(saved)
+
+
+def grow_embeddings(model: nn.Module, rows: int) -> None:
+    """Give a model rows for so many tokens where it has fewer; new ones are the mean of the others.
+
+    The mean's logit is the mean of all logits: a row that nothing trains is never the likeliest.
+    """
+    before = model.get_input_embeddings().num_embeddings
+    if rows <= before:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        for table in [model.get_input_embeddings().weight, *(head.parameters() if head else ())]:
+            table[before:] = table[:before].float().mean(0).to(table.dtype)
 
 
 def lora_config(adapter: Adapter) -> "LoraConfig":
@@ -87,7 +129,7 @@ def check_targets(model: nn.Module, adapter: Adapter) -> None:
     known = sorted({name.rpartition(".")[2] for name in names - {head}})
     all_names = {name for name, _ in model.named_modules()}
     for module in adapter.modules_to_save:
-        if not any(_is_called(name, module) for name in all_names):
+        if not any(is_called(name, module) for name in all_names):
             raise UserError(
                 f"adapter.modules_to_save: expected modules of the model, found {module!r}; it has "
                 f"{', '.join(sorted({name.rpartition('.')[2] for name in all_names} - {''}))}"
@@ -95,19 +137,20 @@ def check_targets(model: nn.Module, adapter: Adapter) -> None:
     if adapter.targets == (ALL_LINEAR,):
         return
     for target in adapter.targets:
-        if head is not None and _is_called(head, target):
+        if head is not None and is_called(head, target):
             raise UserError(
                 f"adapter.targets: expected modules other than the model's head, found {target!r}; "
                 f"take it out, or train it whole by adapter.modules_to_save=[{target}]"
             )
-        if not any(_is_called(name, target) for name in names):
+        if not any(is_called(name, target) for name in names):
             raise UserError(
                 f"adapter.targets: expected modules of the model, found {target!r}; it has "
                 f"{', '.join(known)}, or take [{ALL_LINEAR}]"
             )
 
 
-def _is_called(name: str, target: str) -> bool:
+def is_called(name: str, target: str) -> bool:
+    """Whether a module of that full name is meant by a target, as peft reads it."""
     return name == target or name.endswith(f".{target}")
 
 
@@ -201,14 +244,10 @@ def _is_pattern(targets: Any) -> bool:
 
 
 def _take_weights(model: "PeftModel", saved: Path, name: str) -> None:
-    from peft import load_peft_weights, set_peft_model_state_dict
-    from safetensors import SafetensorError
+    from peft import set_peft_model_state_dict
 
     try:
-        weights = load_peft_weights(str(saved), device="cpu")
-        found = set_peft_model_state_dict(model, weights, adapter_name=name)
-    except SafetensorError as error:
-        raise UserError(f"{saved / ADAPTER_WEIGHTS}: damaged ({error}); copy it again") from error
+        found = set_peft_model_state_dict(model, _read_weights(saved), adapter_name=name)
     except RuntimeError as error:
         raise UserError(
             f"{saved}: expected an adapter of this model, found other shapes: "
@@ -236,6 +275,8 @@ def load_adapter(
     from peft import PeftConfig, PeftModel, get_peft_model
 
     saved = adapter_folder(folder, name)
+    if not isinstance(model, PeftModel):
+        _make_room(model, saved)
     config = PeftConfig.from_pretrained(str(saved))
     config.inference_mode = not trainable
     # PEFT 0.21 warns where the model is not called as it was saved ("renamed to 'None'"): the base
@@ -255,6 +296,39 @@ def load_adapter(
     _take_weights(wrapped, saved, name)
     wrapped.set_adapter(name, inference_mode=not trainable)
     return wrapped
+
+
+@contextmanager
+def adapters_alone(model: Any) -> Iterator[None]:
+    """Have a model's `save_pretrained`, which libraries call, write adapters without the base.
+
+    peft (0.21) writes embeddings that have grown a second time, by names that it does not read.
+    """
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    try:
+        yield
+    finally:
+        del model.save_pretrained
+
+
+def _read_weights(saved: Path) -> dict[str, torch.Tensor]:
+    from peft import load_peft_weights
+    from safetensors import SafetensorError
+
+    try:
+        return load_peft_weights(str(saved), device="cpu")
+    except SafetensorError as error:
+        raise UserError(f"{saved / ADAPTER_WEIGHTS}: damaged ({error}); copy it again") from error
+
+
+def _make_room(model: nn.Module, saved: Path) -> None:
+    """Give a base rows for the tokens that a saved adapter has more than it."""
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
+    tables = tuple(f".{name}.weight" for name in EMBEDDING_LAYER_NAMES)
+    rows = [len(value) for name, value in _read_weights(saved).items() if name.endswith(tables)]
+    if rows:
+        grow_embeddings(model, max(rows))
 
 
 def save_adapters(model: "PeftModel", folder: Path) -> None:

@@ -6,7 +6,7 @@ Private methods of it change without notice: `READ_IN` names the version they we
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import Trainer
 from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.engine.hub.publish import Publisher
+from workloads.engine.pretrained.adapter import adapters_alone
 from workloads.engine.training import checkpoints
 from workloads.engine.training.callbacks import RunCallback
 from workloads.engine.training.out_of_memory import out_of_memory
@@ -184,6 +185,13 @@ class RunTrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """The library's own, where adapters are saved without the base."""
+        with adapters_alone(self.model) if hasattr(self.model, "peft_config") else nullcontext():
+            super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save through the staging folder; a failed save keeps the older ones and goes on."""

@@ -7,6 +7,7 @@ Of each: `whole`, `damaged`, `missing` (the run's own events name it and it is n
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workloads.errors import UserError
 from workloads.run.directory import Run, rows_in
@@ -46,11 +47,6 @@ def all_whole(found: list[Verified]) -> bool:
     )
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, or enough of a copy of one."""
-    return any((folder / name).exists() for name in ("events.jsonl", "config.json", "checkpoints"))
-
-
 def verify(folder: Path) -> list[Verified]:
     """Each checkpoint by step and `final/` of a run, or the one sealed folder that was named.
 
@@ -68,7 +64,7 @@ def _all_of(folder: Path) -> list[Verified]:
     if (folder / SEAL).is_file() or step_of(folder) >= 0:
         return [_verified(folder, folder.name)]
     inside = _is_checkpoints(folder)
-    if inside or (is_run(folder) and not _is_model(folder)):
+    if inside or (_is_run(folder)):
         run = Run(folder.parent if inside else folder)
         return list(_checkpoints(run)) + ([] if inside else list(_final(run)))
     if _is_model(folder):
@@ -81,6 +77,12 @@ def _all_of(folder: Path) -> list[Verified]:
 
 def _is_checkpoints(folder: Path) -> bool:
     return folder.is_dir() and any(step_of(path) >= 0 for path in folder.iterdir())
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, or any part of a copy; a model has a config.json too."""
+    names = ("events.jsonl", "config.json", "checkpoints", "final")
+    return any((folder / name).exists() for name in names) and not _is_model(folder)
 
 
 def _is_model(folder: Path) -> bool:
@@ -99,7 +101,8 @@ def _checkpoints(run: Run) -> Iterator[Verified]:
     for path in aside:
         note = "set aside by the run, which uses it no more"
         yield Verified(f"checkpoints/{path.name}", "left out", notes=(note,))
-    saved = [row["step"] for row in rows_in(run.events) if row.get("event") == Event.CHECKPOINT]
+    rows = _events(run, Event.CHECKPOINT)
+    saved = [row["step"] for row in rows if isinstance(row.get("step"), int)]
     # Older ones may have been deleted, the newest never.
     if saved and saved[-1] not in {*map(step_of, there), *map(step_aside, aside)}:
         note = "the newest that the run has saved, by events.jsonl"
@@ -110,10 +113,16 @@ def _final(run: Run) -> Iterator[Verified]:
     if run.final.is_dir():
         yield _verified(run.final, "final")
     elif any(
-        row.get("event") == Event.EXPORTED and Path(str(row.get("path"))).name == run.final.name
-        for row in rows_in(run.events)
+        Path(str(row.get("path"))).name == run.final.name for row in _events(run, Event.EXPORTED)
     ):
         yield Verified("final", "missing", notes=("the run has exported it, by events.jsonl",))
+
+
+def _events(run: Run, name: Event) -> list[dict[str, Any]]:
+    """The run's events of one name; what a copy has mangled into something else is none."""
+    return [
+        row for row in rows_in(run.events) if isinstance(row, dict) and row.get("event") == name
+    ]
 
 
 def _verified(folder: Path, name: str) -> Verified:

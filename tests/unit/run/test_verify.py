@@ -119,6 +119,13 @@ def test_one_folder_alone(run: Run, tmp_path: Path) -> None:
     assert states(model) == {"model": "no seal"}
 
 
+def test_a_copy_of_a_part(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.final, tmp_path / "copy" / "final")
+    assert states(tmp_path / "copy") == {"final": "whole"}
+    (tmp_path / "copy" / "events.jsonl").write_text('3\n{"event": "checkpoint"}\n{"event": "che')
+    assert states(tmp_path / "copy") == {"final": "whole"}
+
+
 def test_a_file_that_no_seal_lists_is_named(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     (run.final / "model.gguf").write_text("x")
     assert main(["verify", str(run.final)]) == 0

@@ -119,13 +119,16 @@ def _compared(config: GrpoConfig, base: "Base[PreTrainedConfig]", counted: "Coun
     from workloads.grpo.check_counts import prove, sample_of
     from workloads.grpo.data.prepare import turns_of
     from workloads.grpo.model import load_processing
+    from workloads.grpo.tools import load_tools
 
     try:
         processing = load_processing(base, config.grpo)
     except TataraError as error:
         return Finding("tokens", "warning", f"not compared with the model's own processor: {error}")
     try:
-        done = prove(sample_of(counted.good), processing, turns_of(config.data))
+        tools = load_tools(config.tools)
+        tools.check(processing)
+        done = prove(sample_of(counted.good), processing, turns_of(config.data), tools.schemas)
     except TataraError as error:
         return Finding("tokens", "error", str(error))
     return Finding("tokens", "ok", f"as the model's own processor counts them, in {done} rows")

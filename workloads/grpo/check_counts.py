@@ -5,6 +5,7 @@ prompts than those that were held against the limits.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from workloads.engine.generate.encode import encode
 from workloads.errors import UserError
@@ -17,12 +18,15 @@ Counted = tuple[Example, RowTokens]
 
 
 def prove(
-    sample: Iterable[Counted], processing: Processing, turns: Callable[[Question], Turns]
+    sample: Iterable[Counted],
+    processing: Processing,
+    turns: Callable[[Question], Turns],
+    tools: Sequence[dict[str, Any]] = (),
 ) -> int:
     """How many rows were compared; UserError for the first one that is longer or shorter."""
     done = 0
     for example, counted in sample:
-        texts = prompt_texts(processing, [turns(example.question)])
+        texts = prompt_texts(processing, [turns(example.question)], tools)
         row = encode(processing, texts, [example.open_images()])
         length = int(row["input_ids"].shape[1])
         if length != counted.prompt:

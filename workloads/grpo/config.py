@@ -132,6 +132,31 @@ class Rewards(Section):
         return self
 
 
+class Tools(Section):
+    """A list in a profile, `tools: ["module:function"]`, stands for `functions`."""
+
+    list_field = "functions"
+
+    functions: tuple[Text, ...] = Field(
+        (),
+        description="Functions that the model may call, each as module:function, with type hints "
+        "and a docstring that names its arguments.",
+    )
+    environment: Text | None = Field(
+        None,
+        description="A class as module:Class with `reset`, whose other methods are tools; one "
+        "instance a completion. Its get_reward, if it has one, counts beside the rewards.",
+    )
+    max_rounds: Whole | None = Field(
+        None, ge=1, description="Rounds of calls in a completion; none: until it is full."
+    )
+
+    @property
+    def used(self) -> bool:
+        """Whether there are any."""
+        return bool(self.functions or self.environment)
+
+
 class Generation(Section):
     engine: Literal["transformers", "vllm_colocate", "vllm_server"] = Field(
         "transformers", description="What writes the completions."
@@ -220,6 +245,7 @@ class GrpoConfig(Profile):
     model: GrpoModel
     data: GrpoData
     rewards: Rewards = Rewards()
+    tools: Tools = Tools()
     grpo: Grpo = Grpo()
     generation: Generation = Generation()
     rollouts: Rollouts = Rollouts()
@@ -236,9 +262,16 @@ class GrpoConfig(Profile):
         if self.stage == "grpo":
             self._possible_reference()
             self._possible_evaluation()
+        elif self.tools.used:
+            raise ValueError("tools: the supervised stage calls none; leave them out")
         return self
 
     def _possible_evaluation(self) -> None:
+        if self.tools.used and self.evaluation.rows:
+            raise ValueError(
+                "evaluation.rows: held-out rows are asked without tools, which says nothing of a "
+                "model that learns to call them; set evaluation.rows=0"
+            )
         if self.evaluation.every_steps and self.parallel.strategy in ("fsdp2", "zero3"):
             raise ValueError(
                 "evaluation.every_steps: a model that is split over ranks cannot be asked during "

@@ -54,15 +54,21 @@ def placeholders(processing: Processing) -> list[str]:
     return [token for token in tokens if token]
 
 
-def prompt_texts(processing: Processing, turns: Sequence[Turns]) -> list[str]:
+def prompt_texts(
+    processing: Processing, turns: Sequence[Turns], tools: Sequence[dict[str, Any]] = ()
+) -> list[str]:
     """The conversations by the model's own chat template, up to where the answer begins.
 
-    A processor is given parts even of a text, as TRL gives them to it.
+    A processor is given parts even of a text, as TRL gives them to it. tools: their schemas.
     """
     if isinstance(processing, ProcessorMixin):
         turns = [in_parts(conversation) for conversation in turns]
     return [
-        str(processing.apply_chat_template(one, tokenize=False, add_generation_prompt=True))
+        str(
+            processing.apply_chat_template(
+                one, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+            )
+        )
         for one in turns
     ]
 

@@ -34,6 +34,7 @@ from workloads.grpo.rewards.scoring import for_trainer, load_scorer
 from workloads.grpo.rollouts import engine
 from workloads.grpo.rollouts.rollouts import RolloutLog
 from workloads.grpo.sft import build_sft_trainer
+from workloads.grpo.tools import load_tools
 from workloads.grpo.trl_hooks import GrpoTrainer
 from workloads.run import write_manifest
 from workloads.run.events import Phase
@@ -50,6 +51,7 @@ def train(config: GrpoConfig, session: Session) -> None:
     config.check_groups(distributed.world_size())
     engine.check(config, sees_images(base.config))
     processing = load_processing(base, config.grpo)
+    load_tools(config.tools).check(processing)
     data = prepare_data(config, session, base, processing)
     check_alike(lambda: {"rows": data.digest()})
     engine.check_rows(config, len(data.examples), distributed.world_size())
@@ -84,7 +86,8 @@ def prepare_data(
     if session.local_rank == 0:
         try:
             data = prepare(config, base.folder, cache, session.progress)
-            prove(sample_of(data.counted), processing, turns_of(config.data))
+            schemas = load_tools(config.tools).schemas
+            prove(sample_of(data.counted), processing, turns_of(config.data), schemas)
             data.lines += try_on(config, data.examples[0])
         except TataraError as error:
             problem = error
@@ -107,6 +110,7 @@ def build_trainer(
     done_steps: int,
 ) -> GrpoTrainer:
     """The GRPO trainer of this rank, which goes on after `done_steps`."""
+    tools = load_tools(config.tools)
     scorer = load_scorer(config.rewards, session.tell, session.progress)
 
     def ask_held_out(model: Any, step: int) -> None:
@@ -126,6 +130,8 @@ def build_trainer(
             args=arguments(config, session, placeholders(processing)),
             processing_class=processing,
             train_dataset=dataset_of(data.examples, config.data),
+            tools=list(tools.functions),
+            environment_factory=tools.environment,
         )
 
 
@@ -158,6 +164,7 @@ def arguments(config: GrpoConfig, session: Session, image_tokens: Sequence[str])
         **own,
         **(grpo.arguments() | engine.arguments(config, image_tokens)),
         model_init_kwargs={"dtype": dtype, "trust_remote_code": config.model.trust_remote_code},
+        max_tool_calling_iterations=config.tools.max_rounds,
         reward_weights=[one.weight for one in config.rewards.functions],
     )
 

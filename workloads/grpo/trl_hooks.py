@@ -34,7 +34,8 @@ from workloads.errors import Retry, Stopped, TataraError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.learning_signal import LearningSignal, SignalCallback
 from workloads.grpo.model import placeholders, tokenizer_of
-from workloads.grpo.rewards.scoring import Scorer
+from workloads.grpo.rewards.plug_ins import adapted
+from workloads.grpo.rewards.scoring import Scorer, WeightedReward, for_trainer
 from workloads.grpo.rollouts import engine
 from workloads.grpo.rollouts.rollouts import Rollout, RolloutLog
 from workloads.run.directory import rows_in
@@ -175,11 +176,20 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         self.rollout_log, self.scorer, self._ask_held_out = log, scorer, ask_held_out
         self.handed = Handed()
         super().__init__(*args, profile=profile, **kwargs)
+        self._take_environment_rewards()
         self.signal = LearningSignal(profile, self.session)
         self.add_callback(SignalCallback(self.signal, self.watch))
         self.add_callback(BehindStep(self._evaluate_held_out))
         # TRL insists on a collator of its own, and RunTrainer on knowing the rows of a batch.
         self.data_collator = collate
+
+    def _take_environment_rewards(self) -> None:
+        """Log and guard an environment's get_reward, which TRL adds behind ours, as ours are."""
+        for place in range(len(self.scorer.rewards), len(self.reward_funcs)):
+            name = self.reward_func_names[place]
+            reward = WeightedReward(name, adapted(name, self.reward_funcs[place]))
+            self.scorer.rewards = (*self.scorer.rewards, reward)
+            self.reward_funcs[place] = for_trainer(reward, self.scorer)
 
     def fit(self, resume: Path | None) -> None:
         """Train to the end; out of memory, the advice for GRPO comes with the error."""

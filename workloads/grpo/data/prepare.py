@@ -38,6 +38,8 @@ from workloads.grpo.data.tokens import (
     report,
 )
 
+from workloads.grpo.tools import load_tools
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -170,7 +172,7 @@ def count(config: GrpoConfig, base: Path, examples: Sequence[Example]) -> Counti
     own = _read(base / "config.json")
     rules = _rules(config, base, own, examples)
     limits = _limits(config, own)
-    text = read_prompt_text(base, "vision_config" in own)
+    text = read_prompt_text(base, "vision_config" in own, load_tools(config.tools).schemas)
     rows = list(count_rows(examples, text, rules, turns_of(config.data)))
     if config.stage == "sft":
         pairs = zip(rows, examples, strict=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +149,14 @@ class PromptText:
         return len(self._encode(text, False))
 
 
-def read_prompt_text(folder: Path, sees_images: bool = True) -> PromptText:
+def read_prompt_text(
+    folder: Path, sees_images: bool = True, tools: Sequence[dict[str, Any]] = ()
+) -> PromptText:
     """The prompt text of the checkpoint in `folder`: tokenizer.json and its chat template.
 
     A model that sees images has a processor, which puts the start token before a template's text
-    that lacks it; a tokenizer alone takes that text as it is.
+    that lacks it; a tokenizer alone takes that text as it is. tools: the schemas that every prompt
+    shows.
     """
     tokenizer, special = _tokenizer(folder), _special_tokens(folder)
     begin = _token(special, "bos_token")
@@ -165,7 +168,7 @@ def read_prompt_text(folder: Path, sees_images: bool = True) -> PromptText:
 
     processor = read_json(path) if (path := folder / "processor_config.json").is_file() else {}
     image_token = _token(special, "image_token") or _token(processor, "image_token") or IMAGE_TOKEN
-    template = _renderer(_chat_template(folder, special), _constants(special))
+    template = _renderer(_chat_template(folder, special), _constants(special), tools)
 
     def render(turns: Turns) -> str:
         return template(in_parts(turns) if sees_images else turns)
@@ -231,7 +234,9 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str:
     return template
 
 
-def _renderer(template: str, constants: dict[str, str]) -> Callable[[Turns], str]:
+def _renderer(
+    template: str, constants: dict[str, str], tools: Sequence[dict[str, Any]]
+) -> Callable[[Turns], str]:
     """The template in the environment that templates are written for."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
@@ -252,10 +257,10 @@ def _renderer(template: str, constants: dict[str, str]) -> Callable[[Turns], str
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    given = {"tools": None, "documents": None, "add_generation_prompt": True, **constants}
+    given: dict[str, Any] = {"tools": list(tools) or None, "documents": None, "add_generation_prompt": True, **constants}
 
     @contextmanager
     def named(turns: Turns) -> Iterator[None]:

@@ -1,8 +1,8 @@
 """Rewards of one's own, as `module:function`.
 
 Taken are TRL's form, `(prompts, completions, completion_ids, …, **kwargs)` with any column of the
-data by its name, and the short ones `(completion, solution)` and `(completion)`. Either may be
-async. A number a completion comes back, or None to abstain.
+data by its name, `environments` among them, and the short ones `(completion, solution)` and
+`(completion)`. Any may be async. A number a completion comes back, or None to abstain.
 """
 
 import asyncio
@@ -20,14 +20,19 @@ from workloads.grpo.rewards.scoring import Batch, Score, ScoreBatch
 
 
 def load_plug_in(spec: str) -> ScoreBatch:
-    """The function that `spec` names, importable or in the current folder; UserError without it."""
+    """The reward that `spec` names, importable or in the current folder; UserError without it."""
+    return adapted(spec, find_callable(spec, "reward"))
+
+
+def find_callable(spec: str, what: str) -> Callable[..., Any]:
+    """The function or class that `spec` names for a reward, a tool or an environment."""
     module_name, _, name = spec.partition(":")
     if not (name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
         raise UserError(
-            f'expected a reward as "module:function", found "{spec}"; '
+            f'{what}: expected "module:function", found "{spec}"; '
             "name a module with dots and one function in it"
         )
-    module = import_module(module_name, f'reward "{spec}"')
+    module = import_module(module_name, f'{what} "{spec}"')
     function = vars(module).get(name)
     if not callable(function):
         found = "nothing of that name" if function is None else f"a {type(function).__name__}"
@@ -36,9 +41,9 @@ def load_plug_in(spec: str) -> ScoreBatch:
         )
         hint = f'; did you mean "{module_name}:{near[0]}"?' if near else ""
         raise UserError(
-            f'expected a function {name} in {module_name} for reward "{spec}", found {found}{hint}'
+            f'expected a function {name} in {module_name} for {what} "{spec}", found {found}{hint}'
         )
-    return _adapted(spec, function)
+    return function
 
 
 def import_module(module_name: str, wanted: str) -> ModuleType:
@@ -61,7 +66,8 @@ def import_module(module_name: str, wanted: str) -> ModuleType:
         ) from error
 
 
-def _adapted(spec: str, function: Callable[..., Any]) -> ScoreBatch:
+def adapted(spec: str, function: Callable[..., Any]) -> ScoreBatch:
+    """A function in any of the forms above, as a reward of ours calls it."""
     try:
         signature = inspect.signature(function)
     except ValueError as error:  # some functions written in C do not say
@@ -69,7 +75,7 @@ def _adapted(spec: str, function: Callable[..., Any]) -> ScoreBatch:
             f'expected reward "{spec}" to say which arguments it takes, found that it does not; '
             "wrap it in a function of your own"
         ) from error
-    if "completions" in signature.parameters:
+    if not signature.parameters.keys().isdisjoint(("completions", "environments")):
         return _of_batches(spec, function, signature)
     for arguments in (2, 1):
         try:

@@ -299,10 +299,20 @@ def _first_state() -> Any:
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of a completion as trainers hand it over: a text, or turns with text parts."""
+    """The text of a completion as trainers hand it over: a text, or turns with text parts.
+
+    Of turns what the model said counts, not what tools answered.
+    """
     if isinstance(completion, str):
         return completion
-    return "".join(_content_text(turn.get("content")) for turn in completion)
+    return "".join(_said(turn) for turn in completion if turn.get("role") != "tool")
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    """A turn's text; where tools can be called, TRL takes the thinking out of the content."""
+    thinking = turn.get("reasoning_content")
+    before = f"<think>{thinking}</think>" if thinking else ""
+    return before + _content_text(turn.get("content"))
 
 
 def _content_text(content: Any) -> str:

@@ -63,7 +63,7 @@ class RolloutLog:
             "step": step,
             "place": one.place,
             "prompt": prompt_text(one.prompt),
-            "completion": completion_text(one.completion),
+            "completion": transcript(one.completion),
             "solution": one.solution,
             "rewards": {name: score.value for name, score in one.scores.items()},
             "why": {name: score.why for name, score in one.scores.items() if score.why},
@@ -102,6 +102,19 @@ def prompt_text(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{turn['role']}: {_content(turn['content'])}" for turn in prompt)
+
+
+def transcript(completion: Any) -> str:
+    """A completion as one text; where tools were called, turn by turn with the calls."""
+    if isinstance(completion, str) or not any(turn.get("tool_calls") for turn in completion):
+        return completion_text(completion)
+    lines = []
+    for turn in completion:
+        calls = [call.get("function", call) for call in turn.get("tool_calls") or ()]
+        said = [completion_text([turn])] if turn["role"] != "tool" else [_content(turn["content"])]
+        said += [f"calls {call.get('name')}({json.dumps(call.get('arguments'))})" for call in calls]
+        lines.append(f"{turn['role']}: {' '.join(text for text in said if text)}")
+    return "\n".join(lines)
 
 
 def _content(content: Any) -> str:

@@ -79,8 +79,12 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
             print(line)
         if size:
             print(f"it {verdict(breakdown, size)}")
+        elif breakdown.shape is not None:
+            print("no GPU is here to compare with; name one: --gpu rtx-4090, or --gpu-memory 24")
         for line in times.lines if times else []:
             print(line)
+        if fixes:
+            print("settings that need less:")
         for fix in fixes:
             print(f"  {fix}")
     return EXIT_FAILED if suffices is False else EXIT_DONE
@@ -141,6 +145,8 @@ def _times(
     seen = config.seen_shape(shape)
     found = duration.duration_of(config, config.row_length(seen), world, speed, rows)
     lines = duration.lines(found, args.price, world)
+    if config.generates:
+        lines.append("writing completions comes on top of that, and is not counted")
     if earlier and not args.rows:
         lines.append(f"{rows:,} rows, as {earlier[1]} counted them")
     expected, least, most = found.seconds
@@ -162,6 +168,11 @@ def _exact(config: "Profile", breakdown: "Breakdown", env: dict[str, str]) -> di
 
     from workloads.plan.known_shapes import fields_of
 
+    if breakdown.strategy in ("zero2", "zero3"):
+        raise UserError(
+            f"--exact: expected one rank, ddp or fsdp2, found {breakdown.strategy}, for which "
+            "DeepSpeed needs real tensors; leave --exact out, and the formulas answer"
+        )
     fields, _ = fields_of(config.model, env)
     job = {"config": config.model_dump(), "fields": dict(fields), "world": breakdown.world_size}
     with tempfile.TemporaryDirectory() as folder:

@@ -330,6 +330,11 @@ class Profile(Section):
         return rows
 
     @property
+    def generates(self) -> bool:
+        """Whether a step writes the texts that it learns from."""
+        return False
+
+    @property
     def packs(self) -> bool | None:
         """Whether rows share sequences; None where the workload cannot do that."""
         return None

@@ -309,6 +309,10 @@ class GrpoConfig(Profile):
         return rows * self.grpo.num_generations if self.stage == "grpo" else rows
 
     @property
+    def generates(self) -> bool:
+        return self.stage == "grpo"
+
+    @property
     def has_reference(self) -> bool:
         return self.stage == "grpo" and self.grpo.has_reference
 

@@ -43,10 +43,13 @@ def lines(duration: Duration, price: float | None, gpus: int) -> list[str]:
     if duration.steps is not None:
         of = f"{duration.steps:,} steps of {duration.tokens // duration.steps:,} tokens"
     time = f"{span(expected)} ({span(least)} to {span(most)})"
+    found = [f"{of}: {time}, at {duration.source}"]
     if most < _MINUTE and duration.steps is not None:
         # Kernels of a small model take longer to start than to run, which is in no figure here.
-        time = "less than a minute of computing; starting kernels may take longer"
-    found = [f"{of}: {time}, at {duration.source}"]
+        found = [
+            f"{of}: less than a minute of computing, at {duration.source}; starting so many steps "
+            "may take longer"
+        ]
     if duration.steps is None:
         found.append("how many rows there are is not known here; give --rows N")
     if price is not None:
@@ -54,7 +57,7 @@ def lines(duration: Duration, price: float | None, gpus: int) -> list[str]:
         shown = f"{_dollars(money[0])} ({_dollars(money[1])} to {_dollars(money[2])})"
         if money[2] < _CENT:
             shown = "less than a cent"
-        found.append(f"{shown} at ${price:g} an hour for {_each_of(gpus)}")
+        found.append(f"{shown} at ${price:,.2f} an hour for {_each_of(gpus)}")
     return found
 
 

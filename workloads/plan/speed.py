@@ -119,8 +119,8 @@ def speed_of(
     seen = config.seen_shape(shape)
     again = 1.0 if config.train.gradient_checkpointing else 0.0
     token = hardware_flops_per_token(seen, config.row_length(seen), method == "full", again)
-    names = ", ".join(dict.fromkeys(row.source for row in rows))
-    text = f"{share:.0%} of {card.tflops:g} TFLOP/s, as {names}"
+    names = " and ".join(dict.fromkeys(row.source for row in rows))
+    text = f"{share:.0%} of the card's {card.tflops:g} TFLOP/s, which {names} reached"
     moved = _eager_flops_per_token(config, seen) if config.model.attention == "eager" else 0
     return Speed(card.tflops * 1e12 * gpus / (token / share + moved), text)
 

@@ -28,14 +28,12 @@ def table(breakdown: Breakdown, memory_of_gpu: int | None = None) -> None:
         return
     console.print(_head(breakdown), markup=False)
     own = breakdown.total - breakdown.gpu.framework
-    # A tiny model would have rows of zeros in GiB.
-    unit, size_of_unit = ("GiB", GIB) if own >= GIB else ("MiB", MIB)
     grid = Table(show_edge=False, pad_edge=False)
     grid.add_column("memory of one GPU")
-    grid.add_column(unit, justify="right")
+    grid.add_column("size", justify="right")
     for name, size in breakdown.parts.items():
-        if size >= 0.005 * size_of_unit:
-            grid.add_row(LABELS[name], f"{size / size_of_unit:.2f}")
+        if size:
+            grid.add_row(LABELS[name], _exact_size(size))
     grid.add_section()
     figures = {
         f"allocated, at the {breakdown.peak_at}": own,
@@ -45,7 +43,7 @@ def table(breakdown: Breakdown, memory_of_gpu: int | None = None) -> None:
     }
     for label, size in figures.items():
         if size:
-            grid.add_row(label, f"{size / size_of_unit:.2f}")
+            grid.add_row(label, _exact_size(size))
     console.print(grid)
     console.print(
         f"memory of a node {gib(breakdown.host_memory)}; disk {_size(breakdown.disk)}: "
@@ -55,6 +53,13 @@ def table(breakdown: Breakdown, memory_of_gpu: int | None = None) -> None:
     )
     for note in breakdown.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def _exact_size(size: int) -> str:
+    """Two places of a GiB; what is less in MiB, so that nothing reads as zero."""
+    if size >= GIB:
+        return f"{size / GIB:.2f} GiB"
+    return f"{size / MIB:.0f} MiB" if size >= 10 * MIB else f"{max(size / MIB, 0.01):.2f} MiB"
 
 
 def _size(size: int) -> str:

@@ -110,7 +110,7 @@ def test_own_runs_on_the_same_card_win(tmp_path: Path) -> None:
     mine = Utilisation("run llm/1", "rtx 4090", "ada", "full", 0.31)
     elsewhere = Utilisation("run llm/2", "h100", "hopper", "full", 0.9)
     speed = speed_of(config, shape, card, 2, [mine, elsewhere])
-    assert speed.source == "31% of 165 TFLOP/s, as run llm/1"
+    assert speed.source == "31% of the card's 165 TFLOP/s, which run llm/1 reached"
     half = speed_of(config, shape, card, 1, [mine])
     assert speed.tokens_per_second == pytest.approx(2 * half.tokens_per_second)
 

@@ -1,0 +1,48 @@
+"""What people read of a plan: no zeros, plain words."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from workloads.cli import main
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parents[3]
+PROFILES = sorted(path.stem for path in ROOT.glob("profiles/**/*.yaml"))
+PLACES = {"laptop": [], "4090": ["--gpu", "rtx-4090"], "h100s": ["--gpu", "h100", "--gpus", "2"]}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_reads_without_zeros(
+    name: str, place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words = ["--rows", "500", "--price", "0.4"] if PLACES[place] else []
+    assert main(["plan", name, *PLACES[place], *words]) in (0, 1)
+    told = capsys.readouterr().out
+    assert not re.search(r"(?<![\d.,])-?0(\.0+)? (s|min|h|MiB|GiB|GPU)\b|\$0\.00", told), told
+    if place == "laptop":
+        assert "no GPU is here to compare with" in told
+    else:
+        assert "steps of" in told and "TFLOP/s" in told and "$0.40 an hour" in told
+
+
+def test_exact_says_that_zero_cannot_be_tried(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", "llm-4090", "--exact", "parallel.strategy=zero3"]) == 2
+    assert "DeepSpeed needs real tensors" in capsys.readouterr().err
+
+
+def test_compile_is_said_to_be_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    main(["plan", "llm-4090", "train.compile=true"])
+    assert "counted without torch.compile" in capsys.readouterr().out

@@ -63,10 +63,11 @@ def verify(folder: Path) -> list[Verified]:
 def _all_of(folder: Path) -> list[Verified]:
     if (folder / SEAL).is_file() or step_of(folder) >= 0:
         return [_verified(folder, folder.name)]
-    inside = _is_checkpoints(folder)
-    if inside or (_is_run(folder)):
-        run = Run(folder.parent if inside else folder)
-        return list(_checkpoints(run)) + ([] if inside else list(_final(run)))
+    if _is_checkpoints(folder):
+        return list(_checkpoints(folder, Run(folder.parent)))
+    if _is_run(folder):
+        run = Run(folder)
+        return [*_checkpoints(run.checkpoints, run), *_final(run)]
     if _is_model(folder):
         return [_verified(folder, folder.name)]
     raise UserError(
@@ -89,24 +90,23 @@ def _is_model(folder: Path) -> bool:
     return (folder / "tatara.json").is_file() or any(folder.glob("*.safetensors"))
 
 
-def _checkpoints(run: Run) -> Iterator[Verified]:
-    folder = run.checkpoints
+def _checkpoints(folder: Path, run: Run) -> Iterator[Verified]:
     there = [path for path in folder.iterdir() if step_of(path) >= 0] if folder.is_dir() else []
     for path in sorted(there, key=step_of):
-        item = _verified(path, f"checkpoints/{path.name}")
+        item = _verified(path, f"{folder.name}/{path.name}")
         # A training that goes on deletes old ones meanwhile.
         if path.is_dir():
             yield item
     aside = set_aside(folder)
     for path in aside:
         note = "set aside by the run, which uses it no more"
-        yield Verified(f"checkpoints/{path.name}", "left out", notes=(note,))
+        yield Verified(f"{folder.name}/{path.name}", "left out", notes=(note,))
     rows = _events(run, Event.CHECKPOINT)
     saved = [row["step"] for row in rows if isinstance(row.get("step"), int)]
     # Older ones may have been deleted, the newest never.
     if saved and saved[-1] not in {*map(step_of, there), *map(step_aside, aside)}:
         note = "the newest that the run has saved, by events.jsonl"
-        yield Verified(f"checkpoints/{PREFIX}{saved[-1]}", "missing", notes=(note,))
+        yield Verified(f"{folder.name}/{PREFIX}{saved[-1]}", "missing", notes=(note,))
 
 
 def _final(run: Run) -> Iterator[Verified]:

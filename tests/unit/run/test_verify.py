@@ -114,6 +114,8 @@ def test_one_folder_alone(run: Run, tmp_path: Path) -> None:
     assert states(run.final) == {"final": "whole"}
     assert states(run.checkpoints / "checkpoint-8") == {"checkpoint-8": "whole"}
     assert list(states(run.checkpoints)) == list(WHOLE)[:3]
+    saved = shutil.copytree(run.checkpoints, tmp_path / "saved")
+    assert states(saved)["saved/checkpoint-8"] == "whole"
     (run.final / "complete.json").unlink()
     model = shutil.copytree(run.final, tmp_path / "model")
     assert states(model) == {"model": "no seal"}

@@ -13,3 +13,13 @@ def normalise(actions: np.ndarray, low: float, high: float) -> np.ndarray:
     arm = (np.clip(actions[..., :-1], low, high) - low) / (high - low) * 2 - 1
     gripper = np.floor((actions[..., -1:] + 1) / 2)
     return np.concatenate([arm, gripper], axis=-1).astype(actions.dtype)
+
+
+def command(arm: np.ndarray, gripper_logit: np.ndarray, low: float, high: float) -> np.ndarray:
+    """What the robot is sent: arm [..., 6] of −1..1 back to `low` to `high`, gripper −1 or 1.
+
+    gripper_logit [..., 1]; open (1) where its sigmoid is above one half.
+    """
+    scaled = (arm + 1) / 2 * (high - low) + low
+    gripper = np.where(gripper_logit > 0, 1.0, -1.0)
+    return np.concatenate([scaled, gripper], axis=-1).astype(arm.dtype)

@@ -1,0 +1,208 @@
+"""Heads, loss, the whole forward and online inference of RoboVLMs' Kosmos-2, from its numbers."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Kosmos2Config
+
+from workloads.vla.robovlms.actions import command, normalise
+from workloads.vla.robovlms.heads import FcHead, Head, HeadSize, History, LstmHead, policy_loss
+from workloads.vla.robovlms.modeling import KosmosPolicy
+
+pytestmark = pytest.mark.golden
+HERE = Path(__file__).parent / "robovlms"
+SIZE = HeadSize(features=32, hidden=48)
+EXPECTED = json.loads((HERE / "window_expected.json").read_text())["cases"]
+LOSSES = json.loads((HERE / "expected.json").read_text())["cases"]
+HEADS = {"lstm": LstmHead, "fc": FcHead}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _stored(name: str) -> dict[str, Tensor]:
+    """Weights and inputs are stored as float16, which is exact."""
+    found = load_file(HERE / f"{name}.safetensors")
+    return {
+        key: value.float() if value.is_floating_point() else value for key, value in found.items()
+    }
+
+
+def _head(kind: str) -> Head:
+    head = HEADS[kind](SIZE)
+    head.load_state_dict(_stored(f"{kind}_weights") | _stored("mlp_heads_weights"))
+    return head
+
+
+def _policy(kind: str, attention: str = "sdpa", **settings: str) -> KosmosPolicy:
+    config = Kosmos2Config.from_json_file(HERE / "kosmos2_config.json")
+    policy = KosmosPolicy.from_config(config, _head(kind), attention=attention, **settings)  # type: ignore[arg-type]
+    weights = {
+        name.removeprefix("model."): value for name, value in _stored("window_weights").items()
+    }
+    missing, unknown = policy.load_state_dict(weights, strict=False)
+    # The output layer is tied to the embeddings, the head is loaded already.
+    assert not unknown
+    left = [name for name in missing if not name.startswith("act_head.")]
+    assert left == ["backbone.text_model.lm_head.weight"]
+    policy.backbone.tie_weights()
+    return policy.eval()
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max().item() <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["lstm", "fc"])
+def test_heads(kind: str) -> None:
+    io, head = _stored("heads_io"), _head(kind)
+    end = "4" if kind == "fc" else ""
+    arm, gripper = head(io[f"{kind}_none.input{end}"])
+    _close(arm, io[f"{kind}_none.arm{end}"], 1e-5)
+    _close(gripper, io[f"{kind}_none.gripper_logits{end}"], 1e-5)
+
+
+def test_one_step_at_a_time() -> None:
+    """Longer than the window: what is older is forgotten."""
+    io, head = _stored("heads_io"), _head("lstm")
+    assert isinstance(head, LstmHead)
+    steps = io["lstm_none.online_input"]
+    history = History(head, window=8)
+    for _ in range(2):  # the same again after a reset
+        found = [history.step(steps[:, number]) for number in range(steps.shape[1])]
+        _close(torch.cat([arm for arm, _ in found], 1), io["lstm_none.online_arm"], 1e-5)
+        logits = torch.cat([gripper for _, gripper in found], 1)
+        _close(logits, io["lstm_none.online_gripper_logits"], 1e-5)
+        history.reset()
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["nomask", "mask", "mask_all_ones", "big_errors_nomask", "big_errors_mask", "zero_logits"],
+)
+def test_loss(case: str) -> None:
+    io, expected = _stored("heads_io"), LOSSES[f"loss_{case}"]
+    part = {name: io.get(f"loss_{case}.{name}") for name in ("label_arm", "label_gripper")}
+    arm = io[f"loss_{case}.arm"].requires_grad_()
+    logits = io[f"loss_{case}.gripper_logits"].requires_grad_()
+    mask = io.get(f"loss_{case}.chunk_mask")
+    assert part["label_arm"] is not None and part["label_gripper"] is not None
+    loss = policy_loss(arm, logits, part["label_arm"], part["label_gripper"], mask)
+    loss.total.backward()
+    for found, name in (
+        (loss.arm, "loss_arm"), (loss.gripper, "loss_gripper"),
+        (loss.total, "loss_total_ratio_0.01"),
+    ):  # fmt: skip
+        assert found.item() == pytest.approx(expected[name], rel=1e-5, abs=1e-9)
+    assert loss.gripper_accuracy.item() == pytest.approx(expected["acc_gripper"], abs=1e-6)
+    assert arm.grad is not None and logits.grad is not None
+    _close(arm.grad, io[f"loss_{case}.grad_arm"], 1e-6)
+    _close(logits.grad, io[f"loss_{case}.grad_gripper_logits"], 1e-6)
+
+
+def test_a_mask_without_an_entry_is_no_nan() -> None:
+    nothing = torch.zeros(1, 2, 3)
+    loss = policy_loss(
+        torch.ones(1, 2, 3, 6), nothing[..., None], torch.zeros(1, 2, 3, 6), nothing, nothing
+    )
+    assert loss.total.item() == 0
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", EXPECTED)
+def test_window_forward(case: str, attention: str) -> None:
+    io, expected = _stored("window_io"), EXPECTED[case]
+    kind = "fc" if case.endswith("_fc") else "lstm"
+    history = "interleaved" if case.startswith("interleaved") else "head"
+    policy = _policy(kind, attention, history=history)
+    steps = 1 if case == "one_step_fc" else 8
+    rgb, hand = io["rgb"][:, :steps], io["hand_rgb"][:, :steps]
+    gripper = hand if case in ("both_cameras", "padded_text", "interleaved_fc") else None
+    end = "_padded" if case == "padded_text" else ""
+    text, text_mask = io[f"text{end}"], io[f"text_mask{end}"]
+
+    _close(policy.image_tokens(rgb.flatten(0, 1)), io[f"{case}.image_embeds_static"], 1e-6)
+    if gripper is not None:
+        _close(policy.image_tokens(hand.flatten(0, 1)), io[f"{case}.image_embeds_hand"], 1e-6)
+    if f"{case}.inputs_embeds" in io:
+        embeds, _, _ = policy.embedded(rgb, text, text_mask, gripper)
+        _close(embeds, io[f"{case}.inputs_embeds"], 1e-6)
+    out = policy(rgb, text, text_mask, gripper)
+    assert torch.equal(out.attention_mask, io[f"{case}.attention_mask"])
+    _close(out.action_states, io[f"{case}.action_hs"], 5e-6)
+    _close(out.arm, io[f"{case}.arm"], 1e-6)
+    _close(out.gripper_logits, io[f"{case}.gripper_logits"], 1e-6)
+
+    mask = None if case == "static_only" else io["chunk_mask"][:, :steps]
+    arm_labels, gripper_labels = io["arm_labels"][:, :steps], io["gripper_labels"][:, :steps]
+    loss = policy_loss(out.arm, out.gripper_logits, arm_labels, gripper_labels, mask)
+    assert loss.arm.item() == pytest.approx(expected["loss_arm_act"], rel=1e-6)
+    assert loss.gripper.item() == pytest.approx(expected["loss_gripper_act"], rel=1e-6)
+    assert loss.total.item() == pytest.approx(expected["total"], rel=1e-6)
+    assert loss.gripper_accuracy.item() == pytest.approx(expected["acc_gripper_act"], abs=1e-6)
+    if "grad_norms" in expected:
+        loss.total.backward()
+        _check_gradients(policy, expected["grad_norms"], io, case)
+
+
+def _check_gradients(
+    policy: KosmosPolicy, norms: dict[str, float], io: dict[str, Tensor], case: str
+) -> None:
+    gradients = {f"model.{name}": value.grad for name, value in policy.named_parameters()}
+    for name, norm in norms.items():
+        gradient = gradients[name]
+        found = 0.0 if gradient is None else gradient.norm().item()
+        assert found == pytest.approx(norm, rel=1e-4) if norm >= 1e-12 else found < 1e-11, name
+    seen = [key for key in io if key.startswith(f"{case}.grad.")]
+    assert len(seen) == 6
+    for key in seen:
+        gradient = gradients[key.removeprefix(f"{case}.grad.")]
+        assert gradient is not None
+        _close(gradient, io[key], 1e-5 * io[key].abs().max().item())
+
+
+def test_the_names_are_those_of_a_checkpoint() -> None:
+    keys = json.loads((HERE / "window_keys.json").read_text())
+    own = {
+        f"model.{name}": list(value.shape) for name, value in _policy("lstm").state_dict().items()
+    }
+    expected = keys if isinstance(keys, dict) else dict(keys)
+    assert own == {name: list(shape) for name, shape in expected.items()}
+
+
+@torch.no_grad()
+def test_online() -> None:
+    """one frame a call, from images to what the robot is sent."""
+    io, policy = _stored("window_io"), _policy("lstm")
+    assert isinstance(policy.act_head, LstmHead)
+    history = History(policy.act_head, window=8)
+    text, text_mask = io["text"][:1], io["text_mask"][:1]
+    for number in range(io["online.action"].shape[0]):
+        frame = slice(number, number + 1)
+        rgb, hand = io["online.rgb"][:, frame], io["online.hand_rgb"][:, frame]
+        states, _ = policy.states(rgb, text, text_mask, hand)
+        arm, logits = history.step(states[:, 0])
+        _close(arm, io["online.arm"][:, frame], 1e-6)
+        _close(logits, io["online.gripper_logits"][:, frame], 1e-6)
+        sent = command(arm[0, 0, 0].numpy(), logits[0, 0, 0].numpy(), -0.65, 0.65)
+        _close(torch.from_numpy(sent), io["online.action"][number], 1e-6)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("f64", 1e-12), ("f32", 1e-6)])
+@pytest.mark.parametrize(("name", "low", "high"), [("065", -0.65, 0.65), ("asym", -0.3, 0.9)])
+def test_normalised_arm(kind: str, tolerance: float, name: str, low: float, high: float) -> None:
+    stored = np.load(HERE / "normalize.npz")
+    found = normalise(stored[f"action_{kind}"], low, high)
+    assert np.abs(found - stored[f"norm_{name}_{kind}"])[:, :-1].max() <= tolerance

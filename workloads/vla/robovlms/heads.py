@@ -1,0 +1,154 @@
+"""Policy heads: from the language model's state at the action token to chunks of actions.
+
+Parameters have RoboVLMs' names, so that its checkpoints load as they are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_WIDTHS = (1024, 512, 256)
+
+
+@dataclass(frozen=True)
+class HeadSize:
+    """features: of the state given; hidden: of the head; size: numbers of an action, the gripper
+    last; chunk: actions at once; latent: action tokens a frame; layers: of the LSTM."""
+
+    features: int
+    hidden: int = 1024
+    size: int = 7
+    chunk: int = 10
+    latent: int = 1
+    layers: int = 4
+
+
+class Branch(nn.Module):
+    """Four linear layers with ReLU between them, and tanh behind those of an arm."""
+
+    def __init__(self, features: int, out: int, tanh: bool) -> None:
+        super().__init__()
+        widths = (features, *_WIDTHS, out)
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.mlp = nn.Sequential(*layers[:-1], *([nn.Tanh()] if tanh else []))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """[..., features] → [..., out]."""
+        return self.mlp(state)
+
+
+class Head(nn.Module):
+    """Arm and gripper on what a subclass makes of the states."""
+
+    def __init__(self, size: HeadSize) -> None:
+        super().__init__()
+        self.size = size
+        width = size.hidden * size.latent
+        self.actions = Branch(width, size.chunk * (size.size - 1), tanh=True)
+        self.gripper = Branch(width, size.chunk, tanh=False)
+
+    def chunks(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, W, width] → arm [B, W, chunk, size − 1] in −1..1, gripper logits [B, W, chunk, 1]."""
+        arm, gripper = self.actions(state), self.gripper(state)
+        chunk = self.size.chunk
+        return arm.unflatten(-1, (chunk, -1)), gripper.unflatten(-1, (chunk, 1))
+
+
+class FcHead(Head):
+    """No memory of its own: each step by itself."""
+
+    def __init__(self, size: HeadSize) -> None:
+        super().__init__(size)
+        width = size.features * size.latent
+        self.mlp = nn.Sequential(
+            nn.Linear(width, width // 2),
+            nn.ReLU(),
+            nn.Linear(width // 2, size.hidden * size.latent),
+        )
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """states [B, W, latent, features] → see `chunks`."""
+        return self.chunks(self.mlp(states.flatten(2)))
+
+
+class LstmHead(Head):
+    """An LSTM over the steps of a window, from a zero state."""
+
+    def __init__(self, size: HeadSize) -> None:
+        super().__init__(size)
+        width = size.hidden * size.latent
+        self.rnn = nn.LSTM(size.features * size.latent, width, size.layers, batch_first=True)
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """states [B, W, latent, features] → see `chunks`."""
+        return self.chunks(self.rnn(states.flatten(2))[0])
+
+
+class History:
+    """An episode of an LSTM head, one step at a time.
+
+    The first `window` steps carry the LSTM's state on; later ones replay the last `window` steps
+    from a zero state, so that what is older is forgotten.
+    """
+
+    def __init__(self, head: LstmHead, window: int) -> None:
+        self.head = head
+        self.window = window
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new episode."""
+        self._states: list[Tensor] = []
+        self._carried: tuple[Tensor, Tensor] | None = None
+        self._steps = 0
+
+    def step(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """states [B, latent, features] of one step → see `Head.chunks`, W = 1."""
+        step = states.flatten(1).unsqueeze(1)
+        self._states = [*self._states, step][-self.window :]
+        self._steps += 1
+        if self._steps <= self.window:
+            out, self._carried = self.head.rnn(step, self._carried)
+        else:
+            out, _ = self.head.rnn(torch.cat(self._states, dim=1))
+        return self.head.chunks(out[:, -1:])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """total = arm + weight · gripper; accuracy: share of gripper labels met."""
+
+    arm: Tensor
+    gripper: Tensor
+    total: Tensor
+    gripper_accuracy: Tensor
+
+
+def policy_loss(
+    arm: Tensor,
+    gripper_logits: Tensor,
+    arm_labels: Tensor,
+    gripper_labels: Tensor,
+    mask: Tensor | None = None,
+    gripper_weight: float = 0.01,
+) -> Loss:
+    """Huber of the arm and binary cross-entropy of the gripper, means over valid entries.
+
+    arm, arm_labels [B, W, chunk, 6]; gripper_logits [B, W, chunk, 1]; gripper_labels, 0 or 1, and
+    mask [B, W, chunk]: true where an entry counts. Without one that counts the loss is 0.
+    """
+    logits = gripper_logits.squeeze(-1).float()
+    labels = gripper_labels.float()
+    valid = torch.ones_like(labels) if mask is None else mask.float()
+    count = valid.sum().clamp(min=1)
+    huber = functional.huber_loss(arm.float(), arm_labels.float(), reduction="none", delta=1.0)
+    of_arm = (huber.mean(-1) * valid).sum() / count
+    crossed = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    of_gripper = (crossed * valid).sum() / count
+    met = ((logits.sigmoid() > 0.5) == (labels > 0.5)).float()
+    accuracy = (met * valid).sum() / count
+    return Loss(of_arm, of_gripper, of_arm + gripper_weight * of_gripper, accuracy)

@@ -10,7 +10,10 @@ ACTIONS: Commands = {
     "inspect": ("workloads.commands.data_inspect", "say what is in a data set, and what is wrong"),
     "convert": ("workloads.commands.data_convert", "write a data set in another format"),
     "preview": ("workloads.commands.data_preview", "show rows of text and what is learnt of them"),
-    "generate": ("workloads.commands.data_generate", "write demonstrations of a simulated task"),
+    "generate": (
+        "workloads.commands.data_generate",
+        "write demonstrations or questions to try",
+    ),
 }
 
 

@@ -234,6 +234,34 @@ def write_imagefolder(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
     (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
+def write_questions(folder: Path, count: int, seed: int) -> bool:
+    """Write drawn scenes as R1-V's question files are: `prompts.jsonl`, images in `images/`.
+
+    False where the same questions are there already; UserError for a folder with anything else.
+    """
+    file, images = folder / "prompts.jsonl", folder / "images"
+    names = [f"superCLEVR_new_{index:06d}.png" for index in range(count)]
+    rows = generate_scenes(count, seed, "A")
+    lines = [
+        {
+            "image_path": f"./images/{name}",
+            "question": row["problem"],
+            "ground_truth": int(extract_answer(row["solution"]) or 0),
+        }
+        for name, row in zip(names, rows, strict=True)
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    if file.is_file() and file.read_text(encoding="utf-8") == text:
+        return False
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"expected {folder} to be empty or not there, found files; name another")
+    images.mkdir(parents=True, exist_ok=True)
+    for name, row in zip(names, rows, strict=True):
+        row["image"].save(images / name)
+    file.write_text(text, encoding="utf-8")  # last: a folder without it is not whole
+    return True
+
+
 def _tables(path: Path, split: str | None) -> list[Path]:
     """The files with rows; beside the metadata of an imagefolder nothing else counts."""
     if not path.is_dir():

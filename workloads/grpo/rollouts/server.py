@@ -20,6 +20,7 @@ from workloads.errors import TataraError, UserError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.rollouts.engine import URL_VARIABLE, pixel_limits
 from workloads.grpo.rollouts.guard import VARIABLE, RequireToken, token
+from workloads.host.ports import is_free
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # The addresses that take new weights are there in this mode alone.
@@ -68,6 +69,13 @@ def main(words: Sequence[str]) -> int:
         return error.exit_code
     # Where compose names the service, its own network alone leads here.
     host = "0.0.0.0" if env.get(URL_VARIABLE) else config.generation.host
+    if not is_free(config.generation.port, host):
+        print(
+            f"tatara: generation.port: expected a free port, found {config.generation.port} in use "
+            "on this machine; stop what listens there or set generation.port",
+            file=sys.stderr,
+        )
+        return UserError.exit_code
     line = command(config, host)
     print(shlex.join(line), file=sys.stderr, flush=True)
     os.execve(line[0], line, {**os.environ, **own})

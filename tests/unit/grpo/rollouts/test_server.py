@@ -1,6 +1,7 @@
 """The service that vLLM is for GRPO: its words come from the same profile as the trainer's."""
 
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from workloads.grpo.rollouts import server as serve
+from workloads.host.ports import is_free
 
 pytestmark = pytest.mark.unit
 
@@ -20,6 +22,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Mapping[st
     found: list[tuple[list[str], Mapping[str, str]]] = []
     monkeypatch.chdir(Path(__file__).resolve().parents[4])
     monkeypatch.delenv("TATARA_VLLM_URL", raising=False)
+    monkeypatch.setattr(serve, "is_free", lambda port, host: True)
     monkeypatch.setattr(os, "execve", lambda program, words, env: found.append((words, env)))
     return found
 
@@ -55,4 +58,15 @@ def test_another_workload_is_refused(
 ) -> None:
     assert serve.main(["profiles/demo.yaml"]) == 2
     assert "expected `workload: grpo`, found 'llm'" in capsys.readouterr().err
+    assert started == []
+
+
+def test_a_busy_port_is_named_before_the_start(
+    started: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "is_free", is_free)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        assert serve.main([RECIPE, f"generation.port={port}"]) == 2
+    assert f"generation.port: expected a free port, found {port} in use" in capsys.readouterr().err
     assert started == []

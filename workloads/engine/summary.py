@@ -67,6 +67,11 @@ def change(before: float | None, after: float | None, form: str = "{:.3g}") -> s
     return " → ".join(known) if known else "not measured"
 
 
+def course(values: Sequence[float], form: str = "{:.3g}") -> str:
+    """From the first to the last of what was measured; what was measured once is no change."""
+    return change(values[0] if len(values) > 1 else None, values[-1] if values else None, form)
+
+
 def interval(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval, 0..1, of a share of `count` that were tried."""
     z = 1.96

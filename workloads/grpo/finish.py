@@ -6,7 +6,7 @@ from trl import GRPOTrainer
 
 from workloads.engine import distributed
 from workloads.engine import finish as engine_finish
-from workloads.engine.summary import change, draw_curve, rows_of, series
+from workloads.engine.summary import change, course, draw_curve, rows_of, series
 from workloads.engine.training.trainer import RunTrainer
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared
@@ -89,7 +89,7 @@ def reward_changes(rows: list[dict[str, Any]], config: GrpoConfig) -> list[tuple
             continue
         span = min(_SPAN, len(values) // 2 or 1)
         first, last = sum(values[:span]) / span, sum(values[-span:]) / span
-        facts.append((f"reward {label}", change(first, last)))
+        facts.append((f"reward {label}", course([first, last] if len(values) > 1 else values)))
         fell = fell or (label == "sum" and span == _SPAN and last < first - _FALL)
     if fell and (steps := stability_ladder(config)):
         facts.append(("it fell; try", ", ".join(steps)))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workloads.engine import distributed
 from workloads.engine import finish as engine_finish
-from workloads.engine.summary import change, rows_of, series
+from workloads.engine.summary import change, course, rows_of, series
 from workloads.engine.training.checkpoints import gather_files
 from workloads.engine.training.trainer import RunTrainer
 from workloads.llm.config import LlmConfig
@@ -135,8 +135,8 @@ def _results(run: Run) -> engine_finish.Facts:
     if bad := _bad_rows(run):
         facts.append(("left out", f"{bad} bad rows; {run.path}/manifest.json names them"))
     if held_out:
-        drop = change(held_out[0], held_out[-1])
-        facts.append(("held-out loss", f"{drop}  (perplexity {_perplexity(held_out)})"))
+        perplexity = course([math.exp(min(loss, 50)) for loss in held_out], "{:,.1f}")
+        facts.append(("held-out loss", f"{course(held_out)}  (perplexity {perplexity})"))
     before, after = (_score(run.evaluation / name) for name in (BEFORE, AFTER))
     if after:
         facts += [
@@ -156,7 +156,3 @@ def _bad_rows(run: Run) -> int:
     report = json.loads((run.path / "manifest.json").read_text()).get("data") or {}
     splits = [report.get("train"), report.get("evaluation")]
     return sum(len(split["bad_rows"]) for split in splits if split)
-
-
-def _perplexity(losses: list[float]) -> str:
-    return change(math.exp(min(losses[0], 50)), math.exp(min(losses[-1], 50)), "{:,.1f}")

@@ -4,7 +4,7 @@ import json
 
 from workloads.engine import distributed
 from workloads.engine import finish as engine_finish
-from workloads.engine.summary import change, rows_of, series
+from workloads.engine.summary import course, rows_of, series
 from workloads.engine.training.trainer import RunTrainer
 from workloads.run import Run
 from workloads.run.events import Event
@@ -75,6 +75,5 @@ def _changes(run: Run) -> engine_finish.Facts:
     for name, label, form in _LOOKS:
         _, values = series(rows, name)
         if values:
-            before = values[0] if len(values) > 1 else None
-            facts.append((label, change(before, values[-1], form)))
+            facts.append((label, course(values, form)))
     return facts

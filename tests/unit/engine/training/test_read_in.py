@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 from transformers import Trainer
 
+pytestmark = pytest.mark.unit
 MODULES = (
     "workloads.engine.training.trainer",
     "workloads.grpo.sft",

@@ -1,16 +1,19 @@
 """Heads, loss, the whole forward and online inference of RoboVLMs' Kosmos-2, from its numbers."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Kosmos2Config
 
+from workloads.errors import UserError
+from workloads.vla.robovlms import load_pretrained
 from workloads.vla.robovlms.actions import command, normalise
 from workloads.vla.robovlms.heads import FcHead, Head, HeadSize, History, LstmHead, policy_loss
 from workloads.vla.robovlms.modeling import KosmosPolicy
@@ -206,3 +209,67 @@ def test_normalised_arm(kind: str, tolerance: float, name: str, low: float, high
     stored = np.load(HERE / "normalize.npz")
     found = normalise(stored[f"action_{kind}"], low, high)
     assert np.abs(found - stored[f"norm_{name}_{kind}"])[:, :-1].max() <= tolerance
+
+
+def _checkpoint(folder: Path, form: str) -> Path:
+    """A folder as people have it, of the reference's weights."""
+    weights = {name: value.half() for name, value in _stored("window_weights").items()}
+    head = _stored("lstm_weights") | _stored("mlp_heads_weights")
+    weights |= {f"model.act_head.{name}": value.half() for name, value in head.items()}
+    folder.mkdir()
+    if form == "safetensors":
+        save_file(weights, folder / "policy.safetensors")
+    elif form == "module":
+        stored = {f"module.{name.removeprefix('model.')}": value for name, value in weights.items()}
+        torch.save({"model_state_dict": stored}, folder / "policy.pt")
+    else:
+        repeated = {f"model.lm_head.{name}": value.half() for name, value in head.items()}
+        torch.save({"state_dict": weights | repeated, "epoch": 3}, folder / "policy.pt")
+    (folder / "backbone").mkdir()
+    shutil.copy(HERE / "kosmos2_config.json", folder / "backbone/config.json")
+    config = {
+        "model": "kosmos", "model_config": "backbone/config.json", "window_size": 8,
+        "fwd_pred_next_n": 10,
+        "act_head": json.loads((HERE / "window_expected.json").read_text())["act_head"],
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["state_dict", "module", "safetensors"])
+@torch.no_grad()
+def test_a_checkpoint_answers(form: str, tmp_path: Path) -> None:
+    policy = load_pretrained(_checkpoint(tmp_path / "run", form))
+    io = _stored("window_io")
+    out = policy(io["rgb"], io["text"], io["text_mask"], io["hand_rgb"])
+    _close(out.arm, io["both_cameras.arm"], 1e-6)
+    _close(out.gripper_logits, io["both_cameras.gripper_logits"], 1e-6)
+
+
+def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
+    folder = _checkpoint(tmp_path / "run", "safetensors")
+    file, config = folder / "policy.safetensors", folder / "config.json"
+    whole, said = load_file(file), json.loads(config.read_text())
+
+    def refused(match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            load_pretrained(folder)
+
+    save_file({name: value for name, value in whole.items() if "bias_ih_l3" not in name}, file)
+    refused("found no act_head.rnn.bias_ih_l3")
+    save_file(whole | {"model.more": torch.zeros(1)}, file)
+    refused("found unknown more")
+    save_file(whole | {"model.action_token": torch.zeros(3)}, file)
+    refused(r"action_token of shape \[32\], found \[3\]")
+    file.write_bytes(b"x" * 20)
+    refused("policy.safetensors: expected a file of weights alone")
+    file.unlink()
+    refused("expected one file of weights, found none")
+    torch.save({"state_dict": {"a": print}}, folder / "policy.pt")  # names a function
+    refused("policy.pt: expected a file of weights alone")
+    config.write_text(json.dumps(said | {"model": "uform"}))
+    refused("code that transformers does not have")
+    config.write_text(json.dumps(said | {"model_config": "absent.json"}))
+    refused("expected the backbone's config absent.json")
+    config.write_text(json.dumps(said | {"act_head": said["act_head"] | {"type": "GPTDecoder"}}))
+    refused("other heads are not offered yet")

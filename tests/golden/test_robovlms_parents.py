@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.vla.robovlms.config import import_config
+from workloads.vla.robovlms import import_config
 
 pytestmark = pytest.mark.golden
 HERE = Path(__file__).parent / "parents"

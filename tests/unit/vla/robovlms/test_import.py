@@ -1,6 +1,8 @@
 """RoboVLMs' configs as profiles: every field is mapped, kept or refused with the reason."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +179,11 @@ def test_the_default_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     assert main(["import", "robovlms", str(_written(tmp_path, CONFIG, "ft_wd=0_ws.json"))]) == 0
     assert (tmp_path / "ft_wd-0_ws.yaml").is_file() and (tmp_path / "ft_wd-0_ws.md").is_file()
+
+
+def test_reading_a_config_loads_no_torch() -> None:
+    code = (
+        "import sys, workloads.vla.robovlms.translating, workloads.vla.calvin; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

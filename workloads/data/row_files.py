@@ -9,7 +9,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +34,7 @@ PACKED: dict[str, Callable[[Path], Any]] = {
 # Written beside rows by the libraries and people that make data sets.
 _COMPANIONS = ("readme", "license", "licence", "notice", "changelog", "citation")
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_SHOWN = 5  # files that are named
 _SPLIT = re.compile(r"(train|test|valid|validation|val|dev|eval)(?![a-z])", re.IGNORECASE)
 
 
@@ -69,7 +70,7 @@ def data_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"expected a file or folder of rows, found nothing at {path}; check it")
-    files = [file for file in _below(path) if is_data(file)]
+    files = [file for file in visible_files(path) if is_data(file)]
     if not files:
         raise UserError(f"expected files ending in {kinds()} in {path}, found none; add some")
     _refuse_splits(path, files)
@@ -97,18 +98,26 @@ def left_out(path: Path) -> list[Path]:
         return []
     return [
         file
-        for file in _below(path)
+        for file in visible_files(path)
         if not is_data(file) and not (file.name in _METADATA and _listed_by_datasets(file.parent))
     ]
 
 
 def _of_match(match: Path) -> list[Path]:
     if match.is_dir():
-        return [file for file in _below(match) if is_data(file)]
+        return [file for file in visible_files(match) if is_data(file)]
     return data_files(match)
 
 
-def _below(folder: Path) -> list[Path]:
+def told_left_out(files: Sequence[str]) -> list[str]:
+    """What to say of files of a source that are not read; nothing where there are none."""
+    if not files:
+        return []
+    more = f" and {len(files) - _SHOWN:,} more" if len(files) > _SHOWN else ""
+    return [f"files left out: {', '.join(files[:_SHOWN])}{more}"]
+
+
+def visible_files(folder: Path) -> list[Path]:
     """All files below a folder that are not hidden, in the order of their names."""
     inner = sorted(folder.rglob("*"))
     return [file for file in inner if file.is_file() and not _is_hidden(file.relative_to(folder))]

@@ -24,6 +24,7 @@ from workloads.config.sections import Model
 from workloads.engine.generate import Prompt, generate
 from workloads.engine.pretrained import load
 from workloads.engine.pretrained.base import Base
+from workloads.engine.pretrained.chat import fixed
 from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
 from workloads.grpo.config import GrpoConfig
@@ -63,14 +64,9 @@ def prompt_texts(
     """
     if isinstance(processing, ProcessorMixin):
         turns = [in_parts(conversation) for conversation in turns]
-    return [
-        str(
-            processing.apply_chat_template(
-                one, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
-            )
-        )
-        for one in turns
-    ]
+    settings: dict[str, Any] = {"tools": list(tools) or None, "tokenize": False}
+    settings |= {"add_generation_prompt": True, **fixed(processing)}
+    return [str(processing.apply_chat_template(one, **settings)) for one in turns]
 
 
 def answers(

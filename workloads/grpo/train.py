@@ -12,6 +12,7 @@ from trl import GRPOConfig
 from workloads.engine import distributed
 from workloads.engine.nodes import check_alike
 from workloads.engine.pretrained.base import Base, resolve
+from workloads.engine.pretrained.chat import stop_ids, with_stops
 from workloads.engine.pretrained.files import compute_dtype
 from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
@@ -118,6 +119,8 @@ def build_trainer(
         held_out.measure(config, session, asker, data, f"step-{step}", step)
 
     log = RolloutLog(session, config.rollouts, done_steps)
+    # TRL ends completions at what is listed here, and counts those without one of these as cut.
+    model.generation_config = with_stops(processing, model.generation_config)
     with _named_by_folder(model, base.folder):
         return GrpoTrainer(
             profile=config,
@@ -127,7 +130,7 @@ def build_trainer(
             scorer=scorer,
             ask_held_out=ask_held_out,
             reward_funcs=[for_trainer(reward, scorer) for reward in scorer.rewards],
-            args=arguments(config, session, placeholders(processing)),
+            args=arguments(config, session, placeholders(processing), stop_ids(processing)),
             processing_class=processing,
             train_dataset=dataset_of(data.examples, config.data),
             tools=list(tools.functions),
@@ -149,10 +152,13 @@ def _named_by_folder(model: PreTrainedModel, folder: Path) -> Iterator[None]:
         model.name_or_path = model.config._name_or_path = known
 
 
-def arguments(config: GrpoConfig, session: Session, image_tokens: Sequence[str]) -> GRPOConfig:
+def arguments(
+    config: GrpoConfig, session: Session, image_tokens: Sequence[str], ends: Sequence[int] = ()
+) -> GRPOConfig:
     """Our config in TRL's words; no other place names them.
 
-    image_tokens: those that stand for images, none for a language model.
+    image_tokens: those that stand for images, none for a language model. ends: the tokens that a
+    completion ends with.
     """
     grpo = config.grpo
     own = trainer_arguments(config, session, None)
@@ -162,7 +168,7 @@ def arguments(config: GrpoConfig, session: Session, image_tokens: Sequence[str])
     dtype = str(compute_dtype(config.train)).removeprefix("torch.")
     return GRPOConfig(
         **own,
-        **(grpo.arguments() | engine.arguments(config, image_tokens)),
+        **(grpo.arguments() | engine.arguments(config, image_tokens, ends)),
         model_init_kwargs={"dtype": dtype, "trust_remote_code": config.model.trust_remote_code},
         max_tool_calling_iterations=config.tools.max_rounds,
         reward_weights=[one.weight for one in config.rewards.functions],

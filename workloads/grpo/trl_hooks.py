@@ -29,6 +29,7 @@ from transformers import (
 from trl import GRPOTrainer
 
 from workloads.engine import distributed
+from workloads.engine.pretrained.chat import fixed
 from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import Retry, Stopped, TataraError
 from workloads.grpo.config import GrpoConfig
@@ -176,6 +177,9 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         self.rollout_log, self.scorer, self._ask_held_out = log, scorer, ask_held_out
         self.handed = Handed()
         super().__init__(*args, profile=profile, **kwargs)
+        # Not among TRL's arguments, which are written as JSON: one of them is a function.
+        own: dict[str, Any] = self.args.chat_template_kwargs or {}
+        self.chat_template_kwargs = {**fixed(self.processing_class), **own}
         self._take_environment_rewards()
         self.signal = LearningSignal(profile, self.session)
         self.add_callback(SignalCallback(self.signal, self.watch))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workloads.data.row_files import data_files, left_out
+from workloads.data.row_files import data_files, left_out, told_left_out
 from workloads.engine.hub.publish import may_push
 from workloads.engine.keep_best import keep_best
 from workloads.engine.pretrained.files import local_model
@@ -79,13 +79,12 @@ def warm_up(config: LlmConfig, steps: int) -> list[Finding]:
 
 
 def _left_out(source: str) -> list[Finding]:
-    from workloads.llm.data.report import files_left_out
     from workloads.llm.data.rows import Source
 
     place = Source(source)
     files = left_out(place.path) if place.is_local else []
     fix = "convert them, or name the files to read"
-    lines = files_left_out([str(file) for file in files])
+    lines = told_left_out([str(file) for file in files])
     return [Finding("data.source", "warning", line, fix) for line in lines]
 
 

@@ -29,6 +29,12 @@ def _fixed_now(form: str) -> str:
 FIXED: dict[str, Any] = {"date_string": FIXED_DATE, "strftime_now": _fixed_now}
 
 
+def fixed(speaker: Any) -> dict[str, Any]:
+    """What of FIXED the chat template reads: a processor takes all else for settings of its own."""
+    template = str(getattr(speaker, "chat_template", None))
+    return {name: value for name, value in FIXED.items() if name in template}
+
+
 def answer_end(speaker: Any) -> str:
     """The special tokens with which the chat template ends an answer, as text; '' if it has none.
 

@@ -6,6 +6,7 @@ Parquet with images inside, JSON, CSV or Arrow beside image files, in the forms 
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from workloads.data.row_files import data_files, is_data
+from workloads.data.row_files import data_files, is_data, told_left_out, visible_files
 from workloads.data.rows import BadRow, read_rows
 from workloads.errors import UserError
 from workloads.grpo.data.forms import Form, form_of, read_question, solutions_of
 from workloads.grpo.data.images import (
     GreyImage,
+    ImageFile,
     ParquetImage,
     ParquetTable,
     StoredImage,
@@ -127,14 +129,15 @@ def read_examples(
     without an image is one of text. Raises UserError past `budget` bad rows, a missing or broken
     image among them, and for files that cannot be told apart.
     """
-    found = Examples()
-    for file in _tables(path, split):
+    found, tables = Examples(), _tables(path, split)
+    for file in tables:
         if file.suffix.lower() == ".parquet":
             _read_parquet(file, columns or {}, image_root, found, progress)
         else:
             _read_table(file, columns or {}, image_root, budget, found, progress)
     _keep_within(budget, path, found)
     found.notes += _marks(found.rows)
+    found.notes += told_left_out(_left_out(path, split, tables, found.rows))
     return found
 
 
@@ -275,6 +278,28 @@ def _tables(path: Path, split: str | None) -> list[Path]:
     if split is None and not metadata:
         return data_files(path)
     return metadata or files
+
+
+def _left_out(
+    path: Path, split: str | None, tables: Sequence[Path], rows: Sequence[Example]
+) -> list[str]:
+    """The files of a folder that no row uses; those of other splits are left out knowingly.
+
+    A Parquet file's images are not looked up: their paths stay in it until they are opened.
+    """
+    if not path.is_dir():
+        return []
+    images = [image for row in rows for image in row.images]
+    known = all(isinstance(image, ImageFile) for image in images)
+    used = {os.path.abspath(image.path) for image in images if isinstance(image, ImageFile)}
+    used |= {os.path.abspath(file) for file in tables}
+    return [
+        str(file)
+        for file in visible_files(path)
+        if os.path.abspath(file) not in used
+        and not (split and is_data(file))
+        and (known or file.suffix.lower() not in Image.registered_extensions())
+    ]
 
 
 def _is_table(file: Path, folder: Path) -> bool:

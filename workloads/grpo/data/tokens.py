@@ -10,15 +10,15 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from workloads.json_files import read_json
+from workloads.engine.pretrained.chat import FIXED
 from workloads.errors import UserError
 from workloads.grpo.data.rows import Example
 from workloads.grpo.prompts import IMAGE_MARK, Question, Turns, Wording, in_parts
+from workloads.json_files import read_json
 
 IMAGE_TOKEN = "<|image_pad|>"
 _QWEN = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
@@ -259,8 +259,8 @@ def _renderer(
     )
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    given: dict[str, Any] = {"tools": list(tools) or None, "documents": None, "add_generation_prompt": True, **constants}
+    given: dict[str, Any] = {"tools": list(tools) or None, "documents": None}
+    given |= {"add_generation_prompt": True, **FIXED, **constants}
 
     @contextmanager
     def named(turns: Turns) -> Iterator[None]:

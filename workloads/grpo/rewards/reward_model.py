@@ -61,6 +61,7 @@ class RewardModel:
         return scores
 
     def _conversation(self, batch: Batch, place: int) -> str:
+        from workloads.engine.pretrained.chat import fixed
         from workloads.grpo.rollouts.rollouts import prompt_text
 
         tokenizer = self._loaded[1]
@@ -72,5 +73,5 @@ class RewardModel:
             for turn in prompt
         ]
         turns.append({"role": "assistant", "content": batch.texts[place]})
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, **fixed(tokenizer))
         return text

@@ -60,8 +60,12 @@ def check_rows(config: GrpoConfig, rows: int, world_size: int) -> None:
         )
 
 
-def arguments(config: GrpoConfig, placeholders: Sequence[str]) -> dict[str, Any]:
+def arguments(
+    config: GrpoConfig, placeholders: Sequence[str], ends: Sequence[int] = ()
+) -> dict[str, Any]:
     """The engine's settings in TRL's words.
+
+    ends: the tokens that a completion ends with; vLLM knows the model's own alone.
 
     placeholders: tokens that stand for images. One in a completion would end the run, because
     image tokens and image features do not match; TRL itself keeps them from transformers alone.
@@ -71,10 +75,12 @@ def arguments(config: GrpoConfig, placeholders: Sequence[str]) -> dict[str, Any]
     if engine.engine == "transformers":
         continuous = engine.use_transformers_continuous_batching
         return {"use_vllm": False, "use_transformers_continuous_batching": continuous}
-    never = {"bad_words": list(placeholders)} if placeholders else {}
+    never: dict[str, Any] = {"bad_words": list(placeholders)} if placeholders else {}
+    stops = list(dict.fromkeys([*ends, *own.get("stop_token_ids", [])]))
+    stop = {"stop_token_ids": stops} if stops else {}
     shared = {
         "use_vllm": True,
-        "generation_kwargs": {**never, **own} or None,
+        "generation_kwargs": {**never, **own, **stop} or None,
         "vllm_model_impl": engine.vllm_model_impl,
         "vllm_structured_outputs_regex": engine.vllm_structured_outputs_regex,
     }

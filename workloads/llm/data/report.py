@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from workloads.data.row_files import told_left_out
+
 _SHOWN = 5
 # What may be told of rows, by the keys that `template.Rendered` and `tokenise.Tokens` use.
 REMARKS = {
@@ -80,7 +82,7 @@ class Report:
         lines = list(self._split("training rows", self.train, whole))
         if self.evaluation is not None:
             lines += self._split("held-out rows", self.evaluation, whole)
-        return lines + self.notes + (files_left_out(self.left_out) if whole else [])
+        return lines + self.notes + (told_left_out(self.left_out) if whole else [])
 
     def _split(self, name: str, split: SplitReport, whole: bool) -> Iterator[str]:
         yield (
@@ -123,11 +125,3 @@ def _bad(rows: list[str]) -> Iterator[str]:
     yield from (f"    {row}" for row in rows[:_SHOWN])
     if len(rows) > _SHOWN:
         yield f"    and {len(rows) - _SHOWN:,} more"
-
-
-def files_left_out(files: list[str]) -> list[str]:
-    """What to say of files of a source that hold no rows we can read; nothing where there are none."""
-    if not files:
-        return []
-    more = f" and {len(files) - _SHOWN:,} more" if len(files) > _SHOWN else ""
-    return [f"files left out: {', '.join(files[:_SHOWN])}{more}"]

@@ -410,3 +410,29 @@ def test_cells_without_a_solution_are_no_numbers(tmp_path: Path) -> None:
     found = read_examples(tmp_path / "rows.parquet")
     assert [row.solution for row in found.rows] == ["1.5", "7.0"]
     assert [bad.line for bad in found.bad] == [2]
+
+
+# L-F6: what lies in a folder and is not used
+
+
+def test_the_files_of_a_folder_that_no_row_uses_are_named(tmp_path: Path) -> None:
+    """L-F6 for GRPO: other tables beside metadata, other kinds of files, images of no row."""
+    for name in ("a.png", "b.png"):
+        image_bytes(tmp_path / name)
+    row = {"file_name": "a.png", "problem": "How many?", "solution": "1"}
+    write_lines(tmp_path / "metadata.jsonl", [row])
+    assert read_examples(tmp_path).notes == [f"files left out: {tmp_path / 'b.png'}"]
+    write_lines(tmp_path / "more.jsonl", [{"problem": "1 + 1?", "solution": "2"}])
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
+    (told,) = read_examples(tmp_path).notes
+    assert all(name in told for name in ("b.png", "more.jsonl", "rows.xlsx"))
+    assert "a.png" not in told
+
+
+def test_files_of_other_splits_are_left_out_knowingly(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_lines(tmp_path / f"{split}.jsonl", [{"problem": "1 + 1?", "solution": "2"}])
+    assert not read_examples(tmp_path, split="train").notes
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
+    (told,) = read_examples(tmp_path, split="train").notes
+    assert "rows.xlsx" in told and "test.jsonl" not in told

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,15 @@ from transformers import Kosmos2Config
 from workloads.errors import UserError
 from workloads.vla.robovlms import load_pretrained
 from workloads.vla.robovlms.actions import command, normalise
-from workloads.vla.robovlms.heads import FcHead, Head, HeadSize, History, LstmHead, policy_loss
+from workloads.vla.robovlms.heads import (
+    FcHead,
+    GptHead,
+    Head,
+    HeadSize,
+    History,
+    LstmHead,
+    policy_loss,
+)
 from workloads.vla.robovlms.modeling import KosmosPolicy
 
 pytestmark = pytest.mark.golden
@@ -23,7 +32,7 @@ HERE = Path(__file__).parent / "robovlms"
 SIZE = HeadSize(features=32, hidden=48)
 EXPECTED = json.loads((HERE / "window_expected.json").read_text())["cases"]
 LOSSES = json.loads((HERE / "expected.json").read_text())["cases"]
-HEADS = {"lstm": LstmHead, "fc": FcHead}
+HEADS = {"lstm": LstmHead, "fc": FcHead, "gpt": GptHead}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,10 +51,13 @@ def _stored(name: str) -> dict[str, Tensor]:
     }
 
 
-def _head(kind: str) -> Head:
-    head = HEADS[kind](SIZE)
-    head.load_state_dict(_stored(f"{kind}_weights") | _stored("mlp_heads_weights"))
-    return head
+def _head(kind: str, pool: bool = False) -> Head:
+    head = HEADS[kind](replace(SIZE, pool=pool))
+    stored = _stored(f"{kind}_weights") | _stored("mlp_heads_weights")
+    # A GPT's file holds its causal mask too, which is no weight.
+    masks = (".attn.bias", ".attn.masked_bias")
+    head.load_state_dict({name: v for name, v in stored.items() if not name.endswith(masks)})
+    return head.eval()
 
 
 def _policy(kind: str, attention: str = "sdpa", **settings: str) -> KosmosPolicy:
@@ -68,26 +80,29 @@ def _close(found: Tensor, expected: Tensor, tolerance: float) -> None:
     assert (found - expected).abs().max().item() <= tolerance
 
 
-@pytest.mark.parametrize("kind", ["lstm", "fc"])
-def test_heads(kind: str) -> None:
-    io, head = _stored("heads_io"), _head(kind)
+@pytest.mark.parametrize("kind", ["lstm", "fc", "gpt"])
+@pytest.mark.parametrize("how", ["none", "pooling"])
+def test_heads(kind: str, how: str) -> None:
+    io, head = _stored("heads_io"), _head(kind, pool=how == "pooling")
     end = "4" if kind == "fc" else ""
-    arm, gripper = head(io[f"{kind}_none.input{end}"])
-    _close(arm, io[f"{kind}_none.arm{end}"], 1e-5)
-    _close(gripper, io[f"{kind}_none.gripper_logits{end}"], 1e-5)
+    arm, gripper = head(io[f"{kind}_{how}.input{end}"])
+    _close(arm, io[f"{kind}_{how}.arm{end}"], 1e-5)
+    _close(gripper, io[f"{kind}_{how}.gripper_logits{end}"], 1e-5)
 
 
-def test_one_step_at_a_time() -> None:
+@pytest.mark.parametrize("kind", ["lstm", "gpt"])
+@pytest.mark.parametrize("how", ["none", "pooling"])
+def test_one_step_at_a_time(kind: str, how: str) -> None:
     """Longer than the window: what is older is forgotten."""
-    io, head = _stored("heads_io"), _head("lstm")
-    assert isinstance(head, LstmHead)
-    steps = io["lstm_none.online_input"]
+    io, head = _stored("heads_io"), _head(kind, pool=how == "pooling")
+    assert isinstance(head, LstmHead | GptHead)
+    steps = io[f"{kind}_{how}.online_input"]
     history = History(head, window=8)
     for _ in range(2):  # the same again after a reset
         found = [history.step(steps[:, number]) for number in range(steps.shape[1])]
-        _close(torch.cat([arm for arm, _ in found], 1), io["lstm_none.online_arm"], 1e-5)
+        _close(torch.cat([arm for arm, _ in found], 1), io[f"{kind}_{how}.online_arm"], 1e-5)
         logits = torch.cat([gripper for _, gripper in found], 1)
-        _close(logits, io["lstm_none.online_gripper_logits"], 1e-5)
+        _close(logits, io[f"{kind}_{how}.online_gripper_logits"], 1e-5)
         history.reset()
 
 
@@ -211,10 +226,10 @@ def test_normalised_arm(kind: str, tolerance: float, name: str, low: float, high
     assert np.abs(found - stored[f"norm_{name}_{kind}"])[:, :-1].max() <= tolerance
 
 
-def _checkpoint(folder: Path, form: str) -> Path:
+def _checkpoint(folder: Path, form: str, kind: str = "lstm") -> Path:
     """A folder as people have it, of the reference's weights."""
     weights = {name: value.half() for name, value in _stored("window_weights").items()}
-    head = _stored("lstm_weights") | _stored("mlp_heads_weights")
+    head = _stored(f"{kind}_weights") | _stored("mlp_heads_weights")
     weights |= {f"model.act_head.{name}": value.half() for name, value in head.items()}
     folder.mkdir()
     if form == "safetensors":
@@ -230,7 +245,8 @@ def _checkpoint(folder: Path, form: str) -> Path:
     config = {
         "model": "kosmos", "model_config": "backbone/config.json", "window_size": 8,
         "fwd_pred_next_n": 10,
-        "act_head": json.loads((HERE / "window_expected.json").read_text())["act_head"],
+        "act_head": json.loads((HERE / "window_expected.json").read_text())["act_head"]
+        | {"type": {"lstm": "LSTMDecoder", "fc": "FCDecoder", "gpt": "GPTDecoder"}[kind]},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -271,5 +287,16 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     refused("code that transformers does not have")
     config.write_text(json.dumps(said | {"model_config": "absent.json"}))
     refused("expected the backbone's config absent.json")
-    config.write_text(json.dumps(said | {"act_head": said["act_head"] | {"type": "GPTDecoder"}}))
+    config.write_text(
+        json.dumps(said | {"act_head": said["act_head"] | {"type": "DiscreteDecoder"}})
+    )
     refused("other heads are not offered yet")
+
+
+@pytest.mark.parametrize("kind", ["fc", "gpt"])
+@torch.no_grad()
+def test_a_checkpoint_with_another_head(kind: str, tmp_path: Path) -> None:
+    policy = load_pretrained(_checkpoint(tmp_path / "run", "state_dict", kind))
+    states = _stored("heads_io")["lstm_none.input"]
+    for found, expected in zip(policy.act_head(states), _head(kind)(states), strict=True):
+        _close(found, expected, 1e-6)

@@ -14,16 +14,17 @@ from transformers import Kosmos2Config
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.robovlms.config import inherited
-from workloads.vla.robovlms.heads import FcHead, Head, HeadSize, LstmHead
+from workloads.vla.robovlms.heads import FcHead, GptHead, Head, HeadSize, LstmHead
 from workloads.vla.robovlms.modeling import KosmosPolicy
 from workloads.vla.robovlms.translating import translate
 
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-_HEADS: Mapping[str, type[Head]] = {"lstm": LstmHead, "fc": FcHead}
+_HEADS: Mapping[str, type[Head]] = {"lstm": LstmHead, "fc": FcHead, "gpt": GptHead}
 _OF_MODEL = ("model", "act_head", "act_encoder", "use_vision_resampler")
 _PREFIX = "model."
-# Tied to the embeddings, and the head a second time.
+# Tied to the embeddings; the head a second time; a GPT's causal mask, which is no weight.
 _TIED, _REPEATED = "backbone.text_model.lm_head.weight", "lm_head."
+_MASKS = (".attn.bias", ".attn.masked_bias")
 
 
 def load_pretrained(
@@ -43,8 +44,9 @@ def load_pretrained(
     for row in rows:
         if row.outcome == "refused" and row.field.partition(".")[0] in _OF_MODEL:
             raise UserError(f"{config}: {row.field} = {row.shown} cannot be loaded: {row.text}")
+    window = settings.get("data", {}).get("window", HeadSize.window)
     backbone = _backbone(config, found.config.get("model_config"))
-    head = _head(config, settings.get("action_head", {}), backbone.text_config.embed_dim)
+    head = _head(config, settings.get("action_head", {}), backbone.text_config.embed_dim, window)
     history = settings["action_head"]["history"]
     policy = KosmosPolicy.from_config(backbone, head, history, attn)
     load_weights(policy, weights)
@@ -99,19 +101,19 @@ def _backbone(config: Path, named: Any) -> Kosmos2Config:
     )
 
 
-def _head(config: Path, settings: Mapping[str, Any], features: int) -> Head:
+def _head(config: Path, settings: Mapping[str, Any], features: int, window: int) -> Head:
     kind = str(settings.get("kind"))
-    if kind not in _HEADS or settings.get("pool") or settings.get("reads") != "action_token":
+    if kind not in _HEADS or settings.get("reads") != "action_token":
         raise UserError(
-            f"{config}: expected an LSTMDecoder or FCDecoder on an action token without pooling, "
+            f"{config}: expected an LSTM, FC or GPT decoder on an action token, "
             f"found {dict(settings)}; other heads are not offered yet"
         )
     given = {
         name: settings[name]
-        for name in ("hidden", "size", "chunk", "latent", "layers")
+        for name in ("hidden", "size", "chunk", "latent", "layers", "pool")
         if name in settings
     }
-    return _HEADS[kind](HeadSize(features=features, **given))
+    return _HEADS[kind](HeadSize(features=features, window=window, **given))
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -136,4 +138,8 @@ def _read(file: Path) -> dict[str, Tensor]:
 def _renamed(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names below the policy: `module.` and `model.` go, and what is there a second time."""
     names = {name: name.removeprefix("module.").removeprefix(_PREFIX) for name in stored}
-    return {own: stored[name] for name, own in names.items() if not own.startswith(_REPEATED)}
+    return {
+        own: stored[name]
+        for name, own in names.items()
+        if not own.startswith(_REPEATED) and not own.endswith(_MASKS)
+    }

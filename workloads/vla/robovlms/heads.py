@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import GPT2Config, GPT2Model
 
 _WIDTHS = (1024, 512, 256)
 
@@ -15,7 +16,9 @@ _WIDTHS = (1024, 512, 256)
 @dataclass(frozen=True)
 class HeadSize:
     """features: of the state given; hidden: of the head; size: numbers of an action, the gripper
-    last; chunk: actions at once; latent: action tokens a frame; layers: of the LSTM."""
+    last; chunk: actions at once; latent: action tokens a frame; layers: of the LSTM; window: steps
+    that the GPT has positions for; pool: take the largest of the states given, `latent` of them,
+    in place of all."""
 
     features: int
     hidden: int = 1024
@@ -23,6 +26,8 @@ class HeadSize:
     chunk: int = 10
     latent: int = 1
     layers: int = 4
+    window: int = 8
+    pool: bool = False
 
 
 class Branch(nn.Module):
@@ -51,6 +56,14 @@ class Head(nn.Module):
         self.actions = Branch(width, size.chunk * (size.size - 1), tanh=True)
         self.gripper = Branch(width, size.chunk, tanh=False)
 
+    def flat(self, states: Tensor) -> Tensor:
+        """states [B, W, tokens, features] → [B, W, latent · features]."""
+        if self.size.pool:
+            by_feature = states.flatten(0, 1).transpose(1, 2)
+            largest = functional.adaptive_max_pool1d(by_feature, self.size.latent)
+            states = largest.transpose(1, 2).unflatten(0, states.shape[:2])
+        return states.flatten(2)
+
     def chunks(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """[B, W, width] → arm [B, W, chunk, size − 1] in −1..1, gripper logits [B, W, chunk, 1]."""
         arm, gripper = self.actions(state), self.gripper(state)
@@ -72,7 +85,7 @@ class FcHead(Head):
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """states [B, W, latent, features] → see `chunks`."""
-        return self.chunks(self.mlp(states.flatten(2)))
+        return self.chunks(self.mlp(self.flat(states)))
 
 
 class LstmHead(Head):
@@ -85,17 +98,38 @@ class LstmHead(Head):
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """states [B, W, latent, features] → see `chunks`."""
-        return self.chunks(self.rnn(states.flatten(2))[0])
+        return self.chunks(self.rnn(self.flat(states))[0])
+
+
+class GptHead(Head):
+    """A GPT-2 of 8 layers and 8 heads over the steps of a window, with learned positions."""
+
+    def __init__(self, size: HeadSize) -> None:
+        super().__init__(size)
+        width = size.hidden * size.latent
+        config = GPT2Config(n_layer=8, n_head=8, n_embd=width, n_positions=size.window)
+        self.gpt = GPT2Model(config)
+        del self.gpt.wte  # states come in, no tokens
+        same = size.features == size.hidden
+        self.fc = nn.Identity() if same else nn.Linear(size.features, size.hidden)
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """states [B, W, latent, features] → see `chunks`."""
+        return self.chunks(self.remember(self.flat(states)))
+
+    def remember(self, flat: Tensor) -> Tensor:
+        """[B, W, features] → [B, W, hidden]."""
+        return self.gpt(inputs_embeds=self.fc(flat), use_cache=False).last_hidden_state
 
 
 class History:
-    """An episode of an LSTM head, one step at a time.
+    """An episode of a head that remembers, one step at a time.
 
-    The first `window` steps carry the LSTM's state on; later ones replay the last `window` steps
-    from a zero state, so that what is older is forgotten.
+    The first `window` steps carry an LSTM's state on; later ones replay the last `window` steps
+    from a zero state, so that what is older is forgotten. A GPT replays them always.
     """
 
-    def __init__(self, head: LstmHead, window: int) -> None:
+    def __init__(self, head: LstmHead | GptHead, window: int) -> None:
         self.head = head
         self.window = window
         self.reset()
@@ -107,11 +141,13 @@ class History:
         self._steps = 0
 
     def step(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """states [B, latent, features] of one step → see `Head.chunks`, W = 1."""
-        step = states.flatten(1).unsqueeze(1)
+        """states [B, tokens, features] of one step → see `Head.chunks`, W = 1."""
+        step = self.head.flat(states.unsqueeze(1))
         self._states = [*self._states, step][-self.window :]
         self._steps += 1
-        if self._steps <= self.window:
+        if isinstance(self.head, GptHead):
+            out = self.head.remember(torch.cat(self._states, dim=1))
+        elif self._steps <= self.window:
             out, self._carried = self.head.rnn(step, self._carried)
         else:
             out, _ = self.head.rnn(torch.cat(self._states, dim=1))

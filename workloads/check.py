@@ -19,7 +19,7 @@ from workloads import run as runs
 from workloads.config.sections import Adapter, Profile
 from workloads.errors import UserError
 from workloads.findings import Finding, Level
-from workloads.links import FIX, lost_link, texts
+from workloads.missing_files import FIX, lost_link, texts
 from workloads.plan.advice import advice
 from workloads.plan.estimate import MAY_FIT, estimate
 

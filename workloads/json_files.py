@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workloads import git_lfs
+from workloads import missing_files
 from workloads.errors import UserError
 
 
@@ -20,8 +20,8 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _text(file: Path) -> str:
-    if git_lfs.is_pointer(file):
-        raise UserError(f"{file}: expected a JSON file, found {git_lfs.WHAT_TO_DO}")
+    if missing_files.is_pointer(file):
+        raise UserError(f"{file}: expected a JSON file, found {missing_files.WHAT_TO_DO}")
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workloads import git_lfs
+from workloads import missing_files
 from workloads.data.file_index import Arrays, load_or_build
 from workloads.errors import UserError
 
@@ -212,8 +212,8 @@ def _after_bad_header(data: mmap.mmap, size: int, start: int) -> int | None:
 
 def _other_file(name: str, start: bytes) -> str | None:
     """What a file is that does not begin as a TFRecord, and what to do; None where unknown."""
-    if git_lfs.is_pointer(name):
-        return git_lfs.WHAT_TO_DO
+    if missing_files.is_pointer(name):
+        return missing_files.WHAT_TO_DO
     if not start.startswith(_COMPRESSED):
         return None
     try:  # a damaged length may look like the start of a stream

@@ -22,10 +22,10 @@ from typing import Any, Literal
 from urllib.parse import quote, urljoin, urlsplit
 
 from workloads.doctor.facts import Facts
+from workloads.doctor.hub_rights import check_writer
 from workloads.environment import CA_NAMES
 from workloads.errors import UserError
 from workloads.findings import Finding, Level
-from workloads.hub_rights import check_writer
 
 HUB = "https://huggingface.co"
 PATIENCE = 5.0

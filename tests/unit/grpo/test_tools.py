@@ -12,6 +12,7 @@ from workloads.grpo.config import Tools
 from workloads.grpo.rewards.scoring import completion_text
 from workloads.grpo.tools import calculate, load_tools
 
+pytestmark = pytest.mark.unit
 HERE = "tests.unit.grpo.test_tools"
 
 

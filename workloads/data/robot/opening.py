@@ -10,7 +10,7 @@ from workloads.data.robot.crane_x7 import recordings
 from workloads.data.robot.episode import Dataset
 from workloads.data.robot.options import Options
 from workloads.errors import UserError
-from workloads.links import refuse_lost_link
+from workloads.missing_files import refuse_lost_link
 
 LEROBOT_INFO = Path("meta/info.json")
 RLDS_FEATURES = "features.json"

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from workloads.doctor.hub_rights import check_writer
 from workloads.engine.hub.hub import (
     PROBE_SECONDS,
     check_name,
@@ -19,7 +20,6 @@ from workloads.engine.hub.hub import (
     within,
 )
 from workloads.errors import Retry, UserError
-from workloads.hub_rights import check_writer
 from workloads.run.integrity import SEAL
 
 CARD, FACTS = "README.md", "tatara.json"

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from workloads import git_lfs
+from workloads import missing_files
 from workloads.errors import UserError
 
 FILE = Path("lang_annotations/auto_lang_ann.npy")
@@ -77,8 +77,8 @@ def load(file: Path) -> list[Span]:
 
 
 def _content(file: Path) -> Any:
-    if git_lfs.is_pointer(file):
-        _refuse(file, git_lfs.WHAT_TO_DO)
+    if missing_files.is_pointer(file):
+        _refuse(file, missing_files.WHAT_TO_DO)
     try:
         with open(file, "rb") as stream:
             np.lib.format.read_magic(stream)

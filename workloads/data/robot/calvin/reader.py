@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workloads import git_lfs
+from workloads import missing_files
 from workloads.data.robot import images
 from workloads.data.robot.calvin import annotations
 from workloads.data.robot.calvin.annotations import Span
@@ -214,8 +214,8 @@ def _arrays(folder: Path, frame: int, keys: tuple[str, ...]) -> Mapping[str, np.
         raise _damaged(folder, frame, f"missing_feature: {error.args[0]}") from None
     except _BROKEN as error:
         cause = " ".join(str(error).split())
-        if git_lfs.is_pointer(file):
-            cause = git_lfs.WHAT_TO_DO
+        if missing_files.is_pointer(file):
+            cause = missing_files.WHAT_TO_DO
         raise _damaged(folder, frame, f"bad_file: not a readable NPZ file, {cause}") from None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workloads import git_lfs
+from workloads import missing_files
 from workloads.data.robot import images
 from workloads.data.robot.instructions import distinct
 from workloads.data.robot.lru import LruCache
@@ -62,8 +62,8 @@ def load(path: Path, text_key: str | None = None) -> Recording:
     """Read everything but the images; text_key: the array of instructions, by default as usual."""
     if path.stat().st_size == 0:
         return _nothing(path, "empty: empty file")
-    if git_lfs.is_pointer(path):
-        return _nothing(path, f"bad_file: {git_lfs.WHAT_TO_DO}")
+    if missing_files.is_pointer(path):
+        return _nothing(path, f"bad_file: {missing_files.WHAT_TO_DO}")
     try:
         with np.load(path, allow_pickle=False) as stored:
             return _recording(path, stored, (text_key,) if text_key else INSTRUCTION_KEYS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from workloads import git_lfs
+from workloads import missing_files
 from workloads.data.robot import images
 from workloads.data.robot.episode import Dataset, Episode, usual_sizes
 from workloads.data.robot.hdf5 import layout
@@ -80,8 +80,8 @@ class Hdf5(Dataset):
 
     def _read(self, file: Path) -> list[Damage]:
         """Add the demonstrations of a file; gives back what cannot be used of it."""
-        if git_lfs.is_pointer(file):
-            return [Damage(str(file), 0, None, f"bad_file: {git_lfs.WHAT_TO_DO}")]
+        if missing_files.is_pointer(file):
+            return [Damage(str(file), 0, None, f"bad_file: {missing_files.WHAT_TO_DO}")]
         lost = []
         try:
             with opened_file(file) as opened:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workloads import git_lfs
+from workloads import missing_files
 from workloads.data.file_index import Arrays, load_or_build
 from workloads.data.robot import images
 from workloads.data.robot.lerobot.meta import BROKEN
@@ -192,8 +192,8 @@ class EpisodeImages:
         places += [folder / f"episode{mark}{index:06d}" / path for mark in ("_", "-")]
         places += [folder / f"episode_{index}" / path]
         file = next((place for place in places if place.is_file()), places[0])
-        if git_lfs.is_pointer(file):
-            raise OSError(f"{file}: {git_lfs.WHAT_TO_DO}")
+        if missing_files.is_pointer(file):
+            raise OSError(f"{file}: {missing_files.WHAT_TO_DO}")
         return file.read_bytes()
 
     def _video_frame(self, key: str, row: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workloads import git_lfs
+from workloads import missing_files
 from workloads.errors import UserError
 from workloads.json_files import read_json, read_json_lines
 
@@ -164,8 +164,8 @@ def cause_of(file: Path, error: Exception) -> str:
     """Why a file cannot be read, with the class of damage, on one line."""
     if not file.exists():
         return "missing_file: missing file"
-    if git_lfs.is_pointer(file):
-        return f"bad_file: {git_lfs.WHAT_TO_DO}"
+    if missing_files.is_pointer(file):
+        return f"bad_file: {missing_files.WHAT_TO_DO}"
     return f"bad_file: cannot be read, {' '.join(str(error).split())}"
 
 
@@ -231,5 +231,5 @@ def _read_table(file: Path, without: str | None = None) -> pa.Table:
         return pq.read_table(file, columns=wanted)
     except BROKEN as error:
         cause = cause_of(file, error).partition(": ")[2]
-        ending = "" if git_lfs.is_pointer(file) else "; copy it again"
+        ending = "" if missing_files.is_pointer(file) else "; copy it again"
         raise UserError(f"{file}: expected a parquet file, found {cause}{ending}") from error

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workloads import git_lfs
+from workloads import missing_files
 from workloads.data.robot.episode import Dataset, Episode, measured_rate, usual_sizes
 from workloads.data.robot.instructions import distinct, instruction_of
 from workloads.data.robot.lerobot.frames import EpisodeImages, ImageColumns, tie_videos
@@ -153,8 +153,8 @@ class LeRobot(Dataset):
         return rows
 
     def _load(self, file: Path) -> pa.Table:
-        if git_lfs.is_pointer(file):
-            raise OSError(git_lfs.WHAT_TO_DO)
+        if missing_files.is_pointer(file):
+            raise OSError(missing_files.WHAT_TO_DO)
         there = set(pq.read_schema(file).names)
         wanted = {"timestamp", "frame_index", "episode_index", _TASK_KEY, self.text_key}
         wanted |= {*self.state_keys, *self.action_keys}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from workloads import git_lfs
+from workloads import missing_files
 from workloads.data.robot.lru import LruCache
 
 _VIDEOS_OPEN = 4
@@ -22,8 +22,8 @@ def count_frames(path: Path) -> int:
     """How many frames a video has, by its header where that says so; raises VideoError."""
     import av
 
-    if git_lfs.is_pointer(path):
-        raise VideoError(git_lfs.WHAT_TO_DO)
+    if missing_files.is_pointer(path):
+        raise VideoError(missing_files.WHAT_TO_DO)
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]

@@ -8,7 +8,7 @@ from workloads.check import shallow
 from workloads.config.merge import resolve
 from workloads.data.robot import open_dataset
 from workloads.errors import UserError
-from workloads.links import lost_link, texts
+from workloads.missing_files import lost_link, texts
 
 pytestmark = pytest.mark.unit
 DEMO = Path(__file__).resolve().parents[2] / "profiles" / "demo.yaml"

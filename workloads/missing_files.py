@@ -1,4 +1,4 @@
-"""Symbolic links that lead to nothing here, as those do in a container that was given one alone."""
+"""Files that are not what they seem: Git LFS pointers, and links that a container does not see."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -6,6 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from workloads.errors import UserError
+
+_BEGINNING = b"version https://git-lfs.github.com/spec/"
+WHAT_TO_DO = "a Git LFS pointer in place of the file: run git lfs pull in the dataset's folder"
+
+
+def is_pointer(path: str | os.PathLike[str]) -> bool:
+    """Whether the file holds a pointer; False where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_BEGINNING)) == _BEGINNING
+    except OSError:
+        return False
 
 
 def lost_link(path: str | os.PathLike[str]) -> str:

@@ -133,3 +133,8 @@ def _secrets_in(name: str, value: str) -> list[str]:
     if is_secret(name):
         found.append(value)
     return [secret for secret in found if len(secret) >= _SHORTEST]
+
+
+def cache_folder(env: Mapping[str, str]) -> Path:
+    """Where caches lie: TATARA_CACHE, or `.cache` here."""
+    return Path(env.get("TATARA_CACHE") or ".cache")

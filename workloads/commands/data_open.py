@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workloads.environment import cache_folder
 from workloads.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def open_named(
     options = Options(
         drop_last_placeholder=not args.keep_placeholder,
         color_order=args.color_order,
-        cache_dir=Path(env.get("TATARA_CACHE") or ".cache") / "robot",
+        cache_dir=cache_folder(env) / "robot",
         instruction=args.instruction,
         instruction_key=args.instruction_key,
         instruction_map={found: text for found, _, text in pairs},

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from workloads.commands.common import print_json, with_environment
+from workloads.environment import cache_folder
 from workloads.errors import EXIT_DONE, EXIT_FAILED, TataraError, UserError
 from workloads.run.prune import Removable, old_checkpoints, remove, remove_checkpoint, size_of
 
@@ -55,7 +56,7 @@ def _checkpoints(env: dict[str, str], keep: int) -> Iterator[Removable]:
 
 def _cached(names: tuple[str, ...], kind: str, why: str) -> "_Finder":
     def find(env: dict[str, str], keep: int) -> Iterator[Removable]:
-        cache = Path(env.get("TATARA_CACHE") or ".cache")
+        cache = cache_folder(env)
         for folder in (cache / name for name in names):
             if folder.is_dir() and (size := size_of(folder)):
                 yield Removable(kind, str(folder), size, why)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from workloads.check import world_size
 from workloads.engine.hub.publish import may_push
 from workloads.engine.pretrained.files import local_model
+from workloads.environment import cache_folder
 from workloads.errors import TataraError, UserError
 from workloads.findings import Finding, Level
 from workloads.grpo.config import GENERATED, GrpoConfig
@@ -92,7 +93,7 @@ def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     told: list[str] = []
     try:
         base = find_base(config.model, told.append, weights=False)
-        found = read_source(config.data, Path(env.get("TATARA_CACHE") or ".cache"))
+        found = read_source(config.data, cache_folder(env))
         counted = count(config, base.folder, found.rows)
         useless = try_on(config, found.rows[0])
     except TataraError as error:

@@ -16,6 +16,7 @@ from workloads.engine.pretrained.chat import stop_ids, with_stops
 from workloads.engine.pretrained.files import compute_dtype
 from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
+from workloads.environment import cache_folder
 from workloads.errors import TataraError
 from workloads.grpo.check_counts import prove, sample_of
 from workloads.grpo.config import GrpoConfig
@@ -81,7 +82,7 @@ def prepare_data(
 
     It also tries out what every later step depends on: how prompts were counted, and the rewards.
     """
-    cache = Path(os.environ.get("TATARA_CACHE") or ".cache")
+    cache = cache_folder(os.environ)
     data: Prepared | None = None
     problem: TataraError | None = None
     if session.local_rank == 0:

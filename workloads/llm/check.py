@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workloads.data.row_files import data_files, left_out, told_left_out
 from workloads.engine.hub.publish import may_push
 from workloads.engine.keep_best import keep_best
 from workloads.engine.pretrained.files import local_model
+from workloads.environment import cache_folder
 from workloads.errors import UserError
 from workloads.findings import Finding
 from workloads.llm.config import LlmConfig
@@ -151,7 +151,7 @@ def prepared(
     tokenizer = load_tokenizer(base, told.append)
     if config.adapter.method != "full":
         _check_adapter(base.config, config)
-    cache = Path(env.get("TATARA_CACHE") or ".cache")
+    cache = cache_folder(env)
     data = prepare(config, tokenizer, cache, positions=positions(base.config.to_dict()))
     return data, tokenizer, told
 

@@ -1,7 +1,6 @@
 """Supervised fine-tuning, from data to exported model: `tatara train profiles/demo.yaml`."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -15,6 +14,7 @@ from workloads.engine.pretrained.files import positions
 from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
 from workloads.engine.training.trainer import RunTrainer
+from workloads.environment import cache_folder
 from workloads.llm.callbacks import callbacks
 from workloads.llm.config import LlmConfig
 from workloads.llm.data.collate import Collate
@@ -59,7 +59,7 @@ def prepare_data(
     longest: int | None = None,
 ) -> Prepared:
     """Tokenised rows, and what there is to say about them; longest: the model's positions."""
-    cache = Path(os.environ.get("TATARA_CACHE") or ".cache")
+    cache = cache_folder(os.environ)
     data = prepare(config, tokenizer, cache, session.progress, longest)
     for line in data.report.lines():
         session.tell(line)

@@ -7,6 +7,7 @@ from workloads import device
 from workloads.engine.hub.publish import may_push
 from workloads.engine.keep_best import keep_best
 from workloads.engine.pretrained.files import local_model
+from workloads.environment import cache_folder
 from workloads.errors import UserError
 from workloads.findings import Finding
 from workloads.plan.estimate import MAY_FIT, estimate
@@ -70,7 +71,7 @@ def deep(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     from workloads.vla.data.prepare import open_sources
 
     try:
-        cache = Path(env.get("TATARA_CACHE") or ".cache")
+        cache = cache_folder(env)
         sources = open_sources(config, cache, lambda: None)
     except UserError as error:
         return [Finding("data", "error", str(error))]

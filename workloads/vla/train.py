@@ -1,7 +1,6 @@
 """Fine-tuning of a robot policy, from data to exported model: `tatara train profiles/vla.yaml`."""
 
 import os
-from pathlib import Path
 
 from transformers import TrainingArguments
 
@@ -10,6 +9,7 @@ from workloads.engine.nodes import check_alike
 from workloads.engine.pretrained.base import Base, resolve
 from workloads.engine.training import checkpoints
 from workloads.engine.training.arguments import trainer_arguments
+from workloads.environment import cache_folder
 from workloads.run import write_manifest
 from workloads.run.events import Phase
 from workloads.run.session import Session
@@ -57,7 +57,7 @@ def train(config: VlaConfig, session: Session) -> None:
 
 def prepare_data(config: VlaConfig, session: Session) -> Sources:
     """The data sets, split and described, and what there is to say about them."""
-    cache = Path(os.environ.get("TATARA_CACHE") or ".cache")
+    cache = cache_folder(os.environ)
     kept = session.run.path / "dataset_statistics.json"
     sources = open_sources(config, cache, session.progress, kept)
     for line in (*sources.lines, *sources.notes):
@@ -77,7 +77,7 @@ def build_trainer(
 ) -> VlaTrainer:
     """The trainer of this rank."""
     processor = image_processor(base.folder)
-    folder = Path(os.environ.get("TATARA_CACHE") or ".cache") / "frames"
+    folder = cache_folder(os.environ) / "frames"
     if config.parallel.nodes > 1:
         # Memory maps of one file by several machines are not kept alike.
         folder /= f"node-{os.environ.get('GROUP_RANK', '0')}"

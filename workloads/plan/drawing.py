@@ -6,7 +6,7 @@ from pathlib import Path
 from workloads.errors import UserError
 from workloads.plan.estimate import Breakdown
 from workloads.plan.gpu_memory import GIB, MIB
-from workloads.plan.table import LABELS
+from workloads.run.memory_parts import LABELS
 
 
 def draw(breakdown: Breakdown, file: Path) -> None:

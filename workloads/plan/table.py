@@ -2,19 +2,7 @@
 
 from workloads.plan.estimate import Breakdown, gib
 from workloads.plan.gpu_memory import GIB, MIB
-
-LABELS = {
-    "weights": "weights and copies in the compute type",
-    "master_weights": "master weights",
-    "gradients": "gradients",
-    "optimizer_states": "optimizer states",
-    "adapter_states": "adapter with its gradients and states",
-    "quantised_base": "quantised base",
-    "activations": "activations",
-    "logits": "logits",
-    "communication": "communication buffers",
-    "framework": "CUDA, libraries, fragmentation",
-}
+from workloads.run.memory_parts import LABELS
 
 
 def table(breakdown: Breakdown, memory_of_gpu: int | None = None) -> None:

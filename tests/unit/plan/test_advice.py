@@ -13,7 +13,8 @@ from workloads.plan.cards import peak_flops
 from workloads.plan.estimate import Breakdown, estimate, fits
 from workloads.plan.known_shapes import shape_of
 from workloads.plan.speed import mfu_flops_per_token
-from workloads.plan.table import LABELS, table
+from workloads.plan.table import table
+from workloads.run.memory_parts import LABELS
 
 pytestmark = pytest.mark.unit
 
@@ -80,7 +81,7 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table(found, memory_of_gpu=24 * GIB)
     shown = capsys.readouterr().out
     assert "1,235,814,400 parameters" in shown
-    assert f"{found.gpu.quantised_base / GIB:.2f}" in shown
+    assert f"{found.gpu.quantised_base / 2**20:.0f} MiB" in shown
     assert f"{total(found) / GIB:.2f}" in shown and "24.00" in shown
     assert "master weights" not in shown  # a part of no bytes has no row
 

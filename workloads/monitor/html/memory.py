@@ -7,7 +7,7 @@ from workloads.monitor.html.page import esc, table
 from workloads.monitor.html.svg import COLOURS
 from workloads.monitor.numbers import byte_text, ticks
 from workloads.monitor.reading.settings import RunFacts, mapping
-from workloads.plan.table import LABELS
+from workloads.run.memory_parts import LABELS
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1130, 300, 60, 12, 10, 26
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))

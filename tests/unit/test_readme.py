@@ -33,7 +33,7 @@ def test_a_link_of_the_first_page_leads_somewhere(link: str) -> None:
     "question",
     [
         "my own CSV", "on one GPU", "on two hosts", "watch a run", "stop and go on",
-        "export a model", "robot policy", "by rewards", "what a message means",
+        "export a model", "talk to the model", "robot policy", "by rewards", "what a message means",
     ],
 )  # fmt: skip
 def test_what_people_ask_for_is_one_click_away(question: str) -> None:

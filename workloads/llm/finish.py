@@ -18,6 +18,7 @@ from workloads.llm.data.prepare import load_rows
 from workloads.llm.evaluate.score import Score, evaluate_gsm8k, merge_shards
 from workloads.llm.export import EXPORTER
 from workloads.llm.model import Loaded, load_for_use
+from workloads.processes import own_command
 from workloads.run import Run
 from workloads.run.events import Event, Phase
 from workloads.run.session import Session
@@ -142,6 +143,8 @@ def _results(run: Run) -> engine_finish.Facts:
         facts += [
             (label, change(before.get(key), after.get(key), "{:.1%}")) for key, label in _SCORES
         ]
+    if run.final.is_dir():
+        facts.append(("talk to it", own_command("chat", str(run.path))))
     return facts
 
 

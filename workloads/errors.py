@@ -1,6 +1,5 @@
 """What can go wrong, the exit code that says so, and the nearest name to one that is unknown."""
 
-import difflib
 from collections.abc import Iterable
 
 EXIT_DONE = 0
@@ -43,6 +42,8 @@ class Retry(TataraError):
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The nearest of the known names, by its letters or its initials, or else all of them."""
+    import difflib  # not needed before something is misspelt
+
     names = sorted(known)
     word = str(name)
     close = [one for one in names if "".join(part[:1] for part in one.split("_")) == word]

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -59,7 +58,6 @@ def handled_by(handler: Handler) -> Iterator[None]:
             signal.signal(number, old)
 
 
-@dataclass
 class Stop:
     """The wish to stop, as the signals of this process tell it.
 
@@ -67,12 +65,12 @@ class Stop:
     is the same wish. A further one, or a second Ctrl-C at any time, means now.
     """
 
-    at_once: Handler | None = None
-    """Called where a signal means now; `now` says so as well."""
-    number: int = 0
-    now: bool = False
-    _since: float = 0.0
-    _interrupts: int = 0
+    # No dataclass: the module for them takes half as long to load as all of `tatara --help`.
+    def __init__(self, at_once: Handler | None = None) -> None:
+        """at_once: called where a signal means now; `now` says so as well."""
+        self.at_once = at_once
+        self.number, self.now = 0, False
+        self._since, self._interrupts = 0.0, 0
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT

@@ -96,7 +96,9 @@ def test_a_network_cut_of_half_a_minute(project: Callable[..., Project]) -> None
 
 def test_two_output_folders_stop_resume_and_export(project: Callable[..., Project]) -> None:
     words = (*SHORT, "export.enabled=true")
-    demo = project(files=("compose.yaml", "own.yaml"), **arguments(*words))
+    # Nodes that share no folder have no file with the secret of the run: .env holds it.
+    secret = {"TATARA_RENDEZVOUS_SECRET": "shared-by-two-nodes-alone-long-enough"}
+    demo = project(files=("compose.yaml", "own.yaml"), **arguments(*words), **secret)
     other = demo.folder / "other"
     override = demo.folder / "own.yaml"
     override.write_text(
@@ -110,7 +112,7 @@ def test_two_output_folders_stop_resume_and_export(project: Callable[..., Projec
     docker("stop", "--time", "120", demo.container("demo-worker"), timeout=180)
     demo.ends(demo_master=3, demo_worker=3)
     assert sealed(run.checkpoints)
-    demo.write_settings(**arguments(*words, "--resume", "latest"))
+    demo.write_settings(**arguments(*words, "--resume", "latest"), **secret)
     demo.up(*NODES)
     demo.ends(demo_master=0, demo_worker=0)
     assert max(steps(run)) == 24

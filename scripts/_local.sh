@@ -32,6 +32,7 @@ running() {
 begin() {
   mkdir -p .cache/running
   LOG=.cache/$1.log
+  : >"$LOG" # there before it is followed: the job's own shell may come later
   setsid .venv/bin/python -m workloads.cli train "$1" "${@:3}" >"$LOG" 2>&1 </dev/null &
   JOB=$!
   printf '%s\n%s\n' "$(started "$JOB")" "$2" >".cache/running/$JOB"

@@ -68,7 +68,7 @@ def sky() -> dict[str, Any]:
     task["fields"]["config"] = ["object"]  # all settings of the client, none of which we write
     task["fields"]["resources"] = reduced(schemas.get_resources_schema())
     return {
-        "source": "https://pypi.org/project/skypilot, sky/utils/schemas.py",
+        "source": "package skypilot, sky/utils/schemas.py",
         "version": library.__version__,
         "licence": "Apache-2.0",
         "kinds": {"Task": task},

@@ -68,7 +68,7 @@ def sky() -> dict[str, Any]:
     task["fields"]["config"] = ["object"]  # all settings of the client, none of which we write
     task["fields"]["resources"] = reduced(schemas.get_resources_schema())
     return {
-        "source": "package skypilot, sky/utils/schemas.py",
+        "source": "https://github.com/skypilot-org/skypilot, sky/utils/schemas.py",
         "version": library.__version__,
         "licence": "Apache-2.0",
         "kinds": {"Task": task},

@@ -18,12 +18,15 @@ T = TypeVar("T")
 def join(hang_timeout: float) -> None:
     """Join the process group; with GPUs it carries CPU tensors over gloo as well.
 
-    The back end's own timeout is far longer than `hang_timeout`: the supervisor names a rank that
+    A rank alone on a GPU has a group too: accelerate (1.15) would make one for it, as for any rank
+    that torchrun started, of NCCL alone, which refuses the CPU tensors that ranks agree by. The
+    back end's own timeout is far longer than `hang_timeout`: the supervisor names a rank that
     hangs before torch gives up without a name.
     """
-    if int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
-        return
     gpu = torch.cuda.is_available()
+    is_alone = int(os.environ["WORLD_SIZE"]) == 1
+    if dist.is_initialized() or (is_alone and not gpu):
+        return
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     seconds = max(1800.0, 4 * hang_timeout)

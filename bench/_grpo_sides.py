@@ -149,7 +149,8 @@ def _ours(
     """`workloads.grpo.train`'s own trainer, with a session and a run directory."""
     data = Prepared(examples_of(case, folder), [])
     with rank_session(folder) as session:
-        trainer = build_trainer(config, session, _model(config), processing, data, 0)
+        base, model = find_base(config.model, _silent), _model(config)
+        trainer = build_trainer(config, session, base, model, processing, data, 0)
         return _run(trainer, case, processing, clock)
 
 

@@ -25,11 +25,12 @@ from bench._pair import ROOT
 from bench._rank import rank_session
 from workloads.config.merge import resolve
 from workloads.data.robot.crane_x7.writer import write_episode
+from workloads.engine.pretrained.base import Base
 from workloads.plan.estimate import Breakdown, estimate
 from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Sources, open_sources
 from workloads.vla.data.steps import Collate, Maker, Steps
-from workloads.vla.loading import image_processor
+from workloads.vla.loading import image_processor, read_spec
 from workloads.vla.model import random_init
 from workloads.vla.openvla.lora import used_linears
 from workloads.vla.openvla.modeling import OpenVLA, multimodal_labels
@@ -192,7 +193,8 @@ def _ours(case: Case, steps: int, folder: Path) -> tuple[float, float]:
     model = _model(folder, sources, "sdpa")
     model.label_logits_only = True
     with rank_session(folder) as session:
-        trainer = build_trainer(config, session, folder / "model", model, sources)
+        base = Base(config.model, folder / "model", read_spec(config.model, folder / "model"))
+        trainer = build_trainer(config, session, base, model, sources)
         clock = Clock()
         trainer.add_callback(clock)
         trainer.train()

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from workloads.catalogue import WORKLOADS
+from workloads.config import deepspeed
 from workloads.config.sections import Profile, Section
 from workloads.config.yaml_source import load_mapping, mark_of, parse_scalar, text_of, value_of
 from workloads.errors import UserError, did_you_mean
@@ -51,7 +52,6 @@ ELSEWHERE = {
     "per_device_train_batch_size": "train.per_device_batch_size=…",
     "gradient_accumulation_steps": "train.global_batch_size=…, of which it follows",
     "report_to": "tracking.wandb=online or tracking.tensorboard=true",
-    "deepspeed": "parallel.strategy=zero2 or zero3; a file of settings is not taken",
     "num_train_epochs": "train.epochs=…",
     "model_name_or_path": "model.name=…",
     "dataset_name": "data.source=…",
@@ -281,6 +281,11 @@ def _overrides(
         if not equals:
             is_switch = not left or left[0].startswith("--") or "=" in left[0]
             value = "true" if is_switch else left.pop(0)
+        if name == "--deepspeed":
+            source = f"command line --deepspeed {value}"
+            settings = deepspeed.settings_of(Path(value))
+            found += [(setting, value, source) for setting, value in settings.items()]
+            continue
         found.append((_long_name(name, honoured, schema), value, f"command line {name}"))
     return found
 

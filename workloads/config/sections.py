@@ -167,9 +167,38 @@ class Train(Section):
     )
 
 
+# Buckets and limits of DeepSpeed's `zero_optimization`, which change speed and memory alone.
+ZeroField = Literal[
+    "overlap_comm",
+    "contiguous_gradients",
+    "round_robin_gradients",
+    "allgather_partitions",
+    "allgather_bucket_size",
+    "reduce_scatter",
+    "reduce_bucket_size",
+    "sub_group_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+]
+
+# Those that transformers' Trainer works out from the model's hidden size.
+_FOLLOW_HIDDEN_SIZE: tuple[ZeroField, ...] = (
+    "reduce_bucket_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+)
+
+
 class Parallel(Section):
     strategy: Literal["auto", "single", "ddp", "fsdp2", "zero2", "zero3"] = Field(
         "auto", description="auto: one rank alone, ddp for adapters, fsdp2 otherwise."
+    )
+    zero: dict[ZeroField, bool | Annotated[int, Field(ge=0)] | Literal["auto"]] = Field(
+        default_factory=dict,
+        description="Fields of DeepSpeed's zero_optimization that change speed and memory alone, "
+        "by its names; the others keep its defaults.",
     )
     nodes: Whole = Field(1, ge=1, le=64, description="Machines or containers of the job.")
     ranks_per_node: Annotated[Whole, Field(ge=1)] | Literal["auto"] = Field(
@@ -191,6 +220,15 @@ class Parallel(Section):
     restart_delay: Number = Field(
         2, ge=0, description="Seconds before the first restart; doubles with each further one."
     )
+
+    @model_validator(mode="after")
+    def _zero_fields(self) -> "Parallel":
+        if self.zero and self.strategy not in ("zero2", "zero3"):
+            raise ValueError("zero: DeepSpeed's fields need parallel.strategy=zero2 or zero3")
+        for name, value in self.zero.items():
+            if value == "auto" and name not in _FOLLOW_HIDDEN_SIZE:
+                raise ValueError(f"zero.{name}: auto is for {', '.join(_FOLLOW_HIDDEN_SIZE)}")
+        return self
 
 
 class Checkpoints(Section):

@@ -5,7 +5,7 @@ Peaks are looked for at five moments, because gradients grow while activations g
 
 from dataclasses import astuple, dataclass, replace
 
-from workloads.config.sections import Profile
+from workloads.config.sections import Profile, ZeroField
 from workloads.plan import activations
 from workloads.plan.activations import Work
 from workloads.plan.shapes import Linear, ModelShape
@@ -138,9 +138,16 @@ def states(job: Job) -> GpuMemory:
         bucket = job.trained * (job.work.stored if job.work.full else 4)
         return replace(found, communication=bucket)
     if job.offloads:
-        bucket = min(job.trained, _ZERO_BUCKET) * job.work.compute
+        numbers = _zero_number(job, "reduce_bucket_size", _ZERO_BUCKET)
+        bucket = min(job.trained, numbers) * job.work.compute
         return replace(found, communication=2 * bucket)
     return found
+
+
+def _zero_number(job: Job, name: ZeroField, usual: int) -> int:
+    """What `parallel.zero` sets, else DeepSpeed's default; auto follows the model and is less."""
+    value = job.config.parallel.zero.get(name, usual)
+    return usual if isinstance(value, str) else value
 
 
 def _reference(job: Job) -> int:
@@ -278,7 +285,8 @@ def working_copies(job: Job) -> Copies:
         all_of_it = max(few, size * shape.parameters) if job.config.keeps_gathered else few
         return Copies(all_of_it, all_of_it, few)
     if job.strategy == "zero3":
-        live = size * min(shape.parameters, _ZERO_LIVE)
+        numbers = _zero_number(job, "stage3_max_live_parameters", _ZERO_LIVE)
+        live = size * min(shape.parameters, numbers)
         return Copies(live, live, live)
     if not work.full and work.autocast and work.adapter_bytes > size:
         # Of the adapters; going back without checkpointing their layers still hold them.

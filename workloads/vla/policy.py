@@ -126,7 +126,19 @@ class Policy:
         """Whether it predicts several steps at once, as OFT does."""
         return self.model.oft is not None
 
-    def act(self, observations: Sequence[Observation], unnorm_key: str | None = None) -> np.ndarray:
+    remembers = False
+    binary: tuple[int, ...] = ()
+
+    def new_memory(self) -> Any:
+        """None: nothing is remembered of an episode."""
+        return None
+
+    def act(
+        self,
+        observations: Sequence[Observation],
+        unnorm_key: str | None = None,
+        memories: Sequence[Any] | None = None,
+    ) -> np.ndarray:
         """B observations → float64 [B, chunk, A]; the chunk of a policy with tokens is 1.
 
         unnorm_key: the data set whose statistics count, needed where there are several. Raises

@@ -62,6 +62,7 @@ class PolicyClient:
         self._token = token or os.environ.get(TOKEN)
         self._send = send
         self.latency: float | None = None  # seconds that the last answer took the server
+        self.frame: int | None = None  # which frame of its episode the last answer was for
 
     def act(
         self,
@@ -69,16 +70,22 @@ class PolicyClient:
         images: np.ndarray | Mapping[str, np.ndarray],
         state: Sequence[float] | np.ndarray | None = None,
         unnorm_key: str | None = None,
+        episode: str | None = None,
+        reset: bool = False,
     ) -> np.ndarray:
         """The action [A] in the robot's units, or the steps [chunk, A] of a policy with chunks.
 
-        images: uint8 [H, W, 3] RGB, one or by camera. Raises ServerError where the server refuses
+        images: uint8 [H, W, 3] RGB, one or by camera. episode: a name of your own, sent with every
+        frame of it, for a policy that remembers; the answer is then the one action to carry out
+        now. reset: this frame begins the episode anew. Raises ServerError where the server refuses
         or its answer is no action, and OSError or HTTPException where no server answers.
         """
         named = {"image": images} if isinstance(images, np.ndarray) else dict(images)
         fields: dict[str, Any] = {"instruction": instruction}
         if unnorm_key is not None:
             fields["unnorm_key"] = unnorm_key
+        if episode is not None:
+            fields |= {"episode": episode, "reset": "true" if reset else "false"}
         if self._send == "json-numpy":
             arrays = named if state is None else {**named, "state": np.asarray(state)}
             body = dumps({**fields, **arrays}).encode()
@@ -88,6 +95,12 @@ class PolicyClient:
                 fields["state"] = json.dumps(np.asarray(state, dtype=np.float64).tolist())
             body, kind = multipart(fields, named, self._send)
         return _actions(self._asked("POST", self._path, body, kind))
+
+    def reset(self, episode: str) -> None:
+        """Let the server forget an episode."""
+        body = json.dumps({"episode": episode}).encode()
+        path = self._path.removesuffix("/act") + "/reset"
+        self._asked("POST", path, body, "application/json")
 
     def health(self) -> dict[str, Any]:
         """What the server says of itself."""
@@ -119,6 +132,8 @@ class PolicyClient:
             raise ServerError(response.status, _sentence(content))
         took = response.getheader("X-Latency-Ms")
         self.latency = None if took is None else float(took) / 1000
+        frame = response.getheader("X-Episode-Frame", "")
+        self.frame = int(frame) if frame.isdigit() else None
         return content
 
     def _response(
@@ -226,6 +241,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--unnorm-key", metavar="NAME", help="whose statistics count")
     parser.add_argument("--url", default=URL, help=f"default {URL}")
     parser.add_argument("--send", choices=WAYS, default="jpeg", help="how images travel")
+    parser.add_argument(
+        "--episode", metavar="NAME", help="whose frame it is, for policies with memory"
+    )
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="ask so many times")
     args = parser.parse_args(words)
     try:
@@ -233,7 +251,7 @@ def main(words: Sequence[str] | None = None) -> int:
         state = [float(part) for part in args.state.split(",")] if args.state else None
         client = PolicyClient(args.url, send=args.send)
         for _ in range(args.repeat):
-            actions = client.act(args.instruction, images, state, args.unnorm_key)
+            actions = client.act(args.instruction, images, state, args.unnorm_key, args.episode)
             took = None if client.latency is None else round(1000 * client.latency, 1)
             print(json.dumps({"action": actions.tolist(), "server_ms": took}))
     except (OSError, ValueError, ServerError) as error:

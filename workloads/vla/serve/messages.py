@@ -22,11 +22,14 @@ from workloads.vla.serve.client import decode, dumps, encode, is_encoded
 
 MOST_PIXELS = 4096 * 4096
 MOST_WORDS = 2000  # characters of an instruction
+MOST_NAME = 200  # characters of an episode's name
 _MOST_PARTS = 32
 _JPEG_OR_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _STATES = ("state", "proprio")
 # What the first camera is called by those who have one, or do not know its name.
 _FIRST = ("image", "full_image")
+
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 Fields = Mapping[str, Any]
 Writer = Callable[[np.ndarray, bool], str]
@@ -34,12 +37,17 @@ Writer = Callable[[np.ndarray, bool], str]
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, how to write the answer, and the names of fields that nobody looked at."""
+    """What is asked, how to write the answer, and the names of fields that nobody looked at.
+
+    episode: whose frame it is; None stands for a frame by itself. reset: begin the episode anew.
+    """
 
     observation: Observation
     unnorm_key: str | None
     write: Writer
     ignored: tuple[str, ...]
+    episode: str | None = None
+    reset: bool = False
 
 
 class UnknownKind(UserError):
@@ -51,27 +59,30 @@ def read(
 ) -> Question:
     """A request's body as a question to a policy with these cameras; UserError says what is
     wrong with it. takes_state: whether the policy looks at the robot's state."""
+    fields, write = _fields(content_type, body)
+    return _question(fields, cameras, takes_state, write)
+
+
+def _fields(content_type: str, body: bytes) -> tuple[Fields, Writer]:
+    """A body's fields, and how its sender reads actions."""
     header = Message()
     header["Content-Type"] = content_type
     kind = header.get_content_type()
     if kind == "multipart/form-data":
-        fields = _form(body, header.get_param("boundary"))
-        return _question(fields, cameras, takes_state, _as_list)
+        return _form(body, header.get_param("boundary")), _as_list
     if kind != "application/json":
         raise UnknownKind(
             f"expected application/json or multipart/form-data, found {content_type[:80]!r}"
         )
     payload = _object(body)
     if "encoded" not in payload:
-        return _question(payload, cameras, takes_state, _as_arrays)
+        return payload, _as_arrays
     inner = payload["encoded"]
     if len(payload) > 1 or not isinstance(inner, str):
         raise UserError(
             f"expected 'encoded' alone, with JSON in a text, found {', '.join(payload)}"
         )
-    return _question(
-        _object(inner), cameras, takes_state, lambda *all: json.dumps(_as_arrays(*all))
-    )
+    return _object(inner), lambda *all: json.dumps(_as_arrays(*all))
 
 
 def _as_list(actions: np.ndarray, chunked: bool) -> str:
@@ -95,7 +106,7 @@ def _object(text: bytes | str) -> dict[str, Any]:
 
 def _question(fields: Fields, cameras: Sequence[str], takes_state: bool, write: Writer) -> Question:
     images, used = _images(fields, cameras)
-    used |= {"instruction", "unnorm_key"}
+    used |= {"instruction", "unnorm_key", "episode", "reset"}
     state = None
     state_name = next((name for name in _STATES if fields.get(name) is not None), None)
     if takes_state and state_name is not None:
@@ -103,7 +114,39 @@ def _question(fields: Fields, cameras: Sequence[str], takes_state: bool, write: 
         used.add(state_name)
     observation = Observation(images, _text(fields, "instruction") or "", state)
     ignored = tuple(name for name in fields if name not in used)
-    return Question(observation, _text(fields, "unnorm_key"), write, ignored)
+    episode, reset = episode_of(fields), _flag(fields, "reset")
+    if reset and episode is None:
+        raise UserError("reset: expected an episode to begin anew, found none; name it")
+    return Question(observation, _text(fields, "unnorm_key"), write, ignored, episode, reset)
+
+
+def ended(content_type: str, body: bytes) -> str:
+    """The episode that a request to end one names, in JSON or a form."""
+    fields, _ = _fields(content_type, body)
+    episode = episode_of(fields)
+    if episode is None:
+        raise UserError('expected the name of an episode, found none; send {"episode": NAME}')
+    return episode
+
+
+def episode_of(fields: Fields) -> str | None:
+    """The name of an episode; UserError for one that is empty or too long."""
+    value = fields.get("episode")
+    # Programs that count their episodes send a number.
+    name = _text({"episode": str(value) if type(value) is int else value}, "episode")
+    if name is not None and not 0 < len(name) <= MOST_NAME:
+        raise UserError(f"episode: expected a name of 1 to {MOST_NAME} characters")
+    return name
+
+
+def _flag(fields: Fields, name: str) -> bool:
+    value = fields.get(name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    text = (_text(fields, name) or "").strip().lower() if isinstance(value, bytes | str) else ""
+    if text not in _FLAGS:
+        raise UserError(f"{name}: expected true or false, found {str(value)[:40]!r}")
+    return _FLAGS[text]
 
 
 def _images(fields: Fields, cameras: Sequence[str]) -> tuple[dict[str, np.ndarray], set[str]]:

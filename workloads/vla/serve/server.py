@@ -1,4 +1,5 @@
-"""The policy's service over HTTP: `POST /act` for actions, `GET /health` for how it does.
+"""The policy's service over HTTP: `POST /act` for actions, `POST /reset` to end an episode,
+`GET /health` for how it does.
 
 Bound to this machine alone unless there is a token. A page on the internet can make a browser here
 ask 127.0.0.1: without a token, whatever a browser sends in a page's name is refused.
@@ -26,7 +27,8 @@ from workloads.errors import EXIT_DONE, UserError
 from workloads.signals import Stop, handled_by, interrupt
 from workloads.vla.serve import messages
 from workloads.vla.serve.connection import DeadlineReader
-from workloads.vla.serve.service import Refused, Service
+from workloads.vla.serve.refusal import Refused
+from workloads.vla.serve.service import Service
 
 MOST_BYTES = 32 << 20
 _LIMIT = f"expected a body of at most {MOST_BYTES >> 20} MiB"
@@ -81,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer({"/health": self._health})
 
     def do_POST(self) -> None:
-        self._answer({"/act": self._act})
+        self._answer({"/act": self._act, "/reset": self._reset})
 
     def _answer(self, routes: dict[str, Callable[[], None]]) -> None:
         self._began = time.monotonic()
@@ -105,10 +107,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _routed(self, routes: dict[str, Callable[[], None]]) -> Callable[[], None]:
         path = urlsplit(self.path).path
-        if path not in ("/act", "/health"):
-            raise Refused(HTTPStatus.NOT_FOUND, "expected POST /act or GET /health")
+        if path not in ("/act", "/reset", "/health"):
+            raise Refused(HTTPStatus.NOT_FOUND, "expected POST /act, POST /reset or GET /health")
         if path not in routes:
-            method = "POST" if path == "/act" else "GET"
+            method = "GET" if path == "/health" else "POST"
             raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"expected {method} for {path}")
         if self.server.service.token is None and self.headers.get("Origin"):
             text = "pages of a browser are refused; start the server with a token for them"
@@ -121,10 +123,20 @@ class Handler(BaseHTTPRequestHandler):
             found = {"status": found["status"]}
         self._send(HTTPStatus.OK, json.dumps(found, ensure_ascii=False))
 
-    def _act(self) -> None:
+    def _check_token(self) -> None:
         if not self.server.service.may(self.headers.get("Authorization")):
             text = "expected Authorization: Bearer with the server's token"
             raise Refused(HTTPStatus.UNAUTHORIZED, text)
+
+    def _reset(self) -> None:
+        self._check_token()
+        with self._body() as body:
+            name = messages.ended(self.headers.get("Content-Type", ""), body)
+            frames = self.server.service.end(name)
+            self._send(HTTPStatus.OK, json.dumps({"episode": name, "frames": frames}))
+
+    def _act(self) -> None:
+        self._check_token()
         service = self.server.service
         # Whoever sends slowly takes no turn of those whose question is here.
         with self._body() as body, service.turn():
@@ -134,7 +146,13 @@ class Handler(BaseHTTPRequestHandler):
             )
             ignored = ", ".join(name for name in question.ignored if _is_plain(name))
             headers = {"X-Ignored": ignored} if ignored else {}
-            self._send(HTTPStatus.OK, service.act(question), headers)
+            text, frame = service.act(question)
+            if frame is not None:
+                headers["X-Episode-Frame"] = str(frame)
+            elif service.policy.remembers:
+                headers["X-Episode-Frame"] = "none"
+                service.warn_once()
+            self._send(HTTPStatus.OK, text, headers)
 
     @contextmanager
     def _body(self) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ What waits is bounded, since an answer to an old image is worth nothing to a rob
 """
 
 import hmac
+import sys
 import threading
 import time
 from collections import deque
@@ -16,20 +17,15 @@ from typing import Any
 import numpy as np
 
 from workloads.errors import UserError
+from workloads.vla.episodes import Execution, act
 from workloads.vla.policy import Observation, Policy
+from workloads.vla.serve.episodes import Episodes
 from workloads.vla.serve.messages import Question
+from workloads.vla.serve.refusal import Refused
 
 _MOST_WAITING = 8
 _MOST_HELD = 512 << 20  # bytes of bodies that are being read, or wait
 _REMEMBERED = 1000  # answers whose latency makes the percentiles
-
-
-class Refused(Exception):
-    """An answer that is no action: HTTP's status and a sentence."""
-
-    def __init__(self, status: HTTPStatus, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 @dataclass
@@ -38,6 +34,8 @@ class Service:
 
     policy: Policy
     token: str | None = None
+    execution: Execution = Execution()
+    episodes: Episodes = field(default_factory=Episodes)
     served: int = 0
     refused: int = 0
     stopping: bool = False
@@ -47,6 +45,7 @@ class Service:
     _model: threading.Lock = field(default_factory=threading.Lock)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _since: float = field(default_factory=time.monotonic)
+    _warned: bool = False
 
     def warm_up(self) -> float:
         """One action on grey images, so that nobody waits for the first; seconds it took."""
@@ -97,13 +96,40 @@ class Service:
                 self._waiting -= 1
                 self._changed.notify_all()
 
-    def act(self, question: Question) -> str:
-        """The answer's text; UserError for what the policy cannot take."""
+    def act(self, question: Question) -> tuple[str, int | None]:
+        """The answer's text, and which frame of its episode was answered, counted from 1.
+
+        A frame by itself is answered with all that the policy predicts, a frame of an episode with
+        the one action that is to be carried out now. UserError for what the policy cannot take.
+        """
+        policy, observation, key = self.policy, question.observation, question.unnorm_key
         with self._model:
-            actions = self.policy.act([question.observation], question.unnorm_key)[0]
+            if question.episode is None:
+                frame = None
+                actions, is_chunked = policy.act([observation], key)[0], policy.is_chunked
+            else:
+                with self.episodes.of(question, policy) as episode:
+                    actions = act(policy, [episode], [observation], key, self.execution)
+                    frame, is_chunked = episode.frames, False
         if not np.isfinite(actions).all():
             raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "the model's action is not finite")
-        return question.write(actions, self.policy.is_chunked)
+        return question.write(actions, is_chunked), frame
+
+    def warn_once(self) -> None:
+        """Tell that a policy with memory was asked without an episode."""
+        if not self._warned:
+            self._warned = True
+            print(
+                "tatara: a request named no episode and was answered as the first frame of one; "
+                'this policy remembers: send "episode" with every frame',
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def end(self, name: str) -> int | None:
+        """Forget an episode; how many frames it had, None where there is none."""
+        with self._model:
+            return self.episodes.end(name)
 
     def note(self, seconds: float, is_action: bool) -> None:
         with self._changed:
@@ -126,6 +152,8 @@ class Service:
             "cameras": list(self.policy.cameras),
             "state_size": self.policy.state_size,
             "action_shape": list(self.policy.action_shape),
+            "remembers": self.policy.remembers,
+            "episodes": len(self.episodes),
             "served": self.served,
             "refused": self.refused,
             "latency_ms": latency,

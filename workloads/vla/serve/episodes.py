@@ -1,0 +1,87 @@
+"""The episodes that a server goes on with, by the names that clients gave them.
+
+Their number is bounded: the one that was silent longest makes room, unless its robot may still be
+moving. A robot whose episode is gone is told so, and never answered as if it had just begun.
+"""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from workloads.errors import UserError
+from workloads.vla.episodes import Episode
+from workloads.vla.policy import Policy
+from workloads.vla.serve.messages import Question
+from workloads.vla.serve.refusal import Refused
+
+MOST = 64
+_MOVING = 30.0  # seconds without a frame after which an episode may make room
+_REMEMBERED = 1000  # names of those that had to
+
+
+@dataclass
+class _Held:
+    episode: Episode
+    told: tuple[str, str | None]  # instruction and unnorm_key
+    last: float  # when its last frame came, s
+
+
+class Episodes:
+    """At most `most` at a time. Not for several threads at once."""
+
+    def __init__(self, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
+        if most < 1:
+            raise UserError(f"expected room for at least 1 episode, found {most}")
+        self.most = most
+        self._clock = clock
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # the longest silent first
+        self._forgotten: deque[str] = deque(maxlen=_REMEMBERED)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @contextmanager
+    def of(self, question: Question, policy: Policy) -> Iterator[Episode]:
+        """The episode of a frame, kept where the frame was answered.
+
+        It begins with its first frame, where the frame says reset, and where the instruction is a
+        new one. Refused where it had to make room meanwhile, and where there is none.
+        """
+        name = question.episode or ""
+        told = (question.observation.instruction, question.unnorm_key)
+        held = self._held.get(name)
+        if held is None and not question.reset and name in self._forgotten:
+            raise Refused(
+                HTTPStatus.CONFLICT,
+                f"episode {name!r} was silent and made room for another; send reset to begin anew",
+            )
+        if held is None:
+            self._make_room()
+        goes_on = held is not None and not question.reset and held.told == told
+        episode = held.episode if held and goes_on else Episode(policy.new_memory())
+        yield episode
+        if name in self._forgotten:
+            self._forgotten.remove(name)
+        self._held[name] = _Held(episode, told, self._clock())
+        self._held.move_to_end(name)
+
+    def end(self, name: str) -> int | None:
+        """Forget an episode; how many frames it had, None where there is none."""
+        held = self._held.pop(name, None)
+        return None if held is None else held.episode.frames
+
+    def _make_room(self) -> None:
+        if len(self._held) < self.most:
+            return
+        name, held = next(iter(self._held.items()))
+        if self._clock() - held.last < _MOVING:
+            raise Refused(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{self.most} episodes are going on already; end one (POST /reset), or start the "
+                "server with a larger --episodes",
+            )
+        del self._held[name]
+        self._forgotten.append(name)

@@ -1,0 +1,11 @@
+"""An answer that is no action."""
+
+from http import HTTPStatus
+
+
+class Refused(Exception):
+    """HTTP's status and a sentence."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status

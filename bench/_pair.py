@@ -99,6 +99,8 @@ def facts(packages: Sequence[str], sources: Sequence[str], machine: str) -> str:
 
 
 def _commit(sources: Sequence[str]) -> str:
+    if not (ROOT / ".git").exists():  # a copy of the tree, carried to another machine
+        return "unknown"
     commit = _git("log", "-1", "--format=%h", "--", *sources)
     changed = _git("status", "--porcelain", "--", *sources)
     return f"{commit} with changes" if changed else commit

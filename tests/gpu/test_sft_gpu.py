@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench._gpu_cases import CASES, OURS, TRL, Case
-from bench._gpu_sides import take_turn
+from bench.gpu._sft_cases import CASES, OURS, TRL, Case
+from bench.gpu._sft_sides import take_turn
 from tests.support.processes import ONE_RANK, Training, events, rows
 
 pytestmark = [

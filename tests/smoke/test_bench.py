@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import _grpo_cases, _grpo_sides, _vla_sides, gpu_grpo, gpu_vla
-from bench._gpu_cases import CASES, HAND, OURS, TRL, TRL_GROUPED
-from bench._gpu_sides import take_turn
+from bench.gpu import _grpo_cases, _grpo_sides, _vla_sides, grpo, vla
+from bench.gpu._sft_cases import CASES, HAND, OURS, TRL, TRL_GROUPED
+from bench.gpu._sft_sides import take_turn
 from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.smoke
@@ -27,9 +27,9 @@ TINY = {
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run for minutes")
-@pytest.mark.parametrize("name", ["gpu_sft", "gpu_vla", "gpu_grpo"])
+@pytest.mark.parametrize("name", ["sft", "vla", "grpo"])
 def test_says_that_it_needs_a_gpu(name: str) -> None:
-    command = [sys.executable, "-m", f"bench.{name}"]
+    command = [sys.executable, "-m", f"bench.gpu.{name}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "expected a CUDA GPU" in done.stderr and "Traceback" not in done.stderr
@@ -52,11 +52,11 @@ def test_all_sides_have_the_same_loss(name: str, peers: tuple[str, ...]) -> None
 def test_both_sides_of_the_robot_policy_have_the_same_loss() -> None:
     case = replace(_vla_sides.CASES["batch16"], tiny=True, batch=4)
     turns = {side: _vla_sides.take_turn(case, side, 6) for side in _vla_sides.SIDES}
-    gpu_vla.assert_same(turns)
+    vla.assert_same(turns)
     assert all(turn.rate > 0 for turn in turns.values())
     # The real shape, as the plan sees it: nothing of it is made.
     planned = _vla_sides.CASES["batch16"].plan().total
-    assert planned is not None and 40 * gpu_vla.GIB < planned < 80 * gpu_vla.GIB
+    assert planned is not None and 40 * vla.GIB < planned < 80 * vla.GIB
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_all_sides_of_grpo_have_the_same_loss_and_gradients() -> None:
         _grpo_cases.CASES["lora7b"], tiny=True, rows=16, micro=4, length=120, picture=(72, 36)
     )
     turns = {side: _grpo_sides.take_turn(case, side, 6) for side in _grpo_cases.SIDES}
-    gpu_grpo.assert_same(turns)
+    grpo.assert_same(turns)
     ours = turns[_grpo_cases.OURS]
     assert ours.grad_norm > 0 and all(turn.rate > 0 for turn in turns.values())
     for turn in turns.values():  # in fp32 they agree far better than on a GPU in bf16
@@ -77,4 +77,4 @@ def test_the_real_shape_of_grpo_is_planned() -> None:
     """As the plan sees it: nothing of it is made."""
     planned = _grpo_cases.CASES["lora7b"].plan()
     assert planned.shape is not None and planned.shape.parameters == 8_292_166_656
-    assert planned.total is not None and 17 * gpu_grpo.GIB < planned.total < 80 * gpu_grpo.GIB
+    assert planned.total is not None and 17 * grpo.GIB < planned.total < 80 * grpo.GIB

@@ -1,8 +1,8 @@
 """How fast does one GPU fine-tune, and in how much memory? Beside TRL, TRL + Liger, a bare loop.
 
-    python -m bench.gpu_sft                    # all cases; exit 2 where there is no CUDA GPU
-    python -m bench.gpu_sft --cases full lora  # some of them
-    python -m bench.gpu_sft --write            # and writes docs/benchmarks/gpu-sft.md
+    python -m bench.gpu.sft                    # all cases; exit 2 where there is no CUDA GPU
+    python -m bench.gpu.sft --cases full lora  # some of them
+    python -m bench.gpu.sft --write            # and writes docs/benchmarks/gpu-sft.md
 
 full   Llama-1B, all weights, rows of 2048, 16k tokens a step, fp32 master weights (B1)
 short  the same model on rows of 400 tokens on average, packed or padded; real tokens count (B2)
@@ -11,7 +11,7 @@ lora   8B, LoRA r16 on q, k, v, o, 2 rows of 4096 a step (B3)
 Weights are random and rows are random tokens, the same on all sides. Each side lives in a process
 of its own, since kernels patch classes for good, and takes its turn when the others rest; what a
 turn held is given back after it. Losses are compared before anything is timed. The sides
-themselves are in bench/_gpu_sides.py.
+themselves are in bench/gpu/_sft_sides.py.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from functools import partial
 
 import torch
 
-from bench._gpu_cases import CASES, OURS, WARM, Case
-from bench._gpu_page import Benchmark, faster, met, peak, planned, rate, section
-from bench._gpu_sides import Turn, missing, take_turn
-from bench._players import GIB, play, start
+from bench.gpu._page import Benchmark, faster, met, peak, planned, rate, section
+from bench.gpu._players import GIB, play, start
+from bench.gpu._sft_cases import CASES, OURS, WARM, Case
+from bench.gpu._sft_sides import Turn, missing, take_turn
 from workloads.plan.cards import peak_flops
 from workloads.plan.speed import mfu_flops_per_token
 
@@ -33,14 +33,14 @@ TOLERANCE = 2e-3
 
 
 BENCHMARK = Benchmark(
-    name="gpu_sft",
+    name="sft",
     about=__doc__,
     card="80 GiB for all cases",
     cases=CASES,
     steps=16,
     warm=WARM,
     packages=("torch", "transformers", "trl", "peft"),
-    sources=("workloads/llm", "bench/_gpu_sides.py"),
+    sources=("workloads/llm", "bench/gpu/_sft_sides.py"),
 )
 
 
@@ -56,7 +56,7 @@ def _introduction(options: argparse.Namespace) -> list[str]:
         "MFU counts 6 N + 6 L H (d_qk + d_v) s FLOPs a token (4 N where only LoRA trains) against "
         "the card's dense bf16 peak. Peak is torch's own count of allocated bytes; beside ours "
         "stands what `tatara plan` says.",
-        "Run it: `python -m bench.gpu_sft --write`.",
+        "Run it: `python -m bench.gpu.sft --write`.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What bench/gpu_grpo.py asks: models of real shape, rows with a picture each, completions that
+"""What bench/gpu/grpo.py asks: models of real shape, rows with a picture each, completions that
 are given. Needs no GPU.
 """
 
@@ -86,7 +86,7 @@ class Case:
             "model.random_init": True,
             "adapter.dropout": 0.0,
             "data.source": str(folder),
-            "rewards": ["bench._grpo_sides:reward"],
+            "rewards": ["bench.gpu._grpo_sides:reward"],
             "grpo.objective": "trl",
             "grpo.num_generations": GENERATIONS,
             # A completion fills what its prompt leaves; to the plan only the sum matters.

@@ -1,9 +1,9 @@
 """How fast does one GPU fine-tune OpenVLA-7B, and in how much memory (B4)? Beside the recipe that
 its authors published, written again as a plain loop.
 
-    python -m bench.gpu_vla                      # both batch sizes; exit 2 without a CUDA GPU
-    python -m bench.gpu_vla --cases batch16
-    python -m bench.gpu_vla --write              # and writes docs/benchmarks/gpu-vla.md
+    python -m bench.gpu.vla                      # both batch sizes; exit 2 without a CUDA GPU
+    python -m bench.gpu.vla --cases batch16
+    python -m bench.gpu.vla --write              # and writes docs/benchmarks/gpu-vla.md
 
 Weights are random, the demonstrations are pictures of a camera's size as CRANE-X7 writes them, and
 both sides decode, resize and vary the same ones. Each side lives in a process of its own and takes
@@ -15,22 +15,22 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 
-from bench._gpu_page import Benchmark, faster, met, peak, planned, rate, section
-from bench._players import GIB, play, start
-from bench._vla_sides import CASES, OURS, PUBLISHED, SIDES, WARM, Case, Turn, take_turn
+from bench.gpu._page import Benchmark, faster, met, peak, planned, rate, section
+from bench.gpu._players import GIB, play, start
+from bench.gpu._vla_sides import CASES, OURS, PUBLISHED, SIDES, WARM, Case, Turn, take_turn
 
 TOLERANCE = 5e-3
 
 
 BENCHMARK = Benchmark(
-    name="gpu_vla",
+    name="vla",
     about=__doc__,
     card="80 GiB for batch16, 141 GiB for batch32",
     cases=CASES,
     steps=16,
     warm=WARM,
     packages=("torch", "transformers", "peft"),
-    sources=("workloads/vla", "bench/_vla_sides.py"),
+    sources=("workloads/vla", "bench/gpu/_vla_sides.py"),
 )
 
 
@@ -46,7 +46,7 @@ def _introduction(options: argparse.Namespace) -> list[str]:
         f"Sides take turns, {options.rounds} times after one that compares losses; a turn is "
         f"{options.steps} steps, of which the first {WARM} are not timed. Peak is torch's own "
         "count of allocated bytes; beside ours stands what `tatara plan` says.",
-        "Run it: `python -m bench.gpu_vla --write`.",
+        "Run it: `python -m bench.gpu.vla --write`.",
     ]
 
 

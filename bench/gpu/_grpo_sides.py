@@ -1,4 +1,4 @@
-"""The sides of bench/gpu_grpo.py: one turn of one side, from a fresh model to its figures.
+"""The sides of bench/gpu/grpo.py: one turn of one side, from a fresh model to its figures.
 
 Nothing here asks for a GPU by itself, so that a test can take a turn of a tiny case anywhere.
 """
@@ -17,10 +17,10 @@ import torch
 import transformers
 from trl import GRPOConfig, GRPOTrainer
 
-from bench._gpu_cases import WARM
-from bench._gpu_sides import Clock, synchronise
-from bench._grpo_cases import OURS, RATE, TRL, WHOLE, Case, bench_folder, examples_of
 from bench._rank import rank_session
+from bench.gpu._grpo_cases import OURS, RATE, TRL, WHOLE, Case, bench_folder, examples_of
+from bench.gpu._sft_cases import WARM
+from bench.gpu._sft_sides import Clock, synchronise
 from workloads.engine.generate.encode import encode
 from workloads.engine.pretrained.base import find_base
 from workloads.grpo.config import GrpoConfig

@@ -1,8 +1,8 @@
 """How fast does one GPU learn from completions that are there (B7), and in how much memory? Beside
 TRL's trainer as it comes, and beside the whole logits that R1-V computes.
 
-    python -m bench.gpu_grpo            # exit 2 without a CUDA GPU
-    python -m bench.gpu_grpo --write    # and writes docs/benchmarks/gpu-grpo.md
+    python -m bench.gpu.grpo            # exit 2 without a CUDA GPU
+    python -m bench.gpu.grpo --write    # and writes docs/benchmarks/gpu-grpo.md
 
 Weights are random; prompts, pictures and completions are the same on all sides. Only the training
 is timed: log-probabilities, loss, gradients and the optimizer. Each side lives in a process of its
@@ -14,25 +14,25 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 
-from bench._gpu_cases import WARM
-from bench._gpu_page import Benchmark, faster, met, peak, planned, rate, section
-from bench._grpo_cases import CASES, OURS, SIDES, WHOLE, Case
-from bench._grpo_sides import Turn, take_turn
-from bench._players import GIB, play, start
+from bench.gpu._grpo_cases import CASES, OURS, SIDES, WHOLE, Case
+from bench.gpu._grpo_sides import Turn, take_turn
+from bench.gpu._page import Benchmark, faster, met, peak, planned, rate, section
+from bench.gpu._players import GIB, play, start
+from bench.gpu._sft_cases import WARM
 
 # Advantages of a group cancel each other out, so that losses are near 0; norms say more.
 LOSS_TOLERANCE, NORM_TOLERANCE = 2e-3, 3e-2
 
 
 BENCHMARK = Benchmark(
-    name="gpu_grpo",
+    name="grpo",
     about=__doc__,
     card="80 GiB",
     cases=CASES,
     steps=8,
     warm=WARM,
     packages=("torch", "transformers", "trl", "peft"),
-    sources=("workloads/grpo", "bench/_grpo_sides.py"),
+    sources=("workloads/grpo", "bench/gpu/_grpo_sides.py"),
 )
 
 
@@ -52,7 +52,7 @@ def introduction(options: argparse.Namespace) -> list[str]:
         f"Sides take turns, {options.rounds} times after one that compares losses and gradient "
         "norms. Peak is torch's own count of allocated bytes; beside ours stands what "
         "`tatara plan` says.",
-        "Run it: `python -m bench.gpu_grpo --write`.",
+        "Run it: `python -m bench.gpu.grpo --write`.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What bench/gpu_sft.py asks: models of real shape, rows of random tokens, who takes part.
+"""What bench/gpu/sft.py asks: models of real shape, rows of random tokens, who takes part.
 
 Needs no GPU.
 """

@@ -1,4 +1,4 @@
-"""The sides of bench/gpu_sft.py: one turn of one side, from a fresh model to its figures.
+"""The sides of bench/gpu/sft.py: one turn of one side, from a fresh model to its figures.
 
 Nothing here asks for a GPU by itself, so that a test can take a turn of a tiny case anywhere.
 """
@@ -27,7 +27,8 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from bench._gpu_cases import (
+from bench._rank import rank_session
+from bench.gpu._sft_cases import (
     COMPILED,
     HAND,
     OURS,
@@ -41,7 +42,6 @@ from bench._gpu_cases import (
     model_folder,
     rows_of,
 )
-from bench._rank import rank_session
 from workloads.data.packing import pack
 from workloads.engine.pretrained.base import find_base
 from workloads.llm.config import LlmConfig

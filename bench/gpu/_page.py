@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from bench._pair import facts, write_page
-from bench._players import GIB
+from bench.gpu._players import GIB
 from workloads.plan.estimate import Breakdown
 
 
@@ -51,13 +51,13 @@ class Benchmark:
         options = self._options()
         if not torch.cuda.is_available():
             print(
-                f"bench.{self.name}: expected a CUDA GPU that torch can use, found none; run it on "
-                f"a machine with one ({self.card})",
+                f"bench.gpu.{self.name}: expected a CUDA GPU that torch can use, found none; "
+                f"run it on a machine with one ({self.card})",
                 file=sys.stderr,
             )
             return 2
         parts = [run_case(self.cases[name], options) for name in options.cases]
-        sources = [*self.sources, f"bench/{self.name}.py", "workloads/engine"]
+        sources = [*self.sources, f"bench/gpu/{self.name}.py", "workloads/engine"]
         known = facts(self.packages, sources, torch.cuda.get_device_name())
         print(known)
         if options.write:
@@ -66,7 +66,7 @@ class Benchmark:
 
     @property
     def page(self) -> str:
-        return self.name.replace("_", "-")
+        return f"gpu-{self.name}"
 
     def _options(self) -> argparse.Namespace:
         parser = argparse.ArgumentParser(

@@ -1,4 +1,4 @@
-"""The sides of bench/gpu_vla.py: one turn of one side, from a fresh model to its figures.
+"""The sides of bench/gpu/vla.py: one turn of one side, from a fresh model to its figures.
 
 Nothing here asks for a GPU by itself, so that a test can take a turn of a tiny case anywhere.
 """

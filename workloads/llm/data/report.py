@@ -107,7 +107,7 @@ class Report:
                 "only their last answer is learnt, behind the prompt as a model is given it"
             )
         if split.parted:
-            yield f"  {split.parted:,} rows cut into prompt and answer before tokens were made"
+            yield f"  {split.parted:,} rows cut where a prompt ends, so that no token holds both prompt and answer"
         if len(split.formats) > 1 or "auto" in split.formats:
             counts = (f"{count:,} {name}" for name, count in split.formats.items())
             yield f"  formats: {', '.join(counts)}"

@@ -247,9 +247,17 @@ class Template:
             if found < 0:
                 return None
             end = self._closed(text, found + len(words), limit)
-            if end is None:
-                is_last = answer == talk.answers[-1]
-                end = len(text) if is_last else found + len(words)
+            if end is None and answer == talk.answers[-1]:
+                end = len(text)
+            elif end is None and talk.turns[answer].get("tool_calls"):
+                # A call stands behind the words, in the template's own form.
+                turns = [talk.turns[: answer + 1]]
+                whole = self.switches.render(turns, False, talk.tools, talk.joint)[0].rstrip()
+                if not text.startswith(whole) or len(whole) <= start:
+                    return None
+                end = len(whole)
+            elif end is None:
+                end = found + len(words)
             spans.append((start, end))
         return spans
 

@@ -131,6 +131,26 @@ def test_a_call_as_completion_is_no_empty_answer(field: Field) -> None:
     assert not rows and "'tool_calls' of turn 2" in told
 
 
+@pytest.mark.parametrize("said", [None, "Let me see."])
+def test_a_call_that_ends_with_plain_text_is_learnt(field: Field, said: str | None) -> None:
+    """L-F2: a template whose end of a turn is no special token of the tokenizer."""
+    template = field.folder / "calls.jinja"
+    template.write_text(
+        "{% for turn in messages %}[{{ turn.role }}]{{ turn.content or '' }}"
+        "{% for call in turn.tool_calls or [] %}<call>{{ call.function | tojson }}</call>"
+        "{% endfor %}[end]\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    turns = json.loads(json.dumps([row["messages"] for row in CALLED]))
+    for row in turns:
+        row[1]["content"] = said
+    rows, _ = field.learnt(
+        field.write([{"messages": row} for row in turns]), model={"chat_template": str(template)}
+    )
+    assert len(rows) == 12
+    call = f'{said or ""}<call>{{"name": "rain", "arguments": {{"town": "Nara"}}}}</call>[end]'
+    assert f"[assistant][[{call}]]" in rows[0]
+
+
 @pytest.mark.parametrize("family", ["three", "ja"])
 def test_roles_of_calls_and_results_do_not_vanish(field: Field, family: str) -> None:
     """L-F2"""

@@ -123,13 +123,14 @@ def _compared(config: GrpoConfig, base: "Base[PreTrainedConfig]", counted: "Coun
     from workloads.grpo.tools import load_tools
 
     try:
-        processing = load_processing(base, config.grpo)
+        processing = load_processing(base, config.grpo, config.tools.used)
     except TataraError as error:
         return Finding("tokens", "warning", f"not compared with the model's own processor: {error}")
     try:
         tools = load_tools(config.tools)
         tools.check(processing)
-        done = prove(sample_of(counted.good), processing, turns_of(config.data), tools.schemas)
+        switches, turns = config.model.chat_template_kwargs, turns_of(config.data)
+        done = prove(sample_of(counted.good), processing, turns, tools.schemas, switches)
     except TataraError as error:
         return Finding("tokens", "error", str(error))
     return Finding("tokens", "ok", f"as the model's own processor counts them, in {done} rows")

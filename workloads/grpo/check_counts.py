@@ -4,7 +4,8 @@ The counting follows rules of ours; a model whose processor does otherwise would
 prompts than those that were held against the limits.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from workloads.engine.generate.encode import encode
@@ -22,11 +23,12 @@ def prove(
     processing: Processing,
     turns: Callable[[Question], Turns],
     tools: Sequence[dict[str, Any]] = (),
+    switches: Mapping[str, Any] = MappingProxyType({}),
 ) -> int:
     """How many rows were compared; UserError for the first one that is longer or shorter."""
     done = 0
     for example, counted in sample:
-        texts = prompt_texts(processing, [turns(example.question)], tools)
+        texts = prompt_texts(processing, [turns(example.question)], tools, switches)
         row = encode(processing, texts, [example.open_images()])
         length = int(row["input_ids"].shape[1])
         if length != counted.prompt:

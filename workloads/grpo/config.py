@@ -257,6 +257,18 @@ class GrpoConfig(Profile):
         "cut, KL run away, entropy or length collapsed): say so, or save and stop.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_set_of_switches(cls, values: Any) -> Any:
+        """TRL's grpo.sampling.chat_template_kwargs are the model's, which everything reads."""
+        try:
+            own = values["grpo"]["sampling"]["chat_template_kwargs"]
+            model = dict(values["model"])
+            switches = {**model.get("chat_template_kwargs", {}), **own}
+        except (KeyError, TypeError):
+            return values
+        return {**values, "model": {**model, "chat_template_kwargs": switches}}
+
     @model_validator(mode="after")
     def _possible(self) -> "GrpoConfig":
         if self.stage == "grpo":

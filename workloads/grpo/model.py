@@ -3,9 +3,10 @@
 Which of the two a model is follows from its own config, never from its name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -24,7 +25,7 @@ from workloads.config.sections import Model
 from workloads.engine.generate import Prompt, generate
 from workloads.engine.pretrained import load
 from workloads.engine.pretrained.base import Base
-from workloads.engine.pretrained.chat import fixed
+from workloads.engine.pretrained.chat import chosen_template, fixed
 from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
 from workloads.grpo.config import GrpoConfig
@@ -56,16 +57,20 @@ def placeholders(processing: Processing) -> list[str]:
 
 
 def prompt_texts(
-    processing: Processing, turns: Sequence[Turns], tools: Sequence[dict[str, Any]] = ()
+    processing: Processing,
+    turns: Sequence[Turns],
+    tools: Sequence[dict[str, Any]] = (),
+    switches: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
     """The conversations by the model's own chat template, up to where the answer begins.
 
     A processor is given parts even of a text, as TRL gives them to it. tools: their schemas.
+    switches: those of the template that are not in it already.
     """
     if isinstance(processing, ProcessorMixin):
         turns = [in_parts(conversation) for conversation in turns]
     settings: dict[str, Any] = {"tools": list(tools) or None, "tokenize": False}
-    settings |= {"add_generation_prompt": True, **fixed(processing)}
+    settings |= {"add_generation_prompt": True, **fixed(processing), **switches}
     return [str(processing.apply_chat_template(one, **settings)) for one in turns]
 
 
@@ -96,10 +101,14 @@ def answers(
     )
 
 
-def load_processing(base: Base[PreTrainedConfig], limits: Grpo) -> Processing:
+def load_processing(
+    base: Base[PreTrainedConfig], limits: Grpo, is_for_tools: bool = False
+) -> Processing:
     """The tokenizer of a language model, or the processor of a vision-language model.
 
-    Padded on the left. `limits` set the pixels that an image is scaled to. Raises UserError.
+    Padded on the left, with the chat template that the profile asks for. `limits` set the pixels
+    that an image is scaled to. TRL 1.16 knows how tools are called by the very text of a template:
+    for them the profile's switches stay out of it. Raises UserError.
     """
     vision = sees_images(base.config)
     arguments: dict[str, Any] = {"local_files_only": True, "padding_side": "left"}
@@ -116,10 +125,21 @@ def load_processing(base: Base[PreTrainedConfig], limits: Grpo) -> Processing:
     if isinstance(processing, ProcessorMixin):
         _limit_pixels(base.model.name, processing, limits)
     tokenizer = tokenizer_of(processing)
+    _choose_template(base.model, processing, is_for_tools)
     if tokenizer.pad_token is None:
         # Completions are masked by position, so the end of an answer stays a target.
         tokenizer.pad_token = tokenizer.eos_token
     return processing
+
+
+def _choose_template(wanted: Model, processing: Processing, is_for_tools: bool) -> None:
+    if is_for_tools:
+        wanted = wanted.model_copy(update={"chat_template_kwargs": {}})
+    tokenizer = tokenizer_of(processing)
+    own = getattr(processing, "chat_template", None) or tokenizer.chat_template
+    template = chosen_template(wanted, own)
+    if template is not own:
+        processing.chat_template = tokenizer.chat_template = template
 
 
 def _limit_pixels(name: str, processor: ProcessorMixin, limits: Grpo) -> None:

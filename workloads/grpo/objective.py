@@ -64,7 +64,9 @@ class Sampling(Section):
         default_factory=dict, description="Further arguments of the engine's sampling."
     )
     chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Switches of the chat template, e.g. enable_thinking."
+        default_factory=dict,
+        description="TRL's place for switches of the chat template; they join and replace those "
+        "of model.chat_template_kwargs.",
     )
     cache_implementation: Text | None = Field(
         None, description="Kind of cache of transformers' generation, e.g. static."

@@ -52,7 +52,7 @@ def train(config: GrpoConfig, session: Session) -> None:
     config = config.model_copy(update={"model": base.model})
     config.check_groups(distributed.world_size())
     engine.check(config, sees_images(base.config))
-    processing = load_processing(base, config.grpo)
+    processing = load_processing(base, config.grpo, config.tools.used)
     load_tools(config.tools).check(processing)
     data = prepare_data(config, session, base, processing)
     check_alike(lambda: {"rows": data.digest()})
@@ -89,7 +89,8 @@ def prepare_data(
         try:
             data = prepare(config, base.folder, cache, session.progress)
             schemas = load_tools(config.tools).schemas
-            prove(sample_of(data.counted), processing, turns_of(config.data), schemas)
+            switches, turns = config.model.chat_template_kwargs, turns_of(config.data)
+            prove(sample_of(data.counted), processing, turns, schemas, switches)
             data.lines += try_on(config, data.examples[0])
         except TataraError as error:
             problem = error
@@ -163,13 +164,14 @@ def arguments(
     """
     grpo = config.grpo
     own = trainer_arguments(config, session, None)
+    switches = {"chat_template_kwargs": config.model.chat_template_kwargs}
     if image_tokens:
         # A row without an image leaves the vision tower without gradients; TRL decides.
         own["ddp_find_unused_parameters"] = None
     dtype = str(compute_dtype(config.train)).removeprefix("torch.")
     return GRPOConfig(
         **own,
-        **(grpo.arguments() | engine.arguments(config, image_tokens, ends)),
+        **(grpo.arguments() | engine.arguments(config, image_tokens, ends) | switches),
         model_init_kwargs={"dtype": dtype, "trust_remote_code": config.model.trust_remote_code},
         max_tool_calling_iterations=config.tools.max_rounds,
         reward_weights=[one.weight for one in config.rewards.functions],

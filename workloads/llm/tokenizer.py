@@ -1,7 +1,5 @@
 """A model's tokenizer with the chat template that a profile asks for, checked before it is used."""
 
-import json
-import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,9 +7,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from workloads.config.sections import Model
 from workloads.engine.pretrained.base import Base
-from workloads.engine.pretrained.chat import PROBE
+from workloads.engine.pretrained.chat import PROBE, chosen_template
 from workloads.engine.pretrained.files import Tell
 from workloads.errors import UserError
 from workloads.llm.config import LlmModel
@@ -64,7 +61,8 @@ def load_tokenizer(base: Base[PreTrainedConfig], tell: Tell) -> PreTrainedTokeni
     _check_pieces(name, tokenizer, base.folder)
     if isinstance(base.model, LlmModel):
         add_tokens(tokenizer, base.model, tell)
-    _choose_template(base.model, tokenizer)
+    own = tokenizer.chat_template
+    tokenizer.chat_template = chosen_template(base.model, own, _forms(tokenizer))
     note = choose_padding(tokenizer)
     if note:
         tell(note)
@@ -144,63 +142,12 @@ def _few(tokens: list[Any]) -> str:
     return " ".join(map(str, tokens[:8])) + (" …" if len(tokens) > 8 else "")
 
 
-def _choose_template(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Put the chat template that the profile asks for, and its switches, into the tokenizer.
-
-    What is in the tokenizer goes with the export: whoever uses the model renders as training did.
-    """
-    own = tokenizer.chat_template
-    wanted = model.chat_template
-    if wanted is not None:
-        tokenizer.chat_template = _template(wanted, tokenizer)
-    elif isinstance(own, dict) and "default" not in own:
-        raise UserError(
-            f"{model.name}: expected a default among its chat templates, found "
-            f"{', '.join(sorted(own))}; set model.chat_template to one of them"
-        )
-    if model.chat_template_kwargs:
-        tokenizer.chat_template = _switched(tokenizer.chat_template, model.chat_template_kwargs)
-
-
-def _template(wanted: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    own = tokenizer.chat_template
-    if isinstance(own, dict) and wanted in own:
-        return str(own[wanted])
-    if wanted in FORMS:
-        begin = tokenizer.bos_token_id
-        starts = begin is not None and tokenizer(PROBE)["input_ids"][:1] == [begin]
-        return ("{{ bos_token }}" if starts else "") + FORMS[wanted].template()
-    file = Path(wanted).expanduser()
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    names = [*(sorted(own) if isinstance(own, dict) else []), *FORMS]
-    raise UserError(
-        f"model.chat_template: expected a Jinja file or one of {', '.join(names)}, found {wanted!r}"
-    )
-
-
-def _switched(template: Any, switches: dict[str, Any]) -> str:
-    """The template with defaults for its switches, where whoever renders it sets none."""
-    if not isinstance(template, str):
-        raise UserError(
-            "model.chat_template_kwargs: expected one chat template to set them for, found "
-            f"{'none' if template is None else 'several'}; set model.chat_template"
-        )
-    unknown = [name for name in switches if not re.search(rf"\b{re.escape(name)}\b", template)]
-    if unknown:
-        raise UserError(
-            f"model.chat_template_kwargs: expected switches that the chat template reads, found "
-            f"{unknown[0]!r}, which stands nowhere in it; correct or remove it"
-        )
-    heads = [
-        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
-        for name, value in switches.items()
-    ]
-    return "".join(heads) + template
-
-
-def _literal(value: Any) -> str:
-    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+def _forms(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The named prompt formats as chat templates, with the token that this tokenizer begins with."""
+    begin = tokenizer.bos_token_id
+    starts = begin is not None and tokenizer(PROBE)["input_ids"][:1] == [begin]
+    head = "{{ bos_token }}" if starts else ""
+    return {name: head + form.template() for name, form in FORMS.items()}
 
 
 __all__ = ["choose_padding", "load_tokenizer"]

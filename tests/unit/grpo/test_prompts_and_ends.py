@@ -53,7 +53,7 @@ class Built(TataraError):
     """Ends a run where its training would begin."""
 
 
-def trainer_of(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def trainer_of(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
     """The trainer that a run of a model of that family builds."""
     found: list[Any] = []
 
@@ -67,7 +67,7 @@ def trainer_of(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> An
     rows.write_text(json.dumps({"problem": "1 + 1?", "solution": "<answer> 2 </answer>"}) + "\n")
     profile = folder / "family.yaml"
     profile.write_text(PROFILE.format(model=model, rows=rows))
-    done = train_inline(profile, folder / "run")
+    done = train_inline(profile, folder / "run", *words)
     assert isinstance(done.error, Built), done.error
     return found[0]
 
@@ -105,6 +105,42 @@ def test_prompts_are_the_same_on_every_date(
     (text,) = prompt_texts(tokenizer, [TURNS])
     assert FIXED_DATE in text and tokenizer.decode(ids) == text
     assert read_prompt_text(tmp_path / "model", sees_images=False).count(TURNS) == (len(ids), 0)
+
+
+LOUD = (
+    "{% for m in messages %}{{ '<|user|>' + m.content + '<|eot|>' }}{% endfor %}"
+    "{% if loud is defined and loud %}{{ 'LOUD' }}{% endif %}{{ '<|assistant|>' }}"
+)
+
+
+@pytest.mark.parametrize("setting", ["grpo.sampling", "model"])
+def test_template_and_switches_are_the_same_everywhere(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rollouts, held-out questions, the count of tokens, and what is exported (G-F11)."""
+    (tmp_path / "own.jinja").write_text(LOUD)
+    words = [
+        f"model.chat_template={tmp_path}/own.jinja",
+        f"{setting}.chat_template_kwargs.loud=true",
+    ]
+    trainer = trainer_of(tmp_path, "dated", monkeypatch, *words)
+    (ids,), _, _ = trainer._tokenize_prompts([TURNS])
+    wanted = "<|user|>1 + 1?<|eot|>LOUD<|assistant|>"
+    assert trainer.processing_class.decode(ids) == wanted
+    assert prompt_texts(trainer.processing_class, [TURNS]) == [wanted]
+    model = trainer.profile.model
+    counted = read_prompt_text(tmp_path / "model", sees_images=False, model=model).count(TURNS)
+    assert counted == (len(ids), 0)
+    kept = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert prompt_texts(kept, [TURNS]) == [wanted]
+
+
+def test_a_switch_that_the_template_does_not_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(AssertionError, match="found 'shout', which stands nowhere in it"):
+        switch = "grpo.sampling.chat_template_kwargs.shout=true"
+        trainer_of(tmp_path, "dated", monkeypatch, switch)
 
 
 def test_a_template_is_given_what_it_reads_alone(tmp_path: Path) -> None:

@@ -5,11 +5,17 @@ of an answer is what generation stops at.
 """
 
 import copy
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
+
+from workloads.config.sections import Model
+from workloads.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -33,6 +39,60 @@ def fixed(speaker: Any) -> dict[str, Any]:
     """What of FIXED the chat template reads: a processor takes all else for settings of its own."""
     template = str(getattr(speaker, "chat_template", None))
     return {name: value for name, value in FIXED.items() if name in template}
+
+
+def chosen_template(model: Model, own: Any, forms: Mapping[str, str] | None = None) -> Any:
+    """The chat template that a profile asks for, with its switches as defaults.
+
+    own: the tokenizer's, one or several by name. forms: further ones by name. What is in the
+    tokenizer goes with the export: whoever uses the model renders as training did.
+    """
+    template = own
+    if model.chat_template is not None:
+        template = _named_template(model.chat_template, own, forms or {})
+    elif isinstance(own, dict) and "default" not in own:
+        raise UserError(
+            f"{model.name}: expected a default among its chat templates, found "
+            f"{', '.join(sorted(own))}; set model.chat_template to one of them"
+        )
+    return _switched(template, model.chat_template_kwargs)
+
+
+def _named_template(wanted: str, own: Any, forms: Mapping[str, str]) -> str:
+    known = {**forms, **(own if isinstance(own, dict) else {})}
+    if wanted in known:
+        return str(known[wanted])
+    file = Path(wanted).expanduser()
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    names = "".join(f" or one of {', '.join(sorted(known))}" if known else "")
+    raise UserError(f"model.chat_template: expected a Jinja file{names}, found {wanted!r}")
+
+
+def _switched(template: Any, switches: Mapping[str, Any]) -> Any:
+    """The template with defaults for its switches, where whoever renders it sets none."""
+    if not switches:
+        return template
+    if not isinstance(template, str):
+        raise UserError(
+            "model.chat_template_kwargs: expected one chat template to set them for, found "
+            f"{'none' if template is None else 'several'}; set model.chat_template"
+        )
+    unknown = [name for name in switches if not re.search(rf"\b{re.escape(name)}\b", template)]
+    if unknown:
+        raise UserError(
+            f"model.chat_template_kwargs: expected switches that the chat template reads, found "
+            f"{unknown[0]!r}, which stands nowhere in it; correct or remove it"
+        )
+    heads = [
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
+        for name, value in switches.items()
+    ]
+    return "".join(heads) + template
+
+
+def _literal(value: Any) -> str:
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def answer_end(speaker: Any) -> str:

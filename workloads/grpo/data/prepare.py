@@ -172,7 +172,8 @@ def count(config: GrpoConfig, base: Path, examples: Sequence[Example]) -> Counti
     own = _read(base / "config.json")
     rules = _rules(config, base, own, examples)
     limits = _limits(config, own)
-    text = read_prompt_text(base, "vision_config" in own, load_tools(config.tools).schemas)
+    schemas = load_tools(config.tools).schemas
+    text = read_prompt_text(base, "vision_config" in own, schemas, config.model)
     rows = list(count_rows(examples, text, rules, turns_of(config.data)))
     if config.stage == "sft":
         pairs = zip(rows, examples, strict=True)
@@ -311,7 +312,6 @@ def _read(path: Path) -> dict[str, Any]:
     from workloads.json_files import read_json
 
     return read_json(path)
-
 
 
 __all__ = [

@@ -14,7 +14,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from workloads.engine.pretrained.chat import FIXED
+from workloads.config.sections import Model
+from workloads.engine.pretrained.chat import FIXED, chosen_template
 from workloads.errors import UserError
 from workloads.grpo.data.rows import Example
 from workloads.grpo.prompts import IMAGE_MARK, Question, Turns, Wording, in_parts
@@ -150,13 +151,16 @@ class PromptText:
 
 
 def read_prompt_text(
-    folder: Path, sees_images: bool = True, tools: Sequence[dict[str, Any]] = ()
+    folder: Path,
+    sees_images: bool = True,
+    tools: Sequence[dict[str, Any]] = (),
+    model: Model | None = None,
 ) -> PromptText:
     """The prompt text of the checkpoint in `folder`: tokenizer.json and its chat template.
 
     A model that sees images has a processor, which puts the start token before a template's text
     that lacks it; a tokenizer alone takes that text as it is. tools: the schemas that every prompt
-    shows.
+    shows. model: what a profile asks of the template.
     """
     tokenizer, special = _tokenizer(folder), _special_tokens(folder)
     begin = _token(special, "bos_token")
@@ -168,7 +172,8 @@ def read_prompt_text(
 
     processor = read_json(path) if (path := folder / "processor_config.json").is_file() else {}
     image_token = _token(special, "image_token") or _token(processor, "image_token") or IMAGE_TOKEN
-    template = _renderer(_chat_template(folder, special), _constants(special), tools)
+    chosen = chosen_template(model or Model(name=str(folder)), _own_template(folder, special))
+    template = _renderer(_one_template(folder, chosen), _constants(special), tools)
 
     def render(turns: Turns) -> str:
         return template(in_parts(turns) if sees_images else turns)
@@ -217,15 +222,21 @@ def _token(tokenizer_config: dict[str, Any], name: str) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str:
-    """The processor's template before the tokenizer's, as the libraries choose."""
+def _own_template(folder: Path, tokenizer_config: dict[str, Any]) -> Any:
+    """The processor's template before the tokenizer's, as the libraries choose; several by name."""
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8")
     template = tokenizer_config.get("chat_template")
     if (file := folder / "chat_template.json").is_file():
         template = read_json(file).get("chat_template", template)
     if isinstance(template, list):  # several, each with a name
-        template = {one.get("name"): one.get("template") for one in template}.get("default")
+        return {one.get("name"): one.get("template") for one in template}
+    return template
+
+
+def _one_template(folder: Path, template: Any) -> str:
+    if isinstance(template, dict):
+        template = template.get("default")
     if not isinstance(template, str):
         raise UserError(
             f"expected a chat template in {folder} (chat_template.jinja, chat_template.json or "

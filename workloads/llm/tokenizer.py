@@ -143,7 +143,7 @@ def _few(tokens: list[Any]) -> str:
 
 
 def _forms(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """The named prompt formats as chat templates, with the token that this tokenizer begins with."""
+    """The named prompt formats as chat templates, with the tokenizer's first token."""
     begin = tokenizer.bos_token_id
     starts = begin is not None and tokenizer(PROBE)["input_ids"][:1] == [begin]
     head = "{{ bos_token }}" if starts else ""

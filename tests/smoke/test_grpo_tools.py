@@ -187,3 +187,7 @@ def test_an_environment_brings_tools_and_a_reward(tmp_path: Path) -> None:
         assert row["rewards"]["Desk"] == float(row["completion"].count("calls calculate(") == 1)
         assert row["reward"] == sum(row["rewards"].values())
     assert {row["rewards"]["Desk"] for row in kept} == {0.0, 1.0}
+    alone = train_inline(path, tmp_path / "alone", word, "rewards=[]", "train.max_steps=1")
+    assert alone.error is None, alone.error
+    (row,) = alone.rows
+    assert row["reward"] == row["rewards/Desk/mean"] and "reward Desk" in alone.console

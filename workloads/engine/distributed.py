@@ -9,7 +9,15 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from workloads.errors import Stopped, TataraError
+from workloads.errors import (
+    EXIT_FAILED,
+    EXIT_RETRY,
+    EXIT_USER,
+    Retry,
+    Stopped,
+    TataraError,
+    UserError,
+)
 
 _CHUNK = 16 << 20
 T = TypeVar("T")
@@ -103,12 +111,18 @@ def gather(value: Any) -> list[Any]:
 
 
 def all_or_none(problem: Exception | None, what: str) -> None:
-    """Raise on every rank where any has a problem, so that none waits for one that has left."""
-    texts = [text for text in gather(str(problem) if problem else None) if text]
+    """Raise on every rank where any has a problem, so that none waits for one that has left.
+
+    All end with the exit code of the first that has one: what is worth a retry is so for all.
+    """
+    mine = (str(problem), getattr(problem, "exit_code", EXIT_FAILED)) if problem else None
+    problems = [theirs for theirs in gather(mine) if theirs]
     if problem is not None:
         raise problem
-    if texts:
-        raise TataraError(f"{what}: {texts[0]}")
+    if problems:
+        text, code = problems[0]
+        kind = {EXIT_USER: UserError, EXIT_RETRY: Retry}.get(code, TataraError)
+        raise kind(f"{what}: {text}")
 
 
 def together(work: Callable[[], T], what: str) -> T:

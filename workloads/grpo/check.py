@@ -53,7 +53,7 @@ def _rewards(config: GrpoConfig) -> list[Finding]:
         if not is_known(reward.name):
             findings.append(Finding("rewards", "error", unknown_reward(reward.name)))
     names = ", ".join(f"{one.weight:g} x {one.name}" for one in config.rewards.functions)
-    return findings or [Finding("rewards", "ok", names)]
+    return findings or [Finding("rewards", "ok", names or "the environment's own")]
 
 
 def _engine(config: GrpoConfig) -> Finding:
@@ -127,7 +127,7 @@ def _compared(config: GrpoConfig, base: "Base[PreTrainedConfig]", counted: "Coun
     except TataraError as error:
         return Finding("tokens", "warning", f"not compared with the model's own processor: {error}")
     try:
-        tools = load_tools(config.tools)
+        tools = load_tools(config.tools, bool(config.rewards.functions))
         tools.check(processing)
         switches, turns = config.model.chat_template_kwargs, turns_of(config.data)
         done = prove(sample_of(counted.good), processing, turns, tools.schemas, switches)

@@ -108,7 +108,8 @@ class Rewards(Section):
 
     functions: tuple[Annotated[Reward, BeforeValidator(_named)], ...] = Field(
         (Reward(name="accuracy_extracted"), Reward(name="format")),
-        description="Rewards, each a name or {name, weight}; their weighted sum counts.",
+        description="Rewards, each a name or {name, weight}; their weighted sum counts. None where "
+        "tools.environment brings its own.",
     )
     on_error: Literal["stop", "abstain", "zero"] = Field(
         "stop",
@@ -125,8 +126,6 @@ class Rewards(Section):
     @model_validator(mode="after")
     def _different(self) -> "Rewards":
         names = [reward.name for reward in self.functions]
-        if not names:
-            raise ValueError("expected at least one reward; accuracy_extracted is the usual one")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{twice[0]!r} is there twice; give it one weight instead")
         return self
@@ -271,6 +270,11 @@ class GrpoConfig(Profile):
 
     @model_validator(mode="after")
     def _possible(self) -> "GrpoConfig":
+        if not (self.rewards.functions or self.tools.environment):
+            raise ValueError(
+                "rewards: expected at least one, or tools.environment with get_reward; "
+                "accuracy_extracted is the usual one"
+            )
         if self.stage == "grpo":
             self._possible_reference()
             self._possible_evaluation()

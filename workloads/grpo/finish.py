@@ -12,7 +12,7 @@ from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import Prepared
 from workloads.grpo.evaluate import held_out
 from workloads.grpo.evaluate.chart import draw_rewards
-from workloads.grpo.evaluate.scores import AFTER, BEFORE, BLANK, scores_of
+from workloads.grpo.evaluate.scores import AFTER, BEFORE, BLANK, logged_rewards, scores_of
 from workloads.grpo.export import EXPORTER
 from workloads.grpo.model import load_for_use
 from workloads.grpo.rollouts.engine import stability_ladder
@@ -43,7 +43,7 @@ def finish(config: GrpoConfig, session: Session, trainer: RunTrainer, data: Prep
         facts,
         results=lambda: _results(run, config),
         evaluate=(lambda: _ask_exported(config, session, data, step)) if data.held_out else None,
-        draw=(lambda run: draw_rewards(run, config)) if rewarded else draw_curve,
+        draw=draw_rewards if rewarded else draw_curve,
     )
 
 
@@ -79,9 +79,7 @@ def reward_changes(rows: list[dict[str, Any]], config: GrpoConfig) -> list[tuple
     """Each reward's mean over the first and the last logged steps; advice where the sum fell."""
     if config.stage != "grpo":
         return []
-    names = {f"rewards/{one.name}/mean": one.name for one in config.rewards.functions} | {
-        "reward": "sum"
-    }
+    names = {f"rewards/{name}/mean": name for name in logged_rewards(rows)} | {"reward": "sum"}
     facts, fell = [], False
     for key, label in names.items():
         _, values = series(rows, key)

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from workloads.engine import distributed
 from workloads.engine.training.callbacks import RunCallback
 from workloads.grpo.config import GrpoConfig
+from workloads.grpo.rewards.scoring import BUILT_IN
 from workloads.grpo.rollouts.engine import stability_ladder
 from workloads.run.events import Event
 from workloads.run.session import Session
@@ -119,10 +120,12 @@ def no_spread(rows: Rows, config: GrpoConfig) -> Sign | None:
     rewards = config.rewards.functions
     mean = sum(_last(rows, "reward", SOON)) / SOON
     most = sum(max(0.0, one.weight) for one in rewards)
+    # What others give at most is not known.
+    is_bounded = not config.tools.environment and all(one.name in BUILT_IN for one in rewards)
     group = config.grpo.num_generations
-    if mean >= most - 1e-6:
+    if is_bounded and mean >= most - 1e-6:
         change = "every completion earned everything: take harder rows"
-    elif mean <= 1e-6:
+    elif abs(mean) <= 1e-6:
         change = (
             "no completion earned anything: read rollouts/rollouts.jsonl (`why`), teach the form "
             f"first (stage=sft), take easier rows, raise grpo.num_generations (now {group})"

@@ -71,8 +71,11 @@ class LoadedTools:
             ) from error
 
 
-def load_tools(wanted: "Tools") -> LoadedTools:
-    """The functions and the environment that a profile names; UserError for what is no tool."""
+def load_tools(wanted: "Tools", is_rewarded: bool = True) -> LoadedTools:
+    """The functions and the environment that a profile names; UserError for what is no tool.
+
+    is_rewarded: by rewards of the profile; else the environment has to bring its own.
+    """
     if not wanted.used:
         return LoadedTools()
     from workloads.grpo.rewards.plug_ins import find_callable
@@ -83,6 +86,11 @@ def load_tools(wanted: "Tools") -> LoadedTools:
     if wanted.environment is not None:
         found = find_callable(wanted.environment, "environment")
         environment, methods = _environment(wanted.environment, found)
+        if not is_rewarded and not callable(getattr(environment, "get_reward", None)):
+            raise UserError(
+                f'environment "{wanted.environment}": expected a method get_reward, since the '
+                "profile has no rewards, found none; add it, or name a reward"
+            )
     names = [tool.__name__ for tool in [*functions, *methods]]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"tools: {twice[0]!r} is the name of two tools; rename one")

@@ -24,6 +24,10 @@ class Endless:
     """An environment without reset."""
 
 
+class Unrewarded:
+    def reset(self, **row: Any) -> None: ...
+
+
 class Costly:
     def __init__(self, key: str) -> None: ...
 
@@ -70,6 +74,13 @@ def test_a_prompt_shows_a_tools_schema() -> None:
 def test_what_is_no_tool_is_named(tools: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said.replace("(", "\\(")):
         load_tools(Tools(**tools))
+
+
+def test_without_rewards_an_environment_brings_its_own() -> None:
+    tools = Tools(environment=f"{HERE}:Unrewarded")
+    assert load_tools(tools).environment is Unrewarded
+    with pytest.raises(UserError, match="expected a method get_reward, since the profile has no"):
+        load_tools(tools, is_rewarded=False)
 
 
 def test_a_template_that_shows_no_calls_is_refused() -> None:

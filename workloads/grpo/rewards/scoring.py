@@ -72,7 +72,7 @@ BUILT_IN: Mapping[str, Judge] = MappingProxyType(
 )
 
 
-class RewardFailed(TataraError):
+class RewardFailed(UserError):
     """A reward raised, or gave what is no number; the run may go on if its profile says so."""
 
 

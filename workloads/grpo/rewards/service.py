@@ -21,7 +21,7 @@ PAUSES = (1.0, 5.0)  # seconds before another attempt
 _SHOWN = 200
 
 
-class ServiceLost(RewardFailed, Retry):
+class ServiceLost(Retry, RewardFailed):
     """A service that does not answer: worth another attempt of the run, from its checkpoint."""
 
 

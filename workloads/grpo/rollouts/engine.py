@@ -17,6 +17,7 @@ from workloads.errors import EXIT_RETRY, Retry, UserError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.objective import Grpo
 from workloads.grpo.rollouts import guard
+from workloads.host.ports import is_free
 from workloads.run.events import Phase
 from workloads.run.session import Session
 from workloads.signals import held_back
@@ -27,8 +28,11 @@ URL_VARIABLE = "TATARA_VLLM_URL"
 _EVERY, _PATIENCE, _SILENCE = 5.0, 5.0, 25.0
 
 
-def check(config: GrpoConfig, sees_images: bool) -> None:
-    """UserError for an engine that cannot serve this model here."""
+def check(config: GrpoConfig, sees_images: bool, is_main: bool = True) -> None:
+    """UserError for an engine that cannot serve this model here.
+
+    is_main: on the rank that hands new weights to a server, over a port of its own machine.
+    """
     engine = config.generation
     if config.stage != "grpo" or engine.engine == "transformers":
         return
@@ -36,6 +40,11 @@ def check(config: GrpoConfig, sees_images: bool) -> None:
         raise UserError(
             f"generation.engine={engine.engine}: expected the package vllm, found none; use the "
             "image of grpo-h100, or set generation.engine=transformers"
+        )
+    if engine.engine == "vllm_server" and is_main and not is_free(engine.group_port):
+        raise UserError(
+            f"generation.group_port: expected a free port, found {engine.group_port} in use on "
+            "this machine; stop what listens there or set generation.group_port"
         )
     if config.model.random_init:
         raise UserError(

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from workloads.config.merge import resolve
+from workloads.errors import UserError
+from workloads.grpo.rollouts import engine
 from workloads.grpo.rollouts import server as serve
 from workloads.host.ports import is_free
 
@@ -70,3 +73,18 @@ def test_a_busy_port_is_named_before_the_start(
         assert serve.main([RECIPE, f"generation.port={port}"]) == 2
     assert f"generation.port: expected a free port, found {port} in use" in capsys.readouterr().err
     assert started == []
+
+
+def test_a_busy_port_for_weights_is_named_before_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The trainer's rank 0 listens there; other ranks do not."""
+    monkeypatch.setattr(engine, "find_spec", lambda name: name)
+    with socket.create_server(("", 0)) as busy:
+        port = busy.getsockname()[1]
+        words = [f"generation.group_port={port}", "generation.engine=vllm_server"]
+        config, _ = resolve(RECIPE, {}, words)
+        with pytest.raises(UserError, match=f"group_port: expected a free port, found {port} in"):
+            engine.check(config, sees_images=True, is_main=True)
+        engine.check(config, sees_images=True, is_main=False)
+    engine.check(config, sees_images=True, is_main=True)

@@ -7,7 +7,7 @@ PROFILE ?= demo
 PYTHON_TOOL := .venv/bin/python
 TATARA := .venv/bin/tatara
 
-.PHONY: help setup venv train down demo-grpo demo-vla train-4090 train-vla train-h100 doctor board monitor stop report build test \
+.PHONY: help setup venv train down demo-grpo demo-ja demo-vla train-4090 train-vla train-h100 doctor board monitor stop report build test \
 	test-full check lint format docs lock bench clean
 
 help: ## list the targets
@@ -25,6 +25,9 @@ train: ## fine-tune a tiny model on two nodes, on any machine
 
 demo-grpo: venv ## a tiny vision-language model learns to count by rewards alone, on the CPU
 	@$(PYTHON_TOOL) -m workloads.grpo.demo $(ARGS)
+
+demo-ja: venv ## a tiny model learns Japanese, then two adapters learn a task each, on the CPU
+	@$(PYTHON_TOOL) -m workloads.llm.demo $(ARGS)
 
 demo-vla: venv ## a tiny robot policy learns to reach a named cube, on the CPU, in a simulator
 	@$(TATARA) data generate reach data/reach

@@ -1,4 +1,5 @@
-"""Write the reference pages: configuration, command line, lists of decisions and benchmarks.
+"""Write the reference pages: configuration, command line, models, lists of decisions and
+benchmarks; and the plans in the comments of recipes.
 
 python scripts/reference_docs.py            # write them
 python scripts/reference_docs.py --check    # exit 1 where a page is not what would be written
@@ -21,6 +22,10 @@ from workloads.cli import parser
 from workloads.commands.parsing import CommandParser, load_all
 from workloads.config.merge import CONTRACT, PREFIX, SHORT_NAMES
 from workloads.config.sections import Profile, Section
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import models_page  # noqa: E402 (beside this script, which tests import as a package)
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _COMMAND = "python scripts/reference_docs.py"
@@ -299,6 +304,7 @@ def benchmarks() -> str:
 PAGES = {
     "configuration.md": configuration,
     "cli.md": command_line,
+    "models.md": models_page.page,
     "decisions/index.md": decisions,
     "benchmarks/index.md": benchmarks,
 }
@@ -313,12 +319,14 @@ def main() -> int:
     arguments.add_argument("--folder", type=Path, default=DOCS, help="where the pages lie")
     chosen = arguments.parse_args()
     differing = 0
-    for name, render in PAGES.items():
-        page, text = chosen.folder / name, render()
+    texts = {chosen.folder / name: render() for name, render in PAGES.items()}
+    if chosen.folder == DOCS:
+        texts |= models_page.recipes()
+    for page, text in texts.items():
         if page.is_file() and page.read_text(encoding="utf-8") == text:
             continue
         if chosen.check:
-            print(f"{name}: expected what the code says, found another text; run `{_COMMAND}`")
+            print(f"{page.name}: expected what the code says, found another text; run `{_COMMAND}`")
             differing += 1
         else:
             page.parent.mkdir(parents=True, exist_ok=True)

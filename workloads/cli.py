@@ -21,6 +21,7 @@ COMMANDS: Commands = {
     "submit": ("workloads.commands.submit", "hand a profile to slurm, sky or a trainjob"),
     "check": ("workloads.commands.check", "find mistakes in a profile before any GPU is used"),
     "plan": ("workloads.commands.plan", "predict memory and disk of a profile"),
+    "models": ("workloads.commands.models", "list models, and what fits a GPU by method"),
     "eval": ("workloads.commands.evaluate", "score a run or a model on a task"),
     "chat": ("workloads.commands.chat", "talk to a language model in the terminal"),
     "generate": ("workloads.commands.generate", "answer the rows of a file with a language model"),

@@ -59,6 +59,8 @@ ELSEWHERE = {
     "logging_steps": "train.log_every=…",
 }
 PREFIX = "TATARA__"
+# How a value is told that follows from the way to train.
+BY_METHOD = "default of adapter.method="
 _TYPE = re.compile(r"\W|^(int|float|str|bool)$")
 _SHOULD = "Input should be "
 
@@ -113,6 +115,7 @@ def resolve(
     ignored = _take_environment(layers, env, honoured)
     for name, value, source in _overrides(overrides, honoured, layers.schema):
         _take_word(layers, name, value, source)
+    _take_learning_rate(layers)
     return _validated(layers, ignored)
 
 
@@ -261,6 +264,15 @@ def _take_environment(
             dotted = name[len(PREFIX) :].lower().replace("__", ".")
             _take_word(layers, dotted, env[name], f"environment {name}")
     return ignored
+
+
+def _take_learning_rate(layers: _Layers) -> None:
+    """The method's own learning rate, where nothing else has set one."""
+    default = layers.schema.model_fields["adapter"].default.method
+    method = layers.values.get("adapter", {}).get("method", default)
+    rates = layers.schema.learning_rates
+    if ("optim", "learning_rate") not in layers.sources and str(method) in rates:
+        layers.set(("optim", "learning_rate"), rates[str(method)], f"{BY_METHOD}{method}")
 
 
 def _overrides(

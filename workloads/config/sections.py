@@ -1,6 +1,7 @@
 """The sections that every workload's config shares; each setting is declared here once."""
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -309,7 +310,13 @@ class Export(Section):
 
 
 class Profile(Section):
-    """What every workload's config holds; a workload adds its data and evaluation."""
+    """What every workload's config holds; a workload adds its data and evaluation.
+
+    learning_rates: by adapter.method, taken where nothing sets optim.learning_rate; without an
+    entry the setting's own default holds.
+    """
+
+    learning_rates: ClassVar[Mapping[str, float]] = {}
 
     workload: Text = Field(description="The code that trains: llm, vla or grpo.")
     name: Annotated[Text, AfterValidator(_folder_name)] = Field(

@@ -6,17 +6,15 @@
 Settings go to both stages. Trained as local processes, whatever engine or GPU there is.
 """
 
-import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from workloads.errors import EXIT_DONE, EXIT_STOPPED, STOPS, UserError
+from workloads.engine import demo
+from workloads.engine.demo import arguments, ended, newest, stage
+from workloads.errors import EXIT_DONE
 from workloads.grpo.evaluate.scores import AFTER, BEFORE, BLANK, scores_of
-from workloads.run import Run, find, new_id, outputs
-from workloads.signals import handled_by, held_back, interruptible
+from workloads.run import Run
 
 TAUGHT, REWARDED = "demo-grpo-sft", "demo-grpo"
 _MAIN = "accuracy_extracted"
@@ -25,60 +23,29 @@ _SHOWN = (_MAIN, "format")
 
 def main(words: Sequence[str]) -> int:
     """Run the stages that are left, print the table; the exit code of a stage that did not end."""
-    parser = argparse.ArgumentParser(prog="make demo-grpo", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--resume", action="store_true", help="go on with the newest demo")
-    args, settings = parser.parse_known_args(words)
-    if wrong := [word for word in settings if "=" not in word]:
-        print(f"tatara: expected settings as name=value, found {wrong[0]!r}", file=sys.stderr)
-        return UserError.exit_code
-    taught = newest(TAUGHT) if args.resume else None
-    rewarded = newest(REWARDED) if args.resume else None
+    resume, settings = arguments("demo-grpo", __doc__, words)
+    taught = newest(TAUGHT) if resume else None
+    rewarded = newest(REWARDED) if resume else None
     print("1/2 supervised: the form of an answer", flush=True)
-    code, taught = stage(TAUGHT, taught, settings)
+    code, taught = stage(TAUGHT, taught, settings, is_done)
+    if code != EXIT_DONE:
+        return ended("demo-grpo", code, saved=False)
+    print("\n2/2 GRPO: counting, by rewards alone", flush=True)
+    own = rewarded if rewarded and starts_from(rewarded, taught) else None
+    code, rewarded = stage(REWARDED, own, [*settings, f"model.name={taught.final}"], is_done)
     if code == EXIT_DONE:
-        print("\n2/2 GRPO: counting, by rewards alone", flush=True)
-        own = rewarded if rewarded and starts_from(rewarded, taught) else None
-        code, rewarded = stage(REWARDED, own, [*settings, f"model.name={taught.final}"])
-        if code in STOPS:
-            code = EXIT_STOPPED  # what the first stage has exported is saved
-        if code == EXIT_DONE:
-            print(table(taught, rewarded), flush=True)
-    if code == EXIT_STOPPED:
-        print("go on with: make demo-grpo ARGS=--resume", flush=True)
-    return code
+        print(table(taught, rewarded), flush=True)
+    return ended("demo-grpo", code, saved=True)
 
 
-def newest(profile: str) -> Run | None:
-    """The newest run of a profile, if there is one."""
-    try:
-        return find(outputs(os.environ), profile, "latest")
-    except UserError:
-        return None
+def is_done(run: Run) -> bool:
+    """Whether a stage has come to its end: its model was scored."""
+    return bool(scores_of(run, AFTER))
 
 
 def starts_from(run: Run, taught: Run) -> bool:
     """Whether this run took up what that one exported."""
     return Path(run.config().model.name).resolve() == taught.final.resolve()
-
-
-def stage(profile: str, known: Run | None, settings: Sequence[str]) -> tuple[int, Run]:
-    """Train a profile to its end, or go on with a known run of it; the exit code and the run."""
-    if known is not None and scores_of(known, AFTER):
-        print(f"done before: {known.path}", flush=True)
-        return EXIT_DONE, known
-    run = known or Run(outputs(os.environ) / profile / new_id())
-    command = [sys.executable, "-m", "workloads.cli", "train", f"profiles/{profile}.yaml"]
-    command += [*settings, *(["--resume", run.id] if known else [])]
-    # So small a model gains nothing by a second thread, and loses much where others compute too.
-    env = {"OMP_NUM_THREADS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": "", "RUN_ID": run.id}
-    # A stop is passed on to the training, which saves; its exit code then says so. As SIGTERM: of a
-    # Ctrl-C the terminal tells it too, and two of those would mean now.
-    with (
-        held_back(),
-        subprocess.Popen(command, env=env) as process,
-        handled_by(lambda *_: process.terminate()),
-    ):
-        return process.wait(), run
 
 
 def table(taught: Run, rewarded: Run) -> str:
@@ -109,4 +76,4 @@ def table(taught: Run, rewarded: Run) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(lambda: main(sys.argv[1:])))
+    sys.exit(demo.run(main, sys.argv[1:]))

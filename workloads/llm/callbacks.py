@@ -14,8 +14,6 @@ from workloads.llm.data.prepare import load_rows
 from workloads.llm.data.template import RowError, Template
 from workloads.run.session import Session
 
-SAMPLES = "samples.jsonl"
-
 
 class StopEarly(TrainerCallback):
     """Ends training after so many evaluations in a row without a lower held-out loss."""
@@ -74,9 +72,9 @@ class Samples(TrainerCallback):
             self._session.tell(f"no samples: {error}")
             self._questions = []
             return
-        folder = self._session.run.evaluation
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / SAMPLES).open("a", encoding="utf-8") as file:
+        path = self._session.run.samples
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
             for question, answer in zip(self._questions, answers, strict=True):
                 row = {"step": state.global_step, "place": question.place, "asked": question.asked}
                 row |= {"output": answer, "answer": question.answer}

@@ -240,6 +240,8 @@ class LlmModel(Model):
 
 
 class LlmConfig(Profile):
+    learning_rates = MappingProxyType({"lora": 3e-4, "qlora": 2e-4})
+
     model: LlmModel
     data: LlmData
     evaluation: LlmEvaluation = LlmEvaluation()

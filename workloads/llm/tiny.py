@@ -3,7 +3,7 @@
     python -m workloads.llm.tiny [FOLDER]        (default: those in data/demo)
 
 The folder holds no weights: a run starts from random ones (`model.random_init`). The tokenizer is
-a byte-level BPE learnt from a file of rows. Every digit is a token of its own, so that 17 and 170
+a byte-level BPE learnt from files of rows. Every digit is a token of its own, so that 17 and 170
 share what is learnt about 1 and 7. Building is deterministic: the same rows give the same bytes.
 
 The size is what learns most in half a minute on one core: on the 300 rows of gsm8k.jsonl 64 wide
@@ -13,15 +13,42 @@ much time; on arithmetic.jsonl 98 % of held-out answers are right after 400 step
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from workloads.llm.japanese import DIALOGUE, QUESTIONS, SUMMARY
+
 DEMO = Path("data/demo")
-# folder below data/demo → the rows its tokenizer is learnt from, and its size
-FOLDERS = {"tiny-llama": ("gsm8k.jsonl", 1536), "tiny-arithmetic": ("arithmetic.jsonl", 512)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """rows: files in data/demo that the tokenizer is learnt from; vocabulary: its most tokens.
+
+    longest: bytes of a token at most. Japanese has no blanks, so that without a bound whole
+    sentences become tokens; 12 bytes are four characters.
+    """
+
+    rows: tuple[str, ...]
+    vocabulary: int
+    width: int = 64
+    longest: int | None = None
+
+
+# By the folder below data/demo.
+FOLDERS: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "tiny-llama": Recipe(("gsm8k.jsonl",), 1536),
+        "tiny-arithmetic": Recipe(("arithmetic.jsonl",), 512),
+        "tiny-japanese": Recipe((DIALOGUE, QUESTIONS, SUMMARY), 2048, width=96, longest=12),
+    }
+)
+_COLUMNS = ("question", "answer", "document", "summary")
 PAD, BEGIN, END, SYSTEM, USER, ASSISTANT = SPECIAL_TOKENS = (
     "<|pad|>",
     "<|begin|>",
@@ -50,21 +77,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(folder: Path, rows: Path, vocabulary: int) -> None:
-    """Write config.json, generation_config.json and the tokenizer's files into `folder`.
-
-    vocabulary: the most tokens that are learnt from the rows.
-    """
+def build(folder: Path, recipe: Recipe, data: Path = DEMO) -> None:
+    """Write config.json, generation_config.json and the tokenizer's files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(_texts(rows), vocabulary)
+    texts = (text for name in recipe.rows for text in _texts(data / name))
+    tokenizer = train_tokenizer(texts, recipe.vocabulary, recipe.longest)
     _write_json(folder / "tokenizer.json", json.loads(tokenizer.to_str()))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
-    _write_json(folder / "config.json", _model_config(tokenizer.get_vocab_size()))
+    _write_json(folder / "config.json", _model_config(tokenizer.get_vocab_size(), recipe.width))
     _write_json(folder / "generation_config.json", _generation_config())
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
-def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Tokenizer:
+def train_tokenizer(texts: Iterator[str], vocabulary: int, longest: int | None = None) -> Tokenizer:
     """A byte-level BPE of at most `vocabulary` tokens: digits one by one, special tokens first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -79,6 +104,7 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Tokenizer:
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
+        max_token_length=longest,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -93,8 +119,8 @@ def _texts(rows: Path) -> Iterator[str]:
     with rows.open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            yield row["question"]
-            yield row["answer"]
+            yield from (turn["content"] for turn in row.get("messages", ()))
+            yield from (row[name] for name in _COLUMNS if name in row)
 
 
 def _ids() -> dict[str, int]:
@@ -105,17 +131,17 @@ def _ids() -> dict[str, int]:
     }
 
 
-def _model_config(vocabulary: int) -> dict[str, Any]:
+def _model_config(vocabulary: int, width: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": vocabulary,
-        "hidden_size": 64,
+        "hidden_size": width,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 16,
-        "intermediate_size": 128,
+        "head_dim": width // 4,
+        "intermediate_size": 2 * width,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 1024,
@@ -156,5 +182,5 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 if __name__ == "__main__":
-    for name, (rows, vocabulary) in FOLDERS.items():
-        build(Path(sys.argv[1] if len(sys.argv) > 1 else DEMO) / name, DEMO / rows, vocabulary)
+    for name, recipe in FOLDERS.items():
+        build(Path(sys.argv[1] if len(sys.argv) > 1 else DEMO) / name, recipe)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from workloads.config.sections import Model
 from workloads.errors import UserError
+from workloads.plan.model_names import near_models, renamed
 from workloads.plan.shapes import Fields, ModelShape, from_fields
 
 # Seconds that the hub gets for one small file; memory is only predicted, never worth a wait.
@@ -46,14 +47,14 @@ def fields_of(model: Model, env: Mapping[str, str]) -> tuple[Fields, str]:
     cached = _cached(model, env)
     if cached is not None:
         return _from_file(cached), "config.json in the hub's cache"
-    known = _in_table(model.name)
+    known = in_table(model.name)
     if known is not None:
         return known, "table of known models"
     source = f"config.json of {model.name}"
     return _parsed(_download(model, env), source), "config.json on the hub"
 
 
-def _in_table(name: str) -> Fields | None:
+def in_table(name: str) -> Fields | None:
     """The fields of config.json that the table has for a name, whoever its owner: mirrors count."""
     repository = name.rsplit("/", 1)[-1].lower()
     models = json.loads(_TABLE.read_text(encoding="utf-8"))
@@ -98,6 +99,10 @@ def _cached(model: Model, env: Mapping[str, str]) -> Path | None:
 
 
 def _download(model: Model, env: Mapping[str, str]) -> bytes:
+    if meant := renamed(model.name):
+        raise UnknownShape(
+            f"there is no model {model.name}; set model.name={meant}, which is meant"
+        )
     what = f"the shape of {model.name!r} is not known here"
     if env.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise UnknownShape(
@@ -118,7 +123,7 @@ def _download(model: Model, env: Mapping[str, str]) -> bytes:
         found = TimeoutError(f"no answer in {_PATIENCE:g} s")
     if isinstance(found, bytes):
         return found
-    raise UnknownShape(f"{what} and {url} gave: {found}; {_mend(found)}")
+    raise UnknownShape(f"{what} and {url} gave: {found}; {_fix(found, model.name)}")
 
 
 def _fetch(url: str, token: str | None, answer: "queue.Queue[bytes | Exception]") -> None:
@@ -133,10 +138,13 @@ def _fetch(url: str, token: str | None, answer: "queue.Queue[bytes | Exception]"
         answer.put(error)
 
 
-def _mend(error: Exception) -> str:
+def _fix(error: Exception, name: str) -> str:
     status = error.code if isinstance(error, urllib.error.HTTPError) else None
+    # The hub says 401, too, of what is not there, to who is not logged in.
+    near = near_models(name) if status in (401, 404) else []
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     if status in (401, 403):
-        return "set HF_TOKEN to a token that may read it, and accept its licence on the hub"
+        return f"set HF_TOKEN to a token that may read it, and accept its licence on the hub{hint}"
     if status == 404:
-        return "correct model.name or model.revision"
+        return f"correct model.name or model.revision{hint}"
     return "check the network, or set model.name to a local folder"

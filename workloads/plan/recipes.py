@@ -15,10 +15,12 @@ from workloads import device, environment
 from workloads.config.merge import resolve
 from workloads.config.yaml_source import load_mapping, value_of
 from workloads.errors import TataraError, UserError
-from workloads.plan.estimate import Breakdown, estimate, fits
+from workloads.plan.estimate import SAFE, Breakdown, estimate, fits, gib
 
 FOLDER = Path("profiles/recipes")
 _GIB = 1 << 30
+# Sizes that cards are sold in.
+_CARDS = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 141, 192)
 
 
 def recipes_of(profile: Path) -> tuple[str, ...]:
@@ -47,6 +49,17 @@ def _needs(names: Sequence[str], model: str | None, folder: Path) -> list[tuple[
     paths = [folder / f"{name}.yaml" for name in names]
     changes = {"model.name": model} if model else {}
     return [(path, estimate(resolve(path, {}, changes)[0], 1)) for path in paths if path.is_file()]
+
+
+def plan_comment(path: Path) -> str:
+    """The line of a recipe's file that says what is planned for it, from shapes known offline."""
+    config, _ = resolve(path, {})
+    plan = estimate(config, None, {"HF_HUB_OFFLINE": "1"})
+    if plan.unknown:
+        raise UserError(f"{path}: {plan.unknown}")
+    card = next(size for size in _CARDS if plan.gpu.total <= (1 - SAFE) * size * _GIB)
+    gpus = "one GPU" if plan.world_size == 1 else f"each of {plan.world_size} GPUs"
+    return f"# Plan: {gib(plan.gpu.total)} of {gpus}, so cards of {card} GB; disk {gib(plan.disk)}."
 
 
 def chosen(profile: Path, env: Mapping[str, str]) -> Path:

@@ -71,6 +71,11 @@ class Run:
         return self.path / "evaluation"
 
     @property
+    def samples(self) -> Path:
+        """Held-out questions that a language model answered on the way."""
+        return self.evaluation / "samples.jsonl"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -340,3 +340,23 @@ def test_no_training_library_is_loaded(profiles: ProfileFolder) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", 3e-4), ("qlora", 2e-4)])
+def test_a_method_brings_its_own_learning_rate(
+    method: str, rate: float, profiles: ProfileFolder
+) -> None:
+    config, provenance = profiles.resolve(f"adapter: {{method: {method}}}\n")
+    assert config.optim.learning_rate == rate
+    assert provenance["optim.learning_rate"] == f"default of adapter.method={method}"
+    said = f"adapter: {{method: {method}}}\noptim: {{learning_rate: 1e-3}}\n"
+    assert profiles.resolve(said)[0].optim.learning_rate == 1e-3
+    word = profiles.resolve("", {}, [f"adapter.method={method}"])[0]
+    assert word.optim.learning_rate == rate
+    env = {"TATARA__OPTIM__LEARNING_RATE": "2e-3"}
+    assert profiles.resolve("", env, [f"adapter.method={method}"])[0].optim.learning_rate == 2e-3
+
+
+def test_a_wrong_method_is_still_named(profiles: ProfileFolder) -> None:
+    assert "adapter.method" in profiles.refused("adapter: {method: [lora]}\n")
+    assert "adapter.method" in profiles.refused("adapter: {method: dora}\n")

@@ -11,7 +11,7 @@ from transformers import TrainerControl, TrainerState
 from tests.support.tiny_llama import make_model, make_tokenizer
 from workloads.engine.export.export import BEST, best_checkpoint, source_of
 from workloads.errors import UserError
-from workloads.llm.callbacks import SAMPLES, Samples, StopEarly
+from workloads.llm.callbacks import Samples, StopEarly
 from workloads.llm.config import LlmConfig
 from workloads.run import Run
 from workloads.run.integrity import SEAL
@@ -74,7 +74,7 @@ def test_samples_of_held_out_questions_are_kept_in_the_run(tmp_path: Path) -> No
     for step in (1, 2):
         samples.on_evaluate(ARGS, TrainerState(global_step=step), TrainerControl(), model=model)
     assert model.training
-    lines = (session.run.evaluation / SAMPLES).read_text().splitlines()
+    lines = session.run.samples.read_text().splitlines()
     found = [json.loads(line) for line in lines]
     assert [row["step"] for row in found] == [1, 1, 2, 2]
     assert found[0]["asked"].startswith("Q") and found[0]["answer"] == "A" + found[0]["asked"][1]

@@ -16,8 +16,7 @@ DEMO = ROOT / "data" / "demo"
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_building_gives_the_committed_files(name: str, tmp_path: Path) -> None:
-    rows, vocabulary = FOLDERS[name]
-    build(tmp_path, DEMO / rows, vocabulary)
+    build(tmp_path, FOLDERS[name], DEMO)
     made = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     committed = {file.name: file.read_bytes() for file in (DEMO / name).iterdir()}
     assert made.keys() == committed.keys()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workloads.errors import Retry, TataraError, UserError
+from workloads.plan.model_names import near_models, renamed
 
 Kind = Literal["model", "dataset"]
 PROBE_SECONDS = 4.5
@@ -56,6 +57,10 @@ def probe(
     says; trouble with the network is no error where a copy is in the cache.
     """
     check_name(repo_id)
+    if kind == "model" and (meant := renamed(repo_id)):
+        raise UserError(
+            f"{repo_id}: there is no such model; set model.name={meant}, which is meant"
+        )
     if is_offline():
         if not _is_cached(repo_id, kind, revision):
             raise _not_cached(repo_id)
@@ -207,6 +212,9 @@ def _wait(response: Any) -> str:
 
 def _not_found(repo_id: str, kind: Kind) -> UserError:
     private = "" if token() else ", or set HF_TOKEN if it is private"
+    near = near_models(repo_id) if kind == "model" else []
+    if near:
+        private += f" (did you mean {' or '.join(near)}?)"
     return UserError(
         f"{repo_id}: expected a {kind} on {endpoint()} or a local folder, found neither; "
         f"correct the name{private}{nearest_folder(repo_id)}"

@@ -12,6 +12,7 @@ from workloads.config.sections import Model, Profile
 from workloads.engine import distributed
 from workloads.engine.hub import hub
 from workloads.engine.nodes import check_alike, model_files, software
+from workloads.engine.pretrained import stablelm_epoch
 from workloads.engine.pretrained.files import (
     ADAPTER_CONFIG,
     Tell,
@@ -45,7 +46,7 @@ class Base(Generic[C]):
 
 def load_config(model: Model, folder: Path) -> "PreTrainedConfig":
     """The model's own config; UserError where it is missing, unknown, or wants code to be run."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, StableLmConfig
 
     if not (folder / "config.json").is_file():
         adapter = (folder / ADAPTER_CONFIG).is_file()
@@ -54,7 +55,10 @@ def load_config(model: Model, folder: Path) -> "PreTrainedConfig":
     own = read_json(folder / "config.json")
     _check_code(model, own)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        if own.get("model_type") == stablelm_epoch.KIND and not model.trust_remote_code:
+            config = StableLmConfig(**stablelm_epoch.native_fields(model.name, own))
+        else:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise UserError(
             f"{model.name}: config.json of type {own.get('model_type')!r} is not one that this "

@@ -103,7 +103,7 @@ class Views:
     def samples(self, run: Run) -> str:
         """The held-out questions with their answers, read again only where there are new ones."""
         try:
-            written = (run.evaluation / "samples.jsonl").stat().st_mtime_ns
+            written = run.samples.stat().st_mtime_ns
         except OSError:
             return ""
         known = self._samples.get(run.path)

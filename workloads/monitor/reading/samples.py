@@ -29,7 +29,7 @@ class Sample:
 def samples(run: Run) -> list[Sample]:
     """The questions in their order; empty where the run answers none."""
     found: dict[str, Sample] = {}
-    follower = Follower(run.evaluation / "samples.jsonl", forget=found.clear, tail=_READ)
+    follower = Follower(run.samples, forget=found.clear, tail=_READ)
     for row in follower.rows(limit=_READ):
         step, place = whole(row.get("step")), str(row.get("place"))
         if step is None or (place not in found and len(found) >= _QUESTIONS):

@@ -45,19 +45,26 @@ how_to_log() { say "docker logs -f ${JOB::12}"; }
 ask_to_stop() {
   local job trainers=() others=()
   for job; do
-    if [[ $(docker inspect -f '{{index .Config.Cmd 0}}' "$job") == train ]]; then
+    if [[ $(docker inspect -f '{{index .Config.Cmd 0}}' "$job" 2>/dev/null) == train ]]; then
       trainers+=("$job")
     else
       others+=("$job")
     fi
   done
-  if ((${#trainers[@]})); then docker kill --signal TERM "${trainers[@]}" >/dev/null; fi
+  send TERM ${trainers[@]+"${trainers[@]}"}
   if ((${#others[@]})); then
     {
-      if ((${#trainers[@]})); then docker wait "${trainers[@]}"; fi
-      docker kill --signal TERM "${others[@]}"
+      if ((${#trainers[@]})); then docker wait "${trainers[@]}" 2>/dev/null || true; fi
+      send TERM "${others[@]}"
     } >/dev/null &
   fi
 }
-end_now() { docker kill "$@" >/dev/null; }
-name_of() { docker inspect -f '{{index .Config.Labels "com.docker.compose.service"}}' "$1"; }
+end_now() { send KILL "$@"; }
+# send SIGNAL JOB…: to those that have not ended meanwhile.
+send() {
+  local job said
+  for job in "${@:2}"; do
+    said=$(docker kill --signal "$1" "$job" 2>&1) || ! is_there "$job" || fail "$said"
+  done
+}
+name_of() { docker inspect -f '{{index .Config.Labels "com.docker.compose.service"}}' "$1" 2>/dev/null; }

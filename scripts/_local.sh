@@ -13,7 +13,10 @@ in_service() {
 
 # started PID: when a process began, which with its number names it for good.
 started() { awk '{ sub(/.*\) /, ""); print $20 }' "/proc/$1/stat" 2>/dev/null; }
-is_there() { [[ $(started "$1") == "$(head -n 1 ".cache/running/$1" 2>/dev/null)" ]]; }
+is_there() {
+  local begun
+  begun=$(started "$1") && [[ $begun == "$(head -n 1 ".cache/running/$1" 2>/dev/null)" ]]
+}
 
 # running [PROFILE]: what trains now, as processes.
 running() {
@@ -53,7 +56,14 @@ show_log() {
   esac
 }
 how_to_log() { say "tail -f $LOG"; }
-ask_to_stop() { kill -TERM "$@"; }
+ask_to_stop() { send TERM "" "$@"; }
 # The group too: nothing of a run outlives it.
-end_now() { for pid; do kill -KILL -- "-$pid"; done; }
-name_of() { say "$(tail -n 1 ".cache/running/$1") (process $1)"; }
+end_now() { send KILL - "$@"; }
+# send SIGNAL SIGN JOB…: to those that have not ended meanwhile; "-" is the sign of a group.
+send() {
+  local job said
+  for job in "${@:3}"; do
+    said=$(kill -"$1" -- "$2$job" 2>&1) || ! is_there "$job" || fail "$said"
+  done
+}
+name_of() { say "$(tail -n 1 ".cache/running/$1" 2>/dev/null) (process $1)"; }

@@ -28,17 +28,23 @@ await() {
 }
 
 mkdir -p .cache
+# When a first call was made, and for which jobs. The call that ends last finds no mark any more.
 mark=.cache/stopping
-if [[ -f $mark && $(cat "$mark") == "${jobs[*]}" ]]; then
+before=$(cat "$mark" 2>/dev/null || true)
+since=${before%% *}
+if [[ ${before#* } == "${jobs[*]}" ]]; then
   say "asked before: ending now, without a checkpoint"
+  # Signals within two seconds are one wish to a training.
+  while (($(date +%s) < since + 3)); do sleep 0.2; done
   ask_to_stop "${jobs[@]}"
   mapfile -t jobs < <(await 15 || left)
   if ((${#jobs[@]})); then end_now "${jobs[@]}"; fi
 else
   say "stopping $(for job in "${jobs[@]}"; do name_of "$job"; done | paste -sd ' '): the step ends, then a checkpoint is saved; call again to end at once"
-  printf '%s' "${jobs[*]}" >"$mark"
+  since=$(date +%s)
+  printf '%s' "$since ${jobs[*]}" >"$mark"
   ask_to_stop "${jobs[@]}"
   await 900 || fail "still running after 15 minutes; call scripts/stop_training.sh again to end them at once"
 fi
-host outcome "$profile" "$(stat -c %Y "$mark")"
+host outcome "$profile" "$since"
 rm -f "$mark"

@@ -33,6 +33,12 @@ def listen(handler: Handler) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
+def ignore() -> None:
+    """Let no stop signal change how this process ends any more."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def held_back() -> Iterator[None]:
     """Block stop signals in this thread and in what it starts; here they come at the end."""
@@ -45,7 +51,10 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def handled_by(handler: Handler) -> Iterator[None]:
-    """Within: stop signals call `handler`. Outside of the main thread nothing changes."""
+    """Within: stop signals call `handler`. Outside of the main thread nothing changes.
+
+    Afterwards the handlers of before do, unless stop signals are ignored by then.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -55,7 +64,8 @@ def handled_by(handler: Handler) -> Iterator[None]:
         yield
     finally:
         for number, old in before:
-            signal.signal(number, old)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, old)
 
 
 class Stop:

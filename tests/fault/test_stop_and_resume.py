@@ -4,12 +4,13 @@ import contextlib
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ONE_RANK, Training, events, losses, state
+from tests.support.processes import ONE_RANK, PATIENCE, Training, events, losses, state
 from workloads.run import verify_checkpoint
 from workloads.run.integrity import sealed
 
@@ -123,6 +124,25 @@ def test_a_stop_before_there_was_anything_to_save(
     if moment == "heartbeat":
         assert "nothing was lost" in training.console
         assert events(training.run, "stopped")[0]["code"] == code
+
+
+@pytest.mark.parametrize("fault", ["unborn:0:1", "absent:0:1"])
+def test_a_stop_does_not_wait_for_ranks_that_wait(tmp_path: Path, fault: str) -> None:
+    """One rank ends at once; torch would have the other, or its agent, wait for it for minutes."""
+    training = Training(tmp_path, LONG, fault=fault)
+    begun = [0] if fault.startswith("unborn") else [0, 1]
+
+    def waiting() -> bool:
+        statuses = training.run.statuses()
+        phase = [one["phase"] for one in statuses.values()]
+        return sorted(statuses) == begun and (len(begun) < 2 or set(phase) == {"preparing"})
+
+    training.until(waiting, "ranks that wait")
+    asked = time.monotonic()
+    training.signal_tree(signal.SIGINT)
+    training.end(expected=130)
+    assert time.monotonic() - asked < PATIENCE / 4, training.everything()
+    assert "nothing was lost" in training.console
 
 
 def test_a_stop_before_the_first_step_of_a_resumed_run_keeps_its_checkpoint(tmp_path: Path) -> None:

@@ -98,10 +98,22 @@ def test_started_watched_stopped_and_gone_on_with(checkout: Checkout) -> None:
     assert max(steps(checkout.run)) == step + 2
 
 
-def test_one_node_by_a_word(checkout: Checkout) -> None:
-    words = (*SHORT, "train.max_steps=1", "--wait")
-    started = checkout.script("start_training.sh", "demo", *words, NODES="1")
-    assert started.returncode == 0, started.stdout + started.stderr
+def test_one_node_by_a_word_stopped_from_elsewhere_while_its_start_waits(
+    checkout: Checkout,
+) -> None:
+    """The script that waits removes the note of the job, while the other still looks for it."""
+    start = [checkout.root / "scripts" / "start_training.sh", "demo", *LONG[:-1], "--wait"]
+    with (checkout.root / "said").open("w") as said:
+        env = {**checkout.env, "NODES": "1"}
+        started = subprocess.Popen(start, env=env, stdout=said, stderr=subprocess.STDOUT)
+    end = time.monotonic() + PATIENCE
+    while not list(checkout.root.glob("outputs/demo/*/metrics.jsonl")):
+        assert started.poll() is None and time.monotonic() < end, said.name
+        time.sleep(0.05)
+    stopped = checkout.script("stop_training.sh")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert "stopped; newest checkpoint" in stopped.stdout
+    assert started.wait(30) == 3
     assert set(checkout.run.statuses()) == {0}
     assert len(events(checkout.run, "started")[0]["hosts"]) == 1
 
@@ -126,14 +138,26 @@ def test_a_second_stop_ends_at_once(checkout: Checkout) -> None:
     pid = next((checkout.root / ".cache" / "running").iterdir()).name
     rank = checkout.run.statuses()[0]["pid"]
     os.kill(rank, 19)  # a suspended rank cannot agree to stop
-    first = subprocess.Popen([checkout.root / "scripts" / "stop_training.sh"], env=checkout.env)
+    first = subprocess.Popen(
+        [checkout.root / "scripts" / "stop_training.sh"],
+        env=checkout.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     mark = checkout.root / ".cache" / "stopping"
     end = time.monotonic() + 30
     while not mark.is_file() and time.monotonic() < end:
         time.sleep(0.05)
     second = checkout.script("stop_training.sh")
+    assert second.returncode == 0, second.stderr
     assert "asked before: ending now" in second.stdout
-    assert first.wait(30) == 0
+    assert events(checkout.run, "stopped")[0]["reason"].startswith("stopped at once")
+    first_said, _ = first.communicate(timeout=30)
+    assert first.returncode == 0, first_said
+    for said in (first_said, second.stdout + second.stderr):
+        assert "stopped; newest checkpoint: " in said
+        assert "No such" not in said and "Traceback" not in said
     assert not Path(f"/proc/{pid}").exists() and not Path(f"/proc/{rank}").exists()
 
 

@@ -61,6 +61,18 @@ def test_what_is_cut_short_ends_as_shells_have_it(
     assert signal.getsignal(number) is before
 
 
+def test_once_it_is_known_how_a_process_ends_no_signal_changes_it() -> None:
+    """A person who goes on pressing Ctrl-C; each level of the program has handlers of its own."""
+    code = (
+        "import signal, sys; from workloads import signals\n"
+        "def work(): signals.ignore(); signal.raise_signal(signal.SIGINT); return 3\n"
+        "code = signals.interruptible(lambda: signals.interruptible(work))\n"
+        "signal.raise_signal(signal.SIGINT); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_a_signal_that_was_held_back_is_heard_by_the_first_handler() -> None:
     heard: list[int] = []
     with held_back():

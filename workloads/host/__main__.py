@@ -10,7 +10,7 @@ set-up                      write .env and what Compose asks for
 compose ARGUMENT…           become `docker compose` in this checkout
 down                        remove this checkout's containers, networks and dangling images
 first-step PROFILE SINCE    the run with a first step newer than a time
-outcome PROFILE SINCE       what a stop since a time has left; PROFILE may be empty
+outcome PROFILE SINCE       what stops since a time have left; PROFILE may be empty
 """
 
 import os
@@ -103,13 +103,23 @@ def _down() -> None:
 
 
 def _first_step(profile: str, since: str) -> None:
-    run = runs.newest(_outputs(), profile, float(since))
-    if run is not None and runs.has_first_step(run, float(since)):
+    moment = _moment(since)
+    run = runs.newest(_outputs(), profile, moment)
+    if run is not None and runs.has_first_step(run, moment):
         print(run)
 
 
 def _outcome(profile: str, since: str) -> None:
-    print("\n".join(runs.how_it_stopped(_outputs(), profile, float(since))))
+    print("\n".join(runs.how_they_stopped(_outputs(), profile, _moment(since))))
+
+
+def _moment(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(
+            f"expected a time in seconds, as date +%s says it, found {text!r}"
+        ) from None
 
 
 def _outputs() -> Path:

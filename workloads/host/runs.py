@@ -1,4 +1,4 @@
-"""The newest run of this host, for the scripts that start and stop one."""
+"""Runs of this host, for the scripts that start and stop one."""
 
 import json
 import re
@@ -9,6 +9,12 @@ from typing import Any
 
 def newest(outputs: Path, profile: str = "", since: float = 0) -> Path | None:
     """The run that wrote an event last, of one profile or of all, later than a time; else None."""
+    found = _changed(outputs, profile, since)
+    return found[-1] if found else None
+
+
+def _changed(outputs: Path, profile: str, since: float) -> list[Path]:
+    """The runs that wrote an event later than a time, the last one last."""
     found = []
     for path in outputs.glob(f"{profile or '*'}/*/events.jsonl"):
         try:
@@ -17,7 +23,7 @@ def newest(outputs: Path, profile: str = "", since: float = 0) -> Path | None:
             continue  # of another user, or gone
         if written > since:
             found.append((written, path.parent))
-    return max(found)[1] if found else None
+    return [path for _, path in sorted(found)]
 
 
 def has_first_step(run: Path, since: float) -> bool:
@@ -49,18 +55,38 @@ def newest_checkpoint(run: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
-def how_it_stopped(outputs: Path, profile: str, since: float = 0) -> list[str]:
-    """What a stop has left, and the command that goes on with it.
+_NOTHING = ["stopped before there was anything to save"]
 
-    A run writes of its stop: one that has written nothing since then is an older one.
+
+def how_they_stopped(outputs: Path, profile: str, since: float = 0) -> list[str]:
+    """What stops have left, and the commands that go on with it.
+
+    A run writes of its end, under the name of its own profile or recipe; one that has written
+    nothing since then is an older one. Where none did, one was ended before it could.
     """
-    run = newest(outputs, profile, since)
-    if run is None:
-        return ["stopped before there was anything to save"]
-    if _last_row(run / "events.jsonl").get("event") == "finished":
+    ended = [run for run in _changed(outputs, "", since) if _ending(run)]
+    if not ended and (run := newest(outputs, profile, since)):
+        ended = [run]
+    said = [line for run in ended for line in _how_it_stopped(run)]
+    return [line for line in said if [line] != _NOTHING] or _NOTHING
+
+
+def _ending(run: Path) -> str:
+    """The event that ended a run; empty where it did not write of its end."""
+    event = _last_row(run / "events.jsonl").get("event")
+    return event if event in ("finished", "stopped", "failed") else ""
+
+
+def _how_it_stopped(run: Path) -> list[str]:
+    if _ending(run) == "finished":
         return [f"finished before the stop came: {run}"]
     saved = newest_checkpoint(run)
-    if saved is None:
-        return ["stopped before there was anything to save"]
+    if _ending(run) == "failed":
+        reason = _last_row(run / "events.jsonl").get("reason")
+        said = f"failed: {reason} ({run})"
+    elif saved is None:
+        return _NOTHING
+    else:
+        said = f"stopped; newest checkpoint: {saved}"
     resume = f"scripts/start_training.sh {run.parent.name} --resume {run.name}"
-    return [f"stopped; newest checkpoint: {saved}", f"go on with: {resume}"]
+    return [said, *([f"go on with: {resume}"] if saved else [])]

@@ -19,6 +19,7 @@ from workloads.launch.rendezvous import Rendezvous
 from workloads.processes import is_stopped, memory_limit, out_of_memory_kills
 from workloads.run import Run
 from workloads.run.events import Event, Phase
+from workloads.run.session import INTERRUPTIBLE, NOTHING_LOST
 from workloads.signals import Stop
 
 _TICK = 0.1
@@ -28,6 +29,10 @@ _GRACE = 15.0
 _LATE = 5.0  # where all stand still, a rank without a heartbeat for so long is the one to name
 _FROZEN = 60.0  # seconds without a heartbeat; less where hang_timeout is less
 _WAITING_PHASES = (Phase.TRAINING, Phase.EVALUATING, Phase.SAVING)
+# Seconds after a stop within which a rank that has nothing to lose ends by itself, and after the
+# last word of the ranks here within which the agent does. In a call of torch that waits for a rank
+# or an agent that has ended, neither would for minutes: no Python runs there, no handler either.
+_HEED = 5.0
 
 
 @dataclass
@@ -53,6 +58,9 @@ class Attempt:
     _process: subprocess.Popen[bytes] | None = None
     _seen: dict[int, _Seen] = field(default_factory=dict)
     _wish: StopRequest | None = None
+    _beats_at_wish: dict[int, int] = field(default_factory=dict)
+    _wish_at: float = 0.0
+    _ended_at: float | None = None
     _trouble: tuple[float, str] | None = None
 
     def go(self, words: Sequence[str], env: Mapping[str, str]) -> Outcome:
@@ -101,17 +109,23 @@ class Attempt:
             if self.stop.now:
                 return self._stopped("stopped at once")
             if self._wish is None and (wish := self._stop_request()):
-                self._wish = wish
+                self._wish, self._wish_at = wish, time.monotonic()
                 self.rendezvous.ask_stop(wish)
-                if len(self.statuses()) < len(self.ranks):
+                statuses = self.statuses()
+                if len(statuses) < len(self.ranks):
                     # Some rank has not even begun, so nothing can be lost.
-                    return self._stopped("stopped before the first step; nothing was lost")
+                    return self._stopped(NOTHING_LOST)
+                self._beats_at_wish = {rank: one["beat"] for rank, one in statuses.items()}
                 self._ask_ranks_to_stop(wish)
             if time.monotonic() - looked > _LOOK:
+                if self._has_ended():
+                    return None
+                if self._wish and self._waits_with_nothing_to_lose():
+                    return self._stopped(NOTHING_LOST)
                 looked, hung = time.monotonic(), self._hung()
             if hung:
                 self._dump_stacks()
-                return Outcome(EXIT_RETRY, hung)
+                return self._stopped(hung) if self._wish else Outcome(EXIT_RETRY, hung)
             if late := self._peer_trouble():
                 return Outcome(EXIT_RETRY, late)
         return None
@@ -136,6 +150,26 @@ class Attempt:
         for status in self.statuses().values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(status["pid"], wish.number)
+
+    def _has_ended(self) -> bool:
+        """Whether all ranks here have ended, and the agent waits for those of other nodes."""
+        if not all("code" in self.statuses().get(rank, {}) for rank in self.ranks):
+            return False
+        if self._ended_at is None:
+            self._ended_at = time.monotonic()
+        return time.monotonic() - self._ended_at > _HEED
+
+    def _waits_with_nothing_to_lose(self) -> bool:
+        """Whether a stop does not reach a rank that it might cut short."""
+        if time.monotonic() - self._wish_at < _HEED:
+            return False
+        # The next heartbeat may have been begun before the stop came; the one after it was not.
+        return any(
+            "code" not in status
+            and status["phase"] in INTERRUPTIBLE
+            and status["beat"] > self._beats_at_wish[rank] + 1
+            for rank, status in self.statuses().items()
+        )
 
     def _stopped(self, reason: str) -> Outcome:
         """A stop: 3 where the run has a checkpoint; another node's wish has its name beside it."""

@@ -43,6 +43,7 @@ from workloads.run.events import Event
 from workloads.run.integrity import sealed
 from workloads.run.manifest import CHOICE
 from workloads.run.secret import rendezvous_secret
+from workloads.run.session import NOTHING_LOST
 from workloads.signals import Stop
 
 # Set for the other nodes of a job whose nodes are all here: node 0 speaks for them.
@@ -114,12 +115,15 @@ def launch(job: Job) -> int:
         job = replace(job, env={**job.env, "MASTER_ADDR": "127.0.0.1", **_free_port(job)})
     tell = _teller(job)
     if job.node != 0:
-        return _take_part(job, None, stop, tell)
-    target = _target(job)
-    with Owner(target):
-        if (target.path / "config.json").is_file():
-            _same_run(job, target)
-        return _take_part(job, target, stop, tell)
+        code = _take_part(job, None, stop, tell)
+    else:
+        target = _target(job)
+        with Owner(target):
+            if (target.path / "config.json").is_file():
+                _same_run(job, target)
+            code = _take_part(job, target, stop, tell)
+    signals.ignore()  # an impatient person's third Ctrl-C is no other ending
+    return code
 
 
 def _take_part(job: Job, target: Run | None, stop: Stop, tell: Callable[[str], None]) -> int:
@@ -292,7 +296,7 @@ def _supervise(
     delay = job.config.parallel.restart_delay
     for restarts in range(budget + 1):
         if number := stop():
-            raise Stopped("stopped before the first step; nothing was lost", 128 + number)
+            raise Stopped(NOTHING_LOST, 128 + number)
         meeting = rendezvous.meet(restarts)
         run = _prepare(job, meeting)
         first = job.node * job.ranks

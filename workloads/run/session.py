@@ -24,8 +24,8 @@ from workloads.signals import Interrupted
 
 BEAT = 1.0  # seconds between two heartbeats
 # Phases that a stop may cut short at once, because nothing would be lost.
-_INTERRUPTIBLE = (Phase.STARTING, Phase.PREPARING)
-_NOTHING_LOST = "stopped before the first step; nothing was lost"
+INTERRUPTIBLE = (Phase.STARTING, Phase.PREPARING)
+NOTHING_LOST = "stopped before the first step; nothing was lost"
 
 
 @dataclass
@@ -120,8 +120,8 @@ class Session:
     def enter(self, name: Phase) -> None:
         """Go into a phase; a stop that has been asked for is honoured at the door."""
         self.progress(phase=name)
-        if self.stopping and name in _INTERRUPTIBLE:
-            raise Stopped(_NOTHING_LOST)
+        if self.stopping and name in INTERRUPTIBLE:
+            raise Stopped(NOTHING_LOST)
 
     def progress(self, **facts: Any) -> None:
         """Note that the main thread got further; written with the next heartbeat."""
@@ -136,7 +136,7 @@ class Session:
     @property
     def may_be_cut_short(self) -> bool:
         """Whether nothing would be lost by a stop at this moment."""
-        return self._status["phase"] in _INTERRUPTIBLE
+        return self._status["phase"] in INTERRUPTIBLE
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Act on the first signal alone; "now" is for the supervisor to say, which then kills.
@@ -167,7 +167,7 @@ class Session:
                 # A full disk must not end a run; the next beat tries again.
                 print(f"heartbeat: {error.strerror}", file=sys.stderr)
 
-    def finish_stopped(self, reason: str = _NOTHING_LOST) -> None:
+    def finish_stopped(self, reason: str = NOTHING_LOST) -> None:
         """Write the last heartbeat of a stop, with 3 where the run has a checkpoint."""
         self.finish(Phase.STOPPED, self.run.stop_code(self.stop_signal or signal.SIGTERM), reason)
 

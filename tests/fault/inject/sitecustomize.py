@@ -1,6 +1,7 @@
 """Puts one fault into a real training; on PYTHONPATH only where a test asks for it.
 
-FAULT=<kind>:<step>:<rank>[:<attempt>]; kinds: nan, oom, exit2, hang, full.
+FAULT=<kind>:<step>:<rank>; kinds at a step: nan, oom, exit2, hang. At step 0: unborn, a rank that
+never begins, and absent, one that never joins the others.
 """
 
 import importlib.abc
@@ -10,15 +11,16 @@ import os
 import sys
 import threading
 
+KIND, STEP, RANK = (os.environ.get("FAULT") or "::").split(":")
+
 
 def spoil(module):
-    kind, step, rank = os.environ["FAULT"].split(":")[:3]
     original = module.RunTrainer.training_step
 
     def training_step(self, model, inputs, *args, **kwargs):
-        here = self.state.global_step + 1 == int(step) and os.environ.get("RANK") == rank
+        here = self.state.global_step + 1 == int(STEP) and os.environ.get("RANK") == RANK
         if here and os.environ.get("TATARA_ATTEMPT") == "0":
-            strike(kind, model)
+            strike(KIND, model)
         return original(self, model, inputs, *args, **kwargs)
 
     module.RunTrainer.training_step = training_step
@@ -45,20 +47,31 @@ def poison(handle, output):
     return output
 
 
+def stay_away(module):
+    if os.environ.get("RANK") == RANK:
+        module.join = lambda hang_timeout: threading.Event().wait()
+
+
+PLACES = {"absent": ("workloads.engine.distributed", stay_away)}
+
+
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "workloads.engine.training.trainer":
+        place, change = PLACES.get(KIND, ("workloads.engine.training.trainer", spoil))
+        if name != place:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         load = spec.loader.exec_module
 
         def exec_module(module):
             load(module)
-            spoil(module)
+            change(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-if os.environ.get("FAULT"):
+if KIND:
     sys.meta_path.insert(0, Finder())
+if KIND == "unborn" and os.environ.get("RANK") == RANK:
+    threading.Event().wait()

@@ -10,7 +10,7 @@ import json
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -127,13 +127,31 @@ def _keep_within(budget: int | None, path: Path, result: Rows) -> None:
     allowed = max(10, total // 1000) if budget is None else budget
     if len(bad) <= allowed and result.rows:
         return
-    shown = "".join(f"\n  {row}" for row in bad[:_SHOWN])
-    more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     wanted = f"at most {allowed} bad rows" if len(bad) > allowed else "a good row"
     raise UserError(
         f"expected {wanted} among {total} in {path}, found {len(bad)} bad; "
-        f"fix them or allow for more:{shown}{more}"
+        f"fix them or allow for more:{indented(by_reason(bad))}"
     )
+
+
+def by_reason(bad: Sequence[object]) -> list[str]:
+    """Rows as "PLACE: REASON", a line for each reason: the first row that has it, and how many."""
+    reasons: dict[str, list[str]] = {}
+    for row in bad:
+        place, _, reason = str(row).partition(": ")
+        reasons.setdefault(reason, []).append(place)
+    lines = []
+    for reason, places in list(reasons.items())[:_SHOWN]:
+        others = f" (and {len(places) - 1:,} more rows, the last {places[-1]})"
+        lines.append(f"{places[0]}: {reason}{others if len(places) > 1 else ''}")
+    if len(reasons) > _SHOWN:
+        lines.append(f"and {len(reasons) - _SHOWN:,} more reasons")
+    return lines
+
+
+def indented(lines: Iterable[str]) -> str:
+    """Lines below a message."""
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def _read(file: Path, columns: Columns, encoding: str) -> Iterator[tuple[int, Row | str]]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from workloads.data.row_files import data_files, left_out, told_left_out
+from workloads.data.rows import by_reason
 from workloads.engine.hub.publish import may_push
 from workloads.engine.keep_best import keep_best
 from workloads.engine.pretrained.files import local_model
@@ -129,9 +130,8 @@ def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
     except UserError as error:
         return [Finding("rows", "error", str(error))]
     splits = [data.report.train, data.report.evaluation]
-    bad = [
-        Finding("bad row", "warning", one) for split in splits if split for one in split.bad_rows
-    ]
+    skipped = [row for split in splits if split for row in split.bad_rows]
+    bad = [Finding("bad row", "warning", line) for line in by_reason(skipped)]
     notes = [Finding("model", "ok", line) for line in told]
     lines = [Finding("rows", "ok", line) for line in data.report.lines(whole=False)]
     return [*notes, *bad, *lines, *_planned_steps(config, data.report.train.sequences)]

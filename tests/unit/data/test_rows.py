@@ -142,7 +142,17 @@ def test_past_the_budget_the_first_bad_rows_are_listed(tmp_path: Path):
     first, *listed = str(raised.value).splitlines()
     assert first.startswith(f"expected at most 10 bad rows among 13 in {file}, found 12 bad;")
     expected = "invalid JSON at column 1: Expecting value"
-    assert listed == [f"  {file}:{line}: {expected}" for line in range(1, 11)] + ["  and 2 more"]
+    assert listed == [f"  {file}:1: {expected} (and 11 more rows, the last {file}:12)"]
+
+
+def test_each_reason_of_bad_rows_is_listed_once(tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", *["nonsense", '{"question": 3}'] * 6, GOOD)
+    with pytest.raises(UserError) as raised:
+        read_rows(file, QA)
+    _, *listed = str(raised.value).splitlines()
+    assert len(listed) == 2 and listed[0].startswith(f"  {file}:1: invalid JSON")
+    assert listed[1].startswith(f"  {file}:2: ")
+    assert listed[1].endswith(f"(and 5 more rows, the last {file}:12)")
 
 
 def test_of_many_rows_a_thousandth_may_be_bad(tmp_path: Path):

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from workloads.data.row_files import data_files, is_data, told_left_out, visible_files
-from workloads.data.rows import BadRow, read_rows
+from workloads.data.rows import BadRow, by_reason, indented, read_rows
 from workloads.errors import UserError
 from workloads.grpo.data.forms import Form, form_of, read_question, solutions_of
 from workloads.grpo.data.images import (
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 Questions = Literal["all", "colour", "shape", "mixed"]
 
 QUESTION = "How many different items are there in the image?"
-_SHOWN = 10
 _MOST = 10  # more do not fit into one image without hiding each other
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 _SAMPLE = 100  # rows by which a form is told
@@ -414,12 +413,10 @@ def _keep_within(budget: int, path: Path, found: Examples) -> None:
     bad, total = found.bad, len(found.bad) + len(found.rows)
     if len(bad) <= budget and found.rows:
         return
-    shown = "".join(f"\n  {row}" for row in bad[:_SHOWN])
-    more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     wanted = f"at most {budget} bad rows" if len(bad) > budget else "a good row"
     raise UserError(
         f"expected {wanted} among {total} in {path}, found {len(bad)} bad; "
-        f"fix them or allow for more:{shown}{more}"
+        f"fix them or allow for more:{indented(by_reason(bad))}"
     )
 
 

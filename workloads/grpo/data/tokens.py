@@ -17,6 +17,7 @@ from typing import Any
 from workloads.config.sections import Model
 from workloads.engine.pretrained.chat import FIXED, chosen_template
 from workloads.errors import UserError
+from workloads.data.rows import by_reason, indented
 from workloads.grpo.data.rows import Example
 from workloads.grpo.prompts import IMAGE_MARK, Question, Turns, Wording, in_parts
 from workloads.json_files import read_json
@@ -24,7 +25,6 @@ from workloads.json_files import read_json
 IMAGE_TOKEN = "<|image_pad|>"
 _QWEN = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
 _MOST_STRETCHED = 200  # longer side to shorter side
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -381,11 +381,9 @@ class TokenReport:
         """UserError that names the first rows and counts the rest."""
         if not self.broken:
             return
-        shown = "".join(f"\n  {line}" for line in self.broken[:_SHOWN])
-        more = f"\n  and {len(self.broken) - _SHOWN} more" if len(self.broken) > _SHOWN else ""
         raise UserError(
             f"expected every prompt to fit, found {len(self.broken)} of {self.rows} rows that do "
-            f"not; lower max_pixels, raise the limit or remove the rows:{shown}{more}"
+            f"not; lower max_pixels, raise the limit or remove the rows:{indented(by_reason(self.broken))}"
         )
 
 

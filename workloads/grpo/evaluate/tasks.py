@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from workloads.data.build_once import taken
-from workloads.data.rows import read_rows
+from workloads.data.rows import by_reason, indented, read_rows
 from workloads.engine.summary import interval
 from workloads.errors import TataraError, UserError
 from workloads.grpo import prompts
@@ -33,7 +33,6 @@ from workloads.grpo.rewards.math_checker import shared_checker
 from workloads.json_files import read_json
 
 _COUNT = re.compile(r"<answer>\s*(\d+)\s*</answer>")
-_SHOWN = 10
 _MOST_DIGITS = 4000  # Python refuses to read longer numbers
 
 
@@ -164,13 +163,12 @@ def read_questions(task: Task, file: Path, image_root: Path) -> list[Question]:
             _check_row(row, columns)
             questions.append(Question(row, find_image(row["image_path"], image_root)))
         except ValueError as error:
-            bad.append(f"\n  {rows.place(index)}: {error}")
+            bad.append(f"{rows.place(index)}: {error}")
     if bad:
-        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise UserError(
             f"expected {len(rows.rows)} questions with images for {task.name}, found {len(bad)} "
             f"bad; fix the rows, or unpack the images into {image_root}:"
-            f"{''.join(bad[:_SHOWN])}{more}"
+            f"{indented(by_reason(bad))}"
         )
     return questions
 

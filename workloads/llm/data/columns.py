@@ -15,6 +15,7 @@ from workloads.llm.config import FORMATS, Format, LlmData
 
 Row = dict[str, Any]
 UNFIT = ""  # the only key of a row that has no format, with the reason
+_NOTHING: tuple[Any, ...] = ("", [], {})
 _STRUCTURES = ("messages", "conversations", "tools", "history")
 # No two formats begin with the same column.
 _FIRST_COLUMNS = tuple((one.needed[0], name) for name, one in FORMATS.items())
@@ -25,6 +26,7 @@ class _Plan:
     """How rows with the same columns are read: pairs of our name and theirs; or what is wrong."""
 
     pairs: tuple[tuple[str, str], ...] = ()
+    left: tuple[str, ...] = ()  # columns that nobody reads
     problem: str = ""
 
 
@@ -45,6 +47,9 @@ class Columns:
             plan = self._plans[present] = self._plan(present, row)
         if plan.problem:
             return plan.problem
+        for column in plan.left:
+            if column not in self.unused and row[column] not in _NOTHING:
+                self.unused[column] = None
         kept: Row = {}
         for ours, theirs in plan.pairs:
             value = row[theirs]
@@ -87,15 +92,15 @@ class Columns:
             if all(found[ours] is not None for ours in one.needed):
                 pairs = tuple((ours, theirs) for ours, theirs in found.items() if theirs)
                 used = {theirs for _, theirs in pairs} | set(self.data.ignore)
-                full = (column for column in present if row[column] not in ("", [], {}))
-                self.unused |= dict.fromkeys(column for column in full if column not in used)
-                return _Plan(pairs)
+                return _Plan(pairs, tuple(column for column in present if column not in used))
         (first, *others) = formats.values()
         if others:
             listed = "; ".join(f"{name}: {', '.join(one.needed)}" for name, one in formats.items())
+            empty = [column for column, value in row.items() if value is None]
+            nothing = f" (and nothing in {_listed(empty)})" if empty else ""
             return _Plan(
-                problem=f"expected the columns of one format ({listed}), found {_listed(present)}; "
-                "map them by data.columns, or set data.prompt and data.answer"
+                problem=f"expected the columns of one format ({listed}), found {_listed(present)}"
+                f"{nothing}; map them by data.columns, or set data.prompt and data.answer"
             )
         missing = next(ours for ours in first.needed if not self._theirs(first, ours, present))
         return _Plan(problem=missing_column(self.data, missing, list(row), row))

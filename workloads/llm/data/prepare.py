@@ -31,6 +31,7 @@ from workloads.engine.pretrained import chat
 from workloads.llm.config import LlmConfig, LlmData
 from workloads.llm.data.columns import format_of
 from workloads.llm.data.report import Report, SplitReport
+from workloads.data.rows import by_reason, indented
 from workloads.llm.data.rows import Rows, Split, Splits, load_rows
 from workloads.llm.data.template import Rendered, RowError, Template
 from workloads.llm.data.tokenise import IGNORED, Encoder, Tokens
@@ -299,7 +300,7 @@ class _Maker:
             return
         wanted = f"at most {allowed} bad rows" if len(bad) > allowed else "rows to learn from"
         left = f" and {self.report.too_long} too long" if self.report.too_long else ""
-        shown = "".join(f"\n  {row}" for row in bad[:_SHOWN])
+        shown = indented(by_reason(bad))
         fix = "fix them or raise data.max_bad_rows."
         if len(bad) <= allowed and self.report.too_long:
             fix = f"raise data.max_length (the longest row has {self.report.longest:,} tokens)."

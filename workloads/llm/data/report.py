@@ -1,6 +1,7 @@
 """What preparing the data has found: for the terminal, the manifest, and `check --deep`."""
 
 from collections.abc import Iterator
+from workloads.data.rows import by_reason
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -122,6 +123,4 @@ def _bad(rows: list[str]) -> Iterator[str]:
     if not rows:
         return
     yield f"  {len(rows):,} bad {'row' if len(rows) == 1 else 'rows'} skipped:"
-    yield from (f"    {row}" for row in rows[:_SHOWN])
-    if len(rows) > _SHOWN:
-        yield f"    and {len(rows) - _SHOWN:,} more"
+    yield from (f"    {line}" for line in by_reason(rows))

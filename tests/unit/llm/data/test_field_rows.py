@@ -240,6 +240,18 @@ def test_the_second_column_of_a_question_is_used_or_named(field: Field) -> None:
     assert rows[0].index("S.") < rows[0].index("Q") < rows[0].index("[[A") < rows[0].index("いぬ")
 
 
+def test_a_column_that_begins_empty_is_named_when_it_holds_something(field: Field) -> None:
+    """L-F5: further instance of the kind."""
+    rows = [
+        {"question": f"How many {i}?", "answer": "One.", "hint": "count" if i > 5 else ""}
+        for i in range(12)
+    ]
+    _, told = field.learnt(field.write(rows))
+    assert "columns not used: hint" in told
+    _, told = field.learnt(field.write([{**row, "hint": ""} for row in rows], "empty.jsonl"))
+    assert "columns not used" not in told
+
+
 def test_texts_around_questions_and_answers(field: Field) -> None:
     """L-F5"""
     qa = [{"question": f"都{i}は?", "answer": "奈良"} for i in range(12)]

@@ -18,7 +18,7 @@ COMMON = (
 )
 IMPORTS = {
     "demo": ("math_verify", "google_crc32c"),
-    "llm-4090": ("bitsandbytes", "kernels"),
+    "llm-4090": ("bitsandbytes", "kernels", "fastapi", "openai", "uvicorn"),
     "vla": ("bitsandbytes", "kernels", "av", "google_crc32c"),
     "grpo-h100": ("bitsandbytes", "kernels", "math_verify"),
 }

@@ -28,7 +28,7 @@ COMMANDS: Commands = {
     "export": ("workloads.commands.export", "turn a run's checkpoint into a model folder"),
     "convert": ("workloads.commands.convert", "turn another tool's checkpoint into safetensors"),
     "import": ("workloads.commands.importing", "turn another tool's config into a profile"),
-    "serve": ("workloads.commands.serve", "answer a robot's program with a policy's actions"),
+    "serve": ("workloads.commands.serve", "answer programs: a language model, or a robot policy"),
     "data": ("workloads.commands.data", "inspect demonstrations, convert them or make some"),
     "doctor": ("workloads.commands.doctor", "say what this machine can run and what it lacks"),
     "monitor": ("workloads.commands.monitor", "watch a run, or all of them"),

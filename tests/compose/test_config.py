@@ -19,12 +19,14 @@ PROFILES = {
     "vla": {"vla"},
     "vla_finetune": {"vla_finetune"},
     "vla-serve": {"vla-serve"},
+    "llm-serve": {"llm-serve"},
     "grpo-h100": {"grpo-h100"},
     "grpo-vllm": {"grpo-vllm"},
     "board": {"board"},
     "monitor": {"monitor"},
 }
-GPU = {"llm-master", "llm-worker", "vla", "vla_finetune", "vla-serve", "grpo-h100", "grpo-vllm"}
+GPU = {"llm-master", "llm-worker", "llm-serve", "grpo-h100", "grpo-vllm"}
+GPU |= {"vla", "vla_finetune", "vla-serve"}
 TRAINING = {name for names in PROFILES.values() for name in names} - {"board", "monitor"}
 SECRETS = {"checkout", "dotenv", "shell", "ca", "hf_token", "wandb_api_key", "tatara_serve_token"}
 SECRETS |= {"tatara_rendezvous_secret"}
@@ -150,7 +152,8 @@ TINY = {"vla": "profiles/recipes/vla-tiny.yaml", "grpo-h100": "profiles/demo-grp
 
 
 @pytest.mark.parametrize(
-    "profile", ["llm-4090", "vla", "vla_finetune", "vla-serve", "grpo-h100", "grpo-vllm"]
+    "profile",
+    ["llm-4090", "llm-serve", "vla", "vla_finetune", "vla-serve", "grpo-h100", "grpo-vllm"],
 )
 def test_without_a_gpu_nothing_is_reserved(profile: str) -> None:
     real = rendered(profile)

@@ -1,32 +1,54 @@
-"""Serve a trained robot policy: `POST /act` takes images and an instruction, `GET /health` says
-how it does. Only this machine may ask, unless TATARA_SERVE_TOKEN holds a token."""
+"""Serve a trained model on this machine. A language model answers by the OpenAI chat API (POST
+/v1/chat/completions): by vLLM where it and a GPU are there, else by transformers. A robot policy
+answers POST /act with actions for images and an instruction. GET /health says how either does.
+Other machines may ask only where TATARA_SERVE_TOKEN holds a token."""
 
 import argparse
-import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workloads.commands.common import loaded_environment, no_settings
+from workloads.commands.speaking import adapters_of, add_speaker, speaker_of, tell
+from workloads.errors import UserError
+from workloads.host.ports import check_exposed, claim, is_free, unusable, url_of
+from workloads.run import outputs
+from workloads.run.models import exported_model
+
+if TYPE_CHECKING:
+    from workloads.run import Run
 
 PORT = 8000
+_LANGUAGE = ("llm", "grpo")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="MODEL", help="an exported folder, a run that has one, or a hub name"
-    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     parser.add_argument("--port", type=int, default=PORT, help=f"port (default {PORT}; 0: any)")
     parser.add_argument(
+        "--workload", choices=["llm", "vla"], help="what MODEL or latest is, where nothing says it"
+    )
+    language = parser.add_argument_group("for a language model")
+    add_speaker(parser, language)
+    language.add_argument("--name", help="what clients call it (default: the profile)")
+    language.add_argument(
+        "--engine",
+        choices=["transformers", "vllm"],
+        help="who writes the answers (default: vllm on a GPU that has it)",
+    )
+    policy = parser.add_argument_group("for a robot policy")
+    policy.add_argument(
         "--four-bit", action="store_true", help="hold the model in 4 bits, for GPUs of 16 GB"
     )
-    parser.add_argument(
+    policy.add_argument(
         "--execute",
         type=int,
         metavar="K",
         help="actions of a chunk to carry out before the next (default: 1 for a policy that "
         "remembers, else the whole chunk); for requests that name an episode",
     )
-    parser.add_argument(
+    policy.add_argument(
         "--ensemble",
         type=float,
         nargs="?",
@@ -34,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WEIGHT",
         help="the mean of all that was predicted for a moment, the older the heavier (0.01)",
     )
-    parser.add_argument(
+    policy.add_argument(
         "--episodes", type=int, default=64, metavar="N", help="held at a time (default %(default)s)"
     )
 
@@ -42,27 +64,126 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     no_settings(words)
     env = loaded_environment()
-    from workloads.vla.episodes import Execution
-    from workloads.vla.serve.episodes import Episodes
-    from workloads.vla.serve.server import claim, serve
-
-    execution, episodes = Execution(args.execute, args.ensemble), Episodes(args.episodes)
-
-    # The port first: who waits a minute for the model does not want to hear that it was taken.
     # Blanks around it no client can send; nothing but blanks protects nobody.
     token = env.get("TATARA_SERVE_TOKEN", "").strip() or None
-    server = claim(args.host, args.port, token)
-    from workloads.run import outputs
-    from workloads.run.models import exported_model
+    check_exposed(args.host, token)
+    wanted = {"llm": _LANGUAGE, "vla": ("vla",), None: (*_LANGUAGE, "vla")}[args.workload]
+    name, run = exported_model(args.model, outputs(env), *wanted)
+    workload = args.workload or _workload_of(name, run)
+    if workload == "vla":
+        _refuse(args, "a robot policy", ("adapter", "precision", "name", "engine"))
+        return _serve_policy(args, token, name)
+    _refuse(args, "a language model", ("four_bit", "execute", "ensemble"))
+    return _serve_language_model(args, env, token, name, run)
+
+
+def _workload_of(name: str, run: "Run | None") -> str:
+    """What a model is for: its run says it, else the statistics of actions that policies have."""
+    if run is not None:
+        return str(run.config().workload)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        from workloads.config.sections import Model
+        from workloads.engine.pretrained.base import locate
+
+        folder = locate(Model(name=name), tell, weights=False)
+    from workloads.vla.openvla.checkpoint import STATISTICS
+
+    return "vla" if (folder / STATISTICS).is_file() else "llm"
+
+
+def _refuse(args: argparse.Namespace, what: str, options: Sequence[str]) -> None:
+    given = next((option for option in options if getattr(args, option)), None)
+    if given is not None:
+        flag = f"--{given.replace('_', '-')}"
+        raise UserError(f"{args.model} is {what}, which {flag} is not for; leave it out")
+
+
+def _serve_policy(args: argparse.Namespace, token: str | None, name: str) -> int:
+    from workloads.vla.episodes import Execution
+    from workloads.vla.serve.episodes import Episodes
+    from workloads.vla.serve.server import claim as claim_server
+    from workloads.vla.serve.server import serve
+
+    execution, episodes = Execution(args.execute, args.ensemble), Episodes(args.episodes)
+    # The port first: who waits a minute for the model does not want to hear that it was taken.
+    server = claim_server(args.host, args.port, token)
     from workloads.vla.policy import Policy
     from workloads.vla.serve.service import Service
 
-    folder, _ = exported_model(args.model, outputs(env), "vla")
-    policy = Policy.from_pretrained(folder, four_bit=args.four_bit, tell=_tell)
+    policy = Policy.from_pretrained(name, four_bit=args.four_bit, tell=tell)
     service = Service(policy, token, execution, episodes)
-    _tell(f"{folder}: first action after {service.warm_up():.1f} s on {policy.model.device}")
+    tell(f"{name}: first action after {service.warm_up():.1f} s on {policy.model.device}")
     return serve(server, service)
 
 
-def _tell(text: str) -> None:
-    print(f"tatara: {text}", file=sys.stderr, flush=True)
+def _serve_language_model(
+    args: argparse.Namespace,
+    env: dict[str, str],
+    token: str | None,
+    name: str,
+    run: "Run | None",
+) -> int:
+    args.model, adapters = name, adapters_of(args)
+    called = args.name or (run.config().name if run else Path(name).name)
+    if _engine(args) == "vllm":
+        return _by_vllm(args, env, token, name, run, called)
+    if find_spec("fastapi") is None:
+        raise UserError(
+            "tatara serve: expected the packages of the extra `serve`, found none; install them "
+            "with pip install '.[llm,serve]', or use the image of llm-4090"
+        )
+    taken = claim(args.host, args.port)
+    speaker, _ = speaker_of(args, env)
+    if len(speaker.adapters) > 1:
+        raise UserError(
+            f"--engine transformers: expected one adapter at most, found "
+            f"{', '.join(speaker.adapters)}; combine them with tatara export --adapters, or serve "
+            "them by vLLM"
+        )
+    if adapters and not args.name:
+        called = next(iter(adapters))
+    from workloads.llm.serve.api import ChatService, serve
+
+    service = ChatService(called, speaker)
+    tell(f"{name}: answers as model {called!r} on {speaker.model.device}")
+    print(f"{url_of(taken, '/v1')}   (Ctrl-C ends it)", flush=True)
+    return serve(taken, service, token)
+
+
+def _engine(args: argparse.Namespace) -> str:
+    """Who answers: vLLM where it and a GPU are there, or as the arguments say."""
+    from workloads.device import gpu_count
+
+    has_vllm = find_spec("vllm") is not None
+    if args.engine == "vllm" and not has_vllm:
+        raise UserError(
+            "--engine vllm: expected the package vllm, found none; use the image of grpo-h100, "
+            "build that of llm-4090 with VLLM=yes, or leave out --engine"
+        )
+    return args.engine or ("vllm" if has_vllm and gpu_count() else "transformers")
+
+
+def _by_vllm(
+    args: argparse.Namespace,
+    env: dict[str, str],
+    token: str | None,
+    name: str,
+    run: "Run | None",
+    called: str,
+) -> int:
+    from workloads.environment import cache_folder
+    from workloads.llm.serve import vllm
+
+    port = args.port
+    if port == 0:
+        with claim(args.host, 0) as taken:
+            port = taken.getsockname()[1]
+    elif not is_free(port, args.host):
+        raise unusable(args.host, port, OSError("it is in use"))
+    config = run.config() if run else None
+    data = config.data if config is not None and config.workload == "llm" else None
+    place = cache_folder(env) / "llm" / "serve"
+    served = vllm.prepare(name, called, adapters_of(args), data, place)
+    precision = args.precision or (config.train.precision if config else "bf16")
+    return vllm.become(vllm.command(served, args.host, port, precision), token)

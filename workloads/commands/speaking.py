@@ -1,4 +1,4 @@
-"""What `tatara chat` and `tatara generate` have alike: the model, its adapters, how it is drawn."""
+"""What `tatara chat`, `generate` and `serve` have alike: a model, its adapters, how it is drawn."""
 
 import argparse
 import sys
@@ -13,21 +13,24 @@ if TYPE_CHECKING:
     from workloads.llm.speaker import Sampling, Speaker
 
 
-def add_speaker(parser: argparse.ArgumentParser) -> None:
-    """Add RUN|MODEL, --adapter and --precision."""
+def add_speaker(
+    parser: argparse.ArgumentParser, options: argparse._ActionsContainer | None = None
+) -> None:
+    """Add RUN|MODEL, and to the group of `options`, if any, --adapter and --precision."""
     parser.add_argument(
         "model",
         metavar="RUN|MODEL",
         help="a run's folder, its id, or latest, whose final/ is meant; or a folder or hub name",
     )
-    parser.add_argument(
+    options = options or parser
+    options.add_argument(
         "--adapter",
         action="append",
         default=[],
         metavar="NAME=DIR",
         help="one more adapter over the same base; may be given again",
     )
-    parser.add_argument("--precision", choices=["bf16", "fp16", "fp32"], help="default: the run's")
+    options.add_argument("--precision", choices=["bf16", "fp16", "fp32"], help="default: the run's")
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
@@ -63,16 +66,24 @@ def sampling_of(args: argparse.Namespace) -> "Sampling":
     )
 
 
-def speaker_of(
-    args: argparse.Namespace, env: dict[str, str], with_base: bool = False
-) -> "tuple[Speaker, Speaker | None]":
-    """The model that the arguments name with its adapters, and its base where that is asked for."""
-    adapters = []
+def adapters_of(args: argparse.Namespace) -> dict[str, Path]:
+    """The folders of further adapters by their names."""
+    found: dict[str, Path] = {}
     for pair in args.adapter:
         name, equals, folder = pair.partition("=")
         if not (equals and name and Path(folder).expanduser().is_dir()):
             raise UserError(f"--adapter: expected NAME=DIR of a saved adapter, found {pair!r}")
-        adapters.append((name, Path(folder).expanduser()))
+        if name in found:
+            raise UserError(f"--adapter: expected a new name for {folder}, found {name!r} again")
+        found[name] = Path(folder).expanduser()
+    return found
+
+
+def speaker_of(
+    args: argparse.Namespace, env: dict[str, str], with_base: bool = False
+) -> "tuple[Speaker, Speaker | None]":
+    """The model that the arguments name with its adapters, and its base where that is asked for."""
+    adapters = adapters_of(args)
     name, run = exported_model(args.model, outputs(env), "llm")
     config = run.config() if run else None
     precision = args.precision or (config.train.precision if config else "bf16")
@@ -83,7 +94,7 @@ def speaker_of(
 
     data = config.data if config is not None and config.workload == "llm" else None
     speaker = load(name, precision, silent, data)
-    for adapter, folder in adapters:
+    for adapter, folder in adapters.items():
         speaker.add_adapter(adapter, folder)
     if not with_base or speaker.adapters:
         return speaker, speaker if with_base else None

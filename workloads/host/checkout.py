@@ -25,7 +25,7 @@ _SHELL_ENV = ".cache/shell.env"
 _NAMES_PROJECT = ("COMPOSE_PROJECT_NAME", "TATARA_TAG")
 # Given to set-up once, they hold for later builds and starts.
 _KEPT = (
-    *("BASE_IMAGE", "TORCH_VERSION", "TORCH_INDEX_URL", "FLASH_ATTN", "TATARA_RUNTIME"),
+    *("BASE_IMAGE", "TORCH_VERSION", "TORCH_INDEX_URL", "FLASH_ATTN", "VLLM", "TATARA_RUNTIME"),
     *("TATARA_OUTPUTS", "TATARA_CACHE", "TATARA_DATA"),
 )
 # What a build's downloads need to know; `docker history` shows none of it.

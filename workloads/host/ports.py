@@ -1,7 +1,10 @@
-"""Whether a server may listen on a port of this machine."""
+"""Whether a server may listen on a port of this machine, and for whom."""
 
 import errno
+import ipaddress
 import socket
+
+from workloads.errors import UserError
 
 
 def is_free(port: int, address: str = "") -> bool:
@@ -11,3 +14,45 @@ def is_free(port: int, address: str = "") -> bool:
     except OSError as error:
         return error.errno not in (errno.EADDRINUSE, errno.EACCES)
     return True
+
+
+def check_exposed(host: str, token: str | None) -> None:
+    """UserError where other machines could ask a server that has no token."""
+    if token is None and not _is_this_machine(host):
+        raise UserError(
+            f"--host {host}: expected a token for clients on other machines, found none; set "
+            "TATARA_SERVE_TOKEN, or TATARA_SERVE_TOKEN_FILE with the file that holds it"
+        )
+
+
+def unusable(host: str, port: int, error: Exception) -> UserError:
+    """What to say of an address that cannot be listened at."""
+    return UserError(
+        f"{host}:{port} cannot be used ({error}); choose another with --host and --port"
+    )
+
+
+def claim(host: str, port: int) -> socket.socket:
+    """Take a port before anybody is answered there; UserError where that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((host, port))
+    except (OSError, OverflowError) as error:
+        taken.close()
+        raise unusable(host, port, error) from None
+    return taken
+
+
+def url_of(taken: socket.socket, path: str) -> str:
+    """The address of a socket, as it can be typed into a client."""
+    host, port = taken.getsockname()[:2]
+    return f"http://[{host}]:{port}{path}" if ":" in host else f"http://{host}:{port}{path}"
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -13,14 +13,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from workloads.engine.generate import generate
 from workloads.engine.hub.upload import FACTS
-from workloads.engine.pretrained.adapter import adapter_folder, load_adapter
+from workloads.engine.pretrained.adapter import adapter_folder, check_same_base, load_adapter
 from workloads.engine.pretrained.chat import with_stops
-from workloads.engine.pretrained.files import (
-    ADAPTER_CONFIG,
-    Tell,
-    lasting_name,
-    positions,
-)
+from workloads.engine.pretrained.files import Tell, positions
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.llm.config import PUT, LlmData, template_columns
@@ -155,16 +150,17 @@ class Speaker:
         """Hold one more adapter over the same base; UserError where it belongs to another."""
         if name in (*self.adapters, BASE):
             raise UserError(f"expected a new name for an adapter, found {name!r}; choose another")
-        place = adapter_folder(folder, name)
-        own = str(read_json(place / ADAPTER_CONFIG).get("base_model_name_or_path"))
-        if lasting_name(own) != lasting_name(self.base):
-            raise UserError(
-                f"{place}: expected an adapter of {self.base}, found one of {own}; correct "
-                f"base_model_name_or_path in {ADAPTER_CONFIG} if the two are the same"
-            )
-        self.model = load_adapter(self.model, folder, name)
+        check_same_base(adapter_folder(folder, name), self.base)
+        # A new adapter comes with its dropout switched on.
+        self.model = load_adapter(self.model, folder, name).eval()
         self.adapters.append(name)
         self.use(name)
+
+    def merge(self) -> None:
+        """Become one whole model: the base with the adapter that is active, and no other."""
+        if self.adapters:
+            self.model = self.model.merge_and_unload(adapter_names=[self.active])
+            self.adapters, self.active = [], TRAINED
 
     def use(self, name: str) -> None:
         """Answer with an adapter, or with the base alone; UserError for one that is not held."""
@@ -200,14 +196,14 @@ def load(name: str, precision: str, tell: Tell, data: LlmData | None = None) -> 
     disable_progress_bar()
     loaded = load_for_use(name, precision, tell)
     speaker = Speaker(
-        loaded.model, loaded.tokenizer, data or _put(Path(name)), name, loaded.base.model.name
+        loaded.model, loaded.tokenizer, data or data_of(Path(name)), name, loaded.base.model.name
     )
     if loaded.adapter:
         speaker.adapters, speaker.active = ["default"], "default"
     return speaker
 
 
-def _put(folder: Path) -> LlmData:
+def data_of(folder: Path) -> LlmData:
     """How an exported model was asked in training, by the facts beside it."""
     facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
     own = {name: value for name, value in facts.get("data", {}).items() if name in PUT}
@@ -226,4 +222,4 @@ def _settings(speaker: Speaker, sampling: Sampling) -> Any:
     return made
 
 
-__all__ = ["BASE", "Sampling", "Speaker", "load"]
+__all__ = ["BASE", "Sampling", "Speaker", "data_of", "load"]

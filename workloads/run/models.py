@@ -1,16 +1,17 @@
 """A model as people name it: a run, whose exported model it is, a folder, or a name on the hub."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from workloads.errors import UserError
 from workloads.run.directory import Run, find
 
 
-def exported_model(wanted: str, root: Path, workload: str) -> tuple[str, Run | None]:
+def exported_model(wanted: str, root: Path, *workloads: str) -> tuple[str, Run | None]:
     """The model's folder or hub name, and the run that it comes from, None for one of no run.
 
-    wanted: a run's id, its folder or `latest`, the newest run of the workload, whose `final/` is
+    wanted: a run's id, its folder or `latest`, the newest run of the workloads, whose `final/` is
     meant; or a model's folder or name on the hub. root: where the runs are. Raises UserError where
     nothing of that name is there.
     """
@@ -21,7 +22,7 @@ def exported_model(wanted: str, root: Path, workload: str) -> tuple[str, Run | N
     if places:
         run = Run(places[0])
     else:
-        run = _newest(root, workload) if wanted == "latest" else find(root, "*", wanted)
+        run = _newest(root, workloads) if wanted == "latest" else find(root, "*", wanted)
     return str(final_of(run)), run
 
 
@@ -41,13 +42,14 @@ def _run_of(folder: Path) -> Run | None:
     return run if folder.name == run.final.name and (run.path / "manifest.json").is_file() else None
 
 
-def _newest(root: Path, workload: str) -> Run:
+def _newest(root: Path, workloads: Collection[str]) -> Run:
     dumps = sorted(root.glob("*/*/config.json"), key=lambda path: (path.stat().st_mtime_ns, path))
     for path in reversed(dumps):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if (found.get("config") or {}).get("workload") == workload:
+        if (found.get("config") or {}).get("workload") in workloads:
             return Run(path.parent)
-    raise UserError(f"expected a run of the {workload} workload in {root}, found none; train one")
+    names = " or ".join(workloads)
+    raise UserError(f"expected a run of the {names} workload in {root}, found none; train one")

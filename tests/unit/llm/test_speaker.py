@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from tests.support.tiny_adapter import write_adapter
 from tests.support.tiny_llama import make_model, make_tokenizer, write_tiny
 from workloads.cli import main
-from workloads.config.sections import Adapter
 from workloads.engine.hub.upload import FACTS
-from workloads.engine.pretrained.adapter import add_adapter, save_adapters
 from workloads.errors import UserError
 from workloads.llm.speaker import BASE, Sampling, Speaker, load
 
@@ -32,20 +30,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def speaker_at(folder: Path) -> Speaker:
     return load(str(folder), "fp32", lambda text: None)
-
-
-def adapter_of(folder: Path, base: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    wish = Adapter.model_validate({"method": "lora", "r": 4, "alpha": 32})
-    model = add_adapter(make_model(), wish)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            weight.data += torch.randn_like(weight)
-    save_adapters(model, folder)
-    own = json.loads((folder / "adapter_config.json").read_text())
-    own["base_model_name_or_path"] = str(base)
-    (folder / "adapter_config.json").write_text(json.dumps(own))
-    return folder
 
 
 def greedy_by_transformers(folder: Path, text: str, new: int) -> str:
@@ -90,15 +74,16 @@ def test_adapters_are_switched_at_use(folder: Path, tmp_path: Path) -> None:
     speaker = speaker_at(folder)
     plain = speaker.answer(ASKED, GREEDY)
     for seed, name in enumerate(("poems", "sums")):
-        speaker.add_adapter(name, adapter_of(tmp_path / name, folder, seed))
+        speaker.add_adapter(name, write_adapter(tmp_path / name, folder, seed))
     found = {}
     for name in ("poems", "sums", BASE):
         speaker.use(name)
         found[name] = speaker.answer(ASKED, GREEDY)
+        assert not any(module.training for module in speaker.model.modules())
     assert found[BASE] == plain and len(set(found.values())) == 3
     with pytest.raises(UserError, match="poems, sums, base"):
         speaker.use("other")
-    other = adapter_of(tmp_path / "other", tmp_path / "elsewhere", 3)
+    other = write_adapter(tmp_path / "other", tmp_path / "elsewhere", 3)
     with pytest.raises(UserError, match="expected an adapter of"):
         speaker.add_adapter("other", other)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from workloads.config.sections import Adapter
-from workloads.engine.pretrained.files import ADAPTER_CONFIG
+from workloads.engine.pretrained.files import ADAPTER_CONFIG, lasting_name
 from workloads.errors import UserError
 from workloads.json_files import read_json
 
@@ -179,6 +179,16 @@ def adapter_folder(folder: Path, name: str) -> Path:
         f"{folder}: expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} of adapter {name!r}, found "
         f"adapters: {known}; correct adapter.resume_from or adapter.name"
     )
+
+
+def check_same_base(saved: Path, base: str) -> None:
+    """UserError for an adapter that was trained over another base, by the names of the two."""
+    own = str(read_json(saved / ADAPTER_CONFIG).get("base_model_name_or_path"))
+    if lasting_name(own) != lasting_name(base):
+        raise UserError(
+            f"{saved}: expected an adapter of {base}, found one of {own}; correct "
+            f"base_model_name_or_path in {ADAPTER_CONFIG} if the two are the same"
+        )
 
 
 def saved_adapters(folder: Path) -> dict[str, Path]:

@@ -219,7 +219,7 @@ def load_for_use(wanted: Model, precision: str, kind_of: KindOf, tell: Tell) -> 
     """
     folder, is_adapter = locate_for_use(wanted, tell)
     if is_adapter:
-        base = _base_of_adapter(folder, tell)
+        base = base_of_adapter(folder, tell)
     else:
         base = Base(wanted, folder, load_config(wanted, folder))
     kind = kind_of(base.config)
@@ -236,7 +236,7 @@ def load_for_use(wanted: Model, precision: str, kind_of: KindOf, tell: Tell) -> 
     return Ready(model.to(device).eval(), base, folder if is_adapter else None)
 
 
-def _base_of_adapter(folder: Path, tell: Tell) -> Base[Any]:
+def base_of_adapter(folder: Path, tell: Tell) -> Base[Any]:
     """The base that an adapter names; what is wrong with it is told as the adapter's."""
     named = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
     try:

@@ -53,7 +53,7 @@ def conversation_of(row: Row, data: LlmData, switches: Switches) -> Conversation
         turns = [{"role": "system", "content": content}, *turns]
         learn, given = [None, *learn], given + 1
     answers = _answers(turns, learn, given)
-    if turns[0]["role"] == "system" and _merges(data, switches):
+    if turns[0]["role"] == "system" and merges(data, switches):
         turns, merged = _merged(turns)
         answers = [answer - merged for answer in answers]
         remarks += [("merged", "")] if merged else []
@@ -160,7 +160,7 @@ def _answers(turns: list[Turn], learn: list[bool | None], given: int) -> list[in
     raise RowError(f"no turn of an assistant to learn from; found roles {found}")
 
 
-def _merges(data: LlmData, switches: Switches) -> bool:
+def merges(data: LlmData, switches: Switches) -> bool:
     if data.system_turn == "auto":
         return not switches.takes_system
     return data.system_turn == "merge"

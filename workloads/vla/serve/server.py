@@ -6,7 +6,6 @@ ask 127.0.0.1: without a token, whatever a browser sends in a page's name is ref
 """
 
 import io
-import ipaddress
 import json
 import re
 import socket
@@ -24,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from workloads.errors import EXIT_DONE, UserError
+from workloads.host.ports import check_exposed, unusable
 from workloads.signals import Stop, handled_by, interrupt
 from workloads.vla.serve import messages
 from workloads.vla.serve.connection import DeadlineReader
@@ -280,27 +280,14 @@ class Server(ThreadingHTTPServer):
 
 def claim(host: str, port: int, token: str | None) -> Server:
     """Take the port, without answering yet; UserError where that is not possible or not safe."""
-    if token is None and not _is_this_machine(host):
-        raise UserError(
-            f"--host {host}: expected a token for clients on other machines, found none; set "
-            "TATARA_SERVE_TOKEN, or TATARA_SERVE_TOKEN_FILE with the file that holds it"
-        )
+    check_exposed(host, token)
     server = Server(host, port)
     try:
         server.server_bind()
     except (OSError, OverflowError) as error:
         server.server_close()
-        raise UserError(
-            f"{host}:{port} cannot be used ({error}); choose another with --host and --port"
-        ) from None
+        raise unusable(host, port, error) from None
     return server
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def serve(server: Server, service: Service) -> int:

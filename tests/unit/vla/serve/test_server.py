@@ -322,7 +322,7 @@ def test_a_blank_token_is_none(
 def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "latest", "--host", "0.0.0.0"]) == 2
     assert "expected a token" in capsys.readouterr().err
-    assert main(["serve", "data/demo/tiny-llama", "--port", "0"]) == 2
+    assert main(["serve", "data/demo/tiny-llama", "--workload", "vla", "--port", "0"]) == 2
     assert "expected model_type of openvla, found 'llama'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="expected a URL"):
         PolicyClient("127.0.0.1:8000")

@@ -1,0 +1,128 @@
+"""`vllm serve` (0.31) for a base and any number of adapters over it, as training put questions."""
+
+import hashlib
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from workloads.config.sections import Model
+from workloads.engine.generate.guard import TOKEN, ServeGuard
+from workloads.engine.pretrained.adapter import check_same_base
+from workloads.engine.pretrained.base import Base, load_config, locate_for_use
+from workloads.engine.pretrained.chat import with_stops
+from workloads.engine.pretrained.files import ADAPTER_CONFIG
+from workloads.engine.pretrained.load import base_of_adapter, generation_settings
+from workloads.errors import UserError
+from workloads.json_files import read_json
+from workloads.llm.config import LlmData
+from workloads.llm.serve.template import served_template
+from workloads.llm.speaker import data_of
+from workloads.llm.tokenizer import load_tokenizer
+
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+# The ranks that vLLM's kernels are made for.
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# With these clients could load adapters of theirs, or change the server.
+_CLOSED = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served: a whole model's folder, and adapters over it by their names.
+
+    files: the folder with the tokenizer, whose template puts questions, and with generation
+    settings, whose end tokens count; None for a model of images, which has its own beside it.
+    """
+
+    name: str
+    base: Path
+    files: Path | None
+    adapters: Mapping[str, Path]
+
+
+def prepare(
+    name: str, called: str, adapters: Mapping[str, Path], data: LlmData | None, place: Path
+) -> Served:
+    """Find a model by folder or hub name, and write what vLLM is to read in place of its own.
+
+    called: what clients name the model, or the adapter that it is. place: where to write. Raises
+    UserError where something is missing or belongs to another base.
+    """
+    wanted = Model(name=name)
+    folder, is_own_adapter = locate_for_use(wanted, tell)
+    base = base_of_adapter(folder, tell) if is_own_adapter else None
+    base = base or Base(wanted, folder, load_config(wanted, folder))
+    held = {called: folder, **adapters} if is_own_adapter else dict(adapters)
+    for own in adapters.values():
+        check_same_base(own, base.model.name)
+    called = Path(base.model.name).name if is_own_adapter else called
+    if hasattr(base.config, "vision_config"):
+        return Served(called, base.folder, None, held)
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(replace(base, folder=folder) if has_tokenizer else base, tell)
+    tokenizer.chat_template = served_template(tokenizer, data or data_of(folder))
+    has_settings = (folder / "generation_config.json").is_file()
+    settings = generation_settings(replace(base, folder=folder) if has_settings else base, tell)
+    digest = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=6).hexdigest()
+    files = place / digest
+    tokenizer.save_pretrained(files)
+    with_stops(tokenizer, settings).save_pretrained(files)
+    return Served(called, base.folder, files, held)
+
+
+def command(served: Served, host: str, port: int, precision: str) -> list[str]:
+    """The words that start vLLM; UserError for an adapter that it cannot hold."""
+    options: dict[str, Any] = {
+        "--served-model-name": served.name,
+        "--dtype": _DTYPES[precision],
+        "--host": host,
+        "--port": port,
+        "--middleware": f"{ServeGuard.__module__}.{ServeGuard.__name__}",
+    }
+    if served.files is not None:
+        options["--tokenizer"] = options["--generation-config"] = served.files
+        options["--chat-template"] = served.files / "chat_template.jinja"
+    words = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(served.base)]
+    for option, value in options.items():
+        words += [option, str(value)]
+    if not served.adapters:
+        return words
+    largest = max(_rank(folder) for folder in served.adapters.values())
+    least = next(rank for rank in _RANKS if rank >= largest)
+    words += ["--enable-lora", "--max-lora-rank", str(least)]
+    words += ["--max-loras", str(len(served.adapters)), "--lora-modules"]
+    return [*words, *(f"{name}={folder}" for name, folder in served.adapters.items())]
+
+
+def _rank(folder: Path) -> int:
+    """The largest rank of an adapter, of those that vLLM can hold."""
+    own = read_json(folder / ADAPTER_CONFIG)
+    fields = ("use_dora", "modules_to_save", "bias")
+    odd = [field for field in fields if own.get(field) not in (None, False, "none", [])]
+    rank = max([int(own["r"]), *(own.get("rank_pattern") or {}).values()])
+    if odd or rank > _RANKS[-1]:
+        found = f"{odd[0]}={own[odd[0]]}" if odd else f"r={rank}"
+        raise UserError(
+            f"{folder}: expected an adapter that vLLM holds over its base (plain LoRA of rank "
+            f"{_RANKS[-1]} at most), found {found}; serve a merged model: tatara export RUN --merge"
+        )
+    return rank
+
+
+def become(words: list[str], token: str | None) -> NoReturn:
+    """Replace this process by vLLM, which reads nothing from the hub; it answers until a signal."""
+    env = {name: value for name, value in os.environ.items() if name not in _CLOSED}
+    env |= {"HF_HUB_OFFLINE": "1", TOKEN: token or ""}
+    print(shlex.join(words), file=sys.stderr, flush=True)
+    os.execve(words[0], words, env)
+
+
+def tell(text: str) -> None:
+    print(f"tatara: {text}", file=sys.stderr, flush=True)
+
+
+__all__ = ["Served", "become", "command", "prepare"]

@@ -129,10 +129,16 @@ def test_two_nodes_on_one_host_share_memory_and_split_the_gpus() -> None:
         assert service["networks"] == {"training": None}
 
 
-def test_a_policy_is_served_to_this_machine_alone() -> None:
-    service = rendered("vla-serve", TATARA_SERVE_PORT="8123")["vla-serve"]
-    assert service["network_mode"] == "host" and "ports" not in service
-    assert service["command"] == ["serve", "latest", "--host", "127.0.0.1", "--port", "8123"]
+@pytest.mark.parametrize(
+    ("workload", "variable"), [("vla", "TATARA_SERVE_PORT"), ("llm", "TATARA_CHAT_PORT")]
+)
+def test_a_model_is_served_to_this_machine_alone(workload: str, variable: str) -> None:
+    name = f"{workload}-serve"
+    service = rendered(name, **{variable: "8123"})[name]
+    assert service["network_mode"] == "host"
+    assert not {"ports", "networks", "ipc"} & set(service)
+    words = ["serve", "latest", "--workload", workload]
+    assert service["command"] == [*words, "--host", "127.0.0.1", "--port", "8123"]
     assert ":8123/health" in service["healthcheck"]["test"][-1]
 
 

@@ -18,9 +18,7 @@ ASKED = "hi"
 
 def test_the_openai_client_is_answered(project: Callable[..., Project]) -> None:
     port = free_port()
-    chat = project(
-        "llm-4090", FILES, TATARA_CHAT_MODEL="outputs/tiny", TATARA_CHAT_PORT=str(port)
-    )
+    chat = project("llm-4090", FILES, TATARA_CHAT_MODEL="outputs/tiny", TATARA_CHAT_PORT=str(port))
     for path in (folder := write_tiny(chat.outputs / "tiny"), *folder.iterdir()):
         os.chown(path, chat.uid, chat.gid)
     chat.up("llm-serve")

@@ -155,9 +155,7 @@ def test_what_would_be_dropped_is_refused(
         ("GET", "/v1/chat/completions", 405),
     ],
 )
-def test_no_other_route_is_open(
-    client: openai.OpenAI, method: str, path: str, status: int
-) -> None:
+def test_no_other_route_is_open(client: openai.OpenAI, method: str, path: str, status: int) -> None:
     inner: Any = client._client
     answer = inner.request(method, f"http://testserver{path}", json={"model": "other/model"})
     assert answer.status_code == status

@@ -48,7 +48,9 @@ def test_the_prompt_is_the_one_of_training(family: str, settings: str) -> None:
         except UserError:
             continue
         compared += 1
-        assert served.apply_chat_template(talk, tokenize=False, add_generation_prompt=True) == wanted
+        assert (
+            served.apply_chat_template(talk, tokenize=False, add_generation_prompt=True) == wanted
+        )
     assert compared >= 2
 
 

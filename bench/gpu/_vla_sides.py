@@ -30,8 +30,8 @@ from workloads.plan.estimate import Breakdown, estimate
 from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Sources, open_sources
 from workloads.vla.data.steps import Collate, Maker, Steps
-from workloads.vla.loading import image_processor, read_spec
 from workloads.vla.model import random_init
+from workloads.vla.openvla.loading import image_processor, spec_of
 from workloads.vla.openvla.lora import used_linears
 from workloads.vla.openvla.modeling import OpenVLA, multimodal_labels
 from workloads.vla.openvla.tokenizer import LlamaTokenizer
@@ -193,7 +193,7 @@ def _ours(case: Case, steps: int, folder: Path) -> tuple[float, float]:
     model = _model(folder, sources, "sdpa")
     model.label_logits_only = True
     with rank_session(folder) as session:
-        base = Base(config.model, folder / "model", read_spec(config.model, folder / "model"))
+        base = Base(config.model, folder / "model", spec_of(folder / "model"))
         trainer = build_trainer(config, session, base, model, sources)
         clock = Clock()
         trainer.add_callback(clock)

@@ -11,9 +11,9 @@ import torch
 
 from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.data.robot.statistics import describe
-from workloads.vla.loading import image_processor
 from workloads.vla.model import random_init, save_pretrained
 from workloads.vla.openvla.config import OftSpec
+from workloads.vla.openvla.loading import image_processor
 from workloads.vla.openvla.modeling import OpenVLA
 from workloads.vla.openvla.tokenizer import COMPANIONS
 

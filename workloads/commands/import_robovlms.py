@@ -1,6 +1,6 @@
 """Write the settings of a RoboVLMs config as a profile, and a table of what became of each field:
 mapped, kept for reference, or refused with the reason. Parents are merged. Ends with 1 where a
-field was refused. Policies with such heads are not trained yet: the profile is for reading."""
+field was refused; what is left is a profile for `tatara train`."""
 
 import argparse
 import re
@@ -65,7 +65,7 @@ def _profile(config: Path, settings: Mapping[str, Any], rows: Sequence["Row"]) -
     refused = [row for row in rows if row.outcome == "refused"]
     lines = [
         f"# The settings of {config.name}, a config of RoboVLMs.",
-        "# Policies with such heads are not trained yet: this profile is for reading.",
+        "# Train it with `tatara train`; the table beside it says what became of each field.",
         *(f"# refused: {row.field} = {row.shown}: {row.text}" for row in refused),
     ]
     content = {"workload": "vla", **settings}

@@ -113,7 +113,7 @@ def _serve_policy(args: argparse.Namespace, token: str | None, name: str) -> int
 
     policy = Policy.from_pretrained(name, four_bit=args.four_bit, tell=tell)
     service = Service(policy, token, execution, episodes)
-    tell(f"{name}: first action after {service.warm_up():.1f} s on {policy.model.device}")
+    tell(f"{name}: first action after {service.warm_up():.1f} s on {policy.device}")
     return serve(server, service)
 
 

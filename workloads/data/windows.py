@@ -15,6 +15,8 @@ from workloads.data.robot.lru import LruCache
 from workloads.errors import UserError
 
 Decode = Callable[[np.ndarray], np.ndarray]
+# camera, episode, step, and what makes the image where it is not kept yet
+Keep = Callable[[str, int, int, Callable[[], np.ndarray]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,16 @@ class Windows(Sequence[Window]):
     """
 
     def __init__(
-        self, dataset: Dataset, options: WindowOptions, decode: Decode | None = None
+        self,
+        dataset: Dataset,
+        options: WindowOptions,
+        decode: Decode | None = None,
+        episodes: Sequence[int] | None = None,
+        keep: Keep | None = None,
     ) -> None:
-        """decode: what a camera's image, uint8 [H, W, 3], becomes before it is kept."""
+        """decode: what a camera's image, uint8 [H, W, 3], becomes before it is kept; episodes: the
+        numbers of those to take, by default all; keep: where decoded images outlive this object.
+        """
         self.dataset = dataset
         self.options = options
         self.cameras = options.cameras or dataset.cameras
@@ -104,7 +113,9 @@ class Windows(Sequence[Window]):
                     "choose one of those"
                 )
         self._decode = decode
-        self._places = [place for place in self._segments() if len(place.starts)]
+        self._keep = keep
+        numbers = range(len(dataset)) if episodes is None else episodes
+        self._places = list(_places(dataset, options, numbers))
         self._ends = np.cumsum([len(place.starts) for place in self._places])
         self._images: LruCache[tuple[int, str, int], np.ndarray] = LruCache(
             options.frames_kept * max(1, len(self.cameras))
@@ -149,15 +160,6 @@ class Windows(Sequence[Window]):
                 held += steps
         rng.shuffle(block)
         return order + block
-
-    def _segments(self) -> Iterator[_Place]:
-        pads = self.dataset.last_step_pads
-        for number, episode in enumerate(self.dataset):
-            for segment in episode.segments:
-                steps = segment.stop - segment.start
-                sound = steps - 1 if pads and segment.stop == len(episode) else steps
-                starts = range(0, sound - self.options.window + 1, self.options.stride)
-                yield _Place(number, segment.start, segment.stop - 1, sound, starts)
 
     def _at(self, number: int) -> tuple[_Place, int]:
         which = int(np.searchsorted(self._ends, number, side="right"))
@@ -213,12 +215,38 @@ class Windows(Sequence[Window]):
         return 0 if self.dataset.shares_rows else episode
 
     def _stacked(self, number: int, episode: Episode, camera: str, steps: np.ndarray) -> np.ndarray:
-        own = self._recording(number)
-        return np.stack([self._image(own, episode, camera, int(step)) for step in steps])
+        return np.stack([self._image(number, episode, camera, int(step)) for step in steps])
 
     def _image(self, number: int, episode: Episode, camera: str, step: int) -> np.ndarray:
         def load() -> np.ndarray:
             pixels = episode.image(camera, step)
             return pixels if self._decode is None else self._decode(pixels)
 
-        return self._images.get((number, camera, int(episode.rows[step])), load)
+        def kept() -> np.ndarray:
+            return load() if self._keep is None else self._keep(camera, number, step, load)
+
+        recording = self._recording(number)
+        return self._images.get((recording, camera, int(episode.rows[step])), kept)
+
+
+def starts(dataset: Dataset, options: WindowOptions, episodes: Sequence[int]) -> np.ndarray:
+    """int32 [n, 2]: episode and first step of every window, in the order of `Windows`."""
+    found = [
+        (place.episode, place.first + start)
+        for place in _places(dataset, options, episodes)
+        for start in place.starts
+    ]
+    return np.array(found, np.int32).reshape(-1, 2)
+
+
+def _places(dataset: Dataset, options: WindowOptions, episodes: Sequence[int]) -> Iterator[_Place]:
+    """The segments that hold windows."""
+    for number in episodes:
+        episode = dataset[number]
+        for segment in episode.segments:
+            steps = segment.stop - segment.start
+            pads = dataset.last_step_pads and segment.stop == len(episode)
+            sound = steps - 1 if pads else steps
+            begins = range(0, sound - options.window + 1, options.stride)
+            if len(begins):
+                yield _Place(number, segment.start, segment.stop - 1, sound, begins)

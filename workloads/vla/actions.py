@@ -22,14 +22,17 @@ class ActionTokenizer:
 
     `vocab_size` is the tokenizer's own size (32000 for Llama 2), without padding rows. -1 is the
     last id, +1 lies `bins` before it; decoding gives the centres of the `bins - 1` intervals.
+    low, high: values in place of -1 and +1.
     """
 
-    def __init__(self, vocab_size: int, bins: int = 256) -> None:
+    def __init__(
+        self, vocab_size: int, bins: int = 256, low: float = -1.0, high: float = 1.0
+    ) -> None:
         if not 2 <= bins <= vocab_size:
             raise UserError(f"expected 2 to {vocab_size} action bins, found {bins}")
         self.vocab_size = vocab_size
         self.bins = bins
-        self.edges = np.linspace(-1.0, 1.0, bins)
+        self.edges = np.linspace(low, high, bins)
         self.centres = (self.edges[:-1] + self.edges[1:]) / 2.0
 
     @property
@@ -38,12 +41,12 @@ class ActionTokenizer:
         return self.vocab_size - self.bins
 
     def encode(self, actions: ArrayLike) -> np.ndarray:
-        """Actions of any shape → int64 ids of that shape; values beyond [-1, 1] are clipped."""
+        """Actions of any shape → int64 ids of that shape; values beyond them are clipped."""
         values = np.asarray(actions)
         if np.isnan(values).any():
             raise UserError("expected action values, found NaN; look at the data with data inspect")
         # The edges are float64, so float32 actions are compared as float64: no rounding of edges.
-        bins = np.digitize(np.clip(values, -1.0, 1.0), self.edges)
+        bins = np.digitize(np.clip(values, self.edges[0], self.edges[-1]), self.edges)
         return np.asarray(self.vocab_size - bins, dtype=np.int64)
 
     def decode(self, ids: ArrayLike) -> np.ndarray:

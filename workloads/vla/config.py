@@ -1,7 +1,7 @@
-"""Settings of the vla workload: OpenVLA and its OFT variant on robot demonstrations."""
+"""Settings of the vla workload: OpenVLA, its OFT variant, and policy heads that remember."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Tokens of a prompt and its answer, and numbers of an action where no mask counts them: seven
 # joints and a gripper.
 TEXT_TOKENS, _ACTION = 64, 8
+_WINDOW = 8  # as most of RoboVLMs' published settings have it
 
 
 class Source(Section):
@@ -71,11 +72,25 @@ class Augmentation(Section):
         return self.crop_area if self.enabled else 1.0
 
 
+class Bounds(Section):
+    """Fixed bounds in place of statistics, as RoboVLMs has them: -0.65 to 0.65 on CALVIN."""
+
+    low: Number = Field(-1, description="Action value that becomes -1; smaller ones are cut off.")
+    high: Number = Field(1, description="Action value that becomes 1; larger ones are cut off.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Bounds":
+        if self.low >= self.high:
+            raise ValueError(f"expected low below high, found {self.low:g} and {self.high:g}")
+        return self
+
+
 class VlaData(Source):
     """The dataset, those mixed into it, and how its steps become samples.
 
     Actions are normalised from q01..q99 to -1..1 (BOUNDS_Q99), which is what OpenVLA's own tools
-    undo; masked dimensions pass as they are.
+    undo; masked dimensions pass as they are. What is said to be of policy heads is refused with
+    other kinds of `action_head`.
     """
 
     mixed_with: tuple[Source, ...] = Field((), description="Further datasets, by weight.")
@@ -103,6 +118,26 @@ class VlaData(Source):
         None, ge=0, description="Damaged records to skip before stopping; default 10 or 0.1 %."
     )
     augmentation: Augmentation = Augmentation()
+    window: Whole | None = Field(
+        None, ge=1, description="Steps that a sample holds (policy heads); none: 8."
+    )
+    stride: Whole | None = Field(
+        None, ge=1, description="Steps between the starts of two windows (policy heads); none: 1."
+    )
+    normalise: Bounds | None = Field(
+        None,
+        description="Fixed bounds of the arm's actions (policy heads); none: q01 to q99 of the "
+        "statistics.",
+    )
+    shift: dict[str, Annotated[Whole, Field(ge=0)]] | None = Field(
+        None, description="Pixels, at most, that images of a camera are shifted by (policy heads)."
+    )
+    frames_in_memory: Whole = Field(
+        1024,
+        ge=1,
+        description="Steps whose resized images a loader process holds (policy heads): each is "
+        "decoded once for all windows that hold it.",
+    )
 
     def sources(self) -> tuple[Source, ...]:
         """All datasets, this one first."""
@@ -111,14 +146,52 @@ class VlaData(Source):
 
 
 class ActionHead(Section):
-    """How actions come out of the model: as 256-bin tokens, or as a chunk in one pass (OFT)."""
+    """How actions come out of the model: as 256-bin tokens, as a chunk in one pass (OFT), or from a
+    policy head over the steps of a window (RoboVLMs: lstm, gpt, fc, discrete)."""
 
-    kind: Literal["tokens", "oft"] = Field(
-        "tokens", description="OpenVLA's action tokens, or OFT's parallel decoding."
+    kind: Literal["tokens", "oft", "lstm", "gpt", "fc", "discrete"] = Field(
+        "tokens",
+        description="OpenVLA's action tokens, OFT's parallel decoding, or a policy head on a "
+        "vision-language model.",
     )
-    chunk: Whole = Field(8, ge=1, description="Steps predicted at once (oft).")
+    chunk: Whole = Field(8, ge=1, description="Steps predicted at once (all kinds but tokens).")
     decode: Literal["l1", "discrete"] = Field("l1", description="Regression, or tokens (oft).")
     proprio: bool = Field(True, description="Give the robot's state to the model (oft).")
+    history: Literal["none", "head", "interleaved"] = Field(
+        "head",
+        description="Where a policy head sees the window: each step alone, in the head, or frames "
+        "side by side in one sequence.",
+    )
+    hidden: Whole = Field(1024, ge=8, description="Width of a policy head.")
+    layers: Whole = Field(4, ge=1, description="Layers of the LSTM.")
+    dropout: Number = Field(0, ge=0, lt=1, description="Dropout between the LSTM's layers.")
+    latent: Whole = Field(1, ge=1, description="Action tokens a frame (policy heads).")
+    pool: bool = Field(False, description="Take the largest of the states that the head is given.")
+    reads: Literal["action_token", "all", "text", "vision"] = Field(
+        "action_token",
+        description="States that a policy head is given: of learnt action tokens, or, without "
+        "any, of all tokens, the text's or the images'.",
+    )
+    size: Whole | None = Field(
+        None, ge=1, description="Numbers of an action that the data must have (policy heads)."
+    )
+    gripper: bool = Field(
+        True,
+        description="The last number is a gripper, open or closed, with a branch of its own; "
+        "false: a number like the others (policy heads).",
+    )
+    gripper_weight: Number = Field(
+        0.01, ge=0, description="Weight of the gripper's loss beside the arm's (policy heads)."
+    )
+    state: bool = Field(False, description="Give the robot's state to a policy head.")
+    bins: Whole = Field(256, ge=2, description="Bins of an action's number (discrete).")
+    low: Number = Field(-1, description="Normalised value of the first bin (discrete).")
+    high: Number = Field(1, description="Normalised value of the last bin (discrete).")
+
+    @property
+    def is_policy_head(self) -> bool:
+        """Whether actions come from a head on a vision-language model rather than from OpenVLA."""
+        return self.kind not in ("tokens", "oft")
 
 
 class VlaEvaluation(Section):
@@ -151,20 +224,68 @@ class VlaConfig(Profile):
             raise ValueError("evaluation.task: it is done by the exported model (export.enabled)")
         if self.action_head.kind == "oft" and self.model.attention == "eager":
             raise ValueError("model.attention: oft needs sdpa or flash_attention_2")
+        self._check_head()
         sharded = self.parallel.strategy in ("fsdp2", "zero2", "zero3")
         if sharded and self.adapter.method != "full":
             raise ValueError("parallel.strategy: adapters of vla train on one rank or under ddp")
         return self
 
+    def _check_head(self) -> None:
+        """What belongs to policy heads is refused where there is none, and the other way round."""
+        head, data = self.action_head, self.data
+        if not head.is_policy_head:
+            of_windows = {"window", "stride", "normalise", "shift"}
+            for name in data.model_dump(include=of_windows, exclude_none=True):
+                raise ValueError(
+                    f"data.{name}: of policy heads; set action_head.kind=lstm, gpt, fc or "
+                    f"discrete, or leave it out (found {head.kind})"
+                )
+            return
+        if self.adapter.method == "qlora":
+            raise ValueError("adapter.method=qlora: policy heads train with full or lora")
+        if head.kind == "discrete" and head.history == "head":
+            raise ValueError(
+                "action_head.history=head: discrete actions are the language model's tokens, no "
+                "head sees a window; set none or interleaved"
+            )
+        if head.kind == "discrete" and (head.reads != "action_token" or head.state):
+            raise ValueError("action_head.reads, action_head.state: of lstm, gpt and fc only")
+        if head.reads != "action_token" and not head.pool:
+            raise ValueError(
+                f"action_head.reads={head.reads}: texts differ in length; set action_head.pool=true"
+            )
+        if data.normalise is not None and data.action_mask is not None:
+            raise ValueError("data.normalise: no mask applies to it; leave out data.action_mask")
+        if head.low >= head.high:
+            raise ValueError("action_head.low: expected a value below action_head.high")
+        if self.data.frames_in_memory < self.window:
+            raise ValueError(
+                f"data.frames_in_memory: expected at least the window's {self.window} steps"
+            )
+
+    @property
+    def state_setting(self) -> str | None:
+        """The setting that gives the robot's state to the model; None where it is not given."""
+        head = self.action_head
+        if head.is_policy_head:
+            return "action_head.state" if head.state else None
+        return "action_head.proprio" if head.kind == "oft" and head.proprio else None
+
+    @property
+    def window(self) -> int:
+        """Steps that one sample holds."""
+        return (self.data.window or _WINDOW) if self.action_head.is_policy_head else 1
+
     @property
     def chunk(self) -> int:
-        """Action steps that one sample holds."""
-        return self.action_head.chunk if self.action_head.kind == "oft" else 1
+        """Actions that belong to each step of a sample."""
+        return 1 if self.action_head.kind == "tokens" else self.action_head.chunk
 
     @property
     def regresses(self) -> bool:
-        """Whether actions are numbers of an L1 head rather than tokens."""
-        return self.action_head.kind == "oft" and self.action_head.decode == "l1"
+        """Whether actions are numbers rather than tokens."""
+        head = self.action_head
+        return head.decode == "l1" if head.kind == "oft" else head.kind in ("lstm", "gpt", "fc")
 
     def row_length(self, shape: "ModelShape") -> int:
         """Patches, text, and with OFT the slots of the actions and of the robot's state."""

@@ -10,13 +10,14 @@ from workloads.run import Run
 from workloads.run.events import Event
 from workloads.run.session import Session
 from workloads.vla.config import VlaConfig
-from workloads.vla.export import EXPORTER
+from workloads.vla.family import family_of
 from workloads.vla.reach.finishing import judge_exported
 
 SCORES = "held_out.json"
 _LOOKS = (
     ("eval_loss", "held-out loss", "{:.3g}"),
     ("eval_action_accuracy", "held-out action accuracy", "{:.1%}"),
+    ("eval_gripper_accuracy", "held-out gripper accuracy", "{:.1%}"),
     ("eval_l1", "held-out L1 (normalised)", "{:.3g}"),
 )
 
@@ -24,9 +25,7 @@ _LOOKS = (
 def finish(config: VlaConfig, session: Session, trainer: RunTrainer) -> None:
     """Look at the held-out episodes, export, and say what got better. All ranks take part."""
     _last_look(session, trainer)
-    head = config.action_head
-    chunk = f"{head.chunk} step" + ("s" if head.chunk > 1 else "")
-    method = "action tokens" if head.kind == "tokens" else f"OFT {head.decode}, {chunk}"
+    family = family_of(config)
     sources = ", ".join(source.source for source in config.data.sources())
     steps = f"{sources}, {len(trainer.train_dataset):,} steps an epoch"
     done: engine_finish.Facts = []
@@ -43,8 +42,8 @@ def finish(config: VlaConfig, session: Session, trainer: RunTrainer) -> None:
     engine_finish.finish(
         session,
         trainer,
-        EXPORTER,
-        engine_finish.training_facts(trainer, steps, method=method),
+        family.exporter,
+        engine_finish.training_facts(trainer, steps, method=family.method(config)),
         results=lambda: _changes(session.run) + done,
         evaluate=judge if config.evaluation.task else None,
     )
@@ -60,7 +59,7 @@ def _last_look(session: Session, trainer: RunTrainer) -> None:
         trainer.evaluate()
         looks = [row for row in trainer.state.log_history if "eval_loss" in row]
     if session.is_main:
-        names = ("loss", "action_accuracy", "l1")
+        names = ("loss", "loss_arm", "loss_gripper", "gripper_accuracy", "action_accuracy", "l1")
         last = {name.removeprefix("eval_"): value for name, value in looks[-1].items()}
         facts = {name: last[name] for name in names if name in last}
         errors = [last[f"error_{at}"] for at in range(len(last)) if f"error_{at}" in last]

@@ -4,6 +4,7 @@ Private methods of a library change without notice: `READ_IN` names the version 
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -25,12 +27,8 @@ from workloads.run.events import Event
 from workloads.run.session import Session
 from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Sources
-from workloads.vla.data.steps import Steps
-from workloads.vla.evaluate.action_errors import ActionMeter
-from workloads.vla.export import write_statistics
-from workloads.vla.loading import plain
-from workloads.vla.openvla.layout import OFT_WEIGHTS, is_head
-from workloads.vla.openvla.modeling import OpenVLA
+from workloads.vla.family import EpochSamples, Meter, Samples, family_of
+from workloads.vla.statistics import write_statistics
 
 READ_IN = MappingProxyType({"transformers": "5.17"})
 
@@ -38,7 +36,7 @@ READ_IN = MappingProxyType({"transformers": "5.17"})
 class PolicyTrainer(Trainer):
     """transformers' trainer for batches with actions: their errors counted, their epochs told."""
 
-    meters: dict[bool, ActionMeter]
+    meters: Mapping[bool, Meter]
     session: Session
 
     def _prepare_inputs(self, inputs: Any) -> Any:
@@ -59,7 +57,7 @@ class PolicyTrainer(Trainer):
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
-        self.meters[self.model.training].add(outputs, parts, inputs.get("actions"))
+        self.meters[self.model.training].add(outputs, parts, inputs)
         return (loss, outputs) if return_outputs else loss
 
     def note_damage(self, damage: list[Damage]) -> None:
@@ -76,21 +74,22 @@ class PolicyTrainer(Trainer):
 class VlaTrainer(RunTrainer, PolicyTrainer):
     """The vla workload's trainer."""
 
-    def __init__(self, *args: Any, profile: VlaConfig, sources: Sources, **kwargs: Any) -> None:
-        model = plain(kwargs["model"])
-        self.sources = sources
-        steps = {True: kwargs["train_dataset"], False: kwargs["eval_dataset"]}
-        self.meters = {
-            training: ActionMeter(
-                model.action_tokenizer, sources.statistics, some.parts, profile.chunk
-            )
-            for training, some in steps.items()
-            if some is not None
-        }
-        super().__init__(*args, profile=profile, **kwargs)
-        # An L1 loss is a mean over values of which every sample has as many.
+    def __init__(
+        self, *args: Any, profile: VlaConfig, sources: Sources, samples: Samples, **kwargs: Any
+    ) -> None:
+        self.family = family_of(profile)
+        self.sources, self.samples, self.meters = sources, samples, samples.meters
+        super().__init__(
+            *args,
+            profile=profile,
+            train_dataset=samples.train,
+            eval_dataset=samples.held_out,
+            data_collator=samples.collate,
+            **kwargs,
+        )
+        # A loss of numbers is a mean over values, not a sum over tokens.
         self.model_accepts_loss_kwargs = not profile.regresses
-        self.add_callback(Epochs(self.train_dataset))
+        self.add_callback(Epochs(samples.train))
         self._since = time.monotonic()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -102,7 +101,8 @@ class VlaTrainer(RunTrainer, PolicyTrainer):
         elif "loss" in logs:
             values = self._measured(training=True)
             seconds, self._since = time.monotonic() - self._since, time.monotonic()
-            logs |= {name: values[name] for name in ("action_accuracy", "l1") if name in values}
+            logged = self.meters[True].logged
+            logs |= {name: values[name] for name in logged if name in values}
             logs["samples_per_second"] = values.get("samples", 0.0) / max(seconds, 1e-9)
         super().log(logs, *args, **kwargs)
 
@@ -111,57 +111,75 @@ class VlaTrainer(RunTrainer, PolicyTrainer):
             lambda sums: self.accelerator.reduce(sums, "sum"), self.args.device
         )
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's own, but for samples that are in the order of their epoch already."""
+        if self.samples.in_order:
+            return SequentialSampler(self.samples.train)
+        return super()._get_train_sampler(*args, **kwargs)
+
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "data": self.sources.fingerprint}
+        found = {**super().facts(), "data": self.sources.fingerprint}
+        # Readers of windows share the samples between them: as many others see another order.
+        return found | ({"workers": self.profile.train.workers} if self.samples.in_order else {})
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """The library's own, with the statistics that the weights belong to, and the OFT head."""
+        """The library's own, with the statistics that the weights belong to, and the head."""
         super().save_model(output_dir, *args, **kwargs)
         if not self.args.should_save or output_dir is None:
             return
         # Shards are written after this, and nothing before it makes the folder.
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         write_statistics(Path(output_dir), self.sources.statistics)
-        model = plain(self.model)
-        if self.profile.adapter.method != "full" and not self.is_fsdp_enabled and model.heads():
-            save_file(_head(model), Path(output_dir) / OFT_WEIGHTS, metadata={"format": "pt"})
+        head = self._head()
+        if self.profile.adapter.method != "full" and not self.is_fsdp_enabled and head:
+            file = Path(output_dir) / self.family.head_file
+            save_file(head, file, metadata={"format": "pt"})
+
+    def _head(self) -> dict[str, torch.Tensor]:
+        state = base_model(self.model).state_dict()
+        return {
+            name: value.detach().contiguous()
+            for name, value in state.items()
+            if self.family.is_head(name)
+        }
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """The library's own, and the OFT head, which lies in a file of its own."""
-        file = Path(resume_from_checkpoint) / OFT_WEIGHTS
+        """The library's own, and the head, which lies in a file of its own."""
+        file = Path(resume_from_checkpoint) / self.family.head_file
         self._head_apart = file.is_file()
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._head_apart:
-            plain(self.model if model is None else model).load_state_dict(
-                load_file(file), strict=False
-            )
+            inside = base_model(self.model if model is None else model)
+            inside.load_state_dict(load_file(file), strict=False)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A head that lies in a file of its own is not lost."""
-        lost = [name for name in load_result.missing_keys if not is_head(name)]
+        lost = [name for name in load_result.missing_keys if not self.family.is_head(name)]
         if self._head_apart:
             load_result = load_result._replace(missing_keys=lost)
         super()._issue_warnings_after_load(load_result)
 
 
+def base_model(model: nn.Module) -> nn.Module:
+    """The policy inside what an adapter has made of it."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 class Epochs(TrainerCallback):
     """Tells the data set which epoch comes, before its workers are made."""
 
-    def __init__(self, steps: Steps) -> None:
-        self.steps = steps
+    def __init__(self, samples: EpochSamples) -> None:
+        self.samples = samples
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # A run that goes on in the middle of an epoch is between two whole numbers.
-        self.steps.epoch = int((state.epoch or 0) + 1e-6)
-
-
-def _head(model: OpenVLA) -> dict[str, torch.Tensor]:
-    state = model.state_dict()
-    return {name: value.detach().contiguous() for name, value in state.items() if is_head(name)}
+        self.samples.epoch = int((state.epoch or 0) + 1e-6)
 
 
 __all__ = ["VlaTrainer"]

@@ -13,8 +13,9 @@ from workloads.errors import UserError
 from workloads.vla.actions import unnormalize
 from workloads.vla.data.prepare import open_sources
 from workloads.vla.data.steps import Collate, Maker, Steps
-from workloads.vla.loading import image_processor
 from workloads.vla.openvla.config import OftSpec
+from workloads.vla.openvla.loading import image_processor
+from workloads.vla.openvla.policy import OpenVLAPolicy
 from workloads.vla.openvla.tokenizer import LlamaTokenizer
 from workloads.vla.policy import Observation, Policy
 
@@ -161,7 +162,7 @@ def test_an_adapter_is_served_over_its_base(tmp_path: Path) -> None:
     (folder / "tatara.json").write_text(json.dumps(facts))
     inner = wrapped.get_base_model()
     inner.norm_stats = statistics()
-    expected = Policy(inner, image_processor(TINY), LlamaTokenizer(TINY), crop_area=0.9)
+    expected = OpenVLAPolicy(inner, image_processor(TINY), LlamaTokenizer(TINY), crop_area=0.9)
     random = np.random.default_rng(2)
     some = [
         Observation({"primary": random.integers(0, 256, (40, 50, 3), np.uint8)}, "take it")

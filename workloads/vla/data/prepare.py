@@ -14,12 +14,13 @@ from workloads.data.robot.frame_cache import FrameCache, cache_key, room_for
 from workloads.data.robot.names import dimension_name
 from workloads.data.robot.review import missing_camera, missing_instruction, missing_steps, remarks
 from workloads.data.robot.statistics import describe
+from workloads.data.windows import WindowOptions, starts
 from workloads.errors import UserError
 from workloads.vla.config import Source, VlaConfig, VlaData
 from workloads.vla.processing import ImageProcessor
 from workloads.json_files import read_json
+from workloads.vla.statistics import Statistics
 
-Statistics = dict[str, dict[str, Any]]
 _MAIN_CAMERA = "primary"
 _INSTRUCTIONS_SHOWN = 3
 
@@ -41,7 +42,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Part:
-    """Some episodes of one dataset; places int32 [n, 2]: episode and step of every sample."""
+    """Some episodes of one dataset; places int32 [n, 2]: episode and first step of every sample."""
 
     dataset: Dataset
     name: str
@@ -126,9 +127,10 @@ def open_sources(
         cameras = _cameras(dataset, config.data.cameras)
         for parts, episodes in ((train, first), (held_out, second)):
             progress()
-            parts.append(_part(source, dataset, cameras, episodes, config.chunk))
+            parts.append(_part(source, dataset, cameras, episodes, config))
     _check_alike(train)
     _check_states(config, train)
+    _check_head(config, train)
     statistics = _statistics(config, train, kept)
     if not config.regresses:
         _check_tokens(train, statistics)
@@ -136,7 +138,9 @@ def open_sources(
     lines = [line for both in zip(train, held_out, strict=True) for line in _lines(*both)]
     notes = [note for part in train for note in _notes(part)]
     held = tuple(part for part in held_out if len(part.places))
-    return Sources(tuple(train), held, statistics, _fingerprint(train), damaged, tuple(lines), tuple(notes))
+    return Sources(
+        tuple(train), held, statistics, _fingerprint(train), damaged, tuple(lines), tuple(notes)
+    )
 
 
 def _open(source: Source, data: VlaData, cache: Path | None) -> Dataset:
@@ -163,7 +167,30 @@ def _split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[i
     count = max(1, round(share * len(usable))) if share > 0 and len(usable) > 1 else 0
     count = min(count, len(usable) - 1)
     order = np.random.default_rng([seed, len(usable)]).permutation(usable)
+    if dataset.shares_rows and count:
+        return _split_apart(dataset, order, count)
     return sorted(order[count:].tolist()), sorted(order[:count].tolist())
+
+
+def _split_apart(dataset: Dataset, order: np.ndarray, count: int) -> tuple[list[int], list[int]]:
+    """As `_split`, with episodes that share steps on one side: no held-out step is trained on."""
+    spans = sorted(
+        (int(dataset[int(n)].rows[0]), int(dataset[int(n)].rows[-1]), int(n)) for n in order
+    )
+    group_of: dict[int, int] = {}
+    end, group = -1, -1
+    for first, last, number in spans:
+        group += first > end
+        end = max(end, last)
+        group_of[number] = group
+    held: set[int] = set()
+    groups = {group for group in group_of.values()}
+    for number in order.tolist():
+        mine = {other for other, group in group_of.items() if group == group_of[number]}
+        kept = len({group_of[other] for other in held | mine})
+        if len(held) < count and kept < len(groups):
+            held |= mine
+    return sorted(set(order.tolist()) - held), sorted(held)
 
 
 def _cameras(dataset: Dataset, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -184,18 +211,36 @@ def _part(
     dataset: Dataset,
     cameras: tuple[str, ...],
     episodes: Sequence[int],
-    chunk: int,
+    config: VlaConfig,
 ) -> Part:
-    places = [
-        (number, step) for number in episodes for step in _usable_steps(dataset, number, chunk)
-    ]
+    if config.action_head.is_policy_head:
+        places = starts(dataset, window_options(config, cameras), episodes)
+    else:
+        steps = [
+            (number, step)
+            for number in episodes
+            for step in _usable_steps(dataset, number, config.chunk)
+        ]
+        places = np.array(steps, np.int32).reshape(-1, 2)
     return Part(
         dataset=dataset,
         name=source.name or dataset.name,
         weight=source.weight,
         cameras=cameras,
         episodes=tuple(episodes),
-        places=np.array(places, np.int32).reshape(-1, 2),
+        places=places,
+    )
+
+
+def window_options(config: VlaConfig, cameras: tuple[str, ...]) -> WindowOptions:
+    """How the windows of a policy head are cut."""
+    data = config.data
+    return WindowOptions(
+        window=config.window,
+        chunk=config.chunk,
+        stride=data.stride or 1,
+        cameras=cameras,
+        frames_kept=data.frames_in_memory,
     )
 
 
@@ -275,7 +320,7 @@ def _statistics(config: VlaConfig, parts: Sequence[Part], kept: Path | None) -> 
             "set data.name, or leave out data.statistics"
         )
     episode = parts[0].dataset[parts[0].episodes[0]]
-    takes_state = config.action_head.kind == "oft" and config.action_head.proprio
+    takes_state = config.state_setting is not None
     for name in names:
         _check_numbers(f"{file}: {name}.action", table[name], "action", episode.actions.shape[1])
         size = episode.states.shape[1] if takes_state else None
@@ -336,7 +381,7 @@ def _check_alike(parts: Sequence[Part]) -> None:
         if len(part.places) == 0:
             raise UserError(
                 f"{part.dataset.path}: expected steps to train on, found none; its episodes are "
-                "shorter than action_head.chunk"
+                "shorter than action_head.chunk or data.window"
             )
     if len(shapes) > 1:
         found = "; ".join(f"{path}: {shape}" for shape, path in shapes.items())
@@ -359,13 +404,34 @@ def _fingerprint(parts: Sequence[Part]) -> str:
 
 def _check_states(config: VlaConfig, parts: Sequence[Part]) -> None:
     """A head that takes the robot's state needs data that has one."""
-    if config.action_head.kind != "oft" or not config.action_head.proprio:
-        return
-    for part in parts:
+    setting = config.state_setting
+    for part in parts if setting else ():
         if not part.dataset[part.episodes[0]].states.shape[1]:
             raise UserError(
-                f"{part.dataset.path}: expected states for action_head.proprio, found none in the "
-                "data; set data.state_keys, or action_head.proprio=false"
+                f"{part.dataset.path}: expected states for {setting}, found none in the "
+                f"data; set data.state_keys, or {setting}=false"
+            )
+
+
+def _check_head(config: VlaConfig, parts: Sequence[Part]) -> None:
+    """What a policy head was told of the data is so."""
+    head, first = config.action_head, parts[0]
+    size = first.dataset[first.episodes[0]].actions.shape[1]
+    if head.is_policy_head and head.size not in (None, size):
+        raise UserError(
+            f"action_head.size: expected {size}, the numbers of an action of {first.dataset.path}, "
+            f"found {head.size}; correct it, or leave it out"
+        )
+    if head.is_policy_head and head.gripper and size < 2:
+        raise UserError(
+            f"action_head.gripper: expected actions of an arm and a gripper, found {size} number; "
+            "set action_head.gripper=false"
+        )
+    for camera in config.data.shift or ():
+        if camera not in first.cameras:
+            raise UserError(
+                f"data.shift: expected cameras that are used, {', '.join(first.cameras)}, found "
+                f"{camera!r}; correct it, or data.cameras"
             )
 
 
@@ -415,5 +481,9 @@ def _instructions(dataset: Dataset) -> str:
     """The instructions in a few words."""
     texts = list(dict.fromkeys(text for episode in dataset for text in episode.instructions))
     shown = ", ".join(repr(text) for text in texts[:_INSTRUCTIONS_SHOWN])
-    more = f" and {len(texts) - _INSTRUCTIONS_SHOWN:,} more" if len(texts) > _INSTRUCTIONS_SHOWN else ""
+    more = (
+        f" and {len(texts) - _INSTRUCTIONS_SHOWN:,} more"
+        if len(texts) > _INSTRUCTIONS_SHOWN
+        else ""
+    )
     return f"instructions: {shown}{more}"

@@ -25,7 +25,8 @@ from workloads.vla.processing import (
     tokenize_prompt,
     training_prompt,
 )
-from workloads.vla.data.prepare import Part, Statistics
+from workloads.vla.data.prepare import Part
+from workloads.vla.statistics import Statistics
 
 # A step that cannot be read is replaced by the next that can, at most so many further on.
 _TRIES = 64

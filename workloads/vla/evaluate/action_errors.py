@@ -3,7 +3,7 @@
 Action tokens are compared under teacher forcing, as the field does; chunks as they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from workloads.vla.actions import ActionTokenizer
-from workloads.vla.data.prepare import Part, Statistics
+from workloads.vla.data.prepare import Part
+from workloads.vla.statistics import Statistics
 
 # What is summed before the columns of the dimensions; `compared` counts tokens, `steps` actions.
 _SAMPLES, _RIGHT, _COMPARED, _STEPS, _HEAD = range(5)
@@ -32,12 +33,17 @@ class ActionMeter:
         self._sums: Tensor | None = None
 
     @property
+    def logged(self) -> tuple[str, ...]:
+        return ("action_accuracy", "l1")
+
+    @property
     def dimensions(self) -> int:
         return int(self._scales.shape[1])
 
     @torch.no_grad()
-    def add(self, outputs: Any, parts: Tensor, actions: Tensor | None) -> None:
-        """outputs: of the model; parts [B]; actions [B, chunk, A] where an L1 head gave numbers."""
+    def add(self, outputs: Any, parts: Tensor, inputs: Mapping[str, Any]) -> None:
+        """outputs: of the model; parts [B]; inputs: with actions [B, chunk, A] of an L1 head."""
+        actions = inputs.get("actions")
         right: Tensor | None = None
         if getattr(outputs, "predicted_actions", None) is not None and actions is not None:
             error = (outputs.predicted_actions.float() - actions.float()).abs()

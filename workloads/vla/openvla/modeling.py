@@ -25,9 +25,9 @@ from workloads.vla.openvla import layout
 from workloads.vla.openvla.config import OftSpec, OpenVLASpec
 from workloads.vla.openvla.vision import VisionBackbone
 from workloads.vla.processing import EOS_TOKEN_ID, IGNORE_INDEX, SPACE_TOKEN_ID
+from workloads.vla.statistics import action_size, action_stats
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
-_MEND_STATISTICS = "take the dataset_statistics.json that the model was trained with"
 
 
 class OpenVLAConfig(PreTrainedConfig):
@@ -288,29 +288,6 @@ def multimodal_labels(labels: Tensor, patches: int) -> Tensor:
 
 def _after_first(row: Tensor, inserted: Tensor) -> Tensor:
     return torch.cat([row[:, :1], inserted, row[:, 1:]], dim=1)
-
-
-def action_stats(norm_stats: Mapping[str, Any], unnorm_key: str | None) -> Mapping[str, Any]:
-    """The action statistics of a data set; raises UserError listing the keys there are."""
-    known = ", ".join(norm_stats) or "none"
-    if unnorm_key is None and len(norm_stats) != 1:
-        raise UserError(f"expected an unnorm_key, found none given; choose one of: {known}")
-    key = next(iter(norm_stats)) if unnorm_key is None else unnorm_key
-    if key not in norm_stats:
-        raise UserError(f"expected an unnorm_key of the statistics, found {key!r}; known: {known}")
-    entry = norm_stats[key]
-    stats = entry.get("action") if isinstance(entry, Mapping) else None
-    if not isinstance(stats, Mapping):
-        raise UserError(f"expected action statistics of {key!r}, found none; {_MEND_STATISTICS}")
-    return stats
-
-
-def action_size(stats: Mapping[str, Any]) -> int:
-    """How many numbers an action has, by its statistics."""
-    low = stats.get("q01")
-    if not isinstance(low, list | tuple | np.ndarray):
-        raise UserError(f"expected a list q01 in the statistics, found none; {_MEND_STATISTICS}")
-    return len(low)
 
 
 def prompt_ids(input_ids: Any, attention_mask: Any = None) -> Tensor:

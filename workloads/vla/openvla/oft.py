@@ -20,13 +20,13 @@ from workloads.vla.openvla.config import OftSpec, OpenVLASpec
 from workloads.vla.openvla.modeling import (
     OpenVLA,
     OpenVLAOutput,
-    action_stats,
     evaluating,
     multimodal_labels,
     multimodal_mask,
     prompt_ids,
 )
 from workloads.vla.processing import EOS_TOKEN_ID, IGNORE_INDEX
+from workloads.vla.statistics import action_stats
 
 # What stands in the slots at inference; their embeddings are zeroed, so only the length matters.
 PLACEHOLDER_ID = 1

@@ -98,7 +98,6 @@ def judge(
     progress: called with the steps done and all there are. Raises UserError as `statistics_key`.
     """
     scenes = tuple(scene(seed, number, "evaluation") for number in range(count))
-    act = acting(trained)
     done = 0
 
     def step() -> None:
@@ -106,34 +105,41 @@ def judge(
         done += 1
         progress(done, STEPS * (1 + len(CONTROLS)))
 
+    others = [_another(one) for one in scenes]
     rollouts = {
-        TRAINED: roll_out(scenes, act, shown=SHOWN, progress=step),
+        TRAINED: roll_out(scenes, acting(trained), shown=SHOWN, progress=step),
         UNTRAINED: roll_out(scenes, acting(untrained), progress=step),
         MEAN: roll_out(scenes, _mean_action(trained), progress=step),
-        BLANK: roll_out(scenes, _blinded(act), progress=step),
-        SHUFFLED: roll_out(scenes, act, [_another(one) for one in scenes], progress=step),
+        BLANK: roll_out(scenes, _blinded(acting(trained)), progress=step),
+        SHUFFLED: roll_out(scenes, acting(trained), others, progress=step),
     }
     scores = {name: _score(one) for name, one in rollouts.items()}
     return Verdict(scores, scenes, rollouts[TRAINED], seed)
 
 
 def acting(policy: Policy) -> Act:
-    """A policy as the loop asks it, in its own statistics of a CRANE-X7."""
+    """A policy as one roll-out asks it, in its own statistics of a CRANE-X7.
+
+    Each scene is an episode, with a memory of its own from the first call on.
+    """
     key = statistics_key(policy)
+    memories: list[Any] = []
 
     def act(images: np.ndarray, instructions: Sequence[str], states: np.ndarray) -> np.ndarray:
+        if not memories:
+            memories.extend(policy.new_memory() for _ in images)
         asked = [
             Observation({policy.cameras[0]: image}, text, state)
             for image, text, state in zip(images, instructions, states, strict=True)
         ]
-        parts = [policy.act(asked[at : at + _BATCH], key) for at in range(0, len(asked), _BATCH)]
-        return np.concatenate(parts)
+        batches = [slice(at, at + _BATCH) for at in range(0, len(asked), _BATCH)]
+        return np.concatenate([policy.act(asked[batch], key, memories[batch]) for batch in batches])
 
     return act
 
 
 def _mean_action(policy: Policy) -> Act:
-    mean = np.asarray(policy.model.norm_stats[statistics_key(policy)]["action"]["mean"])
+    mean = np.asarray(policy.action_statistics(statistics_key(policy))["mean"])
     return lambda images, instructions, states: np.tile(mean, (len(states), 1, 1))
 
 

@@ -9,74 +9,54 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import Kosmos2Config
+from transformers import AutoConfig
 
 from workloads.errors import UserError
 from workloads.json_files import read_json
+from workloads.vla.robovlms.backbones import backbone_of
 from workloads.vla.robovlms.config import inherited
-from workloads.vla.robovlms.heads import FcHead, GptHead, Head, HeadSize, LstmHead
-from workloads.vla.robovlms.modeling import KosmosPolicy
+from workloads.vla.robovlms.loading import empty, fill, load_exported
+from workloads.vla.robovlms.modeling import HEADS, PolicyModel
+from workloads.vla.robovlms.spec import MODEL_TYPE, HeadSize, PolicySpec
 from workloads.vla.robovlms.translating import translate
 
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-_HEADS: Mapping[str, type[Head]] = {"lstm": LstmHead, "fc": FcHead, "gpt": GptHead}
 _OF_MODEL = ("model", "act_head", "act_encoder", "use_vision_resampler")
 _PREFIX = "model."
-# Tied to the embeddings; the head a second time; a GPT's causal mask, which is no weight.
-_TIED, _REPEATED = "backbone.text_model.lm_head.weight", "lm_head."
+# The head a second time; a GPT's causal mask, which is no weight.
+_REPEATED = "lm_head."
 _MASKS = (".attn.bias", ".attn.masked_bias")
 
 
 def load_pretrained(
     path: str | Path, dtype: torch.dtype = torch.float32, attn: str = "sdpa"
-) -> KosmosPolicy:
-    """A policy in evaluation mode from a folder with one file of weights and its JSON config.
+) -> PolicyModel:
+    """A policy in evaluation mode: what `tatara export` wrote, or RoboVLMs' own, a folder with one
+    file of weights and its JSON config.
 
     The backbone's config is the one that `model_config` names, from the working directory or the
     folder. attn: sdpa or eager. Nothing of the file is run. Raises UserError where files, fields or
     weights are missing, unknown, or of another shape.
     """
     folder = Path(path)
+    exported = folder / "config.json"
+    if exported.is_file() and read_json(exported).get("model_type") == MODEL_TYPE:
+        return load_exported(folder, dtype, attn)
     weights = _only(folder, _WEIGHTS, "file of weights")
-    config = _only(folder, (".json",), "JSON config")
+    return from_checkpoint(_only(folder, (".json",), "JSON config"), weights, attn).to(dtype)
+
+
+def from_checkpoint(config: Path, weights: Path, attn: str = "sdpa") -> PolicyModel:
+    """The policy of a JSON config with a checkpoint's weights, in evaluation mode."""
     found = inherited(config)
     settings, rows = translate(found)
     for row in rows:
         if row.outcome == "refused" and row.field.partition(".")[0] in _OF_MODEL:
             raise UserError(f"{config}: {row.field} = {row.shown} cannot be loaded: {row.text}")
-    window = settings.get("data", {}).get("window", HeadSize.window)
     backbone = _backbone(config, found.config.get("model_config"))
-    head = _head(config, settings.get("action_head", {}), backbone.text_config.embed_dim, window)
-    history = settings["action_head"]["history"]
-    policy = KosmosPolicy.from_config(backbone, head, history, attn)
-    load_weights(policy, weights)
-    return policy.to(dtype).eval()
-
-
-def load_weights(policy: KosmosPolicy, file: Path) -> None:
-    """Put a checkpoint's weights into a policy; UserError names what is missing or too much."""
-    stored = _renamed(_read(file))
-    own = policy.state_dict()
-    stored.setdefault(
-        _TIED, stored.get("backbone.text_model.model.embed_tokens.weight", own[_TIED])
-    )
-    for what, names in (
-        ("no", own.keys() - stored.keys()),
-        ("unknown", stored.keys() - own.keys()),
-    ):
-        if names:
-            raise UserError(
-                f"{file}: expected the weights of the config's model, found {what} "
-                f"{sorted(names)[0]} ({len(names)} such); take the config of the same training"
-            )
-    for name, value in own.items():
-        if stored[name].shape != value.shape:
-            raise UserError(
-                f"{file}: expected {name} of shape {list(value.shape)}, found "
-                f"{list(stored[name].shape)}; take the config of the same training"
-            )
-    policy.load_state_dict(stored)
-    policy.backbone.tie_weights()
+    policy = empty(_spec(config, settings, backbone), attn)
+    fill(policy, _own(read_weights(weights), policy), str(weights))
+    return policy.eval()
 
 
 def _only(folder: Path, endings: tuple[str, ...], what: str) -> Path:
@@ -89,34 +69,49 @@ def _only(folder: Path, endings: tuple[str, ...], what: str) -> Path:
     return found[0]
 
 
-def _backbone(config: Path, named: Any) -> Kosmos2Config:
+def _backbone(config: Path, named: Any) -> dict[str, Any]:
     if not isinstance(named, str):
         raise UserError(f"{config}: expected a file's name as model_config, found {named!r}")
     for file in (Path(named), config.parent / named):
         if file.is_file():
-            return Kosmos2Config.from_dict(read_json(file))
+            # RoboVLMs' own copies of a config leave out what they are of.
+            return {"model_type": "kosmos-2", **read_json(file)}
     raise UserError(
         f"{config}: expected the backbone's config {named} in {Path.cwd()} or {config.parent}, "
         "found none; copy it there"
     )
 
 
-def _head(config: Path, settings: Mapping[str, Any], features: int, window: int) -> Head:
-    kind = str(settings.get("kind"))
-    if kind not in _HEADS or settings.get("reads") != "action_token":
+def _spec(config: Path, settings: Mapping[str, Any], backbone: dict[str, Any]) -> PolicySpec:
+    head, data = settings.get("action_head", {}), settings.get("data", {})
+    if head.get("kind") not in HEADS:
         raise UserError(
-            f"{config}: expected an LSTM, FC or GPT decoder on an action token, "
-            f"found {dict(settings)}; other heads are not offered yet"
+            f"{config}: expected an LSTM, FC or GPT decoder, found {head.get('kind')!r}; other "
+            "heads are not loaded from checkpoints"
         )
+    adapter = backbone_of(str(backbone["model_type"]), str(config))
     given = {
-        name: settings[name]
-        for name in ("hidden", "size", "chunk", "latent", "layers", "pool")
-        if name in settings
+        name: head[name]
+        for name in ("hidden", "size", "chunk", "latent", "layers", "pool", "dropout")
+        if name in head
     }
-    return _HEADS[kind](HeadSize(features=features, window=window, **given))
+    bounds = data.get("normalise")
+    return PolicySpec(
+        backbone=backbone,
+        kind=head["kind"],
+        head=HeadSize(
+            features=adapter.features(AutoConfig.for_model(**backbone)),
+            window=data.get("window", HeadSize.window),
+            **given,
+        ),
+        history=head["history"],
+        reads=head["reads"],
+        bounds=(bounds["low"], bounds["high"]) if bounds else None,
+    )
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Weights by name from a file that holds nothing else; no code of it is run."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -135,11 +130,12 @@ def _read(file: Path) -> dict[str, Tensor]:
     return content
 
 
-def _renamed(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _own(stored: Mapping[str, Tensor], policy: PolicyModel) -> dict[str, Tensor]:
     """Names below the policy: `module.` and `model.` go, and what is there a second time."""
     names = {name: name.removeprefix("module.").removeprefix(_PREFIX) for name in stored}
+    again = policy.all_tied_weights_keys
     return {
-        own: stored[name]
+        own: stored[name].float() if stored[name].is_floating_point() else stored[name]
         for name, own in names.items()
-        if not own.startswith(_REPEATED) and not own.endswith(_MASKS)
+        if not own.startswith(_REPEATED) and not own.endswith(_MASKS) and own not in again
     }

@@ -182,10 +182,25 @@ def _of_discrete(setting: str) -> Maps:
     return Maps(setting, convert)
 
 
+def _action_space(value: Any, config: Config) -> str:
+    if value == "discrete":
+        raise Kept("act_head.type says it")
+    if value != "down_sample":
+        return str(_choice({"continuous": "action_token"}, "known are continuous, down_sample, "
+                           "discrete")(value, config))  # fmt: skip
+    source = _section(config, "act_head").get("token_source", "all")
+    return str(_choice({"all": "all", "text": "text", "vision": "vision"})(source, config))
+
+
 def _token_source(value: Any, config: Config) -> Any:
     if _section(config, "act_head").get("action_space") != "down_sample":
         raise Kept("of action_space down_sample only")
-    return _choice({"all": "all", "text": "text", "vision": "vision"})(value, config)
+    raise Kept("action_head.reads, from act_head.action_space")
+
+
+def _model(value: Any, config: Config) -> Any:
+    _choice({"kosmos": "", "paligemma": ""}, _OTHER_CODE)(value, config)
+    raise Kept("the config.json of model.name says it")
 
 
 _NOT_READ = Keeps("nothing of RoboVLMs reads it")
@@ -208,9 +223,7 @@ RULES: Mapping[str, Rule] = {
     "robovlm_name": Keeps("the class there; `model` says the backbone"),
     "parent": Keeps("merged"),
     "task_name": Keeps("a name; the profile's is its file's"),
-    "model": Maps(
-        "model.family", _choice({"kosmos": "kosmos-2", "paligemma": "paligemma"}, _OTHER_CODE)
-    ),
+    "model": Maps("", _model),
     "model_url": Maps("model.name", _repository),
     "model_path": Maps("model.name", _local_model),
     "model_config": _BACKBONE,
@@ -321,11 +334,8 @@ RULES: Mapping[str, Rule] = {
     "act_head.down_sample": Maps(
         "action_head.pool", _choice({"none": False, "pooling": True})
     ),
-    "act_head.action_space": Maps(
-        "action_head.reads",
-        _choice({"continuous": "action_token", "down_sample": "all", "discrete": "logits"}),
-    ),
-    "act_head.token_source": Maps("action_head.source", _token_source),
+    "act_head.action_space": Maps("action_head.reads", _action_space),
+    "act_head.token_source": Maps("", _token_source),
     "act_head.history_type": Maps(
         "action_head.history",
         _choice({"post": "head", "pre": "interleaved"}, "known are post and pre"),

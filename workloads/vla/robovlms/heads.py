@@ -10,24 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2Model
 
+from workloads.vla.robovlms.spec import HeadSize
+
 _WIDTHS = (1024, 512, 256)
-
-
-@dataclass(frozen=True)
-class HeadSize:
-    """features: of the state given; hidden: of the head; size: numbers of an action, the gripper
-    last; chunk: actions at once; latent: action tokens a frame; layers: of the LSTM; window: steps
-    that the GPT has positions for; pool: take the largest of the states given, `latent` of them,
-    in place of all."""
-
-    features: int
-    hidden: int = 1024
-    size: int = 7
-    chunk: int = 10
-    latent: int = 1
-    layers: int = 4
-    window: int = 8
-    pool: bool = False
+Chunks = tuple[Tensor, Tensor | None]
 
 
 class Branch(nn.Module):
@@ -47,14 +33,17 @@ class Branch(nn.Module):
 
 
 class Head(nn.Module):
-    """Arm and gripper on what a subclass makes of the states."""
+    """Arm and gripper on what a subclass makes of the states of a window."""
+
+    remembers = True
 
     def __init__(self, size: HeadSize) -> None:
         super().__init__()
         self.size = size
         width = size.hidden * size.latent
-        self.actions = Branch(width, size.chunk * (size.size - 1), tanh=True)
-        self.gripper = Branch(width, size.chunk, tanh=False)
+        self.actions = Branch(width, size.chunk * (size.size - size.gripper), tanh=True)
+        if size.gripper:
+            self.gripper = Branch(width, size.chunk, tanh=False)
 
     def flat(self, states: Tensor) -> Tensor:
         """states [B, W, tokens, features] → [B, W, latent · features]."""
@@ -64,15 +53,19 @@ class Head(nn.Module):
             states = largest.transpose(1, 2).unflatten(0, states.shape[:2])
         return states.flatten(2)
 
-    def chunks(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, W, width] → arm [B, W, chunk, size − 1] in −1..1, gripper logits [B, W, chunk, 1]."""
-        arm, gripper = self.actions(state), self.gripper(state)
-        chunk = self.size.chunk
-        return arm.unflatten(-1, (chunk, -1)), gripper.unflatten(-1, (chunk, 1))
+    def chunks(self, state: Tensor) -> Chunks:
+        """[B, W, width] → arm [B, W, chunk, size − 1] in −1..1, gripper logits [B, W, chunk, 1];
+        without a gripper all numbers are the arm's."""
+        arm = self.actions(state).unflatten(-1, (self.size.chunk, -1))
+        if not self.size.gripper:
+            return arm, None
+        return arm, self.gripper(state).unflatten(-1, (self.size.chunk, 1))
 
 
 class FcHead(Head):
     """No memory of its own: each step by itself."""
+
+    remembers = False
 
     def __init__(self, size: HeadSize) -> None:
         super().__init__(size)
@@ -83,7 +76,7 @@ class FcHead(Head):
             nn.Linear(width // 2, size.hidden * size.latent),
         )
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, states: Tensor) -> Chunks:
         """states [B, W, latent, features] → see `chunks`."""
         return self.chunks(self.mlp(self.flat(states)))
 
@@ -94,9 +87,11 @@ class LstmHead(Head):
     def __init__(self, size: HeadSize) -> None:
         super().__init__(size)
         width = size.hidden * size.latent
-        self.rnn = nn.LSTM(size.features * size.latent, width, size.layers, batch_first=True)
+        self.rnn = nn.LSTM(
+            size.features * size.latent, width, size.layers, batch_first=True, dropout=size.dropout
+        )
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, states: Tensor) -> Chunks:
         """states [B, W, latent, features] → see `chunks`."""
         return self.chunks(self.rnn(self.flat(states))[0])
 
@@ -113,7 +108,7 @@ class GptHead(Head):
         same = size.features == size.hidden
         self.fc = nn.Identity() if same else nn.Linear(size.features, size.hidden)
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, states: Tensor) -> Chunks:
         """states [B, W, latent, features] → see `chunks`."""
         return self.chunks(self.remember(self.flat(states)))
 
@@ -140,7 +135,7 @@ class History:
         self._carried: tuple[Tensor, Tensor] | None = None
         self._steps = 0
 
-    def step(self, states: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, states: Tensor) -> Chunks:
         """states [B, tokens, features] of one step → see `Head.chunks`, W = 1."""
         step = self.head.flat(states.unsqueeze(1))
         self._states = [*self._states, step][-self.window :]
@@ -156,7 +151,8 @@ class History:
 
 @dataclass(frozen=True)
 class Loss:
-    """total = arm + weight · gripper; accuracy: share of gripper labels met."""
+    """total = arm + weight · gripper; accuracy: share of gripper labels met; both of the gripper
+    are 0 where there is none."""
 
     arm: Tensor
     gripper: Tensor
@@ -166,9 +162,9 @@ class Loss:
 
 def policy_loss(
     arm: Tensor,
-    gripper_logits: Tensor,
+    gripper_logits: Tensor | None,
     arm_labels: Tensor,
-    gripper_labels: Tensor,
+    gripper_labels: Tensor | None,
     mask: Tensor | None = None,
     gripper_weight: float = 0.01,
 ) -> Loss:
@@ -177,12 +173,13 @@ def policy_loss(
     arm, arm_labels [B, W, chunk, 6]; gripper_logits [B, W, chunk, 1]; gripper_labels, 0 or 1, and
     mask [B, W, chunk]: true where an entry counts. Without one that counts the loss is 0.
     """
-    logits = gripper_logits.squeeze(-1).float()
-    labels = gripper_labels.float()
-    valid = torch.ones_like(labels) if mask is None else mask.float()
+    valid = arm.new_ones(arm.shape[:-1]).float() if mask is None else mask.float()
     count = valid.sum().clamp(min=1)
     huber = functional.huber_loss(arm.float(), arm_labels.float(), reduction="none", delta=1.0)
     of_arm = (huber.mean(-1) * valid).sum() / count
+    if gripper_logits is None or gripper_labels is None:
+        return Loss(of_arm, of_arm.new_zeros(()), of_arm, of_arm.new_zeros(()))
+    logits, labels = gripper_logits.squeeze(-1).float(), gripper_labels.float()
     crossed = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     of_gripper = (crossed * valid).sum() / count
     met = ((logits.sigmoid() > 0.5) == (labels > 0.5)).float()

@@ -1,114 +1,332 @@
-"""A Kosmos-2 that drives a robot: images and text of each frame, an action token, a head.
+"""A vision-language model that drives a robot: images and text of each frame, and a head.
 
-A frame is `bos | gripper camera | static camera | text | action token | last position`. Parameters
-have RoboVLMs' names below `model.`.
+A frame is `bos | last camera … first camera | text | action token | eos`; discrete actions are ids
+of the text itself. Parameters have RoboVLMs' names below `model.`.
 """
 
-from typing import Literal, NamedTuple
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
+from torch.nn import functional
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from workloads.errors import UserError
-from workloads.vla.robovlms.heads import Head
+from workloads.vla.processing import IGNORE_INDEX
+from workloads.vla.robovlms.backbones import backbone_of
+from workloads.vla.robovlms.heads import FcHead, GptHead, Head, LstmHead, policy_loss
+from workloads.vla.robovlms.spec import MODEL_TYPE, PolicySpec
 
-HistoryKind = Literal["head", "interleaved"]
-
-
-class Output(NamedTuple):
-    """arm [B, W, chunk, 6], gripper logits [B, W, chunk, 1], the language model's states at the
-    action tokens [B, W, latent, D], and the mask it was given, int64 [sequences, tokens]."""
-
-    arm: Tensor
-    gripper_logits: Tensor
-    action_states: Tensor
-    attention_mask: Tensor
+HEADS: Mapping[str, type[Head]] = {"lstm": LstmHead, "fc": FcHead, "gpt": GptHead}
+_BASE = "backbone."
+_MAX_SHARD = "5GB"
 
 
-class KosmosPolicy(nn.Module):
+class PolicyConfig(PreTrainedConfig):
+    """What transformers' own tools want to know of the model; the truth is in `PolicySpec`."""
+
+    model_type = MODEL_TYPE
+
+
+@dataclass
+class PolicyOutput(ModelOutput):
+    """The result for B windows of W frames.
+
+    arm [B, W, chunk, numbers] in −1..1; gripper_logits [B, W, chunk, 1]; action_states
+    [B, W, tokens, D]: what the head was given; attention_mask int64 [sequences, tokens]: what the
+    language model was given; logits [n, vocabulary] and targets [n]: of discrete actions; loss and
+    its parts where there were labels.
+    """
+
+    loss: Tensor | None = None
+    loss_arm: Tensor | None = None
+    loss_gripper: Tensor | None = None
+    gripper_accuracy: Tensor | None = None
+    arm: Tensor | None = None
+    gripper_logits: Tensor | None = None
+    action_states: Tensor | None = None
+    attention_mask: Tensor | None = None
+    logits: Tensor | None = None
+    targets: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What the language model reads of N frames: embeddings [N, T, D], mask int64 [N, T], and which
+    tokens a head may be given, bool [N, T] each: of the action, of the text, of the images."""
+
+    embeds: Tensor
+    mask: Tensor
+    action: Tensor
+    text: Tensor
+    images: Tensor
+
+
+class PolicyModel(PreTrainedModel):
     """history "head": each frame is a sequence of its own and the head sees those of a window;
-    "interleaved": the frames of a window are one sequence."""
+    "none": the head sees each frame alone; "interleaved": the frames of a window are one sequence.
+    """
 
-    def __init__(
-        self,
-        backbone: Kosmos2ForConditionalGeneration,
-        head: Head,
-        history: HistoryKind = "head",
-    ) -> None:
-        super().__init__()
+    config_class = PolicyConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, spec: PolicySpec, backbone: PreTrainedModel) -> None:
+        config = PolicyConfig()
+        config._attn_implementation_internal = backbone.config._attn_implementation
+        super().__init__(config)
+        self.spec = spec
+        self.adapter = backbone_of(str(backbone.config.model_type), "config.json")
+        self._no_split_modules = backbone._no_split_modules
         self.backbone = backbone
-        self.act_head = head
-        self.history = history
-        width = backbone.config.text_config.embed_dim
-        latent = head.size.latent
-        self.action_token = nn.Parameter(torch.zeros(width))
-        self.latent = latent
-        # Under sdpa, transformers 5.17 takes this cross-attention for a causal one: the first
-        # queries would see the first pixels only.
-        backbone.image_to_text_projection.x_attn.is_causal = False
+        self.adapter.prepare(backbone)
+        self.norm_stats: Mapping[str, Any] = {}
+        width = self.adapter.features(backbone.config)
+        if not spec.is_discrete:
+            self.act_head = HEADS[spec.kind](spec.head)
+            if spec.reads == "action_token":
+                self.action_token = nn.Parameter(torch.zeros(width))
+        if spec.state_size:
+            self.state_projector = nn.Linear(spec.state_size, width)
+        self.post_init()
 
-    @classmethod
-    def from_config(
-        cls,
-        config: Kosmos2Config,
-        head: Head,
-        history: HistoryKind = "head",
-        attention: str = "sdpa",
-    ) -> "KosmosPolicy":
-        """With random weights; attention: sdpa or eager."""
-        config._attn_implementation = attention
-        return cls(Kosmos2ForConditionalGeneration(config), head, history)
+    def _init_weights(self, module: nn.Module) -> None:
+        """The backbone and the head come with their weights."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.backbone.get_output_embeddings()
+
+    @staticmethod
+    def is_head(name: str) -> bool:
+        """Whether a parameter belongs to the head rather than to the backbone."""
+        return not name.startswith(_BASE)
+
+    @property
+    def latent(self) -> int:
+        """Action tokens a frame."""
+        own = not self.spec.is_discrete and self.spec.reads == "action_token"
+        return self.spec.head.latent if own else 0
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [N, 3, S, S] → [N, tokens, D]."""
-        backbone = self.backbone
-        seen = backbone.vision_model(pixel_values=pixels).last_hidden_state
-        seen = backbone.vision_model.model.post_layernorm(seen)
-        tokens, _ = backbone.image_to_text_projection(nn.functional.normalize(seen, dim=-1))
-        return tokens
+        return self.adapter.image_tokens(self.backbone, pixels)
 
-    def embedded(
-        self, static: Tensor, text: Tensor, text_mask: Tensor, gripper: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, int]:
+    def embedded(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Sequence:
         """What the language model reads of each frame.
 
-        static, gripper: normalised pixels [B, W, 3, S, S]; text, text_mask: int64 [B, L], bos
-        first, padded on the right. Gives [B · W, T, D], not yet scaled, the mask [B · W, T], and
-        the place of the first action token. In a padded row that is behind eos and all pads but
-        one, as in the published training.
+        pixel_values: normalised [B, W, cameras, 3, S, S]; input_ids, attention_mask: int64 [B, L],
+        or [B, W, L] where the frames differ, padded on the right.
         """
-        if text.shape[1] < 2:
-            raise UserError(f"expected a text of bos, words and eos, found {text.shape[1]} tokens")
-        steps = static.shape[1]
-        words = self.backbone.text_model.model.embed_tokens(text).repeat_interleave(steps, dim=0)
-        mask = text_mask.repeat_interleave(steps, dim=0)
-        cameras = [static] if gripper is None else [gripper, static]
-        images = [self.image_tokens(camera.flatten(0, 1)) for camera in cameras]
-        action = self.action_token.expand(len(words), self.latent, -1)
-        parts = [words[:, :1], *images, words[:, 1:-1], action, words[:, -1:]]
-        seen = [mask.new_ones(part.shape[:2]) for part in (*images, action)]
-        masks = [mask[:, :1], *seen[:-1], mask[:, 1:-1], seen[-1], mask[:, -1:]]
-        embeds = torch.cat(parts, dim=1)
-        return embeds, torch.cat(masks, dim=1), embeds.shape[1] - 1 - self.latent
+        samples, steps, cameras = pixel_values.shape[:3]
+        opening, closing = self.adapter.opening, self.adapter.closing
+        if input_ids.shape[-1] < opening + closing + 1:
+            raise UserError(f"expected a text with words, found {input_ids.shape[-1]} tokens")
+        if input_ids.ndim == 2:
+            input_ids = input_ids.repeat_interleave(steps, dim=0)
+            attention_mask = attention_mask.repeat_interleave(steps, dim=0)
+        ids, mask = input_ids.flatten(0, -2), attention_mask.flatten(0, -2)
+        words = self.adapter.embed(self.backbone, ids)
+        # The first camera stands next to the text.
+        seen = [
+            self.image_tokens(pixel_values[:, :, camera].flatten(0, 1))
+            for camera in reversed(range(cameras))
+        ]
+        rest, rest_mask, action = self._with_action(words[:, opening:], mask[:, opening:])
+        embeds = torch.cat([words[:, :opening], *seen, rest], dim=1)
+        images = sum(part.shape[1] for part in seen)
+        whole = torch.cat([mask[:, :opening], mask.new_ones(len(mask), images), rest_mask], dim=1)
+        is_image = whole.new_zeros(whole.shape, dtype=torch.bool)
+        is_image[:, opening : opening + images] = True
+        is_action = functional.pad(action, (opening + images, 0))
+        is_text = (whole > 0) & ~is_image & ~is_action
+        return Sequence(embeds, whole, is_action, is_text, is_image)
 
-    def states(
-        self, static: Tensor, text: Tensor, text_mask: Tensor, gripper: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The states at the action tokens, [B, W, latent, D], and the mask that was used."""
-        samples, steps = static.shape[:2]
-        embeds, mask, place = self.embedded(static, text, text_mask, gripper)
-        if self.history == "interleaved":
+    def _with_action(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The text behind the images with the action token in it, its mask, and where it stands."""
+        latent, closing, length = self.latent, self.adapter.closing, words.shape[1]
+        if not latent:
+            return words, mask, mask.new_zeros(mask.shape, dtype=torch.bool)
+        token = self.action_token.to(words.dtype).expand(len(words), latent, -1)
+        whole = torch.cat([words, token], dim=1)
+        whole_mask = torch.cat([mask, mask.new_ones(len(mask), latent)], dim=1)
+        ends = mask.sum(dim=1)
+        if not self.spec.action_before_eos:
+            ends = torch.full_like(ends, length)
+        place = (ends - closing)[:, None]
+        at = torch.arange(length + latent, device=mask.device)[None]
+        is_action = (at >= place) & (at < place + latent)
+        behind = torch.where(is_action, length + at - place, at - latent)
+        order = torch.where(at < place, at, behind)
+        rows = torch.arange(len(words), device=mask.device)[:, None]
+        return whole[rows, order], whole_mask[rows, order], is_action
+
+    def read(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, Sequence, Tensor]:
+        """The states of all tokens [B, W, T, D], what was read, and the mask that was used."""
+        samples, steps = pixel_values.shape[:2]
+        sequence = self.embedded(pixel_values, input_ids, attention_mask)
+        embeds, mask = sequence.embeds, sequence.mask
+        if self.spec.history == "interleaved":
             embeds = embeds.reshape(samples, -1, embeds.shape[-1])
             mask = mask.reshape(samples, -1)
-        found = self.backbone.text_model.model(inputs_embeds=embeds, attention_mask=mask)
-        by_frame = found.last_hidden_state.reshape(samples, steps, -1, embeds.shape[-1])
-        return by_frame[:, :, place : place + self.latent], mask
+        found = self.adapter.read(self.backbone, embeds, mask)
+        return found.reshape(samples, steps, -1, embeds.shape[-1]), sequence, mask
+
+    def states(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        states: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the head is given [B, W, tokens, D], and the mask that the language model used.
+
+        states: the robot's, normalised, [B, W, P].
+        """
+        found, sequence, mask = self.read(pixel_values, input_ids, attention_mask)
+        return self.chosen(found, sequence, states), mask
+
+    def chosen(self, found: Tensor, sequence: Sequence, states: Tensor | None) -> Tensor:
+        """Of the states of all tokens [B, W, T, D] those that the head is given."""
+        shape = (*found.shape[:2], -1)
+        if self.latent:
+            chosen = sequence.action.reshape(shape)
+            found = found[chosen].reshape(*found.shape[:2], self.latent, found.shape[-1])
+        else:
+            wanted = {
+                "all": sequence.mask > 0,
+                "text": sequence.text,
+                "vision": sequence.images,
+            }[self.spec.reads]
+            # The head takes the largest: what is not wanted must not be it.
+            least = torch.finfo(found.dtype).min
+            found = found.masked_fill(~wanted.reshape(shape)[..., None], least)
+        if self.spec.state_size and states is not None:
+            found = found + self.state_projector(states.to(found.dtype))[:, :, None]
+        return found
 
     def forward(
-        self, static: Tensor, text: Tensor, text_mask: Tensor, gripper: Tensor | None = None
-    ) -> Output:
-        """See `embedded` for what is given."""
-        states, mask = self.states(static, text, text_mask, gripper)
-        arm, logits = self.act_head(states)
-        return Output(arm, logits, states, mask)
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        states: Tensor | None = None,
+        actions: Tensor | None = None,
+        valid: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> PolicyOutput:
+        """See `embedded` and `states` for what is given.
+
+        actions: normalised [B, W, chunk, A], a gripper 0 or 1; valid bool [B, W, chunk]: which of
+        them count; labels int64 [B, W, L]: of discrete actions, −100 where nothing is learnt.
+        """
+        if self.spec.is_discrete:
+            return self._discrete(pixel_values, input_ids, attention_mask, labels)
+        found, mask = self.states(pixel_values, input_ids, attention_mask, states)
+        arm, gripper = self._head(found)
+        output = PolicyOutput(
+            arm=arm, gripper_logits=gripper, action_states=found, attention_mask=mask
+        )
+        if actions is not None:
+            split = self.spec.head.size - self.spec.head.gripper
+            opens = actions[..., -1] if self.spec.head.gripper else None
+            loss = policy_loss(
+                arm, gripper, actions[..., :split], opens, valid, self.spec.gripper_weight
+            )
+            output.loss, output.loss_arm = loss.total, loss.arm.detach()
+            output.loss_gripper = loss.gripper.detach()
+            output.gripper_accuracy = loss.gripper_accuracy
+        return output
+
+    def _head(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.spec.history == "head":
+            return self.act_head(states)
+        # No step sees another one here: what has to be seen is in the sequence, or nowhere.
+        samples, steps = states.shape[:2]
+        arm, gripper = self.act_head(states.flatten(0, 1).unsqueeze(1))
+        arm = arm.unflatten(0, (samples, steps)).squeeze(2)
+        return arm, None if gripper is None else gripper.unflatten(0, (samples, steps)).squeeze(2)
+
+    def _discrete(
+        self, pixel_values: Tensor, input_ids: Tensor, mask: Tensor, labels: Tensor | None
+    ) -> PolicyOutput:
+        states, sequence, used = self.read(pixel_values, input_ids, mask)
+        output = PolicyOutput(attention_mask=used)
+        if labels is not None:
+            text = states[..., -(labels.shape[-1] - self.adapter.opening) - 1 : -1, :]
+            wanted = labels[..., self.adapter.opening :]
+            keep = wanted != IGNORE_INDEX
+            output.targets = wanted[keep]
+            output.logits = self.adapter.logits(self.backbone, text[keep])
+            # Without a label the mean would be no number.
+            total = functional.cross_entropy(output.logits.float(), output.targets, reduction="sum")
+            output.loss = total / keep.sum().clamp(min=1)
+            output.loss_arm = output.loss.detach()
+        return output
+
+    @torch.inference_mode()
+    def generate(self, embeds: Tensor, count: int) -> Tensor:
+        """Greedily decode `count` ids after embeddings [B, T, D]: int64 [B, count]."""
+        cache = DynamicCache()
+        ids: list[Tensor] = []
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        for _ in range(count):
+            states = self.adapter.read(self.backbone, embeds, mask, cache)
+            ids.append(self.adapter.logits(self.backbone, states[:, -1]).argmax(dim=-1))
+            embeds = self.adapter.embed(self.backbone, ids[-1][:, None])
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        return torch.stack(ids, dim=1)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        **_options: Any,
+    ) -> None:
+        """Write config.json and safetensors; `state_dict` stands in for the model's own."""
+        if is_main_process:
+            write(Path(save_directory), self.state_dict() if state_dict is None else state_dict,
+                  self.spec, self.all_tied_weights_keys)  # fmt: skip
+
+
+def write(
+    folder: Path, state: Mapping[str, Tensor], spec: PolicySpec, tied: Mapping[str, str]
+) -> None:
+    """Weights, without those that are tied to others, and config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {name: value.detach().contiguous() for name, value in state.items() if name not in tied}
+    plan = split_torch_state_dict_into_shards(own, max_shard_size=_MAX_SHARD)
+    for name, keys in plan.filename_to_tensors.items():
+        save_file({key: own[key] for key in keys}, folder / name, metadata={"format": "pt"})
+    # What an earlier save with other shards left here would be taken for part of this one.
+    for file in folder.glob("model*.safetensors"):
+        if file.name not in plan.filename_to_tensors:
+            file.unlink()
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        _write_json(folder / "model.safetensors.index.json", index)
+    kinds = {value.dtype for value in own.values() if value.is_floating_point()}
+    fields = spec.as_fields()
+    fields["torch_dtype"] = str(max(kinds, key=lambda kind: kind.itemsize)).removeprefix("torch.")
+    _write_json(folder / "config.json", fields)
+
+
+def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")

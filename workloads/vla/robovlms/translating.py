@@ -38,6 +38,8 @@ def translate(found: Inherited) -> tuple[dict[str, Any], list[Row]]:
             row = _row(config, field, value, settings)
             text = f"{row.text} (left out: RoboVLMs' default)"
             rows.append(Row(row.field, row.value, row.outcome, text))
+    # Its trainings vary no colours; a profile would.
+    settings.setdefault("data", {})["augmentation"] = {"enabled": False}
     for section in found.overridden:
         why = "the section replaces the parent's; training there merges the two all the same"
         rows.append(Row(f"{section}.__override__", True, "kept", why))

@@ -19,7 +19,7 @@ from workloads.vla.config import Augmentation, VlaConfig
 from workloads.vla.data.augment import augment, centre_crop, recoloured
 from workloads.vla.data.prepare import Sources, open_sources, with_frames
 from workloads.vla.data.steps import Collate, Maker, Steps
-from workloads.vla.loading import image_processor
+from workloads.vla.openvla.loading import image_processor
 from workloads.vla.openvla.tokenizer import LlamaTokenizer
 from workloads.plan.recipes import fitting_recipe, recipes_of
 
@@ -219,9 +219,7 @@ RECIPES = recipes_of(ROOT / "profiles/vla.yaml")
 
 @pytest.mark.parametrize(("gib", "name"), [(15, "16gb"), (23.5, "24gb"), (39.4, "40gb")])
 def test_recipes_fit_what_they_are_named_after(gib: float, name: str) -> None:
-    found = fitting_recipe(
-        int(gib * 2**30), RECIPES, folder=ROOT / "profiles/recipes"
-    )
+    found = fitting_recipe(int(gib * 2**30), RECIPES, folder=ROOT / "profiles/recipes")
     assert found is not None and found.stem == f"vla-{name}"
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,14 +30,29 @@ class Looking(Policy):
     def __init__(self, seeing: bool = True) -> None:
         self.cameras = ("primary",)
         self.seeing = seeing
-        self.model = type("Model", (), {"norm_stats": _mean_of_demonstrations()})()
+        self.statistics = _mean_of_demonstrations()
         far, side = np.meshgrid(np.linspace(NEAR, FAR, 25), np.linspace(-SIDE, SIDE, 60))
         top = np.full(far.size, CUBE)
         places = [(far * np.cos(side)).ravel(), (far * np.sin(side)).ravel(), top]
         self.places = np.stack(places, axis=1)
         self.pixels, _ = project(self.places, SIZE)
 
-    def act(self, observations: Sequence[Observation], unnorm_key: str | None = None) -> np.ndarray:
+    @property
+    def unnorm_keys(self) -> tuple[str, ...]:
+        return tuple(self.statistics)
+
+    def action_statistics(self, unnorm_key: str | None) -> dict[str, Any]:
+        return self.statistics[str(unnorm_key)]["action"]
+
+    def new_memory(self) -> None:
+        """It sees all it needs."""
+
+    def act(
+        self,
+        observations: Sequence[Observation],
+        unnorm_key: str | None = None,
+        memories: Sequence[Any] | None = None,
+    ) -> np.ndarray:
         return np.stack([self._one(one) for one in observations])
 
     def _one(self, seen: Observation) -> np.ndarray:
@@ -51,7 +67,7 @@ class Looking(Policy):
         return expert.command(seen.state.astype(float), self.places[nearest])[None]
 
 
-def _mean_of_demonstrations() -> dict[str, object]:
+def _mean_of_demonstrations() -> dict[str, dict[str, dict[str, Any]]]:
     return {"crane_x7": {"action": {"mean": arm.reaching(np.array([0.27, 0.0, CUBE])).tolist()}}}
 
 
@@ -121,6 +137,6 @@ def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     policy.cameras = ("primary", "wrist")
     with pytest.raises(UserError, match="one camera, found primary, wrist"):
         judge.acting(policy)
-    policy.model.norm_stats = {"bridge_orig": {"action": {"mean": [0.0] * 7}}}
+    policy.statistics = {"bridge_orig": {"action": {"mean": [0.0] * 7}}}
     with pytest.raises(UserError, match="actions of 8 joints, found 7"):
         judge.acting(policy)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from workloads.cli import main
+from workloads.config.merge import resolve
 from workloads.errors import UserError
 from workloads.vla.robovlms.config import import_config, inherited
 from workloads.vla.robovlms.fields import RULES
@@ -58,13 +59,14 @@ def _rows(folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Row]]
 def test_the_published_settings(tmp_path: Path) -> None:
     settings, rows = _rows(tmp_path)
     assert not [row for row in rows.values() if row.outcome == "refused"]
-    assert settings["model"] == {"family": "kosmos-2", "name": "microsoft/kosmos-2-patch14-224"}
+    assert settings["model"] == {"name": "microsoft/kosmos-2-patch14-224"}
     assert settings["data"] == {
         "window": 16,
         "cameras": ["static", "gripper"],
         "normalise": {"low": -0.65, "high": 0.65},
         "source": "calvin/training",
         "shift": {"static": 10},
+        "augmentation": {"enabled": False},
     }
     assert settings["action_head"] == {
         "chunk": 10, "kind": "lstm", "reads": "action_token", "history": "head", "layers": 4,
@@ -165,6 +167,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert "0 refused" in printed and "never clipped" in printed
     assert yaml.safe_load(profile.read_text())["data"]["window"] == 16
+    trained, _ = resolve(profile, {})
+    assert (trained.window, trained.chunk, trained.action_head.kind) == (16, 10, "lstm")
     table = profile.with_suffix(".md").read_text()
     assert "| `window_size` | `16` | mapped | data.window: 16 |" in table
     assert main(words) == 2 and "a name that is free" in capsys.readouterr().err

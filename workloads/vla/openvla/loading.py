@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from workloads.config.sections import Model
 from workloads.engine.pretrained.adapter import ALL_LINEAR, load_adapter, lora_config
 from workloads.engine.pretrained.files import (
     choose_attention,
@@ -18,20 +17,15 @@ from workloads.engine.pretrained.files import (
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.config import VlaConfig
-from workloads.vla.data.prepare import Statistics
 from workloads.vla.model import load_pretrained, random_init
 from workloads.vla.openvla.config import OftSpec, OpenVLASpec, parse
 from workloads.vla.openvla.lora import linear_suffixes, used_linears
 from workloads.vla.openvla.modeling import OpenVLA
 from workloads.vla.openvla.quantise import Quantisation
 from workloads.vla.processing import FILE, ImageProcessor, preprocessor_fields
+from workloads.vla.statistics import Statistics
 
 Tell = Callable[[str], None]
-
-
-def read_spec(model: Model, folder: Path) -> OpenVLASpec:
-    """A base's config, as `engine.pretrained.base.resolve` asks for it."""
-    return spec_of(folder)
 
 
 def spec_of(folder: Path) -> OpenVLASpec:

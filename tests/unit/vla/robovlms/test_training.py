@@ -1,0 +1,203 @@
+"""Every policy head on a tiny Kosmos-2: what is trained, written, loaded again and acts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.calvin_cases import write_calvin
+from workloads.config.merge import resolve
+from workloads.config.sections import Model
+from workloads.engine.pretrained.base import Base
+from workloads.errors import UserError
+from workloads.vla.config import VlaConfig
+from workloads.vla.data.prepare import Sources, open_sources
+from workloads.vla.family import Samples, family_of
+from workloads.vla.policy import Observation
+from workloads.vla.robovlms import loading
+from workloads.vla.robovlms.modeling import PolicyModel
+from workloads.vla.robovlms.policy import HeadPolicy
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).resolve().parents[4]
+PROFILE = ROOT / "profiles/recipes/policy-tiny.yaml"
+BASE = ROOT / "data/demo/tiny-kosmos2"
+CASES = {
+    "lstm": (),
+    "lstm-alone": ("action_head.history=none",),
+    "lstm-latents-state": ("action_head.latent=2", "action_head.state=true"),
+    "gpt": ("action_head.kind=gpt",),
+    "fc-interleaved": ("action_head.kind=fc", "action_head.history=interleaved"),
+    "fc-text": ("action_head.kind=fc", "action_head.reads=text", "action_head.pool=true"),
+    "lstm-vision": ("action_head.reads=vision", "action_head.pool=true"),
+    "no-gripper": ("action_head.gripper=false",),
+    "statistics": ("data.normalise=null",),
+    "discrete": ("action_head.kind=discrete", "action_head.history=none"),
+    "discrete-interleaved": ("action_head.kind=discrete", "action_head.history=interleaved"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model gains nothing by more, and loses much where others compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_calvin(tmp_path_factory.mktemp("calvin") / "training", spans=((3, 14), (30, 36)))
+
+
+def configured(data: Path, *settings: str) -> VlaConfig:
+    own = [
+        f"data.source={data}", f"model.name={BASE}", "data.eval_share=0", "data.window=3",
+        "action_head.chunk=2",
+        "action_head.hidden=16", "train.per_device_batch_size=2", *settings,
+    ]  # fmt: skip
+    config, _ = resolve(PROFILE, {}, own)
+    assert isinstance(config, VlaConfig)
+    return config
+
+
+def made(config: VlaConfig) -> tuple[PolicyModel, Samples, Sources]:
+    family, model = family_of(config), Model(name=str(BASE), random_init=True)
+    base = Base(model, BASE, loading.read(model, BASE))
+    sources = open_sources(config, None, lambda: None)
+    policy = family.load(config, base, sources, lambda text: None)
+    samples = family.samples(config, base, policy, sources, family.processor(base))
+    assert isinstance(policy, PolicyModel)
+    return policy, samples, sources
+
+
+def inputs_of(batch: dict[str, Any]) -> dict[str, Any]:
+    apart = ("parts", "row_ids", "damage", "tokens")
+    return {name: value for name, value in batch.items() if name not in apart}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_head_learns_and_is_written_and_acts(case: str, data: Path, tmp_path: Path) -> None:
+    config = configured(data, *CASES[case])
+    policy, samples, sources = made(config)
+    batch = samples.collate([samples.train[number] for number in range(2)])
+    inputs = inputs_of(batch)
+    policy.eval()  # dropout would hide whether it learns
+    optimizer = torch.optim.AdamW(policy.parameters(), 3e-3)
+    losses = []
+    for _ in range(8):
+        output = policy(**inputs)
+        optimizer.zero_grad()
+        output.loss.backward()
+        without = [n for n, p in policy.named_parameters() if p.requires_grad and p.grad is None]
+        assert not without  # DDP would wait for them
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+    meter = samples.meters[True]
+    meter.add(policy(**inputs), batch["parts"], inputs)
+    found = meter.take(lambda sums: sums, torch.device("cpu"))
+    assert set(meter.logged) <= set(found) and found["samples"] == 2
+
+    policy.save_pretrained(tmp_path)
+    again = loading.load_exported(tmp_path, torch.float32, "sdpa")
+    with torch.no_grad():
+        one, other = policy(**inputs), again(**inputs)
+    name = "logits" if policy.spec.is_discrete else "arm"
+    assert torch.equal(one[name], other[name])
+    _acts(again, config, sources)
+
+
+def _acts(model: PolicyModel, config: VlaConfig, sources: Sources) -> None:
+    """Answers with a memory differ from those without where a policy remembers, and only there."""
+    model.norm_stats = sources.statistics
+    folder = Path(config.model.name)
+    policy = HeadPolicy(
+        model,
+        loading.image_processor(folder, model.spec.backbone),
+        loading.tokenizer(folder),
+        config.data.cameras,
+    )
+    episode = sources.train[0].dataset[0]
+    seen = [
+        Observation(
+            {camera: episode.image(camera, step) for camera in config.data.cameras},
+            episode.instruction,
+            episode.states[step],
+        )
+        for step in range(5)
+    ]
+    memories = [policy.new_memory(), policy.new_memory()]
+    steps = [policy.act([one, seen[0]], memories=memories) for one in seen]
+    assert steps[0].shape == (2, *policy.action_shape) and np.isfinite(steps).all()
+    assert np.allclose(steps[0][0], steps[0][1], atol=1e-6)
+    alone = policy.act(seen[4:])
+    same = np.allclose(steps[4][0], alone[0], atol=1e-6)
+    assert same or policy.remembers
+    if policy.discrete is None:
+        assert not (same and policy.remembers)
+
+
+def test_windows_of_training_are_what_an_episode_gives(data: Path) -> None:
+    """Acting step by step in evaluation equals the forward pass over a window."""
+    config = configured(data, "data.shift=null")
+    policy, samples, sources = made(config)
+    held = type(samples.train)(sources.train, samples.train.maker, config, False)  # type: ignore
+    row = held[0]
+    batch = inputs_of(samples.collate([row]))
+    with torch.no_grad():
+        whole = policy.eval()(**batch)
+    folder = Path(config.model.name)
+    acting = HeadPolicy(
+        policy,
+        loading.image_processor(folder, policy.spec.backbone),
+        loading.tokenizer(folder),
+        config.data.cameras,
+    )
+    policy.norm_stats = sources.statistics
+    episode = sources.train[0].dataset[0]
+    memory = acting.new_memory()
+    for step in range(3):
+        images = {camera: episode.image(camera, step) for camera in config.data.cameras}
+        found = acting.act([Observation(images, episode.instruction)], memories=[memory])
+        opens = (whole.gripper_logits[0, step, :, 0] > 0).numpy()
+        expected = acting.scale(None).actions(whole.arm[0, step].numpy(), opens)
+        assert np.abs(found[0] - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (("action_head.kind=discrete",), "no head sees a window; set none or interleaved"),
+        (("action_head.reads=text",), "set action_head.pool=true"),
+        (("adapter.method=qlora",), "policy heads train with full or lora"),
+        (("action_head.kind=tokens",), "data.window: of policy heads"),
+        (("data.frames_in_memory=2",), "at least the window's 3 steps"),
+        (("data.normalise={low: 1, high: 0.65}",), "expected low below high, found 1 and 0.65"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(
+    settings: tuple[str, ...], sentence: str, data: Path
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        configured(data, *settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (("action_head.size=8",), "action_head.size: expected 7"),
+        (("data.shift={wrist: 4}",), "data.shift: expected cameras that are used, static, gripper"),
+        (("data.window=40",), "expected steps to train on, found none"),
+    ],
+)
+def test_data_that_does_not_fit_is_named(
+    settings: tuple[str, ...], sentence: str, data: Path
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        open_sources(configured(data, *settings), None, lambda: None)

@@ -1,0 +1,135 @@
+"""Vision-language models that a policy head can sit on: one adapter a family.
+
+An adapter knows how its model makes image tokens, how it takes embeddings in place of ids, and what
+its prompts look like; everything else is the same for all.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from workloads.errors import UserError
+
+_CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+_MOST_TOKENS = 512
+
+
+class Backbone(Protocol):
+    """opening: tokens of a text that stand in front of the images; closing: those that stand behind
+    the action token."""
+
+    opening: int
+    closing: int
+
+    def prepare(self, model: nn.Module) -> None:
+        """Correct what the library gets wrong, once, after the model has been made."""
+
+    def features(self, config: Any) -> int:
+        """Features of a token, by the model's config."""
+
+    def unused(self, model: nn.Module) -> list[str]:
+        """Modules whose parameters a policy never uses."""
+
+    def image_tokens(self, model: nn.Module, pixels: Tensor) -> Tensor:
+        """Normalised pixels [N, 3, S, S] → [N, tokens, width]."""
+
+    def embed(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """Ids [..., L] → [..., L, width], as the language model takes them."""
+
+    def read(self, model: nn.Module, embeds: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
+        """Embeddings [B, T, width] and their mask [B, T, past ones included] → the states after
+        the last layer, [B, T, width]; cache: of the tokens before these."""
+
+    def logits(self, model: nn.Module, states: Tensor) -> Tensor:
+        """[..., width] → [..., vocabulary]."""
+
+    def prompt(self, tokenizer: Any, instruction: str) -> list[int]:
+        """The ids of a frame's text."""
+
+    def image_size(self, config: Any) -> int:
+        """Pixels of a side."""
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and deviation of the pixels, where preprocessor_config.json does not say them."""
+
+
+class Kosmos:
+    """Kosmos-2: bos, images, words, action token, eos."""
+
+    opening = 1
+    closing = 1
+
+    def prepare(self, model: Any) -> None:
+        # Under sdpa, transformers 5.17 takes this cross-attention for a causal one: the first
+        # queries would see the first pixels only.
+        model.image_to_text_projection.x_attn.is_causal = False
+
+    def features(self, config: Any) -> int:
+        return int(config.text_config.embed_dim)
+
+    def unused(self, model: Any) -> list[str]:
+        return []
+
+    def image_tokens(self, model: Any, pixels: Tensor) -> Tensor:
+        seen = model.vision_model(pixel_values=pixels).last_hidden_state
+        seen = model.vision_model.model.post_layernorm(seen)
+        tokens, _ = model.image_to_text_projection(nn.functional.normalize(seen, dim=-1))
+        return tokens
+
+    def embed(self, model: Any, ids: Tensor) -> Tensor:
+        return model.text_model.model.embed_tokens(ids)
+
+    def read(self, model: Any, embeds: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
+        found = model.text_model.model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return found.last_hidden_state
+
+    def logits(self, model: Any, states: Tensor) -> Tensor:
+        return model.text_model.lm_head(states)
+
+    def prompt(self, tokenizer: Any, instruction: str) -> list[int]:
+        return with_ends(tokenizer, f"<grounding>An image of a robot {instruction}")
+
+    def image_size(self, config: Any) -> int:
+        return int(config.vision_config.image_size)
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        return _CLIP
+
+
+def with_ends(tokenizer: Any, text: str) -> list[int]:
+    """bos, the text, eos; at most 512 ids, as in the published trainings."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: _MOST_TOKENS - 2]
+    return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+
+
+BACKBONES: Mapping[str, type[Backbone]] = {"kosmos-2": Kosmos}
+
+
+def backbone_of(kind: str, where: str) -> Backbone:
+    """The adapter of a model type; UserError for one that has none."""
+    if kind not in BACKBONES:
+        raise UserError(
+            f"{where}: expected a vision-language model of type {', '.join(BACKBONES)} under a "
+            f"policy head, found {kind!r}; choose another model.name"
+        )
+    return BACKBONES[kind]()
+
+
+def action_prompt(tokenizer: Any, instruction: str, chunk: int) -> list[int]:
+    """The text before discrete actions, without an end.
+
+    RoboVLMs' own says one step more than it predicts; its models know no other text.
+    """
+    text = f"In: What {chunk + 1} step actions should the robot take to {instruction}?\nOut:"
+    return with_ends(tokenizer, text)[:-1]
+
+
+def usable_tokens(tokenizer: Any) -> int:
+    """Ids below the special ones and ten more, the last of which stand for actions."""
+    return int(tokenizer.vocab_size) - len(tokenizer.all_special_ids) - 10

@@ -1,5 +1,6 @@
 """The reference's tiny Kosmos-2 with its LSTM head as a policy that remembers."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import Kosmos2Config
 
 from workloads.vla.policy import Observation
 from workloads.vla.robovlms.actions import command
-from workloads.vla.robovlms.heads import HeadSize, History, LstmHead
-from workloads.vla.robovlms.modeling import KosmosPolicy
+from workloads.vla.robovlms.heads import History, LstmHead
+from workloads.vla.robovlms.loading import empty
+from workloads.vla.robovlms.modeling import PolicyModel
+from workloads.vla.robovlms.spec import HeadSize, PolicySpec
 
 HERE = Path(__file__).resolve().parents[1] / "golden/robovlms"
 SIZE = 28  # pixels of its images, square
@@ -31,7 +33,7 @@ class GoldenKosmos:
     binary = (6,)
     device = torch.device("cpu")
 
-    def __init__(self, model: KosmosPolicy) -> None:
+    def __init__(self, model: PolicyModel) -> None:
         self.model = model
         self.text = load_file(HERE / "window_io.safetensors")["text"][:1]
 
@@ -51,13 +53,11 @@ class GoldenKosmos:
     ) -> np.ndarray:
         found = []
         for row, seen in enumerate(observations):
-            static, gripper = (
-                torch.from_numpy(seen.images[name] / 127.5 - 1).permute(2, 0, 1)[None, None].float()
-                for name in self.cameras
-            )
+            images = np.stack([seen.images[name] / 127.5 - 1 for name in self.cameras])
+            pixels = torch.from_numpy(images).permute(0, 3, 1, 2)[None, None].float()
             memory = self.new_memory() if memories is None else memories[row]
             mask = torch.ones_like(self.text)
-            states, _ = self.model.states(static, self.text, mask, gripper)
+            states, _ = self.model.states(pixels, self.text, mask)
             arm, logits = memory.step(states[:, 0])
             found.append(command(arm[0, 0].numpy(), logits[0, 0].numpy(), -0.65, 0.65))
         return np.stack(found).astype(np.float64)
@@ -70,10 +70,10 @@ def golden_policy() -> GoldenKosmos:
         found = load_file(HERE / f"{name}.safetensors")
         return {key.removeprefix("model."): value.float() for key, value in found.items()}
 
-    head = LstmHead(HeadSize(features=32, hidden=48))
-    head.load_state_dict(stored("lstm_weights") | stored("mlp_heads_weights"))
-    config = Kosmos2Config.from_json_file(HERE / "kosmos2_config.json")
-    model = KosmosPolicy.from_config(config, head)
+    backbone = json.loads((HERE / "kosmos2_config.json").read_text())
+    spec = PolicySpec({"model_type": "kosmos-2", **backbone}, "lstm", HeadSize(32, hidden=48))
+    model = empty(spec, "sdpa")
+    model.act_head.load_state_dict(stored("lstm_weights") | stored("mlp_heads_weights"))
     model.load_state_dict(stored("window_weights"), strict=False)
     model.backbone.tie_weights()
     return GoldenKosmos(model.eval())

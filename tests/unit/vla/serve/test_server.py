@@ -323,7 +323,7 @@ def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["serve", "latest", "--host", "0.0.0.0"]) == 2
     assert "expected a token" in capsys.readouterr().err
     assert main(["serve", "data/demo/tiny-llama", "--workload", "vla", "--port", "0"]) == 2
-    assert "expected model_type of openvla, found 'llama'" in capsys.readouterr().err
+    assert "expected model_type of openvla, robovlms, found 'llama'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="expected a URL"):
         PolicyClient("127.0.0.1:8000")
     assert clients.main(["--image", "none.jpg", "--instruction", "go"]) == 2

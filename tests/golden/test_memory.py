@@ -71,6 +71,9 @@ def planned_gib(row: dict[str, str]) -> float:
         section, _, setting = name.partition(".")
         settings.setdefault(section, {})[setting] = yaml.safe_load(value)
     settings["length"] = settings.pop("data")["max_length"]
+    train = settings.setdefault("train", {})
+    train["compile"] = "torch.compile" in row["note"]
+    train["activation_offloading"] = "activation offloading" in row["note"]
     shape = from_fields({"model_type": family, "tie_word_embeddings": tied == "tied", **fields})
     found = breakdown_of(PublishedProfile.model_validate(settings), shape, "", int(row["gpus"]))
     assert found.total is not None and found.allocated is not None
@@ -82,7 +85,6 @@ def planned_gib(row: dict[str, str]) -> float:
 CAUSES = {
     "card and checkpointing uncertain": "torchtune does not state them",
     "optimizer uncertain": "torchtune does not state it",
-    "activation offloading": "no setting of ours",
     "same shape as Devstral": "3 GB more than another row of the same shape and settings",
     "remote code": "another model code, its shape from memory",
 }
@@ -96,4 +98,5 @@ def test_a_published_peak_is_predicted_within_fifteen_percent(row: dict[str, str
         pytest.skip("nvidia-smi's figure holds what the allocator kept and did not use")
     if cause := next((text for mark, text in CAUSES.items() if mark in row["note"]), ""):
         pytest.skip(cause)
-    assert planned_gib(row) == pytest.approx(float(row["peak_gib"]), rel=0.15)
+    near = 0.08 if "torch.compile" in row["note"] else 0.15
+    assert planned_gib(row) == pytest.approx(float(row["peak_gib"]), rel=near)

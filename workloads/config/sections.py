@@ -152,6 +152,9 @@ class Train(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, slower."
     )
+    activation_offloading: bool = Field(
+        False, description="Move activations to host memory until the backward pass (llm, grpo)."
+    )
     compile: bool = Field(False, description="torch.compile the model.")
     fused_cross_entropy: bool = Field(
         True, description="Never hold the logits of all tokens at once, where the stack can."

@@ -11,6 +11,8 @@ from workloads.plan.shapes import Linear, ModelShape, Tower
 
 # The fused head of TRL projects tiles of this many tokens by this many words at a time.
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768
+# Tensors that offloading has on their way to host memory (`max_fwd_stash_size` of TRL 1.16).
+_ON_THEIR_WAY = 5
 # bitsandbytes dequantises into 16 bits, whatever the stream has.
 DEQUANTISED = 2
 _FUSED_PROJECTIONS = ("query_key_value", "qkv_proj")
@@ -25,7 +27,7 @@ class Work:
     pass gets it (FSDP2 and ZeRO hand out the compute type), `residual` in the stream between the
     layers, `frozen` for a frozen weight that is not quantised. `adapted` are LoRA's matrices, empty
     where all weights are trained. keeps_logits: the caller holds the model's output through the
-    backward pass.
+    backward pass. compiled: by torch.compile; offloaded: activations wait in host memory.
     """
 
     shape: ModelShape
@@ -49,6 +51,8 @@ class Work:
     fp16: bool = False
     autocast: bool = True
     keeps_logits: bool = False
+    compiled: bool = False
+    offloaded: bool = False
 
     @property
     def tokens(self) -> int:
@@ -102,8 +106,11 @@ def _norms(work: Work) -> int:
     """A norm computes in fp32: it keeps its input (4 h; in an fp32 stream that is the stream
     itself, which nothing else keeps) and, where its weight is trained, the normalised value in the
     stream's type; a LayerNorm recomputes the latter. One or two numbers of statistics a token.
+    Compiled, it is one kernel: its input as it came, and the value is made again.
     """
     shape = work.shape
+    if work.compiled:
+        return shape.norms * (work.residual * shape.hidden + 8)
     value = 0 if shape.layer_norm or not work.full else work.residual * shape.hidden
     inputs = 1 if shape.parallel and work.residual == 4 else shape.norms
     return inputs * 4 * shape.hidden + shape.norms * (value + 8)
@@ -143,8 +150,10 @@ def mask(work: Work) -> int:
 def _mlp(work: Work) -> int:
     """Gated: the gate before and after its activation, and the up projection: 3 m.
     Otherwise the activation's input: m. The down projection's input is counted with `_inputs`.
+    Compiled, the activation is made again in the backward pass.
     """
-    return work.compute * work.shape.intermediate * (3 if work.shape.gated else 1)
+    gated = 2 if work.compiled else 3
+    return work.compute * work.shape.intermediate * (gated if work.shape.gated else 1)
 
 
 def _inputs(work: Work) -> int:
@@ -284,7 +293,14 @@ def stack(work: Work) -> int:
 
     With checkpointing only the stream before each layer; the rest is computed again.
     """
-    return work.shape.layers * kept_layer(work) + towers(work) + mask(work)
+    return layers_here(work) * kept_layer(work) + towers(work) + mask(work)
+
+
+def layers_here(work: Work) -> int:
+    """Layers whose activations are on the GPU at a time; TRL keeps five tensors on their way."""
+    if not work.offloaded:
+        return work.shape.layers
+    return min(work.shape.layers, _ON_THEIR_WAY if work.checkpointing else 1)
 
 
 def kept_layer(work: Work) -> int:

@@ -123,6 +123,8 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
         handed=compute if strategy in ("fsdp2", "zero2", "zero3") else stored,
         dropout=adapter.dropout > 0,
         checkpointing=train.gradient_checkpointing,
+        compiled=train.compile,
+        offloaded=train.activation_offloading,
         fused_head=config.fuses_head,
         eager=config.model.attention == "eager",
         fp16=train.precision == "fp16",

@@ -220,6 +220,8 @@ class VlaConfig(Profile):
             raise ValueError("model.trust_remote_code: vla never runs code of a checkpoint")
         if self.model.fallbacks:
             raise ValueError("model.fallbacks: vla takes one model; name it as model.name")
+        if self.train.activation_offloading:
+            raise ValueError("train.activation_offloading: TRL does it, which vla does not use")
         if self.evaluation.task and not self.export.enabled:
             raise ValueError("evaluation.task: it is done by the exported model (export.enabled)")
         if self.action_head.kind == "oft" and self.model.attention == "eager":

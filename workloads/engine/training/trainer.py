@@ -6,7 +6,7 @@ Private methods of it change without notice: `READ_IN` names the version they we
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -49,6 +49,19 @@ def trained_weights_kept(model: nn.Module) -> Iterator[None]:
             weight.data = data.to(weight.device)
 
 
+def offloaded(
+    model: nn.Module, tell: Callable[[str], None]
+) -> AbstractContextManager[object, bool | None]:
+    """Inside it activations wait in host memory for the backward pass; on a CPU they are there."""
+    if not torch.accelerator.is_available():
+        tell("train.activation_offloading changes nothing here: activations are in host memory")
+        return nullcontext()
+    from trl.models.activation_offloading import get_act_offloading_ctx_manager
+
+    kept: AbstractContextManager[object, bool | None] = get_act_offloading_ctx_manager(model=model)
+    return kept
+
+
 class RunTrainer(Trainer):
     """Mixin for Trainer classes; takes `profile` and `session` besides the Trainer's arguments.
 
@@ -72,6 +85,8 @@ class RunTrainer(Trainer):
         self._flops_of_one: int | None = None
         with trained_weights_kept(kwargs["model"]):
             super().__init__(*args, **kwargs)
+        offloads = profile.train.activation_offloading
+        self._kept_activations = offloaded(self.model, session.tell) if offloads else nullcontext()
         self.add_callback(self.watch)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -113,7 +128,8 @@ class RunTrainer(Trainer):
         self._step_rows.append(inputs.pop("row_ids", None))
         self.watch.count(self._step_rows[-1], inputs.pop("tokens", 0))
         self.session.progress()
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        with self._kept_activations:
+            loss = super().training_step(model, inputs, *args, **kwargs)
         # The Trainer sums losses between two logs, and a NaN would stay in that sum for good. The
         # callback puts the gap right.
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)

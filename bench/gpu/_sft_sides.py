@@ -136,17 +136,17 @@ def _model(config: LlmConfig) -> Any:
         return load_model(find_base(config.model, print), config, lambda text: None)
 
 
-def _figures(trainer: Trainer, clock: Clock, count: Count, micro: int) -> tuple[float, int, float]:
+def figures(trainer: Trainer, clock: Clock, count: Count, micro: int) -> tuple[float, int, float]:
     """Loss by labelled tokens, tokens of the timed steps, their seconds.
 
     micro: batches a step. The loader is a batch ahead, so that only those of whole steps count.
     """
     steps = trainer.state.max_steps
     tokens = sum(count.tokens[WARM * micro : steps * micro])
-    return _loss(trainer, count, micro), tokens, clock.seconds
+    return mean_loss(trainer, count, micro), tokens, clock.seconds
 
 
-def _loss(trainer: Trainer, count: Count, micro: int) -> float:
+def mean_loss(trainer: Trainer, count: Count, micro: int) -> float:
     """The mean over the rows that were logged, weighted by the labelled tokens behind them."""
     rows = [row for row in trainer.state.log_history if "loss" in row]
     total, weight, since = 0.0, 0, 0
@@ -161,18 +161,18 @@ def _ours(case: Case, steps: int, folder: Path, compiled: bool = False) -> tuple
     config = case.config(steps, compiled, str(folder))
     with rank_session(folder) as session:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        data = _prepared(case, rows_of(case, steps), folder)
+        data = prepared(case, rows_of(case, steps), folder)
         trainer = build_trainer(config, session, _model(config), tokenizer, data)
         clock, count = Clock(), Count(Collate(tokenizer.pad_token_id))
         trainer.data_collator = count
         trainer.add_callback(clock)
         trainer.train()
-        found = _figures(trainer, clock, count, 1)
+        found = figures(trainer, clock, count, 1)
         trainer.accelerator.free_memory()
     return found
 
 
-def _prepared(case: Case, rows: Rows, folder: Path) -> Prepared:
+def prepared(case: Case, rows: Rows, folder: Path) -> Prepared:
     """The rows as `workloads.llm.data.prepare` leaves them, packed where the profile says so."""
     lengths = np.array([len(row) for row in rows])
     groups = pack(lengths, case.length) if case.mean else [[at] for at in range(len(rows))]
@@ -227,7 +227,7 @@ def _trl(
     trainer.data_collator = count
     trainer.add_callback(clock)
     trainer.train()
-    found = _figures(trainer, clock, count, case.accumulation)
+    found = figures(trainer, clock, count, case.accumulation)
     trainer.accelerator.free_memory()
     return found
 

@@ -31,9 +31,10 @@ from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Sources, open_sources
 from workloads.vla.data.steps import Collate, Maker, Steps
 from workloads.vla.model import random_init
-from workloads.vla.openvla.loading import image_processor, spec_of
+from workloads.vla.openvla.loading import image_processor, oft_spec, spec_of
 from workloads.vla.openvla.lora import used_linears
 from workloads.vla.openvla.modeling import OpenVLA, multimodal_labels
+from workloads.vla.openvla.oft import OftSpec
 from workloads.vla.openvla.tokenizer import LlamaTokenizer
 from workloads.vla.train import build_trainer
 
@@ -65,6 +66,7 @@ class Case:
     title: str
     batch: int
     tiny: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
     goal: float = 1.6
     samples_goal: float = 40.0
     peak_goal: float = 0.6
@@ -82,6 +84,7 @@ class Case:
             "train.workers": 0 if self.tiny else 8,
             "checkpoints.every_steps": None,
             "tracking.tensorboard": False,
+            **self.settings,
         }
         return resolve(PROFILE, {}, words)[0]
 
@@ -172,11 +175,11 @@ def take_turn(case: Case, side: str, steps: int) -> Turn:
             torch.cuda.empty_cache()
 
 
-def _model(folder: Path, sources: Sources, attention: str) -> OpenVLA:
+def _model(folder: Path, sources: Sources, attention: str, oft: OftSpec | None = None) -> OpenVLA:
     """Drawn where it is trained: random weights of billions take long on a CPU. What that needed,
     all of them in fp32, is not counted: a checkpoint is read as it is held."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = random_init(folder / "model", 0, torch.bfloat16, attention, device=device)
+    model = random_init(folder / "model", 0, torch.bfloat16, attention, oft, device)
     if device == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
@@ -190,7 +193,8 @@ def _ours(case: Case, steps: int, folder: Path) -> tuple[float, float]:
     """`workloads.vla.train`'s own trainer, with a session and a run directory."""
     config = case.config(folder, steps)
     sources = open_sources(config, None, lambda: None)
-    model = _model(folder, sources, "sdpa")
+    oft = oft_spec(config, sources.action_dim, sources.proprio_dim)
+    model = _model(folder, sources, "sdpa", oft)
     model.label_logits_only = True
     with rank_session(folder) as session:
         base = Base(config.model, folder / "model", spec_of(folder / "model"))

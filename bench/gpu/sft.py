@@ -65,14 +65,14 @@ def run_case(case: Case, options: argparse.Namespace) -> str:
     left_out = {name: why for name in case.sides if (why := missing(name))}
     sides = [name for name in case.sides if name not in left_out]
     players = [start(name, partial(take_turn, case, name, options.steps)) for name in sides]
-    turns, problems = play(players, options.rounds, _assert_same)
+    turns, problems = play(players, options.rounds, assert_same)
     left_out |= problems
     text = _text(case, turns, left_out)
     print(text, flush=True)
     return text
 
 
-def _assert_same(first: Mapping[str, Turn]) -> None:
+def assert_same(first: Mapping[str, Turn]) -> None:
     """The loss over all labelled tokens of a turn is the same, however they were put together."""
     if OURS not in first:
         raise RuntimeError(f"ours has no first turn, others have: {', '.join(first)}")
@@ -99,7 +99,8 @@ def _row(case: Case, name: str, found: list[Turn], ours: list[Turn]) -> list[str
 
 
 def _mfu(case: Case, speed: float) -> str:
-    most, shape = peak_flops(torch.cuda.get_device_name()), case.plan().shape
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    most, shape = peak_flops(card), case.plan().shape
     if most is None or shape is None:
         return "unknown"
     return f"{speed * mfu_flops_per_token(shape, case.attended, case.config().adapter) / most:.1%}"

@@ -43,7 +43,8 @@ def train(config: LlmConfig, session: Session) -> None:
         keep_skeleton(base, model, tokenizer, session.run)
     evaluate_before(config, session, model, tokenizer)
     trainer = build_trainer(config, session, model, tokenizer, data)
-    trainer.args.eval_on_start = config.evaluation.before and resume is None
+    is_first = resume is None and data.evaluation is not None
+    trainer.args.eval_on_start = config.evaluation.before and is_first
     if resume is not None:
         trainer.check_resume(resume)
         session.tell(f"going on from {resume.name}")

@@ -1,0 +1,91 @@
+"""What the machine has: for a person before the run, and for every result file."""
+
+import importlib.metadata
+import json
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDED = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "pyarrow", "pandas",
+          "pydantic")  # fmt: skip
+PACKAGES = (*NEEDED, "numpy", "tokenizers", "triton", "bitsandbytes", "liger-kernel", "kernels",
+            "flash-attn", "vllm", "torchvision", "deepspeed")  # fmt: skip
+
+
+def version(name: str) -> str | None:
+    """The installed version of a package; None without it."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def facts(device: str) -> dict[str, Any]:
+    """Versions and card: what a result has to be read with."""
+    import torch
+
+    known = {name: version(name) for name in PACKAGES}
+    found: dict[str, Any] = {
+        "device": device,
+        "python": platform.python_version(),
+        "packages": {name: value for name, value in known.items() if value},
+        "cuda": torch.version.cuda,
+        "card": None,
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"card": properties.name, "memory": properties.total_memory}
+        found |= {"capability": f"{properties.major}.{properties.minor}"}
+        found["driver"] = _driver()
+    return found
+
+
+def _driver() -> str | None:
+    try:
+        from workloads.device import driver
+    except ImportError:
+        return None
+    here = driver()
+    return here.version if here else None
+
+
+def outside_ranges() -> list[str]:
+    """Packages that are here in versions which pyproject.toml does not name."""
+    from packaging.requirements import Requirement
+
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    told = []
+    for line in re.findall(r'^\s+"([a-z][^"]*)",', text, re.MULTILINE):
+        requirement = Requirement(line)
+        here = version(requirement.name)
+        if here and requirement.name in PACKAGES and not requirement.specifier.contains(here):
+            told.append(f"{requirement.name} {here} (written for {requirement.specifier})")
+    return told
+
+
+def tell() -> None:
+    """Print what is here; end with 2 where the run cannot begin."""
+    device = sys.argv[1]
+    missing = [name for name in NEEDED if not version(name)]
+    if missing:
+        print(
+            f"expected {', '.join(missing)} in this Python ({sys.executable}), found none; set "
+            "PYTHON to the one that holds torch, and run `make gpu-bundle` for what can be carried",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        print(
+            "expected a CUDA GPU that torch can use, found none; --device cpu runs the parts with "
+            "tiny shapes and stand-ins",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    print(json.dumps(facts(device)))
+    if others := outside_ranges():
+        print(f"other versions than this code was written for: {'; '.join(others)}")

@@ -1,0 +1,93 @@
+"""What the card does at best, and what NVML says of it: the roof for every other figure."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bench.gpu.part import Report
+from workloads import device
+from workloads.monitor.reading.hardware import Hardware
+from workloads.plan.cards import find_card
+
+GIB = 1 << 30
+
+
+def card(report: Report) -> None:
+    """Rates of matrix products and copies; the card by NVML while it works, and by the doctor."""
+    size = 8192 if report.on_gpu else 256
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+        rate = _product_rate(report, size, dtype)
+        report.figures[f"matrix product, {name}: TFLOP/s"] = round(rate / 1e12, 3)
+        report.check(f"matrix product in {name}", rate > 0, f"{rate / 1e12:.3f} TFLOP/s")
+    copied = _copy_rate(report, (4 * GIB) if report.on_gpu else (8 << 20))
+    report.figures["copy on the card: GB/s read and written"] = round(copied / 1e9, 1)
+    report.check("copy", copied > 0, f"{copied / 1e9:.1f} GB/s")
+    _nvml(report)
+    # 1 where the doctor finds something; it answers in any case.
+    done = subprocess.run(
+        [sys.executable, "-m", "workloads.cli", "doctor", "--json"], capture_output=True, text=True
+    )
+    report.check("`tatara doctor` answers", done.returncode in (0, 1, 2), done.stdout[-300:])
+
+
+def _product_rate(report: Report, size: int, dtype: torch.dtype) -> float:
+    """FLOP/s of a square product of random numbers, the median of twenty."""
+    left, right = (torch.randn(size, size, device=report.device).to(dtype) for _ in range(2))
+    return 2 * size**3 / _seconds(report, lambda: torch.mm(left, right))
+
+
+def _copy_rate(report: Report, size: int) -> float:
+    """Bytes read and written a second by a copy on the device."""
+    source = torch.empty(size, dtype=torch.uint8, device=report.device).random_()
+    target = torch.empty_like(source)
+    return 2 * size / _seconds(report, lambda: target.copy_(source))
+
+
+def _seconds(report: Report, work: Callable[[], Any], times: int = 20) -> float:
+    def synchronise() -> None:
+        if report.on_gpu:
+            torch.cuda.synchronize()
+
+    found = []
+    for turn in range(times + 3):
+        synchronise()
+        start = time.perf_counter()
+        work()
+        synchronise()
+        if turn >= 3:
+            found.append(time.perf_counter() - start)
+    return sorted(found)[times // 2]
+
+
+def _nvml(report: Report) -> None:
+    """The monitor's and the planner's readings, beside torch's own."""
+    hardware = Hardware()
+    if not report.on_gpu:
+        report.check("without NVML there are no GPUs", hardware.read().gpus == ())
+        hardware.close()
+        return
+    held = torch.empty(8 * GIB, dtype=torch.uint8, device="cuda").fill_(1)
+    left = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        torch.mm(left, left)
+        torch.cuda.synchronize()
+    reading = hardware.read().gpus[0]
+    hardware.close()
+    report.figures["NVML while it works"] = str(reading)
+    report.check("NVML: it works", (reading.utilisation or 0) > 20, reading.utilisation)
+    report.check("NVML: what is held shows", (reading.used or 0) > held.numel(), reading.used)
+    report.check("NVML: power and temperature", bool(reading.power and reading.temperature),
+                 f"{reading.power} W, {reading.temperature} °C")  # fmt: skip
+    (gpu, *_) = device.gpus()
+    properties = torch.cuda.get_device_properties(0)
+    report.check("NVML: the name that torch says", gpu.name == properties.name, gpu.name)
+    report.check("NVML: the capability that torch says",
+                 gpu.capability == (properties.major, properties.minor), gpu.capability)  # fmt: skip
+    known = find_card(gpu.name)
+    report.check("the planner knows the card", known is not None, known and known.name)
+    report.figures["driver"] = str(device.driver())

@@ -1,0 +1,89 @@
+"""The benchmarks of one GPU beside their peers, each side in turns: ours, peer, ours, peer.
+
+One timed round after the one that compares losses; with more time, `python -m bench.gpu.sft --write`
+and its like take five and write a page each.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from bench.gpu import _grpo_cases, _grpo_sides, _sft_cases, _sft_sides, _vla_sides, grpo, sft, vla
+from bench.gpu._page import faster
+from bench.gpu._players import play, start
+from bench.gpu._sft_cases import OURS, TRL, TRL_GROUPED
+from bench.gpu._train import TINY
+from bench.gpu.part import Report
+
+ROUNDS = 1
+
+
+def b1(report: Report) -> None:
+    """Llama-1B, all weights, rows of 2048."""
+    _sft(report, "full", (OURS, TRL))
+
+
+def b2(report: Report) -> None:
+    """Llama-1B on short rows, packed or padded."""
+    _sft(report, "short", (OURS, TRL, TRL_GROUPED))
+
+
+def b3(report: Report) -> None:
+    """8B, LoRA."""
+    _sft(report, "lora", (OURS, TRL))
+
+
+def b4(report: Report) -> None:
+    """OpenVLA-7B, LoRA, batch 16."""
+    case = _vla_sides.CASES["batch16"]
+    if not report.on_gpu:
+        case = replace(case, tiny=True, batch=2)
+    turn = partial(_vla_sides.take_turn, case)
+    _play(report, _vla_sides.SIDES, turn, 8 if report.on_gpu else 6, vla.assert_same, True)
+
+
+def b7(report: Report) -> None:
+    """GRPO's loss phase of a 7B."""
+    case = _grpo_cases.CASES["lora7b"]
+    if not report.on_gpu:
+        case = replace(case, tiny=True, rows=8, micro=4, length=120, picture=(72, 36))
+    turn = partial(_grpo_sides.take_turn, case)
+    _play(report, _grpo_cases.SIDES, turn, 6, grpo.assert_same)
+
+
+def _sft(report: Report, name: str, on_cpu: tuple[str, ...]) -> None:
+    case = _sft_cases.CASES[name]
+    if not report.on_gpu:
+        case = replace(case, shape=TINY, length=64, batch=4, sides=on_cpu)
+        case = replace(case, mean=16) if case.mean else case
+    sides = [side for side in case.sides if not _sft_sides.missing(side)]
+    turn = partial(_sft_sides.take_turn, case)
+    _play(report, sides, turn, 8 if report.on_gpu else 6, sft.assert_same)
+
+
+def _play(
+    report: Report,
+    sides: Any,
+    take_turn: Callable[..., Any],
+    steps: int,
+    assert_same: Callable[[Mapping[str, Any]], None],
+    has_workers: bool = False,
+) -> None:
+    """All sides in turns; equal losses are a check, speeds and peaks are figures."""
+    players = [
+        start(name, partial(take_turn, name, steps), has_workers=has_workers) for name in sides
+    ]
+    turns, problems = play(players, ROUNDS, assert_same)
+    report.check("all sides compute the same", bool(turns.get(OURS)), list(turns))
+    for name, found in turns.items():
+        if name in problems or not found:
+            report.note(f"{name}: left out, {problems.get(name, 'no turn')}")
+            continue
+        report.figures[f"{name}: units/s"] = round(found[0].rate, 2)
+        report.figures[f"{name}: MiB allocated"] = found[0].peak >> 20
+        if name != OURS:
+            report.figures[f"ours is faster than {name} by"] = round(
+                faster(turns[OURS], found)[0], 3
+            )
+    report.note(f"{ROUNDS} timed turn of {steps} steps a side, after one that compares losses")

@@ -1,0 +1,184 @@
+"""Trainings of the llm workload inside a part's own process: its trainer, a session, figures."""
+
+import gc
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from bench._rank import rank_session
+from bench.gpu._sft_cases import EIGHT_B, ONE_B, RATE, TOKENIZER, WARM, Case, Rows, rows_of
+from bench.gpu._sft_sides import Clock, Count, figures, prepared
+from bench.gpu.part import Report
+from workloads.engine.pretrained.base import find_base
+from workloads.engine.training.memory import memory_facts
+from workloads.llm.config import LlmConfig
+from workloads.llm.data.collate import Collate
+from workloads.llm.model import load_model
+from workloads.llm.train import build_trainer
+
+TINY = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "vocab_size": 1536,
+    "tie_word_embeddings": True,
+}
+# Wider than a model is drawn for training, so that other inputs give clearly other outputs.
+SPREAD = 0.05
+LEARNING = 2e-4
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Losses and gradient norms step by step, the mean loss by labelled tokens, tokens a second
+    after the warm-up, and the run's memory as its manifest has it."""
+
+    losses: list[float]
+    norms: list[float]
+    loss: float
+    rate: float
+    memory: dict[str, Any]
+
+    @property
+    def allocated(self) -> int | None:
+        """Bytes that torch had allocated at the highest; None on a CPU."""
+        measured = self.memory["measured"]
+        return measured and int(measured["allocated"])
+
+
+def shape_of(report: Report, large: bool = False) -> Mapping[str, Any]:
+    """The real shape on a GPU, a tiny one on a CPU."""
+    if not report.on_gpu:
+        return TINY
+    return EIGHT_B if large else ONE_B
+
+
+def case_of(report: Report, batch: int = 2, length: int = 2048, mean: int | None = None) -> Case:
+    """Rows of random tokens for the model of `base_model`; short ones on a CPU."""
+    if not report.on_gpu:
+        length, mean = 64, mean and 16
+    return Case("part", "", shape_of(report), length, batch, (), mean=mean)
+
+
+def base_model(report: Report, large: bool = False) -> Path:
+    """A folder with weights in bf16, drawn once for all parts of a run."""
+    name = ("llama-8b" if large else "llama-1b") if report.on_gpu else "llama-tiny"
+    folder = report.work / "models" / name
+    if (folder / "config.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(dir=folder.parent))
+    config = LlamaConfig(
+        **shape_of(report, large), max_position_embeddings=8192, initializer_range=SPREAD,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(report.device):
+        model = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(making)
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(making)
+    del model
+    free()
+    making.rename(folder)
+    return folder
+
+
+def config_of(case: Case, base: Path, steps: int, settings: Mapping[str, Any]) -> LlmConfig:
+    """The benchmark's profile with other settings, named as on the command line."""
+    fields = case.config(steps, model=str(base)).model_dump()
+    fields["model"]["random_init"] = False
+    for dotted, value in settings.items():
+        *sections, name = dotted.split(".")
+        place = fields
+        for section in sections:
+            place = place[section]
+        place[name] = value
+    return LlmConfig.model_validate(fields)
+
+
+def train(
+    report: Report,
+    case: Case,
+    settings: Mapping[str, Any],
+    steps: int = 6,
+    rows: Rows | None = None,
+    large: bool = False,
+    look: Callable[[Any], None] = lambda trainer: None,
+) -> Trained:
+    """Train for some steps as `workloads.llm.train` does, and leave nothing on the GPU.
+
+    rows: random ones where there are none. look: is shown the trainer after its last step.
+    """
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    base = base_model(report, large)
+    config = config_of(case, base, steps, settings)
+    # Packing is a matter of the collated rows, as the profile has it.
+    packed = replace(case, mean=(case.mean or case.length) if config.data.packing else None)
+    folder = Path(tempfile.mkdtemp(dir=report.work))
+    try:
+        with rank_session(folder) as session:
+            tokenizer = AutoTokenizer.from_pretrained(base)
+            data = prepared(packed, rows or rows_of(case, steps), folder)
+            model = load_model(find_base(config.model, print), config, print)
+            trainer = build_trainer(config, session, model, tokenizer, data)
+            clock, count = Clock(), Count(Collate(tokenizer.pad_token_id))
+            trainer.data_collator = count
+            trainer.add_callback(clock)
+            del model
+            trainer.fit(None)
+            memory = memory_facts(config, 1)
+            look(trainer)
+            loss, tokens, seconds = figures(trainer, clock, count, 1)
+            history = [row for row in trainer.state.log_history if "grad_norm" in row]
+            trainer.accelerator.free_memory()
+        return Trained(
+            [float(row["loss"]) for row in history],
+            [float(row["grad_norm"]) for row in history],
+            loss,
+            tokens / seconds if steps > WARM else 0.0,
+            memory,
+        )
+    finally:
+        trainer = data = None
+        shutil.rmtree(folder, ignore_errors=True)
+        free()
+
+
+def same_rows(case: Case, steps: int) -> Rows:
+    """One batch again and again, which a model that learns gets to know."""
+    return rows_of(case, 1)[: case.batch] * steps
+
+
+def free() -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+STILL = {"optim.learning_rate": RATE, "train.log_every": 1}
+LEARNS = {"optim.learning_rate": LEARNING, "train.log_every": 1}
+
+
+def learns(report: Report, name: str, trained: Trained) -> None:
+    """Note whether a training on one batch has got to know it."""
+    first, last = trained.losses[0], trained.losses[-1]
+    finite = bool(np.isfinite(trained.losses).all())
+    report.check(f"{name}: every loss is finite", finite, [round(x, 4) for x in trained.losses])
+    # The first scales of fp16 are found by overflows, whose steps are left out.
+    usable = sum(np.isfinite(trained.norms))
+    report.check(f"{name}: gradients are finite", usable > len(trained.norms) / 2, int(usable))
+    report.check(f"{name}: the loss falls", last < first, f"{first:.4f} → {last:.4f}")

@@ -1,0 +1,90 @@
+"""One part of bench/gpu/run.sh: `python -m bench.gpu.part NAME --device cpu --result FILE`."""
+
+import argparse
+import importlib
+import json
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.gpu import _machine
+from bench.gpu._parts import NAMES, find
+
+
+class Skipped(Exception):
+    """A part, or some of it, that this machine has not what it needs for."""
+
+
+@dataclass
+class Report:
+    """What a part has found; `check` decides whether it passed.
+
+    memory: rows of settings with planned and measured bytes. ran_on: what it ran on, in words.
+    """
+
+    device: str
+    work: Path
+    ran_on: str
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    memory: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device == "cuda"
+
+    def check(self, name: str, passed: bool, found: Any = None) -> None:
+        """Note whether something is as it has to be, and what was found."""
+        self.checks.append({"name": name, "passed": bool(passed), "found": found})
+        print(f"{'ok    ' if passed else 'FAILED'} {name}: {found}", flush=True)
+
+    def close(self, name: str, found: float, wanted: float, within: float) -> None:
+        """Note whether two numbers agree within a share of the second."""
+        off = abs(found - wanted) / max(abs(wanted), 1e-12)
+        self.check(name, off <= within, f"{found:.6g} against {wanted:.6g}, off by {off:.2%}")
+
+    def note(self, text: str) -> None:
+        """Note something to read with the figures."""
+        self.notes.append(text)
+        print(text, flush=True)
+
+
+def main() -> int:
+    """Run the part and write its result, whatever happens to it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--device", choices=["cuda", "cpu"], required=True)
+    parser.add_argument("--result", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    machine = _machine.facts(options.device)
+    ran_on = machine["card"] or "CPU, tiny shapes"
+    report = Report(options.device, options.work, ran_on)
+    module, _, name = find(options.name).function.partition(":")
+    result: dict[str, Any] = {}
+    try:
+        getattr(importlib.import_module(f"bench.gpu.{module}"), name)(report)
+        passed = bool(report.checks) and all(check["passed"] for check in report.checks)
+        result["status"] = "passed" if passed else "failed"
+    except Skipped as reason:
+        result |= {"status": "skipped", "reason": str(reason)}
+    except Exception as error:  # whatever it was is what there is to report
+        traceback.print_exc()
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+        result |= {"status": "failed", "error": text[:1500]}
+    result |= {"ran_on": report.ran_on, "machine": machine}
+    for field_name in ("checks", "figures", "memory", "notes"):
+        result[field_name] = getattr(report, field_name)
+    options.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    # Parts import Report from this module by its own name, not as __main__.
+    from bench.gpu.part import main as run
+
+    sys.exit(run())

@@ -3,8 +3,9 @@
 import importlib.metadata
 import json
 import platform
-import re
 import sys
+import tomllib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ def outside_ranges() -> list[str]:
     """Packages that are here in versions which pyproject.toml does not name."""
     from packaging.requirements import Requirement
 
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     told = []
-    for line in re.findall(r'^\s+"([a-z][^"]*)",', text, re.MULTILINE):
+    for line in chain(project["dependencies"], *project["optional-dependencies"].values()):
         requirement = Requirement(line)
         here = version(requirement.name)
         if here and requirement.name in PACKAGES and not requirement.specifier.contains(here):

@@ -86,8 +86,8 @@ def _nvml(report: Report) -> None:
     (gpu, *_) = device.gpus()
     properties = torch.cuda.get_device_properties(0)
     report.check("NVML: the name that torch says", gpu.name == properties.name, gpu.name)
-    report.check("NVML: the capability that torch says",
-                 gpu.capability == (properties.major, properties.minor), gpu.capability)  # fmt: skip
+    is_same = gpu.capability == (properties.major, properties.minor)
+    report.check("NVML: the capability that torch says", is_same, gpu.capability)
     known = find_card(gpu.name)
     report.check("the planner knows the card", known is not None, known and known.name)
     report.figures["driver"] = str(device.driver())

@@ -139,8 +139,14 @@ def _small_model(report: Report) -> Path:
         source = base_model(report)
         from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-        shape = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8,
-                 "num_key_value_heads": 4, "intermediate_size": 1408, "vocab_size": 1536}  # fmt: skip
+        shape = {
+            "hidden_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "intermediate_size": 1408,
+            "vocab_size": 1536,
+        }
         torch.manual_seed(0)
         LlamaForCausalLM(LlamaConfig(**shape, pad_token_id=0, eos_token_id=2)).save_pretrained(
             folder

@@ -1,7 +1,7 @@
 """The benchmarks of one GPU beside their peers, each side in turns: ours, peer, ours, peer.
 
-One timed round after the one that compares losses; with more time, `python -m bench.gpu.sft --write`
-and its like take five and write a page each.
+One timed round after the one that compares losses; with more time, `python -m bench.gpu.sft
+--write` and its like take five and write a page each.
 """
 
 from collections.abc import Callable, Mapping

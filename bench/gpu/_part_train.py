@@ -88,8 +88,8 @@ def _less(report: Report, name: str, small: Trained, large: Trained) -> None:
     if small.allocated is None or large.allocated is None:
         report.note(f"{name}: memory is not measured on a CPU")
         return
-    report.check(f"{name}: less memory", small.allocated < large.allocated,
-                 f"{small.allocated / MIB:.0f} MiB against {large.allocated / MIB:.0f}")  # fmt: skip
+    found = f"{small.allocated / MIB:.0f} MiB against {large.allocated / MIB:.0f}"
+    report.check(f"{name}: less memory", small.allocated < large.allocated, found)
 
 
 def _needs_bitsandbytes() -> None:

@@ -22,6 +22,7 @@ from workloads.engine.pretrained.base import find_base
 from workloads.engine.training.memory import memory_facts
 from workloads.llm.config import LlmConfig
 from workloads.llm.data.collate import Collate
+from workloads.llm.data.prepare import Prepared
 from workloads.llm.model import load_model
 from workloads.llm.train import build_trainer
 
@@ -129,32 +130,39 @@ def train(
     packed = replace(case, mean=(case.mean or case.length) if config.data.packing else None)
     folder = Path(tempfile.mkdtemp(dir=report.work))
     try:
-        with rank_session(folder) as session:
-            tokenizer = AutoTokenizer.from_pretrained(base)
-            data = prepared(packed, rows or rows_of(case, steps), folder)
-            model = load_model(find_base(config.model, print), config, print)
-            trainer = build_trainer(config, session, model, tokenizer, data)
-            clock, count = Clock(), Count(Collate(tokenizer.pad_token_id))
-            trainer.data_collator = count
-            trainer.add_callback(clock)
-            del model
-            trainer.fit(None)
-            memory = memory_facts(config, 1)
-            look(trainer)
-            loss, tokens, seconds = figures(trainer, clock, count, 1)
-            history = [row for row in trainer.state.log_history if "grad_norm" in row]
-            trainer.accelerator.free_memory()
-        return Trained(
-            [float(row["loss"]) for row in history],
-            [float(row["grad_norm"]) for row in history],
-            loss,
-            tokens / seconds if steps > WARM else 0.0,
-            memory,
-        )
+        return _in_a_session(config, base, prepared(packed, rows or rows_of(case, steps), folder),
+                             folder, look)  # fmt: skip
     finally:
-        trainer = data = None
         shutil.rmtree(folder, ignore_errors=True)
         free()
+
+
+def _in_a_session(
+    config: LlmConfig, base: Path, data: Prepared, folder: Path, look: Callable[[Any], None]
+) -> Trained:
+    """What nothing holds after it has returned: model, trainer, optimizer."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    with rank_session(folder) as session:
+        model = load_model(find_base(config.model, print), config, print)
+        trainer = build_trainer(config, session, model, tokenizer, data)
+        clock, count = Clock(), Count(Collate(tokenizer.pad_token_id))
+        trainer.data_collator = count
+        trainer.add_callback(clock)
+        del model
+        trainer.fit(None)
+        memory = memory_facts(config, 1)
+        look(trainer)
+        steps, micro = trainer.state.max_steps, trainer.args.gradient_accumulation_steps
+        loss, tokens, seconds = figures(trainer, clock, count, micro)
+        history = [row for row in trainer.state.log_history if "grad_norm" in row]
+        trainer.accelerator.free_memory()
+    return Trained(
+        [float(row["loss"]) for row in history],
+        [float(row["grad_norm"]) for row in history],
+        loss,
+        tokens / seconds if steps > WARM else 0.0,
+        memory,
+    )
 
 
 def same_rows(case: Case, steps: int) -> Rows:

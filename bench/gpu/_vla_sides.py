@@ -31,10 +31,10 @@ from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Sources, open_sources
 from workloads.vla.data.steps import Collate, Maker, Steps
 from workloads.vla.model import random_init
+from workloads.vla.openvla.config import OftSpec
 from workloads.vla.openvla.loading import image_processor, oft_spec, spec_of
 from workloads.vla.openvla.lora import used_linears
 from workloads.vla.openvla.modeling import OpenVLA, multimodal_labels
-from workloads.vla.openvla.oft import OftSpec
 from workloads.vla.openvla.tokenizer import LlamaTokenizer
 from workloads.vla.train import build_trainer
 

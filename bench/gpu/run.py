@@ -15,6 +15,7 @@ Exit code: 0 all parts have answered, 1 something failed, 3 parts are left for a
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -28,9 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.gpu._summary import summary, write_summary
-
 from bench.gpu._parts import NAMES, PARTS, Part
+from bench.gpu._summary import summary, write_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".cache" / "gpu-run"
@@ -204,10 +204,8 @@ def run_part(part: Part, place: Place, env: Mapping[str, str], limit: float) -> 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End a part and whatever it has started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -1,0 +1,103 @@
+"""Every tensor of a step is where the model is: real shapes on the `meta` device, without weights.
+
+A tensor that code makes on the host by mistake is invisible on a CPU, and fails on the first GPU.
+Here the model is on `meta`, another device than the host's, and every operation is watched.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import masking_utils
+
+from tests.support.planning import OFFLINE
+from workloads.catalogue import WORKLOADS
+from workloads.config.merge import resolve
+from workloads.engine.fake_step.card import as_on_a_card
+from workloads.plan.known_shapes import fields_of
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class DeviceWatch(TorchDispatchMode):
+    """Notes operations whose tensors lie on several devices; a number of no dimension may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed: list[str] = []
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        places = {one.device.type for one in tensors if one.dim()}
+        if len(places) > 1 and "copy" not in str(function):
+            shapes = [(one.device.type, tuple(one.shape)) for one in tensors]
+            self.mixed.append(f"{function}: {shapes}")
+        return function(*args, **(kwargs or {}))
+
+
+def step_on_meta(config: Any) -> tuple[torch.nn.Module, DeviceWatch]:
+    """The model after forward pass, loss, backward pass and optimizer, nothing of it computed."""
+    module, _, name = WORKLOADS[config.workload].fake_step.partition(":")
+    build = getattr(importlib.import_module(module), name)
+    fields, _ = fields_of(config.model, OFFLINE)
+    # Autocast knows no `meta`: the step is in the type of the weights throughout. transformers must
+    # not look into the values of tensors, as where it is traced.
+    plain = mock.patch.object(torch, "is_autocast_enabled", lambda *kind: False)
+    traced = mock.patch.object(masking_utils, "is_tracing", lambda *tensors: True)
+    with as_on_a_card(), plain, traced, torch.device("meta"):
+        step = build(config, fields)
+        model = step.model.train()
+        with DeviceWatch() as watch:
+            step.loss(model).backward()
+            trained = [one for one in model.parameters() if one.requires_grad]
+            optimizer = torch.optim.AdamW(trained, lr=1e-4, foreach=False)
+            optimizer.step()
+    states = [
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.dim()
+    ]
+    assert {one.device.type for one in states} == {"meta"}
+    return model, watch
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(("llm-4090", "train.precision=fp32"), id="llm-4090"),
+        pytest.param(("vla",), id="vla"),
+        pytest.param(("recipes/vla-oft",), id="vla-oft"),
+        pytest.param(("grpo-h100",), id="grpo-h100"),
+    ],
+)
+def test_a_step_at_its_real_shape_stays_on_one_device(settings: tuple[str, ...]) -> None:
+    name, *words = settings
+    config, _ = resolve(ROOT / f"profiles/{name}.yaml", {}, words)
+    model, watch = step_on_meta(config)
+    assert watch.mixed == []
+    assert watch.count > 1000
+    trained = [one for one in model.parameters() if one.requires_grad]
+    with_gradient = [one for one in trained if one.grad is not None]
+    assert len(with_gradient) >= 0.9 * len(trained) > 0
+    for one in with_gradient:
+        assert one.grad is not None
+        assert (one.grad.device, one.grad.dtype) == (one.device, one.dtype)
+
+
+def test_a_tensor_on_the_host_is_noticed() -> None:
+    table = torch.empty(8, 4, device="meta")
+    with DeviceWatch() as watch:
+        torch.nn.functional.embedding(torch.zeros(3, dtype=torch.long), table)
+    assert len(watch.mixed) == 1 and "embedding" in watch.mixed[0]

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import reduce
 
 from workloads.commands.parsing import (
     CommandParser,
@@ -19,6 +20,7 @@ from workloads.signals import interruptible
 COMMANDS: Commands = {
     "train": ("workloads.commands.train", "start a run, or go on with one (--resume)"),
     "submit": ("workloads.commands.submit", "hand a profile to slurm, sky or a trainjob"),
+    "rent": ("workloads.commands.rent", "rent a machine, train, bring the run home, end it"),
     "check": ("workloads.commands.check", "find mistakes in a profile before any GPU is used"),
     "plan": ("workloads.commands.plan", "predict memory and disk of a profile"),
     "models": ("workloads.commands.models", "list models, and what fits a GPU by method"),
@@ -37,7 +39,10 @@ COMMANDS: Commands = {
     "prune": ("workloads.commands.prune", "show what may go, and remove it with --yes"),
 }
 # What follows a PROFILE there are settings, which the parser does not know.
-_WITH_SETTINGS = ("train", "submit", "check", "plan", "doctor")
+_WITH_SETTINGS = (
+    *(("train",), ("submit",), ("check",), ("plan",), ("doctor",)),
+    *(("rent", "lambda"), ("rent", "ssh")),
+)
 _EPILOG = """\
 A PROFILE is a file such as profiles/demo.yaml, or its name. Settings follow it as
 optim.learning_rate=1e-5 or, where the profile honours them, --learning_rate 1e-5.
@@ -81,10 +86,11 @@ def parser() -> CommandParser:
 
 def _run(arguments: list[str]) -> int:
     whole, settings = parser(), list[str]()
-    if arguments[0] in _WITH_SETTINGS:
-        command = whole.command(arguments[0])
-        own, settings = split_settings(command, arguments[1:])
-        arguments = [arguments[0], *own]
+    for names in _WITH_SETTINGS:
+        if tuple(arguments[: len(names)]) == names:
+            command = reduce(CommandParser.command, names, whole)
+            own, settings = split_settings(command, arguments[len(names) :])
+            arguments = [*names, *own]
     found, rest = whole.parse_known_args(arguments)
     code: int = found.main(found, [*settings, *rest])
     return code

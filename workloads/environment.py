@@ -10,7 +10,10 @@ from workloads import env_file
 from workloads.errors import UserError
 
 # Each secret may be given as a value or, as Docker does, as a file named by `<NAME>_FILE`.
-SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "TATARA_SERVE_TOKEN", "TATARA_RENDEZVOUS_SECRET")
+SECRETS = (
+    *("HF_TOKEN", "WANDB_API_KEY", "TATARA_SERVE_TOKEN", "TATARA_RENDEZVOUS_SECRET"),
+    "LAMBDA_API_KEY",
+)
 SECRET_FOLDER = Path("/run/secrets")
 # Names that the users' documents have → the name that the library reads.
 ALIASES = {"HUGGINGFACE_API_KEY": "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN": "HF_TOKEN"}
@@ -22,6 +25,8 @@ _EMPTY_IS_A_CHOICE = ("CUDA_VISIBLE_DEVICES",)
 # Files of the host: what they hold is mounted as a secret, the path means nothing in a container.
 CA_NAMES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _PATHS_OF_THE_HOST = (*CA_NAMES, "SSL_CERT_DIR", *(f"{name}_FILE" for name in SECRETS))
+# Rents machines on somebody's account: no training needs it.
+_NOT_FOR_JOBS = ("LAMBDA_API_KEY",)
 
 _SECRET_PARTS = {
     *("TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL"),
@@ -57,15 +62,15 @@ def load(base: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]
 def handed_in(folder: Path) -> dict[str, str]:
     """What a container was given as files of settings; empty outside of one.
 
-    Left out are paths of the host, which a container has not got, and a secret that also came as
-    a file of its own, which goes before that of all.
+    Left out are paths of the host, which a container has not got, what no job needs, and a secret
+    that also came as a file of its own, which goes before that of all.
     """
     found: dict[str, str] = {}
     for name in _HANDED_IN:
         if is_readable(folder / name):
             found.update(env_file.read(folder / name))
     own = {name for name in (*SECRETS, *ALIASES) if is_readable(folder / _file_of(name))}
-    left_out = {*_PATHS_OF_THE_HOST, *own}
+    left_out = {*_PATHS_OF_THE_HOST, *_NOT_FOR_JOBS, *own}
     return {name: value for name, value in found.items() if name not in left_out}
 
 

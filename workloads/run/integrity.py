@@ -223,7 +223,7 @@ def rotate(
     gone = []
     for path in old:
         try:
-            _delete(path)
+            delete(path)
             gone.append(path)
         except OSError as error:
             report(f"{path.name} cannot be deleted: {error.strerror or error}")
@@ -236,7 +236,7 @@ def step_aside(path: Path) -> int:
     return int(digits[1]) if digits else 0
 
 
-def _delete(path: Path) -> None:
+def delete(path: Path) -> None:
     """A link as a link: what it leads to is a person's."""
     if path.is_symlink():
         path.unlink()

@@ -1,0 +1,96 @@
+"""A run brought home: sealed checkpoints while it trains, everything at its end, each digest
+verified.
+
+Seals are copied last: a copy that was cut short has none, and counts for nothing. What a digest
+finds damaged has the size and the time of what it was copied from, so it is copied again by digest.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workloads.errors import TataraError
+from workloads.rent.remote import Remote
+from workloads.run.integrity import SEAL, delete, sealed, verify_checkpoint
+from workloads.run.verify import Verified, verify
+
+_AGAIN = 3  # copies of what is damaged, before the machine is kept for a person to look at
+_FINAL = "final"
+
+
+class DamagedCopy(TataraError):
+    """What arrives here is not what was sealed there, however often it is copied."""
+
+
+@dataclass
+class Backup:
+    """One run over there and its copy here; `whole`: folders of the copy that were verified."""
+
+    remote: Remote
+    folder: str
+    copy: Path
+    say: Callable[[str], None]
+    whole: set[str] = field(default_factory=set)
+
+    @property
+    def newest(self) -> str:
+        """What of the copy is worth most: final, else the newest whole checkpoint."""
+        if _FINAL in self.whole:
+            return _FINAL
+        names = [path.name for path in sealed(self.copy / "checkpoints") if path.name in self.whole]
+        return names[-1] if names else ""
+
+    def pull(self, complete: Sequence[str], final: bool, seconds: float) -> None:
+        """Copy what is small and what is sealed; complete: names of the sealed checkpoints."""
+        keep = [f"--include=/checkpoints/{name}/" for name in complete]
+        rules = [*keep, "--exclude=/checkpoints/*/"]
+        rules += [] if final else [f"--exclude=/{_FINAL}/"]
+        rules += ["--exclude=/.*", "--exclude=.*.[0-9]*"]  # files that are being written
+        self.remote.pull(self.folder, self.copy, [f"--exclude={SEAL}", *rules], seconds)
+        self.remote.pull(self.folder, self.copy, rules, seconds)
+        for name in complete:
+            self._verified(self.copy / "checkpoints" / name, seconds)
+        if final:
+            self._verified(self.copy / _FINAL, seconds)
+        self._rotate(complete)
+
+    def pull_all(self, complete: Sequence[str], final: bool, seconds: float) -> list[Verified]:
+        """The last copy: all of the above again, small files by digest, then `tatara verify`.
+
+        Raises DamagedCopy where what was saved is not whole here.
+        """
+        self.whole.clear()
+        self.pull(complete, final, seconds)
+        folders = ["--exclude=/checkpoints/*/", f"--exclude=/{_FINAL}/"]
+        self.remote.pull(self.folder, self.copy, folders, seconds, check=True)
+        found = verify(self.copy)
+        bad = [item for item in found if item.state not in ("whole", "left out", "no seal")]
+        if bad:
+            raise DamagedCopy(f"{self.copy}: {bad[0].name}: {bad[0].state}: {bad[0].notes[0]}")
+        return found
+
+    def _verified(self, path: Path, seconds: float) -> None:
+        if path.name in self.whole or not path.is_dir():
+            return
+        below = path.relative_to(self.copy)
+        damage = verify_checkpoint(path)
+        for _ in range(_AGAIN):
+            if not damage:
+                break
+            if not (path / SEAL).is_file():
+                return  # it was deleted over there while it was copied
+            self.say(f"{below}: the copy is damaged ({damage[0]}); copied again")
+            self.remote.pull(f"{self.folder}/{below}", path, [], seconds, check=True)
+            damage = verify_checkpoint(path)
+        if damage:
+            raise DamagedCopy(f"{path}: {damage[0]}, after {_AGAIN} further copies")
+        self.whole.add(path.name)
+
+    def _rotate(self, complete: Sequence[str]) -> None:
+        """Delete checkpoints that the run has deleted, once a newer one is whole here."""
+        here = sealed(self.copy / "checkpoints")
+        whole = [path for path in here if path.name in self.whole]
+        for path in here:
+            if path.name not in complete and whole and path != whole[-1] and path in whole:
+                delete(path)
+                self.whole.discard(path.name)

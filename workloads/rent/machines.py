@@ -1,0 +1,144 @@
+"""Machines beside the leases of this checkout: found, backed up, ended, and reaped.
+
+A machine that was rented in the console is none of ours: it is touched only by name.
+"""
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from workloads.errors import TataraError, UserError, did_you_mean
+from workloads.rent.backup import Backup
+from workloads.rent.clock import Clock
+from workloads.rent.lease import Lease, LeftRunning, end, end_machine
+from workloads.rent.ledger import Ledger, State, deadline_in
+from workloads.rent.provider import LOST, Machine, Provider
+from workloads.rent.remote import Remote
+from workloads.rent.watch import look
+
+_SALVAGE = 900.0  # seconds after a deadline that whoever watches has to bring work home
+_COPY_SECONDS = 24 * 3600.0
+_RUNS = """\
+cd {folder} 2>/dev/null || exit 0
+find -L . -mindepth 3 -maxdepth 3 -name config.json -not -path '*/.*/*'
+"""
+
+
+def ledger_named(ledgers: Sequence[Ledger], word: str) -> Ledger | None:
+    """The newest lease by its name, run, machine or address."""
+    for ledger in reversed(ledgers):
+        names = (ledger.name, ledger.label, ledger.run_id, ledger.machine, ledger.address)
+        if word and word in names:
+            return ledger
+    return None
+
+
+def machine_named(provider: Provider, word: str) -> Machine:
+    """A machine of the account by its name, id or address; UserError with those there are."""
+    found = provider.machines()
+    for machine in found:
+        if word in (machine.name, machine.id, machine.address):
+            return machine
+    names = [machine.name or machine.id for machine in found]
+    near = did_you_mean(word, names) if names else "the account has none"
+    raise UserError(
+        f"expected a lease of this checkout or a machine of the account, found {word!r}; {near}"
+    )
+
+
+def runs_there(remote: Remote, outputs: str) -> list[str]:
+    """`<profile>/<run>` of every run in a folder over there."""
+    answer = remote.run(_RUNS.format(folder=shlex.quote(outputs)))
+    if answer.code:
+        raise TataraError(f"{remote.target}: {outputs} cannot be read: {answer.reason}")
+    return sorted(str(Path(line).parent) for line in answer.out.splitlines())
+
+
+def back_up(
+    remote: Remote, there: str, outputs: Path, ledger: Ledger, say: Callable[[str], None]
+) -> Iterator[str]:
+    """Copy every run of a folder over there into outputs here, verified; their names.
+
+    ledger: a stand-in that carries the run's place. Raises DamagedCopy where a copy is not whole.
+    """
+    for name in runs_there(remote, there):
+        profile, _, run_id = name.partition("/")
+        place = replace(ledger, profile=profile, run_id=run_id, outputs=there, folder=".")
+        facts = look(remote, place)
+        backup = Backup(remote, place.run_folder, outputs / name, say)
+        found = backup.pull_all(facts["sealed"], facts["final"], _COPY_SECONDS)
+        whole = ", ".join(item.name for item in found if item.state == "whole")
+        say(f"{outputs / name}: every digest verified: {whole or 'no checkpoint'}")
+        yield name
+
+
+def discard(ledger: Ledger, provider: Provider, say: Callable[[str], None], clock: Clock) -> None:
+    """End a lease without a last copy, said loudly."""
+    with ledger.held():
+        if ledger.state not in (State.SAVED, State.GONE):
+            say(
+                f"DISCARDED: what is on {ledger.label or ledger.name} alone goes with it; saved "
+                f"here: {ledger.verified or 'NOTHING'}"
+            )
+        end(ledger, provider, say, clock)
+
+
+def reap(
+    provider: Provider,
+    ledgers: Sequence[Ledger],
+    carry_on: Callable[[Ledger], Lease],
+    say: Callable[[str], None],
+    clock: Clock,
+) -> list[str]:
+    """End every machine of ours whose deadline is over; what could not be ended, a line each.
+
+    Ours are those whose name carries a deadline. A lease of this checkout that nobody watches is
+    carried on first: its work is saved, within its bounds. Any other machine has a quarter of an
+    hour after its deadline, for whoever watches it elsewhere.
+    """
+    failed = []
+    for machine in provider.machines():
+        deadline = deadline_in(machine.name)
+        if deadline is None or machine.status in LOST or clock.time() < deadline:
+            continue
+        ledger = next((one for one in ledgers if one.machine == machine.id), None)
+        try:
+            _reap(provider, machine, deadline, ledger, carry_on, say, clock)
+        except TataraError as error:
+            failed.append(f"{machine.name}: {error}")
+    return failed
+
+
+def _reap(
+    provider: Provider,
+    machine: Machine,
+    deadline: float,
+    ledger: Ledger | None,
+    carry_on: Callable[[Ledger], Lease],
+    say: Callable[[str], None],
+    clock: Clock,
+) -> None:
+    limit = deadline + (ledger.salvage_seconds if ledger else _SALVAGE)
+    if ledger is not None and not ledger.watcher():
+        say(f"{machine.name}: its deadline is over and nobody watches it: carried on")
+        try:
+            carry_on(ledger).carry_on()
+            return
+        except LeftRunning as left:
+            if clock.time() < limit or ledger.state is not State.KEPT:
+                raise
+            say(str(left))
+    elif clock.time() < limit:
+        say(f"{machine.name}: its deadline is over; ended {limit - clock.time():.0f} s from now")
+        return
+    saved = ledger.verified if ledger else ""
+    say(
+        f"REAPED: {machine.name}: its deadline and the time to save it are over; what was not "
+        f"copied goes with it; saved here: {saved or 'NOTHING that is known here'}"
+    )
+    if ledger is not None:
+        end(ledger, provider, say, clock)
+    else:
+        end_machine(provider, machine.id, say, clock)
+        say(f"ended, and seen gone: {machine.name}")

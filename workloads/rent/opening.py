@@ -1,0 +1,129 @@
+"""A lease from its ledger and this process's environment: provider, machine, what goes along."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from workloads.cluster.job import secrets_of
+from workloads.config.merge import resolve
+from workloads.environment import without_secrets
+from workloads.errors import UserError
+from workloads.rent.clock import Clock
+from workloads.rent.lambda_api import LambdaApi
+from workloads.rent.lambda_cloud import LambdaCloud
+from workloads.rent.lease import Lease
+from workloads.rent.ledger import Ledger, State
+from workloads.rent.own_machine import OwnMachine
+from workloads.rent.payload import payload
+from workloads.rent.preparing import Preparation
+from workloads.rent.provider import Provider
+from workloads.rent.remote import Remote
+from workloads.signals import Stop
+
+KEY = "LAMBDA_API_KEY"
+_IDENTITIES = ("id_ed25519", "id_ecdsa", "id_rsa")
+
+
+def cloud(
+    env: Mapping[str, str], clock: Clock, identity: str = "", key: str = "", file_system: str = ""
+) -> LambdaCloud:
+    """Lambda with the key of the environment; UserError where there is none."""
+    if not env.get(KEY):
+        raise UserError(
+            f"expected {KEY}, or {KEY}_FILE, in .env or the environment, found none; make a key in "
+            "Lambda's console under API keys"
+        )
+    api = LambdaApi(env[KEY], env.get("LAMBDA_API_URL", ""), clock)
+    return LambdaCloud(api, Path(identity or _identity()), key, file_system)
+
+
+def _identity() -> Path:
+    """The usual private key of this user."""
+    folder = Path.home() / ".ssh"
+    found = [folder / name for name in _IDENTITIES if (folder / f"{name}.pub").is_file()]
+    return found[0] if found else folder / _IDENTITIES[0]
+
+
+def provider_of(ledger: Ledger, env: Mapping[str, str], clock: Clock) -> Provider:
+    if ledger.provider == OwnMachine.name:
+        return OwnMachine(ledger.machine or ledger.address)
+    return cloud(env, clock, ledger.identity, ledger.key, ledger.file_system)
+
+
+def remote_of(ledger: Ledger) -> Remote:
+    # An own machine is known to the user's ssh already.
+    own = ledger.provider == OwnMachine.name
+    return Remote(
+        address=ledger.address,
+        user=ledger.user,
+        known_hosts=None if own else ledger.path / "known_hosts",
+        identity=ledger.identity,
+        options=tuple(ledger.options),
+    )
+
+
+def preparation_of(ledger: Ledger, env: Mapping[str, str]) -> Preparation:
+    """What goes along, made from the profile as the ledger keeps it: resolved, in one file."""
+    path = profile_path(ledger)
+    config, _ = resolve(path, {}, [])
+    return Preparation(
+        payload=payload(Path(ledger.checkout), config.model_dump(mode="json"), env),
+        profile=path.read_text(encoding="utf-8"),
+        secrets={name: env[name] for name in secrets_of(env)},
+        retries=ledger.retries,
+        resume=ledger.resume,
+    )
+
+
+def profile_path(ledger: Ledger) -> Path:
+    return ledger.path / f"{ledger.profile}.yaml"
+
+
+def lease_of(
+    ledger: Ledger,
+    env: Mapping[str, str],
+    stop: Stop,
+    clock: Clock,
+    provider: Provider | None = None,
+) -> Lease:
+    """All that is needed to carry a ledger on."""
+    begins = ledger.state in (State.NEW, State.RENTING, State.RENTED)
+    return Lease(
+        ledger=ledger,
+        provider=provider or provider_of(ledger, env, clock),
+        remote=remote_of(ledger),
+        preparation=preparation_of(ledger, env) if begins else None,
+        say=Voice(ledger.path / "log", env),
+        stop=stop,
+        clock=clock,
+    )
+
+
+class Voice:
+    """Says each line with its time, to whoever watches and into a file; no secret is said."""
+
+    def __init__(self, log: Path, env: Mapping[str, str]) -> None:
+        self._log, self._env = log, env
+
+    def __call__(self, text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')}  {without_secrets(text, self._env)}"
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        with contextlib.suppress(OSError):  # the terminal was closed; the lease goes on
+            print(line, flush=True)
+
+
+def outlive_the_terminal() -> None:
+    """A closed terminal is no wish to stop: the machine would go on costing unwatched."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def end_watcher(ledger: Ledger) -> int:
+    """Ask the process that works on a lease to stop, save and end it; its number, 0 for none."""
+    process = ledger.watcher()
+    if process:
+        os.kill(process, signal.SIGTERM)
+    return process

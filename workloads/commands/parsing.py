@@ -153,7 +153,10 @@ def split_settings(
         option = parser._option_string_actions.get(argument.partition("=")[0])
         if option is not None:
             options.append(argument)
-            if "=" not in argument and option.nargs != 0 and _is_value(left, positional):
+            # One that needs a value takes the next word, also one such as train.seed=1,2.
+            needs = option.nargs is None and bool(left) and not left[0].startswith("--")
+            may = option.nargs != 0 and _is_value(left, positional)
+            if "=" not in argument and (needs or may):
                 options.append(left.pop(0))
         elif argument.startswith("--"):
             settings.append(argument)

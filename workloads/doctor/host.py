@@ -6,7 +6,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -27,7 +27,14 @@ _FIRST_YEAR = 2026  # no commit of this project is older
 def checks(facts: Facts) -> list[Finding]:
     """Every look at the machine beside its GPUs."""
     found = [_python(facts), *_interfaces(facts), _shared_memory(facts), _disk(facts)]
-    found += [_host_memory(facts), _ports(facts), _folders(facts), _user(facts), _dotenv()]
+    found += [
+        _lasting(facts),
+        _host_memory(facts),
+        _ports(facts),
+        _folders(facts),
+        _user(facts),
+        _dotenv(),
+    ]
     found.append(_year())
     return [one for one in found if one is not None]
 
@@ -130,6 +137,62 @@ def _disk(facts: Facts) -> Finding:
             "disk", "error", found, needed=needed, fix=f"{fix}; or checkpoints.keep_last=1"
         )
     return Finding("disk", "ok", found, needed=needed)
+
+
+def _lasting(facts: Facts) -> Finding | None:
+    """Whether runs lie where they outlive the machine, or the container; None where they do."""
+    found = passing_disk(existing(facts.outputs), facts.env)
+    if not found:
+        return None
+    if facts.env.get("TATARA_LEASE"):
+        return Finding("disk that lasts", "ok", f"{found}; the lease copies the run home")
+    fix = (
+        "set TATARA_OUTPUTS to a volume that stays, copy the run away before the end "
+        "(docs/renting.md), or export.push=saves"
+    )
+    needed = "a disk that outlives the machine"
+    return Finding("disk that lasts", "warning", found, needed=needed, fix=fix)
+
+
+_IN_MEMORY = ("tmpfs", "ramfs")
+# Rented by the hour: what says so, and the folders that stay.
+_LAMBDA = (Path("/etc/apt/sources.list.d/lambda-repository.list"), Path("/lambda/nfs"))
+_PODS = {"RUNPOD_POD_ID": "/runpod-volume, or /workspace on a network volume"}
+
+
+def passing_disk(
+    place: Path,
+    env: Mapping[str, str],
+    mounts: Path = Path("/proc/self/mounts"),
+    signs: Sequence[Path] = _LAMBDA,
+) -> str:
+    """Why what is written there goes with the machine; empty where nothing says that it does.
+
+    In memory, in a container's own layer, or on the local disk of a machine rented by the hour.
+    """
+    kind = file_system(place, mounts)
+    if kind in _IN_MEMORY:
+        return f"{place} is in memory ({kind}): a restart empties it"
+    for name, stays in _PODS.items():
+        if env.get(name) and kind == "overlay":
+            return f"{place} is the pod's own layer, which ends with it; what stays: {stays}"
+    if kind == "overlay":
+        return f"{place} is a container's own layer, which ends with the container"
+    if any(sign.exists() for sign in signs) and kind not in ("nfs", "nfs4", "virtiofs", "fuse"):
+        return f"{place} is the local disk of a Lambda instance, which is erased at its end"
+    return ""
+
+
+def file_system(place: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The kind of file system that a folder is on; empty where that cannot be read."""
+    try:
+        rows = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:
+        return ""
+    # A blank in a path is written as \040; of two at one place the later one is seen.
+    points = [(row[1].replace("\\040", " "), row[2]) for row in rows if len(row) > 2]
+    over = [(point, kind) for point, kind in points if place.is_relative_to(point)]
+    return max(reversed(over), key=lambda one: len(one[0]))[1] if over else ""
 
 
 def _host_memory(facts: Facts) -> Finding:

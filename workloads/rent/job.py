@@ -27,7 +27,8 @@ cat >{folder}/{name}
 _SETTINGS = """\
 set -eu
 cd {folder}
-export TATARA_OUTPUTS={outputs} TATARA_RUNTIME=local RUN_ID={run} PYTHONUNBUFFERED=1
+export TATARA_OUTPUTS={outputs} TATARA_RUNTIME=local TATARA_LEASE={run} RUN_ID={run}
+export PYTHONUNBUFFERED=1
 {secrets}"""
 _RUNNER = """\
 trap : HUP INT TERM

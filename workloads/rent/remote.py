@@ -71,14 +71,15 @@ class Remote:
 
     def ssh(self) -> list[str]:
         """The command without its target."""
+        # Of an option that is named twice ssh takes the first.
         options = [
+            *self.options,
             "BatchMode=yes",
             "StrictHostKeyChecking=accept-new",
             *([f"UserKnownHostsFile={self.known_hosts}"] if self.known_hosts else []),
             f"ConnectTimeout={_CONNECT}",
             f"ServerAliveInterval={_CONNECT}",
             "ServerAliveCountMax=3",
-            *self.options,
         ]
         words = ["ssh", *(word for option in options for word in ("-o", option))]
         return [*words, "-i", self.identity] if self.identity else words

@@ -193,3 +193,32 @@ def test_a_dotenv_without_python_dotenv(tmp_path: Path) -> None:
     assert done.stdout.strip() == str(sorted(wanted.items()))
     with_package = load({"A": "", "D": "shell"}, tmp_path / ".env")
     assert with_package == wanted
+
+
+MOUNTS = """\
+/dev/vda1 / ext4 rw 0 0
+tmpfs /dev/shm tmpfs rw 0 0
+10.0.0.9:/export /lambda/nfs/mine nfs4 rw 0 0
+overlay /pod overlay rw 0 0
+/dev/vdb /with\\040blank ext4 rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "rented", "why"),
+    [
+        ("/home/me/outputs", False, ""),
+        ("/home/me/outputs", True, "local disk of a Lambda instance"),
+        ("/lambda/nfs/mine/outputs", True, ""),
+        ("/dev/shm/outputs", False, "in memory"),
+        ("/pod/outputs", False, "container's own layer"),
+        ("/with blank/outputs", False, ""),
+    ],
+)
+def test_a_disk_that_ends_with_the_machine(
+    tmp_path: Path, place: str, rented: bool, why: str
+) -> None:
+    (tmp_path / "mounts").write_text(MOUNTS)
+    signs = [tmp_path] if rented else []
+    found = looks.passing_disk(Path(place), {}, tmp_path / "mounts", signs)
+    assert why in found if why else found == ""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 from tests.support.fake_lambda import JUPYTER, KEY, FakeLambda
 from tests.support.processes import ONE_RANK, ROOT, SHORT, descendants
 from tests.support.ssh_server import SshServer, ssh_server
-from workloads.rent.ledger import Ledger, State, ledgers
+from workloads.rent.ledger import Ledger, State, label, ledgers
 from workloads.run.verify import all_whole, verify
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
@@ -52,14 +52,14 @@ class Renting:
     def access(self) -> list[str]:
         return [f"--identity={self.server.identity}", f"--ssh-option=Port={self.server.port}"]
 
-    def begin(self, *words: str, env: Mapping[str, str] | None = None) -> None:
+    def begin(self, *words: str) -> None:
         place = [f"--folder={self.there}", f"--python={sys.executable}", *self.access()]
         command = [sys.executable, "-m", "workloads.cli", "rent", *words, *WORDS, *place]
         with self.console.open("a") as log:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**self.env, **(env or {})},
+                env=self.env,
                 stdout=log,
                 stderr=log,
                 text=True,
@@ -181,7 +181,7 @@ def test_a_lease_from_the_launch_to_a_machine_seen_gone(
 
 def test_a_killed_watcher_and_reap(renting: Renting, account: FakeLambda) -> None:
     """Nobody watches: at the deadline `reap` stops the training, saves it and ends the machine."""
-    renting.begin(*LEASE, "--hours=0.02", "--save-seconds=5", *ENDLESS)
+    renting.begin(*LEASE, "--hours=1", *ENDLESS)
     renting.until(lambda: "copied and verified" in renting.said(), "first copy")
     assert renting.process is not None
     renting.process.kill()
@@ -192,7 +192,12 @@ def test_a_killed_watcher_and_reap(renting: Renting, account: FakeLambda) -> Non
     assert listed.returncode == 1 and f"tatara rent watch {ledger.name}" in listed.stdout
     status = renting.call("status", ledger.run_id)
     assert "unwatched" in status.stdout and "saved here: checkpoint-" in status.stdout
-    time.sleep(max(0.0, ledger.deadline - time.time()))
+    too_early = renting.call("reap")
+    assert too_early.returncode == 0 and account.running == [ledger.label]
+    ledger.deadline = time.time() - 1
+    ledger.label = label(ledger.name, ledger.deadline)
+    account.instances[ledger.machine]["name"] = ledger.label
+    ledger.save()
     reaped = renting.call("reap")
     assert reaped.returncode == 0, reaped.stdout + reaped.stderr
     assert account.running == [] and renting.ledger.code == 3
@@ -201,9 +206,9 @@ def test_a_killed_watcher_and_reap(renting: Renting, account: FakeLambda) -> Non
 
 def test_a_machine_of_ones_own_and_ctrl_c(renting: Renting) -> None:
     address = f"{renting.server.user}@127.0.0.1"
-    renting.begin(
-        "ssh", address, "demo", *ENDLESS, env={"LAMBDA_API_KEY": "", "LAMBDA_API_URL": ""}
-    )
+    known = f"--ssh-option=UserKnownHostsFile={renting.folder}/known_hosts"
+    renting.env["LAMBDA_API_KEY"] = ""
+    renting.begin("ssh", address, "demo", *ENDLESS, known)
     renting.until(lambda: "copied and verified" in renting.said(), "first copy")
     assert renting.process is not None
     renting.process.send_signal(signal.SIGINT)
@@ -212,7 +217,7 @@ def test_a_machine_of_ones_own_and_ctrl_c(renting: Renting) -> None:
     # Rented in a console, as it were: another folder, by its address.
     other = renting.folder / "elsewhere"
     renting.env["TATARA_OUTPUTS"] = str(other)
-    renting.env["LAMBDA_API_KEY"] = ""
-    done = renting.call("backup", address, f"--from={renting.there}/outputs", *renting.access())
+    words = [f"--from={renting.there}/outputs", *renting.access(), known]
+    done = renting.call("backup", address, *words)
     assert done.returncode == 0, done.stderr
     assert all_whole(verify(next(iter(other.glob("demo/*")))))

@@ -15,6 +15,12 @@ set -eu
 for program in python3 rsync setsid; do
   command -v "$program" >/dev/null || {{ echo "expected $program, found none" >&2; exit 2; }}
 done
+for file in {folder}/.cache/rent/*/runner.process; do
+  if [ -f "$file" ] && grep -qs runner "/proc/$(cat "$file")/cmdline"; then
+    echo "a training runs there already: $(basename "$(dirname "$file")"); end it, or wait" >&2
+    exit 2
+  fi
+done
 mkdir -p {folder}/.cache {outputs}
 """
 KEEP_SECRET = """\

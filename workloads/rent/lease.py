@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workloads.errors import EXIT_FAILED, EXIT_RETRY, Retry, TataraError, UserError
+from workloads.processes import own_command
 from workloads.rent import job
 from workloads.rent.backup import Backup, DamagedCopy
 from workloads.rent.clock import Clock
@@ -27,15 +28,18 @@ from workloads.rent.preparing import (
     set_up,
     start,
 )
-from workloads.rent.provider import LOST, Machine, NoCapacity, Offer, Provider
+from workloads.rent.provider import LOST, Machine, NoCapacity, Offer, Provider, dollars
 from workloads.rent.remote import HostKeyChanged, OutOfTime, Remote, Unreachable
 from workloads.rent.watch import MachineLost, Watch, look
+from workloads.run.directory import Run, rows_in
+from workloads.run.events import Event
 from workloads.signals import Interrupted, Stop
 
 _CAPACITY_POLL, _BOOT_POLL, _END_POLL, _SAVE_POLL = 15.0, 5.0, 5.0, 30.0  # seconds
 _BOOT = 1200.0  # seconds until ssh answers; machines with 8 GPUs take 10 to 15 minutes
 _END = 600.0  # seconds until a machine is seen gone
 _END_AGAIN = 30.0  # seconds after which it is asked again
+_PUSHES = (Event.PUSHED, Event.PUSH_FAILED)
 # What a training ends with that means the same here; the rest is 1.
 _CODES = (0, 1, 2, 3, 75, 130, 143)
 
@@ -212,7 +216,7 @@ class Lease:
                     reason = str(error)
                 else:
                     if answer.code:
-                        raise TataraError(f"{self.remote.target}: {answer.reason}")
+                        raise UserError(f"{self.remote.target}: {answer.reason}")
                     self.say(f"reached: {self.remote.target}")
                     return
             self._unless_stopped()
@@ -319,6 +323,8 @@ class Lease:
             ledger.verified = backup.newest
             whole = ", ".join(item.name for item in found if item.state == "whole")
             self.say(f"saved in {ledger.copy}, every digest verified: {whole or 'no checkpoint'}")
+            if told := _pushed(Run(Path(ledger.copy))):
+                self.say(told)
         else:
             log = logs / "log"
             lines = log.read_text(errors="replace").splitlines()[-12:] if log.is_file() else []
@@ -349,6 +355,19 @@ class Lease:
         )
 
 
+def _pushed(run: Run) -> str:
+    """What became of the push to the hub; empty where none was asked for."""
+    found = [row for row in rows_in(run.events) if row.get("event") in _PUSHES]
+    if not found:
+        return ""
+    if found[-1]["event"] == Event.PUSHED:
+        return f"pushed to the hub: {found[-1].get('repository')}"
+    return (
+        f"NOT on the hub: {found[-1].get('reason')}; push it from here: "
+        f"{own_command('export', run.id, '--push-to-hub')}"
+    )
+
+
 def end(ledger: Ledger, provider: Provider, say: Callable[[str], None], clock: Clock) -> None:
     """End the ledger's machine, and believe it only when it is seen gone.
 
@@ -363,7 +382,9 @@ def end(ledger: Ledger, provider: Provider, say: Callable[[str], None], clock: C
     end_machine(provider, ledger.machine, say, clock)
     ledger.ended, ledger.state = clock.time(), State.GONE
     ledger.save()
-    say(f"ended, and seen gone: {ledger.label}; it cost ${ledger.cost(ledger.ended):.2f} in all")
+    say(
+        f"ended, and seen gone: {ledger.label}; it cost {dollars(ledger.cost(ledger.ended))} in all"
+    )
 
 
 def end_machine(provider: Provider, machine: str, say: Callable[[str], None], clock: Clock) -> None:

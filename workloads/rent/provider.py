@@ -7,6 +7,10 @@ from typing import Protocol
 LOST = ("terminated", "terminating", "preempted", "unhealthy")
 
 
+def dollars(amount: float) -> str:
+    return "under a cent" if 0 < amount < 0.01 else f"${amount:,.2f}"
+
+
 @dataclass(frozen=True)
 class Offer:
     """A type of machine that can be had in a region now; price in dollars an hour."""

@@ -15,7 +15,7 @@ from workloads.rent import job, probe
 from workloads.rent.backup import Backup, DamagedCopy
 from workloads.rent.clock import Clock
 from workloads.rent.ledger import Ledger, State
-from workloads.rent.provider import LOST, Provider
+from workloads.rent.provider import LOST, Provider, dollars
 from workloads.rent.remote import OutOfTime, Remote, Unreachable
 
 _POLL, _PULL, _TELL = 20.0, 300.0, 60.0  # seconds between two looks, copies and lines
@@ -180,5 +180,5 @@ def progress_text(ledger: Ledger, facts: dict[str, Any], now: float) -> str:
     parts = [f"{facts.get('phase') or 'starting'}{step}"]
     parts.append(f"saved here: {ledger.verified or 'nothing yet'}")
     if ledger.bills:
-        parts.append(f"${ledger.cost(now):.2f} so far")
+        parts.append(f"{dollars(ledger.cost(now))} so far")
     return "; ".join(parts)

@@ -15,7 +15,7 @@ from workloads.errors import EXIT_DONE, UserError
 if TYPE_CHECKING:
     from workloads.rent.lease import Lease
     from workloads.rent.ledger import Ledger
-    from workloads.rent.provider import Request
+    from workloads.rent.provider import Provider, Request
 
 _AMOUNTS = ("hours", "max_price", "wait_minutes", "save_seconds", "salvage_minutes", "gpus")
 _BOUNDED = (*_AMOUNTS, "retries", "tries")
@@ -126,7 +126,12 @@ def new_ledger(
 
 
 def begin(
-    args: argparse.Namespace, ledger: "Ledger", profile: str, env: dict[str, str], lines: list[str]
+    args: argparse.Namespace,
+    ledger: "Ledger",
+    profile: str,
+    env: dict[str, str],
+    lines: list[str],
+    provider: "Provider | None" = None,
 ) -> int:
     """Write the ledger and carry it through; the training's exit code."""
     from workloads.rent.clock import Clock
@@ -141,7 +146,7 @@ def begin(
     ledger.save()
     path_of(ledger).write_text(profile, encoding="utf-8")
     try:
-        lease = lease_of(ledger, env, stop, clock)
+        lease = lease_of(ledger, env, stop, clock, provider)
     except BaseException:
         _forget(ledger)
         raise

@@ -64,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from workloads.rent.clock import Clock
+    from workloads.rent.opening import KEY, cloud
     from workloads.rent.provider import Request
 
     check_amounts(args)
@@ -86,11 +88,15 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         file_system=args.file_system,
         outputs=outputs,
     )
-    offers = _offers(ledger, env)
+    if args.dry_run and not env.get(KEY):
+        return _show(args, words, ledger, [], [f"without {KEY} nobody was asked for prices"])
+    # A wrong key ends here, before anything is written.
+    provider = cloud(env, Clock(), ledger.identity, ledger.key, ledger.file_system)
+    offers = sorted(filter(request.suits, provider.offers()), key=lambda offer: offer.price)
     lines = _price_lines(ledger, offers)
     if args.dry_run:
         return _show(args, words, ledger, offers, lines)
-    return begin(args, ledger, profile, env, lines)
+    return begin(args, ledger, profile, env, lines, provider)
 
 
 def _gib_of_plan(args: argparse.Namespace, words: Sequence[str], env: dict[str, str]) -> int:
@@ -104,16 +110,9 @@ def _gib_of_plan(args: argparse.Namespace, words: Sequence[str], env: dict[str, 
     return -(-total // 2**30) if total else 0
 
 
-def _offers(ledger: "Ledger", env: dict[str, str]) -> "list[Offer]":
-    """What fits and can be had now, cheapest first; asks with the key, so a wrong one ends here."""
-    from workloads.rent.clock import Clock
-    from workloads.rent.opening import cloud
-
-    provider = cloud(env, Clock(), ledger.identity, ledger.key, ledger.file_system)
-    return sorted(filter(ledger.request.suits, provider.offers()), key=lambda offer: offer.price)
-
-
 def _price_lines(ledger: "Ledger", offers: "list[Offer]") -> list[str]:
+    from workloads.rent.provider import dollars
+
     request, salvage = ledger.request, ledger.salvage_seconds / 3600
     if not offers:
         minutes = request.wait_seconds / 60
@@ -121,8 +120,8 @@ def _price_lines(ledger: "Ledger", offers: "list[Offer]") -> list[str]:
     first = offers[0]
     whole, most = first.price * request.hours, first.price * (request.hours + salvage)
     return [
-        f"{first}: {request.hours:g} h cost ${whole:.2f}, at most ${most:.2f} with the last copy; "
-        "billed by the minute, from the launch until it is seen gone"
+        f"{first}: {request.hours:g} h cost {dollars(whole)}, at most {dollars(most)} with the "
+        "last copy; billed by the minute, from the launch until it is seen gone"
     ]
 
 

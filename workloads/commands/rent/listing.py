@@ -24,6 +24,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     from workloads.rent.clock import Clock
     from workloads.rent.ledger import deadline_in, ledgers
     from workloads.rent.opening import KEY, cloud
+    from workloads.rent.provider import dollars
     from workloads.run import outputs
 
     now = Clock().time()
@@ -37,7 +38,9 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     if args.json:
         print_json(found)
     for item in found if not args.json else ():
-        cost = f"${item['price']:.2f}/h, ${item['cost']:.2f} so far" if item["price"] else "no bill"
+        cost = "no bill"
+        if item["price"]:
+            cost = f"{dollars(item['price'])} an hour, {dollars(item['cost'])} in all"
         end = f"until {date_text(item['deadline'])}" if item["deadline"] else "no deadline"
         print(f"{item['name']}  {item['state']}  {item['address'] or '-'}  {cost}  {end}")
         print(f"  {item['note']}")
@@ -60,7 +63,7 @@ def _of_lease(ledger: "Ledger", now: float) -> dict[str, Any]:
         "machine": ledger.machine,
         "address": ledger.address,
         "price": ledger.price,
-        "cost": round(ledger.cost(now), 2),
+        "cost": ledger.cost(now),
         "deadline": ledger.deadline or None,
         "unwatched": unwatched,
         "note": note + saved,

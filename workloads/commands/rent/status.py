@@ -16,6 +16,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     from workloads.monitor.numbers import date_text
     from workloads.rent.clock import Clock
     from workloads.rent.machines import runs_there
+    from workloads.rent.provider import dollars
     from workloads.rent.watch import look, progress_text
 
     found, now = find(args, env), Clock().time()
@@ -41,5 +42,5 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
         print(f"deadline: {date_text(ledger.deadline)}")
     print(f"copy: {ledger.copy}, newest that is whole: {ledger.verified or 'none'}")
     if ledger.bills:
-        print(f"${ledger.cost(now):.2f} {'so far' if ledger.is_open else 'in all'}")
+        print(f"{dollars(ledger.cost(now))} {'so far' if ledger.is_open else 'in all'}")
     return EXIT_DONE

@@ -47,6 +47,9 @@ WORKLOADS: Mapping[str, Workload] = {
         "workloads.vla.config:VlaConfig",
         "workloads.vla.fake_step:build",
         (*_TRAINING, "PIL", "av", "google_crc32c"),
-        {"reach": ("workloads.vla.reach.command", "a policy's success in the reach simulator")},
+        {
+            "reach": ("workloads.vla.reach.command", "a policy's success in the reach simulator"),
+            "calvin": ("workloads.vla.calvin.command", "five tasks in a row in CALVIN's simulator"),
+        },
     ),
 }

@@ -1,0 +1,202 @@
+"""Our side of CALVIN's simulator: a process of another Python, a container, or a connection.
+
+See `simulator` for the messages.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workloads.errors import TataraError, UserError
+from workloads.vla.calvin import simulator
+from workloads.vla.calvin.scenes import ROBOT_OBS
+
+COMMIT = "797142c588c21e76717268b7b430958dbd13bf48"  # of calvin_env, the one that was tried
+_START, _STEP = 180.0, 60.0  # seconds for an answer: of a process that starts, and later
+_INSIDE = "/opt/calvin"  # where the image has the clone
+
+
+class SimulatorEnded(TataraError):
+    """The simulator's process is gone, silent, or sends something else."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is seen after a step: images uint8 by camera, `static` [200, 200, 3] and `gripper`
+    [84, 84, 3]; robot_obs float64 [15] and scene_obs [24]; whether the task is done."""
+
+    images: Mapping[str, np.ndarray]
+    robot_obs: np.ndarray
+    scene_obs: np.ndarray
+    solved: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where simulators come from: a command that is one, or an address that has them."""
+
+    command: tuple[str, ...] = ()
+    address: tuple[str, int] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        python: Path | None,
+        image: str | None,
+        address: str | None,
+        clone: Path | None,
+        egl: bool = False,
+    ) -> "Place":
+        """One of a Python with calvin_env's packages, an image, and HOST:PORT.
+
+        clone: of calvin_env, or the folder that has it; an environment that calvin_env is installed
+        in, the image and an address need none. Raises UserError where it is not there.
+        """
+        if sum(given is not None for given in (python, image, address)) != 1:
+            raise UserError(
+                "expected one of --env-python, --env-image and --env, which say where CALVIN's "
+                "simulator runs; docs/vla.md shows how to make one"
+            )
+        if clone is not None and not any(
+            (folder / "conf/config_data_collection.yaml").is_file()
+            for folder in (clone, clone / "calvin_env")
+        ):
+            raise UserError(
+                f"--calvin: expected a clone of calvin_env, found none at {clone}; "
+                "git clone https://github.com/mees/calvin_env"
+            )
+        flags = ("--egl",) if egl else ()
+        if address is not None:
+            return cls(address=_host_and_port(address))
+        if python is not None:
+            if shutil.which(python) is None:
+                raise UserError(f"--env-python: expected a Python, found none at {python}")
+            where = () if clone is None else ("--calvin", str(clone.resolve()))
+            return cls((str(python), os.path.abspath(simulator.__file__), *where, *flags))
+        mount = ("-v", f"{clone.resolve()}:{_INSIDE}:ro") if clone else ()
+        gpu = ("--gpus", "all") if egl else ()
+        secure = ("--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+        return cls(("docker", "run", "--rm", "-i", *secure, *mount, *gpu, str(image), *flags))
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f"--env: expected HOST:PORT, found {text!r}")
+    return host, int(port)
+
+
+class Simulator:
+    """One simulator; a context manager. Raises SimulatorEnded where it fails, UserError where it
+    refuses."""
+
+    def __init__(self, place: Place, log: Path) -> None:
+        """log: what its process prints."""
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        if place.address is not None:
+            try:
+                self._socket = socket.create_connection(place.address, timeout=_START)
+            except OSError as error:
+                host, port = place.address
+                raise UserError(
+                    f"--env: expected simulators at {host}:{port}, found none ({error}); start them"
+                ) from None
+        else:
+            self._socket, theirs = socket.socketpair()
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with theirs, log.open("wb") as printed:
+                self._process = subprocess.Popen(
+                    place.command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=printed
+                )
+        self._stream = self._socket.makefile("rwb")
+        try:
+            self.facts, _ = self._ask("hello", timeout=_START)
+        except BaseException:
+            self.close()
+            raise
+        if self.facts.get("version") != simulator.VERSION:
+            self.close()
+            raise UserError(
+                f"expected a simulator with messages of version {simulator.VERSION}, found "
+                f"{self.facts.get('version')}; build its image again"
+            )
+
+    def __enter__(self) -> "Simulator":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it."""
+        for part in (self._stream, self._socket):
+            with suppress(OSError):  # it may have ended already
+                part.close()
+        if self._process is not None:
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def reset(self, scene_obs: np.ndarray) -> Frame:
+        """A sequence's first scene, float [24], with the robot where all sequences begin."""
+        arrays = {"robot_obs": np.array(ROBOT_OBS), "scene_obs": np.asarray(scene_obs)}
+        return _frame(*self._ask("reset", arrays))
+
+    def begin(self, task: str) -> Frame:
+        """From here on the task counts as done once it is so compared with now."""
+        return _frame(*self._ask("task", name=task))
+
+    def step(self, action: np.ndarray) -> Frame:
+        """A thirtieth of a second under an action, float [7]: six of the arm, gripper −1 or 1."""
+        return _frame(*self._ask("step", {"action": np.asarray(action, np.float64)}))
+
+    def _ask(
+        self,
+        verb: str,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        timeout: float = _STEP,
+        **fields: str,
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        self._socket.settimeout(timeout)
+        try:
+            simulator.write_message(self._stream, {"do": verb, **fields}, arrays or {})
+            found, seen = simulator.read_message(self._stream)
+        except (OSError, EOFError, ValueError) as error:
+            raise SimulatorEnded(
+                f"expected an answer of the simulator to {verb!r}, found: "
+                f"{error or 'none'}{self._last_words()}"
+            ) from None
+        if "error" in found:
+            raise UserError(f"the simulator refused {verb!r}: {found['error']}")
+        return found, seen
+
+    def _last_words(self) -> str:
+        if not self._log.is_file():
+            return ""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+        return f"; it said last: {said[:200]} (all of it: {self._log})"
+
+
+def _frame(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Frame:
+    shapes: Sequence[tuple[str, tuple[int, ...]]] = [
+        *simulator.IMAGES.items(),
+        *simulator.STATES.items(),
+    ]
+    for name, shape in shapes:
+        found = arrays[name].shape if name in arrays else None
+        if found != shape:
+            raise SimulatorEnded(f"expected {name} {list(shape)} of the simulator, found {found}")
+    images = {name.removeprefix("rgb_"): arrays[name] for name in simulator.IMAGES}
+    return Frame(images, arrays["robot_obs"], arrays["scene_obs"], bool(fields.get("solved")))

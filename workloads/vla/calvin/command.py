@@ -1,0 +1,122 @@
+"""CALVIN's evaluation in its own simulator: five tasks in a row, the published protocol.
+
+The same command goes on where it stopped.
+"""
+
+import argparse
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from workloads.engine.evaluate_command import Progress, Target, add_target, say, target_of
+from workloads.errors import EXIT_DONE, UserError
+from workloads.vla.calvin.client import COMMIT, Place
+from workloads.vla.calvin.rollout import Pilot
+
+SEQUENCES = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = add_target(
+        parser,
+        "folder of results and videos (default: the run's evaluation/eval/calvin)",
+        precision=False,
+    )
+    what.add_argument(
+        "--scripted", action="store_true", help="a script in place of a policy: tries the simulator"
+    )
+    parser.add_argument(
+        "--sequences", type=int, default=SEQUENCES, metavar="N",
+        help="the first N of the 1000 (default: %(default)s)",
+    )  # fmt: skip
+    where = parser.add_argument_group("simulator, one of")
+    where.add_argument(
+        "--env-python", type=Path, metavar="PYTHON", help="a Python with calvin_env's packages"
+    )
+    where.add_argument("--env-image", metavar="IMAGE", help="an image of the target calvin")
+    where.add_argument("--env", metavar="HOST:PORT", help="where simulators listen")
+    parser.add_argument(
+        "--calvin", type=Path, metavar="FOLDER",
+        help="clone of calvin_env, where the Python or the image has none",
+    )  # fmt: skip
+    parser.add_argument("--egl", action="store_true", help="draw with the GPU, as the data was")
+    parser.add_argument("--processes", type=int, default=1, help="simulators side by side (1)")
+    parser.add_argument(
+        "--videos", type=int, default=3, metavar="N", help="film the first N (default: %(default)s)"
+    )
+    parser.add_argument("--video", choices=["gif", "mp4"], default="gif", help="as what (gif)")
+    parser.add_argument("--unnorm-key", metavar="NAME", help="dataset whose statistics count")
+    parser.add_argument("--execute", type=int, metavar="K", help="actions of a chunk at a time")
+    parser.add_argument(
+        "--ensemble", type=float, nargs="?", const=0.01, metavar="WEIGHT",
+        help="the mean of all that was predicted for a moment",
+    )  # fmt: skip
+
+
+def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Drive, count, and print a table beside the published figures."""
+    for name, least in (("sequences", 1), ("processes", 1), ("videos", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name}: expected at least {least}, found {getattr(args, name)}")
+    place = Place.of(args.env_python, args.env_image, args.env, args.calvin, args.egl)
+    new_pilot: Callable[[], Pilot]
+    if args.scripted:
+        from workloads.run import outputs
+        from workloads.vla.calvin.scripted import Script
+
+        name, folder = "script", args.output or outputs(dict(env)) / "eval/calvin-script"
+        new_pilot, facts = Script, {"policy": "script"}
+    else:
+        target = target_of(args, env, "vla")
+        name, folder = target.name, args.output or target.folder / "calvin"
+        new_pilot, facts = _policy(target, args)
+    from workloads.vla.calvin.evaluate import Videos, evaluate
+    from workloads.vla.calvin.report import summary, table, write
+
+    progress = Progress("sequences")
+    results, told = evaluate(
+        args.sequences,
+        place,
+        new_pilot,
+        folder,
+        facts,
+        args.processes,
+        Videos(args.videos, args.video),
+        progress,
+    )
+    progress.clear()
+    found = summary(results, told)
+    print(table(found, name))
+    if told["simulator"]["calvin_env"] != COMMIT:
+        print(f"calvin_env: {told['simulator']['calvin_env']}, tried with {COMMIT}")
+    print(f"results: {write(found, folder)}")
+    return EXIT_DONE
+
+
+def _policy(target: Target, args: argparse.Namespace) -> tuple[Callable[[], Pilot], dict[str, Any]]:
+    """What makes a pilot of the policy, and what its answers depend on."""
+    from workloads.vla.calvin.rollout import PolicyPilot, check_policy
+    from workloads.vla.episodes import Execution
+    from workloads.vla.policy import Policy
+
+    execution = Execution(args.execute, args.ensemble)
+    policy = Policy.from_pretrained(Path(target.name), tell=say)
+    key = check_policy(policy, args.unnorm_key)
+    facts = {
+        "policy": target.name,
+        "step": _step(Path(target.name)),
+        "unnorm_key": key,
+        "execute": execution.steps,
+        "ensemble": execution.ensemble,
+    }
+    return partial(PolicyPilot, policy, key, execution, threading.Lock()), facts
+
+
+def _step(folder: Path) -> int | None:
+    """The step that a run's model was exported at."""
+    from workloads.json_files import read_json
+
+    file = folder / "tatara.json"
+    return read_json(file).get("step") if file.is_file() else None

@@ -2,13 +2,19 @@
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
+from math import isfinite, nan
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from workloads.commands.common import loaded_environment, no_settings
 from workloads.errors import EXIT_DONE, UserError
 from workloads.run import find, outputs
+
+if TYPE_CHECKING:
+    from workloads.engine.pretrained.combine import Weighted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--merge", action="store_true", help="an adapter's run: the whole model, logits compared"
+    )
+    parser.add_argument(
+        "--adapters",
+        metavar="A=0.7,B=0.3",
+        help="the weighted sum of several adapters over one base, each the run's own by its name, "
+        "another run, or a folder; needs --output",
     )
     parser.add_argument(
         "--ollama", action="store_true", help="also write a Modelfile: template and stop tokens"
@@ -42,9 +54,15 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     pushes = args.push_to_hub or args.hub_model_id
     if pushes and not target:
         raise UserError("--push-to-hub needs export.hub_model_id, HUB_MODEL_ID or --hub-model-id")
+    adapters = _weighted(args, config, env) if args.adapters else None
     workload = importlib.import_module(f"workloads.{config.workload}.export")
     exported = workload.EXPORTER.export(
-        run, args.output, checkpoint=args.checkpoint, merge=args.merge or None, tell=_tell
+        run,
+        args.output,
+        checkpoint=args.checkpoint,
+        merge=args.merge or None,
+        adapters=adapters,
+        tell=_tell,
     )
     print(exported.folder)
     if args.ollama:
@@ -57,6 +75,55 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         wanted = config.export
         print(push(exported.folder, target, wanted.private, wanted.revision, _tell))
     return EXIT_DONE
+
+
+def _weighted(args: argparse.Namespace, config: Any, env: dict[str, str]) -> "dict[str, Weighted]":
+    """The adapters that are named, each with its weight; the run's own has no folder."""
+    from workloads.engine.pretrained.combine import Weighted
+
+    if config.workload != "llm" or config.adapter.method == "full":
+        found = f"one of {config.workload} with adapter.method={config.adapter.method}"
+        raise UserError(f"--adapters: expected an llm run that trained an adapter, found {found}")
+    if args.output is None:
+        raise UserError("--adapters: expected --output DIR, found none; RUN/final stays as it is")
+    chosen: dict[str, Weighted] = {}
+    for pair in args.adapters.split(","):
+        word, _, number = pair.strip().rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = nan
+        if not word or not isfinite(weight) or weight == 0:
+            raise UserError(f"--adapters: expected NAME=WEIGHT, such as a=0.7, found {pair!r}")
+        if word == config.adapter.name:
+            name, folder = word, None
+        else:
+            name, folder = _adapter_place(word, config.adapter.name, outputs(env))
+        if name in chosen:
+            raise UserError(f"--adapters: expected each adapter once, found {name} again")
+        chosen[name] = Weighted(weight, folder)
+    if len(chosen) < 2:
+        raise UserError(f"--adapters: expected two adapters or more, found {', '.join(chosen)}")
+    return chosen
+
+
+def _adapter_place(word: str, own: str, root: Path) -> tuple[str, Path]:
+    """What an adapter is called inside of peft, and its folder; UserError where none is there."""
+    from workloads.engine.pretrained.files import is_adapter
+    from workloads.run.models import exported_model
+
+    folder = Path(word).expanduser()
+    if not is_adapter(folder):
+        try:
+            folder = Path(exported_model(word, root, "llm")[0])
+        except UserError as error:
+            raise UserError(
+                f"--adapters: expected {own}, a run or an adapter's folder, found {word!r}: {error}"
+            ) from None
+    if not is_adapter(folder):
+        raise UserError(f"--adapters: expected an adapter in {folder}, found none")
+    # peft takes no dots and slashes in a name.
+    return re.sub(r"\W", "_", word.strip("/")), folder
 
 
 def _tell(text: str) -> None:

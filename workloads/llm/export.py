@@ -48,17 +48,20 @@ class LlmExporter(Exporter[LlmConfig]):
         return whole_model(weights.read_state(job.source, job.dtype), job.base)
 
     def merged(self, job: Job[LlmConfig], adapter: Path) -> tuple[Whole, Merged]:
-        plain = job.config.adapter.model_copy(update={"method": "lora"})
-        base = find_base(job.config.model, job.tell)
-        model = load_model(base, job.config.model_copy(update={"adapter": plain}), job.tell)
-        quantised = None
+        model, quantised = self.unmerged(job), None
         if job.config.adapter.method == "qlora" and find_spec("bitsandbytes") is None:
             job.tell("merge: bitsandbytes is not installed; not compared with the quantised base")
         elif job.config.adapter.method == "qlora":
+            base = find_base(job.config.model, job.tell)
             quantised = load_model(base, job.config, job.tell)
         merged, report = merge_into(model, adapter, quantised=quantised)
         whole = whole_model(merged.state_dict(), job.base)
         return whole, Merged(report.line(), report.difference)
+
+    def unmerged(self, job: Job[LlmConfig]) -> PreTrainedModel:
+        plain = job.config.adapter.model_copy(update={"method": "lora"})
+        config = job.config.model_copy(update={"adapter": plain})
+        return load_model(find_base(job.config.model, job.tell), config, job.tell)
 
     def accompany(self, job: Job[LlmConfig], folder: Path) -> None:
         tokenizer = load_tokenizer(job.base, silent)

@@ -32,8 +32,9 @@ from workloads.engine.export.export import (
 from workloads.engine.hub.upload import CARD, FACTS
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.base import Base, load_config
+from workloads.engine.pretrained.combine import Weighted, check_combinable, combine
 from workloads.engine.pretrained.files import Tell, compute_dtype
-from workloads.errors import TataraError
+from workloads.errors import TataraError, UserError
 from workloads.json_files import read_json
 from workloads.run import Run
 from workloads.run.integrity import changing, seal
@@ -96,6 +97,10 @@ class Exporter(ABC, Generic[P]):
         The base is held in the type of the export, never quantised.
         """
 
+    def unmerged(self, job: Job[P]) -> Any:
+        """The base that adapters are loaded over, in the type of the export, never quantised."""
+        raise UserError(f"--adapters: expected a run of llm, found {job.config.workload}")
+
     @abstractmethod
     def accompany(self, job: Job[P], folder: Path) -> None:
         """Write everything but weights, config and card: tokenizer, processor, statistics."""
@@ -119,13 +124,16 @@ class Exporter(ABC, Generic[P]):
         *,
         checkpoint: Path | None = None,
         merge: bool | None = None,
+        adapters: Mapping[str, Weighted] | None = None,
         tell: Tell = silent,
     ) -> Exported:
         """Export a run's checkpoint to `out`, by default its newest whole one to its `final/`.
 
         merge: write an adapter's run as a whole model instead of the adapter alone; by default only
-        where its base are random weights, which nobody else has. Weights are in the type that the
-        run computed in. Raises UserError for a run without a whole checkpoint.
+        where its base are random weights, which nobody else has. adapters: by name, to
+        write their weighted sum in place of the run's own, which is one of them where it has no
+        folder. Weights are in the type that the run computed in. Raises UserError for a run without
+        a whole checkpoint, and for adapters that do not go together.
         """
         config: P = used_config(run)
         if checkpoint is None and config.export.checkpoint == "best":
@@ -141,20 +149,39 @@ class Exporter(ABC, Generic[P]):
         base = kept_base(run, config, tell, self.read)
         job = Job(run, config, source, step, kind, compute_dtype(config.train), base, tell)
         out, done = out or run.final, Merged()
-        if kind == "adapter":
-            state, own = adapter_state(source, config.adapter)
-            whole = Whole(state, lambda folder: save_adapter(state, own, config.model.name, folder))
-        elif kind == "model":
+        if kind == "model":
             whole = self.trained(job)
         else:
+            state, own = self._adapter(job, adapters or {})
+            whole = Whole(state, lambda folder: save_adapter(state, own, config.model.name, folder))
+        if kind == "merged":
             with TemporaryDirectory(prefix="tatara-") as spare:
-                save_adapter(*adapter_state(source, config.adapter), config.model.name, Path(spare))
+                whole.save(Path(spare))
                 whole, done = self.merged(job, Path(spare))
             tell(done.line)
         self._write(job, whole, out, done)
         exported = Exported(out, kind, step, dtype_name(job.dtype), done.difference)
         tell(exported.line())
         return exported
+
+    def _adapter(self, job: Job[P], adapters: Mapping[str, Weighted]) -> tuple[Any, Any]:
+        """Weights and config of the run's adapter, or of the weighted sum of several."""
+        if not adapters:
+            return adapter_state(job.source, job.config.adapter)
+        named = job.config.model.name
+        with TemporaryDirectory(prefix="tatara-") as spare:
+            if any(adapter.folder is None for adapter in adapters.values()):
+                state, own = adapter_state(job.source, job.config.adapter)
+                save_adapter(state, own, named, Path(spare))
+            found = {
+                name: replace(adapter, folder=adapter.folder or Path(spare))
+                for name, adapter in adapters.items()
+            }
+            check_combinable(found, named)
+            state, own = combine(self.unmerged(job), found)
+        listed = ", ".join(f"{adapter.weight:g} {name}" for name, adapter in adapters.items())
+        job.tell(f"combined: {listed}, of rank {own.r}")
+        return state, own
 
     def _write(self, job: Job[P], whole: Whole, out: Path, done: Merged) -> None:
         weights.check_finite(whole.state)

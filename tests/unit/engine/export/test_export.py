@@ -1,6 +1,7 @@
 """Export: from what every strategy leaves on disk to a folder that transformers loads."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
+from tests.support.tiny_adapter import write_adapter
 from tests.support.tiny_llama import make_config, make_model, make_tokenizer, write_tiny
 from workloads import run as runs
+from workloads.cli import main
 from workloads.config.merge import Provenance
 from workloads.engine.hub.upload import push
 from workloads.engine.pretrained.adapter import add_adapter, load_adapter, save_adapters
@@ -511,3 +514,77 @@ def test_generation_settings_that_nothing_can_use_are_named_by_the_check(tmp_pat
     base = find_base(run.config().model, print)
     with pytest.raises(UserError, match=r"num_return_sequences.*correct its generation_config"):
         generation_settings(base, print)
+
+
+def saved_adapter(folder: Path, seed: int, **changes: Any) -> Path:
+    return write_adapter(folder / f"adapter{seed}", folder / "base", seed, **changes)
+
+
+def deltas(model: Any, name: str) -> dict[str, torch.Tensor]:
+    """What an adapter adds to the weight of each module."""
+    layers = [(key, one) for key, one in model.named_modules() if hasattr(one, "get_delta_weight")]
+    return {key: one.get_delta_weight(name) for key, one in layers if name in one.lora_A}
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_adapters_are_combined_by_weight(
+    tmp_path: Path, merge: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, adapter=LORA)
+    model = trained_adapter(make_model(), run)
+    checkpoint(run, 7, lambda folder: save_adapters(model, folder))
+    other = saved_adapter(tmp_path, 3, r=8, targets=["q_proj", "v_proj"])
+    third = saved_adapter(tmp_path, 5, r=2, use_rslora=True)
+    monkeypatch.setenv("TATARA_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.chdir(tmp_path)
+    words = f"default=0.7,{other}=0.3,{third}=-0.5"
+    more = ["--merge"] if merge else []
+    assert main(["export", run.id, "--adapters", words, "--output", "sum", *more]) == 0
+    wanted: dict[str, torch.Tensor] = {}
+    for weight, folder in ((0.7, run.checkpoints / "checkpoint-7"), (0.3, other), (-0.5, third)):
+        for key, delta in deltas(load_adapter(make_model(), folder), "default").items():
+            wanted[key] = wanted.get(key, 0) + weight * delta
+    if merge:
+        whole = AutoModelForCausalLM.from_pretrained("sum").state_dict()
+        plain = make_model().state_dict()
+        for key, delta in wanted.items():
+            name = f"{key.removeprefix('base_model.model.')}.weight"
+            assert torch.allclose(whole[name] - plain[name], delta, atol=1e-4)
+    else:
+        found = deltas(load_adapter(make_model(), Path("sum")), "default")
+        assert found.keys() == wanted.keys()
+        assert all(torch.allclose(found[key], wanted[key], atol=1e-5) for key in wanted)
+    assert not run.final.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("default=1,nothing=1", "expected default, a run or an adapter's folder, found 'nothing'"),
+        ("default=1,base=1", "expected an adapter in base, found none"),
+        ("default=1,adapter3=x", "expected NAME=WEIGHT, such as a=0.7, found 'adapter3=x'"),
+        ("default=1,adapter3=nan", "expected NAME=WEIGHT"),
+        ("default=1", "expected two adapters or more"),
+        ("default=1,default=2", "expected each adapter once"),
+        ("default=1,adapter4=1", "expected an adapter of .*base, found one of .*elsewhere"),
+        ("default=1,adapter5=1", "expected plain LoRA in adapter5, found use_dora=True"),
+    ],
+)
+def test_adapters_that_do_not_go_together_are_named(
+    tmp_path: Path,
+    words: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = make_run(tmp_path, adapter=LORA)
+    model = trained_adapter(make_model(), run)
+    checkpoint(run, 7, lambda folder: save_adapters(model, folder))
+    saved_adapter(tmp_path, 3)
+    write_adapter(tmp_path / "adapter4", tmp_path / "elsewhere", 4)
+    saved_adapter(tmp_path, 5, use_dora=True)
+    monkeypatch.setenv("TATARA_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", run.id, "--adapters", words, "--output", "sum"]) == 2
+    assert re.search(told, capsys.readouterr().err)
+    assert not Path("sum").exists()

@@ -27,7 +27,7 @@ class Weighted:
 
 
 def check_combinable(adapters: Mapping[str, Weighted], base: str) -> None:
-    """UserError for an adapter of another base, or one that is more than plain LoRA, by its name."""
+    """UserError for an adapter of another base, or more than plain LoRA, by its name."""
     for name, adapter in adapters.items():
         saved = _place(name, adapter)
         check_same_base(saved, base)
@@ -43,7 +43,7 @@ def check_combinable(adapters: Mapping[str, Weighted], base: str) -> None:
 def combine(
     model: nn.Module, adapters: Mapping[str, Weighted]
 ) -> tuple[dict[str, torch.Tensor], Any]:
-    """The weights and the config of an adapter that adds to the base what all of them add, weighted.
+    """Weights and config of an adapter that adds the weighted sum of what all of them add.
 
     Exact for any ranks: peft (0.21) lays the matrices side by side, so that the rank is the sum.
     Raises UserError for adapters that do not fit the model or each other.

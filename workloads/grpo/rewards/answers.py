@@ -23,7 +23,8 @@ _LEAD = re.compile(
     r"(?:(?<![A-Za-z])(?:final |correct |right |my )?(?:answer|ans|result|solution|option|choice)"
     r"(?:s)?(?! in)(?:\s+(?:is|are|would be|must be|equals|to the question is)"
     r"|\s*(?:[:=]|-(?=\s)))*\s*[:=]?"
-    r"|(?:答え|解答|正解|答案|选项|選択肢|選ぶのは|选择|选|정답|답)\s*(?:は|是|为|為|은|는|:|=)?)\s*",
+    r"|(?:答え|解答|正解|答案|选项|選択肢|選ぶのは|(?<!不)选择|(?<!不)选|정답|답|선택지|보기)"
+    r"\s*(?:は|是|为|為|은|는|:|=|选|選)?)\s*",
     re.IGNORECASE,
 )
 _CONCLUSION = re.compile(
@@ -39,11 +40,13 @@ _VALUE = r"(?=\s*[-＄€£¥₩√(]*[\d.])"
 _LEAST = (
     r"at (?:the )?(?:very )?least|no (?:less|fewer) than|not (?:less|fewer) than"
     r"|(?:greater|more|larger) than or equal to|(?:a )?minimum of|minimally"
-    r"|最低|最少|少なくとも|至少|不少于|최소한?|적어도"
+    r"|最低|最少|少なくとも|少なくても|至少|起码|不少于|不小于|不低于|[大多]于或?等于"
+    r"|최소한?|적어도"
 )
 _MOST = (
     r"at (?:the )?(?:very )?most|no more than|not more than|up to|(?:a )?maximum of|not exceeding"
-    r"|(?:less|fewer|smaller) than or equal to|最多|最大|多くとも|高々|至多|不超过|최대|많아야"
+    r"|(?:less|fewer|smaller) than or equal to|最多|最大|多くとも|多くても|せいぜい|高々|至多|顶多"
+    r"|不超过|不大于|不多于|不高于|[小少]于或?等于|최대|많아야|많아도|기껏해야"
 )
 _NOT = r"not|isn't|is not|never|other than|not equal to|anything but|不是|不等于"
 _MORE = r"(?:greater|more|larger|bigger|higher) than|over|above|exceeding|exceeds|超过|大于|多于"
@@ -56,19 +59,23 @@ _OR_LESS = r"\bor (?:less|fewer|lower|below|under|smaller)\b|\band below\b|以�
 _NOT_AFTER = (
     r"ではない|ではありません|じゃない|でない|이 아니|가 아니|[個个つ개]?(?:이|가)? 아니|아님"
 )
+_WORD_START = r"(?:(?<![A-Za-z])|(?=[^\x00-\x7f]))"
 # Words before a value, then words behind it; the longer ones first.
 _BOUNDS = tuple(
-    (re.compile(rf"(?<![A-Za-z])(?:{words})(?![A-Za-z])\s*{_VALUE}", re.IGNORECASE), sign)
+    (re.compile(rf"{_WORD_START}(?:{words})(?![A-Za-z])\s*{_VALUE}", re.IGNORECASE), sign)
     for words, sign in ((_LEAST, "≥"), (_MOST, "≤"), (_NOT, "≠"), (_MORE, ">"), (_LESS, "<"))
 )
-_COUNTED = r"(?P<value>[\d.]+(?:/\d+)?\s*(?:[a-z]+|[個个つ개人円元点度歳]|cm|°)?)"
+# A number with what it counts: a word, or a few characters of East Asia.
+_COUNTED = (
+    r"(?P<value>[\d.]+(?:/\d+)?\s*(?:[a-z]+|°|[\u3041-\u30fe\u4e00-\u9fff\uac00-\ud7a3]{1,3}?)?)"
+)
 _BOUNDS_AFTER = tuple(
     (re.compile(rf"{_COUNTED}\s*(?:{words})", re.IGNORECASE), sign)
     for words, sign in (
         (_OR_MORE, "≥"),
         (_OR_LESS, "≤"),
-        (r"未満|未满|미만|より小さい|より少ない|보다 작|보다 적", "<"),
-        (r"より大きい|より多い|を超え|超|초과|보다 크|보다 많", ">"),
+        (r"未満|未满|미만|より小さい|より少ない|보다 (?:작|적|덜)[은다]?", "<"),
+        (r"より大きい|より多い|を超え|超|초과|보다 (?:큰|크다?|더|많[은다]?)", ">"),
         (_NOT_AFTER, "≠"),
     )
 )
@@ -81,9 +88,18 @@ _MARKED = re.compile(
     rf"^(?:\(\s*({_LETTER})\s*\)|\[\s*({_LETTER})\s*\]|({_LETTER})\s*[).:、]|({_LETTER})(?=\s*\())"
     r"(?![A-Za-z])\s*(.*)$"
 )
-_CHOICE_WORD = re.compile(r"^(?:options?|choices?|answers?|letter)\s+", re.IGNORECASE)
+_CHOICE_WORD = re.compile(
+    r"^(?:(?:i )?(?:choose|pick|select)|options?|choices?|answers?|letter)\s+", re.IGNORECASE
+)
 _BARE = re.compile(rf"^({_LETTER})$")
-_EAST_TAIL = re.compile(r"(?:です|だ|である|입니다|이다|이에요|预|番)$")
+_CHOICE_TAIL = re.compile(
+    r"(?:(?:が|이|가)?\s*(?:正解|正しい|答え|정답|맞다|맞습니다))?"
+    r"(?:选项|項|项|番|번)?(?:です|だ|である|입니다|이다|이에요|正确)?$"
+    r"|\s+is\s+(?:the\s+)?(?:correct|right)(?:\s+(?:answer|option|choice|one))?$"
+)
+_SEVERAL_CHOICES = re.compile(
+    r"(?:[A-H]|\([A-H]\))(?:\s*(?:[,;、/&]|\band\b|和|と|및|과|와)\s*(?:[A-H]|\([A-H]\)))+"
+)
 _POLITE = re.compile(r"(?:です|でした|だ|である|ます|입니다|이다|이에요|예요|的)$")
 _ARTICLE = re.compile(
     r"^(?:(?:it|this|that|there|they)(?:'s| is| are)|is|the|an?)\s+(?=\S)", re.IGNORECASE
@@ -92,6 +108,14 @@ _STATED = re.compile(r"^(?:the )?[a-z]+(?: of [a-z ]+)? (?:is|are|was) (?=[a-z])
 _YES_NO = re.compile(
     r"^(yes|no|true|false|はい|いいえ|是|否|对|不对|예|네|아니요)(?=$|[,.。、，\s])"
 )
+_BOTH = re.compile(
+    r"^(?:yes|no|true|false|はい|いいえ|是|否|예|네|아니요)\s*(?:and|or|,|/|、|か|と|和|或|또는)\s*"
+    r"(?:yes|no|true|false|はい|いいえ|是|否|예|네|아니요)(?:$|[,.。\s])"
+)
+_LIST_MARK = re.compile(r"[,;、]\s*(?:and\b)?|\band\b|和|及")
+_EITHER = re.compile(r"\bor\b|または|或|또는")
+_RATIO = re.compile(r"[\d.]+\s*:\s*[\d.]+")
+_TO = re.compile(r"(?<=\d)\s+to\s+(?=\d)|(?<=\d)\s*(?:対|比|대)\s*(?=\d)")
 _BEYOND = re.compile(r"\\[A-Za-z]+|[∫∑∏∪∩∈]|\|")
 _CONTENT = re.compile(r"[^\W_]|[△∠∞∅√π°]")
 
@@ -171,6 +195,8 @@ def _compare(answer: str, truth: str, written: str, wanted: str) -> Verdict:
         return Verdict(True, f"the same: {truth}")
     if (verdict := _compare_choices(answer, truth)) is not None:
         return verdict
+    if _RATIO.match(truth):
+        answer = _TO.sub(":", answer)
     answer, truth = _without_choice(answer), _without_choice(truth)
     if _BEYOND.search(answer) or _BEYOND.search(truth):
         return _by_math_verify(written, wanted)
@@ -212,7 +238,7 @@ def _bounded(text: str) -> str:
         text = pattern.sub(f" {sign} ", text)
     for pattern, sign in _BOUNDS_AFTER:
         text = pattern.sub(rf" {sign} \g<value> ", text)
-    return _RANGE.sub(" ; ", text)
+    return _RANGE.sub(" ; ", text.replace("等于", "="))
 
 
 def final_part(truth: str) -> str:
@@ -250,7 +276,9 @@ def _boxed(text: str, last: bool) -> str:
 
 def _led(text: str, last: bool) -> str:
     """What follows "the answer is": the first one, so that a second answer is seen, or the last."""
-    marks = [match for match in _LEAD.finditer(text) if text[match.end() :].strip()]
+    marks = [
+        match for match in _LEAD.finditer(text) if _POLITE.sub("", text[match.end() :].strip())
+    ]
     if marks:
         text = text[marks[-1 if last else 0].end() :]
     elif concluded := list(_CONCLUSION.finditer(text)):
@@ -260,7 +288,7 @@ def _led(text: str, last: bool) -> str:
 
 def _choice(text: str) -> tuple[str, str] | None:
     """The letter of a choice and what stands behind it; None where there is none."""
-    text = trimmed(_EAST_TAIL.sub("", _CHOICE_WORD.sub("", text)))
+    text = trimmed(_CHOICE_TAIL.sub("", _CHOICE_WORD.sub("", text)))
     if bare := _BARE.match(text):
         return bare[1].upper(), ""
     marked = _MARKED.match(text)
@@ -280,7 +308,14 @@ def _without_choice(text: str) -> str:
 
 
 def _compare_choices(answer: str, truth: str) -> Verdict | None:
-    """By letter where the solution is one of a choice; None where it is none."""
+    """By letter where the solution is one of a choice, or several; None where it is none."""
+    if _SEVERAL_CHOICES.fullmatch(truth) and _SEVERAL_CHOICES.fullmatch(answer):
+        wanted_letters, letters = (sorted(re.findall("[A-H]", one)) for one in (truth, answer))
+        why = f"choices {', '.join(letters)}"
+        same = letters == wanted_letters
+        return Verdict(same, why if same else f"{why}, not {', '.join(wanted_letters)}")
+    if _SEVERAL_CHOICES.fullmatch(truth) and _EITHER.search(answer):
+        return Verdict(False, f"one of several choices, where {truth} was wanted")
     wanted, said = _choice(truth), _choice(answer)
     if wanted is None:
         return None
@@ -299,15 +334,20 @@ def _compare_choices(answer: str, truth: str) -> Verdict | None:
 def _compare_texts(answer: str, truth: str) -> Verdict:
     """As words: without articles, polite endings, and what leads up to them."""
     said, wanted = _bare_text(answer), _bare_text(truth)
-    if said == wanted:
+    if said == wanted or _listed(said) == _listed(wanted):
         return Verdict(True, f"the same: {truth}")
     yes = _YES_NO.match(said)
-    if yes and yes[1] == wanted:
+    if yes and yes[1] == wanted and not _BOTH.match(said):
         return Verdict(True, f"the same: {truth}")
     stated = _bare_text(_STATED.sub("", answer))
     return Verdict(
         stated == wanted, f"{answer}, not {truth}" if stated != wanted else f"the same: {truth}"
     )
+
+
+def _listed(text: str) -> list[str]:
+    """The texts of a list, in any order: red, blue."""
+    return sorted(part.strip() for part in _LIST_MARK.split(text) if part.strip())
 
 
 def _bare_text(text: str) -> str:

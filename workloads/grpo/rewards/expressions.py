@@ -129,6 +129,14 @@ class Expression:
         own = {str(self.leaf)} if self.kind == "letter" else set()
         return frozenset(own.union(*(part.letters for part in self.parts)))
 
+    @property
+    def endless(self) -> int:
+        """1 for ∞, -1 for -∞, 0 for all else."""
+        if self.leaf == "∞":
+            return 1
+        is_signed = self.kind == "-" and self.parts[0].leaf == 0
+        return -self.parts[1].endless if is_signed else 0
+
     def value(self, letters: Letters) -> Value | None:
         """The value where the letters have values; None where it has none or is out of reach."""
         try:
@@ -158,6 +166,8 @@ def _drawn(point: int) -> Letters:
 
 def same_value(left: Expression, right: Expression, factor: Fraction = Fraction(1)) -> bool:
     """Whether `left` times `factor` is `right`, whatever their letters stand for."""
+    if left.endless or right.endless:
+        return left.endless == right.endless
     ours, theirs = left.values, right.values
     if len(ours) != len(theirs):
         points = [_drawn(point) for point in range(_POINTS)]
@@ -312,7 +322,9 @@ class Parser:
                 return False
             end += 2
         after = self._at(end)
-        return after.kind != "number" and after.text not in ("+", "-", "=", *_CLOSING)
+        if after.kind == "number":  # 1 h 30 min
+            return unit_of(self._at(end + 1).text) is not None
+        return after.text not in ("+", "-", "=", *_CLOSING)
 
     def _signed(self, place: int) -> tuple[Expression, int]:
         sign = self._at(place).text

@@ -24,9 +24,12 @@ _WORD = "|".join(sorted([*_ENGLISH, *_ENGLISH_SCALES], key=len, reverse=True))
 _RUN = re.compile(rf"\b(?:{_WORD})(?:(?:[ -]|\s+and\s+)(?:{_WORD}))*\b", re.IGNORECASE)
 _PART_NAMES = "|".join(sorted(_PARTS, key=len, reverse=True))
 _PART = re.compile(rf"(?<![\d/.,])\b(\d+|an?)[ -]({_PART_NAMES})s?\b", re.IGNORECASE)
-_LONE_HALF = re.compile(r"^half\b|(?<=and )half\b", re.IGNORECASE)
+_LONE_HALF = re.compile(r"^half(?: an?)?\b|(?<=and )half\b", re.IGNORECASE)
 _AND_PART = re.compile(r"\b(\d+) and (\d+/\d+)(?![\d/])")
 _SCALED = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?) (hundred|thousand|million|billion|dozen)\b", re.I)
+_ORDINAL_NAMES = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
+_ORDINALS = tuple(_ORDINAL_NAMES.split())
+_ORDINAL = re.compile(rf"(?:the )?({'|'.join(_ORDINALS)})[.]?", re.IGNORECASE)
 # "one" is a pronoun as well: a number only alone or beside another alternative.
 _PRONOUN = re.compile(r"\bone\b(?!\s*(?:or|and|,|$|[-.]?\s*$|half|third|quarter))", re.IGNORECASE)
 
@@ -47,6 +50,10 @@ _HAN_RUN = re.compile(
 )
 _HAN_PART = re.compile(r"(\d+)\s*分[の之]\s*(\d+)|(\d+)\s*분의\s*(\d+)")
 _TIMES_MYRIAD = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*([万萬億亿만억])")
+# 1万5千, 1万5000; the digits behind are never the part of another number.
+_MYRIAD_AND = re.compile(
+    r"(?<![\w.])(\d+)\s*([万萬億亿만억])\s*(\d{1,4})([千百十천백십]?)(?![\d.,])"
+)
 _JAPANESE = MappingProxyType(
     {"ひとつ": 1, "ふたつ": 2, "みっつ": 3, "よっつ": 4, "いつつ": 5, "むっつ": 6, "ななつ": 7}
     | {"やっつ": 8, "ここのつ": 9, "とお": 10, "ゼロ": 0}
@@ -79,15 +86,15 @@ def in_digits(text: str) -> str:
 
     Kanji, kana and hangul are read only where no digit stands beside them: 一共7個 is 7.
     """
+    text = re.sub(rf"[{_HAN}]+(?=分[の之])|(?<=分[の之])[{_HAN}]+", lambda m: _han(m[0]), text)
     if not re.search(r"\d", text):
         text = _HAN_RUN.sub(lambda match: _han(match[0]), text)
         text = _JAPANESE_RUN.sub(lambda match: str(_JAPANESE[match[0]]), text)
         text = _SINO_RUN.sub(lambda match: str(_positional(match[0], _SINO, _SINO_SCALES)), text)
         text = _KOREAN_RUN.sub(_korean, text)
-    elif re.search(r"分[の之]|분의", text):
-        text = re.sub(rf"[{_HAN}]+(?=分[の之])|(?<=[の之])[{_HAN}]+", lambda m: _han(m[0]), text)
-    text = re.sub(r"百分之(\d+(?:\.\d+)?)", r"\1%", text)
+    text = re.sub(r"(?:百|100)分[の之](\d+(?:\.\d+)?)", r"\1%", text)
     text = _HAN_PART.sub(lambda m: f" {m[2] or m[4]}/{m[1] or m[3]}", text)
+    text = _MYRIAD_AND.sub(_myriad_and, text)
     text = _TIMES_MYRIAD.sub(lambda m: _times(m[1], _MYRIADS[m[2]]), text)
     return _english(text)
 
@@ -101,9 +108,11 @@ def _english(text: str) -> str:
             return match[0]
         return str(_english_value(re.split(r"[\s-]+", said)))
 
-    text = _RUN.sub(digits, text)
     scales = {**_ENGLISH_SCALES, "dozen": 12}
     text = _SCALED.sub(lambda m: _times(m[1], scales[m[2].lower()]), text)
+    text = _RUN.sub(digits, text)
+    if ordinal := _ORDINAL.fullmatch(text.strip()):
+        return str(1 + _ORDINALS.index(ordinal[1].lower()))
     text = _PART.sub(lambda m: f"{m[1] if m[1].isdigit() else 1}/{_PARTS[m[2].lower()]}", text)
     text = _LONE_HALF.sub("1/2", text)
     return _AND_PART.sub(r"\1 \2", text)
@@ -151,6 +160,11 @@ def _korean(match: re.Match[str]) -> str:
     if not match[1] and not match[2]:
         return match[0]
     return str(_KOREAN_TENS.get(match[1] or "", 0) + _KOREAN.get(match[2] or "", 0))
+
+
+def _myriad_and(match: re.Match[str]) -> str:
+    scale = {**_HAN_SCALES, **_SINO_SCALES}.get(match[4], 1)
+    return str(int(match[1]) * _MYRIADS[match[2]] + int(match[3]) * scale)
 
 
 def _times(number: str, scale: int) -> str:

@@ -7,6 +7,7 @@
 "(1, 2)"                one value in two parts, whose order counts
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,9 @@ from workloads.grpo.rewards.expressions import (
 )
 from workloads.grpo.rewards.units import (
     CURRENCY_SIGNS,
+    RADIANS,
     Unit,
+    are_alike,
     counts_nothing,
     power_of,
     unit_at_start,
@@ -49,6 +52,16 @@ _EAST_FLUFF = re.compile(
     r"|있습니다|있다|物体|东西|もの|もある|が|は|の|を|に|も|은|는|이|가|을|를|個|个|개|つ|数|です|정도|左右|ほど|くらい)+$"
 )
 _MOST_ITEMS = 40
+# "1 hour and 30 minutes" is one value, as "1 h 30 min" is.
+_AND_UNIT = re.compile(
+    r"(\d\s*(?:hours?|h|hrs?|minutes?|min|days?|weeks?|years?|feet|foot|ft|pounds?|lbs?|dollars?"
+    r"|km|kilometers?|kg|m|meters?)) and (\d+\s*[a-z]+)",
+    re.IGNORECASE,
+)
+_FEET = re.compile(r"(\d+)\s*(?:ft|feet|foot|')\s*(\d+(?:\.\d+)?)\s*(?:in(?:ch(?:es)?)?\b|\"|'')")
+# What the places of a point are called, in two dimensions and in three.
+_COORDINATES = ("x", "y", "z")
+_LEADING_VERB = re.compile(r"\s+(?:is|are|must be|has to be|should be)$|(?:は|이|가|는)$")
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,7 @@ def _shown(value: "Expression | Group") -> str:
 def read_quantities(text: str) -> list[Quantity]:
     """Everything that a plain text states; empty where it states no value."""
     found: list[Quantity] = []
+    text = _FEET.sub(r"\1 feet \2 inches", _AND_UNIT.sub(r"\1 \2", text))
     for part in split_outside(text):
         found += _read_part(part)
         if len(found) > _MOST_ITEMS:
@@ -176,6 +190,7 @@ def _left_side(side: str, words: frozenset[str]) -> tuple[str, frozenset[str]]:
 def _read_relation(sides: Sequence[str], signs: Sequence[str]) -> Iterator[Quantity]:
     """`1 < x < 3` as x > 1 and x < 3; the name comes to the left."""
     for left, sign, right in zip(sides, signs, sides[1:], strict=False):
+        left = _LEADING_VERB.sub("", left)
         if _is_name(right) and not _is_name(left):
             left, right, sign = right, left, _TURNED.get(sign, sign)
         values = list(_read_values(right))
@@ -233,11 +248,29 @@ def _read_values(text: str) -> Iterator[Quantity]:
         if found and not before and not unit and found[-1].unit and _is_unit_power(tokens, place):
             place = end
             continue
-        found.append(Quantity(value, unit=money or unit, words=_words(before)))
+        one = Quantity(value, unit=money or unit, words=_words(before))
+        if found and not one.words and (whole := _together(found[-1], one)):
+            found[-1] = whole
+        else:
+            found.append(one)
         before, place = [], end
     if found:
         found[-1] = replace(found[-1], words=found[-1].words | _words(before))
     yield from found
+
+
+def _together(large: Quantity, small: Quantity) -> Quantity | None:
+    """1 h 30 min as one value; None where two quantities are not parts of one."""
+    if not (large.unit and small.unit and are_alike(large.unit, small.unit)):
+        return None
+    ratio = large.unit.factor / small.unit.factor
+    if ratio <= 1 or isinstance(large.value, Group) or isinstance(small.value, Group):
+        return None
+    many, few = large.value.values[0], small.value.values[0]
+    if not (isinstance(many, Fraction) and isinstance(few, Fraction) and 0 <= few < ratio):
+        return None
+    value, _ = Parser(tokens_of(f"({many})+({few / ratio})")).read(0)
+    return replace(large, value=value)
 
 
 def _skip(tokens: Sequence[Token], place: int, before: list[Token]) -> int:
@@ -372,6 +405,7 @@ def same_quantities(ours: Sequence[Quantity], theirs: Sequence[Quantity]) -> str
     ours, theirs = _distinct(ours), _distinct(theirs)
     if unsound := [one for one in ours if not one.sound]:
         return f"an equation that is false, {unsound[0]}"
+    ours, theirs = _as_relations(ours, theirs), _as_relations(theirs, ours)
     if len(ours) != len(theirs) and 1 in (len(ours), len(theirs)):
         ours, theirs = _opened(ours, theirs), _opened(theirs, ours)
     if len(ours) != len(theirs):
@@ -389,9 +423,44 @@ def same_quantities(ours: Sequence[Quantity], theirs: Sequence[Quantity]) -> str
     return why
 
 
+def _as_relations(group: list[Quantity], other: list[Quantity]) -> list[Quantity]:
+    """An interval as what it says, [-2, ∞) as ≥ -2, where the other side is relations."""
+    interval = _bounds_of(group)
+    if interval is None or not other or any(one.relation not in "<>≤≥" for one in other):
+        return group
+    low, high = interval.parts
+    bounds = [
+        replace(low, relation="≥" if interval.opening == "[" else ">"),
+        replace(high, relation="≤" if interval.closing == "]" else "<"),
+    ]
+    return [bound for bound in bounds if not _is_endless(bound)]
+
+
+def _bounds_of(quantities: Sequence[Quantity]) -> Group | None:
+    """The only quantity, where it may be an interval."""
+    value = quantities[0].value if len(quantities) == 1 else None
+    is_interval = isinstance(value, Group) and len(value.parts) == 2 and value.opening in "(["
+    return value if is_interval and isinstance(value, Group) else None
+
+
+def _is_endless(quantity: Quantity) -> bool:
+    return isinstance(quantity.value, Expression) and bool(quantity.value.endless)
+
+
 def _opened(group: list[Quantity], other: list[Quantity]) -> list[Quantity]:
     """The parts of a point that the other side writes without brackets; their order counts."""
     value = group[0].value
+    if (
+        isinstance(value, Group)
+        and len(group) == 1
+        and value.opening == "("
+        and value.closing == ")"
+    ):
+        names = _COORDINATES[: len(value.parts)]
+        if tuple(sorted(one.name for one in other)) == names:
+            return [replace(part, name=n) for part, n in zip(value.parts, names, strict=True)]
+    if isinstance(value, Group) and {value.opening, value.closing} in ({"(", "]"}, {"[", ")"}):
+        return group  # a half-open interval is no list
     if len(group) > 1 or not isinstance(value, Group) or any(one.name for one in other):
         # Where the other side was opened, the places name the values.
         is_opened = len(other) == 1 and isinstance(other[0].value, Group) and not group[0].name
@@ -405,7 +474,7 @@ def _opened(group: list[Quantity], other: list[Quantity]) -> list[Quantity]:
 
 def _is_named(quantities: Sequence[Quantity]) -> bool:
     """Whether names tell several values apart."""
-    names = {(one.name, one.words) for one in quantities}
+    names = {(one.name, one.words) for one in quantities if one.name or one.words}
     return len(quantities) > 1 and len(names) == len(quantities)
 
 
@@ -440,7 +509,7 @@ def difference(ours: Quantity, wanted: Quantity, several: bool = False) -> str:
         return f"a value of {ours.name}, not of {wanted.name}"
     if _is_sum(wanted.name) != _is_sum(ours.name) and (_is_sum(wanted.name)):
         return f"{ours} where an equation was wanted"
-    if ours.unit and wanted.unit and ours.unit.dimensions != wanted.unit.dimensions:
+    if ours.unit and wanted.unit and not are_alike(ours.unit, wanted.unit):
         return f"unit {ours.unit.name}, not {wanted.unit.name}"
     if _other_words(ours, wanted, several):
         said, asked = (" ".join(sorted(one.words)) for one in (ours, wanted))
@@ -471,8 +540,16 @@ def _same_amount(ours: Quantity, wanted: Quantity) -> bool:
         return False
     factor = Fraction(1)
     if ours.unit and wanted.unit:
-        factor = ours.unit.factor / wanted.unit.factor
+        factor = ours.unit.factor / wanted.unit.factor * _turns(ours.unit, wanted.unit)
     return same_value(mine, theirs, factor)
+
+
+def _turns(ours: Unit, wanted: Unit) -> Fraction:
+    """What radians are in degrees, and back; 1 for all other units."""
+    if RADIANS not in (ours.dimensions, wanted.dimensions) or ours.dimensions == wanted.dimensions:
+        return Fraction(1)
+    degrees = Fraction(180 / math.pi)
+    return degrees if ours.dimensions == RADIANS else 1 / degrees
 
 
 def _same_group(ours: Group, wanted: Group) -> bool:

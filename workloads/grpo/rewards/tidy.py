@@ -69,6 +69,12 @@ _PERCENT_WORD = re.compile(
 _PI_WORD = re.compile(r"(?<![A-Za-z])pi(?=(?:[cdkm]?m)?(?![A-Za-z]))")
 _ROOT_WORD = re.compile(r"(?<![A-Za-z])(?:sqrt|square root of|root)\s*(?=[\d(√])")
 _LETTER_ROOT = re.compile(r"(?<![A-Za-z])sqrt\s*(?=[A-Za-z]\b)")
+_SCALE_WORD = re.compile(
+    r"(?:\bdegrees?\s+|°\s*)(?:celsius|centigrade|(?P<f>fahrenheit|F(?![A-Za-z]))|C(?![A-Za-z]))",
+    re.IGNORECASE,
+)
+_EAST_SCALE = re.compile(r"(?:摄氏|攝氏|摂氏|섭씨)\s*(-?[\d.]+)\s*(?:度|도)")
+_BASED_LOG = re.compile(r"\blog\s+_\s*")
 _END = " \t\n.。．、,，;:！!？?"
 _TIGHT_MINUS = re.compile(r"(?<!\S)-\s+(?=[\d.√(])")
 
@@ -86,7 +92,9 @@ def plain(text: str) -> str:
     text = _PLAIN_ROOT.sub(lambda m: f"({m[2]})^(1/{_TEXT_ROOT[m[1]]})", text)
     text = _PERCENT_WORD.sub("%", _ROOT_WORD.sub("√", _LETTER_ROOT.sub("√", text)))
     text = _PI_WORD.sub("π", text)
-    text = _MINUS_WORD.sub("-", in_digits(text))
+    text = _BASED_LOG.sub("log_", text)
+    text = _SCALE_WORD.sub(lambda match: "°F" if match["f"] else "°C", text)
+    text = _EAST_SCALE.sub(r"\1 °C", _MINUS_WORD.sub("-", in_digits(text)))
     text = _TIGHT_MINUS.sub("-", " ".join(text.split()))
     return trimmed(text)
 

@@ -54,7 +54,7 @@ s 1: s sec secs second 秒 秒钟 초 秒間
 s 1/1000: ms millisecond 毫秒 ミリ秒
 s 60: min mins minute 分 分钟 分間 분
 s 3600: h hr hrs hour 小时 小時 時間 钟头 시간
-s 86400: day days 天 日間 일간
+s 86400: day days 天 日 日間 일 일간
 s 604800: week weeks wk 周 週間 주일
 month 1: month months 个月 ヶ月 か月 개월
 month 12: year years yr yrs 年間
@@ -98,6 +98,7 @@ gbp 1: £ GBP
 inr 1: ₹ INR Rs rupee rupees
 jpy 1: ¥ JPY yen 円 엔 日元
 cny 1: CNY RMB yuan 元 人民币
+cny 1/10: 角
 krw 1: ₩ KRW won 원
 """
 _CURRENCIES = ("usd", "eur", "gbp", "inr", "jpy", "cny", "krw")
@@ -138,6 +139,8 @@ _SQUARES = MappingProxyType(
     {"平方": 2, "立方": 3, "square": 2, "sq": 2, "cubic": 3, "cu": 3, "제곱": 2, "세제곱": 3}
 )
 _POWERED = re.compile(r"(?P<name>[A-Za-zµμ]+)(?P<power>[23])")
+DEGREES, RADIANS = (("deg", 1),), (("rad", 1),)
+_RATES = MappingProxyType({"mph": ("mi", "h"), "kph": ("km", "h"), "kmh": ("km", "h")})
 CURRENCY_SIGNS = "＄€£¥₩₹¢"
 CURRENCY_CODES = tuple(
     name
@@ -154,7 +157,19 @@ def unit_of(word: str) -> Unit | None:
     if powered := _POWERED.fullmatch(word):
         found = unit_of(powered["name"])
         return found.raised(int(powered["power"])) if found else None
+    if over := _RATES.get(word.casefold()):
+        return _BY_NAME[over[0]] * _BY_NAME[over[1]].raised(-1)
     return _BY_NAME.get(word) or _BY_WORD.get(word.casefold())
+
+
+def are_alike(one: Unit, other: Unit) -> bool:
+    """Whether two units measure the same; ¥ is yen or yuan, degrees are angles or heat."""
+    if "¥" in (one.name, other.name):
+        return {one.dimensions, other.dimensions} <= {(("jpy", 1),), (("cny", 1),)}
+    if one.dimensions == other.dimensions:
+        return True
+    kinds = {one.dimensions, other.dimensions}
+    return DEGREES in kinds and bool(kinds & {RADIANS, (("°C", 1),), (("°F", 1),)})
 
 
 def unit_at_start(run: str) -> tuple[Unit, str] | None:

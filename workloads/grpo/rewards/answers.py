@@ -1,7 +1,7 @@
 """Answers taken out of their tags, and whether two of them mean the same.
 
 An answer is brought into one spelling (`tidy`), the part that concludes it is found, and then it
-is compared as a choice (A to H), by all the values that it states (`quantities`), or as text.
+is compared as a choice (A to H), by all the values that it states (`statements`), or as text.
 Naming several values earns nothing where one was wanted. What none of these can read, such as an
 integral, is left to math-verify.
 """
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from workloads.grpo.rewards.math_checker import shared_checker
-from workloads.grpo.rewards.quantities import read_quantities, same_quantities
+from workloads.grpo.rewards.quantities import same_quantities
+from workloads.grpo.rewards.statements import read_quantities
 from workloads.grpo.rewards.tidy import argument, plain, trimmed
 
 _TAG = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE)

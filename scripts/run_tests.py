@@ -76,6 +76,15 @@ VLLM = Group(
     python=str(ROOT / ".cache" / "venv-vllm" / "bin" / "python"),
     setup="scripts/vllm_environment.sh",
 )
+OPTIONAL = Group(
+    "optional packages",
+    ("unit", "fault"),
+    "optional",
+    workers=0,
+    essential=False,
+    python=str(ROOT / ".cache" / "venv-optional" / "bin" / "python"),
+    setup="scripts/optional_environment.sh",
+)
 GPU = Group("gpu", ("gpu", *CODE, *PROCESSES), "gpu", workers=0, essential=False)
 
 
@@ -124,6 +133,7 @@ def choose(full: bool) -> tuple[list[Group], dict[str, str]]:
         left_out["compose"] = "needs containers; 'make test-full' runs them"
         left_out["cluster"] = "needs a Slurm; 'make test-full' runs them where one answers"
         left_out["vllm"] = "needs vLLM for CPUs; 'make test-full' installs it and runs them"
+        left_out["optional"] = "needs bitsandbytes and lm_eval; 'make test-full' installs them"
         left_out["gpu"] = "needs an NVIDIA GPU; 'make test-full' runs them where there is one"
         return groups, left_out
     if slurm_answers():
@@ -131,10 +141,10 @@ def choose(full: bool) -> tuple[list[Group], dict[str, str]]:
     else:
         left_out["cluster"] = "no Slurm with two nodes answers"
     if engine_answers():
-        groups += [COMPOSE, VLLM, SLOW, LARGE]
+        groups += [COMPOSE, VLLM, OPTIONAL, SLOW, LARGE]
     else:
         left_out["compose"] = "no Docker engine answers; start one"
-        groups += [VLLM, SLOW]
+        groups += [VLLM, OPTIONAL, SLOW]
     if gpu_is_there():
         groups.append(GPU)
     else:

@@ -31,7 +31,13 @@ WORKLOADS: Mapping[str, Workload] = {
         "workloads.llm.config:LlmConfig",
         "workloads.llm.fake_step:build",
         (*_TRAINING, "trl"),
-        {"gsm8k": ("workloads.llm.evaluate.command", "grade-school maths, scored by the answer")},
+        {
+            "gsm8k": ("workloads.llm.evaluate.command", "grade-school maths, scored by the answer"),
+            "tasks": (
+                "workloads.llm.evaluate.tasks_command",
+                "tasks of lm-evaluation-harness, or your own from a file",
+            ),
+        },
     ),
     "grpo": Workload(
         "workloads.grpo.config:GrpoConfig",

@@ -123,7 +123,20 @@ def _pretrained(
             f"{name}: its weights cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from error
     _check_loaded(name, found, tell)
+    if arguments.get("quantization_config") is not None and not torch.cuda.is_available():
+        _keep_layout(made)
     return _known_as(made, base, tell)
+
+
+def _keep_layout(model: PreTrainedModel) -> None:
+    """Keep 4-bit weights on the CPU as they were quantised.
+
+    In evaluation bitsandbytes (0.50) packs them anew in place where the CPU knows AVX512-BF16: it
+    fails on widths that are no multiple of 64, gives shards another shape, and rounds otherwise.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_loaded(name: str, found: dict[str, Any], tell: Tell) -> None:

@@ -1,4 +1,4 @@
-"""Commands that the guide for the toolkit's users names: those that need no model run as written."""
+"""Commands of the guide for the toolkit: those that need no model run as written."""
 
 import re
 import shlex

@@ -31,7 +31,7 @@ class OwnTask:
 
         prompt: a question as the model is to read it; most: the longest free-form answer in tokens.
         """
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"question": prompt(question), "answer": answer}
             for question, answer in zip(self.questions, self.answers, strict=True)
         ]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from bench.plan_memory import Case, measure, predict, predicted_states
+from bench.plan_memory import Case, measure, predicted_states
 from tests.support.planning import GIB, OFFLINE, TABLE, N, highest, of, profile, total
 from workloads.config.merge import resolve
 from workloads.plan import activations
@@ -269,7 +269,7 @@ LLAMA = transformers.LlamaConfig(**SMALL)
     ids=lambda case: case.name,
 )
 def test_a_real_step_allocates_what_is_predicted(case: Case) -> None:
-    config, found = predict(case)
+    config, found = case.predict()
     measured = measure(case, config)
     assert predicted_states(found) == pytest.approx(measured.states, rel=0.005)
     assert found.allocated == pytest.approx(measured.peak, rel=0.05)

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from workloads.cli import main
 from workloads.errors import UserError
+from workloads.vla.policy import Policy
 from workloads.vla.robovlms import load_pretrained
 from workloads.vla.robovlms.actions import command, normalise
 from workloads.vla.robovlms.heads import GptHead, Head, History, LstmHead, policy_loss
@@ -23,6 +25,7 @@ from workloads.vla.robovlms.spec import HeadSize, PolicySpec
 
 pytestmark = pytest.mark.golden
 HERE = Path(__file__).parent / "robovlms"
+TINY = Path(__file__).resolve().parents[2] / "data/demo/tiny-kosmos2"
 SIZE = HeadSize(features=32, hidden=48)
 EXPECTED = json.loads((HERE / "window_expected.json").read_text())["cases"]
 LOSSES = json.loads((HERE / "expected.json").read_text())["cases"]
@@ -291,6 +294,34 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
         json.dumps(said | {"act_head": said["act_head"] | {"type": "DiscreteDecoder"}})
     )
     refused("expected an LSTM, FC or GPT decoder, found 'discrete'")
+
+
+@torch.no_grad()
+def test_a_checkpoint_becomes_a_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tatara import robovlms CONFIG.json CHECKPOINT`: safetensors that answer the same."""
+    folder = _checkpoint(tmp_path / "run", "module")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"norm_action": True, "norm_min": -0.65, "norm_max": 0.65, "use_hand_rgb": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    base = tmp_path / "base"
+    shutil.copytree(TINY, base)
+    (base / "config.json").write_text(json.dumps(BACKBONE))
+    command = [
+        "import", "robovlms", str(folder / "config.json"), str(folder / "policy.pt"),
+        "--base", str(base), "--output", str(tmp_path / "mine.yaml"),
+    ]  # fmt: skip
+    assert main(command) == 0
+    assert f"written: {tmp_path / 'mine'}/" in capsys.readouterr().out
+    assert (tmp_path / "mine/model.safetensors").is_file()
+    io, policy = _stored("window_io"), load_pretrained(tmp_path / "mine")
+    out = policy(_seen(io["rgb"], io["hand_rgb"]), io["text"], io["text_mask"])
+    _close(out.arm, io["both_cameras.arm"], 1e-6)
+    acting = Policy.from_pretrained(tmp_path / "mine", device="cpu", tell=lambda text: None)
+    assert acting.cameras == ("static", "gripper") and acting.unnorm_keys == ("calvin",)
+    arm, opens = np.array([[-1.0, 0.0, 1.0, 0.5, 0.0, 0.0]]), np.array([True])
+    sent = acting.scale(None).actions(arm, opens)  # type: ignore[attr-defined]
+    assert np.allclose(sent, [[-0.65, 0.0, 0.65, 0.325, 0.0, 0.0, 1.0]])
+    assert main(command) == 2 and "a name that is free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["fc", "gpt"])

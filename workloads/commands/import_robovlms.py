@@ -4,6 +4,7 @@ field was refused; what is left is a profile for `tatara train`."""
 
 import argparse
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the JSON file")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, nargs="?",
+        help="its weights, .pt or safetensors, or the folder of DeepSpeed's shards: written as a "
+        "policy that serve and train take, in the profile's folder, under its name",
+    )  # fmt: skip
+    parser.add_argument(
+        "--base", metavar="MODEL",
+        help="folder or hub id of the backbone, for its tokenizer (default: what the config names)",
+    )  # fmt: skip
     parser.add_argument(
         "--output", metavar="PROFILE", type=Path,
         help="profile to write, which must not exist (default: its name with .yaml, here); "
@@ -36,10 +46,14 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     table = profile.with_suffix(".md")
     if table == profile:
         raise UserError(f"--output: expected a name that ends in .yaml, found {profile}")
-    for file in (profile, table):
+    model = profile.with_suffix("")
+    for file in (profile, table, *([model] if args.checkpoint else [])):
         if file.exists():
             raise UserError(f"{file}: expected a name that is free, found a file; give --output")
     profile.parent.mkdir(parents=True, exist_ok=True)
+    if args.checkpoint:
+        # First: the profile says nothing of weights that cannot be read.
+        _write_policy(args, settings, model)
     profile.write_text(_profile(args.config, settings, rows), encoding="utf-8")
     table.write_text(_table(args.config, found.parents, rows), encoding="utf-8")
     counts = Counter(row.outcome for row in rows)
@@ -53,7 +67,26 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         f"{counts['refused']} refused"
     )
     print(f"written: {profile}, {table}")
+    if args.checkpoint:
+        print(f"written: {model}/, to serve; model.name={model} trains on from it")
     return EXIT_FAILED if counts["refused"] else EXIT_DONE
+
+
+def _write_policy(args: argparse.Namespace, settings: Mapping[str, Any], model: Path) -> None:
+    from workloads.config.sections import Model
+    from workloads.engine.pretrained.base import locate
+    from workloads.vla.robovlms.checkpoint import write_policy
+
+    if not args.checkpoint.exists():
+        raise UserError(f"expected a checkpoint, found nothing at {args.checkpoint}")
+    name = args.base or settings.get("model", {}).get("name")
+    if name is None:
+        raise UserError(
+            f"{args.config}: expected model_url or model_path to name the backbone, found none; "
+            "give --base"
+        )
+    base = locate(Model(name=name), lambda text: print(text, file=sys.stderr), weights=False)
+    write_policy(args.config, args.checkpoint, base, model)
 
 
 def _name(stem: str) -> str:

@@ -93,7 +93,7 @@ class _Block:
     norms: int = 2
     norm_bias: bool = False
     head_norms: int = 0  # parameters of norms over the heads of query and key
-    fused: str = ""  # "neox" or "phi" where projections share one matrix
+    fused: str = ""  # "neox" or "phi" where projections share one matrix, "kosmos" by its names
     tied: bool = False
     parallel: bool = False  # attention and MLP read the same stream
 
@@ -156,6 +156,14 @@ def _phi3(fields: Fields) -> _Block:
     return _Block(fused="phi")
 
 
+def _kosmos2(fields: Fields) -> _Block:
+    # Besides two norms a layer, one inside the attention and one inside the MLP.
+    inside = 2 * need(fields, "intermediate_size")
+    return _Block(
+        True, True, True, False, 3, norm_bias=True, head_norms=inside, fused="kosmos", tied=True
+    )
+
+
 _BLOCKS: Mapping[str, Callable[[Fields], _Block]] = {
     "llama": _llama,
     "mistral": lambda fields: _Block(),
@@ -169,6 +177,14 @@ _BLOCKS: Mapping[str, Callable[[Fields], _Block]] = {
     "stablelm_epoch": _stablelm,
     "gpt_neox": _gpt_neox,
     "phi3": _phi3,
+    "kosmos-2": _kosmos2,
+}
+# What Kosmos-2 calls the fields that others have.
+_KOSMOS_NAMES = {
+    "embed_dim": "hidden_size",
+    "ffn_dim": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "attention_heads": "num_attention_heads",
 }
 FAMILIES = tuple(sorted((*_BLOCKS, "openvla", *LLAVA)))
 _LLAMA_7B: Fields = {
@@ -241,8 +257,15 @@ def from_fields(fields: Fields) -> ModelShape:
         layer_norm=block.norm_bias,
         parallel=block.parallel,
         towers=towers,
-        image_tokens=towers[0].patches - towers[0].extra if family == "openvla" else 0,
+        image_tokens=_image_tokens(family, fields, towers),
     )
+
+
+def _image_tokens(family: str, fields: Fields, towers: tuple[Tower, ...]) -> int:
+    """Tokens that an image always becomes; 0 where its size decides."""
+    if family == "openvla":
+        return towers[0].patches - towers[0].extra
+    return need(fields, "latent_query_num") if family == "kosmos-2" else 0
 
 
 def _language(family: str, fields: Fields) -> str:
@@ -264,6 +287,8 @@ def _text(family: str, fields: Fields) -> Fields:
     if family in LLAVA:
         language = _language(family, fields)
         return {**_DEFAULTS.get(language, {}), **_NESTED.get(language, {}), **own}
+    if family == "kosmos-2":
+        return {**own, **{new: own[old] for old, new in _KOSMOS_NAMES.items() if old in own}}
     return {**_DEFAULTS.get(family, {}), **fields, **own}
 
 
@@ -284,6 +309,10 @@ def _matrices(text: Fields, block: _Block) -> tuple[tuple[Linear, ...], int]:
         output = ("dense", query, hidden, block.output_bias, "attention")
         mlp = [("dense_h_to_4h", hidden, middle, block.mlp_bias, "mlp"),
                ("dense_4h_to_h", middle, hidden, block.mlp_bias, "mlp")]  # fmt: skip
+    elif block.fused == "kosmos":
+        output = ("out_proj", query, hidden, block.output_bias, "attention")
+        mlp = [("fc1", hidden, middle, block.mlp_bias, "mlp"),
+               ("fc2", middle, hidden, block.mlp_bias, "mlp")]  # fmt: skip
     elif block.fused == "phi":
         qkv = [("qkv_proj", hidden, query + 2 * key, block.qkv_bias, "attention")]
         mlp[:2] = [("gate_up_proj", hidden, 2 * middle, block.mlp_bias, "mlp")]

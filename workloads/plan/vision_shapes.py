@@ -62,6 +62,8 @@ def vision(family: str, fields: Fields, hidden: int) -> Vision:
         return _qwen_vision(family, fields, hidden)
     if family in LLAVA:
         return _llava(family, fields, hidden)
+    if family == "kosmos-2":
+        return _kosmos2(fields, hidden)
     return (), (), 0
 
 
@@ -142,6 +144,17 @@ def _timm(name: str, changed: Fields, fields: Fields) -> tuple[Tower, list[Linea
     small += 3 * patch**2 * width + width  # the convolution that cuts patches
     small += (patches + tokens) * width  # positions of patches; class and register tokens
     return Tower(depth, width, middle, patches + tokens, extra=tokens), linears, small
+
+
+def _kosmos2(fields: Fields, hidden: int) -> Vision:
+    """A CLIP tower, and latent queries that look at its features through one cross-attention."""
+    own = fields.get("vision_config") or {}
+    tower, linears, small = _clip({**own, "model_type": "clip_vision_model"})
+    linears.append(Linear("dense", tower.hidden, hidden, 1, "vision"))
+    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    linears += [Linear(name, hidden, hidden, 1, "vision") for name in names]
+    queries = need(fields, "latent_query_num") * hidden
+    return (tower,), tuple(linears), small + 5 * hidden + queries
 
 
 # What a tower's config leaves out, and the towers of a config that names none.

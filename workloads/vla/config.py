@@ -290,8 +290,14 @@ class VlaConfig(Profile):
         return head.decode == "l1" if head.kind == "oft" else head.kind in ("lstm", "gpt", "fc")
 
     def row_length(self, shape: "ModelShape") -> int:
-        """Patches, text, and with OFT the slots of the actions and of the robot's state."""
+        """Patches, text, and with OFT the slots of the actions and of the robot's state; of a
+        policy head all frames of a window."""
         length = shape.image_tokens + TEXT_TOKENS
+        if self.action_head.is_policy_head:
+            own = self.action_head.latent
+            if self.action_head.kind == "discrete":
+                own = self.chunk * self.action_size
+            return self.window * (length + own)
         if self.action_head.kind == "oft":
             length += self.action_head.chunk * self.action_size + self.action_head.proprio
         return length
@@ -300,6 +306,8 @@ class VlaConfig(Profile):
         """The tokens of an action and its end, the slots of a chunk, or none of an L1 head's."""
         if self.regresses:
             return 0
+        if self.action_head.is_policy_head:
+            return self.window * (self.chunk * self.action_size + 1)
         is_chunk = self.action_head.kind == "oft"
         return self.action_head.chunk * self.action_size if is_chunk else self.action_size + 1
 
@@ -310,8 +318,8 @@ class VlaConfig(Profile):
 
     @property
     def action_size(self) -> int:
-        """Numbers of an action, by its mask where there is one."""
-        return len(self.data.action_mask or ()) or _ACTION
+        """Numbers of an action, by its mask or the head where they say so."""
+        return self.action_head.size or len(self.data.action_mask or ()) or _ACTION
 
     def extra_parameters(self, shape: "ModelShape") -> int:
         """Numbers of an OFT head and of what projects the robot's state.
@@ -319,6 +327,8 @@ class VlaConfig(Profile):
         The head is a linear layer on all slots of a step, two residual blocks, a linear layer, and
         a norm before each.
         """
+        if self.action_head.is_policy_head:
+            return self._head_parameters(shape.hidden)
         if self.action_head.kind != "oft":
             return 0
         hidden, size = shape.hidden, self.action_size
@@ -331,9 +341,23 @@ class VlaConfig(Profile):
 
     def seen_shape(self, shape: "ModelShape") -> "ModelShape":
         """By its cameras: towers see the images of a row one by one, and the patches of all of
-        them stand in the sequence."""
-        cameras = len(self.data.cameras)
-        if cameras < 2:
+        them stand in the sequence. A window has them once a frame."""
+        cameras = max(1, len(self.data.cameras))
+        seen = cameras * self.window
+        if seen < 2:
             return shape
-        towers = tuple(replace(tower, patches=cameras * tower.patches) for tower in shape.towers)
+        towers = tuple(replace(tower, patches=seen * tower.patches) for tower in shape.towers)
         return replace(shape, towers=towers, image_tokens=cameras * shape.image_tokens)
+
+    def _head_parameters(self, hidden: int) -> int:
+        """Numbers of a policy head, of its action tokens, and of what projects the state."""
+        from workloads.vla.robovlms.spec import HeadSize, parameters
+
+        head = self.action_head
+        size = HeadSize(
+            hidden, head.hidden, self.action_size, self.chunk, head.latent, head.layers,
+            self.window, head.pool, head.dropout, head.gripper,
+        )  # fmt: skip
+        state = (self.action_size + 1) * hidden if head.state else 0
+        token = hidden if head.kind != "discrete" and head.reads == "action_token" else 0
+        return parameters(head.kind, size) + token + state

@@ -221,6 +221,25 @@ def test_openvla_of_one_tower_and_of_two_is_counted_as_it_is_built(name: str) ->
     assert shape.parameters == sum(one.numel() for one in random_init(name, 0).parameters())
 
 
+def test_kosmos_and_every_head_are_counted_as_they_are_built() -> None:
+    from transformers import AutoConfig
+
+    from workloads.engine.pretrained.load import IMAGES
+    from workloads.vla.robovlms.modeling import HEADS
+    from workloads.vla.robovlms.spec import HeadSize, parameters
+
+    shape, _ = shape_of(Model(name="microsoft/kosmos-2-patch14-224"), OFFLINE)
+    assert (shape.parameters, shape.image_tokens) == (1_664_485_376, 64)
+    folder = "data/demo/tiny-kosmos2"
+    shape, _ = shape_of(Model(name=folder), OFFLINE)
+    built = IMAGES.factory.from_config(AutoConfig.from_pretrained(folder))
+    assert shape.parameters == sum(one.numel() for one in built.parameters())
+    for kind, head in HEADS.items():
+        for gripper in (True, False):
+            size = HeadSize(32, hidden=48, gripper=gripper)
+            assert parameters(kind, size) == sum(one.numel() for one in head(size).parameters())
+
+
 def test_openvla_adapter_has_the_published_size() -> None:
     """peft's all-linear there also wraps the head and two convolutions, of rank 32 each."""
     shape, _ = shape_of(Model(name="openvla/openvla-7b"), OFFLINE)

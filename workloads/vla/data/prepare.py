@@ -173,24 +173,27 @@ def _split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[i
 
 
 def _split_apart(dataset: Dataset, order: np.ndarray, count: int) -> tuple[list[int], list[int]]:
-    """As `_split`, with episodes that share steps on one side: no held-out step is trained on."""
-    spans = sorted(
-        (int(dataset[int(n)].rows[0]), int(dataset[int(n)].rows[-1]), int(n)) for n in order
-    )
-    group_of: dict[int, int] = {}
-    end, group = -1, -1
+    """As `_split`, with episodes that share steps on one side: no held-out step is trained on.
+
+    Nothing is held out where all of them hang together.
+    """
+    spans = sorted((*dataset[int(number)].rows[[0, -1]].tolist(), int(number)) for number in order)
+    groups: list[list[int]] = []
+    end = -1
     for first, last, number in spans:
-        group += first > end
+        if first > end:
+            groups.append([])
+        groups[-1].append(number)
         end = max(end, last)
-        group_of[number] = group
-    held: set[int] = set()
-    groups = {group for group in group_of.values()}
-    for number in order.tolist():
-        mine = {other for other, group in group_of.items() if group == group_of[number]}
-        kept = len({group_of[other] for other in held | mine})
-        if len(held) < count and kept < len(groups):
-            held |= mine
-    return sorted(set(order.tolist()) - held), sorted(held)
+    place = {number: at for at, number in enumerate(order.tolist())}
+    groups.sort(key=lambda group: min(place[number] for number in group))
+    held: list[int] = []
+    for group in groups:
+        if len(held) + len(group) <= count:
+            held += group
+    if not held and len(groups) > 1:
+        held = min(groups, key=len)
+    return sorted(set(order.tolist()) - set(held)), sorted(held)
 
 
 def _cameras(dataset: Dataset, wanted: Sequence[str]) -> tuple[str, ...]:

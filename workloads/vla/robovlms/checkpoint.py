@@ -1,5 +1,6 @@
 """Policies from RoboVLMs' own checkpoints: a file of weights and the training's JSON config."""
 
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +12,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from workloads.engine.hub.upload import FACTS
+from workloads.engine.pretrained.weights import size_of, whole_folder
+from workloads.engine.zero import to_fp32
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.robovlms.backbones import backbone_of
 from workloads.vla.robovlms.config import inherited
-from workloads.vla.robovlms.loading import empty, fill, load_exported
-from workloads.vla.robovlms.modeling import HEADS, PolicyModel
+from workloads.vla.robovlms.loading import carry, empty, fill, load_exported
+from workloads.vla.robovlms.modeling import HEADS, PolicyModel, write
 from workloads.vla.robovlms.spec import MODEL_TYPE, HeadSize, PolicySpec
 from workloads.vla.robovlms.translating import translate
+from workloads.vla.statistics import write_statistics
 
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _OF_MODEL = ("model", "act_head", "act_encoder", "use_vision_resampler")
 _PREFIX = "model."
+_SHARDED = "_forward_module."  # as Lightning before 2.1 names what DeepSpeed shards
 # The head a second time; a GPT's causal mask, which is no weight.
 _REPEATED = "lm_head."
 _MASKS = (".attn.bias", ".attn.masked_bias")
@@ -46,17 +52,68 @@ def load_pretrained(
     return from_checkpoint(_only(folder, (".json",), "JSON config"), weights, attn).to(dtype)
 
 
-def from_checkpoint(config: Path, weights: Path, attn: str = "sdpa") -> PolicyModel:
-    """The policy of a JSON config with a checkpoint's weights, in evaluation mode."""
+def from_checkpoint(
+    config: Path, weights: Path, attn: str = "sdpa", backbone: dict[str, Any] | None = None
+) -> PolicyModel:
+    """The policy of a JSON config with a checkpoint's weights, in evaluation mode.
+
+    backbone: the fields of its config.json, by default of the file that `model_config` names.
+    """
     found = inherited(config)
     settings, rows = translate(found)
     for row in rows:
         if row.outcome == "refused" and row.field.partition(".")[0] in _OF_MODEL:
             raise UserError(f"{config}: {row.field} = {row.shown} cannot be loaded: {row.text}")
-    backbone = _backbone(config, found.config.get("model_config"))
+    if backbone is None:
+        backbone = _backbone(config, found.config.get("model_config"))
     policy = empty(_spec(config, settings, backbone), attn)
-    fill(policy, _own(read_weights(weights), policy), str(weights))
+    stored = to_fp32(weights) if weights.is_dir() else read_weights(weights)
+    fill(policy, _own(stored, policy), str(weights))
     return policy.eval()
+
+
+def write_policy(
+    config: Path, weights: Path, base: Path, folder: Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a checkpoint as an exported policy, which `tatara serve` and `train` take.
+
+    weights: the file, or the folder of DeepSpeed's shards; base: the folder with the backbone's
+    config, tokenizer and image processor. Raises as `load_pretrained`, before anything is written,
+    and where the config's actions are not normalised by bounds.
+    """
+    found = inherited(config).config
+    if not (base / "config.json").is_file():
+        raise UserError(f"{base}: expected the backbone's config.json, found none; complete it")
+    policy = from_checkpoint(config, weights, backbone={**read_json(base / "config.json")})
+    spec = policy.spec
+    if spec.bounds is None:
+        raise UserError(
+            f"{config}: expected norm_action with norm_min and norm_max, found none; only such "
+            "actions are turned back without the dataset's statistics"
+        )
+    kinds = {"dtype": str(dtype).removeprefix("torch."), "family": MODEL_TYPE, "kind": "model"}
+    cameras = ["static", "gripper"] if found.get("use_hand_rgb") else ["static"]
+    facts = {**kinds, "step": None, "notes": [], "cameras": cameras, "crop_area": 1.0}
+    state = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in policy.state_dict().items()
+    }
+    with whole_folder(folder, int(1.05 * size_of(state))) as partial:
+        write(partial, state, spec, policy.all_tied_weights_keys)
+        carry(base, partial)
+        write_statistics(partial, {"calvin": {"action": _bounds(spec)}})
+        (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _bounds(spec: PolicySpec) -> dict[str, list[float]]:
+    """Statistics that turn actions back as the bounds do; a gripper is -1 closed and 1 open."""
+    assert spec.bounds is not None
+    arm = spec.head.size - spec.head.gripper
+    low, high = ([bound] * arm for bound in spec.bounds)
+    if spec.head.gripper:
+        low, high = [*low, -1.0], [*high, 1.0]
+    middle = [(one + other) / 2 for one, other in zip(low, high, strict=True)]
+    return {"q01": low, "q99": high, "min": low, "max": high, "mean": middle}
 
 
 def _only(folder: Path, endings: tuple[str, ...], what: str) -> Path:
@@ -132,7 +189,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 def _own(stored: Mapping[str, Tensor], policy: PolicyModel) -> dict[str, Tensor]:
     """Names below the policy: `module.` and `model.` go, and what is there a second time."""
-    names = {name: name.removeprefix("module.").removeprefix(_PREFIX) for name in stored}
+    names = {}
+    for name in stored:
+        names[name] = name
+        for prefix in (_SHARDED, "module.", _PREFIX):
+            names[name] = names[name].removeprefix(prefix)
     again = policy.all_tied_weights_keys
     return {
         own: stored[name].float() if stored[name].is_floating_point() else stored[name]

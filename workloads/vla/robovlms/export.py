@@ -27,18 +27,11 @@ from workloads.vla.robovlms.modeling import PolicyModel, write
 from workloads.vla.robovlms.spec import MODEL_TYPE, PolicySpec, parse
 from workloads.vla.statistics import STATISTICS, write_statistics
 
-# What a tokenizer and an image processor consist of, in any of the published forms.
-COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "sentencepiece.bpe.model", "tokenizer.model",
-    "preprocessor_config.json", "processor_config.json", "generation_config.json",
-)  # fmt: skip
-
 
 def keep_skeleton(base: Base[Any], model: PolicyModel, run: Run) -> None:
     """Keep the base's config, tokenizer, processor and card in the run, and the head's shape."""
     folder = keep_base(base, run)
-    _carry(base.folder, folder)
+    loading.carry(base.folder, folder)
     shutil.copyfile(base.folder / "config.json", folder / "config.json")
     _write_spec(folder, model.spec)
 
@@ -85,7 +78,7 @@ class PolicyExporter(Exporter[VlaConfig]):
 
     def accompany(self, job: Job[VlaConfig], folder: Path) -> None:
         """Tokenizer, processor and statistics; beside an adapter, the head of its training."""
-        _carry(job.base.folder, folder)
+        loading.carry(job.base.folder, folder)
         write_statistics(folder, read_json(job.run.path / STATISTICS))
         if job.kind == "adapter":
             save_file(_head(job), folder / loading.HEAD_FILE, metadata={"format": "pt"})
@@ -114,12 +107,6 @@ class PolicyExporter(Exporter[VlaConfig]):
             "cameras": (manifest.get("data") or {}).get("cameras", list(data.cameras)),
             "action_head": job.config.action_head.model_dump(mode="json"),
         }
-
-
-def _carry(source: Path, folder: Path) -> None:
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
 
 
 def _write_spec(folder: Path, spec: PolicySpec) -> None:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2Model
 
-from workloads.vla.robovlms.spec import HeadSize
+from workloads.vla.robovlms.spec import BRANCH, GPT_LAYERS, HeadSize
 
-_WIDTHS = (1024, 512, 256)
 Chunks = tuple[Tensor, Tensor | None]
 
 
@@ -21,7 +20,7 @@ class Branch(nn.Module):
 
     def __init__(self, features: int, out: int, tanh: bool) -> None:
         super().__init__()
-        widths = (features, *_WIDTHS, out)
+        widths = (features, *BRANCH, out)
         layers: list[nn.Module] = []
         for before, after in zip(widths, widths[1:], strict=False):
             layers += [nn.Linear(before, after), nn.ReLU()]
@@ -102,7 +101,7 @@ class GptHead(Head):
     def __init__(self, size: HeadSize) -> None:
         super().__init__(size)
         width = size.hidden * size.latent
-        config = GPT2Config(n_layer=8, n_head=8, n_embd=width, n_positions=size.window)
+        config = GPT2Config(n_layer=GPT_LAYERS, n_head=8, n_embd=width, n_positions=size.window)
         self.gpt = GPT2Model(config)
         del self.gpt.wte  # states come in, no tokens
         same = size.features == size.hidden

@@ -1,5 +1,6 @@
 """The policy with a head that a profile or an exported folder asks for."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ from workloads.vla.robovlms.spec import MODEL_TYPE, HeadSize, PolicySpec, parse
 
 SPEC = "policy.json"  # beside the base's files that a run keeps
 HEAD_FILE = "head.safetensors"
+# What a tokenizer and an image processor consist of, in any of the published forms.
+COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "sentencepiece.bpe.model", "tokenizer.model",
+    "preprocessor_config.json", "processor_config.json", "generation_config.json",
+)  # fmt: skip
 
 
 def read(model: Model, folder: Path) -> Any:
@@ -38,6 +45,13 @@ def read(model: Model, folder: Path) -> Any:
         return parse(fields, str(folder / "config.json"))
     backbone_of(str(fields.get("model_type")), str(folder / "config.json"))
     return load_config(model, folder)
+
+
+def carry(source: Path, folder: Path) -> None:
+    """Copy tokenizer and image processor."""
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def tokenizer(folder: Path) -> Any:

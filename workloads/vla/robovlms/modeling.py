@@ -205,8 +205,10 @@ class PolicyModel(PreTrainedModel):
         """Of the states of all tokens [B, W, T, D] those that the head is given."""
         shape = (*found.shape[:2], -1)
         if self.latent:
-            chosen = sequence.action.reshape(shape)
-            found = found[chosen].reshape(*found.shape[:2], self.latent, found.shape[-1])
+            first = sequence.action.int().argmax(dim=1, keepdim=True)
+            at = first + torch.arange(self.latent, device=first.device)
+            at = at.reshape(*shape, 1).expand(-1, -1, -1, found.shape[-1])
+            found = found.gather(2, at)
         else:
             wanted = {
                 "all": sequence.mask > 0,

@@ -8,6 +8,8 @@ from workloads.errors import UserError
 
 MODEL_TYPE = "robovlms"
 HistoryKind = Literal["none", "head", "interleaved"]
+BRANCH = (1024, 512, 256)  # widths of the layers that make an arm's or a gripper's numbers
+GPT_LAYERS = 8
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,31 @@ class PolicySpec:
     def as_fields(self) -> dict[str, Any]:
         """config.json's."""
         return {"model_type": MODEL_TYPE, "architectures": ["PolicyModel"], **asdict(self)}
+
+
+def parameters(kind: str, size: HeadSize) -> int:
+    """Numbers of a head; 0 of discrete actions, which are the language model's own tokens."""
+    if kind == "discrete":
+        return 0
+    width, features = size.hidden * size.latent, size.features * size.latent
+
+    def linear(inputs: int, outputs: int) -> int:
+        return (inputs + 1) * outputs
+
+    def branch(outputs: int) -> int:
+        widths = (width, *BRANCH, outputs)
+        return sum(linear(*pair) for pair in zip(widths, widths[1:], strict=False))
+
+    found = branch(size.chunk * (size.size - size.gripper))
+    found += branch(size.chunk) if size.gripper else 0
+    if kind == "lstm":
+        gates = [features, *[width] * (size.layers - 1)]
+        return found + sum(4 * width * (inputs + width + 2) for inputs in gates)
+    if kind == "fc":
+        return found + linear(features, features // 2) + linear(features // 2, width)
+    block = 12 * width * width + 13 * width
+    own = 0 if size.features == size.hidden else linear(size.features, size.hidden)
+    return found + own + GPT_LAYERS * block + (size.window + 2) * width
 
 
 def parse(raw: Mapping[str, Any], where: str) -> PolicySpec:

@@ -1,0 +1,131 @@
+"""Policy heads on a tiny Kosmos-2 and a small CALVIN, through the command that people type."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.calvin_cases import write_calvin
+from tests.support.processes import Training, losses, rows, state
+from workloads.data.robot import open_dataset
+from workloads.engine.pretrained import weights
+from workloads.run import Run
+from workloads.vla.policy import Observation, Policy
+from workloads.vla.robovlms import load_pretrained
+
+pytestmark = pytest.mark.smoke
+ROOT = Path(__file__).resolve().parents[2]
+PROFILE = "profiles/recipes/policy-tiny.yaml"
+SETTINGS = (
+    "data.window=4", "data.eval_share=0.3", "action_head.chunk=3", "action_head.hidden=16",
+    "train.max_steps=6", "train.per_device_batch_size=2", "train.global_batch_size=4",
+    "checkpoints.every_steps=3", "evaluation.every_steps=3", "parallel.ranks_per_node=1",
+    "tracking.tensorboard=false",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calvin") / "training"
+    return write_calvin(folder, spans=((0, 12), (8, 20), (28, 36)))
+
+
+def train(folder: Path, data: Path, *settings: str, resume: bool = False) -> Training:
+    """`tatara train` with the tiny profile."""
+    words = [f"data.source={data}", *SETTINGS, *settings]
+    command = [sys.executable, "-m", "workloads.cli", "train", PROFILE, *words]
+    training = Training.__new__(Training)
+    training.outputs = folder
+    folder.mkdir(parents=True, exist_ok=True)
+    training.log = folder / "console.log"
+    env = {**os.environ, "TATARA_OUTPUTS": str(folder), "OMP_NUM_THREADS": "1"}
+    env["TATARA_CACHE"] = str(folder / "cache")
+    command += ["--resume", "latest"] if resume else []
+    with training.log.open("ab") as log:
+        training.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+    return training
+
+
+def frames(data: Path, count: int) -> list[Observation]:
+    episode = open_dataset(data)[0]
+    return [
+        Observation(
+            {camera: episode.image(camera, step) for camera in episode.cameras},
+            episode.instruction,
+            episode.states[step],
+        )
+        for step in range(count)
+    ]
+
+
+def acted(policy: Policy, seen: list[Observation]) -> np.ndarray:
+    memory = policy.new_memory()
+    return np.stack([policy.act([one], memories=[memory])[0] for one in seen])
+
+
+def test_it_trains_on_two_ranks_sharded_and_exports(tmp_path: Path, data: Path) -> None:
+    """FSDP2; the export answers as the last checkpoint does."""
+    sharded = train(
+        tmp_path / "two", data, "parallel.ranks_per_node=2", "parallel.strategy=fsdp2",
+    ).end().run  # fmt: skip
+    found = [row for row in rows(sharded.metrics) if "loss" in row]
+    assert sorted(losses(sharded)) == [1, 2, 3, 4, 5, 6]
+    assert {"loss_arm", "loss_gripper", "gripper_accuracy", "l1"} <= set(found[0])
+    looks = [row for row in rows(sharded.evaluations) if "eval_loss" in row]
+    assert [row["step"] for row in looks] == [3, 6]
+    assert {"eval_loss_arm", "eval_gripper_accuracy", "eval_error_5"} <= set(looks[0])
+    last = sharded.checkpoints / "checkpoint-6"
+    assert weights.layout(last) == "sharded"
+    _same_logits(sharded, load_pretrained(sharded.final), weights.read_state(last, torch.float32))
+    policy = Policy.from_pretrained(sharded.final, device="cpu", tell=lambda text: None)
+    assert policy.cameras == ("static", "gripper") and policy.remembers
+    assert acted(policy, frames(data, 6)).shape == (6, 3, 7)
+
+
+def _same_logits(run: Run, exported: Any, state: dict[str, torch.Tensor]) -> None:
+    """What was exported answers as the weights of the last checkpoint do."""
+    pixels = torch.randn(1, 4, 2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    text = torch.tensor([[0, 9, 8, 7, 2]])
+    with torch.no_grad():
+        one = exported(pixels, text, torch.ones_like(text))
+        exported.load_state_dict(state, strict=False)
+        other = exported(pixels, text, torch.ones_like(text))
+    assert torch.equal(one.arm, other.arm)
+    assert torch.equal(one.gripper_logits, other.gripper_logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("train.workers=1",),
+        ("adapter.method=lora", "adapter.targets=all-linear", "action_head.kind=gpt"),
+        ("action_head.kind=discrete", "action_head.history=interleaved"),
+        ("action_head.kind=fc", "action_head.history=interleaved", "action_head.state=true"),
+    ],
+    ids=["lstm", "gpt-lora", "discrete", "fc-interleaved"],
+)
+def test_stopped_and_resumed_equals_uninterrupted(
+    tmp_path: Path, data: Path, case: tuple[str, ...]
+) -> None:
+    settings = ("train.max_steps=24", "checkpoints.every_steps=100", *case)
+    straight = train(tmp_path / "straight", data, *settings).end().run
+    part = train(tmp_path / "part", data, *settings)
+    part.until_step(4)
+    part.signal(signal.SIGTERM)
+    part.end(expected=3)
+    resumed = train(tmp_path / "part", data, *settings, resume=True).end().run
+    assert losses(resumed) == losses(straight) and len(losses(resumed)) == 24
+    assert state(resumed) == state(straight)
+    seen = frames(data, 6)
+    both = [
+        Policy.from_pretrained(run.final, device="cpu", tell=lambda text: None)
+        for run in (straight, resumed)
+    ]
+    assert np.array_equal(acted(both[0], seen), acted(both[1], seen))

@@ -146,14 +146,13 @@ def test_a_lease_from_the_launch_to_a_machine_seen_gone(
     renting: Renting, account: FakeLambda
 ) -> None:
     """With a byte of the copy flipped on the way, and every secret looked for everywhere."""
-    begin = time.monotonic()
-    account.races, account.deaf = 1, 1
+    account.deaf = 1
     renting.begin(*LEASE, "--hours=1")
     assert renting.process is not None
     eyes = Eyes(lambda: renting.process.pid if renting.process else 0)
     eyes.start()
-    renting.until(lambda: "copied and verified" in renting.said(), "first copy")
-    weights = next(iter((renting.copy / "checkpoints").glob("*/model.safetensors")))
+    renting.until(lambda: "verified: checkpoint-16" in renting.said(), "second copy")
+    weights = renting.copy / "checkpoints" / "checkpoint-16" / "model.safetensors"
     facts, content = weights.stat(), bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
@@ -176,7 +175,6 @@ def test_a_lease_from_the_launch_to_a_machine_seen_gone(
             assert not [path for secret in SECRETS if secret.encode() in content]
     manifest = json.loads((renting.copy / "manifest.json").read_text())
     assert manifest
-    assert time.monotonic() - begin < 180
 
 
 def test_a_killed_watcher_and_reap(renting: Renting, account: FakeLambda) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from workloads.errors import TataraError
 from workloads.rent.remote import Remote
-from workloads.run.integrity import SEAL, delete, sealed, verify_checkpoint
+from workloads.run.integrity import SEAL, delete, sealed, step_of, verify_checkpoint
 from workloads.run.verify import Verified, verify
 
 _AGAIN = 3  # copies of what is damaged, before the machine is kept for a person to look at
@@ -87,10 +87,10 @@ class Backup:
         self.whole.add(path.name)
 
     def _rotate(self, complete: Sequence[str]) -> None:
-        """Delete checkpoints that the run has deleted, once a newer one is whole here."""
+        """Delete what the run has deleted, damaged or not, once a newer checkpoint is whole."""
         here = sealed(self.copy / "checkpoints")
-        whole = [path for path in here if path.name in self.whole]
+        newest = max((step_of(path) for path in here if path.name in self.whole), default=-1)
         for path in here:
-            if path.name not in complete and whole and path != whole[-1] and path in whole:
+            if path.name not in complete and step_of(path) < newest:
                 delete(path)
                 self.whole.discard(path.name)

@@ -9,16 +9,17 @@ verified, or when the time to save it (`salvage_seconds` after the deadline) is 
 said loudly.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workloads.errors import EXIT_FAILED, EXIT_RETRY, Retry, TataraError, UserError
+from workloads.errors import EXIT_DONE, EXIT_FAILED, EXIT_RETRY, Retry, TataraError, UserError
 from workloads.processes import own_command
 from workloads.rent import job
 from workloads.rent.backup import Backup, DamagedCopy
 from workloads.rent.clock import Clock
-from workloads.rent.ledger import Ledger, State, label
+from workloads.rent.ledger import BEGINS, Ledger, State, label
 from workloads.rent.preparing import (
     BrokenMachine,
     Preparation,
@@ -72,7 +73,10 @@ class Lease:
         """
         ledger = self.ledger
         with ledger.held():
-            if ledger.state in (State.NEW, State.RENTING, State.RENTED):
+            if ledger.state in BEGINS:
+                if self.stop():  # taken up only to be ended
+                    self._give_back("ended before the training began")
+                    return EXIT_DONE
                 self._make_ready()
             try:
                 if ledger.state in (State.RUNNING, State.KEPT):
@@ -83,14 +87,16 @@ class Lease:
                 if not self.provider.bills:
                     raise self._kept(str(lost)) from None
                 self._lost(lost)
+            except LeftRunning:
+                raise
+            except (TataraError, OSError) as error:
+                raise self._kept(str(error)) from None
             if ledger.state in (State.SAVED, State.ENDING):
                 end(ledger, self.provider, self.say, self.clock)
             return self._code()
 
     def _code(self) -> int:
-        if self.ledger.note == "lost":
-            return EXIT_RETRY
-        if self.ledger.code < 0 or self.ledger.note == "hung":
+        if self.ledger.code < 0 or self.ledger.note in ("lost", "hung"):
             return EXIT_RETRY
         return self.ledger.code if self.ledger.code in _CODES else EXIT_FAILED
 
@@ -273,10 +279,7 @@ class Lease:
             stop=self.stop,
             now=lambda: int(self.stop.now),
         )
-        try:
-            watch.until_over()
-        except HostKeyChanged as error:
-            raise self._kept(str(error)) from None
+        watch.until_over()
         if self.stop.now:
             raise self._kept("left at once, as asked: the training goes on")
         if ledger.code < 0:
@@ -300,9 +303,7 @@ class Lease:
             try:
                 self._save_once(backup, max(limit - self.clock.time(), 1.0))
                 return
-            except DamagedCopy as error:
-                raise self._kept(str(error)) from None
-            except HostKeyChanged as error:
+            except (DamagedCopy, HostKeyChanged) as error:
                 raise self._kept(str(error)) from None
             except TataraError as error:
                 ledger.verified = backup.newest or ledger.verified
@@ -344,7 +345,8 @@ class Lease:
     def _kept(self, reason: str) -> LeftRunning:
         ledger = self.ledger
         ledger.state = State.KEPT
-        ledger.save()
+        with contextlib.suppress(OSError):  # a full disk is no reason to say nothing
+            ledger.save()
         left = "Left as it is"
         if ledger.bills:
             left = f"STILL RUNNING, at ${ledger.price:.2f} an hour"

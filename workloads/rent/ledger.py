@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
@@ -36,6 +36,10 @@ class State(StrEnum):
     ENDING = "ending"  # asked to end, not seen gone
     GONE = "gone"  # seen gone, or never was; an own machine is left alone
     KEPT = "kept"  # left running on purpose: it may hold the only copy
+
+
+# States in which nothing worth keeping is on a machine.
+BEGINS = (State.NEW, State.RENTING, State.RENTED)
 
 
 @dataclass
@@ -191,7 +195,17 @@ def load(folder: Path) -> Ledger:
     return ledger
 
 
-def ledgers(outputs: Path) -> list[Ledger]:
-    """Every lease that was begun here, oldest first."""
-    paths = (outputs / FOLDER).glob("*/lease.json")
-    return sorted((load(path.parent) for path in paths), key=lambda ledger: ledger.begun)
+def ledgers(outputs: Path, tell: Callable[[str], None] | None = None) -> list[Ledger]:
+    """Every lease that was begun here, oldest first.
+
+    Raises UserError for one that cannot be read; where `tell` is given, that gets the sentence.
+    """
+    found = []
+    for path in (outputs / FOLDER).glob("*/lease.json"):
+        try:
+            found.append(load(path.parent))
+        except UserError as error:
+            if tell is None:
+                raise
+            tell(str(error))
+    return sorted(found, key=lambda ledger: ledger.begun)

@@ -15,7 +15,7 @@ from workloads.rent.clock import Clock
 from workloads.rent.lambda_api import LambdaApi
 from workloads.rent.lambda_cloud import LambdaCloud
 from workloads.rent.lease import Lease
-from workloads.rent.ledger import Ledger, State
+from workloads.rent.ledger import BEGINS, Ledger
 from workloads.rent.own_machine import OwnMachine
 from workloads.rent.payload import payload
 from workloads.rent.preparing import Preparation
@@ -90,7 +90,7 @@ def lease_of(
     provider: Provider | None = None,
 ) -> Lease:
     """All that is needed to carry a ledger on."""
-    begins = ledger.state in (State.NEW, State.RENTING, State.RENTED)
+    begins = ledger.state in BEGINS and not stop()
     return Lease(
         ledger=ledger,
         provider=provider or provider_of(ledger, env, clock),

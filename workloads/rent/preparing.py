@@ -4,6 +4,7 @@ Each step ends in a sentence. Until the training is started nothing on the machi
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,14 +60,15 @@ def send(remote: Remote, ledger: Ledger, preparation: Preparation) -> str:
     copy = Path(ledger.copy)
     if preparation.resume:
         there = f"{ledger.outputs_there}/{ledger.profile}"
-        _demand(remote.run(f"mkdir -p {there}"), "a folder for the run")
+        _demand(remote.run(f"mkdir -p {shlex.quote(there)}"), "a folder for the run")
         remote.push(copy.parent, [copy.name], there, _PUSH_SECONDS)
     texts = {
         f"{ledger.folder}/{job.profile(ledger)}": preparation.profile,
         f"{ledger.job_folder}/runner": job.runner(ledger, preparation.retries, preparation.resume),
     }
     for path, text in texts.items():
-        answer = remote.run(f"mkdir -p {ledger.job_folder} && cat >{path}", stdin=text)
+        script = f"mkdir -p {shlex.quote(ledger.job_folder)} && cat >{shlex.quote(path)}"
+        answer = remote.run(script, stdin=text)
         _demand(answer, path)
     for name, value in preparation.secrets.items():
         _demand(remote.run(job.keep_secret(ledger, name), stdin=value), name)
@@ -95,7 +97,8 @@ def examine(remote: Remote, ledger: Ledger, preparation: Preparation) -> str:
             raise BrokenMachine(
                 f"torch does not compute on its GPU: {answer.reason if answer.code else device}"
             )
-    script = f"{before}{job.python(ledger)} -m workloads.cli doctor {job.profile(ledger)} --brief"
+    profile = shlex.quote(job.profile(ledger))
+    script = f"{before}{job.python(ledger)} -m workloads.cli doctor {profile} --brief"
     answer = remote.run(script, _LOOK_SECONDS)
     told = without_secrets(answer.out + answer.err, preparation.secrets).strip()
     if answer.code:

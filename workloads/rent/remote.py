@@ -99,7 +99,7 @@ class Remote:
 
     def push(self, root: Path, names: Sequence[str], folder: str, seconds: float) -> None:
         """Copy files below root into a folder over there; folders go with all they hold."""
-        words = ["rsync", "-rlptE", "--from0", "--files-from=-", f"{root}/"]
+        words = ["rsync", "-rlpts", "--from0", "--files-from=-", f"{root}/"]
         self._rsync([*words, f"{self.target}:{folder}/"], seconds, "\0".join(names))
 
     def pull(
@@ -107,7 +107,7 @@ class Remote:
     ) -> None:
         """Copy a folder from there; check: by digest, where sizes and times say nothing."""
         copy.mkdir(parents=True, exist_ok=True)
-        words = ["rsync", "-rlptc" if check else "-rlpt", "--partial", *rules]
+        words = ["rsync", "-rlptsc" if check else "-rlpts", "--partial", *rules]
         self._rsync([*words, f"{self.target}:{folder}/", f"{copy}/"], seconds)
 
     def _rsync(self, words: list[str], seconds: float, stdin: str = "") -> None:

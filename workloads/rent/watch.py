@@ -12,11 +12,11 @@ from typing import Any
 
 from workloads.errors import TataraError
 from workloads.rent import job, probe
-from workloads.rent.backup import Backup, DamagedCopy
+from workloads.rent.backup import Backup
 from workloads.rent.clock import Clock
 from workloads.rent.ledger import Ledger, State
 from workloads.rent.provider import LOST, Provider, dollars
-from workloads.rent.remote import OutOfTime, Remote, Unreachable
+from workloads.rent.remote import HostKeyChanged, OutOfTime, Remote, Unreachable
 
 _POLL, _PULL, _TELL = 20.0, 300.0, 60.0  # seconds between two looks, copies and lines
 _GONE = 900.0  # without ssh, after which a machine is given up
@@ -49,7 +49,7 @@ class Watch:
     _told_at: float = 0.0
     _pulled_at: float = 0.0
     _asked_at: float = 0.0  # to stop
-    _killed: bool = False
+    _killed_at: float = 0.0
 
     def until_over(self) -> None:
         """Come back when the training is over, its code in the ledger; MachineLost otherwise."""
@@ -93,7 +93,8 @@ class Watch:
 
     def _is_over(self) -> bool:
         code = self.facts["code"]
-        if code is None and self.facts["alive"]:
+        stuck = self._killed_at and self.clock.time() - self._killed_at > _TERM
+        if code is None and self.facts["alive"] and not stuck:
             return False
         # Without a code its processes went before they could say: a kill, a reboot.
         self.ledger.code = -1 if code is None else code
@@ -108,9 +109,9 @@ class Watch:
     def _ask_to_stop(self) -> None:
         now, ledger = self.clock.time(), self.ledger
         if self._asked_at:
-            if not self._killed and now - self._asked_at > max(ledger.save_seconds, _TERM):
+            if not self._killed_at and now - self._asked_at > max(ledger.save_seconds, _TERM):
                 self._signal("KILL", "it did not end; killed")
-                self._killed = True
+                self._killed_at = now
             return
         reason = ""
         if self.stop():
@@ -149,7 +150,9 @@ class Watch:
             seconds = max(_TERM, min(seconds, left))
         try:
             self.backup.pull(self.facts["sealed"], False, seconds)
-        except (Unreachable, OutOfTime, DamagedCopy) as error:
+        except HostKeyChanged:
+            raise
+        except TataraError as error:
             self.say(f"{error}; copied again later")
         if self.backup.newest != before:
             self.ledger.verified = self.backup.newest
@@ -169,7 +172,8 @@ def look(remote: Remote, ledger: Ledger) -> dict[str, Any]:
     answer = remote.python(source, ledger.run_folder, ledger.job_folder)
     if answer.code:
         raise TataraError(f"{remote.target}: its state cannot be read: {answer.reason}")
-    found: dict[str, Any] = json.loads(answer.out)
+    # A shell over there may greet before.
+    found: dict[str, Any] = json.loads(answer.out.strip().splitlines()[-1])
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -460,6 +461,38 @@ def test_reap_saves_and_ends_what_nobody_watches(stage: Stage) -> None:
     assert len(stage.saved) > 2 and stage.ledger.code == 3
 
 
+def test_reap_ends_a_machine_whose_training_never_began(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_once(stage, "push", monkeypatch)
+    with pytest.raises(Killed):
+        stage.lease().carry_on()
+    monkeypatch.undo()
+    stage.clock.now = stage.ledger.deadline + 1
+    assert reaped(stage) == [] and stage.account.running == []
+    assert ledgers.load(stage.ledger.path).state is State.GONE
+
+
+def test_a_disk_here_that_is_full_leaves_the_machine_and_says_so(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    stage.clock.after(500, lambda: monkeypatch.setattr(FakeRemote, "pull", full))
+    with pytest.raises(LeftRunning, match="No space left.*STILL RUNNING"):
+        stage.lease().carry_on()
+    assert stage.account.running == [stage.ledger.label]
+
+
+def test_what_no_signal_ends_is_saved_all_the_same(stage: Stage) -> None:
+    stage.over.ignores_term, stage.over.train_seconds = True, 9e9
+    stage.over.stop = lambda signal: None  # type: ignore[method-assign]
+    assert stage.lease().carry_on() == EXIT_RETRY
+    assert stage.account.running == [] and stage.told("killed") and stage.saved
+    assert stage.ledger.ended <= stage.ledger.deadline + stage.ledger.salvage_seconds
+
+
 def test_reap_ends_what_it_does_not_know_after_the_salvage(stage: Stage) -> None:
     """In a scheduled workflow there is no ledger: names alone."""
     killed_watcher(stage)
@@ -550,14 +583,26 @@ def test_checkpoints_that_the_run_deleted_go_here_too(stage: Stage) -> None:
             and (stage.over.run.checkpoints / "checkpoint-3").is_dir()
             and old.is_dir()
         ):
-            for path in old.iterdir():
-                path.unlink()
-            old.rmdir()
+            shutil.rmtree(old)
 
     stage.over.on_call = rotate
     assert stage.lease().carry_on() == EXIT_DONE
     assert "checkpoints/checkpoint-1" not in stage.saved
     assert "checkpoints/checkpoint-5" in stage.saved
+
+
+def test_a_damaged_copy_of_what_the_run_deleted_is_no_loss(stage: Stage) -> None:
+    first = Path(stage.ledger.copy) / "checkpoints" / "checkpoint-1" / "model.safetensors"
+
+    def damage_and_delete(name: str) -> None:
+        old = stage.over.run.checkpoints / "checkpoint-1"
+        if (stage.over.run.checkpoints / "checkpoint-3").is_dir() and old.is_dir():
+            first.write_bytes(b"other" * 200)
+            shutil.rmtree(old)
+
+    stage.over.on_call = damage_and_delete
+    assert stage.lease().carry_on() == EXIT_DONE
+    assert stage.account.running == [] and "checkpoints/checkpoint-1" not in stage.saved
 
 
 def test_every_state_can_be_read_back(stage: Stage) -> None:

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, env: dict[str, str]) -> int:
-    found = find(args, env)
+    found = find(args, env, only_rented=True)
     return _lease(args, env, found) if found.is_lease else _machine(args, env, found)
 
 
@@ -33,6 +33,7 @@ def _lease(args: argparse.Namespace, env: dict[str, str], found: Found) -> int:
     import signal
 
     from workloads.rent.clock import Clock
+    from workloads.rent.ledger import BEGINS
     from workloads.rent.machines import discard
     from workloads.rent.opening import end_watcher, lease_of
     from workloads.signals import Stop
@@ -41,7 +42,7 @@ def _lease(args: argparse.Namespace, env: dict[str, str], found: Found) -> int:
     if not ledger.is_open:
         print(f"{ledger.name}: it is over")
         return EXIT_DONE
-    if args.discard:
+    if args.discard and ledger.state not in BEGINS:
         discard(ledger, found.provider, print, Clock())
         return EXIT_DONE
     if process := end_watcher(ledger):

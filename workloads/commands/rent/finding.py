@@ -40,10 +40,10 @@ class Found:
     is_lease: bool
 
 
-def find(args: argparse.Namespace, env: dict[str, str]) -> Found:
+def find(args: argparse.Namespace, env: dict[str, str], only_rented: bool = False) -> Found:
     """The lease or machine of that name.
 
-    Raises UserError for a name that is neither, where it does not look like a host.
+    Any other name is a host that ssh knows; UserError where only what is rented counts.
     """
     from workloads.rent.clock import Clock
     from workloads.rent.ledger import ledgers
@@ -59,7 +59,6 @@ def find(args: argparse.Namespace, env: dict[str, str]) -> Found:
         return Found(ledger, remote_of(ledger), provider_of(ledger, env, Clock()), True)
     options = tuple(args.ssh_option)
     user, _, host = word.rpartition("@")
-    is_host = bool(user) or bool(options)
     if not host or host.startswith("-"):
         raise UserError(f"expected MACHINE as a name or [user@]host, found {word!r}; correct it")
     if env.get(KEY):
@@ -67,7 +66,7 @@ def find(args: argparse.Namespace, env: dict[str, str]) -> Found:
         try:
             machine = machine_named(provider, host)
         except UserError:
-            if not is_host:
+            if only_rented:
                 raise
         else:
             remote = Remote(machine.address, user or "ubuntu", None, args.identity, options)

@@ -40,7 +40,9 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     for item in found if not args.json else ():
         cost = "no bill"
         if item["price"]:
-            cost = f"{dollars(item['price'])} an hour, {dollars(item['cost'])} in all"
+            cost = f"{dollars(item['price'])} an hour"
+        if item["cost"]:
+            cost += f", {dollars(item['cost'])} until now"
         end = f"until {date_text(item['deadline'])}" if item["deadline"] else "no deadline"
         print(f"{item['name']}  {item['state']}  {item['address'] or '-'}  {cost}  {end}")
         print(f"  {item['note']}")

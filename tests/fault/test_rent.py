@@ -6,18 +6,19 @@ The machine is this one, in a folder of its own; `tests/unit/rent` has every fau
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.fake_lambda import JUPYTER, KEY, FakeLambda
+from tests.support.fake_lambda import JUPYTER, FakeLambda
 from tests.support.processes import ONE_RANK, ROOT, SHORT, descendants
 from tests.support.ssh_server import SshServer, ssh_server
 from workloads.rent.ledger import Ledger, State, label, ledgers
@@ -25,6 +26,8 @@ from workloads.run.verify import all_whole, verify
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
+# Another one in each process: two of these tests may look at the same machine.
+KEY = f"secret_tatara_{secrets.token_hex(8)}"
 HF_TOKEN, WANDB_KEY = "hf_" + "canary9b1d44", "canary" + "77aa" * 8
 SECRETS = (KEY, JUPYTER, HF_TOKEN, WANDB_KEY)
 # The demo cut to 20 steps, with its export.
@@ -32,7 +35,7 @@ DEMO = tuple(
     {**dict(word.split("=") for word in (*SHORT, *ONE_RANK)), "train.max_steps": "20"}.items()
 )
 WORDS = tuple(f"{name}={value}" for name, value in DEMO if name != "export.enabled")
-ENDLESS = ("train.max_steps=100000", "train.epochs=100000")
+ENDLESS = (*WORDS, "train.max_steps=100000", "train.epochs=100000")
 PATIENCE = 240.0
 
 
@@ -52,9 +55,9 @@ class Renting:
     def access(self) -> list[str]:
         return [f"--identity={self.server.identity}", f"--ssh-option=Port={self.server.port}"]
 
-    def begin(self, *words: str) -> None:
+    def begin(self, *words: str, settings: Sequence[str] = WORDS) -> None:
         place = [f"--folder={self.there}", f"--python={sys.executable}", *self.access()]
-        command = [sys.executable, "-m", "workloads.cli", "rent", *words, *WORDS, *place]
+        command = [sys.executable, "-m", "workloads.cli", "rent", *words, *settings, *place]
         with self.console.open("a") as log:
             self.process = subprocess.Popen(
                 command,
@@ -98,7 +101,7 @@ class Renting:
 
 @pytest.fixture
 def account() -> FakeLambda:
-    return FakeLambda(address="127.0.0.1", address_after=1, active_after=3)
+    return FakeLambda(key=KEY, address="127.0.0.1", address_after=1, active_after=3)
 
 
 @pytest.fixture
@@ -163,7 +166,7 @@ def test_a_lease_from_the_launch_to_a_machine_seen_gone(
     said = renting.said()
     assert account.running == [] and account.launched == 1
     assert "the copy is damaged" in said and "copied again" in said
-    assert said.index("the copy is damaged") < said.index("seen gone")
+    assert said.index("the copy is damaged") < said.index("ended, and seen gone")
     found = verify(renting.copy)
     assert all_whole(found) and "final" in {item.name for item in found}
     assert renting.ledger.state is State.GONE and renting.ledger.verified == "final"
@@ -179,7 +182,7 @@ def test_a_lease_from_the_launch_to_a_machine_seen_gone(
 
 def test_a_killed_watcher_and_reap(renting: Renting, account: FakeLambda) -> None:
     """Nobody watches: at the deadline `reap` stops the training, saves it and ends the machine."""
-    renting.begin(*LEASE, "--hours=1", *ENDLESS)
+    renting.begin(*LEASE, "--hours=1", settings=ENDLESS)
     renting.until(lambda: "copied and verified" in renting.said(), "first copy")
     assert renting.process is not None
     renting.process.kill()
@@ -206,7 +209,7 @@ def test_a_machine_of_ones_own_and_ctrl_c(renting: Renting) -> None:
     address = f"{renting.server.user}@127.0.0.1"
     known = f"--ssh-option=UserKnownHostsFile={renting.folder}/known_hosts"
     renting.env["LAMBDA_API_KEY"] = ""
-    renting.begin("ssh", address, "demo", *ENDLESS, known)
+    renting.begin("ssh", address, "demo", known, settings=ENDLESS)
     renting.until(lambda: "copied and verified" in renting.said(), "first copy")
     assert renting.process is not None
     renting.process.send_signal(signal.SIGINT)

@@ -41,6 +41,7 @@ class FakeLambda:
     active_after: float = 70.0
     keys: list[dict[str, str]] = field(default_factory=list)
     file_systems: list[dict[str, Any]] = field(default_factory=list)
+    key: str = KEY
     instances: dict[str, dict[str, Any]] = field(default_factory=dict)
     races: int = 0
     deaf: int = 0
@@ -76,7 +77,7 @@ class FakeLambda:
             if launch:
                 self._last_launch = now
             self.requests.append((method, path))
-            if headers.get("Authorization") != f"Bearer {KEY}":
+            if headers.get("Authorization") != f"Bearer {self.key}":
                 return _error(
                     401, "global/invalid-api-key", "API key was invalid, expired, or deleted."
                 )

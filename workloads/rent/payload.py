@@ -3,6 +3,7 @@
 No secret goes this way; a file that holds one is refused.
 """
 
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from workloads.environment import is_secret
 from workloads.errors import UserError
+from workloads.rent.remote import harmless
 
 _SHORTEST = 8  # characters of a secret that is looked for
 _LARGEST = (
@@ -66,7 +68,11 @@ def payload(root: Path, values: Any, env: Mapping[str, str]) -> Payload:
 
 def _git(root: Path, *words: str) -> list[str]:
     done = subprocess.run(
-        ["git", "-C", str(root), *words, "-z"], capture_output=True, text=True, errors="replace"
+        ["git", "-C", str(root), *words, "-z"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=harmless(os.environ),
     )
     if done.returncode:
         raise UserError(

@@ -24,7 +24,7 @@ from tests.support.ssh_server import SshServer, ssh_server
 from workloads.rent.ledger import Ledger, State, label, ledgers
 from workloads.run.verify import all_whole, verify
 
-pytestmark = [pytest.mark.fault, pytest.mark.slow]
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Another one in each process: two of these tests may look at the same machine.
 KEY = f"secret_tatara_{secrets.token_hex(8)}"
@@ -36,7 +36,7 @@ DEMO = tuple(
 )
 WORDS = tuple(f"{name}={value}" for name, value in DEMO if name != "export.enabled")
 ENDLESS = (*WORDS, "train.max_steps=100000", "train.epochs=100000")
-PATIENCE = 240.0
+PATIENCE = 400.0  # a bound for the worst machine, not an expectation
 
 
 class Renting:

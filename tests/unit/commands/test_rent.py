@@ -111,3 +111,14 @@ def test_a_damaged_ledger_is_named(capsys: pytest.CaptureFixture[str], tmp_path:
     (root / "lease.json").write_text('{"name": "tatara-demo-1"')
     assert main(["rent", "list"]) == 2
     assert "lease.json: expected a lease" in capsys.readouterr().err
+
+
+def test_a_run_has_one_open_lease(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = tmp_path / "outputs" / "demo" / "20260101-1"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    root = tmp_path / "outputs" / ledgers.FOLDER / ledgers.lease_name("demo", run.name)
+    Ledger(root.name, "ssh", "demo", run.name, str(root), "", "", State.RUNNING).save()
+    assert main(["rent", "ssh", "me@box", "demo", "--resume", run.name]) == 2
+    assert f"tatara rent watch {root.name}" in capsys.readouterr().err
+    assert ledgers.load(root).state is State.RUNNING

@@ -135,12 +135,18 @@ def begin(
 ) -> int:
     """Write the ledger and carry it through; the training's exit code."""
     from workloads.rent.clock import Clock
+    from workloads.rent.ledger import load
     from workloads.rent.opening import lease_of
     from workloads.rent.opening import profile_path as path_of
     from workloads.rent.remote import need_programs
     from workloads.signals import Stop
 
     need_programs()
+    if (ledger.path / "lease.json").is_file() and load(ledger.path).is_open:
+        raise UserError(
+            f"{ledger.name}: expected no open lease of this run, found one; go on with it: tatara "
+            f"rent watch {ledger.name}, or end it: tatara rent end {ledger.name}"
+        )
     stop, clock = Stop(), Clock()
     ledger.begun = clock.time()
     ledger.save()

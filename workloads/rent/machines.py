@@ -58,11 +58,15 @@ def runs_there(remote: Remote, outputs: str) -> list[str]:
 def back_up(
     remote: Remote, there: str, outputs: Path, ledger: Ledger, say: Callable[[str], None]
 ) -> Iterator[str]:
-    """Copy every run of a folder over there into outputs here, verified; their names.
+    """Copy runs of a folder over there into outputs here, verified; their names.
 
-    ledger: a stand-in that carries the run's place. Raises DamagedCopy where a copy is not whole.
+    ledger: of the lease, whose own run is meant, or a stand-in without one, for all of them. Raises
+    DamagedCopy where a copy is not whole.
     """
+    own = f"{ledger.profile}/{ledger.run_id}" if ledger.run_id else ""
     for name in runs_there(remote, there):
+        if own and name != own:
+            continue
         profile, _, run_id = name.partition("/")
         place = replace(ledger, profile=profile, run_id=run_id, outputs=there, folder=".")
         facts = look(remote, place)

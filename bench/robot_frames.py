@@ -190,7 +190,7 @@ class Ours:
         at = int(np.searchsorted(self.ends, number, side="right"))
         episode = self.episodes[at]
         step = number - int(self.ends[at]) + len(episode)
-        return self.processor.resize(episode.image("primary", step))
+        return self.processor.resize(episode.pillow("primary", step))
 
 
 class Kept:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import finetune_config
 
-PROFILE = "profiles/vla.yaml"
+PROFILE = os.environ.get("TATARA_PROFILE") or "profiles/vla.yaml"
 # What torchrun hands its ranks, and tatara finds out by itself.
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK",
              "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
@@ -21,7 +21,7 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 def root() -> Path:
     """The folder with profiles/, above this file."""
     return next(
-        folder for folder in Path(__file__).resolve().parents if (folder / PROFILE).is_file()
+        folder for folder in Path(__file__).resolve().parents if (folder / "profiles").is_dir()
     )
 
 

@@ -33,6 +33,12 @@ def data_folder(folder: Path) -> Path:
     return folder
 
 
+def guide(vla: Project, command: str) -> subprocess.CompletedProcess[str]:
+    """The guide's own way in: `docker compose --profile vla run --rm vla_finetune bash -c "…"`."""
+    words = ("--profile", "vla", "run", "--rm", "-T", "--no-deps", "vla_finetune")
+    return vla.compose(*words, "bash", "-c", command, check=False)
+
+
 def run_once(vla: Project, *words: str) -> subprocess.CompletedProcess[str]:
     """`docker compose --profile vla run --rm vla WORD…`."""
     return vla.compose("run", "--rm", "-T", "--no-deps", "vla", *words, check=False)
@@ -68,3 +74,26 @@ def test_it_trains_looks_at_data_and_serves(
     assert np.asarray(answer).shape == (8,) and np.isfinite(answer).all()
     docker("stop", "--time", "60", vla.container("vla-serve"))
     vla.ends(vla_serve=0)
+
+
+def test_the_commands_of_the_guide_as_they_are_written(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    """Section 7: the guide's file names and flags train and look at data, without a GPU."""
+    vla = project("guide", FILES, TATARA_DATA=str(data_folder(tmp_path / "data")))
+    few = " ".join(["--max_steps 2", "--batch_size 2", "checkpoints.every_steps=2"])
+    looked = guide(vla, "python3 vla/crane_x7_dataset.py data/tfrecord_logs")
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    assert "tatara data inspect" in looked.stdout and "3 episodes" in looked.stdout
+    shown = guide(vla, "cd vla && python3 finetune_config.py")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    for command in (
+        f"cd vla && python3 finetune.py --gradient_checkpointing {few}",
+        f"cd vla && torchrun --nproc-per-node 2 finetune.py {few}",
+    ):
+        done = guide(vla, command)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "tatara train profiles/recipes/vla-tiny.yaml" in done.stdout
+        run = vla.run("vla-tiny")
+        assert (run.final / "dataset_statistics.json").is_file() and events(run, "exported")
+    assert len(run.statuses()) == 2

@@ -8,13 +8,16 @@ which is what anything that looks at several steps in a row (action chunks) must
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast, overload
 
 import numpy as np
+from PIL import Image
 
+from workloads.data.robot import images
 from workloads.data.robot.instructions import Instruction, Origin
 from workloads.data.robot.options import ColorOrder, Options
 from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
@@ -92,6 +95,17 @@ class Episode:
         """The camera's image at step t, uint8 [H, W, 3], true red, green, blue."""
         pixels = self.reader.pixels(self._known(camera, self.cameras), self._row(t))
         return np.ascontiguousarray(pixels[..., ::-1]) if self.color_order == "bgr" else pixels
+
+    def pillow(self, camera: str, t: int) -> Image.Image:
+        """The same as a Pillow image, for who resizes it: one that is stored encoded never becomes
+        an array on the way."""
+        encoded = self.encoded(camera, t)
+        if encoded is not None:
+            with suppress(images.ImageError):  # of a broken one `image` tells the place
+                found = images.decode_image(encoded)
+                is_bgr = self.color_order == "bgr"
+                return Image.merge("RGB", found.split()[::-1]) if is_bgr else found
+        return Image.fromarray(self.image(camera, t))
 
     def encoded(self, camera: str, t: int) -> bytes | None:
         """The image as stored, before any exchange of red and blue; None where there is none."""

@@ -54,19 +54,18 @@ class FrameCache:
         wanted = int(sums[number])
         if wanted:
             kept = np.array(frames[number])
-            if _checksum(kept.tobytes()) == wanted:
+            if _checksum(kept) == wanted:
                 return kept
         pixels = np.ascontiguousarray(load())
-        content = pixels.tobytes()
         # One call: a store to the map would fault in every page of the frame by itself.
-        if self._write(content, number * len(content)):
-            sums[number] = _checksum(content)
+        if self._write(pixels, number * pixels.nbytes):
+            sums[number] = _checksum(pixels)
         return pixels
 
-    def _write(self, content: bytes, place: int) -> bool:
+    def _write(self, pixels: np.ndarray, place: int) -> bool:
         """Whether all of it was written; a disk that is full costs time only."""
         try:
-            return os.pwrite(self._file, content, place) == len(content)
+            return os.pwrite(self._file, pixels.data, place) == pixels.nbytes
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -95,11 +94,11 @@ class FrameCache:
             os.close(self._file)
 
 
-def _checksum(content: bytes) -> int:
-    """Of a frame's bytes, never 0."""
+def _checksum(pixels: np.ndarray) -> int:
+    """Of a frame's bytes, never 0; a frame is not copied for it."""
     import google_crc32c
 
-    return int(google_crc32c.value(content)) or 1
+    return int(google_crc32c.value(pixels)) or 1
 
 
 def cache_key(dataset: Dataset, cameras: tuple[str, ...], how: object) -> str:

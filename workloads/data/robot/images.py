@@ -30,6 +30,14 @@ def decode(encoded: bytes) -> np.ndarray:
         return np.array(to_rgb(image))
 
 
+def decode_image(encoded: bytes) -> Image.Image:
+    """The same as a Pillow image; raises ImageError."""
+    with _opened(encoded) as image:
+        rgb = to_rgb(image)
+        rgb.load()
+        return rgb
+
+
 def shape_of(encoded: bytes) -> tuple[int, int]:
     """Height and width, from the header alone; raises ImageError."""
     with _opened(encoded) as image:

@@ -76,7 +76,7 @@ class Maker:
         """The image of one of the part's cameras at the model's size, uint8 [H, W, 3]."""
 
         def load() -> np.ndarray:
-            return self.processor.resize(episode.image(part.cameras[camera], step))
+            return self.processor.resize(episode.pillow(part.cameras[camera], step))
 
         return load() if part.frames is None else part.frames.get(camera, number, step, load)
 

@@ -24,6 +24,15 @@ def never() -> np.ndarray:
     raise AssertionError("decoded again")
 
 
+@pytest.mark.parametrize("source", ["v1", "v2", "npz", "lerobot_v3_0"])
+def test_a_pillow_image_is_the_same(source: str) -> None:
+    """What is resized, read without an array in between, colours stored as bgr too."""
+    dataset = open_dataset(Path("tests/golden/crane_x7") / source)
+    for episode in dataset:
+        for camera in episode.cameras:
+            assert np.array_equal(np.asarray(episode.pillow(camera, 3)), episode.image(camera, 3))
+
+
 def test_a_frame_is_decoded_once(tmp_path: Path) -> None:
     cache = FrameCache(tmp_path / "key", 5, SHAPE)
     for number in (3, 0, 4):

@@ -322,7 +322,7 @@ class _EpisodeImages:
         try:
             return bytes(self._feature(key).values[row])
         # The file was written again since it was opened.
-        except (ExampleError, KeyError, IndexError) as error:
+        except (ExampleError, KeyError, IndexError, ValueError, zlib.error) as error:
             raise self._damaged(f"missing_feature: {key} of step {row}: {error}") from error
 
     def pixels(self, camera: str, row: int) -> np.ndarray:

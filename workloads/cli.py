@@ -84,7 +84,8 @@ def parser() -> CommandParser:
     return whole
 
 
-def _run(arguments: list[str]) -> int:
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of a command line, and the settings and other words that follow them."""
     whole, settings = parser(), list[str]()
     for names in _WITH_SETTINGS:
         if tuple(arguments[: len(names)]) == names:
@@ -92,7 +93,12 @@ def _run(arguments: list[str]) -> int:
             own, settings = split_settings(command, arguments[len(names) :])
             arguments = [*names, *own]
     found, rest = whole.parse_known_args(arguments)
-    code: int = found.main(found, [*settings, *rest])
+    return found, [*settings, *rest]
+
+
+def _run(arguments: list[str]) -> int:
+    found, words = parse(arguments)
+    code: int = found.main(found, words)
     return code
 
 

@@ -32,6 +32,26 @@ begin() {
   TATARA_PROFILE=$file TATARA_ARGS=$TATARA_ARGS \
     compose --profile '*' up --detach --force-recreate "${names[@]}"
   JOB=$(compose --profile '*' ps --all --quiet "${names[0]}")
+  BESIDE=()
+  if ((${#names[@]} > 1)); then
+    mapfile -t BESIDE < <(compose --profile '*' ps --all --quiet "${names[@]:1}")
+  fi
+}
+
+# keep_up: while node 0 runs, starts again what was killed beside it. Node 0 waits for it, and counts
+# the restarts; what ended by itself, or by a stop, stays ended.
+keep_up() {
+  local job code
+  while alive; do
+    for job in ${BESIDE[@]+"${BESIDE[@]}"}; do
+      code=$(docker inspect -f '{{if not .State.Running}}{{.State.ExitCode}}{{end}}' "$job" 2>/dev/null) || continue
+      if [[ $code == 13[479] && ! -f .cache/stopping ]] && alive; then
+        say "$(name_of "$job") was killed (exit code $code); starting it again"
+        docker start "$job" >/dev/null
+      fi
+    done
+    sleep 3
+  done
 }
 
 is_there() { [[ $(docker inspect -f '{{.State.Running}}' "$1" 2>/dev/null) == true ]]; }

@@ -41,6 +41,8 @@ begin() {
   printf '%s\n%s\n' "$(started "$JOB")" "$2" >".cache/running/$JOB"
 }
 
+# Nodes that are processes beside node 0 are its own, and end with it.
+keep_up() { :; }
 alive() { kill -0 "$JOB" 2>/dev/null; }
 # Sets CODE once the job has ended.
 await_end() {

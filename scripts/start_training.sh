@@ -5,7 +5,8 @@
 #
 #   PROFILE            demo (the default), llm-4090, vla, grpo-h100, or one of profiles/recipes/
 #   --like PROFILE     the profile whose services train one of your own
-#   --wait             stay until the end and end with node 0's exit code; Ctrl-C stops and saves
+#   --wait             stay until the end and end with node 0's exit code; Ctrl-C stops and saves.
+#                      A container of another node that is killed is started again meanwhile
 #   --node, --master   this host is node K of several, node 0 is at ADDRESS
 #   SETTING            optim.learning_rate=1e-5, or --learning_rate 1e-5 where the profile honours it
 #
@@ -25,7 +26,7 @@ while (($#)); do
     --like) like=${2:-} && shift ;;
     --node) node=${2:-} && shift ;;
     --master) master=${2:-} && shift ;;
-    -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0" && exit 0 ;;
+    -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0" && exit 0 ;;
     *) words+=("$1") ;;
   esac
   shift
@@ -56,8 +57,10 @@ since=$(date +%s.%N)
 begin "$profile" "$like" ${words[@]+"${words[@]}"}
 if [[ -n $wait ]]; then
   trap 'scripts/stop_training.sh "$like"' INT TERM
+  keep_up &
   show_log --follow || true
   await_end
+  kill "$!" 2>/dev/null || true
   exit "$CODE"
 fi
 say "waiting for the first step; Ctrl-C ends the waiting, not the training"

@@ -164,6 +164,24 @@ def test_interrupting_the_wait_stops_and_saves(checkout: Checkout) -> None:
     assert events(checkout.run, "stopped") and sealed(checkout.run.checkpoints)
 
 
+def test_a_killed_container_is_started_again_while_the_start_waits(checkout: Checkout) -> None:
+    """O-A9"""
+    words = (*SHORT, "train.max_steps=40")
+    with checkout.start("start_training.sh", "demo", *words, "--wait") as started:
+        end = time.monotonic() + 600
+        while not list(checkout.root.glob("outputs/demo/*/config.json")) or not steps(checkout.run):
+            assert started.poll() is None and time.monotonic() < end
+            time.sleep(0.2)
+        name = ("--filter", "label=com.docker.compose.service=demo-worker")
+        (worker,) = docker("ps", "--quiet", "--filter", checkout.label, *name).split()
+        docker("kill", worker)
+        text, _ = started.communicate(timeout=600)
+    assert started.returncode == 0, text
+    assert "demo-worker was killed (exit code 137); starting it again" in text
+    assert "lost node 1 (demo-worker)" in events(checkout.run, "restarted")[0]["reason"]
+    assert max(steps(checkout.run)) == 40
+
+
 def test_set_up_twice_is_set_up_once(checkout: Checkout) -> None:
     code, text = checkout.script(
         "setup_environment.sh", TORCH_INDEX_URL="https://example.invalid/cpu"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.strangers import KINDS, RESULT, cut_off, lines
 from tests.unit.launch.test_rendezvous import SECRET, Nodes, until
 from workloads.errors import EXIT_DONE, EXIT_RETRY, Retry, Stopped, UserError
 from workloads.launch.connection import Link, introduce
@@ -19,32 +20,6 @@ from workloads.launch.member import Member
 from workloads.launch.messages import Hello, Outcome, StopRequest, Terms, parsed
 
 pytestmark = pytest.mark.unit
-
-HELLO = {"type": "hello", "node": 1, "host": "b", "ranks": 1, "config": "same", "nonce": "0" * 32}
-RESULT = {"type": "result", "code": 2, "reason": "\x1b[31mnot from the node"}
-
-
-def lines(*messages: Any) -> bytes:
-    return b"".join(json.dumps(message).encode() + b"\n" for message in messages)
-
-
-KINDS = {
-    "list": b"[]\n",
-    "http": b"GET / HTTP/1.0\r\n\r\n",
-    "utf8": b"\xff\xfe\n",
-    "deep": b"[" * 60_000 + b"\n",
-    "number": b'{"type":"hello","node":' + b"9" * 5000 + b"}\n",
-    "bad node": lines({**HELLO, "node": "x"}),
-    "no node": lines({"type": "hello"}),
-    "beat": lines({"type": "beat"}),
-    "hello of before": lines({**HELLO, "nonce": ""}),
-    "hello": b"0" * 64 + b" " + lines(HELLO),
-    "result": b"0" * 64 + b" " + lines(HELLO, RESULT),
-    "odd code": b"0" * 64 + b" " + lines(HELLO, {**RESULT, "code": 99}),
-    "no code": b"0" * 64 + b" " + lines(HELLO, {"type": "result"}),
-    "stop": b"0" * 64 + b" " + lines(HELLO, {"type": "stop", "number": 15, "by": ""}),
-    "long": b'{"type":"beat","x":"' + b"a" * (8 << 20),
-}
 
 
 @pytest.fixture
@@ -63,15 +38,6 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 
 def connect(nodes: Nodes) -> socket.socket:
     return socket.create_connection(("127.0.0.1", nodes.first.port), 10)
-
-
-def cut_off(stranger: socket.socket) -> bytes:
-    """What it hears until the connection ends."""
-    heard = b""
-    with contextlib.suppress(ConnectionError):
-        while piece := stranger.recv(4096):
-            heard += piece
-    return heard
 
 
 @pytest.mark.parametrize("kind", KINDS)

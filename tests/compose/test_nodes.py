@@ -1,0 +1,91 @@
+"""Two nodes as containers: those that are not alike, and a stranger on their bridge network."""
+
+import contextlib
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.compose.project import ROOT, Project, arguments
+from tests.support.processes import SHORT, events, steps
+from tests.support.strangers import KINDS, cut_off
+
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]
+
+NODES = ("demo-master", "demo-worker")
+WHERE_NODES_MEET = 37172
+
+
+def worker_with(folder: Path, changed: Path, inside: str) -> Path:
+    """A compose file that has the worker find another file or folder there than node 0."""
+    mount = {
+        "type": "bind",
+        "source": str(changed),
+        "target": f"/workspace/{inside}",
+        "read_only": True,
+    }
+    path = folder / "worker.yaml"
+    path.write_text(yaml.safe_dump({"services": {"demo-worker": {"volumes": [mount]}}}))
+    return path
+
+
+def other_rows(folder: Path) -> Path:
+    """The demo's data, in which the questions are others."""
+    data = folder / "demo"
+    shutil.copytree(ROOT / "data" / "demo", data)
+    path = data / "gsm8k.jsonl"
+    given = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = [{**row, "question": row["question"].upper()} for row in given]
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    return data
+
+
+def other_code(folder: Path) -> Path:
+    """The llm workload, whose loss is another."""
+    path = folder / "train.py"
+    text = (ROOT / "workloads" / "llm" / "train.py").read_text()
+    path.write_text(text.replace("* self.accelerator.num_processes", "* 3"))
+    return path
+
+
+@pytest.mark.parametrize("differs", ["rows", "code"])
+def test_nodes_that_differ_end_before_the_first_step(
+    project: Callable[..., Project], tmp_path: Path, differs: str
+) -> None:
+    """E-1, in containers: each has its own image or its own data."""
+    if differs == "rows":
+        override = worker_with(tmp_path, other_rows(tmp_path), "data/demo")
+    else:
+        override = worker_with(tmp_path, other_code(tmp_path), "workloads/llm/train.py")
+    files = ("compose.yaml", str(override))
+    demo = project(files=files, **arguments(*SHORT))
+    demo.up(*NODES)
+    demo.ends(demo_master=2, demo_worker=2)
+    told = demo.logs("demo-master")
+    assert f"expected the same {differs} on all nodes, found" in told
+    assert "on node 1 (demo-worker)" in told and "on node 0 (demo-master)" in told
+    assert steps(demo.run()) == []
+
+
+def test_a_stranger_on_the_bridge_changes_nothing(project: Callable[..., Project]) -> None:
+    """O-A4: every account of the host reaches the address of node 0."""
+    demo = project(**arguments(*SHORT))
+    demo.up(*NODES)
+    run = demo.until_step(2)
+    networks = demo.inspect("demo-master")["NetworkSettings"]["Networks"].values()
+    (address,) = [network["IPAddress"] for network in networks]
+    for sent in KINDS.values():
+        with socket.create_connection((address, WHERE_NODES_MEET), 10) as stranger:
+            with contextlib.suppress(ConnectionError):
+                stranger.sendall(sent)
+            assert b"welcome" not in cut_off(stranger)
+    assert max(steps(run)) < 24, "all of it was sent while they trained"
+    demo.ends(demo_master=0, demo_worker=0)
+    assert max(steps(run)) == 24
+    assert [row["event"] for row in events(run, "restarted")] == []
+    assert events(run, "stop requested") == []
+    assert "Traceback" not in demo.logs(*NODES)

@@ -1,9 +1,11 @@
 """A stopped and resumed training equals the uninterrupted one, bit for bit."""
 
 import contextlib
+import json
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import ONE_RANK, PATIENCE, Training, events, losses, state
+from tests.support.wandb_files import records
 from workloads.run import verify_checkpoint
 from workloads.run.integrity import sealed
 
@@ -152,3 +155,36 @@ def test_a_stop_before_the_first_step_of_a_resumed_run_keeps_its_checkpoint(tmp_
     again.signal_tree(signal.SIGTERM)
     again.end(expected=3)
     assert "--resume" in again.console
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_offline_run_is_one_for_wandb(tmp_path: Path) -> None:
+    """E-10: killed, stopped and gone on with; each step is once in the one folder to sync."""
+    words = [*ONE_RANK, "tracking.wandb=offline", "checkpoints.every_steps=4"]
+    killed = Training(tmp_path, [*words, "train.max_steps=100000"])
+    killed.until_step(6)
+    killed.signal_tree(signal.SIGKILL)
+    killed.end(expected=137)
+    stopped = Training(tmp_path, [*words, "train.max_steps=100000"], resume=True)
+    stopped.until_step(10)
+    stopped.signal(signal.SIGTERM)
+    stopped.end(expected=3)
+    (last,) = {row["step"] for row in events(stopped.run, "stop requested")}
+    done = Training(tmp_path, [*words, f"train.max_steps={last + 2}"], resume=True).end()
+
+    command = [Path(sys.executable).with_name("wandb"), "sync", "--dry-run"]
+    said = subprocess.run(command, cwd=done.run.path, capture_output=True, text=True)
+    assert "Would sync 1 run(s):" in said.stdout + said.stderr
+    (folder,) = done.run.path.glob("wandb/offline-run-*")
+    found = list(records(next(folder.glob("*.wandb"))))
+    (run,) = [record.run for record in found if record.HasField("run")]
+    assert run.run_id == f"demo-{done.run.id}" and run.run_group == "demo"
+    curve = {
+        record.history.step.num: json.loads(item.value_json)
+        for record in found
+        for item in record.history.item
+        if "loss" in (item.key, *item.nested_key)
+    }
+    assert curve == pytest.approx({step: facts[0] for step, facts in losses(done.run).items()})
+    assert list(curve) == list(range(1, last + 3))
+    assert sum(record.HasField("history") for record in found) == len(curve) + 1, "step 0 as well"

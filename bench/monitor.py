@@ -32,7 +32,7 @@ from bench._pair import facts, write_page
 from workloads.processes import is_stopped
 
 # Seconds of a turn, and of its beginning that does not count: going on, a monitor draws all anew.
-WINDOW, SETTLE = 4.5, 0.5
+WINDOW, SETTLE = 6.5, 0.5
 ROWS, COLUMNS = 44, 140
 # Steps are short, so that a turn has many of them, and nothing but steps happens.
 QUICK = (
@@ -84,7 +84,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--machine", default="2 cores x86-64", help="words for the page")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/monitor.md")
     return parser.parse_args()

@@ -69,8 +69,8 @@ class Member:
                 link.close()
                 raise UserError(
                     f"{self.address}:{self.port} does not know the secret of this run as it is "
-                    f"here; put one line {VARIABLE}=… into .env on every host: that of node 0, or "
-                    f"the text of {FILE} in its outputs folder"
+                    f"here; copy the file {FILE} from node 0's outputs folder into {self.outputs} "
+                    f"here, or put one line {VARIABLE}=… into .env on every host"
                 ) from None
             except (OSError, ValueError) as error:
                 if not self.terms.pause(until, 0.3):

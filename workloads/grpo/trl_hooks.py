@@ -39,7 +39,7 @@ from workloads.grpo.rewards.plug_ins import adapted
 from workloads.grpo.rewards.scoring import Scorer, WeightedReward, for_trainer
 from workloads.grpo.rollouts import engine
 from workloads.grpo.rollouts.rollouts import Rollout, RolloutLog
-from workloads.run.directory import rows_in
+from workloads.run.best import best_step
 from workloads.run.events import Phase
 from workloads.run.integrity import sealed, step_of
 
@@ -240,18 +240,9 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         """The saved step whose model earned most on held-out rows, by the weighted sum."""
         if not self.profile.checkpoints.keep_best or not self.profile.evaluation.every_steps:
             return None
-        saved = {step_of(path) for path in sealed(self.session.run.checkpoints)}
-        earned = {
-            row["step"]: total
-            for row in rows_in(self.session.run.evaluations)
-            if row.get("step") in saved and (total := self._held_out_total(row)) is not None
-        }
-        return max(earned, key=lambda step: (earned[step], step)) if earned else None
-
-    def _held_out_total(self, row: dict[str, Any]) -> float | None:
-        pairs = [(one.weight, row.get(f"held_out/{one.name}")) for one in self.scorer.rewards]
-        known = [weight * value for weight, value in pairs if isinstance(value, int | float)]
-        return sum(known) if known else None
+        return best_step(
+            self.session.run, {step_of(path) for path in sealed(self.session.run.checkpoints)}
+        )
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         rows = len(dataset if dataset is not None else self.train_dataset)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workloads.errors import UserError
+from workloads.run.best import best_step
 from workloads.run.directory import Run, rows_in
 from workloads.run.events import Event
 from workloads.run.integrity import sealed, step_of
@@ -34,21 +35,11 @@ def old_checkpoints(outputs: Path, keep: int) -> Iterator[Removable]:
             continue
         whole = sealed(path)
         kept = whole[max(0, len(whole) - keep) :]
-        best = _best_step(run, {step_of(folder) for folder in whole})
+        best = best_step(run, {step_of(folder) for folder in whole})
         for folder in sorted(folder for folder in path.iterdir() if folder.is_dir()):
             if folder not in kept and (folder not in whole or step_of(folder) != best):
                 why = f"{kept[-1].name} is newer" if folder in whole else "never completed"
                 yield Removable("checkpoints", str(folder), size_of(folder), why)
-
-
-def _best_step(run: Run, saved: set[int]) -> int | None:
-    """The saved step with the lowest evaluation loss, which a training keeps too."""
-    losses = {
-        row["step"]: row["eval_loss"]
-        for row in rows_in(run.evaluations)
-        if row.get("step") in saved and isinstance(row.get("eval_loss"), float)
-    }
-    return min(losses, key=lambda step: losses[step]) if losses else None
 
 
 def _has_finished(run: Run) -> bool:

@@ -83,7 +83,7 @@ def test_samples_of_held_out_questions_are_kept_in_the_run(tmp_path: Path) -> No
 
 def test_the_checkpoint_with_the_lowest_held_out_loss_is_the_best(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    with pytest.raises(UserError, match="whose held-out loss is known"):
+    with pytest.raises(UserError, match="expected a checkpoint that was evaluated"):
         source_of(run, BEST, print)
     for step in (10, 20, 30):
         folder = run.checkpoints / f"checkpoint-{step}"

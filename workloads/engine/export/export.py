@@ -20,7 +20,7 @@ from workloads.engine.pretrained.files import Tell, lasting_name
 from workloads.errors import TataraError, UserError
 from workloads.json_files import read_json
 from workloads.run import Run
-from workloads.run.directory import rows_in
+from workloads.run.best import best_step
 from workloads.run.integrity import SEAL, sealed, step_of, verify_checkpoint, write_atomically
 
 SHARD_SIZE = "4GB"
@@ -61,15 +61,14 @@ def dtype_name(dtype: torch.dtype) -> str:
 def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int | None]:
     """The checkpoint that was named, or the newest whole one, and its step where its name has one.
 
-    A name such as checkpoint-8 means the run's own, and `best` the one with the lowest held-out
-    loss. One that was never sealed is taken as it is. Raises UserError for damage, or where none
-    is.
+    A name such as checkpoint-8 means the run's own, and `best` the one that did best on held-out
+    rows. One that was never sealed is taken as it is. Raises UserError for damage, or where none is.
     """
     if checkpoint == BEST:
         checkpoint = best_checkpoint(run)
         if checkpoint is None:
             raise UserError(
-                f"{run.path}: expected a checkpoint whose held-out loss is known, found none; set "
+                f"{run.path}: expected a checkpoint that was evaluated, found none; set "
                 "evaluation.every_steps and checkpoints.every_steps, or name a checkpoint"
             )
     if checkpoint and not checkpoint.exists() and (run.checkpoints / checkpoint.name).is_dir():
@@ -84,11 +83,10 @@ def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int 
 
 
 def best_checkpoint(run: Run) -> Path | None:
-    """The whole checkpoint with the lowest held-out loss; None where none was evaluated."""
+    """The whole checkpoint that did best on held-out rows; None where none was evaluated."""
     saved = {step_of(path): path for path in sealed(run.checkpoints)}
-    known = [row for row in rows_in(run.evaluations) if row.get("step") in saved]
-    losses = [(row["eval_loss"], row["step"]) for row in known if row.get("eval_loss") is not None]
-    return saved[min(losses)[1]] if losses else None
+    step = best_step(run, saved)
+    return None if step is None else saved[step]
 
 
 def _checked(checkpoint: Path) -> Path:

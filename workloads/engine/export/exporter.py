@@ -139,7 +139,7 @@ class Exporter(ABC, Generic[P]):
         if checkpoint is None and config.export.checkpoint == "best":
             checkpoint = best_checkpoint(run)
             if checkpoint is None:
-                tell("export: no checkpoint has a held-out loss; taking the newest one")
+                tell("export: no checkpoint was evaluated; taking the newest one")
         source, step = source_of(run, checkpoint, tell)
         kind = "adapter"
         if config.adapter.method == "full":

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +17,11 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]
 
 NODES = ("demo-master", "demo-worker")
 WHERE_NODES_MEET = 37172
+DEMO_ROWS = "data/demo/arithmetic.jsonl"
 
 
 def worker_with(folder: Path, changed: Path, inside: str) -> Path:
-    """A compose file that has the worker find another file or folder there than node 0."""
+    """A compose file that has the worker find another file there than node 0."""
     mount = {
         "type": "bind",
         "source": str(changed),
@@ -34,14 +34,12 @@ def worker_with(folder: Path, changed: Path, inside: str) -> Path:
 
 
 def other_rows(folder: Path) -> Path:
-    """The demo's data, in which the questions are others."""
-    data = folder / "demo"
-    shutil.copytree(ROOT / "data" / "demo", data)
-    path = data / "gsm8k.jsonl"
-    given = [json.loads(line) for line in path.read_text().splitlines()]
-    changed = [{**row, "question": row["question"].upper()} for row in given]
+    """The demo's rows, in which the questions are others."""
+    path = folder / "arithmetic.jsonl"
+    lines = (ROOT / DEMO_ROWS).read_text().splitlines()
+    changed = [{**row, "question": row["question"].upper()} for row in map(json.loads, lines)]
     path.write_text("".join(json.dumps(row) + "\n" for row in changed))
-    return data
+    return path
 
 
 def other_code(folder: Path) -> Path:
@@ -58,7 +56,7 @@ def test_nodes_that_differ_end_before_the_first_step(
 ) -> None:
     """E-1, in containers: each has its own image or its own data."""
     if differs == "rows":
-        override = worker_with(tmp_path, other_rows(tmp_path), "data/demo")
+        override = worker_with(tmp_path, other_rows(tmp_path), DEMO_ROWS)
     else:
         override = worker_with(tmp_path, other_code(tmp_path), "workloads/llm/train.py")
     files = ("compose.yaml", str(override))

@@ -62,7 +62,7 @@ def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int 
     """The checkpoint that was named, or the newest whole one, and its step where its name has one.
 
     A name such as checkpoint-8 means the run's own, and `best` the one that did best on held-out
-    rows. One that was never sealed is taken as it is. Raises UserError for damage, or where none is.
+    rows. One that was never sealed is taken as it is. Raises UserError for damage, or for none.
     """
     if checkpoint == BEST:
         checkpoint = best_checkpoint(run)

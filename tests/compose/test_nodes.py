@@ -1,7 +1,6 @@
 """Two nodes as containers: those that are not alike, and a stranger on their bridge network."""
 
 import contextlib
-import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +33,9 @@ def worker_with(folder: Path, changed: Path, inside: str) -> Path:
 
 
 def other_rows(folder: Path) -> Path:
-    """The demo's rows, in which the questions are others."""
+    """The demo's rows, in which the questions are others, as long as before."""
     path = folder / "arithmetic.jsonl"
-    lines = (ROOT / DEMO_ROWS).read_text().splitlines()
-    changed = [{**row, "question": row["question"].upper()} for row in map(json.loads, lines)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    path.write_text((ROOT / DEMO_ROWS).read_text().replace("How many", "Tell how"))
     return path
 
 

@@ -21,6 +21,7 @@ from tests.compose.project import (
     docker,
     newest,
 )
+from tests.support.private_network import INDEX, USER, PrivateNetwork, private_network
 from tests.support.processes import SHORT, events, steps
 from workloads.run import Run
 from workloads.run.integrity import sealed
@@ -334,3 +335,61 @@ def test_proxies_authorities_and_mirrors_of_the_shell_arrive(checkout: Checkout)
     missing = {**shell, "SSL_CERT_FILE": "none.pem"}
     code, text = checkout.script("compose.sh", "run", "-T", "demo-master", "env", **missing)
     assert code == 2 and "SSL_CERT_FILE: expected a file of certificates" in text
+
+
+_DOWNLOADS = "{ [ ! -f /run/secrets/checkout ] || . /run/secrets/checkout; }"
+_MOUNTS = "--mount=type=secret,id=checkout --mount=type=secret,id=ca"
+
+
+def test_a_build_and_a_run_behind_a_proxy_with_an_own_authority(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    """O-A11, with a real proxy that asks for a password, and an index that only it knows."""
+    words = ("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}")
+    gateway = docker(*words).strip()
+    with private_network(tmp_path, gateway) as network:
+        shell = {
+            "HTTPS_PROXY": network.proxy,
+            "SSL_CERT_FILE": str(network.authority),
+            "PIP_INDEX_URL": f"https://{INDEX}/simple",
+        }
+        assert checkout.script("setup_environment.sh", **shell)[0] == 0
+        _downloads_in_a_build(checkout, network)
+        before = len(network.tunnels)
+        assert before and not network.refused
+        code = (
+            f"import urllib.request as r, ssl; print(r.urlopen('https://{INDEX}/simple/').read())"
+        )
+        run = ("run", "--rm", "-T", "--no-deps", "demo-master", "python", "-c", code)
+        status, text = checkout.script("compose.sh", *run, **shell)
+        assert status == 0 and "tatara_probe" in text, text
+        assert len(network.tunnels) > before and not network.refused
+    assert USER.partition(":")[2] not in text
+
+
+def _downloads_in_a_build(checkout: Checkout, network: PrivateNetwork) -> None:
+    """A download as the Dockerfile's own are made, with what set-up has written for them."""
+    dockerfile = (ROOT / "images" / "Dockerfile").read_text()
+    assert _DOWNLOADS in dockerfile and _MOUNTS in dockerfile
+    place = checkout.root / "probe"
+    place.mkdir()
+    (place / "Dockerfile").write_text(
+        f"FROM {base_image() or 'python:3.11-slim-bookworm'}\n"
+        f"RUN {_MOUNTS} {_DOWNLOADS} \\\n"
+        "  && pip download --no-deps --no-cache-dir -d /tmp tatara-probe==1.0\n"
+    )
+    (settings,) = checkout.root.glob(".cache/set-up-in/**/checkout-0")
+    secrets = ("--secret", f"id=checkout,src={settings}")
+    secrets += ("--secret", f"id=ca,src={network.authority}")
+    built = subprocess.run(
+        ["docker", "build", "-q", "--no-cache", *secrets, "."],
+        cwd=place,
+        env={**os.environ, "DOCKER_BUILDKIT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert built.returncode == 0, built.stderr
+    image = built.stdout.strip()
+    assert "canary" not in docker("history", "--no-trunc", image)
+    docker("rmi", image)

@@ -14,6 +14,7 @@ pytestmark = [
     pytest.mark.fault,
     pytest.mark.slow,
     pytest.mark.optional,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         find_spec("bitsandbytes") is None,
         reason="NOT RUN: needs bitsandbytes; `make test-full` installs it and runs this",

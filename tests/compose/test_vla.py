@@ -80,7 +80,7 @@ def test_the_commands_of_the_guide_as_they_are_written(
     project: Callable[..., Project], tmp_path: Path
 ) -> None:
     """Section 7: the guide's file names and flags train and look at data, without a GPU."""
-    vla = project("guide", FILES, TATARA_DATA=str(data_folder(tmp_path / "data")))
+    vla = project("vla", FILES, TATARA_DATA=str(data_folder(tmp_path / "data")))
     few = " ".join(["--max_steps 2", "--batch_size 2", "checkpoints.every_steps=2"])
     looked = guide(vla, "python3 vla/crane_x7_dataset.py data/tfrecord_logs")
     assert looked.returncode == 0, looked.stdout + looked.stderr

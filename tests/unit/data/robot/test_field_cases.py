@@ -1,6 +1,7 @@
 """Faults of datasets that public reports led to, by the ids of their cases: what `tatara data
 inspect` and `tatara check --deep` say of each, and what training would see."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,11 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path, files: list[str], f
         (tmp_path / name).touch()
     with pytest.raises(Exception, match=f"{found}.*what is read: meta/info.json"):
         open_dataset(tmp_path)
+
+
+def test_an_episode_folder_without_its_episode_is_named(tmp_path: Path) -> None:
+    for name in ("episode_0000_20251210_090000", "episode_0001_20251210_090130"):
+        shutil.copytree(Path("tests/golden/crane_x7/v2") / name, tmp_path / name)
+    dataset = open_dataset(tmp_path)
+    assert len(dataset) == 1
+    assert dataset.unused["episode_0001_20251210_090130"].endswith("without an episode file")

@@ -129,6 +129,7 @@ class Recordings(Dataset):
         for key in sorted(there - used):
             if not key.startswith(belongs):
                 self.unused[key] = "no colour camera: depth" if key in depths else "a feature"
+        self.unused |= self._empty_folders()
         wanted = self.options.instruction_key
         if wanted is not None and wanted not in there:
             texts = ", ".join(self.text_keys) or "none"
@@ -136,6 +137,17 @@ class Recordings(Dataset):
                 f"{self.path}: expected a feature {wanted!r} of instruction_key, found none; features "
                 f"with texts: {texts}"
             )
+
+    def _empty_folders(self) -> dict[str, str]:
+        """Folders of episodes that hold files, but no episode, as after a copy that broke off."""
+        if not self.path.is_dir():
+            return {}
+        full = {folder for file in self.files for folder in file.parents}
+        return {
+            folder.name: "an episode's folder without an episode file"
+            for folder in sorted(self.path.glob("episode_*"))
+            if folder.is_dir() and folder not in full and any(folder.iterdir())
+        }
 
     def _weigh_damage(self) -> None:
         """A file of which nothing can be read weighs what the others hold."""

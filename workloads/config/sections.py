@@ -121,8 +121,10 @@ class Model(Section):
 class Optim(Section):
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="Optimizer.")
     learning_rate: Number = Field(2e-5, gt=0, lt=1, description="Peak learning rate.")
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="Course of the learning rate after the warm-up."
+    schedule: Literal["linear", "cosine", "cosine_epochs", "constant"] = Field(
+        "linear",
+        description="Course of the learning rate after the warm-up; cosine falls at every step, "
+        "cosine_epochs once an epoch.",
     )
     warmup_steps: Number = Field(
         0, ge=0, description="Steps of warm-up; below 1 it is a share of all steps."

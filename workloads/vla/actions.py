@@ -46,7 +46,7 @@ class ActionTokenizer:
         if np.isnan(values).any():
             raise UserError("expected action values, found NaN; look at the data with data inspect")
         # The edges are float64, so float32 actions are compared as float64: no rounding of edges.
-        bins = np.digitize(np.clip(values, self.edges[0], self.edges[-1]), self.edges)
+        bins = np.digitize(np.clip(values, float(self.edges[0]), float(self.edges[-1])), self.edges)
         return np.asarray(self.vocab_size - bins, dtype=np.int64)
 
     def decode(self, ids: ArrayLike) -> np.ndarray:

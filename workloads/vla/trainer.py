@@ -87,8 +87,10 @@ class VlaTrainer(RunTrainer, PolicyTrainer):
             data_collator=samples.collate,
             **kwargs,
         )
-        # A loss of numbers is a mean over values, not a sum over tokens.
-        self.model_accepts_loss_kwargs = not profile.regresses
+        # A loss of numbers is a mean over values, not a sum over tokens; that of discrete actions
+        # of a window is one too.
+        of_head = profile.action_head.is_policy_head
+        self.model_accepts_loss_kwargs = not (profile.regresses or of_head)
         self.add_callback(Epochs(samples.train))
         self._since = time.monotonic()
 

@@ -30,7 +30,7 @@ def trainer_arguments(config: Profile, session: Session, eval_steps: int | None)
         "per_device_eval_batch_size": size,
         "gradient_accumulation_steps": micro_batches,
         "learning_rate": optim.learning_rate,
-        "lr_scheduler_type": optim.schedule if optim.schedule != "constant" else _constant(optim),
+        "lr_scheduler_type": _schedule(optim),
         "warmup_steps": optim.warmup_steps,
         "weight_decay": optim.weight_decay,
         "adam_beta1": optim.beta1,
@@ -76,8 +76,11 @@ def trainer_arguments(config: Profile, session: Session, eval_steps: int | None)
     return arguments
 
 
-def _constant(optim: Any) -> str:
-    return "constant_with_warmup" if optim.warmup_steps else "constant"
+def _schedule(optim: Any) -> str:
+    """transformers' name; RunTrainer makes the schedule by epochs, which it has not, itself."""
+    if optim.schedule == "constant":
+        return "constant_with_warmup" if optim.warmup_steps else "constant"
+    return "constant" if optim.schedule == "cosine_epochs" else str(optim.schedule)
 
 
 def _fsdp(config: Profile) -> dict[str, Any]:

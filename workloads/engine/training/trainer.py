@@ -15,6 +15,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
 from workloads.config.sections import Profile
@@ -92,6 +93,17 @@ class RunTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         promote_fsdp_on_cpu(self)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The library's own, and the cosine that falls once an epoch (`cosine_epochs`)."""
+        if self.profile.optim.schedule == "cosine_epochs" and self.lr_scheduler is None:
+            epochs = self.profile.train.epochs
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = LambdaLR(
+                self.optimizer if optimizer is None else optimizer,
+                lambda step: rate_by_epochs(step, num_training_steps, epochs, warmup),
+            )
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def fit(self, resume: Path | None) -> None:
         """Train to the end; Stopped when all ranks have agreed to stop and a checkpoint is safe."""
@@ -278,6 +290,14 @@ class RunTrainer(Trainer):
         # A NaN is lower than nothing and higher than nothing: it would win by its place.
         rows = [row for row in rows if row["step"] in saved and math.isfinite(row["eval_loss"])]
         return min(rows, key=lambda row: row["eval_loss"])["step"] if rows else None
+
+
+def rate_by_epochs(step: int, steps: int, epochs: float, warmup: int) -> float:
+    """Share of the peak learning rate at a step: a cosine over `epochs` stairs of equal length,
+    after a linear warm-up."""
+    epoch = int(step * epochs / max(1, steps) + 1e-9)
+    share = 0.5 * (1 + math.cos(math.pi * min(epoch, epochs) / epochs))
+    return share * min(1.0, step / warmup) if warmup else share
 
 
 def poisoned(loss: torch.Tensor) -> torch.Tensor:

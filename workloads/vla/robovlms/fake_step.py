@@ -40,6 +40,8 @@ def build(config: VlaConfig, fields: Fields) -> FakeStep:
     states = torch.empty(rows, steps, state) if state else None
 
     def loss(model: nn.Module) -> Tensor:
+        # In training Kosmos-2 draws for each layer whether to skip it, which asks for a value.
+        backbone.text_model.model.training = False
         found: Tensor = model(pixels, ids, torch.ones_like(ids), states, actions, valid).loss
         return found
 

@@ -275,9 +275,7 @@ class PolicyModel(PreTrainedModel):
             keep = wanted != IGNORE_INDEX
             output.targets = wanted[keep]
             output.logits = self.adapter.logits(self.backbone, text[keep])
-            # Without a label the mean would be no number.
-            total = functional.cross_entropy(output.logits.float(), output.targets, reduction="sum")
-            output.loss = total / keep.sum().clamp(min=1)
+            output.loss = discrete_loss(output.logits, output.targets)
             output.loss_arm = output.loss.detach()
         return output
 
@@ -305,6 +303,12 @@ class PolicyModel(PreTrainedModel):
         if is_main_process:
             write(Path(save_directory), self.state_dict() if state_dict is None else state_dict,
                   self.spec, self.all_tied_weights_keys)  # fmt: skip
+
+
+def discrete_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [n, vocabulary] and the ids [n] they predict; 0 without any."""
+    total = functional.cross_entropy(logits.float(), targets, reduction="sum")
+    return total / max(1, len(targets))
 
 
 def write(

@@ -7,6 +7,7 @@ import torch
 from transformers import get_scheduler
 
 from workloads.engine.training.callbacks import follow_schedule, take_rate
+from workloads.engine.training.trainer import rate_by_epochs
 
 pytestmark = pytest.mark.unit
 
@@ -77,3 +78,17 @@ def test_the_same_schedule_touches_nothing() -> None:
     second.resume(first)
     assert follow_schedule(second.optimizer, second.schedule) is None
     assert second.optimizer.state_dict() == first.optimizer.state_dict()
+
+
+def test_cosine_by_epochs_falls_in_stairs() -> None:
+    """As CosineAnnealingLR(T_max=epochs), stepped once an epoch, has it."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], 1.0)
+    expected = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
+    for epoch in range(5):
+        rate = expected.get_last_lr()[0]
+        found = {rate_by_epochs(step, 50, 5, 0) for step in range(10 * epoch, 10 * epoch + 10)}
+        assert len(found) == 1 and abs(found.pop() - rate) < 1e-12
+        optimizer.step()
+        expected.step()
+    assert [rate_by_epochs(step, 50, 5, 4) for step in range(5)] == [0, 0.25, 0.5, 0.75, 1]

@@ -69,6 +69,8 @@ class RunTrainer(Trainer):
     places: names rows of the training data, as `file:line`, by the numbers in a batch's `row_ids`.
     """
 
+    lr_scheduler: Any
+
     def __init__(
         self,
         *args: Any,

@@ -80,6 +80,7 @@ format: venv ## format the Python code and the scripts
 
 docs: venv ## write the reference pages and build the documentation site into site/
 	@$(PYTHON_TOOL) scripts/reference_docs.py
+	@$(PYTHON_TOOL) scripts/run_images.py
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet && echo "site/index.html"
 
 lock: venv ## refresh every requirements lock

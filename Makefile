@@ -78,7 +78,7 @@ lint: check ## the same as check
 format: venv ## format the Python code and the scripts
 	@.venv/bin/ruff check --quiet --fix-only . && .venv/bin/ruff format . && .venv/bin/shfmt -i 2 -ci -w scripts .ci
 
-docs: venv ## write the reference pages and build the documentation site into site/
+docs: venv ## write the reference pages, run the notebook, build the documentation site into site/
 	@$(PYTHON_TOOL) scripts/reference_docs.py
 	@$(PYTHON_TOOL) scripts/run_images.py
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet && echo "site/index.html"

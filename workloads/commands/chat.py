@@ -18,6 +18,8 @@ from workloads.errors import EXIT_DONE, UserError
 if TYPE_CHECKING:
     from workloads.llm.speaker import Sampling, Speaker
 
+# What a model says in a terminal moves no cursor and sets no title.
+_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _HELP = "/system TEXT  /adapter NAME  /reset  /save FILE  /help  /quit"
 
 
@@ -115,7 +117,8 @@ class Talk:
         pieces = speaker.stream([*system, *asked], self._sampling, stop)
         try:
             for piece in pieces:
-                print(piece, end="", flush=True)
+                shown = piece.translate(_CONTROLS) if sys.stdout.isatty() else piece
+                print(shown, end="", flush=True)
                 said += piece
         except KeyboardInterrupt:
             stop.set()

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from workloads.commands.common import Ticker, loaded_environment, no_settings, print_json
-from workloads.commands.speaking import add_sampling, add_speaker, sampling_of, speaker_of, tell
+from workloads.commands.speaking import (
+    add_engine,
+    add_sampling,
+    add_speaker,
+    engine_of,
+    sampling_of,
+    speaker_of,
+    tell,
+    vllm_speaker_of,
+)
 from workloads.errors import EXIT_DONE, UserError
 
 _COLUMNS = ("messages", "conversations", "prompt", "question", "instruction", "text")
@@ -22,6 +31,7 @@ _BATCHES = 4  # answered at a time, the longest prompts of them first
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_speaker(parser)
+    add_engine(parser)
     parser.add_argument("--input", required=True, metavar="FILE", help="rows; - reads JSONL here")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="JSONL to write")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows at once (16)")
@@ -40,7 +50,8 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch-size: expected 1 or more, found {args.batch_size}")
     if done < len(rows):
-        speaker, _ = speaker_of(args, env)
+        by_vllm = engine_of(args) == "vllm"
+        speaker = vllm_speaker_of(args, env) if by_vllm else speaker_of(args, env)[0]
         progress, step = Ticker("answers"), args.batch_size * _BATCHES
         args.output.parent.mkdir(parents=True, exist_ok=True)
         with args.output.open("ab") as file:

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workloads.commands.common import loaded_environment, no_settings
-from workloads.commands.speaking import adapters_of, add_speaker, speaker_of, tell
+from workloads.commands.speaking import (
+    adapters_of,
+    add_engine,
+    add_speaker,
+    engine_of,
+    speaker_of,
+    tell,
+)
 from workloads.errors import UserError
 from workloads.host.ports import check_exposed, claim, is_free, unusable, url_of
 from workloads.run import outputs
@@ -32,11 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     language = parser.add_argument_group("for a language model")
     add_speaker(parser, language)
     language.add_argument("--name", help="what clients call it (default: the profile)")
-    language.add_argument(
-        "--engine",
-        choices=["transformers", "vllm"],
-        help="who writes the answers (default: vllm on a GPU that has it)",
-    )
+    add_engine(language)
     policy = parser.add_argument_group("for a robot policy")
     policy.add_argument(
         "--four-bit", action="store_true", help="hold the model in 4 bits, for GPUs of 16 GB"
@@ -126,7 +129,7 @@ def _serve_language_model(
 ) -> int:
     args.model, adapters = name, adapters_of(args)
     called = args.name or (run.config().name if run else Path(name).name)
-    if _engine(args) == "vllm":
+    if engine_of(args) == "vllm":
         return _by_vllm(args, env, token, name, run, called)
     if find_spec("fastapi") is None:
         raise UserError(
@@ -149,19 +152,6 @@ def _serve_language_model(
     tell(f"{name}: answers as model {called!r} on {speaker.model.device}")
     print(f"{url_of(taken, '/v1')}   (Ctrl-C ends it)", flush=True)
     return serve(taken, service, token)
-
-
-def _engine(args: argparse.Namespace) -> str:
-    """Who answers: vLLM where it and a GPU are there, or as the arguments say."""
-    from workloads.device import gpu_count
-
-    has_vllm = find_spec("vllm") is not None
-    if args.engine == "vllm" and not has_vllm:
-        raise UserError(
-            "--engine vllm: expected the package vllm, found none; use the image of grpo-h100, "
-            "build that of llm-4090 with VLLM=yes, or leave out --engine"
-        )
-    return args.engine or ("vllm" if has_vllm and gpu_count() else "transformers")
 
 
 def _by_vllm(

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from workloads.run.models import exported_model
 
 if TYPE_CHECKING:
     from workloads.llm.speaker import Sampling, Speaker
+    from workloads.llm.vllm_speaker import VllmSpeaker
 
 
 def add_speaker(
@@ -31,6 +33,27 @@ def add_speaker(
         help="one more adapter over the same base; may be given again",
     )
     options.add_argument("--precision", choices=["bf16", "fp16", "fp32"], help="default: the run's")
+
+
+def add_engine(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=["transformers", "vllm"],
+        help="who writes the answers (default: vllm on a GPU that has it)",
+    )
+
+
+def engine_of(args: argparse.Namespace) -> str:
+    """Who writes the answers: vLLM where it and a GPU are there, or as the arguments say."""
+    from workloads.device import gpu_count
+
+    has_vllm = find_spec("vllm") is not None
+    if args.engine == "vllm" and not has_vllm:
+        raise UserError(
+            "--engine vllm: expected the package vllm, found none; use the image of grpo-h100, "
+            "build that of llm-4090 with VLLM=yes, or take --engine transformers"
+        )
+    return str(args.engine or ("vllm" if has_vllm and gpu_count() else "transformers"))
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
@@ -104,6 +127,17 @@ def speaker_of(
             f"{args.model}; leave it out"
         )
     return speaker, load(config.model.name, precision, silent, data)
+
+
+def vllm_speaker_of(args: argparse.Namespace, env: dict[str, str]) -> "VllmSpeaker":
+    """The model that the arguments name, in vLLM, with the last of its adapters."""
+    from workloads.llm.vllm_speaker import VllmSpeaker
+
+    name, run = exported_model(args.model, outputs(env), "llm")
+    config = run.config() if run else None
+    precision = args.precision or (config.train.precision if config else "bf16")
+    data = config.data if config is not None and config.workload == "llm" else None
+    return VllmSpeaker(name, precision, data, adapters_of(args), tell)
 
 
 def tell(text: str) -> None:

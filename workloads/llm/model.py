@@ -3,11 +3,16 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from workloads.config.sections import Model
 from workloads.engine.pretrained import load
-from workloads.engine.pretrained.base import Base
+from workloads.engine.pretrained.base import Base, load_config, locate_for_use
 from workloads.engine.pretrained.files import Tell
 from workloads.llm.config import LlmConfig
 from workloads.llm.new_tokens import check_trained, grow, new_rows
@@ -50,4 +55,45 @@ def load_for_use(name: str, precision: str, tell: Tell, revision: str | None = N
     return Loaded(ready.model, load_tokenizer(base, tell), ready.base, ready.adapter)
 
 
-__all__ = ["Loaded", "choose_padding", "load_for_use", "load_model", "load_tokenizer"]
+@dataclass(frozen=True)
+class Found:
+    """What is known of a model before its weights are read.
+
+    base: whose weights it has; folder: its own, the adapter's where it is one. tokenizer and
+    settings are the adapter's where it has some; a model of images has no tokenizer here.
+    """
+
+    base: Base[PreTrainedConfig]
+    folder: Path
+    is_adapter: bool
+    tokenizer: PreTrainedTokenizerBase | None
+    settings: GenerationConfig | None
+
+
+def find_for_use(name: str, tell: Tell) -> Found:
+    """A model by hub id or folder, all its files there, for another program to load; UserError."""
+    wanted = Model(name=name)
+    folder, is_adapter = locate_for_use(wanted, tell)
+    if is_adapter:
+        base = load.base_of_adapter(folder, tell)
+    else:
+        base = Base(wanted, folder, load_config(wanted, folder))
+    if hasattr(base.config, "vision_config"):
+        return Found(base, folder, is_adapter, None, None)
+    own = replace(base, folder=folder)
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    has_settings = (folder / "generation_config.json").is_file()
+    tokenizer = load_tokenizer(own if has_tokenizer else base, tell)
+    settings = load.generation_settings(own if has_settings else base, tell)
+    return Found(base, folder, is_adapter, tokenizer, settings)
+
+
+__all__ = [
+    "Found",
+    "Loaded",
+    "choose_padding",
+    "find_for_use",
+    "load_for_use",
+    "load_model",
+    "load_tokenizer",
+]

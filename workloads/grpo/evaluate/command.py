@@ -5,7 +5,6 @@ Questions, extraction and scores are R1-V's. The same command goes on where it s
 
 import argparse
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +114,9 @@ def _transformers(name: str, precision: str, max_pixels: int | None) -> Callable
 
 def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., list[str]]:
     """Answers by vLLM, greedy too, with the same repetition penalty."""
-    _check_vllm(name)
-    from vllm import LLM, SamplingParams
+    from workloads.engine.generate.vllm import VllmEngine, check_vllm
 
+    check_vllm(name)
     from workloads.config.sections import Model, Train
     from workloads.engine.pretrained.base import find_base
     from workloads.engine.pretrained.files import compute_dtype
@@ -132,35 +131,14 @@ def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., li
     if pixels := pixel_limits(grpo):
         options["mm_processor_kwargs"] = pixels
     dtype = compute_dtype(Train.model_validate({"precision": precision}))
-    engine = LLM(model=str(base.folder), dtype=dtype, **options)
-    own = engine.get_default_sampling_params().repetition_penalty
+    engine = VllmEngine(base.folder, dtype, **options)
 
     def generate(prompts: Sequence[Any]) -> list[str]:
-        greedy = SamplingParams(
-            temperature=0.0, max_tokens=prompts[0].max_new_tokens, repetition_penalty=own
-        )
         texts = prompt_texts(processing, [prompt.turns for prompt in prompts])
         pairs = zip(texts, prompts, strict=True)
         asked = [
             {"prompt": text, "multi_modal_data": {"image": prompt.image}} for text, prompt in pairs
         ]
-        return [answer.outputs[0].text for answer in engine.generate(asked, greedy)]
+        return engine.generate(asked, prompts[0].max_new_tokens)
 
     return generate
-
-
-def _check_vllm(name: str) -> None:
-    """UserError where vLLM is not there, or would be given an adapter alone."""
-    from workloads.engine.pretrained.files import is_adapter
-
-    if is_adapter(Path(name).expanduser()):
-        raise UserError(
-            f"--engine vllm: expected a whole model, found an adapter in {name}; write one with "
-            "tatara export RUN --merge --output FOLDER and name it by --model, or take --engine "
-            "transformers"
-        )
-    if find_spec("vllm") is None:
-        raise UserError(
-            "--engine vllm: expected the package vllm, found none; use the image of grpo-h100, or "
-            "--engine transformers"
-        )

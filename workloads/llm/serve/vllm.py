@@ -5,27 +5,20 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from workloads.config.sections import Model
 from workloads.engine.generate.guard import TOKEN, ServeGuard
+from workloads.engine.generate.vllm import lora_rank
 from workloads.engine.pretrained.adapter import check_same_base
-from workloads.engine.pretrained.base import Base, load_config, locate_for_use
 from workloads.engine.pretrained.chat import with_stops
-from workloads.engine.pretrained.files import ADAPTER_CONFIG
-from workloads.engine.pretrained.load import base_of_adapter, generation_settings
-from workloads.errors import UserError
-from workloads.json_files import read_json
 from workloads.llm.config import LlmData
+from workloads.llm.model import find_for_use
 from workloads.llm.serve.template import served_template
 from workloads.llm.speaker import data_of
-from workloads.llm.tokenizer import load_tokenizer
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-# The ranks that vLLM's kernels are made for.
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # With these clients could load adapters of theirs, or change the server.
 _CLOSED = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE")
 
@@ -52,25 +45,19 @@ def prepare(
     called: what clients name the model, or the adapter that it is. place: where to write. Raises
     UserError where something is missing or belongs to another base.
     """
-    wanted = Model(name=name)
-    folder, is_own_adapter = locate_for_use(wanted, tell)
-    base = base_of_adapter(folder, tell) if is_own_adapter else None
-    base = base or Base(wanted, folder, load_config(wanted, folder))
-    held = {called: folder, **adapters} if is_own_adapter else dict(adapters)
+    found = find_for_use(name, tell)
+    base, folder = found.base, found.folder
+    held = {called: folder, **adapters} if found.is_adapter else dict(adapters)
     for own in adapters.values():
         check_same_base(own, base.model.name)
-    called = Path(base.model.name).name if is_own_adapter else called
-    if hasattr(base.config, "vision_config"):
+    called = Path(base.model.name).name if found.is_adapter else called
+    if found.tokenizer is None:
         return Served(called, base.folder, None, held)
-    has_tokenizer = (folder / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(replace(base, folder=folder) if has_tokenizer else base, tell)
-    tokenizer.chat_template = served_template(tokenizer, data or data_of(folder))
-    has_settings = (folder / "generation_config.json").is_file()
-    settings = generation_settings(replace(base, folder=folder) if has_settings else base, tell)
+    found.tokenizer.chat_template = served_template(found.tokenizer, data or data_of(folder))
     digest = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=6).hexdigest()
     files = place / digest
-    tokenizer.save_pretrained(files)
-    with_stops(tokenizer, settings).save_pretrained(files)
+    found.tokenizer.save_pretrained(files)
+    with_stops(found.tokenizer, found.settings).save_pretrained(files)
     return Served(called, base.folder, files, held)
 
 
@@ -91,26 +78,10 @@ def command(served: Served, host: str, port: int, precision: str) -> list[str]:
         words += [option, str(value)]
     if not served.adapters:
         return words
-    largest = max(_rank(folder) for folder in served.adapters.values())
-    least = next(rank for rank in _RANKS if rank >= largest)
-    words += ["--enable-lora", "--max-lora-rank", str(least)]
+    largest = max(lora_rank(folder) for folder in served.adapters.values())
+    words += ["--enable-lora", "--max-lora-rank", str(largest)]
     words += ["--max-loras", str(len(served.adapters)), "--lora-modules"]
     return [*words, *(f"{name}={folder}" for name, folder in served.adapters.items())]
-
-
-def _rank(folder: Path) -> int:
-    """The largest rank of an adapter, of those that vLLM can hold."""
-    own = read_json(folder / ADAPTER_CONFIG)
-    fields = ("use_dora", "modules_to_save", "bias")
-    odd = [field for field in fields if own.get(field) not in (None, False, "none", [])]
-    rank = max([int(own["r"]), *(own.get("rank_pattern") or {}).values()])
-    if odd or rank > _RANKS[-1]:
-        found = f"{odd[0]}={own[odd[0]]}" if odd else f"r={rank}"
-        raise UserError(
-            f"{folder}: expected an adapter that vLLM holds over its base (plain LoRA of rank "
-            f"{_RANKS[-1]} at most), found {found}; serve a merged model: tatara export RUN --merge"
-        )
-    return rank
 
 
 def become(words: list[str], token: str | None) -> NoReturn:

@@ -110,7 +110,7 @@ def test_mistakes_are_named(
     questions: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ask, "find_spec", lambda name: None)
+    monkeypatch.setattr("workloads.engine.generate.vllm.find_spec", lambda name: None)
     files = ("--prompts", str(questions[0]), "--images", str(questions[1]))
     asked = arguments("superclevr", "--model", "x/y", *files)
     vars(asked).update(change)

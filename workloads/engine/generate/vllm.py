@@ -1,0 +1,88 @@
+"""Text by vLLM (0.31) in this process, in place of transformers: the same prompts and ends."""
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workloads.engine.pretrained.files import ADAPTER_CONFIG, is_adapter
+from workloads.errors import UserError
+from workloads.json_files import read_json
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's kernels for adapters are made for
+
+
+def check_vllm(name: str | None = None) -> None:
+    """UserError where vLLM is not there; name: a model that is to be no adapter alone."""
+    if name is not None and is_adapter(Path(name).expanduser()):
+        raise UserError(
+            f"--engine vllm: expected a whole model, found an adapter in {name}; write one with "
+            "tatara export RUN --merge --output FOLDER and name it by --model, or take --engine "
+            "transformers"
+        )
+    if find_spec("vllm") is None:
+        raise UserError(
+            "--engine vllm: expected the package vllm, found none; use the image of grpo-h100, "
+            "build that of llm-4090 with VLLM=yes, or take --engine transformers"
+        )
+
+
+def lora_rank(folder: Path) -> int:
+    """The rank to start vLLM with for an adapter; UserError for one that it cannot hold."""
+    own = read_json(folder / ADAPTER_CONFIG)
+    fields = ("use_dora", "modules_to_save", "bias")
+    odd = [field for field in fields if own.get(field) not in (None, False, "none", [])]
+    rank = max([int(own["r"]), *(own.get("rank_pattern") or {}).values()])
+    if odd or rank > RANKS[-1]:
+        found = f"{odd[0]}={own[odd[0]]}" if odd else f"r={rank}"
+        raise UserError(
+            f"{folder}: expected an adapter that vLLM holds over its base (plain LoRA of rank "
+            f"{RANKS[-1]} at most), found {found}; take a merged model: tatara export RUN --merge"
+        )
+    return next(offered for offered in RANKS if offered >= rank)
+
+
+class VllmEngine:
+    """A model's folder in vLLM; `generate` answers prompts in their order."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, **options: Any) -> None:
+        from vllm import LLM
+
+        self._llm = LLM(model=str(folder), dtype=dtype, **options)
+        self._penalty = self._llm.get_default_sampling_params().repetition_penalty
+
+    def generate(
+        self,
+        prompts: Sequence[Mapping[str, Any]],
+        max_new_tokens: int,
+        *,
+        greedy: bool = True,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        top_k: int = 50,
+        seed: int | None = None,
+        stop_ids: Sequence[int] = (),
+        adapter: Path | None = None,
+    ) -> list[str]:
+        """Continuations without special tokens, with the model's own repetition penalty.
+
+        prompts: vLLM's, such as {"prompt_token_ids": ids}. stop_ids: tokens that end an answer
+        beside the model's own. adapter: the folder of the one to answer with (`enable_lora`).
+        """
+        from vllm import SamplingParams
+
+        drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k or -1, "seed": seed}
+        own: dict[str, Any] = {"temperature": 0.0} if greedy else drawn
+        own |= {"repetition_penalty": self._penalty, "stop_token_ids": list(stop_ids)}
+        rules = SamplingParams(max_tokens=max_new_tokens, **own)
+        lora = _request(adapter) if adapter is not None else None
+        answers = self._llm.generate(list(prompts), rules, use_tqdm=False, lora_request=lora)
+        return [answer.outputs[0].text for answer in answers]
+
+
+def _request(adapter: Path) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, str(adapter))

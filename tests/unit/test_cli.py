@@ -84,6 +84,11 @@ def test_settings_may_stand_before_the_profile(
     assert split_settings(parser().command("train"), arguments) == (own, settings)
 
 
+def test_an_option_that_needs_a_value_takes_one_that_looks_like_a_setting() -> None:
+    words = ["slurm", "demo", "--array", "train.seed=1,2"]
+    assert split_settings(parser().command("submit"), words) == (words, [])
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_knows_commands_below_commands(shell: str) -> None:
     command = [sys.executable, "-m", "workloads.cli", "--print-completion", shell]

@@ -260,7 +260,7 @@ class Lease:
 
     def _forget(self) -> None:
         try:
-            self.remote.run(job.forget(self.ledger))
+            self._reached().run(job.forget(self.ledger))
         except TataraError as error:
             self.say(f"{error}; secrets stay in its memory until it restarts")
 
@@ -284,6 +284,7 @@ class Lease:
             raise self._kept("left at once, as asked: the training goes on")
         if ledger.code < 0:
             self.say("the training's processes are gone without a word: killed, or a restart")
+            self._forget()  # what they would have taken with them
         else:
             self.say(f"the training ended with {ledger.code}")
 

@@ -396,6 +396,7 @@ def test_processes_that_went_without_a_word_are_saved_and_told(stage: Stage) -> 
     stage.over.facts = lambda: {**real(), "code": None}  # type: ignore[method-assign]
     assert stage.lease().carry_on() == EXIT_RETRY
     assert stage.told("gone without a word") and stage.account.running == []
+    assert "forget" in stage.over.calls
     assert stage.saved[-1] == "checkpoints/checkpoint-2"
 
 

@@ -5,10 +5,11 @@ SHELL := /bin/bash
 ARGS ?=
 PROFILE ?= demo
 PYTHON_TOOL := .venv/bin/python
+PYTHON ?= 3.12
 TATARA := .venv/bin/tatara
 
 .PHONY: help setup venv train down demo-grpo demo-ja demo-vla train-4090 train-vla train-h100 doctor board monitor stop report build test \
-	test-full check lint format docs lock bench clean
+	test-full check lint format docs lock bench gpu-bundle clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,7 +88,10 @@ lock: venv ## refresh every requirements lock
 	@scripts/lock_requirements.sh
 
 bench: venv ## list the benchmarks, or run one: make bench ARGS=bench/packing.py
-	@$(if $(ARGS),$(PYTHON_TOOL) $(ARGS),ls bench/[a-z]*.py)
+	@$(if $(ARGS),$(PYTHON_TOOL) $(ARGS),ls bench/[a-z]*.py bench/gpu/[a-z]*.py)
+
+gpu-bundle: venv ## what a GPU machine without a network lacks, for its PYTHON (3.12): docs/hardware.md
+	@$(PYTHON_TOOL) -m bench.gpu.bundle --python $(PYTHON)
 
 clean: ## remove what tools left behind; data/, outputs/ and .venv stay
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .cache/tests *.egg-info

@@ -1,0 +1,457 @@
+"""Code that only a GPU, or a library for GPUs, takes: all of it is listed, and reached by a test.
+
+The stand-ins behave as torch and NVML document themselves. docs/hardware.md holds the list; a new
+branch without a row, or a row whose test is gone, fails here.
+"""
+
+import ast
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tests.support.planning import SIZES, profile
+from tests.support.tiny_llama import make_model, write_tiny
+from workloads import device
+from workloads.config.sections import Model
+from workloads.engine import finish
+from workloads.engine.pretrained import load
+from workloads.engine.pretrained.base import find_base
+from workloads.engine.pretrained.files import quantisation
+from workloads.engine.training.arguments import trainer_arguments
+from workloads.engine.training.memory import memory_facts, start_measuring
+from workloads.engine.training.out_of_memory import out_of_memory
+from workloads.run import Run
+from workloads.run.session import Session
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 1 << 30
+LIBRARIES = ("pynvml", "bitsandbytes", "vllm", "deepspeed", "kernels", "flash_attn", "liger_kernel")
+ROW = re.compile(r"^\| `(workloads/\S+)` `(\w+)` \| ([^|]+) \| `(tests/[^`:]+)::(\w+)` \|$", re.M)
+
+
+def asks(function: ast.AST) -> Iterator[str]:
+    """What a function asks of a GPU or of a library for GPUs."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Attribute):
+            if (
+                isinstance(node.value, ast.Name)
+                and node.value.id == "torch"
+                and node.attr == "cuda"
+            ):
+                yield "torch.cuda"
+            if node.attr.startswith("nvml"):
+                yield "NVML"
+        if isinstance(node, ast.Import):
+            yield from {name.name.split(".")[0] for name in node.names} & set(LIBRARIES)
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from {node.module.split(".")[0]} & set(LIBRARIES)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if node.value in (*LIBRARIES, "flash_attention_2"):
+                yield node.value
+            if "nccl" in node.value.lower() and len(node.value) < 60:
+                yield "NCCL"
+
+
+def branches() -> dict[tuple[str, str], set[str]]:
+    """File and function of every such place, and what it asks; options of a command are none."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for path in sorted((ROOT / "workloads").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef) or node.name == "add_arguments":
+                continue
+            if asked := set(asks(node)):
+                found[path.relative_to(ROOT).as_posix(), node.name] = asked
+    return found
+
+
+def test_every_branch_is_listed_with_a_test_that_is_there() -> None:
+    listed = {
+        (row[1], row[2]): row for row in ROW.finditer((ROOT / "docs/hardware.md").read_text())
+    }
+    found = branches()
+    assert sorted(set(found) - set(listed)) == [], "add a row to docs/hardware.md, and a test"
+    assert sorted(set(listed) - set(found)) == [], "take the row out of docs/hardware.md"
+    for key, row in listed.items():
+        assert set(row[3].split(", ")) == found[key], f"{key} asks for {sorted(found[key])}"
+        test = (ROOT / row[4]).read_text(encoding="utf-8")
+        assert f"def {row[5]}(" in test, f"{row[4]} has no {row[5]}"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One H100 as torch.cuda tells of it; gives the devices that modules are sent to, in order."""
+    sent: list[str] = []
+    properties = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=80 * GIB)
+    answers: dict[str, Any] = {
+        "is_available": True,
+        "device_count": 1,
+        "current_device": 0,
+        "get_device_capability": (9, 0),
+        "get_device_name": properties.name,
+        "get_device_properties": properties,
+        "mem_get_info": (50 * GIB, 80 * GIB),
+        "memory_reserved": 20 * GIB,
+        "max_memory_reserved": 28 * GIB,
+        "max_memory_allocated": 25 * GIB,
+        "reset_peak_memory_stats": None,
+        "empty_cache": None,
+        "is_bf16_supported": True,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+
+    def to(self: nn.Module, place: Any, *args: Any, **kwargs: Any) -> nn.Module:
+        sent.append(str(place))
+        return self
+
+    monkeypatch.setattr(PreTrainedModel, "to", to)
+    return sent
+
+
+def test_memory_of_a_run_is_the_cards(tmp_path: Path, gpu: list[str]) -> None:
+    """The process has what is not free beyond torch's own, besides torch's highest."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **SIZES}))
+    start_measuring()
+    facts = memory_facts(profile(tmp_path, model=str(tmp_path)), 1)
+    assert facts["card"] == "NVIDIA H100 80GB HBM3"
+    beside = (80 - 50 - 20) * GIB
+    assert facts["measured"] == {
+        "allocated": 25 * GIB,
+        "reserved": 28 * GIB,
+        "process": 28 * GIB + beside,
+    }
+
+
+def test_out_of_memory_is_measured_against_the_card(tmp_path: Path, gpu: list[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **SIZES}))
+    run = Run(tmp_path / "run")
+    run.make()
+    session = Session(run=run, _console=io.StringIO())
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    told = str(out_of_memory(profile(tmp_path, model=str(tmp_path)), session, 4, error))
+    assert "measured 25.0 GiB at the highest, the GPU has 80.0 GiB" in told
+
+
+def test_a_trainer_is_told_to_use_the_gpu(tmp_path: Path, gpu: list[str]) -> None:
+    run = Run(tmp_path / "run")
+    run.make()
+    session = Session(run=run, _console=io.StringIO())
+    arguments = trainer_arguments(profile(tmp_path, "optim.optimizer=adamw_8bit"), session, None)
+    assert arguments["use_cpu"] is False and arguments["dataloader_pin_memory"] is True
+    assert arguments["optim"] == "adamw_bnb_8bit"
+    # One rank on one GPU has nothing to share, and DeepSpeed is asked for by name.
+    zero = trainer_arguments(profile(tmp_path, "parallel.strategy=zero3"), session, None)
+    assert zero["deepspeed"]["zero_optimization"]["stage"] == 3
+
+
+def test_models_are_loaded_for_the_gpu(
+    tmp_path: Path, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention by the card's capability; for use on the card, for training on the host."""
+    folder = write_tiny(tmp_path / "model")
+    for has_kernel, expected in ((True, "flash_attention_2"), (False, "sdpa")):
+        monkeypatch.setattr(load, "has_flash_kernel", lambda found=has_kernel: found)
+        base, said = find_base(Model(name=str(folder)), print), []
+        asked = load._arguments(base, load.TEXT, torch.bfloat16, torch.float32, said.append)
+        assert asked["attn_implementation"] == expected
+    ready = load.load_for_use(Model(name=str(folder)), "bf16", lambda own: load.TEXT, print)
+    assert gpu == ["cuda"] and ready.model.training is False
+
+
+def test_a_quantised_base_is_made_on_this_ranks_gpu(
+    tmp_path: Path, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked = write_tiny(tmp_path / "model"), {}
+
+    class Factory:
+        @staticmethod
+        def from_pretrained(place: Path, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+            asked.update(arguments)
+            return make_model(), {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": []}
+
+    base = find_base(Model(name=str(folder)), print)
+    kind = load.Kind(Factory, load.TEXT.classes)
+    load._pretrained(base, kind, {"quantization_config": object()}, print)
+    assert asked["device_map"] == {"": 0}
+
+
+def test_quantisation_is_bitsandbytes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workloads.engine.pretrained.files.find_spec", lambda name: object())
+    config = profile(tmp_path, "adapter.method=qlora")
+    nf4 = quantisation(config.adapter, torch.bfloat16)
+    assert nf4 is not None and nf4.load_in_4bit and nf4.bnb_4bit_quant_type == "nf4"
+    assert nf4.bnb_4bit_quant_storage == nf4.bnb_4bit_compute_dtype == torch.bfloat16
+    eight = quantisation(config.adapter.model_copy(update={"quantisation": "int8"}), torch.float16)
+    assert eight is not None and eight.load_in_8bit
+
+
+def test_what_training_held_is_given_back(gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append(True))
+    trainer: Any = SimpleNamespace(accelerator=SimpleNamespace(free_memory=lambda: None))
+    finish.forget(trainer)
+    assert given == [True] and trainer.model is None and trainer.optimizer is None
+
+
+def test_held_out_rows_are_asked_on_the_gpu(tmp_path: Path, gpu: list[str]) -> None:
+    from workloads.grpo.evaluate.held_out import _at_work
+
+    model = make_model().train()
+    with _at_work(model, Session(run=Run(tmp_path), local_rank=1)):
+        assert not model.training
+    assert gpu == ["cuda:1"] and model.training
+
+
+def test_questions_before_training_are_asked_on_the_gpu(
+    tmp_path: Path, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workloads.llm import finish as llm_finish
+
+    monkeypatch.setattr(llm_finish, "load_rows", lambda data, split: [])
+    monkeypatch.setattr(llm_finish, "evaluate_gsm8k", lambda *args, **kwargs: "asked")
+    session: Any = Session(run=Run(tmp_path), local_rank=1)
+    config: Any = SimpleNamespace(data=None, evaluation=SimpleNamespace(style="chat"))
+    assert llm_finish._ask(config, session, make_model(), None, tmp_path, (0, 1)) == "asked"
+    assert gpu == ["cuda:1"]
+
+
+def test_a_reward_model_is_on_the_gpu(tmp_path: Path, gpu: list[str]) -> None:
+    from transformers import LlamaForSequenceClassification
+
+    from tests.support.tiny_llama import make_config, make_tokenizer
+    from workloads.grpo.rewards.reward_model import RewardModel
+
+    LlamaForSequenceClassification(make_config(num_labels=1)).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert RewardModel(str(tmp_path))._loaded and gpu == ["cuda:0"]
+
+
+def test_the_gpus_random_state_comes_back(monkeypatch: pytest.MonkeyPatch, gpu: list[str]) -> None:
+    from workloads.grpo.trl_hooks import random_state, set_random_state
+
+    states, brought = [torch.zeros(16, dtype=torch.uint8)], []
+    monkeypatch.setattr(torch.cuda.random, "get_rng_state_all", lambda: states)
+    monkeypatch.setattr(torch.cuda.random, "set_rng_state_all", brought.append)
+    noted = random_state()
+    set_random_state(noted)
+    assert noted["cuda"] is states and brought == [states]
+
+
+def test_a_robot_policy_is_loaded_for_the_gpu(
+    tmp_path: Path, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workloads.vla import family
+    from workloads.vla.config import VlaConfig
+    from workloads.vla.openvla import loading
+    from workloads.vla.policy import Policy
+
+    asked: list[Any] = []
+    monkeypatch.setattr(loading, "has_flash_kernel", lambda: True)
+    monkeypatch.setattr(
+        loading, "load_pretrained", lambda *args: asked.append(args) or make_model()
+    )
+    fields = {"workload": "vla", "name": "policy", "data": {"source": "x"}}
+    for method, place in (("lora", "cpu"), ("qlora", "cuda:0")):
+        config = VlaConfig.model_validate(
+            {**fields, "model": {"name": "x"}, "adapter": {"method": method}}
+        )
+        loading.load_model(config, tmp_path, None, {}, print)
+        assert asked[-1][2] == "flash_attention_2" and str(asked[-1][3]) == place
+    places: list[torch.device] = []
+    own = SimpleNamespace(load_policy=lambda *words: places.append(words[5]) or "policy")
+    monkeypatch.setattr(family, "family_named", lambda kind, folder: own)
+    (tmp_path / "config.json").write_text('{"model_type": "openvla"}')
+    assert Policy.from_pretrained(tmp_path) == "policy" and places == [torch.device("cuda")]
+
+
+def test_flash_attention_of_an_oft_head_takes_the_mask_as_it_is() -> None:
+    """Other attentions take zeros where a position may look, and the least number elsewhere."""
+    from workloads.vla.openvla.oft import OpenVLAOft
+
+    mask = torch.tensor([[True, True, False]])
+    for name, shape in (("flash_attention_2", (1, 5)), ("sdpa", (1, 1, 5, 5))):
+        config = SimpleNamespace(_attn_implementation=name)
+        model: Any = SimpleNamespace(language_model=SimpleNamespace(config=config))
+        found = OpenVLAOft._attention(model, mask, 2, torch.bfloat16)
+        assert found is not None and tuple(found.shape) == shape
+
+
+def test_a_quantised_robot_policy_needs_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workloads.errors import UserError
+    from workloads.vla.openvla.quantise import _library
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="expected bitsandbytes"):
+        _library()
+    library = ModuleType("bitsandbytes")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", library)
+    assert _library() is library
+
+
+def test_an_adapter_over_a_quantised_base_is_compared_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged into the base as it is; the quantised one is loaded where bitsandbytes is there."""
+    from workloads.llm import export
+
+    report = SimpleNamespace(line=lambda: "line", difference=0.0)
+    for has_library in (True, False):
+        methods: list[str] = []
+        monkeypatch.setattr(export, "find_spec", lambda name, found=has_library: found or None)
+        monkeypatch.setattr(export, "find_base", lambda model, tell: None)
+        monkeypatch.setattr(export, "load_model", lambda base, config, tell, to=methods: to.append(
+            config.adapter.method))  # fmt: skip
+        monkeypatch.setattr(export, "merge_into", lambda *args, **kwargs: (make_model(), report))
+        monkeypatch.setattr(export, "whole_model", lambda state, base: "whole")
+        told: list[str] = []
+        config = profile(tmp_path, "adapter.method=qlora")
+        job: Any = SimpleNamespace(config=config, tell=told.append, base=None)
+        assert export.EXPORTER.merged(job, tmp_path)[0] == "whole"
+        assert methods == (["lora", "qlora"] if has_library else ["lora"])
+        assert bool(told) is not has_library
+
+
+def test_ranks_of_several_nodes_know_nccls_interface(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the person has set stays; a rank of this machine alone needs none."""
+    from workloads.launch import supervisor
+
+    monkeypatch.setattr(supervisor, "interface_to", lambda address: "eth7")
+    monkeypatch.setattr(supervisor, "_master", lambda job: ("10.0.0.1", 1))
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+    meeting: Any = SimpleNamespace(attempt=0, shared=True)
+    for nodes, own, expected in ((2, {}, "eth7"), (1, {}, None),
+                                 (2, {"NCCL_SOCKET_IFNAME": "ib0"}, "ib0")):  # fmt: skip
+        job: Any = SimpleNamespace(env=own, is_local=False, ranks=1, nodes=nodes, gpus=1)
+        env = supervisor._rank_env(job, Run(tmp_path), meeting)
+        assert env.get("NCCL_SOCKET_IFNAME") == expected
+
+
+class NVMLError(Exception):
+    """What every call of NVML raises where it cannot answer."""
+
+
+class Nvml:
+    """pynvml on a machine with an H100 and a GPU that has fallen off the bus."""
+
+    NVMLError = NVMLError
+
+    def __init__(self) -> None:
+        self.is_open = False
+
+    def nvmlInit(self) -> None:
+        self.is_open = True
+
+    def nvmlShutdown(self) -> None:
+        self.is_open = False
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        return 13000
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "580.159.04"
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
+        assert self.is_open
+        if number == 1:
+            raise NVMLError
+        return number
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes) -> int:
+        if uuid != b"MIG-1":
+            raise NVMLError
+        return 7
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: int) -> int:
+        return 0
+
+    def nvmlDeviceGetIndex(self, handle: int) -> int:
+        return handle
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+        total = 10 * GIB if handle == 7 else 80 * GIB
+        return SimpleNamespace(total=total, free=total - GIB, used=GIB)
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: int) -> tuple[int, int]:
+        return 9, 0
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return "GPU-1"
+
+    def nvmlDeviceGetName(self, handle: int) -> bytes:
+        return b"NVIDIA H100 80GB HBM3 MIG 1g.10gb" if handle == 7 else b"NVIDIA H100 80GB HBM3"
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    found = Nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", found)  # type: ignore[arg-type]
+    return found
+
+
+def test_gpus_and_driver_by_nvml(nvml: Nvml) -> None:
+    """A card that has fallen off the bus costs only itself; NVML is closed after each look."""
+    (card,) = device.gpus({})
+    assert (card.name, card.uuid, card.total) == ("NVIDIA H100 80GB HBM3", "GPU-1", 80 * GIB)
+    assert card.capability == (9, 0) and card.has_bf16 and not nvml.is_open
+    driver = device.driver()
+    assert driver is not None and (driver.version, driver.cuda) == ("580.159.04", (13, 0))
+    (slice_,) = device.gpus({"CUDA_VISIBLE_DEVICES": "MIG-1"})
+    assert slice_.total == 10 * GIB
+
+
+def test_the_monitor_opens_nvml_once_and_closes_it(nvml: Nvml) -> None:
+    from workloads.monitor.reading.hardware import Hardware
+
+    hardware = Hardware()
+    assert nvml.is_open
+    hardware.close()
+    assert not nvml.is_open
+
+
+def test_packages_for_gpus_are_asked_for_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each by the setting that needs it; vLLM answers by itself where a GPU is there too."""
+    import importlib.util
+
+    from workloads import check
+    from workloads.commands import serve
+    from workloads.grpo import check as grpo_check
+
+    here: set[str] = set()
+    found = importlib.util.find_spec
+    is_here = lambda name, *words: object() if name in here else None  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", is_here)
+    quantised = profile(tmp_path, "adapter.method=qlora")
+    sharded = profile(tmp_path, "parallel.strategy=zero3")
+    rollouts: Any = SimpleNamespace(stage="grpo", generation=SimpleNamespace(engine="vllm_server"))
+    for config, name in ((quantised, "bitsandbytes"), (sharded, "deepspeed")):
+        missing = check._options(config)
+        assert missing is not None and name in missing.found
+        here.add(name)
+        assert check._options(config) is None
+    lacking = grpo_check._engine(rollouts)
+    assert lacking is not None and "needs the package vllm" in lacking.found
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    monkeypatch.setattr(serve, "find_spec", lambda name: object())
+    asked: Any = SimpleNamespace(engine=None)
+    for count, engine in ((1, "vllm"), (0, "transformers")):
+        monkeypatch.setattr(device, "gpu_count", lambda count=count: count)
+        assert serve._engine(asked) == engine

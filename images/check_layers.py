@@ -1,0 +1,94 @@
+"""Do the GPU layers of the images fit each other? `python images/check_layers.py`, without a GPU.
+
+Asks the package index for metadata alone, no wheel is downloaded: what torch's build for GPUs wants
+of CUDA, which torch vLLM and torchvision were built against, and whether flash-attention comes as
+source, which is then compiled against the torch that is there. Exit code 1 names what does not fit.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+IMAGES = Path(__file__).resolve().parent
+CUDA = "13"
+BUILT_AGAINST_TORCH = ("vllm", "torchvision", "torchaudio")
+
+
+def main() -> int:
+    """Print what was found, and what does not fit."""
+    locked = pins(IMAGES / "grpo-h100" / "requirements.lock")
+    torch = re.search(r"^ARG TORCH_VERSION=(\S+)", (IMAGES / "Dockerfile").read_text(), re.M)
+    assert torch is not None
+    names = [name for name in BUILT_AGAINST_TORCH if name in locked]
+    found = metadata([f"torch=={torch[1]}", *(f"{name}=={locked[name]}" for name in names)])
+    wrong = [
+        *unfit(found, torch[1]),
+        *other_cuda(pins(IMAGES / "grpo-h100" / "requirements-cuda.lock")),
+    ]
+    for name, entry in sorted(found.items()):
+        wants = [line for line in requires(entry) if line.startswith(("torch=", "cuda-toolkit"))]
+        print(f"{name} {entry['metadata']['version']}: {', '.join(wants) or 'wants no torch'}")
+    for line in wrong:
+        print(f"images: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def pins(lock: Path) -> dict[str, str]:
+    """Versions by name."""
+    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", lock.read_text(encoding="utf-8"), re.M))
+
+
+def metadata(wanted: Sequence[str]) -> dict[str, Any]:
+    """Each package's entry of pip's report: its file and its own metadata."""
+    command = [sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--no-deps"]
+    command += ["--ignore-installed", "--report", "-", "--only-binary=:all:", "--target", "none"]
+    command += ["--python-version", "3.11", "--platform", "manylinux_2_28_x86_64", *wanted]
+    # The public index alone: a folder of wheels may hold the build of torch for CPUs.
+    env = {name: value for name, value in os.environ.items() if name != "PIP_FIND_LINKS"}
+    env["PIP_CONFIG_FILE"] = os.devnull
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
+    report = json.loads(done.stdout)
+    return {entry["metadata"]["name"].lower(): entry for entry in report["install"]}
+
+
+def requires(entry: Mapping[str, Any]) -> list[str]:
+    """What a package requires on Linux, without extras."""
+    lines = entry["metadata"].get("requires_dist") or []
+    return [line for line in lines if "extra ==" not in line]
+
+
+def unfit(found: Mapping[str, Any], torch: str) -> list[str]:
+    """Packages built against another torch, and a torch built for another CUDA."""
+    wrong = []
+    for name, entry in found.items():
+        for line in requires(entry):
+            wanted = re.match(r"torch\s*\(?==\s*([\w.]+)", line)
+            if wanted and wanted[1] != torch:
+                wrong.append(f"expected {name} for torch {torch}, found it for {wanted[1]}")
+            named = re.match(r"(nvidia-[a-z0-9-]+-cu|cuda-toolkit\[.*\]==)(\d+)", line)
+            if name == "torch" and named and named[2] != CUDA:
+                wrong.append(f"expected torch for CUDA {CUDA}, found it to want {line}")
+    return wrong
+
+
+def other_cuda(locked: Mapping[str, str]) -> list[str]:
+    """Packages of NVIDIA's for another CUDA, by their name, or by their version."""
+    wrong = []
+    for name, version in locked.items():
+        if name.startswith("nvidia-cutlass-dsl-libs-"):
+            continue  # its libraries come for both versions, and the one that fits is loaded
+        other = re.search(r"-cu(\d+)$", name)
+        if other and other[1] != CUDA:
+            wrong.append(f"expected packages for CUDA {CUDA}, found {name}")
+        if name == "cuda-bindings" and version.split(".")[0] != CUDA:
+            wrong.append(f"expected {name} for CUDA {CUDA}, found {version}")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

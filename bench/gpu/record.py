@@ -69,8 +69,8 @@ def keep(found: Mapping[str, Any], folder: Path = KEPT) -> None:
     parts = {name: {**part, "date": found["date"]} for name, part in found["parts"].items()}
     for part in parts.values():
         part.pop("log", None)
-        if part.get("error"):  # a path of the machine it ran on says nothing here
-            part["error"] = re.sub(r"(/[\w.+-]+){2,}/", "…/", part["error"])
+    # A path of the machine it ran on says nothing here.
+    parts = json.loads(re.sub(r"(?:/[\w.+-]+){2,}/", "…/", json.dumps(parts, ensure_ascii=False)))
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
         parts = {**before["parts"], **parts}

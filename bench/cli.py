@@ -64,7 +64,7 @@ def main() -> None:
         for command, output in zip(commands, outputs, strict=True):
             assert command.expected in output, f"{command.name}: {output[:300]}"
 
-    timed = measure([Side(one.name, one) for one in commands], check, arguments.rounds)
+    timed = measure([Side(item.name, item) for item in commands], check, arguments.rounds)
     text = _table(timed, commands)
     known = facts(
         ["pydantic", "trl", "accelerate"],

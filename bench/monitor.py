@@ -128,9 +128,9 @@ def measure(name: str, words: tuple[str, ...], rounds: int) -> Result:
         name,
         ratios=[on.step / off.step for on, off in pairs],
         work=[on.work / off.work for on, off in pairs],
-        off=median(one.step for one in turns[False]),
-        steps=sum(one.steps for one in turns[True] + turns[False]),
-        taken=Taken([one.share for one in turns[True]], peak),
+        off=median(item.step for item in turns[False]),
+        steps=sum(item.steps for item in turns[True] + turns[False]),
+        taken=Taken([item.share for item in turns[True]], peak),
     )
 
 
@@ -250,17 +250,22 @@ def table(results: list[Result]) -> str:
     heads += ["ranks' processor time a step, awake / asleep"]
     lines = [[*heads, "monitor: share of a processor", "monitor: peak memory"]]
     lines.append(["---"] * len(lines[0]))
-    for one in results:
-        cpu = one.taken.cpu
+    for result in results:
+        cpu = result.taken.cpu
         share = f"**{sum(cpu) / len(cpu):.2%}** ({min(cpu):.2%}–{max(cpu):.2%})"
-        cells = [one.name, f"{one.off * 1e3:.0f} ms", f"{one.steps:,}", _ratio(one.ratios)]
-        cells += [_ratio(one.work), share, f"**{one.taken.peak / 1e6:.1f} MB**"]
+        cells = [
+            result.name,
+            f"{result.off * 1e3:.0f} ms",
+            f"{result.steps:,}",
+            _ratio(result.ratios),
+        ]
+        cells += [_ratio(result.work), share, f"**{result.taken.peak / 1e6:.1f} MB**"]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _verdict(results: list[Result]) -> str:
-    share = max(sum(one.taken.cpu) / len(one.taken.cpu) for one in results)
+    share = max(sum(result.taken.cpu) / len(result.taken.cpu) for result in results)
     processors = len(os.sched_getaffinity(0))
     return (
         f"The monitor takes {share:.2%} of one processor: {share / processors:.2%} of the "

@@ -195,7 +195,7 @@ def cases() -> list[Case | PolicyCase]:
     if DEVICE == "cuda":
         fused = "train.fused_cross_entropy=true"
         found += [
-            Case(f"{one.name}, fused head", one.model, (*one.settings, fused)) for one in found
+            Case(f"{item.name}, fused head", item.model, (*item.settings, fused)) for item in found
         ]
     policies = [
         PolicyCase("OpenVLA", ("adapter.method=full",)),
@@ -258,7 +258,7 @@ def _watch(held: list[torch.Tensor]) -> Iterator[MemoryTrace | GpuWatch]:
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
     return sum(storage.nbytes() for storage in storages.values())
 
 

@@ -292,8 +292,8 @@ def _gaps(ours: Trained, peer: Trained, kind: Literal["wall", "processor"]) -> l
 
 
 def _cost(gaps: list[list[float]]) -> str:
-    middles = [median(one) for one in gaps]
-    whole = median(gap for one in gaps for gap in one)
+    middles = [median(item) for item in gaps]
+    whole = median(gap for item in gaps for gap in item)
     return f"**{whole:+.3f} ms** ({min(middles):+.3f} to {max(middles):+.3f})"
 
 

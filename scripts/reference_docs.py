@@ -172,9 +172,9 @@ def _words(kind: Any) -> str:
     if origin in (Union, UnionType):
         # None comes last, as in "a whole number or none".
         ordered = sorted(inner, key=lambda one: one is NoneType)
-        return " or ".join(_words(one) for one in ordered)
+        return " or ".join(_words(item) for item in ordered)
     if origin is Literal:
-        return ", ".join(f"`{one}`" for one in inner)
+        return ", ".join(f"`{item}`" for item in inner)
     if origin is tuple:
         return f"list: {_words(inner[0])}"
     if origin is dict:
@@ -219,7 +219,7 @@ def _yaml(value: Any) -> str:
         mantissa, exponent, power = f"{value:g}".partition("e")
         return f"{mantissa}e{int(power)}" if exponent else mantissa
     if isinstance(value, tuple):
-        return f"[{', '.join(_yaml(one) for one in value)}]"
+        return f"[{', '.join(_yaml(item) for item in value)}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_yaml(one)}" for key, one in value.items()) + "}"
     return str(value) or '""'

@@ -46,8 +46,10 @@ def shallow(
         _adapter(config, provenance or {}),
         *_lost_links(config),
     ]
-    found = [one for one in findings if one] + list(_of_workload(config, "shallow", env))
-    if any(one.level == "error" for one in found):
+    found = [finding for finding in findings if finding] + list(
+        _of_workload(config, "shallow", env)
+    )
+    if any(item.level == "error" for item in found):
         return found
     return found + _plan(config, env)
 
@@ -214,10 +216,10 @@ def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
 def before_start(job: "Job") -> None:
     """The shallow looks before a run; UserError with every error at once."""
     findings = shallow(job.config, job.env, job.provenance)
-    for one in findings:
-        if one.level == "warning":
-            print(f"tatara: {one.line()}", file=sys.stderr)
-    errors = [one.line() for one in findings if one.level == "error"]
+    for finding in findings:
+        if finding.level == "warning":
+            print(f"tatara: {finding.line()}", file=sys.stderr)
+    errors = [finding.line() for finding in findings if finding.level == "error"]
     if errors:
         raise UserError("this profile cannot start:\n  " + "\n  ".join(errors))
     address = job.env.get("MASTER_ADDR")

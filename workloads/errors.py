@@ -46,6 +46,6 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
     names = sorted(known)
     word = str(name)
-    close = [one for one in names if "".join(part[:1] for part in one.split("_")) == word]
+    close = [item for item in names if "".join(part[:1] for part in item.split("_")) == word]
     close = close or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(names)}"

@@ -185,7 +185,9 @@ def _trl(
     )
     trainer = kind(
         model=learner(_model(config), config),
-        reward_funcs=[for_trainer(load_reward(one.name)) for one in config.rewards.functions],
+        reward_funcs=[
+            for_trainer(load_reward(function.name)) for function in config.rewards.functions
+        ],
         args=settings,
         processing_class=processing,
         train_dataset=training_dataset(examples_of(case, folder)),

@@ -203,7 +203,7 @@ def nan(report: Report) -> None:
     training = Training(report, "nan", fault="nan:5:0").start()
     training.ends(0)
     found = training.events("nonfinite")
-    report.check("the step is named", [one["step"] for one in found] == [5], found[:1])
+    report.check("the step is named", [item["step"] for item in found] == [5], found[:1])
     weights = load_file(sealed(training.run.checkpoints)[-1] / "model.safetensors")
     finite = all(bool(torch.isfinite(value).all()) for value in weights.values())
     report.check("the weights hold no NaN", finite)
@@ -238,8 +238,8 @@ def memory(report: Report) -> None:
     training = Training(report, "halve", small=not report.on_gpu, fault=fault)
     training.start({**settings, "train.on_out_of_memory": "halve"}).ends(0, "halve: exit code")
     starts = training.events("training")
-    sizes = [one["per_device_batch_size"] for one in starts]
-    rows = {one["per_device_batch_size"] * one["accumulation_steps"] for one in starts}
+    sizes = [start["per_device_batch_size"] for start in starts]
+    rows = {start["per_device_batch_size"] * start["accumulation_steps"] for start in starts}
     report.check("halve: smaller micro-batches", sizes[-1] < max(sizes) or len(sizes) == 1, sizes)
     report.check("halve: the same rows a step", len(rows) == 1, sorted(rows))
 

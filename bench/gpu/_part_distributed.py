@@ -34,7 +34,9 @@ def distributed(report: Report) -> None:
         sharded: list[bool] = []
 
         def look(trainer: Any) -> None:
-            sharded.append(all(isinstance(one, DTensor) for one in trainer.model.parameters()))
+            sharded.append(
+                all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
+            )
 
         with mock.patch.object(LlmConfig, "strategy", lambda self, world: "fsdp2"):
             found = train(report, case_of(report), STILL, look=look)
@@ -73,7 +75,11 @@ def _ddp(report: Report) -> None:
         model = load_model(find_base(config.model, print), config, print).to(report.device)
         module: Any = DistributedDataParallel(model) if wrapped else model
         module(input_ids=inputs, labels=inputs, use_cache=False).loss.backward()
-        gradients = [one.grad.float().norm() for one in model.parameters() if one.grad is not None]
+        gradients = [
+            parameter.grad.float().norm()
+            for parameter in model.parameters()
+            if parameter.grad is not None
+        ]
         found.append(float(torch.stack(gradients).norm()))
         del model, module, gradients
         free()

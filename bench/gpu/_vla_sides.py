@@ -257,7 +257,7 @@ def _published(case: Case, steps: int, folder: Path) -> tuple[float, float]:
     lora = LoraConfig(r=32, lora_alpha=16, lora_dropout=0.0, target_modules=targets)
     model = get_peft_model(base, lora).train()
     device = base.device
-    trained = [one for one in model.parameters() if one.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE)
     collate = Collate(base.spec.pad_token_id, base.spec.patches, False)
     loader = DataLoader(samples, case.batch, shuffle=True, collate_fn=collate, drop_last=True)

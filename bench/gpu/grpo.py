@@ -84,7 +84,7 @@ def table(case: Case, turns: Mapping[str, list[Turn]], problems: Mapping[str, st
     heads = ["side", "tokens/s", "peak", "planned", "ours is faster by (range)", "goal"]
     rows = [_row(case, name, found, done[OURS]) for name, found in done.items()]
     notes = []
-    for name in (one for one in done if one != OURS):
+    for name in (side for side in done if side != OURS):
         share = peak(done[OURS]) / peak(done[name])
         goal = f"; the goal is {case.peak_goal}, {met(share <= case.peak_goal)}"
         notes.append(f"Our peak is {share:.2f} of that of {name}{goal if name == WHOLE else ''}.")

@@ -74,7 +74,11 @@ def keep(found: Mapping[str, Any], folder: Path = KEPT) -> None:
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
         parts = {**before["parts"], **parts}
-    whole = {**found, "parts": parts, "left": [one.name for one in PARTS if one.name not in parts]}
+    whole = {
+        **found,
+        "parts": parts,
+        "left": [item.name for item in PARTS if item.name not in parts],
+    }
     whole["seconds"] = round(sum(part["seconds"] for part in parts.values()), 1)
     file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 

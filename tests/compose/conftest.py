@@ -71,5 +71,5 @@ def project(
         return made[-1]
 
     yield make
-    for one in made:
-        one.down()
+    for item in made:
+        item.down()

@@ -105,9 +105,9 @@ def checkouts(tmp_path: Path, images: Callable[[str], None]) -> Iterator[Callabl
         return made[-1]
 
     yield make
-    for one in made:
-        one.compose("--profile", "*", "down", "--timeout", "1", "--rmi", "local")
-        for left in docker("ps", "--all", "--quiet", "--filter", one.label).split():
+    for item in made:
+        item.compose("--profile", "*", "down", "--timeout", "1", "--rmi", "local")
+        for left in docker("ps", "--all", "--quiet", "--filter", item.label).split():
             docker("rm", "--force", left)
 
 
@@ -231,13 +231,13 @@ def test_two_hosts_on_the_network_of_the_host(checkouts: Callable[[], Checkout])
 def test_two_checkouts_train_side_by_side_on_one_engine(checkouts: Callable[[], Checkout]) -> None:
     """O-A1: each is a project of its own, and each is stopped by its own script alone."""
     first, second = checkouts(), checkouts()
-    for one in (first, second):
-        code, text = one.script("start_training.sh", "demo", *LONG)
+    for item in (first, second):
+        code, text = item.script("start_training.sh", "demo", *LONG)
         assert code == 0, text
     assert first.codes() == second.codes() == {"demo-master": -1, "demo-worker": -1}
     names = [
-        json.loads(one.compose("config", "--format", "json").stdout)["name"]
-        for one in (first, second)
+        json.loads(item.compose("config", "--format", "json").stdout)["name"]
+        for item in (first, second)
     ]
     assert len(set(names)) == 2
 
@@ -267,9 +267,9 @@ def test_two_checkouts_train_side_by_side_on_one_engine(checkouts: Callable[[], 
     assert first.codes() == {"demo-master": -1, "demo-worker": -1}
     code, text = first.script("stop_training.sh")
     assert code == 0 and first.codes() == {"demo-master": 3, "demo-worker": 3}, text
-    for one in (first, second):
-        code, text = one.script("compose.sh", "down")
-        assert code == 0 and one.codes() == {}, text
+    for item in (first, second):
+        code, text = item.script("compose.sh", "down")
+        assert code == 0 and item.codes() == {}, text
 
 
 def test_changed_code_is_what_runs(checkout: Checkout) -> None:

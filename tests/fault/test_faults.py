@@ -52,7 +52,7 @@ def test_a_nan_on_one_rank_is_never_applied(tmp_path: Path) -> None:
     newest = sealed(training.run.checkpoints)[-1]
     dcp_to_torch_save(newest / "pytorch_model_fsdp_0", tmp_path / "weights.pt")
     weights = torch.load(tmp_path / "weights.pt", weights_only=True)["model"]
-    assert all(bool(torch.isfinite(one).all()) for one in weights.values())
+    assert all(bool(torch.isfinite(weight).all()) for weight in weights.values())
     after = [row["loss"] for row in rows(training.run.metrics) if row["step"] > 7 and "loss" in row]
     assert len(after) == 17 and all(isinstance(loss, float) for loss in after)
 
@@ -99,7 +99,7 @@ def test_out_of_memory_may_go_on_with_half_the_micro_batch(tmp_path: Path) -> No
     assert "rank 1 is out of memory" in restart["reason"]
     assert "going on from checkpoint-8" in hurt.console
     names = ("per_device_batch_size", "accumulation_steps")
-    starts = [tuple(one[name] for name in names) for one in events(hurt.run, "training")]
+    starts = [tuple(event[name] for name in names) for event in events(hurt.run, "training")]
     assert starts == [(4, 1), (2, 2)]
     found, expected = losses(hurt.run), losses(whole.run)
     assert found.keys() == expected.keys()
@@ -127,7 +127,7 @@ def test_the_second_of_two_runs_in_one_folder_is_refused(tmp_path: Path) -> None
 def test_killing_the_supervisor_leaves_no_orphans(tmp_path: Path) -> None:
     training = Training(tmp_path, ["train.max_steps=100000"])
     training.until_step(3)
-    pids = [one["pid"] for one in training.run.statuses().values()]
+    pids = [status["pid"] for status in training.run.statuses().values()]
     training.process.kill()
     training.process.wait()
     training_gone = [not Path(f"/proc/{pid}").exists() for pid in pids]

@@ -137,7 +137,7 @@ def test_a_stop_does_not_wait_for_ranks_that_wait(tmp_path: Path, fault: str) ->
 
     def waiting() -> bool:
         statuses = training.run.statuses()
-        phase = [one["phase"] for one in statuses.values()]
+        phase = [status["phase"] for status in statuses.values()]
         return sorted(statuses) == begun and (len(begun) < 2 or set(phase) == {"preparing"})
 
     training.until(waiting, "ranks that wait")

@@ -125,7 +125,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path: Path, extra: tup
     words = ("export.enabled=false", *extra)
     whole = GrpoTraining(path, tmp_path / "whole", words).end()
     broken = GrpoTraining(path, tmp_path / "broken", words)
-    broken.until(lambda: any(one >= 3 for one in steps(broken.run)), "step 3")
+    broken.until(lambda: any(step >= 3 for step in steps(broken.run)), "step 3")
     broken.signal(signal.SIGTERM)
     broken.end(expected=3)
     assert max(steps(broken.run)) < 6, "it was stopped on the way"

@@ -130,7 +130,7 @@ def test_what_is_trained_is_served_until_it_is_stopped(whole: Run, recordings: P
             cwd=ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         answers = [json.loads(line) for line in ask.stdout.splitlines()]
-        assert len(answers) == 3 and all(len(one["action"]) == 8 for one in answers)
+        assert len(answers) == 3 and all(len(answer["action"]) == 8 for answer in answers)
         assert client.health()["served"] == 4
     finally:
         server.send_signal(signal.SIGTERM)

@@ -112,8 +112,8 @@ class Machine:
         """The findings by the name of the check; each name comes once."""
         with self.inside():
             found = examine(look({**self.env, **env}, profile, words))
-        assert len({one.name for one in found}) == len(found)
-        return {one.name: one for one in found}
+        assert len({item.name for item in found}) == len(found)
+        return {item.name: item for item in found}
 
 
 def say(text: str) -> str:

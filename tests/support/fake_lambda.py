@@ -58,7 +58,11 @@ class FakeLambda:
     @property
     def running(self) -> list[str]:
         """Names of what costs."""
-        return [one["name"] for one in self.instances.values() if one["status"] != "terminated"]
+        return [
+            instance["name"]
+            for instance in self.instances.values()
+            if instance["status"] != "terminated"
+        ]
 
     @property
     def launched(self) -> int:

@@ -23,8 +23,8 @@ def test_a_global_batch_that_the_ranks_cannot_share_is_found_before_the_start(
     words = ["train.per_device_batch_size=8", f"train.global_batch_size={size}"]
     config, _ = resolve(DEMO, env, words)
     found = [one for one in shallow(config, env) if one.level == "error"]
-    assert [one.name for one in found] == mistakes
-    assert all("multiple of 16" in one.found for one in found)
+    assert [item.name for item in found] == mistakes
+    assert all("multiple of 16" in item.found for item in found)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,11 @@ def commands(verbs: str) -> list[str]:
         if START in text:
             text = text.partition(START)[2].partition("\n## ")[0]
         found += re.findall(rf"tatara (?:{verbs}) [^`\n#|]*", text)
-    return [one.strip() for one in dict.fromkeys(found) if not re.search(r"\b[A-Z]{4,}\b", one)]
+    return [
+        command.strip()
+        for command in dict.fromkeys(found)
+        if not re.search(r"\b[A-Z]{4,}\b", command)
+    ]
 
 
 @pytest.mark.parametrize("command", commands("plan|models|check"))

@@ -35,7 +35,9 @@ def test_every_setting_that_names_one_is_found(folder: Path) -> None:
     for name in ("data.source", "model.name"):
         config, _ = resolve(DEMO, {}, [f"{name}=data/logs"])
         findings = shallow(config, {"CUDA_VISIBLE_DEVICES": ""})
-        (found,) = [one for one in findings if one.name == name and one.level == "error"]
+        (found,) = [
+            finding for finding in findings if finding.name == name and finding.level == "error"
+        ]
         assert "/srv/recordings-of-ours" in found.found and "TATARA_DATA" in found.fix
 
 

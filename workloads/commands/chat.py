@@ -133,7 +133,7 @@ class Talk:
         if name:
             self._speaker.use(name)
         held = [*self._speaker.adapters, *(["base"] if self._speaker.adapters else [])]
-        marked = [f"*{one}" if one == self._speaker.active else one for one in held]
+        marked = [f"*{item}" if item == self._speaker.active else item for item in held]
         print("adapters: " + (", ".join(marked) or "none"), file=sys.stderr)
 
     def _save(self, path: Path) -> None:

@@ -29,9 +29,9 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     env = loaded_environment()
     config, provenance = resolved(args.profile, env, words)
     findings = check.shallow(config, env, provenance)
-    if args.deep and not any(one.level == "error" for one in findings):
+    if args.deep and not any(finding.level == "error" for finding in findings):
         findings += check.deep(config, env)
-    failed = any(one.level == "error" for one in findings)
+    failed = any(finding.level == "error" for finding in findings)
     if args.json:
         settings = {
             name: {"value": value, "source": provenance[name]}
@@ -44,8 +44,8 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
             of_profile = source.startswith((args.profile, "file name of"))
             if source != "default" and not of_profile:
                 print(f"{name} = {leaves(config)[name]}   ({source})")
-        for one in findings:
-            print(one.line())
+        for finding in findings:
+            print(finding.line())
         if args.show is not None and not failed:
             from workloads.commands.data_preview import preview
 

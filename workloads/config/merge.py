@@ -199,7 +199,7 @@ def _plain_types(annotation: Any) -> set[Any]:
     if get_origin(annotation) is Annotated:
         return _plain_types(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return {one for part in get_args(annotation) for one in _plain_types(part)}
+        return {kind for part in get_args(annotation) for kind in _plain_types(part)}
     return {annotation} - {NoneType}
 
 
@@ -390,7 +390,7 @@ def _validated(layers: _Layers, ignored: list[str]) -> tuple[Any, Provenance]:
         parts = tuple(path.split("."))
         source = _source(layers, parts) or "default"
         inner = [one for known, one in layers.sources.items() if known[: len(parts)] == parts]
-        outside = [one for one in inner if one.startswith(("environment ", "command line "))]
+        outside = [item for item in inner if item.startswith(("environment ", "command line "))]
         sources[path] = ", ".join(dict.fromkeys([source, *outside]))
     return config, Provenance(sources, ignored)
 
@@ -412,8 +412,8 @@ def _problem(layers: _Layers, path: tuple[str | int, ...], errors: Sequence[Any]
     error = errors[0]
     name = ".".join(str(part) for part in path)
     groups = [layers.groups.get(path[:length]) for length in range(len(path), 0, -1)]
-    place = _source(layers, path) or next((one for one in groups if one), layers.file)
-    said = [_said(error), *(_said(one).removeprefix(_SHOULD) for one in errors[1:])]
+    place = _source(layers, path) or next((group for group in groups if group), layers.file)
+    said = [_said(error), *(_said(problem).removeprefix(_SHOULD) for problem in errors[1:])]
     if _may_be_null(layers.schema, path):
         said.append("null")
     text = " or ".join(said)

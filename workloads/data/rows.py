@@ -196,7 +196,7 @@ def _first_lines(lines: Iterator[bytes]) -> list[bytes]:
     head: list[bytes] = []
     for line in lines:
         head.append(line)
-        if sum(bool(one.strip()) for one in head) == 2:
+        if sum(bool(item.strip()) for item in head) == 2:
             break
     return head
 

@@ -127,7 +127,7 @@ def _is_offline(facts: Facts) -> bool:
 
 def _own_proxy(facts: Facts) -> list[Finding]:
     """A proxy of this host's loopback is nobody in a container with a network of its own."""
-    if not facts.in_docker or all(one.on_host_network for one in facts.services):
+    if not facts.in_docker or all(service.on_host_network for service in facts.services):
         return []
     names = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
     for name in names:

@@ -41,7 +41,7 @@ def _project(facts: Facts) -> Finding:
 
 def _links(facts: Facts) -> Finding | None:
     """A link below data/ to another folder: a container is given the link alone."""
-    mounted = [Path(name).resolve() for one in facts.services for name in one.sources]
+    mounted = [Path(name).resolve() for service in facts.services for name in service.sources]
     data = Path(facts.env.get("TATARA_DATA") or "data")
     mounted += [folder.resolve() for folder in (data, facts.outputs, facts.cache, Path("profiles"))]
     lost = [

@@ -34,7 +34,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     findings = examine(facts)
     if args.deep:
         findings += deep.checks(facts)
-    failed = any(one.level == "error" for one in findings)
+    failed = any(item.level == "error" for item in findings)
     if args.json:
         print(json.dumps(_object(facts, findings, not failed), indent=1, ensure_ascii=False))
     elif args.brief:

@@ -43,7 +43,7 @@ def _gpu(facts: Facts, engine: Engine) -> list[Finding]:
     found = [_toolkit(facts, engine), _handed(facts)]
     if facts.smi.cards:
         found.append(cgroups(engine))
-    return [one for one in found if one is not None]
+    return [item for item in found if item is not None]
 
 
 def _toolkit(facts: Facts, engine: Engine) -> Finding:

@@ -70,7 +70,7 @@ class Facts:
     @property
     def needs_gpu(self) -> bool:
         """A service that reserves a GPU does not start without one."""
-        return any(one.reserves_gpu for one in self.services)
+        return any(service.reserves_gpu for service in self.services)
 
     @property
     def ignores_gpu(self) -> bool:
@@ -96,7 +96,9 @@ class Facts:
     def nodes(self) -> tuple[Node, ...]:
         """The nodes of the job that run on this machine."""
         if self.in_docker:
-            return tuple(_container(one, self) for one in self.services if one.reserves_gpu)
+            return tuple(
+                _container(service, self) for service in self.services if service.reserves_gpu
+            )
         here = self.nodes_here
         share = len(self.cards) // here
         parts = [self.cards[at * share : (at + 1) * share] for at in range(here)]
@@ -107,7 +109,7 @@ class Facts:
     def nodes_here(self) -> int:
         """How many nodes of the job share this machine."""
         if self.in_docker:
-            return max(1, sum(one.trains for one in self.services))
+            return max(1, sum(service.trains for service in self.services))
         whole = self.config.parallel.nodes if self.config else 1
         # With fewer GPUs than nodes, `train` makes as many nodes as there are GPUs.
         return 1 if self.env.get("NODE_RANK") else min(whole, len(self.cards) or whole)
@@ -184,7 +186,7 @@ def _image(
     profile: str | None, services: Sequence[Service], smi: Smi, env: Mapping[str, str]
 ) -> str:
     """An image of ours to ask for a GPU with, where one has been built."""
-    images = [one.image for one in services if one.reserves_gpu]
+    images = [service.image for service in services if service.reserves_gpu]
     if profile is None and smi.cards:
         images = [f"tatara/demo:{env.get('TATARA_TAG') or 'local'}"]
     return images[0] if images and docker.is_there(images[0], env) else ""
@@ -210,7 +212,7 @@ def read_settings(
         from workloads.config.merge import resolve
     except ModuleNotFoundError as error:
         return Settings(missing=f"needs `{SETUP}` ({error.name} is not installed)")
-    train = next((one for one in services if one.trains), None)
+    train = next((service for service in services if service.trains), None)
     path, given = _profile_file(profile), list(words)
     if train is not None:
         env = {**env, **train.env}

@@ -20,7 +20,7 @@ def checks(facts: Facts) -> list[Finding]:
         return [_driver_missing(facts)]
     found = [_driver(facts), _capability(facts), _bf16(facts), _count(facts)]
     found += [_memory(facts), _p2p(facts)]
-    return [one for one in found if one is not None]
+    return [item for item in found if item is not None]
 
 
 _HIDDEN = "CUDA_VISIBLE_DEVICES is set to nothing"
@@ -105,7 +105,11 @@ def _capability(facts: Facts) -> Finding | None:
 def _other_build(capabilities: Sequence[tuple[int, int]]) -> str:
     """The build that has code for these cards, or another card."""
     old = nvidia.build_of_index(nvidia.OLD_INDEX)
-    if old and old.cuda and all(nvidia.is_served(one, old.cuda) for one in capabilities):
+    if (
+        old
+        and old.cuda
+        and all(nvidia.is_served(capability, old.cuda) for capability in capabilities)
+    ):
         half = " and train.precision=fp16" if min(capabilities) < (8, 0) else ""
         return f"{nvidia.OLD_INDEX} make setup{half}; or a card of compute capability 7.5 or newer"
     if min(capabilities) > (9, 0):
@@ -173,7 +177,7 @@ def _fewer(facts: Facts) -> str:
     names = ",".join(str(card.index) for card in facts.cards)
     count = len(facts.cards)
     if facts.in_docker and any(node.listed for node in facts.nodes):
-        if any(one.name == "llm-master" for one in facts.services):
+        if any(service.name == "llm-master" for service in facts.services):
             start = f"scripts/start_training.sh {facts.profile}"
             return f"NODES=1 NPROC_PER_NODE={count} LLM_MASTER_GPUS={names} {start}"
         return "give the services GPUs that are here: GRPO_TRAIN_GPUS and GRPO_VLLM_GPUS in .env"

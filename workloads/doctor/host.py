@@ -36,7 +36,7 @@ def checks(facts: Facts) -> list[Finding]:
         _dotenv(),
     ]
     found.append(_year())
-    return [one for one in found if one is not None]
+    return [item for item in found if item is not None]
 
 
 def _python(facts: Facts) -> Finding:
@@ -62,7 +62,7 @@ def _python(facts: Facts) -> Finding:
 
 def _interfaces(facts: Facts) -> list[Finding]:
     """NCCL's and Gloo's network interface: one that exists where the ranks run."""
-    bridged = facts.in_docker and any(not one.on_host_network for one in facts.services)
+    bridged = facts.in_docker and any(not service.on_host_network for service in facts.services)
     there = ["eth0", "lo"] if bridged else [name for _, name in socket.if_nameindex()]
     found = []
     for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
@@ -93,7 +93,9 @@ def interface_exists(value: str, there: Iterable[str], exact: bool = False) -> b
 
 def _shared_memory(facts: Facts) -> Finding | None:
     """/dev/shm, through which NCCL and loader processes hand data over."""
-    sizes = [one.shared_memory or _SHARED_BY_ENGINE for one in facts.services if one.trains]
+    sizes = [
+        service.shared_memory or _SHARED_BY_ENGINE for service in facts.services if service.trains
+    ]
     if facts.in_docker and not sizes:
         return None
     size = min(sizes) if facts.in_docker else device.shared_memory()
@@ -218,7 +220,7 @@ def _ports(facts: Facts) -> Finding | None:
     """The rendezvous of node 0 and the port after it, where they are this machine's own."""
     if facts.profile is None:
         return None
-    if facts.in_docker and not any(one.on_host_network for one in facts.services):
+    if facts.in_docker and not any(service.on_host_network for service in facts.services):
         return Finding("ports", "skipped", "the nodes meet on a network of their own")
     if facts.env.get("NODE_RANK", "0") != "0":
         return Finding("ports", "skipped", "node 0 listens, this one does not")
@@ -277,7 +279,7 @@ def may_write(place: Path, uid: int, gid: int) -> bool:
 
 def _user(facts: Facts) -> Finding | None:
     """Containers run as UID and GID of .env; another user's files could not be written."""
-    users = {one.user for one in facts.services if one.user}
+    users = {service.user for service in facts.services if service.user}
     if not users:
         return None
     own = ":".join(map(str, _caller(facts)))

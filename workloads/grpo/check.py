@@ -52,7 +52,9 @@ def _rewards(config: GrpoConfig) -> list[Finding]:
     for reward in config.rewards.functions:
         if not is_known(reward.name):
             findings.append(Finding("rewards", "error", unknown_reward(reward.name)))
-    names = ", ".join(f"{one.weight:g} x {one.name}" for one in config.rewards.functions)
+    names = ", ".join(
+        f"{function.weight:g} x {function.name}" for function in config.rewards.functions
+    )
     return findings or [Finding("rewards", "ok", names or "the environment's own")]
 
 

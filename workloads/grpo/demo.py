@@ -65,7 +65,8 @@ def table(taught: Run, rewarded: Run) -> str:
         f"{trained['rows']} held-out scenes".ljust(32) + "".join(f"{n:>20}" for n in _SHOWN),
     ]
     lines += [
-        name.ljust(32) + "".join(f"{scores[one]:>20.3f}" for one in _SHOWN) for name, scores in rows
+        name.ljust(32) + "".join(f"{scores[item]:>20.3f}" for item in _SHOWN)
+        for name, scores in rows
     ]
     rise = trained[_MAIN] - max(formed[_MAIN], constant[_MAIN])
     lines += [

@@ -98,7 +98,9 @@ def held_out_changes(config: GrpoConfig, run: Run) -> list[tuple[str, str]]:
     """Each reward's mean on held-out rows before and after; of the first, what else would earn."""
     before, after = (scores_of(run, when) for when in (BEFORE, AFTER))
     names = [
-        one.name for one in config.rewards.functions if one.name in before or one.name in after
+        function.name
+        for function in config.rewards.functions
+        if function.name in before or function.name in after
     ]
     facts = []
     for place, name in enumerate(names):

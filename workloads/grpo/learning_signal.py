@@ -119,9 +119,9 @@ def no_spread(rows: Rows, config: GrpoConfig) -> Sign | None:
         return None
     rewards = config.rewards.functions
     mean = sum(_last(rows, "reward", SOON)) / SOON
-    most = sum(max(0.0, one.weight) for one in rewards)
+    most = sum(max(0.0, reward.weight) for reward in rewards)
     # What others give at most is not known.
-    is_bounded = not config.tools.environment and all(one.name in BUILT_IN for one in rewards)
+    is_bounded = not config.tools.environment and all(reward.name in BUILT_IN for reward in rewards)
     group = config.grpo.num_generations
     if is_bounded and mean >= most - 1e-6:
         change = "every completion earned everything: take harder rows"

@@ -71,7 +71,7 @@ def prompt_texts(
         turns = [in_parts(conversation) for conversation in turns]
     settings: dict[str, Any] = {"tools": list(tools) or None, "tokenize": False}
     settings |= {"add_generation_prompt": True, **fixed(processing), **switches}
-    return [str(processing.apply_chat_template(one, **settings)) for one in turns]
+    return [str(processing.apply_chat_template(turn, **settings)) for turn in turns]
 
 
 def answers(

@@ -174,7 +174,7 @@ def arguments(
         **(grpo.arguments() | engine.arguments(config, image_tokens, ends) | switches),
         model_init_kwargs={"dtype": dtype, "trust_remote_code": config.model.trust_remote_code},
         max_tool_calling_iterations=config.tools.max_rounds,
-        reward_weights=[one.weight for one in config.rewards.functions],
+        reward_weights=[function.weight for function in config.rewards.functions],
     )
 
 

@@ -312,7 +312,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
     def _total(self, place: int) -> float:
         """The weighted sum of what this rank's completion at `place` earned."""
         rewards, last = self.scorer.rewards, self.scorer.last
-        return sum(one.weight * (last[one.name][place].value or 0.0) for one in rewards)
+        return sum(reward.weight * (last[reward.name][place].value or 0.0) for reward in rewards)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Beside the random state of this rank, what TRL keeps from one step to the next."""

@@ -77,7 +77,7 @@ def services(profile: str, env: Mapping[str, str]) -> tuple[Service, ...] | str:
         # With more hosts than services, all but the first run the second one.
         return found[1:2] if env["NODE_RANK"] != "0" and len(found) > 1 else found[:1]
     if env.get("NNODES") == "1":
-        return tuple(one for one in found if one.env.get("NODE_RANK") in (None, "", "0"))
+        return tuple(item for item in found if item.env.get("NODE_RANK") in (None, "", "0"))
     return found
 
 
@@ -97,12 +97,12 @@ def _service(name: str, facts: Mapping[str, Any]) -> Service:
         image=facts.get("image") or "",
         words=tuple(shlex.split(command) if isinstance(command, str) else command),
         env={key: str(value) for key, value in settings.items() if value is not None},
-        reserves_gpu=any("gpu" in (one.get("capabilities") or ()) for one in reserved),
+        reserves_gpu=any("gpu" in (item.get("capabilities") or ()) for item in reserved),
         shared_memory=int(facts["shm_size"]) if facts.get("shm_size") else None,
         on_host_network=facts.get("network_mode") == "host",
         user=str(facts.get("user") or ""),
         profiles=str((facts.get("labels") or {}).get(PROFILES, "")),
-        sources=tuple(one.get("source", "") for one in volumes if isinstance(one, dict)),
+        sources=tuple(volume.get("source", "") for volume in volumes if isinstance(volume, dict)),
     )
 
 

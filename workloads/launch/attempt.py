@@ -242,7 +242,7 @@ class Attempt:
 
     def _outcome(self, code: int, memory_kills: int) -> Outcome:
         statuses = self.statuses()
-        ended = [one for one in statuses.values() if "code" in one]
+        ended = [status for status in statuses.values() if "code" in status]
         failed = [one for one in ended if one["phase"] == Phase.FAILED]
         stopped = [one for one in ended if one["phase"] == Phase.STOPPED]
         if len(ended) == len(self.ranks) and all(one["phase"] == Phase.DONE for one in ended):

@@ -176,7 +176,7 @@ class Connection:
     def peek(self, kind: str) -> dict[str, Any] | None:
         """The oldest waiting message of a kind, left where it is."""
         with self._reading:
-            return next((one for one in self._inbox if one["type"] == kind), None)
+            return next((message for message in self._inbox if message["type"] == kind), None)
 
     def close(self) -> None:
         self.open = False

@@ -57,7 +57,7 @@ def ranks(proc: Path = Path("/proc")) -> Iterator[Rank]:
 def main(limit: float = LIMIT) -> int:
     """Print one line; 1 where a rank is silent for longer than `limit` seconds."""
     found = sorted(ranks(), key=lambda one: one.rank)
-    silent = [one for one in found if one.silence() > limit]
+    silent = [item for item in found if item.silence() > limit]
     for one in silent:
         print(f"rank {one.rank} (pid {one.pid}): no heartbeat for {one.silence():.0f} s")
     if not silent:

@@ -84,7 +84,9 @@ class Terms:
 
 def clean(text: str) -> str:
     """A text of another node as one line without control characters, and not too long."""
-    return "".join(one if one.isprintable() else " " for one in text[:_MOST_CHARACTERS])
+    return "".join(
+        character if character.isprintable() else " " for character in text[:_MOST_CHARACTERS]
+    )
 
 
 Check = Callable[[Any], bool]
@@ -166,5 +168,5 @@ def parsed(line: bytes) -> dict[str, Any]:
 
 def _cleaned(value: Any) -> Any:
     if isinstance(value, list):
-        return [clean(one) for one in value]
+        return [clean(item) for item in value]
     return clean(value) if isinstance(value, str) else value

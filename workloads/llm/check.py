@@ -26,11 +26,11 @@ _HEADS = ("lm_head", "embed_out", "output_layer", "score")
 
 def shallow(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
     """Whether the files that the profile names are there, and its settings go together."""
-    found = [_data("data.source", one.source) for one in config.data.sources]
+    found = [_data("data.source", source.source) for source in config.data.sources]
     if config.data.eval_source:
         found.append(_data("data.eval_source", config.data.eval_source))
-    for one in config.data.sources:
-        found += _left_out(one.source)
+    for source in config.data.sources:
+        found += _left_out(source.source)
     return [
         *found,
         *_settings(config),

@@ -68,7 +68,7 @@ def _sources(value: Any) -> Any:
     """A list may hold plain names beside sources with settings of their own."""
     if not isinstance(value, list | tuple):
         return value
-    return tuple({"source": one} if isinstance(one, str) else one for one in value)
+    return tuple({"source": item} if isinstance(item, str) else item for item in value)
 
 
 class LlmSource(Section):
@@ -144,7 +144,7 @@ class LlmData(Section):
             raise ValueError("prompt and answer: expected columns in braces, found none")
         formats = self.formats
         if not formats:
-            known = {column for one in FORMATS.values() for column in one.columns}
+            known = {column for layout in FORMATS.values() for column in layout.columns}
             wrong = next((name for name in self.columns if name not in known), None)
             listed = "; ".join(f"{name}: {', '.join(one.columns)}" for name, one in FORMATS.items())
             fix = f"remove {wrong!r}" if wrong else "keep those of one"
@@ -182,7 +182,7 @@ class LlmData(Section):
     @property
     def named(self) -> str:
         """All sources in words."""
-        return ", ".join(one.source for one in self.sources)
+        return ", ".join(source.source for source in self.sources)
 
 
 def template_columns(template: str) -> tuple[str, ...]:

@@ -82,11 +82,14 @@ def ticks(low: float, high: float, most: int) -> list[float]:
         return [low]
     raw = span / most
     power = 10 ** math.floor(math.log10(raw))
-    step = next(one * power for one in (1, 2, 2.5, 5, 10) if one * power >= raw * (1 - 1e-9))
+    step = next(item * power for item in (1, 2, 2.5, 5, 10) if item * power >= raw * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
     return [round(at * step, 12) for at in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def clean(text: str) -> str:
     """A text of a file, without what would steer a terminal; line ends become blanks."""
-    return "".join(one if one.isprintable() else " " if one in "\n\t" else "\ufffd" for one in text)
+    return "".join(
+        character if character.isprintable() else " " if character in "\n\t" else "\ufffd"
+        for character in text
+    )

@@ -125,7 +125,7 @@ def _attention(work: Work) -> int:
     """
     shape, size = work.shape, work.compute
     # A slice of a joint projection keeps the whole of it.
-    joint = any(one.name in _FUSED_PROJECTIONS for one in shape.linears)
+    joint = any(linear.name in _FUSED_PROJECTIONS for linear in shape.linears)
     value = work.query + 2 * work.key if joint else work.key
     kept = size * (2 * work.query + work.key + value + (work.query if joint else 0))
     kept += 4 * shape.heads
@@ -168,13 +168,15 @@ def _inputs(work: Work) -> int:
     down = size * work.shape.intermediate
     if not (work.casts or (work.shape.layer_norm and size < 4)):
         return 2 * size * hidden + down
-    readers = [one for one in work.shape.decoder if one.inputs == hidden]
-    count = len(readers) - (1 if any(one.name in ("o_proj", "dense") for one in readers) else 0)
+    readers = [linear for linear in work.shape.decoder if linear.inputs == hidden]
+    count = len(readers) - (
+        1 if any(reader.name in ("o_proj", "dense") for reader in readers) else 0
+    )
     return count * size * hidden + down
 
 
 def _in_layers(work: Work) -> list[Linear]:
-    return [one for one in work.adapted if one.where in ("attention", "mlp")]
+    return [linear for linear in work.adapted if linear.where in ("attention", "mlp")]
 
 
 def _adapter_inputs(work: Work) -> int:
@@ -183,8 +185,12 @@ def _adapter_inputs(work: Work) -> int:
     if not work.shares_inputs:
         return sum(_adapter_input(work, linear) for linear in adapters) // work.shape.layers
     hidden, middle = work.shape.hidden, work.shape.intermediate
-    before_norm = {one.where for one in adapters if one.inputs == hidden and one.name != "o_proj"}
-    wide = any(one.inputs == middle for one in adapters)
+    before_norm = {
+        adapter.where
+        for adapter in adapters
+        if adapter.inputs == hidden and adapter.name != "o_proj"
+    }
+    wide = any(adapter.inputs == middle for adapter in adapters)
     products = len(adapters) * work.rank
     return work.compute * (len(before_norm) * hidden + wide * middle + products)
 
@@ -320,10 +326,10 @@ def head_input(work: Work) -> int:
 
 def towers(work: Work) -> int:
     """Bytes that vision towers keep; nothing where no weight in or before them is trained."""
-    seen = work.full or any(one.where == "vision" for one in work.adapted)
+    seen = work.full or any(linear.where == "vision" for linear in work.adapted)
     if not seen:
         return 0
-    return sum(work.rows * one.patches * one.layers * _tower_layer(work, one) for one in
+    return sum(work.rows * tower.patches * tower.layers * _tower_layer(work, tower) for tower in
                work.shape.towers)  # fmt: skip
 
 
@@ -336,8 +342,12 @@ def _tower_layer(work: Work, tower: Tower) -> int:
     kept = 8 * tower.hidden + 4 * size * tower.hidden + middle
     if work.full:
         return kept + 2 * size * tower.hidden + size * tower.intermediate
-    adapted = [one for one in work.adapted if one.where == "vision" and one.count == tower.layers]
-    return kept + sum(_adapter_input(work, one) for one in adapted) // tower.layers
+    adapted = [
+        linear
+        for linear in work.adapted
+        if linear.where == "vision" and linear.count == tower.layers
+    ]
+    return kept + sum(_adapter_input(work, linear) for linear in adapted) // tower.layers
 
 
 def logits_forward(work: Work) -> int:

@@ -173,7 +173,7 @@ def _notes(job: Job) -> list[str]:
         [f"every row counted as {job.work.length:,} tokens, the longest allowed"],
     )
     if not work.full and not work.adapted:
-        known = ", ".join(dict.fromkeys(one.name for one in work.shape.linears))
+        known = ", ".join(dict.fromkeys(linear.name for linear in work.shape.linears))
         notes.append(f"adapter.targets names no matrix of this model; it has {known}")
     if job.config.train.compile:
         notes.append(

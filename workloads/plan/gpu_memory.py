@@ -198,9 +198,9 @@ def _adapter_job_states(job: Job) -> GpuMemory:
 
 def _quantised_bits(config: Profile, linears: tuple[Linear, ...]) -> float:
     """Bytes of the quantised matrices; int8 keeps an fp32 scale for each of their rows."""
-    count = sum(one.parameters for one in linears)
+    count = sum(linear.parameters for linear in linears)
     if config.adapter.quantisation == "int8":
-        return count + 4 * sum(one.outputs * one.count for one in linears)
+        return count + 4 * sum(linear.outputs * linear.count for linear in linears)
     return count * (_NF4_DOUBLE if config.adapter.double_quantisation else _NF4)
 
 

@@ -79,7 +79,7 @@ class ModelShape:
             return self.linears
         head = Linear("lm_head", self.hidden, self.vocab, 1, "head")
         last = {name.rsplit(".", 1)[-1] for name in wanted}
-        return tuple(one for one in (*self.linears, head) if one.name in last)
+        return tuple(linear for linear in (*self.linears, head) if linear.name in last)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _qwen_vision(family: str, fields: Fields, hidden: int) -> Vision:
     rows += [(name, width, middle) for name in names[:-1]] + [(names[-1], middle, width)]
     linears = [Linear(name, i, o, depth, "vision") for name, i, o in rows]
     linears += [Linear("0", merged, merged, 1, "vision"), Linear("2", merged, out, 1, "vision")]
-    biases = sum(one.outputs * one.count for one in linears)
+    biases = sum(linear.outputs * linear.count for linear in linears)
     # RMSNorm in the newer one, LayerNorm with its bias in the older: two a layer and the merger's.
     norms = (2 * depth + 1) * width * (1 if new else 2)
     channels = int(vision.get("in_channels", vision.get("in_chans", 3)))
@@ -138,7 +138,7 @@ def _timm(name: str, changed: Fields, fields: Fields) -> tuple[Tower, list[Linea
         # The pool's own query, key and value, projection and MLP; nothing in OpenVLA uses it.
         rows = [("q", width, width), ("kv", width, 2 * width), ("proj", width, width)]
         linears += [Linear(name, i, o, 1, "vision") for name, i, o in rows + mlp]
-    small = sum(one.outputs * one.count for one in linears)
+    small = sum(linear.outputs * linear.count for linear in linears)
     small += (2 * depth + 1) * 2 * width + (3 * width if pooled else 0)  # norms, the pool's latent
     small += 2 * depth * width if scaled else 0
     small += 3 * patch**2 * width + width  # the convolution that cuts patches
@@ -230,7 +230,7 @@ def _clip(own: Fields) -> tuple[Tower, list[Linear], int]:
         linears.append(Linear("out_proj", width, width, 1, "vision"))
         linears += [Linear(name, i, o, 1, "vision") for name, i, o in mlp]
         small += width + 3 * width * width + 3 * width + 2 * width
-    small += sum(one.outputs * one.count for one in linears)
+    small += sum(linear.outputs * linear.count for linear in linears)
     norms = 2 * depth + (2 if is_clip else 1)
     small += norms * 2 * width + patches * width
     # The convolution that cuts patches; then CLIP's class token, or its bias in SigLIP.

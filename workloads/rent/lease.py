@@ -172,8 +172,8 @@ class Lease:
     def _adopt(self) -> bool:
         """Take the machine that has the ledger's name, where one was launched unheard."""
         ledger = self.ledger
-        found = [one for one in self.provider.machines() if one.name == ledger.label]
-        found = [one for one in found if one.status not in LOST]
+        found = [machine for machine in self.provider.machines() if machine.name == ledger.label]
+        found = [item for item in found if item.status not in LOST]
         if not found:
             ledger.state, ledger.rented = State.NEW, 0.0
             ledger.save()

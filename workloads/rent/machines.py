@@ -106,7 +106,7 @@ def reap(
         deadline = deadline_in(machine.name)
         if deadline is None or machine.status in LOST or clock.time() < deadline:
             continue
-        ledger = next((one for one in ledgers if one.machine == machine.id), None)
+        ledger = next((item for item in ledgers if item.machine == machine.id), None)
         try:
             _reap(provider, machine, deadline, ledger, carry_on, say, clock)
         except TataraError as error:

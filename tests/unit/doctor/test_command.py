@@ -81,7 +81,7 @@ def test_a_mistake_in_the_profile_is_an_error(host: Machine) -> None:
 
 def test_words_of_train_are_understood(host: Machine) -> None:
     done = call(host, [*FULL, "llm-4090", "--resume", "latest", "--json", "train.workers=3"])
-    found = {one["name"]: one for one in json.loads(done.stdout)["checks"]}
+    found = {load["name"]: load for load in json.loads(done.stdout)["checks"]}
     assert found["GPU memory"]["level"] == "ok"
     wrong = call(host, [*FULL, "llm-4090", "--brief", "--resume", "train.wrokers=3"])
     assert wrong.returncode == 1 and "did you mean 'workers'?" in wrong.stdout
@@ -128,7 +128,7 @@ def test_deep_computes_and_speaks(host: Machine) -> None:
     env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     facts = host.look("demo", TATARA_RUNTIME="local", OMP_NUM_THREADS="1", **env)
     found = [deep.compute(facts), deep.collective(facts)]
-    assert [one.level for one in found] == ["ok", "ok"], found
+    assert [item.level for item in found] == ["ok", "ok"], found
     assert found[1].found.split()[0] in ("gloo", "nccl")
     good = deep.packages(facts, ["safetensors"])
     assert good.level == "ok" and good.found.startswith("safetensors 0.")

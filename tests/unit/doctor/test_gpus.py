@@ -196,7 +196,7 @@ def test_cards_of_a_table_alone(host: Machine) -> None:
     table = text[text.index("'') ") + 4 : text.index("*) exit 127")].rstrip().removesuffix(";;")
     host.program("nvidia-smi", otherwise=table)
     cards = host.look("llm-4090").smi.cards
-    assert [(one.index, one.name, one.memory, one.capability) for one in cards] == [
+    assert [(card.index, card.name, card.memory, card.capability) for card in cards] == [
         (at, "NVIDIA GeForce RTX 4090", 24564 << 20, (8, 9)) for at in range(4)
     ]
 

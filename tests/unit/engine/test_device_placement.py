@@ -38,10 +38,10 @@ class DeviceWatch(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         self.count += 1
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
-        places = {one.device.type for one in tensors if one.dim()}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        places = {tensor.device.type for tensor in tensors if tensor.dim()}
         if len(places) > 1 and "copy" not in str(function):
-            shapes = [(one.device.type, tuple(one.shape)) for one in tensors]
+            shapes = [(tensor.device.type, tuple(tensor.shape)) for tensor in tensors]
             self.mixed.append(f"{function}: {shapes}")
         return function(*args, **(kwargs or {}))
 
@@ -60,7 +60,7 @@ def step_on_meta(config: Any) -> tuple[torch.nn.Module, DeviceWatch]:
         model = step.model.train()
         with DeviceWatch() as watch:
             step.loss(model).backward()
-            trained = [one for one in model.parameters() if one.requires_grad]
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = torch.optim.AdamW(trained, lr=1e-4, foreach=False)
             optimizer.step()
     states = [
@@ -88,7 +88,7 @@ def test_a_step_at_its_real_shape_stays_on_one_device(settings: tuple[str, ...])
     model, watch = step_on_meta(config)
     assert watch.mixed == []
     assert watch.count > 1000
-    trained = [one for one in model.parameters() if one.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with_gradient = [one for one in trained if one.grad is not None]
     assert len(with_gradient) >= 0.9 * len(trained) > 0
     for one in with_gradient:

@@ -52,11 +52,15 @@ def test_neither_and_both_are_mistakes(run: Run) -> None:
             target(run, *words)
 
 
-@pytest.mark.parametrize("name", [name for one in WORKLOADS.values() for name in one.tasks])
+@pytest.mark.parametrize(
+    "name", [name for workload in WORKLOADS.values() for name in workload.tasks]
+)
 def test_every_task_takes_a_run_in_all_spellings(name: str) -> None:
     import importlib
 
-    (module,) = (one.tasks[name][0] for one in WORKLOADS.values() if name in one.tasks)
+    (module,) = (
+        workload.tasks[name][0] for workload in WORKLOADS.values() if name in workload.tasks
+    )
     parser = argparse.ArgumentParser()
     importlib.import_module(module).add_arguments(parser)
     needed = ["--prompts", "a", "--images", "b"] if "--prompts" in parser.format_help() else []

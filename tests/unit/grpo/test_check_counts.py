@@ -112,7 +112,7 @@ def test_answers_that_are_too_long_to_be_taught_are_named_before_training(
 ) -> None:
     def lines(solutions: Sequence[str]) -> Path:
         path = tmp_path / "sums.jsonl"
-        text = [f'{{"problem": "1 + 1?", "solution": "{one}"}}\n' for one in solutions]
+        text = [f'{{"problem": "1 + 1?", "solution": "{solution}"}}\n' for solution in solutions]
         path.write_text("".join(text))
         return path
 

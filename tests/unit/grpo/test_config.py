@@ -46,7 +46,10 @@ def test_the_profile_holds_the_documents_values() -> None:
         "loss_type": "grpo",
         "scale_rewards": "group",
     }
-    assert [one.name for one in found.rewards.functions] == ["accuracy_extracted", "format"]
+    assert [function.name for function in found.rewards.functions] == [
+        "accuracy_extracted",
+        "format",
+    ]
     assert found.prompts_a_step(1) == 2
 
 
@@ -144,7 +147,7 @@ def test_nodes_that_share_a_machine_share_its_gpus(monkeypatch: pytest.MonkeyPat
 
 
 def errors(findings: list[Finding]) -> list[str]:
-    return [f"{one.name}: {one.found}" for one in findings if one.level == "error"]
+    return [f"{finding.name}: {finding.found}" for finding in findings if finding.level == "error"]
 
 
 def test_a_quick_look_finds_unknown_rewards_and_missing_data() -> None:
@@ -192,7 +195,7 @@ def test_dropped_rows_are_left_out_and_counted(
     limits = {"max_prompt_length": 300, "max_completion_length": 8}
     base = Path(config().model.name)
     found = prepare(config(data=data, grpo=limits), base, tmp_path)
-    assert [one.problem.count("7") for one in found.examples] == [3, 5]
+    assert [example.problem.count("7") for example in found.examples] == [3, 5]
     assert found.facts["left_out"] == 1
     with pytest.raises(UserError, match="1 of 3 rows"):
         prepare(config(data={**data, "too_long": "error"}, grpo=limits), base, tmp_path)

@@ -30,7 +30,7 @@ def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def found(pid: int) -> Rank | None:
-    return next((one for one in ranks() if one.pid == pid), None)
+    return next((rank for rank in ranks() if rank.pid == pid), None)
 
 
 def beat(folder: Path, pid: int, seconds_ago: float) -> None:
@@ -55,7 +55,7 @@ def test_the_age_of_the_heartbeat_decides(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     beat(tmp_path, worker.pid, seconds)
-    only = [one for one in ranks() if one.pid == worker.pid]
+    only = [rank for rank in ranks() if rank.pid == worker.pid]
     monkeypatch.setattr("workloads.launch.health.ranks", lambda: iter(only))
     assert main(limit=10) == code
     said = capsys.readouterr().out

@@ -82,7 +82,7 @@ def test_more_ranks_than_gpus_are_found_before_the_start(
     env = {"TATARA_OUTPUTS": str(tmp_path)}
     config, _ = resolve(ROOT / "profiles" / "demo.yaml", env, [f"parallel.ranks_per_node={ranks}"])
     found = [one for one in shallow(config, env) if one.level == "error"]
-    assert [one.name for one in found] == mistakes
+    assert [item.name for item in found] == mistakes
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def told(tmp_path: Path, read: bool = False, **sections: Any) -> list[str]:
     config = LlmConfig.model_validate({**values, **sections})
     env = {"TATARA_CACHE": str(tmp_path / "cache")}
     found = shallow(config, env) + (deep(config, env) if read else [])
-    return [one.line() for one in found if one.level != "ok"]
+    return [item.line() for item in found if item.level != "ok"]
 
 
 def test_a_warm_up_longer_than_the_run_is_told(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_packed_loss_and_gradients_equal_those_of_padded_rows(attention: str) ->
         model = llama(attention).train()
         loss = model(**for_model(batch), use_cache=False).loss
         loss.backward()
-        results.append((loss, [one.grad for one in model.parameters()]))
+        results.append((loss, [parameter.grad for parameter in model.parameters()]))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-5)
 
 

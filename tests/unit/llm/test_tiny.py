@@ -44,7 +44,7 @@ def test_the_tokenizer_gives_every_text_back_with_single_digits() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert ids[0] == tokenizer.bos_token_id and tokenizer.unk_token is None
     numbers = tokenizer(" 1208 1", add_special_tokens=False)["input_ids"]
-    pieces = [tokenizer.decode([one]) for one in numbers]
+    pieces = [tokenizer.decode([number]) for number in numbers]
     assert [piece for piece in pieces if piece.strip()] == ["1", "2", "0", "8", "1"]
 
 

@@ -235,7 +235,9 @@ def test_a_policy_that_plans_ahead_has_slots_and_a_head() -> None:
     assert chunks.tokens - plain.tokens == 8 * (8 * 8 + 1)
     with torch.device("meta"):
         head, state = ActionHead(OftSpec(8, 8, 8), 4096), ProprioProjector(8, 4096)
-    counts = [sum(one.numel() for one in module.parameters()) for module in (head, state)]
+    counts = [
+        sum(parameter.numel() for parameter in module.parameters()) for module in (head, state)
+    ]
     # fp32 with gradients and two moments, whatever the base is.
     assert chunks.states.adapter_states - plain.states.adapter_states == 16 * sum(counts)
     discrete = policy("action_head.kind=oft", "action_head.decode=discrete")

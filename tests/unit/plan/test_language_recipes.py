@@ -47,7 +47,11 @@ def test_a_recipe_is_valid_and_its_comment_is_the_plan(
     findings = check.shallow(config, env, provenance)
     # Without GPU, hub or space for a model of 32B: what is left are mistakes in the recipe.
     machine = {"disk", "memory", "compute", "model.name", "packages", "outputs"}
-    wrong = [one.line() for one in findings if one.level == "error" and one.name not in machine]
+    wrong = [
+        finding.line()
+        for finding in findings
+        if finding.level == "error" and finding.name not in machine
+    ]
     assert wrong == []
 
 

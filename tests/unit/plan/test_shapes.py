@@ -56,13 +56,13 @@ def test_counts_equal_those_of_transformers(config: PreTrainedConfig) -> None:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     shape = from_fields(json.loads(config.to_json_string()))
-    assert shape.parameters == sum(one.numel() for one in model.parameters())
-    matrices = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
-    inner = [one for one in matrices if one is not model.get_output_embeddings()]
-    assert shape.linear_parameters == sum(one.weight.numel() for one in inner)
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    matrices = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    inner = [matrix for matrix in matrices if matrix is not model.get_output_embeddings()]
+    assert shape.linear_parameters == sum(item.weight.numel() for item in inner)
     assert shape.embedding == SIZES["vocab_size"] * SIZES["hidden_size"] * (2 - shape.tied)
     names = {name.rsplit(".", 1)[-1] for name, one in model.named_modules() if one in inner}
-    assert {one.name for one in shape.linears} == names
+    assert {linear.name for linear in shape.linears} == names
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_counts_of_models_that_see(kind: str, vision: dict[str, int]) -> None:
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config)
     shape = from_fields(json.loads(config.to_json_string()))
-    assert shape.parameters == sum(one.numel() for one in model.parameters())
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
 CLIP = transformers.CLIPVisionConfig(
@@ -117,12 +117,12 @@ def test_counts_of_llavas(config: PreTrainedConfig) -> None:
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config)
     shape = from_fields(json.loads(config.to_json_string()))
-    assert shape.parameters == sum(one.numel() for one in model.parameters())
-    matrices = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
-    inner = [one for one in matrices if one is not model.get_output_embeddings()]
-    assert shape.linear_parameters == sum(one.weight.numel() for one in inner)
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    matrices = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    inner = [matrix for matrix in matrices if matrix is not model.get_output_embeddings()]
+    assert shape.linear_parameters == sum(item.weight.numel() for item in inner)
     names = {name.rsplit(".", 1)[-1] for name, one in model.named_modules() if one in inner}
-    assert {one.name for one in shape.linears} == names
+    assert {linear.name for linear in shape.linears} == names
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,9 @@ def test_published_llavas_leave_fields_out(fields: dict[str, Any]) -> None:
     config = kind[fields["model_type"]](**json.loads(json.dumps(fields)))
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config)
-    assert from_fields(fields).parameters == sum(one.numel() for one in model.parameters())
+    assert from_fields(fields).parameters == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
 
 
 def test_pictures_in_tiles_cost_their_towers_more() -> None:
@@ -163,7 +165,7 @@ def test_the_demo_model_is_planned() -> None:
     config = transformers.LlavaConfig(**fields)
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config)
-    assert shape.parameters == sum(one.numel() for one in model.parameters())
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert shape.adapted(["linear_1"])[0].count == 1
 
 
@@ -218,7 +220,9 @@ def test_openvla_of_one_tower_and_of_two_is_counted_as_it_is_built(name: str) ->
     from workloads.vla.model import random_init
 
     shape, _ = shape_of(Model(name=name), OFFLINE)
-    assert shape.parameters == sum(one.numel() for one in random_init(name, 0).parameters())
+    assert shape.parameters == sum(
+        parameter.numel() for parameter in random_init(name, 0).parameters()
+    )
 
 
 def test_kosmos_and_every_head_are_counted_as_they_are_built() -> None:
@@ -233,11 +237,13 @@ def test_kosmos_and_every_head_are_counted_as_they_are_built() -> None:
     folder = "data/demo/tiny-kosmos2"
     shape, _ = shape_of(Model(name=folder), OFFLINE)
     built = IMAGES.factory.from_config(AutoConfig.from_pretrained(folder))
-    assert shape.parameters == sum(one.numel() for one in built.parameters())
+    assert shape.parameters == sum(parameter.numel() for parameter in built.parameters())
     for kind, head in HEADS.items():
         for gripper in (True, False):
             size = HeadSize(32, hidden=48, gripper=gripper)
-            assert parameters(kind, size) == sum(one.numel() for one in head(size).parameters())
+            assert parameters(kind, size) == sum(
+                parameter.numel() for parameter in head(size).parameters()
+            )
 
 
 def test_openvla_adapter_has_the_published_size() -> None:

@@ -30,8 +30,8 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     now = Clock().time()
     machines = cloud(env, Clock()).machines() if env.get(KEY) else []
     every = ledgers(outputs(env).absolute())
-    found = [_of_lease(one, now) for one in every if args.all or one.is_open]
-    leased = {one.machine for one in every}
+    found = [_of_lease(element, now) for element in every if args.all or element.is_open]
+    leased = {element.machine for element in every}
     for machine in machines:
         if machine.id not in leased:
             found.append(_of_machine(machine, deadline_in(machine.name)))

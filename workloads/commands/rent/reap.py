@@ -33,7 +33,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
         stop.on_signal(signal.SIGTERM, None)
         return lease_of(ledger, env, stop, clock)
 
-    every = [one for one in ledgers(outputs(env).absolute(), print) if one.is_open]
+    every = [item for item in ledgers(outputs(env).absolute(), print) if item.is_open]
     failed = reap(provider, every, carried, print, clock)
     for line in failed:
         print(f"tatara: {line}", file=sys.stderr)

@@ -22,7 +22,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     every = ledgers(outputs(env).absolute())
     ledger = ledger_named(every, args.lease)
     if ledger is None:
-        names = ", ".join(one.name for one in every if one.is_open) or "none is open"
+        names = ", ".join(item.name for item in every if item.is_open) or "none is open"
         raise UserError(f"expected a lease of this checkout, found {args.lease!r}; {names}")
     if not ledger.is_open:
         raise UserError(f"{ledger.name}: expected an open lease, found one that is over; see list")

@@ -114,5 +114,5 @@ def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     places = (np.arange(new) + 0.5) * (old / new) - 0.5
     first = np.floor(places)
     share = (places - first).astype(np.float32)
-    low, high = (np.clip(one, 0, old - 1).astype(np.int64) for one in (first, first + 1))
+    low, high = (np.clip(item, 0, old - 1).astype(np.int64) for item in (first, first + 1))
     return low, high, share

@@ -185,7 +185,7 @@ def _rlds_folder(root: Path) -> Path | None:
     found = [*root.glob(f"*/{RLDS_FEATURES}"), *root.glob(f"*/*/{RLDS_FEATURES}")]
     # A dataset is a folder of versions; without them it is the folder itself.
     folders = [file.parent for file in found]
-    names = sorted({one.parent if _version(one) else one for one in folders})
+    names = sorted({folder.parent if _version(folder) else folder for folder in folders})
     if len(names) > 1:
         listed = ", ".join(str(name) for name in names)
         raise UserError(f"expected one RLDS dataset in {root}, found {listed}; name one of them")

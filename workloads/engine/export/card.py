@@ -232,7 +232,7 @@ def _list(values: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(str(one) for one in value)
+        return ", ".join(str(item) for item in value)
     # Spaces at the ends of a prompt are part of it, and a new line would end the list.
     is_odd = isinstance(value, str) and (value.strip() != value or "\n" in value)
     return f"`{json.dumps(value, ensure_ascii=False)}`" if is_odd else str(value)

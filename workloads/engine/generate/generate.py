@@ -237,7 +237,7 @@ def _text(
     """The text before the first end token and before the first stop string."""
     length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
     text = str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
-    cuts = [place for place in (text.find(one) for one in stop) if place >= 0]
+    cuts = [place for place in (text.find(word) for word in stop) if place >= 0]
     return text[: min(cuts)] if cuts else text
 
 

@@ -126,25 +126,25 @@ def explain(
     from huggingface_hub import errors
 
     chain = list(_chain(error))
-    for one in chain:
-        if isinstance(one, errors.HfHubHTTPError):
-            return _of_response(one, repo_id, kind, revision)
-    for one in chain:
-        if isinstance(one, errors.OfflineModeIsEnabled):
+    for cause in chain:
+        if isinstance(cause, errors.HfHubHTTPError):
+            return _of_response(cause, repo_id, kind, revision)
+    for cause in chain:
+        if isinstance(cause, errors.OfflineModeIsEnabled):
             return _not_cached(repo_id)
-        if isinstance(one, httpx.TimeoutException):
+        if isinstance(cause, httpx.TimeoutException):
             return Retry(f"{repo_id}: {endpoint()} did not answer in time; try again later")
-        if isinstance(one, httpx.TransportError):
-            return _unreachable(repo_id, one)
-        if isinstance(one, errors.HFValidationError):
+        if isinstance(cause, httpx.TransportError):
+            return _unreachable(repo_id, cause)
+        if isinstance(cause, errors.HFValidationError):
             return _bad_name(repo_id)
-    for one in chain:
+    for cause in chain:
         # hf_xet, which moves large files, raises this for whatever goes wrong on its way (1.8).
-        if isinstance(one, ConnectionError | TimeoutError):
-            return _unreachable(repo_id, one)
-        if isinstance(one, errors.LocalEntryNotFoundError | errors.IncompleteSnapshotError):
+        if isinstance(cause, ConnectionError | TimeoutError):
+            return _unreachable(repo_id, cause)
+        if isinstance(cause, errors.LocalEntryNotFoundError | errors.IncompleteSnapshotError):
             return _not_cached(repo_id)
-        if type(one).__name__ == "DatasetNotFoundError":
+        if type(cause).__name__ == "DatasetNotFoundError":
             return _not_found(repo_id, kind)
     return None
 

@@ -138,7 +138,9 @@ def _files_there(repo_id: str, revision: str | None) -> list[str]:
 def _left_over(there: Iterable[str], mine: Iterable[str]) -> list[str]:
     gone = set(there) - set(mine)
     return sorted(
-        name for name in gone if "/" not in name and any(fnmatch(name, one) for one in _WRITTEN)
+        name
+        for name in gone
+        if "/" not in name and any(fnmatch(name, pattern) for pattern in _WRITTEN)
     )
 
 

@@ -75,7 +75,9 @@ def _trains_tied_table(model: nn.Module, adapter: Adapter) -> bool:
     if table is None or head is None or table.weight is not head.weight:
         return False
     names = [name for name, module in model.named_modules() if module is table or module is head]
-    saved = [name for name in names if any(is_called(name, one) for one in adapter.modules_to_save)]
+    saved = [
+        name for name in names if any(is_called(name, item) for item in adapter.modules_to_save)
+    ]
     parted = [name for name in saved if name.rpartition(".")[2] not in EMBEDDING_LAYER_NAMES]
     if parted:
         raise UserError(

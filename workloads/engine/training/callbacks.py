@@ -167,7 +167,7 @@ def take_rate(optimizer: Any, scheduler: Any, rate: float) -> float | None:
     is the same nothing is touched, so that a resumed run stays what it was.
     """
     before = {group.get("initial_lr", rate) for group in optimizer.param_groups}
-    if all(math.isclose(one, rate) for one in before):
+    if all(math.isclose(item, rate) for item in before):
         return None
     for group in optimizer.param_groups:
         # Every schedule is a multiple of the peak.
@@ -207,9 +207,9 @@ def _parameters(model: nn.Module) -> dict[str, int]:
     """How many parameters there are, are trained, and are really split over ranks."""
     every = list(model.parameters())
     return {
-        "parameters": sum(one.numel() for one in every),
-        "trained_parameters": sum(one.numel() for one in every if one.requires_grad),
-        "sharded_parameters": sum(one.numel() for one in every if isinstance(one, DTensor)),
+        "parameters": sum(item.numel() for item in every),
+        "trained_parameters": sum(item.numel() for item in every if item.requires_grad),
+        "sharded_parameters": sum(item.numel() for item in every if isinstance(item, DTensor)),
     }
 
 

@@ -29,7 +29,7 @@ def micro_batch(config: Profile, session: Session) -> tuple[int, int]:
     if train.on_out_of_memory == "stop":
         return size, count
     # Nodes without a shared disk have their own ranks' events only.
-    failed = [one for sizes in distributed.gather(_too_large(session.run)) for one in sizes]
+    failed = [item for sizes in distributed.gather(_too_large(session.run)) for item in sizes]
     if not failed or size < min(failed):
         return size, count
     most = max(1, min(failed) // 2)

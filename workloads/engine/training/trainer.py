@@ -199,7 +199,7 @@ class RunTrainer(Trainer):
             step=step,
             grad_norm=norm,
             rows_by_rank=every,
-            places_by_rank=[self.places(one) for one in every],
+            places_by_rank=[self.places(item) for item in every],
         )
         self.session.tell(f"step {step}: non-finite loss or gradient; the step was not applied")
         if self._nonfinite_steps > self.profile.train.max_nonfinite_steps:

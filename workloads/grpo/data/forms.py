@@ -224,8 +224,8 @@ def solutions_of(value: Any, column: str) -> tuple[str, ...]:
 
     Raises ValueError where there is none.
     """
-    if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
-        texts = [one for one in value if one.strip()]
+    if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+        texts = [item for item in value if item.strip()]
         if texts:
             return tuple(texts)
     if isinstance(value, list | tuple) and value:

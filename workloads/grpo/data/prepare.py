@@ -212,7 +212,7 @@ def _rules(
     config: GrpoConfig, folder: Path, own: Mapping[str, Any], examples: Sequence[Example]
 ) -> ImageRules:
     """The model's own rules for images; rows of text need none."""
-    has_images = any(one.images for one in examples)
+    has_images = any(example.images for example in examples)
     if has_images and "vision_config" not in own:
         raise UserError(
             f"{config.data.source}: expected rows of text for {config.model.name}, which takes no "
@@ -266,9 +266,9 @@ def _limits(config: GrpoConfig, own: Mapping[str, Any]) -> Limits:
 def _lines(
     data: GrpoData, examples: Sequence[Example], found: Examples, tokens: TokenReport
 ) -> list[str]:
-    seeing = sum(bool(one.images) for one in examples)
+    seeing = sum(bool(example.images) for example in examples)
     lines = [f"data: {len(examples):,} rows of {data.source}, {seeing:,} with an image"]
-    if several := sum(len(one.images) > 1 for one in examples):
+    if several := sum(len(example.images) > 1 for example in examples):
         lines[0] += f", {several:,} with several"
     if 0 < seeing < len(examples):
         lines.append(f"{len(examples) - seeing:,} rows of text among them")
@@ -276,7 +276,7 @@ def _lines(
     if tokens.longest is not None:
         lines.append(f"longest prompt: {tokens.longest} at {tokens.longest.place}")
     left_out = [*map(str, found.bad), *tokens.broken]
-    lines += [f"left out: {one}" for one in left_out[:_SHOWN]]
+    lines += [f"left out: {item}" for item in left_out[:_SHOWN]]
     if len(left_out) > _SHOWN:
         lines.append(f"left out: {len(left_out) - _SHOWN} more, named by `tatara check --deep`")
     return lines

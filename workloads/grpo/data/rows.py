@@ -158,17 +158,17 @@ def training_dataset(
     def open_rows(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         chosen = [examples[row] for row in batch["row"]]
         opened: dict[str, list[Any]] = {
-            "prompt": [turns(one.question) for one in chosen],
-            "solution": [solution_column(one) for one in chosen],
-            "place": [one.place for one in chosen],
-            "problem": [one.problem for one in chosen],
+            "prompt": [turns(example.question) for example in chosen],
+            "solution": [solution_column(example) for example in chosen],
+            "place": [example.place for example in chosen],
+            "problem": [example.problem for example in chosen],
         }
-        images = [one.open_images() for one in chosen]
+        images = [example.open_images() for example in chosen]
         if counts == {1}:
             opened["image"] = [shown[0] for shown in images]
         elif counts != {0}:
             opened["images"] = images  # TRL 1.16 stumbles over None among images, not over []
-        return opened | {name: [one.columns.get(name) for one in chosen] for name in others}
+        return opened | {name: [example.columns.get(name) for example in chosen] for name in others}
 
     return Dataset.from_dict({"row": list(range(len(examples)))}).with_transform(open_rows)
 

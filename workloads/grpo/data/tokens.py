@@ -230,7 +230,7 @@ def _own_template(folder: Path, tokenizer_config: dict[str, Any]) -> Any:
     if (file := folder / "chat_template.json").is_file():
         template = read_json(file).get("chat_template", template)
     if isinstance(template, list):  # several, each with a name
-        return {one.get("name"): one.get("template") for one in template}
+        return {item.get("name"): item.get("template") for item in template}
     return template
 
 

@@ -97,20 +97,20 @@ def _rows(
                 raise Stopped("stopped while asking held-out questions")
             indices = share[start : start + size]
             chosen = [data.held_out[index] for index in indices]
-            chosen = [greyed(one) for one in chosen] if blank else chosen
-            prompts = [turns(one.question) for one in chosen]
-            images = [one.open_images() for one in chosen]
+            chosen = [greyed(example) for example in chosen] if blank else chosen
+            prompts = [turns(example.question) for example in chosen]
+            images = [example.open_images() for example in chosen]
             longest = config.grpo.max_completion_length
             texts = answers(asker.model, asker.processing, prompts, images, longest)
             session.progress()
             batch = Batch(
                 [[{"role": "assistant", "content": text}] for text in texts],
-                [solution_column(one) for one in chosen],
+                [solution_column(example) for example in chosen],
                 prompts,
                 [asker.token_ids(text) for text in texts],
                 trainer_state=TrainerState(global_step=step),
             )
-            scores = {one.name: scorer.score(one, batch) for one in scorer.rewards}
+            scores = {reward.name: scorer.score(reward, batch) for reward in scorer.rewards}
             for place, (index, one, text) in enumerate(zip(indices, chosen, texts, strict=True)):
                 yield _row(index, one, text, {name: found[place] for name, found in scores.items()})
 
@@ -145,7 +145,7 @@ def _at_work(model: PreTrainedModel, session: Session) -> Iterator[None]:
 
 def commonest(data: Prepared) -> str:
     """The solution that most training rows have; the first of several in the order of text."""
-    counted = Counter(one.solution.strip() for one in data.examples)
+    counted = Counter(example.solution.strip() for example in data.examples)
     return min(counted, key=lambda solution: (-counted[solution], solution))
 
 
@@ -167,7 +167,7 @@ def _write(
         trainer_state=TrainerState(global_step=step),
     )
     earned = [score.value for score in scorer.score(scorer.rewards[0], constant)]
-    names = [one.name for one in config.rewards.functions]
+    names = [function.name for function in config.rewards.functions]
     means = {name: _mean([row["rewards"][name] for row in rows]) for name in names}
     scores = {
         "task": TASK,

@@ -239,7 +239,7 @@ def _answered(
         )
     progress(len(answers), len(questions))
     for start in range(len(answers), len(questions), batch_size):
-        batch = [_prompt(task, one) for one in questions[start : start + batch_size]]
+        batch = [_prompt(task, question) for question in questions[start : start + batch_size]]
         texts = list(generate(batch))
         if len(texts) != len(batch):
             raise TataraError(f"expected {len(batch)} answers of a batch, found {len(texts)}")

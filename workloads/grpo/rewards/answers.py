@@ -311,7 +311,7 @@ def _without_choice(text: str) -> str:
 def _compare_choices(answer: str, truth: str) -> Verdict | None:
     """By letter where the solution is one of a choice, or several; None where it is none."""
     if _SEVERAL_CHOICES.fullmatch(truth) and _SEVERAL_CHOICES.fullmatch(answer):
-        wanted_letters, letters = (sorted(re.findall("[A-H]", one)) for one in (truth, answer))
+        wanted_letters, letters = (sorted(re.findall("[A-H]", item)) for item in (truth, answer))
         why = f"choices {', '.join(letters)}"
         same = letters == wanted_letters
         return Verdict(same, why if same else f"{why}, not {', '.join(wanted_letters)}")

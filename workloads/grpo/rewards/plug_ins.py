@@ -92,7 +92,9 @@ def adapted(spec: str, function: Callable[..., Any]) -> ScoreBatch:
 def _of_batches(
     spec: str, function: Callable[..., Any], signature: inspect.Signature
 ) -> ScoreBatch:
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+    takes_all = any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()
+    )
 
     def score(batch: Batch) -> list[Score]:
         known = {

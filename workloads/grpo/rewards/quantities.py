@@ -54,7 +54,7 @@ def _shown(value: "Expression | Group") -> str:
 def same_quantities(ours: Sequence[Quantity], theirs: Sequence[Quantity]) -> str:
     """Empty where an answer's quantities are the wanted ones, else what is different."""
     ours, theirs = _distinct(ours), _distinct(theirs)
-    if unsound := [one for one in ours if not one.sound]:
+    if unsound := [our for our in ours if not our.sound]:
         return f"an equation that is false, {unsound[0]}"
     ours, theirs = _as_relations(ours, theirs), _as_relations(theirs, ours)
     if len(ours) != len(theirs) and 1 in (len(ours), len(theirs)):
@@ -67,7 +67,7 @@ def same_quantities(ours: Sequence[Quantity], theirs: Sequence[Quantity]) -> str
     left, why = list(ours), ""
     for wanted in theirs:
         several = len(theirs) > 1
-        match = next((one for one in left if not difference(one, wanted, several)), None)
+        match = next((item for item in left if not difference(item, wanted, several)), None)
         if match is None:
             return difference(left[0], wanted, several) if not several else f"nothing for {wanted}"
         left.remove(match)
@@ -77,7 +77,7 @@ def same_quantities(ours: Sequence[Quantity], theirs: Sequence[Quantity]) -> str
 def _as_relations(group: list[Quantity], other: list[Quantity]) -> list[Quantity]:
     """An interval as what it says, [-2, ∞) as ≥ -2, where the other side is relations."""
     interval = _bounds_of(group)
-    if interval is None or not other or any(one.relation not in "<>≤≥" for one in other):
+    if interval is None or not other or any(item.relation not in "<>≤≥" for item in other):
         return group
     low, high = interval.parts
     bounds = [
@@ -108,11 +108,11 @@ def _opened(group: list[Quantity], other: list[Quantity]) -> list[Quantity]:
         and value.closing == ")"
     ):
         names = _COORDINATES[: len(value.parts)]
-        if tuple(sorted(one.name for one in other)) == names:
+        if tuple(sorted(item.name for item in other)) == names:
             return [replace(part, name=n) for part, n in zip(value.parts, names, strict=True)]
     if isinstance(value, Group) and {value.opening, value.closing} in ({"(", "]"}, {"[", ")"}):
         return group  # a half-open interval is no list
-    if len(group) > 1 or not isinstance(value, Group) or any(one.name for one in other):
+    if len(group) > 1 or not isinstance(value, Group) or any(item.name for item in other):
         # Where the other side was opened, the places name the values.
         is_opened = len(other) == 1 and isinstance(other[0].value, Group) and not group[0].name
         return (
@@ -125,7 +125,11 @@ def _opened(group: list[Quantity], other: list[Quantity]) -> list[Quantity]:
 
 def _is_named(quantities: Sequence[Quantity]) -> bool:
     """Whether names tell several values apart."""
-    names = {(one.name, one.words) for one in quantities if one.name or one.words}
+    names = {
+        (quantity.name, quantity.words)
+        for quantity in quantities
+        if quantity.name or quantity.words
+    }
     return len(quantities) > 1 and len(names) == len(quantities)
 
 
@@ -135,9 +139,9 @@ def _several(quantities: Sequence[Quantity]) -> str:
 
 def _distinct(quantities: Sequence[Quantity]) -> list[Quantity]:
     kept: list[Quantity] = []
-    for one in quantities:
-        if not any(one == other or _identical(one, other) for other in kept):
-            kept.append(one)
+    for quantity in quantities:
+        if not any(quantity == other or _identical(quantity, other) for other in kept):
+            kept.append(quantity)
     return kept
 
 
@@ -163,7 +167,7 @@ def difference(ours: Quantity, wanted: Quantity, several: bool = False) -> str:
     if ours.unit and wanted.unit and not are_alike(ours.unit, wanted.unit):
         return f"unit {ours.unit.name}, not {wanted.unit.name}"
     if _other_words(ours, wanted, several):
-        said, asked = (" ".join(sorted(one.words)) for one in (ours, wanted))
+        said, asked = (" ".join(sorted(item.words)) for item in (ours, wanted))
         return f"{said}, not {asked}"
     return "" if same_amount(ours, wanted) else f"{ours}, not {wanted}"
 

@@ -265,7 +265,7 @@ def load_scorer(
     progress: Callable[[], None] = lambda: None,
 ) -> Scorer:
     """The rewards of a profile; UserError for one that does not exist."""
-    loaded = [load_reward(one.name, one.weight) for one in rewards.functions]
+    loaded = [load_reward(function.name, function.weight) for function in rewards.functions]
     return Scorer(loaded, rewards.on_error, tell, progress, rewards.step_seconds)
 
 

@@ -177,7 +177,7 @@ def _read_values(text: str) -> Iterator[Quantity]:
         token = tokens[place]
         group = _group_at(tokens, place) if token.text in ("(", "[", "{", "⦃") else None
         if group is not None:
-            name = "".join(one.text for one in before[-1:] if token.glued)
+            name = "".join(item.text for item in before[-1:] if token.glued)
             found.append(
                 Quantity(group[0], name=name, words=_words(before if not name else before[:-1]))
             )

@@ -53,7 +53,7 @@ class RolloutLog:
             return
         (self._folder / IMAGES).mkdir(parents=True, exist_ok=True)
         self._images = {}
-        lines = [json.dumps(self._row(step, one)) for one in rollouts[: self._most]]
+        lines = [json.dumps(self._row(step, rollout)) for rollout in rollouts[: self._most]]
         with (self._folder / FILE).open("a", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
 

@@ -67,10 +67,10 @@ def _nature(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, str]:
 def _types(part: object) -> set[str]:
     """The types of a part of a tokenizer's file and of all parts inside it."""
     if isinstance(part, dict):
-        inner = [_types(one) for one in part.values()]
+        inner = [_types(item) for item in part.values()]
         return {str(part["type"])}.union(*inner) if "type" in part else set().union(*inner)
     if isinstance(part, list):
-        return set().union(*(_types(one) for one in part))
+        return set().union(*(_types(item) for item in part))
     return set()
 
 

@@ -30,7 +30,7 @@ class Collate:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         lengths = [[int(length) for length in row["seq_lengths"]] for row in rows]
-        totals = [sum(one) for one in lengths]
+        totals = [sum(item) for item in lengths]
         longest = max(totals)
         ids = np.full((len(rows), longest), self.pad_token_id, dtype=np.int64)
         labels = np.full((len(rows), longest), IGNORED, dtype=np.int64)

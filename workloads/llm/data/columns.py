@@ -67,9 +67,9 @@ class Columns:
         """Of a table's columns those that some row may be read from, and the others."""
         names = tuple(present)
         used: dict[str, None] = {}
-        for one in self.data.formats.values():
-            found = {ours: self._theirs(one, ours, names) for ours in one.columns}
-            if all(found[ours] for ours in one.needed):
+        for layout in self.data.formats.values():
+            found = {ours: self._theirs(layout, ours, names) for ours in layout.columns}
+            if all(found[ours] for ours in layout.needed):
                 used |= dict.fromkeys(theirs for theirs in found.values() if theirs)
         known = {*used, *self.data.ignore}
         return list(used), [name for name in names if name not in known]

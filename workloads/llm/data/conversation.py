@@ -79,7 +79,7 @@ def _messages(
     if name == "alpaca":
         return _alpaca(row, switches), 0
     if name == "template":
-        texts = [filled(one or "", row) for one in (data.prompt, data.answer)]
+        texts = [filled(item or "", row) for item in (data.prompt, data.answer)]
         return _pair(*texts, "data.prompt", "data.answer"), 1
     names = ("question", "answer") if name == "qa" else ("prompt", "completion")
     asked: Any = row[names[0]]

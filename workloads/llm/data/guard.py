@@ -80,7 +80,7 @@ def _structure(value: Any) -> Any:
     if isinstance(value, dict):
         return tuple(sorted((key, _structure(one)) for key, one in value.items()))
     if isinstance(value, list):
-        return tuple(sorted({repr(_structure(one)) for one in value}))
+        return tuple(sorted({repr(_structure(item)) for item in value}))
     return type(value).__name__
 
 

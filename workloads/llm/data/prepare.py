@@ -120,7 +120,7 @@ def fingerprint(
         repr((positions, splits.left_out())),
         _tokenizer_state(tokenizer),
         *(path.read_bytes() for path in _code()),
-        *(one.__version__ for one in (transformers, tokenizers, jinja2)),
+        *(item.__version__ for item in (transformers, tokenizers, jinja2)),
     )
     digest = hashlib.blake2b(digest_size=16)
     for part in told:

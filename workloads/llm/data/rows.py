@@ -105,8 +105,8 @@ def load_rows(data: LlmData, split: Split) -> Rows:
 def train_sources(data: LlmData) -> list[Source]:
     """Where the rows to train on are, in the order of the profile."""
     return [
-        Source(one.source, one.subset, one.revision, one.split or data.split, one.weight)
-        for one in data.sources
+        Source(source.source, source.subset, source.revision, source.split or data.split, source.weight)
+        for source in data.sources
     ]
 
 
@@ -119,7 +119,7 @@ def eval_sources(data: LlmData) -> list[Source]:
         return [Source(data.eval_source, data.subset if same else None, revision, split)]
     if data.eval_split is None:
         return []
-    sources = [replace(one, split=data.eval_split, weight=1) for one in train_sources(data)]
+    sources = [replace(item, split=data.eval_split, weight=1) for item in train_sources(data)]
     for source in sources:
         if source.is_local:
             raise UserError(
@@ -235,7 +235,7 @@ class _Joined:
         return [
             row
             for source, run in runs
-            for row in self._tables[source].take([one - self._starts[source] for one in run])
+            for row in self._tables[source].take([place - self._starts[source] for place in run])
         ]
 
     def place(self, number: int) -> str:
@@ -356,7 +356,7 @@ def _only_cached(offline: bool) -> Iterator[None]:
 
 def _fingerprint(dataset: Any, source: Source) -> str:
     """A digest of the cache's files, whose folders carry the version and commit of the data."""
-    names = ["/".join(Path(one["filename"]).parts[-5:]) for one in dataset.cache_files]
+    names = ["/".join(Path(file["filename"]).parts[-5:]) for file in dataset.cache_files]
     told = repr((source, len(dataset), names))
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 

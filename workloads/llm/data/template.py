@@ -101,7 +101,7 @@ class Template:
             done = self._group([talk for _, talk in group])
             for (place, _), rendered in zip(group, done, strict=True):
                 found[place] = rendered
-        return [one for one in found if one is not None]
+        return [item for item in found if item is not None]
 
     def _text(self, text: Any) -> Rendered:
         if not isinstance(text, str) or not text.strip():

@@ -77,7 +77,7 @@ def with_texts(turn: Turn, change: Any) -> Turn:
         if isinstance(value, str):
             return change(value) if value.strip() else value
         if isinstance(value, list):
-            return [changed(one, with_keys) for one in value]
+            return [changed(item, with_keys) for item in value]
         if isinstance(value, dict):
             return {
                 (change(key) if with_keys else key): one

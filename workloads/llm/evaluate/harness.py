@@ -176,7 +176,8 @@ def _below(manager: TaskManager, name: str) -> list[str]:
     if isinstance(inner, str) or entry is None:
         return []
     named = [
-        one if isinstance(one, str) else str(one.get("task", one.get("group"))) for one in inner
+        item if isinstance(item, str) else str(item.get("task", item.get("group")))
+        for item in inner
     ]
     tagged = [task for task, other in manager.task_index.items() if name in other.tags]
     return list(dict.fromkeys([*named, *tagged]))

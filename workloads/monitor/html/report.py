@@ -207,7 +207,7 @@ def _checkpoints(facts: RunFacts) -> Iterator[str]:
 
 
 def _events(facts: RunFacts) -> Iterator[str]:
-    rows = (_event(one) for one in facts.snapshot.events)
+    rows = (_event(event) for event in facts.snapshot.events)
     yield table(("time", "event", ""), rows)
 
 

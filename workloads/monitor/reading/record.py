@@ -359,6 +359,6 @@ def checkpoints(run: Run) -> Iterator[SavedCheckpoint]:
         if step.isdigit():
             files = read_object(path / SEAL).get("files")
             sizes = files.values() if isinstance(files, dict) else ()
-            known = [whole(one.get("size")) or 0 for one in sizes if isinstance(one, dict)]
+            known = [whole(size.get("size")) or 0 for size in sizes if isinstance(size, dict)]
             found.append(SavedCheckpoint(int(step), path.name, sum(known) if known else None))
     yield from sorted(found, key=lambda one: one.step)

@@ -225,7 +225,7 @@ def listen(address, words):
         print(f"simulators at {host}:{server.getsockname()[1]}", flush=True)
         while True:
             connection, _ = server.accept()
-            running = [one for one in running if one.poll() is None]
+            running = [process for process in running if process.poll() is None]
             with connection:
                 if len(running) < _MOST_SIMULATORS:
                     running.append(

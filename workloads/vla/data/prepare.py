@@ -349,21 +349,21 @@ def _check_numbers(where: str, entry: Any, what: str, size: int | None) -> None:
 def _described(name: str, parts: Sequence[Part], mask: tuple[bool, ...] | None) -> dict[str, Any]:
     mine = [part for part in parts if part.name == name]
     episodes = [part.dataset[number] for part in mine for number in part.episodes]
-    sizes = {(one.actions.shape[1], one.states.shape[1]) for one in episodes}
+    sizes = {(episode.actions.shape[1], episode.states.shape[1]) for episode in episodes}
     if len(sizes) > 1:
         raise UserError(
             f"data: expected actions and states of one size under the name {name!r}, found "
             f"{sorted(sizes)}; give the datasets names of their own"
         )
-    actions = np.concatenate([one.actions for one in episodes])
+    actions = np.concatenate([episode.actions for episode in episodes])
     table: dict[str, Any] = {
         "action": describe(actions),
         "num_transitions": len(actions),
         "num_trajectories": len(episodes),
-        "color_order": sorted({one.color_order for one in episodes}),
+        "color_order": sorted({episode.color_order for episode in episodes}),
     }
     if episodes[0].states.shape[1]:
-        table["proprio"] = describe(np.concatenate([one.states for one in episodes]))
+        table["proprio"] = describe(np.concatenate([episode.states for episode in episodes]))
     if mask is not None:
         if len(mask) != actions.shape[1]:
             raise UserError(

@@ -105,7 +105,7 @@ def judge(
         done += 1
         progress(done, STEPS * (1 + len(CONTROLS)))
 
-    others = [_another(one) for one in scenes]
+    others = [_another(item) for item in scenes]
     rollouts = {
         TRAINED: roll_out(scenes, acting(trained), shown=SHOWN, progress=step),
         UNTRAINED: roll_out(scenes, acting(untrained), progress=step),

@@ -74,15 +74,17 @@ class WindowMaker:
         for the shift, which is drawn for each."""
         how = self.augmentation
         if random is None or not how.enabled:
-            made = [self.processor.normalize(centre_crop(one, how.served_area)) for one in frames]
+            made = [
+                self.processor.normalize(centre_crop(frame, how.served_area)) for frame in frames
+            ]
         else:
             seed = int(random.integers(2**63))
             made = [
-                self.processor.normalize(augment(one, how, np.random.default_rng(seed)))
-                for one in frames
+                self.processor.normalize(augment(frame, how, np.random.default_rng(seed)))
+                for frame in frames
             ]
         if random is not None and shift:
-            made = [shifted(one, shift, random) for one in made]
+            made = [shifted(item, shift, random) for item in made]
         return np.stack(made)
 
     def _texts(

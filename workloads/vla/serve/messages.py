@@ -212,7 +212,7 @@ def _state(value: Any, name: str) -> np.ndarray:
             raise UserError(f"{name}: expected numbers, found {text[:60]!r}") from None
     if is_encoded(value):
         array = _array(value, name)
-    elif isinstance(value, list) and all(_is_number(one) for one in value):
+    elif isinstance(value, list) and all(_is_number(item) for item in value):
         array = np.asarray(value, dtype=np.float64)
     else:
         raise UserError(

@@ -49,7 +49,7 @@ def test_a_checkpoint_is_pushed_beside_the_training(hub: FakeHub, session: Sessi
     publisher.offer(second)  # the first is on its way, so this one is left out
     ended(publisher)
     publisher.close()
-    assert [one["step"] for one in events(session.run, "pushed")] == [5]
+    assert [event["step"] for event in events(session.run, "pushed")] == [5]
     files = hub.pushed["me/model"]
     pushed, expected = load(files["model.safetensors"]), make_model(seed=1).state_dict()
     assert all((value == expected[name].to(value.dtype)).all() for name, value in pushed.items())
@@ -99,7 +99,7 @@ def test_the_end_tries_again_and_then_says_where_the_model_is(
     assert error is not None and error.exit_code == 1
     assert re.search("not on the hub: .*503.*--push-to-hub", str(error))
     assert str(session.run.final) in str(error)
-    assert len([one for one in hub.requests if one[1] == "api/whoami-v2"]) == 3
+    assert len([request for request in hub.requests if request[1] == "api/whoami-v2"]) == 3
 
 
 def test_a_token_that_cannot_push_is_found_before_anything_is_trained(

@@ -119,5 +119,5 @@ def test_the_check_says_where_keep_best_does_nothing(
         checkpoints=space(keep_best=True, every_steps=save), train=space(max_steps=last)
     )
     found = keep_best(config, evaluate)
-    assert [one.level for one in found] == ([level] if level else [])
-    assert all(said in one.found for one in found)
+    assert [item.level for item in found] == ([level] if level else [])
+    assert all(said in item.found for item in found)

@@ -48,8 +48,8 @@ def config(size: int, wish: str = "halve") -> Profile:
 def test_what_did_not_fit_is_not_tried_again(
     session: Session, size: int, failed: list[int], expected: tuple[int, int]
 ) -> None:
-    for one in failed:
-        session.run.event("oom", per_device_batch_size=one)
+    for rank in failed:
+        session.run.event("oom", per_device_batch_size=rank)
     with session.run.events.open("a") as file:
         file.write('{"event": "oom", "per_dev')  # cut short by a kill
     assert micro_batch(config(size), session) == expected

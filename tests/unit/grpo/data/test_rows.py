@@ -321,9 +321,9 @@ def behind_the_pixels(png: bytes) -> bytes:
         size = int.from_bytes(png[place : place + 4], "big") + 12
         chunks.append(png[place : place + size])
         place += size
-    moved = [one for one in chunks if one[4:8] == b"eXIf"]
+    moved = [chunk for chunk in chunks if chunk[4:8] == b"eXIf"]
     assert moved
-    rest = [one for one in chunks if one[4:8] != b"eXIf"]
+    rest = [chunk for chunk in chunks if chunk[4:8] != b"eXIf"]
     return png[:8] + b"".join([*rest[:-1], *moved, rest[-1]])
 
 

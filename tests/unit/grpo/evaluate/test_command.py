@@ -181,4 +181,4 @@ def test_training_rows_can_be_evaluated(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for task, truth in (("superclevr", 4), ("geoqa", "4")):
         found = read_questions(KINDS[task], file, tmp_path)
-        assert [one.row["ground_truth"] for one in found] == [truth] * 3
+        assert [item.row["ground_truth"] for item in found] == [truth] * 3

@@ -33,8 +33,8 @@ def test_the_last_rows_are_held_out_but_no_more_than_a_tenth(
 ) -> None:
     data = prepared(scenes, f"evaluation.rows={wanted}")
     assert (len(data.examples), len(data.held_out)) == (kept, 20 - kept)
-    places = [one.place for one in (*data.examples, *data.held_out)]
-    assert places == [one.place for one in prepared(scenes, "evaluation.rows=0").examples]
+    places = [example.place for example in (*data.examples, *data.held_out)]
+    assert places == [example.place for example in prepared(scenes, "evaluation.rows=0").examples]
     assert (data.facts["rows"], data.facts["held_out"]) == (kept, 20 - kept)
 
 
@@ -43,12 +43,15 @@ def test_training_rows_show_other_pictures_and_held_out_rows_their_own(scenes: P
         prepared(scenes, f"data.pictures={which}") for which in ("own", "shuffled", "grey")
     )
     seen = [
-        [one.open_images()[0].tobytes() for one in data.examples] for data in (own, other, grey)
+        [example.open_images()[0].tobytes() for example in data.examples]
+        for data in (own, other, grey)
     ]
     assert seen[1] != seen[0] and sorted(seen[1]) == sorted(seen[0])
     assert len(set(seen[2])) == 1 and len(seen[2][0]) == len(seen[0][0])
     for data in (other, grey):
-        assert [one.solution for one in data.examples] == [one.solution for one in own.examples]
+        assert [example.solution for example in data.examples] == [
+            example.solution for example in own.examples
+        ]
         assert data.held_out == own.held_out
 
 

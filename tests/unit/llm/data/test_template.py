@@ -394,7 +394,7 @@ def test_one_unfit_row_does_not_spoil_its_batch(tokenizer: PreTrainedTokenizerBa
     data = settings(format="messages")
     robot = {"messages": [{"role": "robot", "content": "?"}, *CHAT]}
     found = Template(data, tokenizer).render([{"messages": CHAT}, robot, {"messages": CHAT[:2]}])
-    assert [type(one) for one in found] == [Rendered, RowError, Rendered]
+    assert [type(item) for item in found] == [Rendered, RowError, Rendered]
     assert found[2] == rendered(data, tokenizer, {"messages": CHAT[:2]})
 
 
@@ -412,6 +412,6 @@ def test_all_demo_rows_agree_with_the_library(tokenizer: PreTrainedTokenizerBase
     expected = tokenizer.apply_chat_template(
         turns, return_dict=True, return_assistant_tokens_mask=True
     )
-    assert [one.ids.tolist() for one in found] == expected["input_ids"]
-    masks = [(one.labels != -100).astype(int).tolist() for one in found]
+    assert [item.ids.tolist() for item in found] == expected["input_ids"]
+    masks = [(item.labels != -100).astype(int).tolist() for item in found]
     assert masks == expected["assistant_masks"]

@@ -118,7 +118,7 @@ def test_answers_may_hold_any_character(tmp_path: Path) -> None:
     with _Answers(tmp_path, "f", (0, 1)) as kept:
         kept.add([{"index": 0, "output": output}, {"index": 1, "output": ""}])
     found = read_answers(tmp_path, "f")
-    assert [one["output"] for one in found.values()] == [output, ""]
+    assert [item["output"] for item in found.values()] == [output, ""]
 
 
 def test_a_stopped_evaluation_goes_on(model: LlamaForCausalLM, tmp_path: Path) -> None:

@@ -96,5 +96,5 @@ def test_results_stand_side_by_side(runs: list[Written]) -> None:
 
 def test_a_run_without_curves_is_no_hindrance(tmp_path: Path) -> None:
     facts = [read_facts(run(tmp_path, "a", 0.1).run), read_facts(Written(tmp_path, ID).run)]
-    assert "<svg" in compare.charts([one.snapshot for one in facts])
+    assert "<svg" in compare.charts([fact.snapshot for fact in facts])
     assert Tags("".join(compare.parts(facts).values())).wrong == []

@@ -37,7 +37,9 @@ def ended(written: Written) -> Written:
         ]
         folder = written.run.evaluation / when
         folder.mkdir(parents=True)
-        (folder / "gsm8k-1.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers))
+        (folder / "gsm8k-1.jsonl").write_text(
+            "".join(json.dumps(answer) + "\n" for answer in answers)
+        )
         scores = {"task": "gsm8k", "rows": 20, "strict": share, "answers": "gsm8k-1.jsonl"}
         (folder / "gsm8k.json").write_text(json.dumps({**scores, "settings": {"rows": 20}}))
     folder = written.run.checkpoints / "checkpoint-100"

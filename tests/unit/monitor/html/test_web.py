@@ -90,7 +90,7 @@ def test_the_view_follows_the_run(server: ViewServer, written: Written) -> None:
 def test_the_same_as_data(server: ViewServer) -> None:
     found = json.loads(get(server, f"/data/demo/{ID}")[2])
     assert found["id"] == ID and found["step"] >= 3 and found["machine"]["cpus"] >= 1
-    assert [one["id"] for one in json.loads(get(server, "/data")[2])["runs"]] == [ID]
+    assert [load["id"] for load in json.loads(get(server, "/data")[2])["runs"]] == [ID]
 
 
 def test_the_list_leads_to_every_run(server: ViewServer, tmp_path: Path) -> None:

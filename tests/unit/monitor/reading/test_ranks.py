@@ -53,7 +53,7 @@ def test_fresh_heartbeats_are_ok(written: Written) -> None:
     written.beat(10, node=3, step=8)
     found = look(written)
     assert list(found) == [0, 10]
-    assert {one.state for one in found.values()} == {"ok"}
+    assert {item.state for item in found.values()} == {"ok"}
     assert (found[10].node, found[10].step, found[10].here, found[10].sure) == (3, 8, True, True)
     assert found[0].memory == 5 << 20 and found[0].age < 2
 
@@ -104,7 +104,7 @@ def test_ended_ranks_keep_their_end(written: Written) -> None:
     written.beat(1, ago=500, phase="failed", code=1, reason="boom")
     written.beat(2, ago=500, phase="stopped", code=3)
     found = look(written)
-    assert [one.state for one in found.values()] == ["done", "failed", "stopped"]
+    assert [item.state for item in found.values()] == ["done", "failed", "stopped"]
     assert found[1].reason == "boom"
 
 
@@ -158,7 +158,7 @@ def test_the_rank_that_holds_up_the_others_is_named(written: Written) -> None:
             moment = now.monotonic + seconds
             written.beat(rank, beat=seconds, progress=progress, monotonic=moment)
         found = hearts.read(later(now, seconds), seconds_per_step=0.5)
-        states.append(" ".join(one.state for one in found))
+        states.append(" ".join(item.state for item in found))
     assert states == ["ok ok", "ok ok", "ok stuck"]
 
 

@@ -37,7 +37,7 @@ def look(written: Written) -> Snapshot:
 
 
 def warned(written: Written) -> str:
-    return "\n".join(one.text for one in alerts(look(written)))
+    return "\n".join(alert.text for alert in alerts(look(written)))
 
 
 def test_a_run_in_training(written: Written) -> None:

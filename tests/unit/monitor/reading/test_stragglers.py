@@ -79,7 +79,7 @@ def test_a_rank_that_began_anew_is_not_measured_across_that() -> None:
     for second in range(0, 31):
         stragglers.mark([rank(at, 10 * second, float(second)) for at in range(4)], 0.1)
     found = stragglers.mark([rank(at, 5, 1.0, attempt=1) for at in range(4)], 0.1)
-    assert all(one.pace is None for one in found)
+    assert all(item.pace is None for item in found)
 
 
 def test_it_is_warned_of_with_the_rank_s_name(tmp_path: Path) -> None:
@@ -97,5 +97,7 @@ def test_many_ranks_in_one_trouble_are_one_line(tmp_path: Path) -> None:
     written = Written(tmp_path).begun(world_size=32).losses([2.0])
     for number in range(32):
         written.beat(number, ago=20 if number > 10 else 0, step=5, host="n")
-    found = [one.text for one in alerts(RunReader(written.run).read()) if "stalled" in one.text]
+    found = [
+        alert.text for alert in alerts(RunReader(written.run).read()) if "stalled" in alert.text
+    ]
     assert found == ["21 ranks are stalled: rank 11, 12, 13, 14, 15, 16, 17, 18 …"]

@@ -131,7 +131,7 @@ def test_gpus_of_a_driver_that_fails_here_and_there() -> None:
             return index
 
     found = gpus(Driver())
-    assert [one.name for one in found] == ["NVIDIA A100", "NVIDIA A100"]
+    assert [item.name for item in found] == ["NVIDIA A100", "NVIDIA A100"]
     assert (found[0].temperature, found[0].power, found[0].utilisation) == (55, 250.0, None)
     assert found[1] == GpuReading(1, "NVIDIA A100")
 
@@ -297,11 +297,11 @@ def test_json_is_one_object(written: Written, tmp_path: Path) -> None:
     done = run_cli(tmp_path, "latest", "--json")
     found = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert (found["format"], found["id"], found["step"], found["active"]) == (1, ID, 60, True)
-    assert [one["rank"] for one in found["ranks"]] == [0, 1]
+    assert [item["rank"] for item in found["ranks"]] == [0, 1]
     assert found["curves"]["loss"][0] == [1, 4.0, 4.0, 4.0]
-    assert any("rank 1" in one["text"] for one in found["warnings"])
+    assert any("rank 1" in item["text"] for item in found["warnings"])
     every = json.loads(run_cli(tmp_path, "--all", "--json").stdout)
-    assert [one["id"] for one in every["runs"]] == [ID]
+    assert [item["id"] for item in every["runs"]] == [ID]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class Looking(Policy):
         unnorm_key: str | None = None,
         memories: Sequence[Any] | None = None,
     ) -> np.ndarray:
-        return np.stack([self._one(one) for one in observations])
+        return np.stack([self._one(observation) for observation in observations])
 
     def _one(self, seen: Observation) -> np.ndarray:
         assert seen.state is not None

@@ -82,17 +82,17 @@ def test_scenes_follow_from_seed_and_number_and_purpose() -> None:
 
 def test_cubes_are_apart_and_every_colour_is_asked_for() -> None:
     scenes = [scene(0, number, "evaluation") for number in range(200)]
-    for one in scenes:
-        gaps = np.linalg.norm(one.places[:, None] - one.places[None], axis=2)
+    for item in scenes:
+        gaps = np.linalg.norm(item.places[:, None] - item.places[None], axis=2)
         assert gaps[~np.eye(CUBES, dtype=bool)].min() >= APART > 2 * REACHED
-        assert len(set(one.colours)) == CUBES
-        assert one.colours[0] in one.instruction
-    assert {one.instruction for one in scenes} == {instruction(colour) for colour in COLOURS}
+        assert len(set(item.colours)) == CUBES
+        assert item.colours[0] in item.instruction
+    assert {item.instruction for item in scenes} == {instruction(colour) for colour in COLOURS}
 
 
 def test_the_expert_reaches_every_cube_in_time() -> None:
     scenes = [scene(5, number, "evaluation") for number in range(200)]
-    goals = np.stack([one.goal for one in scenes])
+    goals = np.stack([item.goal for item in scenes])
     found = roll_out(scenes, lambda pictures, told, joints: command(joints, goals)[:, None])
     assert found.won.all()
 
@@ -160,7 +160,7 @@ def test_the_same_demonstrations_are_written_once(tmp_path: Path) -> None:
     assert generate(second, 3, 0, quiet)
     files = sorted(path.relative_to(first) for path in first.rglob("*.tfrecord"))
     assert len(files) == 3
-    assert all((first / one).read_bytes() == (second / one).read_bytes() for one in files)
+    assert all((first / file).read_bytes() == (second / file).read_bytes() for file in files)
     assert not generate(first, 3, 0, quiet)
 
 

@@ -74,9 +74,9 @@ class Recordings(Dataset):
         self._meta = [read_meta(file.parent) for file in files]
         self._recordings = _load(path, files, options)
         self._arrays = npz.Arrays(
-            max(len(one.cameras) + len(one.depths) for one in self._recordings)
+            max(len(recording.cameras) + len(recording.depths) for recording in self._recordings)
         )
-        self._sizes = usual_sizes((_sizes(one), len(one.states)) for one in self._recordings)
+        self._sizes = usual_sizes((_sizes(recording), len(recording.states)) for recording in self._recordings)
         self.name = _name(self._recordings)
         self.fps = _fps(self._meta)
         self._describe()
@@ -120,11 +120,11 @@ class Recordings(Dataset):
         states, actions = self._sizes
         self.state_names = tfrecords.JOINTS if known and states == len(tfrecords.JOINTS) else None
         self.action_names = tfrecords.JOINTS if known and actions == len(tfrecords.JOINTS) else None
-        there = {key for one in self._recordings for key in one.features}
-        self.text_keys = tuple(sorted({key for one in self._recordings for key in one.text_keys}))
+        there = {key for recording in self._recordings for key in recording.features}
+        self.text_keys = tuple(sorted({key for recording in self._recordings for key in recording.text_keys}))
         used = {*tfrecords.KNOWN_KEYS, *npz.KNOWN_KEYS, self.options.instruction_key}
-        used |= {key for one in self._recordings for key in one.cameras.values()}
-        depths = {key for one in self._recordings for key in one.depths.values()}
+        used |= {key for recording in self._recordings for key in recording.cameras.values()}
+        depths = {key for recording in self._recordings for key in recording.depths.values()}
         belongs = tuple(f"{key}/" for key in used | depths)  # height, width and the like
         for key in sorted(there - used):
             if not key.startswith(belongs):
@@ -182,7 +182,7 @@ def _load(root: Path, files: Sequence[Path], options: Options) -> list[Recording
     """What is known of every file without its images, in the files' order."""
     indexed = [file for file in files if file.suffix in TFRECORD]
     found = tfrecords.load(root, indexed, options.cache_dir, options.instruction_key)
-    loaded = {one.path: one for one in found}
+    loaded = {item.path: item for item in found}
     key = options.instruction_key
     return [loaded[file] if file in loaded else npz.load(file, key) for file in files]
 

@@ -158,7 +158,7 @@ class Hdf5(Dataset):
         usual = int(np.median(lengths)) if lengths else 1
         self.damage += [item._replace(lost=max(usual, 1)) for item in lost]
         self.seen = sum(lengths) + max(usual, 1) * len(lost)
-        sizes = [(one.states.shape[1], one.actions.shape[1]) for one in self.found]
+        sizes = [(element.states.shape[1], element.actions.shape[1]) for element in self.found]
         expected = usual_sizes(zip(sizes, lengths, strict=True))
         for number, size in enumerate(sizes):
             one = self.found[number]

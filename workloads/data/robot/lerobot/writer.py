@@ -111,7 +111,7 @@ class _Writer:
             len(self.tasks), self.recipe.video,
         )  # fmt: skip
         (meta / "info.json").write_text(json.dumps(info, indent=4), encoding="utf-8")
-        whole = {name: total([one[name] for one in self.stats]).as_json() for name in self.stats[0]}
+        whole = {name: total([stat[name] for stat in self.stats]).as_json() for name in self.stats[0]}
         (meta / "stats.json").write_text(json.dumps(whole, indent=4), encoding="utf-8")
         layout.write_tasks(meta / "tasks.parquet", list(self.tasks))
         layout.write_episodes(meta / "episodes/chunk-000/file-000.parquet", self.rows, self.stats)

@@ -232,9 +232,9 @@ class Rosbags(Dataset):
 
     def _weigh(self, lost: list[Damage]) -> None:
         """A lost bag weighs as many steps as the others have; sizes have to be alike."""
-        usual = int(np.median([one.moments for one in self.found])) if self.found else 1
+        usual = int(np.median([element.moments for element in self.found])) if self.found else 1
         self.damage += [item._replace(lost=max(usual, 1)) for item in lost]
-        sizes = [(one.states.shape[1], one.actions.shape[1]) for one in self.found]
+        sizes = [(element.states.shape[1], element.actions.shape[1]) for element in self.found]
         expected = usual_sizes((size, len(one.rows)) for size, one in zip(sizes, self.found, strict=True))
         for size, one in zip(sizes, self.found, strict=True):
             own_end = 0 if self.options.action_keys else 1
@@ -246,7 +246,7 @@ class Rosbags(Dataset):
                 cause = f"missing_feature: {missing} of {one.moments} steps without a message of the last {_OLD} s"
                 self.damage.append(Damage(str(one.folder), 0, None, cause, missing))
         self.found = [one for one, size in zip(self.found, sizes, strict=True) if size == expected]
-        self.seen = sum(one.moments for one in self.found) + sum(d.lost for d in self.damage)
+        self.seen = sum(element.moments for element in self.found) + sum(d.lost for d in self.damage)
 
 
 class _Unusable(Exception):
@@ -319,7 +319,7 @@ class _Images:
         try:
             reader = self.dataset.bags.get(recording.folder)
             topic = recording.cameras[camera]
-            wanted = [one for one in reader.connections if one.topic == topic]
+            wanted = [link for link in reader.connections if link.topic == topic]
             connection, _, raw = next(iter(reader.messages(wanted, stamp, stamp + 1)))
             return connection.msgtype, reader.deserialize(raw, connection.msgtype)
         except (StopIteration, _Unusable, OSError, ValueError, KeyError) as error:

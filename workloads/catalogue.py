@@ -55,6 +55,7 @@ WORKLOADS: Mapping[str, Workload] = {
         (*_TRAINING, "PIL", "av", "google_crc32c"),
         {
             "reach": ("workloads.vla.reach.command", "a policy's success in the reach simulator"),
+            "recall": ("workloads.vla.reach.command", "the same where a goal has to be remembered"),
             "calvin": ("workloads.vla.calvin.command", "five tasks in a row in CALVIN's simulator"),
         },
     ),

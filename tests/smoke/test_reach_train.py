@@ -18,6 +18,7 @@ from tests.support.processes import Training, events, losses, state
 from tests.support.robot_data import rewrite
 from workloads.data.robot import images
 from workloads.run import Run
+from workloads.vla.reach import recall
 from workloads.vla.reach.demonstrations import generate
 from workloads.vla.reach.judge import CONTROLS, TRAINED
 
@@ -47,9 +48,11 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, data: Path, *words: str, resume: bool = False) -> Training:
-    """`tatara train profiles/demo-vla.yaml` for a few steps, watched as the harness does."""
-    command = [sys.executable, "-m", "workloads.cli", "train", PROFILE, f"data.source={data}"]
+def train(
+    folder: Path, data: Path, *words: str, resume: bool = False, profile: str = PROFILE
+) -> Training:
+    """`tatara train PROFILE` for a few steps, watched as the harness does."""
+    command = [sys.executable, "-m", "workloads.cli", "train", profile, f"data.source={data}"]
     command += [*WORDS, *words, *(["--resume", "latest"] if resume else [])]
     folder.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "TATARA_OUTPUTS": str(folder), "OMP_NUM_THREADS": "1"}
@@ -61,8 +64,8 @@ def train(folder: Path, data: Path, *words: str, resume: bool = False) -> Traini
     return training
 
 
-def verdict(run: Run) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run.evaluation / "reach.json").read_text())
+def verdict(run: Run, task: str = "reach") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run.evaluation / f"{task}.json").read_text())
     return found
 
 
@@ -108,3 +111,14 @@ def test_killed_and_resumed_has_the_same_losses_and_the_same_success(
     assert len(losses(whole)) == 40
     assert state(resumed) == state(whole)
     assert verdict(resumed) == verdict(whole)
+
+
+def test_a_policy_with_memory_ends_with_its_task(tmp_path: Path) -> None:
+    data = tmp_path / "recall"
+    generate(data, 30, 0, lambda done, total: None, "recall")
+    words = ("train.max_steps=3", "evaluation.before=false", "evaluation.scenes=3")
+    memory = "profiles/demo-memory.yaml"
+    done = train(tmp_path / "out", data, *words, profile=memory).end()
+    found = verdict(done.run, "recall")
+    assert list(found["scores"]) == [TRAINED, *recall.CONTROLS] and found["scenes"] == 3
+    assert (done.run.evaluation / "recall.png").is_file()

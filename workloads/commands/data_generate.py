@@ -16,13 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "task",
         metavar="TASK",
-        choices=["reach", "questions"],
-        help="reach: the named cube; questions: how many items an image shows",
+        choices=["reach", "recall", "questions"],
+        help="reach: the named cube; recall: the cube that is lit in the first frames; "
+        "questions: how many items an image shows",
     )
     parser.add_argument(
         "folder", metavar="DIR", type=Path, help="a folder that is empty or not there"
     )
-    parser.add_argument("--episodes", type=int, default=8000, help="reach; default: %(default)s")
+    parser.add_argument(
+        "--episodes", type=int, default=8000, help="reach, recall; default: %(default)s"
+    )
     parser.add_argument("--count", type=int, default=200, help="questions; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
@@ -35,7 +38,7 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         return _questions(args)
     from workloads.vla.reach.demonstrations import generate
 
-    made = generate(args.folder, args.episodes, args.seed, Ticker("episodes written"))
+    made = generate(args.folder, args.episodes, args.seed, Ticker("episodes written"), args.task)
     print(f"{args.folder}: {args.episodes:,} episodes{'' if made else ', there already'}")
     return EXIT_DONE
 

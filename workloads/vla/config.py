@@ -202,8 +202,10 @@ class VlaEvaluation(Section):
         512, ge=1, description="Held-out steps to look at, spread over all; none: all."
     )
     before: bool = Field(False, description="Look at them before the first step too.")
-    task: Literal["reach"] | None = Field(
-        None, description="Closed-loop task for the exported policy: reach, in the simulator."
+    task: Literal["reach", "recall"] | None = Field(
+        None,
+        description="Closed-loop task for the exported policy in the simulator: reach, or recall, "
+        "whose goal is shown only at first.",
     )
     scenes: Whole = Field(100, ge=1, description="Unseen scenes of the task.")
     seed: Whole = Field(0, ge=0, description="Which scenes of the task.")

@@ -34,7 +34,11 @@ def finish(config: VlaConfig, session: Session, trainer: RunTrainer) -> None:
         """Rank 0 lets the exported policy do its task."""
         task = config.evaluation
         found = distributed.together(
-            lambda: judge_exported(session, task.scenes, task.seed) if session.is_main else [],
+            lambda: (
+                judge_exported(session, str(task.task), task.scenes, task.seed)
+                if session.is_main
+                else []
+            ),
             "evaluation",
         )
         done.extend(found)

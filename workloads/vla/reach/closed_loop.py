@@ -59,9 +59,13 @@ def roll_out(
         joints = arm.moved(joints, chunk.pop(0))
         progress()
     kept.append(_shown(cameras, joints, shown))
+    return Rollouts(distances_of(scenes, joints), np.swapaxes(np.array(kept), 0, 1))
+
+
+def distances_of(scenes: Sequence[Scene], joints: np.ndarray) -> np.ndarray:
+    """How far the fingertips of joint positions [N, 8] are from the goals, [N] in m."""
     goals = np.stack([scene.goal for scene in scenes])
-    distances = np.linalg.norm(arm.fingertip(joints) - goals, axis=1)
-    return Rollouts(distances, np.swapaxes(np.array(kept), 0, 1))
+    return np.asarray(np.linalg.norm(arm.fingertip(joints) - goals, axis=1))
 
 
 def _images(cameras: Sequence[Camera], joints: np.ndarray) -> np.ndarray:

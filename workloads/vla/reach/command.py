@@ -1,5 +1,9 @@
-"""Reaching for a named cube in the simulator: how often the exported policy of a run does, beside
-the same model untrained, the mean action, a blank image and a shuffled instruction."""
+"""Reaching for a cube in the simulator: how often the exported policy of a run does it.
+
+reach: the cube that the instruction names, beside the same model untrained, the mean action, a
+blank image and a shuffled instruction. recall: the cube that is lit only at first, beside the same
+model untrained, another cube lit, none, and a memory that is emptied.
+"""
 
 import argparse
 from collections.abc import Mapping
@@ -30,13 +34,15 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
             raise UserError(f"--{name}: expected at least {least}, found {getattr(args, name)}")
     from workloads.vla.reach.judge import judge, table, write
     from workloads.vla.reach.policies import pair
+    from workloads.vla.reach.recall import judge_recall
     from workloads.vla.reach.sheet import draw
 
     target = target_of(args, env, "vla")
     out = target.output or (target.run.evaluation if target.run else target.folder)
     trained, untrained = pair(Path(target.name), say)
     progress = Progress("steps")
-    verdict = judge(trained, untrained, args.scenes, args.seed, progress)
+    judging = judge_recall if args.task == "recall" else judge
+    verdict = judging(trained, untrained, args.scenes, args.seed, progress)
     progress.clear()
     print(table(verdict))
     print(f"scores: {write(verdict, out)}")

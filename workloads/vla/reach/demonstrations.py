@@ -5,14 +5,16 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.reach.expert import demonstration
 from workloads.vla.reach.render import SIZE, Camera
-from workloads.vla.reach.scene import COLOURS, Scene, scene
+from workloads.vla.reach.scene import COLOURS, Scene, recall_scene, scene
 
 # Written last: a folder with it is whole, and says how it was made.
 FACTS = "reach.json"
@@ -20,28 +22,40 @@ CAMERA = "primary"
 STEPS = 4
 FPS = 5.0
 _QUALITY = 95
+CUES = 2  # frames that show the goal lit, the arm still
+RECALL_STEPS = 8
+Task = Literal["reach", "recall"]
 _VERSION = 2  # raised where the same arguments no longer give the same episodes
 
 
-def facts(episodes: int, seed: int) -> dict[str, Any]:
+def facts(episodes: int, seed: int, task: Task = "reach") -> dict[str, Any]:
     """How demonstrations are made; the same for the same images and joints."""
     return {
-        "task": "reach",
+        "task": task,
         "version": _VERSION,
         "episodes": episodes,
         "seed": seed,
-        "steps": STEPS,
+        "steps": STEPS if task == "reach" else CUES + RECALL_STEPS,
         "size": SIZE,
         "colours": list(COLOURS),
     }
 
 
-def generate(folder: Path, episodes: int, seed: int, progress: Callable[[int, int], None]) -> bool:
+def generate(
+    folder: Path,
+    episodes: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+    task: Task = "reach",
+) -> bool:
     """Write so many episodes to `folder`, whole or not at all; False where they are there already.
+
+    task: reach, the cube that the instruction names; recall, the cube that is lit in the first
+    frames.
 
     Raises UserError where something else is there.
     """
-    wanted = facts(episodes, seed)
+    wanted = facts(episodes, seed, task)
     if (folder / FACTS).is_file() and read_json(folder / FACTS) == wanted:
         return False
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -56,7 +70,8 @@ def generate(folder: Path, episodes: int, seed: int, progress: Callable[[int, in
     except OSError as error:
         raise UserError(f"expected a folder to write to, found {error}; name another") from None
     for number in range(episodes):
-        _write(partial / f"episode_{number:04d}", scene(seed, number, "demonstrations"))
+        make, write = (scene, _write) if task == "reach" else (recall_scene, _write_recall)
+        write(partial / f"episode_{number:04d}", make(seed, number, "demonstrations"))
         progress(number + 1, episodes)
     (partial / FACTS).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     if folder.is_dir():
@@ -70,3 +85,11 @@ def _write(folder: Path, one: Scene) -> None:
     joints = demonstration(one, STEPS)
     frames = {CAMERA: Camera(one).images(joints)}
     write_episode(folder, joints, frames, one.instruction, fps=FPS, quality=_QUALITY)
+
+
+def _write_recall(folder: Path, one: Scene) -> None:
+    """One episode that begins with the cue; the arm is still until it is gone."""
+    moving = demonstration(one, RECALL_STEPS)
+    joints = np.concatenate([np.repeat(moving[:1], CUES, axis=0), moving])
+    images = Camera(one, lit=0).images(joints[:CUES]) + Camera(one).images(joints[CUES:])
+    write_episode(folder, joints, {CAMERA: images}, one.instruction, fps=FPS, quality=_QUALITY)

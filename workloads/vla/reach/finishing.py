@@ -1,17 +1,19 @@
-"""The reach task at the end of a training: before, after, controls, and an image."""
+"""The reach or the recall task after a training: before, after, controls, and an image."""
 
 from workloads.run.events import Event
 from workloads.run.session import Session
 from workloads.vla.reach.judge import TRAINED, UNTRAINED, Verdict, judge, table, write
 from workloads.vla.reach.policies import pair
+from workloads.vla.reach.recall import judge_recall
 from workloads.vla.reach.sheet import draw
 
 
-def judge_exported(session: Session, scenes: int, seed: int) -> list[tuple[str, str]]:
+def judge_exported(session: Session, task: str, scenes: int, seed: int) -> list[tuple[str, str]]:
     """Judge the policy in `final/`, keep scores and image; returns lines for people."""
     run = session.run
     trained, untrained = pair(run.final, session.tell)
-    verdict = judge(trained, untrained, scenes, seed, lambda done, total: session.progress())
+    judging = judge_recall if task == "recall" else judge
+    verdict = judging(trained, untrained, scenes, seed, lambda done, total: session.progress())
     write(verdict, run.evaluation)
     image = draw(verdict, run.evaluation)
     session.event(Event.EVALUATED, when="after", **verdict.as_dict())

@@ -23,7 +23,6 @@ TRAINED, UNTRAINED = "trained", "untrained"
 MEAN, BLANK, SHUFFLED = "mean action", "blank image", "shuffled instruction"
 CONTROLS = (UNTRAINED, MEAN, BLANK, SHUFFLED)
 SHOWN = 8
-FILE = "reach.json"
 # Observations that go through the model together.
 _BATCH = 50
 _GREY = 127
@@ -56,11 +55,14 @@ class Verdict:
     scenes: tuple[Scene, ...]
     rollouts: Rollouts
     seed: int
+    task: str = "reach"
+    controls: tuple[str, ...] = CONTROLS
+    steps: int = STEPS
 
     @property
     def best_control(self) -> str:
         """The control that won most; the first of them where several did."""
-        return max(CONTROLS, key=lambda name: self.scores[name].won)
+        return max(self.controls, key=lambda name: self.scores[name].won)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -75,10 +77,10 @@ class Verdict:
             for name, one in self.scores.items()
         }
         return {
-            "task": "reach",
+            "task": self.task,
             "scenes": len(self.scenes),
             "seed": self.seed,
-            "steps": STEPS,
+            "steps": self.steps,
             "reached": REACHED,
             "scores": scores,
             "won": self.rollouts.won.tolist(),
@@ -113,7 +115,7 @@ def judge(
         BLANK: roll_out(scenes, _blinded(acting(trained)), progress=step),
         SHUFFLED: roll_out(scenes, acting(trained), others, progress=step),
     }
-    scores = {name: _score(one) for name, one in rollouts.items()}
+    scores = {name: score(one) for name, one in rollouts.items()}
     return Verdict(scores, scenes, rollouts[TRAINED], seed)
 
 
@@ -154,7 +156,8 @@ def _another(one: Scene) -> str:
     return instruction(one.colours[1])
 
 
-def _score(rollouts: Rollouts) -> Score:
+def score(rollouts: Rollouts) -> Score:
+    """Of rollouts that are over."""
     won = rollouts.won
     return Score(int(won.sum()), len(won), float(np.median(rollouts.distances)))
 
@@ -170,8 +173,8 @@ def table(verdict: Verdict) -> str:
             f"{100 * one.median_distance:5.1f} cm"
         )
     lines.append(
-        f"{len(verdict.scenes)} scenes of seed {verdict.seed}, {STEPS} steps each; success is a "
-        f"fingertip within {100 * REACHED:.0f} cm of the named cube at the end"
+        f"{len(verdict.scenes)} scenes of seed {verdict.seed}, {verdict.steps} steps each; success "
+        f"is a fingertip within {100 * REACHED:.0f} cm of the middle of the goal at the end"
     )
     return "\n".join(lines)
 
@@ -179,6 +182,6 @@ def table(verdict: Verdict) -> str:
 def write(verdict: Verdict, folder: Path) -> Path:
     """Write the scores as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / FILE
+    target = folder / f"{verdict.task}.json"
     target.write_text(json.dumps(verdict.as_dict(), indent=1) + "\n", encoding="utf-8")
     return target

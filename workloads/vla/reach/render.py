@@ -16,15 +16,17 @@ _ZOOM = 2.75  # image half-widths that a slope of 1 covers
 _TABLE, _WALL = (128, 128, 128), (100, 104, 110)
 _LINK, _HAND, _TIP = (70, 70, 75), (35, 35, 40), (255, 255, 255)
 _LINK_WIDTH, _HAND_WIDTH, _TIP_SIZE = 0.045, 0.028, 0.016
+_LIT, _FIELD = (250, 220, 60), 0.17  # a field on the table around a cube, and its edge in m
 _SHADES = (1.0, 0.8, 0.62)  # upper face, face towards the camera, faces aside
 
 
 class Camera:
-    """Images of one scene; what does not move is drawn once."""
+    """Images of one scene; what does not move is drawn once. lit: the number of a cube that stands
+    in a bright field."""
 
-    def __init__(self, scene: Scene, size: int = SIZE) -> None:
+    def __init__(self, scene: Scene, size: int = SIZE, lit: int | None = None) -> None:
         self.size = size
-        self._still = _still(scene, size * _FINE)
+        self._still = _still(scene, size * _FINE, lit)
 
     def image(self, joints: np.ndarray) -> np.ndarray:
         """uint8 [size, size, 3], RGB, with the arm at `joints` [8] in rad."""
@@ -58,11 +60,16 @@ def _axes() -> np.ndarray:
     return np.stack([right, np.cross(forward, right), forward], axis=1)
 
 
-def _still(scene: Scene, size: int) -> Image.Image:
+def _still(scene: Scene, size: int, lit: int | None) -> Image.Image:
     canvas = Image.new("RGB", (size, size), _WALL)
     pen = ImageDraw.Draw(canvas)
     corners = [(-0.1, -0.6, 0), (-0.1, 0.6, 0), (0.6, 0.6, 0), (0.6, -0.6, 0)]
     _polygon(pen, np.array(corners), _TABLE, size)
+    if lit is not None:
+        (x, y), half = scene.places[lit], _FIELD / 2
+        field = [(x - half, y - half, 0), (x - half, y + half, 0)]
+        field += [(x + half, y + half, 0), (x + half, y - half, 0)]
+        _polygon(pen, np.array(field), _LIT, size)
     # The farthest from the camera first: a nearer cube may hide a part of it.
     for number in np.argsort(scene.places[:, 0]):
         _draw_cube(pen, scene.places[number], COLOURS[scene.colours[number]], size)

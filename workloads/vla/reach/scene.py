@@ -29,23 +29,29 @@ NEAR, FAR, SIDE = 0.20, 0.36, 0.85
 APART = 0.12  # between the middles of two cubes, m
 # How far the start may lie from home, rad.
 START_SPREAD = np.array([0.5, 0.15, 0.0, 0.2, 0.0, 0.2, 0.0, 0.1])
+_RECALL = "reach the cube that was lit"
 _PURPOSES = {"demonstrations": 0, "evaluation": 1}
+# Where the goal has to be remembered, cubes lie near the corners of a triangle, whose middle, where
+# a policy goes that knows no better, is near none of them. x and y in m.
+CORNERS = np.array([[0.24, 0.17], [0.24, -0.17], [0.36, 0.0]])
+_OFF_CORNER = 0.025  # m, at most, either way
 
 
 @dataclass(frozen=True)
 class Scene:
     """colours: one a cube; places: their middles on the table, [cubes, 2] in m; start [8] in rad.
 
-    The first cube is the one that the instruction names.
+    The first cube is the goal. told: what the robot is told, where it does not name that cube.
     """
 
     colours: tuple[str, ...]
     places: np.ndarray
     start: np.ndarray
+    told: str | None = None
 
     @property
     def instruction(self) -> str:
-        return instruction(self.colours[0])
+        return self.told or instruction(self.colours[0])
 
     @property
     def goal(self) -> np.ndarray:
@@ -69,6 +75,17 @@ def scene(seed: int, number: int, purpose: Purpose) -> Scene:
     places = _places(random, cubes)
     start = arm.HOME + random.uniform(-1, 1, arm.JOINTS) * START_SPREAD
     return Scene(colours, places, arm.within_limits(start))
+
+
+def recall_scene(seed: int, number: int, purpose: Purpose) -> Scene:
+    """A scene whose goal is shown at first and has to be remembered: a cube of every colour, all
+    asked for alike, and an instruction that names none."""
+    random = np.random.default_rng([seed, _PURPOSES[purpose], number, 1])
+    colours = tuple(str(colour) for colour in random.permutation(list(COLOURS)))
+    off = random.uniform(-_OFF_CORNER, _OFF_CORNER, CORNERS.shape)
+    places = (CORNERS + off)[random.permutation(len(CORNERS))]
+    start = arm.HOME + random.uniform(-1, 1, arm.JOINTS) * START_SPREAD
+    return Scene(colours, places, arm.within_limits(start), _RECALL)
 
 
 def _places(random: np.random.Generator, cubes: int) -> np.ndarray:

@@ -8,7 +8,6 @@ from workloads.vla.reach.closed_loop import REACHED, Rollouts
 from workloads.vla.reach.judge import Verdict
 from workloads.vla.reach.scene import Scene
 
-FILE = "reach.png"
 _LABEL = 150
 _GAP = 4
 _WON, _LOST = (20, 130, 50), (190, 40, 40)
@@ -25,7 +24,7 @@ def draw(verdict: Verdict, folder: Path) -> Path:
     for number, row in enumerate(rows):
         sheet.paste(row, (0, number * height))
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / FILE
+    target = folder / f"{verdict.task}.png"
     sheet.save(target, format="PNG")
     return target
 

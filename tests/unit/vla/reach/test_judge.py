@@ -121,8 +121,8 @@ def test_the_command_judges_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(words) == 0
     text = capsys.readouterr().out
     assert "shuffled instruction" in text and "3 scenes of seed 0" in text
-    assert json.loads((out / judge.FILE).read_text())["scenes"] == 3
-    assert (out / sheet.FILE).is_file()
+    assert json.loads((out / "reach.json").read_text())["scenes"] == 3
+    assert (out / "reach.png").is_file()
 
 
 def test_the_task_needs_an_exported_model() -> None:

@@ -38,6 +38,8 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
 LIBRARIES = ("pynvml", "bitsandbytes", "vllm", "deepspeed", "kernels", "flash_attn", "liger_kernel")
+# What declares options of a command names libraries and asks for none.
+OPTIONS = ("add_arguments", "add_engine")
 ROW = re.compile(r"^\| `(workloads/\S+)` `(\w+)` \| ([^|]+) \| `(tests/[^`:]+)::(\w+)` \|$", re.M)
 
 
@@ -69,7 +71,7 @@ def branches() -> dict[tuple[str, str], set[str]]:
     found: dict[tuple[str, str], set[str]] = {}
     for path in sorted((ROOT / "workloads").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.FunctionDef) or node.name == "add_arguments":
+            if not isinstance(node, ast.FunctionDef) or node.name in OPTIONS:
                 continue
             if asked := set(asks(node)):
                 found[path.relative_to(ROOT).as_posix(), node.name] = asked
@@ -432,7 +434,7 @@ def test_packages_for_gpus_are_asked_for_before_the_start(
     import importlib.util
 
     from workloads import check
-    from workloads.commands import serve
+    from workloads.commands import speaking
     from workloads.grpo import check as grpo_check
 
     here: set[str] = set()
@@ -450,8 +452,8 @@ def test_packages_for_gpus_are_asked_for_before_the_start(
     lacking = grpo_check._engine(rollouts)
     assert lacking is not None and "needs the package vllm" in lacking.found
     monkeypatch.setattr(importlib.util, "find_spec", found)
-    monkeypatch.setattr(serve, "find_spec", lambda name: object())
+    monkeypatch.setattr(speaking, "find_spec", lambda name: object())
     asked: Any = SimpleNamespace(engine=None)
     for count, engine in ((1, "vllm"), (0, "transformers")):
         monkeypatch.setattr(device, "gpu_count", lambda count=count: count)
-        assert serve._engine(asked) == engine
+        assert speaking.engine_of(asked) == engine

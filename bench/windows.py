@@ -139,10 +139,10 @@ def published(folder: Path, windows: Windows) -> dict[int, Sample]:
     each = len(windows) // len(windows.dataset)
     for number in np.random.default_rng(0).permutation(len(windows)).tolist():
         span, start = divmod(number, each)
-        frames = [min(start + step, last) + span * SPAN for step in range(WINDOW + CHUNK)]
-        loaded = [np.load(folder / f"episode_{frame:07d}.npz") for frame in frames]
-        images = [[_resized(one[f"rgb_{name}"]) for name in CAMERAS] for one in loaded[:WINDOW]]
-        actions = np.stack([one["rel_actions"] for one in loaded]).astype(np.float32)
+        numbers = [min(start + step, last) + span * SPAN for step in range(WINDOW + CHUNK)]
+        loaded = [np.load(folder / f"episode_{frame:07d}.npz") for frame in numbers]
+        images = [[_resized(frame[f"rgb_{name}"]) for name in CAMERAS] for frame in loaded[:WINDOW]]
+        actions = np.stack([frame["rel_actions"] for frame in loaded]).astype(np.float32)
         chunks = np.stack([actions[step : step + CHUNK] for step in range(WINDOW)])
         found[number] = np.array(images), chunks
     return found

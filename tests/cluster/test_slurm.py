@@ -68,7 +68,7 @@ class Job:
             time.sleep(0.1)
 
     def until_step(self, step: int) -> None:
-        self.until(lambda: any(one >= step for one in steps(self.run)), f"step {step}")
+        self.until(lambda: any(reached >= step for reached in steps(self.run)), f"step {step}")
 
     def codes(self) -> list[str]:
         """The exit codes of both nodes, once they are there."""

@@ -146,7 +146,7 @@ class Project:
 
     def until_step(self, step: int, profile: str = "demo") -> Run:
         run = self.run(profile)
-        self.until(lambda: any(one >= step for one in steps(run)), f"step {step}")
+        self.until(lambda: any(reached >= step for reached in steps(run)), f"step {step}")
         return run
 
     def until_event(self, name: str, profile: str = "demo", seconds: float = PATIENCE) -> Any:

@@ -78,9 +78,9 @@ def test_every_container_keeps_to_its_bounds(profile: str) -> None:
         published = [port.get("host_ip") for port in service.get("ports", [])]
         assert set(published) <= {"127.0.0.1"}, name
         assert (name == "board") == bool(published)
-        writable = {one["target"] for one in service["volumes"] if not one.get("read_only")}
+        writable = {mount["target"] for mount in service["volumes"] if not mount.get("read_only")}
         assert writable <= {"/workspace/outputs", "/workspace/.cache"}
-        assert not any("docker.sock" in one["source"] for one in service["volumes"])
+        assert not any("docker.sock" in mount["source"] for mount in service["volumes"])
 
 
 @pytest.mark.parametrize("name", sorted(TRAINING))
@@ -89,7 +89,7 @@ def test_what_trains_has_memory_time_and_secrets_as_files(name: str) -> None:
     service = rendered(profile)[name]
     assert int(service["shm_size"]) == 16 * 1024**3
     assert service["ulimits"]["stack"] == 64 * 1024**2
-    assert {one["source"] for one in service["secrets"]} == SECRETS
+    assert {secret["source"] for secret in service["secrets"]} == SECRETS
     environment = service["environment"]
     assert service["stop_grace_period"] == "10m0s"
     assert int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < 600

@@ -84,8 +84,8 @@ class Checkout:
     def codes(self) -> dict[str, int]:
         """Exit codes of the containers by service; -1 for one that runs."""
         found = {}
-        for one in docker("ps", "--all", "--quiet", "--filter", self.label).split():
-            facts = json.loads(docker("inspect", one))[0]
+        for container in docker("ps", "--all", "--quiet", "--filter", self.label).split():
+            facts = json.loads(docker("inspect", container))[0]
             service = facts["Config"]["Labels"]["com.docker.compose.service"]
             running, code = facts["State"]["Running"], facts["State"]["ExitCode"]
             found[service] = -1 if running else code
@@ -148,9 +148,9 @@ def _has_what_the_shell_said(checkout: Checkout) -> None:
     assert (config.train.seed, config.optim.weight_decay) == (7, 0.02)
     shell = checkout.root / ".cache" / "shell.env"
     assert shell.stat().st_mode & 0o777 == 0o600
-    for one in docker("ps", "--quiet", "--filter", checkout.label).split():
-        assert "canary" not in docker("inspect", one)
-        assert "HF_TOKEN=canary-5f0c\n" in docker("exec", one, "cat", "/run/secrets/shell")
+    for container in docker("ps", "--quiet", "--filter", checkout.label).split():
+        assert "canary" not in docker("inspect", container)
+        assert "HF_TOKEN=canary-5f0c\n" in docker("exec", container, "cat", "/run/secrets/shell")
 
 
 def test_interrupting_the_wait_stops_and_saves(checkout: Checkout) -> None:

@@ -67,8 +67,8 @@ class GrpoTraining(Training):
 def profile(folder: Path, steps: int, count: int = 5) -> Path:
     """Five rows make two steps an epoch, so that three steps reach into the second epoch."""
     lines = [
-        {"problem": f"What is {one} + {one}?", "solution": f"<answer> {2 * one} </answer>"}
-        for one in range(1, count + 1)
+        {"problem": f"What is {term} + {term}?", "solution": f"<answer> {2 * term} </answer>"}
+        for term in range(1, count + 1)
     ]
     data = folder / "sums.jsonl"
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -66,7 +66,7 @@ def frames(data: Path, count: int) -> list[Observation]:
 
 def acted(policy: Policy, seen: list[Observation]) -> np.ndarray:
     memory = policy.new_memory()
-    return np.stack([policy.act([one], memories=[memory])[0] for one in seen])
+    return np.stack([policy.act([observation], memories=[memory])[0] for observation in seen])
 
 
 def test_it_trains_on_two_ranks_sharded_and_exports(tmp_path: Path, data: Path) -> None:

@@ -254,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
             name = "/".join(path.split("/")[2:4])
             paths = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
             known = self.hub.pushed.get(name, {})
-            self._send_json([self._info(name, one) for one in paths if one in known])
+            self._send_json([self._info(name, file) for file in paths if file in known])
         elif "/branch/" in path:
             self.hub.branches.append(("/".join(path.split("/")[2:4]), path.split("/")[5]))
             self._send_json({})

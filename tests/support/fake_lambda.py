@@ -92,7 +92,7 @@ class FakeLambda:
             return _data({name: self._type(name) for name in PRICES})
         if (method, path) == ("GET", "/instances"):
             shown = [self._shown(id, now) for id in self.instances]
-            return _data([one for one in shown if one["status"] != "terminated"])
+            return _data([machine for machine in shown if machine["status"] != "terminated"])
         if method == "GET" and path.startswith("/instances/"):
             id = path.rpartition("/")[2]
             if id not in self.instances:

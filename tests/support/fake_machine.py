@@ -33,7 +33,9 @@ class FakeClock(Clock):
         if stop():
             return
         end = self.now + seconds
-        while due := sorted((one for one in self._due if one[0] <= end), key=lambda one: one[0]):
+        while due := sorted(
+            (event for event in self._due if event[0] <= end), key=lambda event: event[0]
+        ):
             self._due.remove(due[0])
             self.now = max(self.now, due[0][0])
             due[0][1]()

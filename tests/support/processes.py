@@ -82,7 +82,7 @@ class Training:
         return "\n".join([self.console[-3000:], *logs])
 
     def until_step(self, step: int) -> None:
-        self.until(lambda: any(one >= step for one in steps(self.run)), f"step {step}")
+        self.until(lambda: any(reached >= step for reached in steps(self.run)), f"step {step}")
 
     def until_event(self, name: str) -> dict[str, Any]:
         self.until(lambda: bool(events(self.run, name)), f"event {name!r}")

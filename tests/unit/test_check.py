@@ -22,7 +22,7 @@ def test_a_global_batch_that_the_ranks_cannot_share_is_found_before_the_start(
     env = {"TATARA_OUTPUTS": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     words = ["train.per_device_batch_size=8", f"train.global_batch_size={size}"]
     config, _ = resolve(DEMO, env, words)
-    found = [one for one in shallow(config, env) if one.level == "error"]
+    found = [finding for finding in shallow(config, env) if finding.level == "error"]
     assert [item.name for item in found] == mistakes
     assert all("multiple of 16" in item.found for item in found)
 
@@ -42,7 +42,9 @@ def test_settings_of_an_adapter_that_is_not_trained_are_told_of(
     monkeypatch.chdir(DEMO.parents[1])
     env = {"TATARA_OUTPUTS": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     config, _ = resolve(DEMO, env, words)
-    assert [one.level for one in shallow(config, env) if one.name == "adapter"] == levels
+    assert [
+        finding.level for finding in shallow(config, env) if finding.name == "adapter"
+    ] == levels
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,9 @@ def test_settings_of_a_profile_whose_adapter_was_replaced_are_no_mistake(
     monkeypatch.chdir(DEMO.parents[1])
     env = {"TATARA_OUTPUTS": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", **more}
     config, provenance = resolve(f"profiles/{profile}.yaml", env, words)
-    found = [one.found for one in shallow(config, env, provenance) if one.name == "adapter"]
+    found = [
+        finding.found for finding in shallow(config, env, provenance) if finding.name == "adapter"
+    ]
     assert [text.split(" set")[0] for text in found] == told
 
 
@@ -85,7 +89,7 @@ def test_an_evaluation_without_rows_to_ask_is_found_before_the_training(
     monkeypatch.chdir(DEMO.parents[1])
     env = {"TATARA_OUTPUTS": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     config, _ = resolve(DEMO, env, words)
-    found = [one.name for one in shallow(config, env) if one.level != "ok"]
+    found = [finding.name for finding in shallow(config, env) if finding.level != "ok"]
     assert [name for name in found if name.startswith("evaluation")] == names
 
 
@@ -101,7 +105,9 @@ def test_a_model_folder_that_training_would_refuse_is_named(
 
     def found() -> str:
         config, _ = resolve(f"profiles/{profile}.yaml", {}, settings)
-        return "\n".join(one.found for one in shallow(config, {}) if one.level == "error")
+        return "\n".join(
+            finding.found for finding in shallow(config, {}) if finding.level == "error"
+        )
 
     assert "expected model.safetensors, found no safetensors weights" in found()
     (folder / "pytorch_model.bin").touch()

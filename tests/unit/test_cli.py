@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def every_parser(parent: CommandParser) -> list[CommandParser]:
     below = parent._commands.choices.values() if parent._commands else ()
-    return [parent, *(one for child in below for one in every_parser(child))]
+    return [parent, *(inner for child in below for inner in every_parser(child))]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,11 +25,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_command_and_option_has_a_line_of_help() -> None:
-    for one in every_parser(load_all(parser())):
-        assert one.description, one.prog
-        for action in one._actions:
+    for command in every_parser(load_all(parser())):
+        assert command.description, command.prog
+        for action in command._actions:
             shown = action.help
-            assert shown, f"{one.prog}: {action.option_strings or action.dest} has no help"
+            assert shown, f"{command.prog}: {action.option_strings or action.dest} has no help"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])

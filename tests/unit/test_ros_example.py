@@ -131,7 +131,7 @@ def test_the_robot_moves_by_what_the_policy_says(example: Any, served: tuple[str
     for _ in range(2):
         node.tick()
     exact = policy.act([Observation({"primary": pixels}, "take the cube", state)])[0]
-    found = np.array([one.data for one in node.published])
+    found = np.array([message.data for message in node.published])
     assert np.allclose(found, np.clip(exact, example.LOW, example.HIGH), atol=1e-6)
     assert not node.steps, "both steps of the chunk were used before the next question"
 

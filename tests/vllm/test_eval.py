@@ -67,6 +67,6 @@ def test_both_engines_answer_and_score_alike(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(text)
     own, other = (ask(engine, model, tmp_path) for engine in ("transformers", "vllm"))
     assert len(own["results"]) == COUNT
-    outputs = [[one["model_output"] for one in result["results"]] for result in (own, other)]
+    outputs = [[answer["model_output"] for answer in result["results"]] for result in (own, other)]
     assert outputs[0] == outputs[1]
     assert own["accuracy"] == other["accuracy"] > 0

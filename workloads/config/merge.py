@@ -381,16 +381,16 @@ def _validated(layers: _Layers, ignored: list[str]) -> tuple[Any, Provenance]:
         config = layers.schema.model_validate(layers.values)
     except ValidationError as error:
         together: dict[tuple[str | int, ...], list[Any]] = {}
-        for one in error.errors():
-            together.setdefault(_path_of(one), []).append(one)
+        for problem in error.errors():
+            together.setdefault(_path_of(problem), []).append(problem)
         problems = [_problem(layers, path, alike) for path, alike in together.items()]
         raise UserError("\n".join(problems)) from None
     sources = {}
     for path in leaves(config):
         parts = tuple(path.split("."))
         source = _source(layers, parts) or "default"
-        inner = [one for known, one in layers.sources.items() if known[: len(parts)] == parts]
-        outside = [item for item in inner if item.startswith(("environment ", "command line "))]
+        inner = [text for known, text in layers.sources.items() if known[: len(parts)] == parts]
+        outside = [text for text in inner if text.startswith(("environment ", "command line "))]
         sources[path] = ", ".join(dict.fromkeys([source, *outside]))
     return config, Provenance(sources, ignored)
 
@@ -404,7 +404,7 @@ def _source(layers: _Layers, path: tuple[str | int, ...]) -> str | None:
 
 def _path_of(error: Any) -> tuple[str | int, ...]:
     """The setting, without pydantic's names for the alternatives of its type."""
-    return tuple(one for one in error["loc"] if isinstance(one, int) or not _TYPE.search(one))
+    return tuple(key for key in error["loc"] if isinstance(key, int) or not _TYPE.search(key))
 
 
 def _problem(layers: _Layers, path: tuple[str | int, ...], errors: Sequence[Any]) -> str:

@@ -83,7 +83,7 @@ def _selinux(facts: Facts, enforce: Path = Path("/sys/fs/selinux/enforce")) -> F
     what you keep in data/ is not relabelled unasked.
     """
     engine = facts.engine
-    if not isinstance(engine, Engine) or not any("selinux" in one for one in engine.security):
+    if not isinstance(engine, Engine) or not any("selinux" in option for option in engine.security):
         return None
     if not enforce.is_file() or enforce.read_text().strip() != "1":
         return None

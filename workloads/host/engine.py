@@ -69,7 +69,7 @@ def engine(env: Mapping[str, str]) -> Engine | str:
         version=facts["ServerVersion"],
         compose=compose.out.strip() if compose.is_good else "",
         runtimes=tuple(facts.get("Runtimes") or ()),
-        devices=tuple(str(one.get("ID")) for one in facts.get("DiscoveredDevices") or ()),
+        devices=tuple(str(device.get("ID")) for device in facts.get("DiscoveredDevices") or ()),
         cgroup_driver=facts.get("CgroupDriver") or "",
         cgroup_version=str(facts.get("CgroupVersion") or ""),
         security=tuple(facts.get("SecurityOptions") or ()),

@@ -115,7 +115,7 @@ class Attempt:
                 if len(statuses) < len(self.ranks):
                     # Some rank has not even begun, so nothing can be lost.
                     return self._stopped(NOTHING_LOST)
-                self._beats_at_wish = {rank: one["beat"] for rank, one in statuses.items()}
+                self._beats_at_wish = {rank: status["beat"] for rank, status in statuses.items()}
                 self._ask_ranks_to_stop(wish)
             if time.monotonic() - looked > _LOOK:
                 if self._has_ended():
@@ -132,12 +132,16 @@ class Attempt:
 
     def statuses(self) -> dict[int, dict[str, Any]]:
         """Heartbeats of this node's ranks in this attempt."""
-        return {rank: one for rank, one in self._all_statuses().items() if rank in self.ranks}
+        every = self._all_statuses()
+        return {rank: status for rank, status in every.items() if rank in self.ranks}
 
     def _all_statuses(self) -> dict[int, dict[str, Any]]:
         """Those of other nodes too, where they write into the same folder."""
-        every = self.run.statuses()
-        return {rank: one for rank, one in every.items() if one.get("attempt") == self.number}
+        return {
+            rank: status
+            for rank, status in self.run.statuses().items()
+            if status.get("attempt") == self.number
+        }
 
     def _stop_request(self) -> StopRequest | None:
         """The wish of whoever started this process, or of another node."""
@@ -187,11 +191,11 @@ class Attempt:
                 seen.beat, seen.beat_at = status["beat"], now
             if status["progress"] != seen.progress:
                 seen.progress, seen.progress_at = status["progress"], now
-        alive = {rank: one for rank, one in statuses.items() if "code" not in one}
+        alive = {rank: status for rank, status in statuses.items() if "code" not in status}
         for rank, status in alive.items():
             if now - self._seen[rank].beat_at > min(_FROZEN, self.hang_timeout):
                 return f"{_name(rank, status)} hangs: no heartbeat for {self._age(rank):.0f} s"
-        busy = [rank for rank, one in alive.items() if one["phase"] in _WAITING_PHASES]
+        busy = [rank for rank, status in alive.items() if status["phase"] in _WAITING_PHASES]
         if busy and len(busy) == len(alive):
             newest = max(self._seen[rank].progress_at for rank in busy)
             if now - newest > self.hang_timeout:
@@ -243,18 +247,19 @@ class Attempt:
     def _outcome(self, code: int, memory_kills: int) -> Outcome:
         statuses = self.statuses()
         ended = [status for status in statuses.values() if "code" in status]
-        failed = [one for one in ended if one["phase"] == Phase.FAILED]
-        stopped = [one for one in ended if one["phase"] == Phase.STOPPED]
-        if len(ended) == len(self.ranks) and all(one["phase"] == Phase.DONE for one in ended):
+        failed = [status for status in ended if status["phase"] == Phase.FAILED]
+        stopped = [status for status in ended if status["phase"] == Phase.STOPPED]
+        done = [status for status in ended if status["phase"] == Phase.DONE]
+        if len(done) == len(ended) == len(self.ranks):
             return Outcome(EXIT_DONE, "")
         if memory_kills > 0:
             limit = memory_limit()
             text = f" (limit {limit / 2**30:.1f} GiB)" if limit else ""
             return Outcome(EXIT_RETRY, f"the kernel killed a process for host memory{text}")
         for wanted in (EXIT_USER, EXIT_FAILED):
-            for one in failed:
-                if one["code"] == wanted:
-                    return Outcome(wanted, one["reason"])
+            for status in failed:
+                if status["code"] == wanted:
+                    return Outcome(wanted, status["reason"])
         if self._wish or self.stop():
             unsaved = "stopped; the ranks ended before they had saved"
             return self._stopped(stopped[0]["reason"] if stopped else unsaved)
@@ -264,7 +269,7 @@ class Attempt:
             return Outcome(EXIT_RETRY, f"rank {', '.join(map(str, gone))} was ended by {name}")
         if failed:
             # The others have only lost the one that had a reason of its own.
-            cause = min(failed, key=lambda one: one["reason"].startswith("lost contact"))
+            cause = min(failed, key=lambda status: status["reason"].startswith("lost contact"))
             return Outcome(EXIT_RETRY, cause["reason"])
         if ended and len(stopped) == len(ended):
             return Outcome(stopped[0]["code"], stopped[0]["reason"])

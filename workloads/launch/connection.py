@@ -168,8 +168,8 @@ class Connection:
         with self._reading:
             for index, message in enumerate(self._inbox):
                 if message["type"] == kind:
-                    older = [one for one in self._inbox[:index] if one["type"] == "stop"]
-                    self._inbox = [*older, *self._inbox[index + 1 :]]
+                    stops = [older for older in self._inbox[:index] if older["type"] == "stop"]
+                    self._inbox = [*stops, *self._inbox[index + 1 :]]
                     return message
         return None
 

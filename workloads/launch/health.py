@@ -56,10 +56,10 @@ def ranks(proc: Path = Path("/proc")) -> Iterator[Rank]:
 
 def main(limit: float = LIMIT) -> int:
     """Print one line; 1 where a rank is silent for longer than `limit` seconds."""
-    found = sorted(ranks(), key=lambda one: one.rank)
-    silent = [item for item in found if item.silence() > limit]
-    for one in silent:
-        print(f"rank {one.rank} (pid {one.pid}): no heartbeat for {one.silence():.0f} s")
+    found = sorted(ranks(), key=lambda rank: rank.rank)
+    silent = [rank for rank in found if rank.silence() > limit]
+    for rank in silent:
+        print(f"rank {rank.rank} (pid {rank.pid}): no heartbeat for {rank.silence():.0f} s")
     if not silent:
         print(f"{len(found)} ranks, all with a heartbeat" if found else "no ranks: setting up")
     return 1 if silent else 0

@@ -175,8 +175,8 @@ class LlmData(Section):
             shared = {"subset": self.subset, "revision": self.revision, "split": self.split}
             return (LlmSource.model_validate({"source": self.source, **shared}),)
         return tuple(
-            one if one.split else one.model_copy(update={"split": self.split})
-            for one in self.source
+            source if source.split else source.model_copy(update={"split": self.split})
+            for source in self.source
         )
 
     @property

@@ -90,7 +90,8 @@ def check_trained(model: nn.Module, adapter: Adapter) -> None:
         return
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     wanted = [table] if head is None or head.weight is table.weight else [table, head]
-    names = [name for name, module in model.named_modules() if any(module is one for one in wanted)]
+    wanted_ids = {id(module) for module in wanted}
+    names = [name for name, module in model.named_modules() if id(module) in wanted_ids]
     if all(any(is_called(name, saved) for saved in adapter.modules_to_save) for name in names):
         return
     listed = ", ".join(name.rpartition(".")[2] for name in names)

@@ -44,4 +44,4 @@ def _weights(run: Run) -> Mapping[str, float]:
         rewards = read_json(run.path / "config.json").get("rewards") or {}
     except (OSError, UserError):
         return {}
-    return {one["name"]: one["weight"] for one in rewards.get("functions") or ()}
+    return {reward["name"]: reward["weight"] for reward in rewards.get("functions") or ()}

@@ -3,4 +3,4 @@
 
 def share(completion: str, solution: str) -> float:
     """The share of letters in a completion."""
-    return sum(one.isalpha() for one in completion) / max(1, len(completion))
+    return sum(character.isalpha() for character in completion) / max(1, len(completion))

@@ -42,7 +42,7 @@ def test_a_bare_python_says_what_it_cannot_know(host: Machine) -> None:
     done = call(host, [*BARE, "llm-4090", "--json"])
     told = json.loads(done.stdout)
     assert (done.returncode, told["ok"], told["runtime"]) == (0, True, "docker"), done.stdout
-    found = {one["name"]: one for one in told["checks"]}
+    found = {check["name"]: check for check in told["checks"]}
     assert found["profile"]["level"] == "skipped"
     assert "needs `make setup`" in found["profile"]["found"]
     assert found["GPUs"]["level"] == "ok"

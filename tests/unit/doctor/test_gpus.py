@@ -92,7 +92,7 @@ def test_one_host_of_two_starts_one_node(host: Machine) -> None:
     services = llm("", "", network_mode="host")
     host.docker(services)
     facts = host.look("llm-4090", NODE_RANK="1", MASTER_ADDR="10.0.0.1")
-    assert [one.name for one in facts.services] == ["llm-worker"]
+    assert [service.name for service in facts.services] == ["llm-worker"]
     assert [(node.name, len(node.cards), node.ranks) for node in facts.nodes] == [
         ("llm-worker", 4, 2)
     ]

@@ -69,7 +69,7 @@ def step_on_meta(config: Any) -> tuple[torch.nn.Module, DeviceWatch]:
         for value in state.values()
         if isinstance(value, torch.Tensor) and value.dim()
     ]
-    assert {one.device.type for one in states} == {"meta"}
+    assert {state.device.type for state in states} == {"meta"}
     return model, watch
 
 
@@ -89,11 +89,12 @@ def test_a_step_at_its_real_shape_stays_on_one_device(settings: tuple[str, ...])
     assert watch.mixed == []
     assert watch.count > 1000
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with_gradient = [one for one in trained if one.grad is not None]
+    with_gradient = [parameter for parameter in trained if parameter.grad is not None]
     assert len(with_gradient) >= 0.9 * len(trained) > 0
-    for one in with_gradient:
-        assert one.grad is not None
-        assert (one.grad.device, one.grad.dtype) == (one.device, one.dtype)
+    for parameter in with_gradient:
+        gradient = parameter.grad
+        assert gradient is not None
+        assert (gradient.device, gradient.dtype) == (parameter.device, parameter.dtype)
 
 
 def test_a_tensor_on_the_host_is_noticed() -> None:

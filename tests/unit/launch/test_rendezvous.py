@@ -65,7 +65,7 @@ def test_all_nodes_learn_the_run_id_and_that_they_share_a_disk(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     nodes = Nodes([tmp_path])
-    first, second = (one.result(20) for one in nodes.meet(pool))
+    first, second = (node.result(20) for node in nodes.meet(pool))
     assert first == second == Meeting("run-1", 0, shared=True, hosts=("a", "b"))
     assert list(tmp_path.iterdir()) == [], "the probe file is gone"
     nodes.close()
@@ -74,7 +74,7 @@ def test_all_nodes_learn_the_run_id_and_that_they_share_a_disk(
 def test_separate_disks_are_found_out(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     (tmp_path / "x").mkdir()
     nodes = Nodes([tmp_path, tmp_path / "x"])
-    assert [one.result(20).shared for one in nodes.meet(pool)] == [False, False]
+    assert [node.result(20).shared for node in nodes.meet(pool)] == [False, False]
     nodes.close()
 
 
@@ -104,13 +104,13 @@ def test_the_cause_wins_over_what_it_made_others_lose(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     nodes = Nodes([tmp_path])
-    [one.result(20) for one in nodes.meet(pool)]
+    [node.result(20) for node in nodes.meet(pool)]
     mine = pool.submit(nodes.first.settle, Outcome(EXIT_RETRY, "lost contact with a rank"), True)
     other = pool.submit(nodes.second.settle, Outcome(EXIT_RETRY, "rank 1: SIGKILL"), True)
     expected = Outcome(EXIT_RETRY, "rank 1: SIGKILL", again=True)
     assert mine.result(20) == other.result(20) == expected
-    again = [one.result(20) for one in nodes.meet(pool, attempt=1)]
-    assert [one.attempt for one in again] == [1, 1]
+    again = [node.result(20) for node in nodes.meet(pool, attempt=1)]
+    assert [node.attempt for node in again] == [1, 1]
     mine = pool.submit(nodes.first.settle, Outcome(EXIT_DONE, ""), True)
     other = pool.submit(nodes.second.settle, Outcome(EXIT_USER, "bad row"), True)
     assert mine.result(20) == other.result(20) == Outcome(EXIT_USER, "bad row")
@@ -119,7 +119,7 @@ def test_the_cause_wins_over_what_it_made_others_lose(
 
 def test_a_node_that_is_gone_is_named(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     nodes = Nodes([tmp_path])
-    [one.result(20) for one in nodes.meet(pool)]
+    [node.result(20) for node in nodes.meet(pool)]
     assert nodes.first.trouble() is None and nodes.second.trouble() is None
     nodes.second.close()
     verdict = nodes.first.settle(Outcome(EXIT_DONE, ""), may_restart=False)
@@ -132,7 +132,7 @@ def test_a_node_that_comes_back_early_is_part_of_the_next_attempt(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     nodes = Nodes([tmp_path])
-    [one.result(20) for one in nodes.meet(pool)]
+    [node.result(20) for node in nodes.meet(pool)]
     nodes.second.close()
     back = nodes.another("b")
     early = pool.submit(back.meet, 0)

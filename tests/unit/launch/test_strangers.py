@@ -29,8 +29,8 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     monkeypatch.setattr(threading, "excepthook", ended.append)
     made = Nodes([tmp_path])
     with ThreadPoolExecutor(2) as pool:
-        for one in made.meet(pool):
-            one.result(20)
+        for node in made.meet(pool):
+            node.result(20)
     yield made
     made.close()
     assert ended == []

@@ -81,7 +81,7 @@ def test_more_ranks_than_gpus_are_found_before_the_start(
     with_gpus(monkeypatch, 4)
     env = {"TATARA_OUTPUTS": str(tmp_path)}
     config, _ = resolve(ROOT / "profiles" / "demo.yaml", env, [f"parallel.ranks_per_node={ranks}"])
-    found = [one for one in shallow(config, env) if one.level == "error"]
+    found = [finding for finding in shallow(config, env) if finding.level == "error"]
     assert [item.name for item in found] == mistakes
 
 

@@ -80,8 +80,8 @@ def test_packed_logits_equal_those_of_single_rows(attention: str, training: bool
     assert "attention_mask" not in batch
     packed = model(**batch, use_cache=False).logits
     singles = [
-        model(input_ids=torch.tensor([one["input_ids"]]), use_cache=False).logits[0]
-        for one in apart(rows)
+        model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0]
+        for row in apart(rows)
     ]
     start = 0
     for row, logits in zip(rows, packed, strict=True):

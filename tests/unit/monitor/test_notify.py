@@ -87,7 +87,7 @@ def test_a_standstill_must_last_and_is_told_once(
     written.beat(1)
     assert list(changes.find(runs.read([written.run]))) == []  # it goes on
     written.beat(1, ago=20)
-    assert [one.event for one in changes.find(runs.read([written.run]))] == ["stalled"]
+    assert [change.event for change in changes.find(runs.read([written.run]))] == ["stalled"]
 
 
 def test_a_command_gets_the_sentence_and_its_parts(tmp_path: Path) -> None:

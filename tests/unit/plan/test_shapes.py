@@ -209,7 +209,7 @@ def test_parameters_by_kind_add_up() -> None:
     shape, _ = shape_of(Model(name=LLAMA_1B), OFFLINE)
     kinds = shape.parameters_by_kind
     layer = 2 * 2048 * 2048 + 2 * 2048 * 512, 3 * 2048 * 8192
-    assert (kinds["attention"], kinds["mlp"]) == tuple(16 * one for one in layer)
+    assert (kinds["attention"], kinds["mlp"]) == tuple(16 * size for size in layer)
     assert (kinds["embedding"], kinds["head"], kinds["vision"]) == (TABLE, 0, 0)
     assert kinds["other"] == 33 * 2048
     assert sum(kinds.values()) == N
@@ -250,14 +250,14 @@ def test_openvla_adapter_has_the_published_size() -> None:
     """peft's all-linear there also wraps the head and two convolutions, of rank 32 each."""
     shape, _ = shape_of(Model(name="openvla/openvla-7b"), OFFLINE)
     head, convolutions = 4096 + 32_064, 2 * 3 * 14 * 14 + 1024 + 1152
-    ours = sum(one.adapter_parameters(32) for one in shape.adapted(["all-linear"]))
+    ours = sum(matrix.adapter_parameters(32) for matrix in shape.adapted(["all-linear"]))
     assert ours + 32 * (head + convolutions) == 110_828_288
     assert shape.adapted(["lm_head"])[0].adapter_parameters(32) == 32 * head
 
 
 def test_targets_may_be_paths() -> None:
     shape, _ = shape_of(Model(name=LLAMA_1B), OFFLINE)
-    assert [one.name for one in shape.adapted(["self_attn.q_proj"])] == ["q_proj"]
+    assert [matrix.name for matrix in shape.adapted(["self_attn.q_proj"])] == ["q_proj"]
     assert shape.adapted(["query_key_value"]) == ()
 
 

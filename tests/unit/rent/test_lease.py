@@ -72,7 +72,11 @@ class Stage:
     @property
     def saved(self) -> list[str]:
         copy = Path(self.ledger.copy)
-        return [one.name for one in verify(copy) if one.state == "whole"] if copy.is_dir() else []
+        return (
+            [checked.name for checked in verify(copy) if checked.state == "whole"]
+            if copy.is_dir()
+            else []
+        )
 
     def told(self, text: str) -> bool:
         return any(text in line for line in self.said)

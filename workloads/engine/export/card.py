@@ -88,7 +88,7 @@ def _sources(source: Any) -> str:
     """One source, or several in words."""
     if isinstance(source, str):
         return source
-    names = (one["source"] if isinstance(one, dict) else one.source for one in source)
+    names = (item["source"] if isinstance(item, dict) else item.source for item in source)
     return ", ".join(names)
 
 

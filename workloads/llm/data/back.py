@@ -58,7 +58,7 @@ def _nature(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, str]:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = state["model"].get("vocab")
     is_byte_level = "ByteLevel" in _types(state["pre_tokenizer"])
-    whole = isinstance(vocabulary, dict) and all(one in vocabulary for one in ByteLevel.alphabet())
+    whole = isinstance(vocabulary, dict) and vocabulary.keys() >= set(ByteLevel.alphabet())
     rewrites = _types(state["normalizer"]) - {"Sequence"}
     form = next(iter(rewrites)) if len(rewrites) == 1 else ""
     return is_byte_level and whole and (not rewrites or form in _FORMS), form

@@ -124,15 +124,15 @@ def _leaves(value: Any, with_keys: bool) -> Iterator[str]:
         if value.strip():
             yield value
     elif isinstance(value, list):
-        for one in value:
-            yield from _leaves(one, with_keys)
+        for item in value:
+            yield from _leaves(item, with_keys)
     elif isinstance(value, dict):
-        for key, one in value.items():
+        for key, item in value.items():
             if with_keys:
                 yield key
             elif key in _IDENTIFIERS:
                 continue
-            yield from _leaves(one, with_keys)
+            yield from _leaves(item, with_keys)
 
 
 def _message(turn: Any, number: int, ignored: frozenset[str]) -> Message:

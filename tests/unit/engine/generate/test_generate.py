@@ -70,7 +70,7 @@ def test_auto_begins_with_many_and_halves_what_does_not_fit(
 def test_token_ids_are_taken_as_they_are(model: LlamaForCausalLM) -> None:
     ids = [make_tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
     assert ask(model, ids) == ask(model)
-    assert ask(model, [[1, *one] for one in ids]) != ask(model)
+    assert ask(model, [[1, *prompt] for prompt in ids]) != ask(model)
 
 
 def test_a_start_token_is_not_doubled() -> None:

@@ -106,7 +106,7 @@ def test_a_token_that_cannot_push_is_found_before_anything_is_trained(
     hub: FakeHub, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = session.run.config()
-    assert [one.line() for one in may_push(config)] == ["ok      push: as me to me/model"]
+    assert [finding.line() for finding in may_push(config)] == ["ok      push: as me to me/model"]
     monkeypatch.setenv("HF_TOKEN", "hf_stale")
     (finding,) = may_push(config)
     assert finding.level == "error" and "401" in finding.found

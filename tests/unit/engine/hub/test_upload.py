@@ -44,7 +44,7 @@ def folder(root: Path, name: str, *files: str) -> Path:
 
 def names(path: Path) -> set[str]:
     """Of an export, without its seal, which is for copies of the run."""
-    return {one.name for one in path.iterdir()} - {SEAL}
+    return {file.name for file in path.iterdir()} - {SEAL}
 
 
 def test_a_repository_holds_the_files_of_the_last_export_alone(

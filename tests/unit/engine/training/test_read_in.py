@@ -52,4 +52,4 @@ def test_the_overrides_of_grpo_are_seen() -> None:
     module = importlib.import_module("workloads.grpo.trl_hooks")
     assert "GrpoTrainer._calculate_rewards" in private_overrides(module)
     known = [loaded for key, loaded in sys.modules.items() if key.startswith("workloads.")]
-    assert {one.__name__ for one in known if private_overrides(one)} <= set(MODULES)
+    assert {kind.__name__ for kind in known if private_overrides(kind)} <= set(MODULES)

@@ -41,7 +41,7 @@ def process(written: Written) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def look(written: Written, now: Now | None = None) -> dict[int, RankStatus]:
-    return {one.rank: one for one in Heartbeats(written.run.path).read(now or Now())}
+    return {rank.rank: rank for rank in Heartbeats(written.run.path).read(now or Now())}
 
 
 def later(now: Now, seconds: float) -> Now:

@@ -24,7 +24,7 @@ def rank(number: int, step: int, beaten: float = 0.0, **facts: object) -> RankSt
 
 
 def states(ranks: list[RankStatus]) -> Mapping[int, str]:
-    return {one.rank: one.state for one in ranks if one.state != "ok"}
+    return {rank.rank: rank.state for rank in ranks if rank.state != "ok"}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_too_little_seen_is_no_speed() -> None:
     stragglers = Stragglers()
     for second in range(0, 9):
         ranks = [rank(at, 1000 + second * (10 if at else 2), float(second)) for at in range(4)]
-        assert all(one.pace is None for one in stragglers.mark(ranks, None))
+        assert all(rank.pace is None for rank in stragglers.mark(ranks, None))
 
 
 def test_a_rank_that_began_anew_is_not_measured_across_that() -> None:
@@ -87,8 +87,8 @@ def test_it_is_warned_of_with_the_rank_s_name(tmp_path: Path) -> None:
     for number in range(64):
         written.beat(number, node=number // 8, step=2094 - 90 * (number == 12), host=f"n{number}")
     snapshot = RunReader(written.run).read()
-    assert [one.rank for one in snapshot.ranks if one.state == "behind"] == [12]
-    (alert,) = [one for one in alerts(snapshot) if "behind" in one.text]
+    assert [rank.rank for rank in snapshot.ranks if rank.state == "behind"] == [12]
+    (alert,) = [alert for alert in alerts(snapshot) if "behind" in alert.text]
     assert alert.bad and alert.text.startswith("rank 12 (node 1, n12")
     assert "is 90 steps behind the others, at step 2,004" in alert.text
 

@@ -90,9 +90,9 @@ def test_the_list_is_sorted_and_searched(tmp_path: Path) -> None:
     runs.append(Written(tmp_path, "b", "demo").begun().losses([0.5]).run)
     runs.append(Written(tmp_path, "c", "demo").begun().run)
     found = RunList().read(runs)
-    order = [one.run.id for one in sort(found, "loss", descending=False)]
+    order = [row.run.id for row in sort(found, "loss", descending=False)]
     assert order == ["b", runs[0].id, "c"]
-    assert [one.run.id for one in sort(found, "loss", descending=True)] == [runs[0].id, "b", "c"]
-    assert [one.run.id for one in search(found, "MEMORY rank")] == [runs[0].id]
-    assert [one.run.id for one in search(found, "demo/b")] == ["b"]
+    assert [row.run.id for row in sort(found, "loss", descending=True)] == [runs[0].id, "b", "c"]
+    assert [row.run.id for row in search(found, "MEMORY rank")] == [runs[0].id]
+    assert [row.run.id for row in search(found, "demo/b")] == ["b"]
     assert search(found, "demo/b failed") == [] and len(search(found, " ")) == 3

@@ -11,6 +11,7 @@ from workloads.commands.parsing import (
     Commands,
     PrintCompletion,
     PrintVersion,
+    UnwrappedHelpFormatter,
     add_commands,
     split_settings,
 )
@@ -74,7 +75,7 @@ def parser() -> CommandParser:
         prog="tatara",
         description="Fine-tune language models, vision-language models and robot policies.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=UnwrappedHelpFormatter,
     )
     whole.add_argument("--version", action=PrintVersion, help="print the version and leave")
     whole.add_argument(

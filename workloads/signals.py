@@ -6,16 +6,14 @@ from its first moment: one that is started `held_back` has them blocked until it
 
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAME_WISH = 2.0  # seconds in which a repeated signal says nothing new
-Handler = Callable[[int, FrameType | None], Any]
+Handler = Callable[[int, FrameType | None], object]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -55,6 +53,8 @@ def handled_by(handler: Handler) -> Iterator[None]:
 
     Afterwards the handlers of before do, unless stop signals are ignored by then.
     """
+    import threading
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,20 +1,42 @@
 """The parser of `tatara`: commands that load their module when they are chosen, and mistakes told
 in one sentence."""
 
+from __future__ import annotations
+
 import argparse
 import importlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 from workloads.errors import UserError, did_you_mean
+
+TYPE_CHECKING = False  # the module typing would be a tenth of the time of `tatara --help`
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 # command → (module with `add_arguments(parser)` and `main`, one line of help)
 Commands = Mapping[str, tuple[str, str]]
 # Makes `main(args, words)` of a module's own main.
 Wrapper = Callable[[Callable[..., int]], Callable[[argparse.Namespace, Sequence[str]], int]]
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's own, which would import shutil to learn how wide the terminal is."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = os.environ.get("COLUMNS", "0")
+            width = int(columns if columns.isdigit() else 0) or os.get_terminal_size().columns
+        except OSError:
+            width = 80
+        super().__init__(prog, width=max(width, 40) - 2)
+
+
+class UnwrappedHelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Description and epilog stay as they are written."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -24,6 +46,7 @@ class CommandParser(argparse.ArgumentParser):
         self, *args: Any, module: str = "", wrap: Wrapper | None = None, **settings: Any
     ) -> None:
         settings.setdefault("allow_abbrev", False)
+        settings.setdefault("formatter_class", HelpFormatter)
         super().__init__(*args, **settings)
         self._module, self._wrap = module, wrap
         self._commands: argparse._SubParsersAction[CommandParser] | None = None
@@ -38,7 +61,7 @@ class CommandParser(argparse.ArgumentParser):
                 self.set_defaults(main=self._wrap(module.main) if self._wrap else module.main)
             module.add_arguments(self)
 
-    def command(self, name: str) -> "CommandParser":
+    def command(self, name: str) -> CommandParser:
         """The parser of a command below this one, with its arguments."""
         assert self._commands is not None
         parser = self._commands.choices[name]

@@ -64,6 +64,7 @@ def test_a_dry_run_without_a_key_shows_the_steps(capsys: pytest.CaptureFixture[s
         (["lambda", "demo", "--hours", "1", "optim.lr=1"], "did you mean optim.learning_rate"),
         (["lambda", "demo", "--hours", "1", "--resume", "none"], "expected a run in"),
         (["ssh", "-x", "demo"], "unexpected '-x'"),
+        (["ssh", "demo", "--dry-run"], "expected MACHINE and a PROFILE with --dry-run"),
         (["end", "nothing@"], "expected MACHINE as a name or [user@]host"),
         (["watch", "nothing"], "expected a lease of this checkout, found 'nothing'"),
         (["reap"], "expected LAMBDA_API_KEY"),

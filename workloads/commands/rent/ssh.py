@@ -31,6 +31,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     env = loaded_environment()
     if args.profile is None:
         no_settings(words)
+        _check_is_shell(args)
         return _shell(args, env)
     from workloads.rent.provider import Request
 
@@ -61,6 +62,17 @@ def _steps(copy: str, args: argparse.Namespace) -> tuple[str, ...]:
         "ask the doctor, then train, detached",
         f"copy each checkpoint into {copy}; at the end the rest, and verify every digest",
     )
+
+
+def _check_is_shell(args: argparse.Namespace) -> None:
+    """UserError where an option says that a training was meant."""
+    names = ("dry_run", "detach", "hours", "gpus", "resume", "python")
+    given = ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(args, name, None))
+    if given:
+        raise UserError(
+            f"expected MACHINE and a PROFILE with {given}, found {args.machine!r} alone; name the "
+            "profile, or leave the options out for a shell"
+        )
 
 
 def _shell(args: argparse.Namespace, env: dict[str, str]) -> int:

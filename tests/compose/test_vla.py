@@ -11,7 +11,9 @@ from PIL import Image
 
 from tests.compose.project import ROOT, Project, arguments, docker
 from tests.smoke.test_vla_train import unpack
-from tests.support.processes import events, free_port
+from tests.support.calvin_cases import write_calvin
+from tests.support.processes import events, free_port, losses, state
+from workloads.run.integrity import sealed
 from workloads.vla.serve.client import PolicyClient
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
@@ -28,6 +30,11 @@ def data_folder(folder: Path) -> Path:
     """What a user's data/ holds: the demo's files, and recordings of a CRANE-X7."""
     shutil.copytree(ROOT / "data" / "demo", folder / "demo")
     unpack(folder / "tfrecord_logs")
+    return readable(folder)
+
+
+def readable(folder: Path) -> Path:
+    """For the containers' account, which is another one."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
@@ -97,3 +104,38 @@ def test_the_commands_of_the_guide_as_they_are_written(
         run = vla.run("vla-tiny")
         assert (run.final / "dataset_statistics.json").is_file() and events(run, "exported")
     assert len(run.statuses()) == 2
+
+
+def test_a_policy_head_is_stopped_and_resumes_to_the_same_weights(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    """A tiny Kosmos-2 with an LSTM head on CALVIN, by its recipe."""
+    data = tmp_path / "data"
+    shutil.copytree(ROOT / "data" / "demo", data / "demo")
+    write_calvin(data / "calvin", spans=((0, 12), (8, 20), (28, 36)))
+    readable(data)
+    words = (
+        *("data.source=data/calvin", "data.window=4", "data.eval_share=0.3"),
+        *("action_head.chunk=3", "action_head.hidden=16", "train.max_steps=24"),
+        *("train.per_device_batch_size=2", "checkpoints.every_steps=100"),
+        *("evaluation.every_steps=100", "tracking.tensorboard=false"),
+    )
+    own = {"TATARA_DATA": str(data), "TATARA_PROFILE": "profiles/recipes/policy-tiny.yaml"}
+    whole = project("vla", FILES, **own, **arguments(*words))
+    whole.up("vla")
+    whole.ends(vla=0)
+    part = project("vla", FILES, **own, **arguments(*words))
+    part.up("vla")
+    run = part.until_step(4, "policy-tiny")
+    docker("stop", "--time", "120", part.container("vla"), timeout=180)
+    part.ends(vla=3)
+    stopped_at = events(run, "stop requested")[0]["step"]
+    assert sealed(run.checkpoints)[-1].name == f"checkpoint-{stopped_at}" != "checkpoint-24"
+    part.write_settings(**own, **arguments(*words, "--resume", "latest"))
+    part.up("vla")
+    part.ends(vla=0)
+    straight = whole.run("policy-tiny")
+    assert part.run("policy-tiny").path == run.path
+    assert losses(run) == losses(straight) and len(losses(run)) == 24
+    assert state(run) == state(straight)
+    assert (run.final / "model.safetensors").is_file()

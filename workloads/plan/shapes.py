@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from workloads.errors import UserError
-from workloads.plan.vision_shapes import LLAVA, Fields, Linear, Tower, need, vision
+from workloads.plan.vision_shapes import NAMING, Fields, Linear, Tower, need, vision
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ _KOSMOS_NAMES = {
     "layers": "num_hidden_layers",
     "attention_heads": "num_attention_heads",
 }
-FAMILIES = tuple(sorted((*_BLOCKS, "openvla", *LLAVA)))
+FAMILIES = tuple(sorted((*_BLOCKS, "openvla", *NAMING)))
 _LLAMA_7B: Fields = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -265,16 +265,18 @@ def _image_tokens(family: str, fields: Fields, towers: tuple[Tower, ...]) -> int
     """Tokens that an image always becomes; 0 where its size decides."""
     if family == "openvla":
         return towers[0].patches - towers[0].extra
+    if family == "paligemma":
+        return towers[0].patches
     return need(fields, "latent_query_num") if family == "kosmos-2" else 0
 
 
 def _language(family: str, fields: Fields) -> str:
-    """The family of the language model, which a LLaVA names itself."""
+    """The family of the language model, which some models that see name themselves."""
     if family == "openvla":
         return "llama"
-    if family not in LLAVA:
+    if family not in NAMING:
         return family
-    named = str((fields.get("text_config") or {}).get("model_type", LLAVA[family]))
+    named = str((fields.get("text_config") or {}).get("model_type", NAMING[family]))
     if named not in _BLOCKS:
         known = ", ".join(sorted(_BLOCKS))
         raise UserError(f"expected text_config of {known} in config.json, found {named!r}")
@@ -284,7 +286,7 @@ def _language(family: str, fields: Fields) -> str:
 def _text(family: str, fields: Fields) -> Fields:
     """Fields of the language model. Models that see nest them; the older of them do not."""
     own = fields.get("text_config") or {}
-    if family in LLAVA:
+    if family in NAMING:
         language = _language(family, fields)
         return {**_DEFAULTS.get(language, {}), **_NESTED.get(language, {}), **own}
     if family == "kosmos-2":

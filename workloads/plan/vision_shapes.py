@@ -52,6 +52,8 @@ def need(fields: Fields, name: str) -> int:
 Vision = tuple[tuple[Tower, ...], tuple[Linear, ...], int]
 # LLaVAs, and the language model that each has where its config names none.
 LLAVA: Mapping[str, str] = {"llava": "llama", "llava_next": "llama", "llava_onevision": "qwen2"}
+# All whose config says which language model they have, with the one that they have where it does not.
+NAMING: Mapping[str, str] = {**LLAVA, "paligemma": "gemma"}
 
 
 def vision(family: str, fields: Fields, hidden: int) -> Vision:
@@ -64,6 +66,8 @@ def vision(family: str, fields: Fields, hidden: int) -> Vision:
         return _llava(family, fields, hidden)
     if family == "kosmos-2":
         return _kosmos2(fields, hidden)
+    if family == "paligemma":
+        return _paligemma(fields, hidden)
     return (), (), 0
 
 
@@ -210,6 +214,14 @@ def _llava(family: str, fields: Fields, hidden: int) -> Vision:
     side = need({**_TOWERS[own["model_type"]], **own}, "image_size")
     tiles = math.ceil(_USUAL_SIDE / side) ** 2 + 1
     return (replace(tower, patches=tiles * tower.patches),), tuple(linears), small + hidden
+
+
+def _paligemma(fields: Fields, hidden: int) -> Vision:
+    """A SigLIP tower and one matrix that projects its features."""
+    own = {**_TOWERS["siglip_vision_model"], **(fields.get("vision_config") or {})}
+    tower, linears, small = _clip({**own, "model_type": "siglip_vision_model"})
+    linears.append(Linear("linear", tower.hidden, hidden, 1, "vision"))
+    return (tower,), tuple(linears), small + hidden
 
 
 def _clip(own: Fields) -> tuple[Tower, list[Linear], int]:

@@ -246,6 +246,22 @@ def test_kosmos_and_every_head_are_counted_as_they_are_built() -> None:
             )
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_paligemma_is_counted_as_it_is_built(head: bool) -> None:
+    from transformers import AutoConfig
+
+    from tests.support.tiny_paligemma import CONFIG
+    from workloads.engine.pretrained.load import IMAGES
+
+    shape, _ = shape_of(Model(name="google/paligemma-3b-pt-224"), OFFLINE)
+    assert (shape.parameters, shape.image_tokens) == (2_923_466_480, 256)
+    tiny = {**CONFIG, "vision_config": {**CONFIG["vision_config"], "vision_use_head": head}}
+    built = IMAGES.factory.from_config(AutoConfig.for_model(**tiny))
+    own = from_fields(tiny)
+    assert own.parameters == sum(parameter.numel() for parameter in built.parameters())
+    assert own.image_tokens == 16
+
+
 def test_openvla_adapter_has_the_published_size() -> None:
     """peft's all-linear there also wraps the head and two convolutions, of rank 32 each."""
     shape, _ = shape_of(Model(name="openvla/openvla-7b"), OFFLINE)

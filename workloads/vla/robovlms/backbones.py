@@ -7,7 +7,9 @@ its prompts look like; everything else is the same for all.
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask
 
 from workloads.errors import UserError
 
@@ -17,10 +19,11 @@ _MOST_TOKENS = 512
 
 class Backbone(Protocol):
     """opening: tokens of a text that stand in front of the images; closing: those that stand behind
-    the action token."""
+    the action token; discrete: whether actions can be tokens of its text."""
 
     opening: int
     closing: int
+    discrete: bool
 
     def prepare(self, model: nn.Module) -> None:
         """Correct what the library gets wrong, once, after the model has been made."""
@@ -37,9 +40,23 @@ class Backbone(Protocol):
     def embed(self, model: nn.Module, ids: Tensor) -> Tensor:
         """Ids [..., L] → [..., L, width], as the language model takes them."""
 
-    def read(self, model: nn.Module, embeds: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
+    def language(self, model: nn.Module) -> nn.Module:
+        """The layers that `read` goes through."""
+
+    def read(
+        self,
+        model: nn.Module,
+        embeds: Tensor,
+        mask: Tensor,
+        blocks: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
         """Embeddings [B, T, width] and their mask [B, T, past ones included] → the states after
-        the last layer, [B, T, width]; cache: of the tokens before these."""
+        the last layer, [B, T, width].
+
+        blocks: int64 [B, T], a number for the images and the text of one frame, -1 for what sees
+        earlier tokens only; cache: of the tokens before these.
+        """
 
     def logits(self, model: nn.Module, states: Tensor) -> Tensor:
         """[..., width] → [..., vocabulary]."""
@@ -59,6 +76,7 @@ class Kosmos:
 
     opening = 1
     closing = 1
+    discrete = True
 
     def prepare(self, model: Any) -> None:
         # Under sdpa, transformers 5.17 takes this cross-attention for a causal one: the first
@@ -80,7 +98,18 @@ class Kosmos:
     def embed(self, model: Any, ids: Tensor) -> Tensor:
         return model.text_model.model.embed_tokens(ids)
 
-    def read(self, model: Any, embeds: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
+    def language(self, model: Any) -> nn.Module:
+        return model.text_model.model
+
+    def read(
+        self,
+        model: Any,
+        embeds: Tensor,
+        mask: Tensor,
+        blocks: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        # It was trained with every token seeing earlier ones only.
         found = model.text_model.model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -102,13 +131,95 @@ class Kosmos:
         return _CLIP
 
 
+class PaliGemma:
+    """PaliGemma: images, bos, words and a newline, which see each other as in its pretraining; then
+    the action token."""
+
+    opening = 0
+    closing = 0
+    discrete = False
+
+    def prepare(self, model: Any) -> None:
+        text = model.config.text_config
+        if text.model_type != "gemma":
+            raise UserError(
+                f"model.name: expected a PaliGemma on gemma, found one on {text.model_type!r}, whose "
+                "sliding windows are not offered under a policy head; choose another"
+            )
+        # By its own name or that of a kernel on the hub.
+        if "flash" in text._attn_implementation:
+            raise UserError(
+                f"model.attention: expected sdpa or eager, found {text._attn_implementation!r}, "
+                "which cannot let PaliGemma's images and words see each other; set "
+                "model.attention=sdpa"
+            )
+
+    def features(self, config: Any) -> int:
+        return int(config.text_config.hidden_size)
+
+    def unused(self, model: Any) -> list[str]:
+        return ["model.vision_tower.head"] if model.model.vision_tower.use_head else []
+
+    def image_tokens(self, model: Any, pixels: Tensor) -> Tensor:
+        return model.get_image_features(pixels).pooler_output
+
+    def embed(self, model: Any, ids: Tensor) -> Tensor:
+        return model.get_input_embeddings()(ids)
+
+    def language(self, model: Any) -> nn.Module:
+        return model.model.language_model
+
+    def read(
+        self,
+        model: Any,
+        embeds: Tensor,
+        mask: Tensor,
+        blocks: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        # As PaliGemmaModel.forward of transformers 5.17, which knows one block only.
+        past = 0 if cache is None else cache.get_seq_length()
+        positions = torch.arange(embeds.shape[1], device=embeds.device)[None] + past + 1
+        whole = create_causal_mask(
+            config=model.config.text_config,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            past_key_values=cache,
+            position_ids=positions,
+            block_sequence_ids=blocks,
+        )
+        found = self.language(model)(
+            inputs_embeds=embeds,
+            attention_mask=whole,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return found.last_hidden_state
+
+    def logits(self, model: Any, states: Tensor) -> Tensor:
+        return model.lm_head(states)
+
+    def prompt(self, tokenizer: Any, instruction: str) -> list[int]:
+        ids = tokenizer(f"{instruction}\n", add_special_tokens=False)["input_ids"]
+        if len(ids) >= _MOST_TOKENS:
+            ids = [*ids[: _MOST_TOKENS - 2], ids[-1]]
+        return [tokenizer.bos_token_id, *ids]
+
+    def image_size(self, config: Any) -> int:
+        return int(config.vision_config.image_size)
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        return [0.5] * 3, [0.5] * 3
+
+
 def with_ends(tokenizer: Any, text: str) -> list[int]:
     """bos, the text, eos; at most 512 ids, as in the published trainings."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"][: _MOST_TOKENS - 2]
     return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
 
 
-BACKBONES: Mapping[str, type[Backbone]] = {"kosmos-2": Kosmos}
+BACKBONES: Mapping[str, type[Backbone]] = {"kosmos-2": Kosmos, "paligemma": PaliGemma}
 
 
 def backbone_of(kind: str, where: str) -> Backbone:

@@ -66,6 +66,12 @@ def from_checkpoint(
             raise UserError(f"{config}: {row.field} = {row.shown} cannot be loaded: {row.text}")
     if backbone is None:
         backbone = _backbone(config, found.config.get("model_config"))
+    if backbone["model_type"] != "kosmos-2":
+        raise UserError(
+            f"{config}: expected a checkpoint on kosmos-2, found one on {backbone['model_type']}; "
+            "how RoboVLMs lays out the frames of others has not been checked against its own "
+            "answers, so that only trainings of `tatara train` are loaded"
+        )
     policy = empty(_spec(config, settings, backbone), attn)
     stored = to_fp32(weights) if weights.is_dir() else read_weights(weights)
     fill(policy, _own(stored, policy), str(weights))

@@ -41,7 +41,7 @@ def build(config: VlaConfig, fields: Fields) -> FakeStep:
 
     def loss(model: nn.Module) -> Tensor:
         # In training Kosmos-2 draws for each layer whether to skip it, which asks for a value.
-        backbone.text_model.model.training = False
+        adapter.language(backbone).training = False
         found: Tensor = model(pixels, ids, torch.ones_like(ids), states, actions, valid).loss
         return found
 

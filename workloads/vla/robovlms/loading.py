@@ -104,6 +104,11 @@ def spec_of(config: VlaConfig, base: Base[Any], sources: Sources) -> PolicySpec:
     """The head of a profile on this base, for this robot."""
     head, bounds, backbone = config.action_head, config.data.normalise, backbone_fields(base)
     adapter = backbone_of(str(backbone["model_type"]), base.model.name)
+    if head.kind == "discrete" and not adapter.discrete:
+        raise UserError(
+            f"action_head.kind: expected lstm, gpt or fc on {backbone['model_type']}, found "
+            "discrete; set one of them, or choose another model.name"
+        )
     return PolicySpec(
         backbone=backbone,
         kind=head.kind,

@@ -1,7 +1,7 @@
 """A vision-language model that drives a robot: images and text of each frame, and a head.
 
-A frame is `bos | last camera … first camera | text | action token | eos`; discrete actions are ids
-of the text itself. Parameters have RoboVLMs' names below `model.`.
+A frame is `bos | last camera … first camera | text | action token | eos`, or as its adapter says;
+discrete actions are ids of the text itself. Parameters have RoboVLMs' names below `model.`.
 """
 
 import json
@@ -69,6 +69,12 @@ class Sequence:
     action: Tensor
     text: Tensor
     images: Tensor
+
+    @property
+    def blocks(self) -> Tensor:
+        """int64 [N, T]: a frame's number for its images and text, -1 for its action."""
+        numbers = torch.arange(len(self.action), device=self.action.device)[:, None]
+        return torch.where(self.action, -1, numbers)
 
 
 class PolicyModel(PreTrainedModel):
@@ -180,11 +186,11 @@ class PolicyModel(PreTrainedModel):
         """The states of all tokens [B, W, T, D], what was read, and the mask that was used."""
         samples, steps = pixel_values.shape[:2]
         sequence = self.embedded(pixel_values, input_ids, attention_mask)
-        embeds, mask = sequence.embeds, sequence.mask
+        embeds, mask, blocks = sequence.embeds, sequence.mask, sequence.blocks
         if self.spec.history == "interleaved":
             embeds = embeds.reshape(samples, -1, embeds.shape[-1])
-            mask = mask.reshape(samples, -1)
-        found = self.adapter.read(self.backbone, embeds, mask)
+            mask, blocks = mask.reshape(samples, -1), blocks.reshape(samples, -1)
+        found = self.adapter.read(self.backbone, embeds, mask, blocks)
         return found.reshape(samples, steps, -1, embeds.shape[-1]), sequence, mask
 
     def states(
@@ -286,7 +292,7 @@ class PolicyModel(PreTrainedModel):
         ids: list[Tensor] = []
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         for _ in range(count):
-            states = self.adapter.read(self.backbone, embeds, mask, cache)
+            states = self.adapter.read(self.backbone, embeds, mask, cache=cache)
             ids.append(self.adapter.logits(self.backbone, states[:, -1]).argmax(dim=-1))
             embeds = self.adapter.embed(self.backbone, ids[-1][:, None])
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)

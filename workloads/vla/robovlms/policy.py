@@ -22,6 +22,7 @@ from workloads.vla.robovlms.actions import ActionScale
 from workloads.vla.robovlms.backbones import action_prompt
 from workloads.vla.robovlms.heads import GptHead, History, LstmHead
 from workloads.vla.robovlms.modeling import PolicyModel
+from workloads.vla.robovlms.modeling import Sequence as FrameSequence
 from workloads.vla.statistics import STATISTICS, action_stats
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -207,12 +208,24 @@ class HeadPolicy(Policy):
         sequence = model.embedded(batch["pixel_values"], batch["input_ids"], mask)
         embeds = _after(memories, sequence.embeds)
         whole = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        seen = model.adapter.read(model.backbone, embeds, whole)
+        seen = model.adapter.read(model.backbone, embeds, whole, self._blocks(memories, sequence))
         for memory, frame in zip(memories, sequence.embeds, strict=True):
             if memory is not None:
                 memory.keep(frame[None])
         newest = seen[:, -sequence.embeds.shape[1] :].unsqueeze(1)
         return model.chosen(newest, sequence, batch.get("states"))
+
+    def _blocks(self, memories: Sequence[Any], newest: FrameSequence) -> Tensor:
+        """See `Backbone.read`: int64 [B, T], of the frames that are remembered and the newest."""
+        latent, closing = self.model.latent, self.model.adapter.closing
+        rows = []
+        for memory in memories:
+            before = [] if memory is None else [frame.shape[1] for frame in memory.frames]
+            row: list[int] = []
+            for number, length in enumerate([*before, newest.embeds.shape[1]]):
+                row += [number] * (length - latent - closing) + [-1] * latent + [number] * closing
+            rows.append(row)
+        return torch.tensor(rows, device=self.device)
 
     def _decoded(
         self, batch: Mapping[str, Tensor], memories: Sequence[Any], scale: ActionScale

@@ -52,7 +52,7 @@ def need(fields: Fields, name: str) -> int:
 Vision = tuple[tuple[Tower, ...], tuple[Linear, ...], int]
 # LLaVAs, and the language model that each has where its config names none.
 LLAVA: Mapping[str, str] = {"llava": "llama", "llava_next": "llama", "llava_onevision": "qwen2"}
-# All whose config says which language model they have, with the one that they have where it does not.
+# Those whose config names the language model, and the one that they have where it does not.
 NAMING: Mapping[str, str] = {**LLAVA, "paligemma": "gemma"}
 
 

@@ -143,8 +143,8 @@ class PaliGemma:
         text = model.config.text_config
         if text.model_type != "gemma":
             raise UserError(
-                f"model.name: expected a PaliGemma on gemma, found one on {text.model_type!r}, whose "
-                "sliding windows are not offered under a policy head; choose another"
+                f"model.name: expected a PaliGemma on gemma, found one on {text.model_type!r}, "
+                "whose sliding windows are not offered under a policy head; choose another"
             )
         # By its own name or that of a kernel on the hub.
         if "flash" in text._attn_implementation:

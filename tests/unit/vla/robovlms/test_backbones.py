@@ -72,5 +72,7 @@ def test_what_is_not_offered_is_named() -> None:
         PaliGemma().prepare(model)
     with pytest.raises(UserError, match="expected a PaliGemma on gemma, found one on 'gemma2'"):
         PaliGemma().prepare(backbone(model_type="gemma2", head_dim=16))
-    with pytest.raises(UserError, match="kosmos-2, paligemma under a policy head, found 'moondream"):
+    with pytest.raises(
+        UserError, match="kosmos-2, paligemma under a policy head, found 'moondream"
+    ):
         backbone_of("moondream1", "config.json")

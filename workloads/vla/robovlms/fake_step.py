@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from workloads.engine.fake_step.step import FakeStep, Fields, fake_model, prepare
 from workloads.engine.pretrained.files import weights_dtype
@@ -27,7 +28,8 @@ def build(config: VlaConfig, fields: Fields) -> FakeStep:
     )  # fmt: skip
     state = config.action_size if head.state else 0
     spec = PolicySpec(fields, head.kind, size, head.history, head.reads, state)
-    model = PolicyModel(spec, backbone).to(weights_dtype(config.train, config.adapter))
+    with no_init_weights():
+        model = PolicyModel(spec, backbone).to(weights_dtype(config.train, config.adapter))
     model.name_or_path = config.model.name
     freeze_unused(model)
 

@@ -59,7 +59,14 @@ def test_formulas_agree_with_a_fake_step(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "gpus"), [("llm-4090", 2), ("vla", 1), ("recipes/vla-oft", 1), ("grpo-h100", 1)]
+    ("name", "gpus"),
+    [
+        ("llm-4090", 2),
+        ("vla", 1),
+        ("recipes/vla-oft", 1),
+        ("recipes/policy-paligemma", 1),
+        ("grpo-h100", 1),
+    ],
 )
 def test_formulas_agree_with_a_fake_step_of_a_profile(name: str, gpus: int) -> None:
     config, _ = resolve(ROOT / f"profiles/{name}.yaml", {}, [])

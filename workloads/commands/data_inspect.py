@@ -85,7 +85,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     out.append(f"  colours stored as {', '.join(found['color_orders']) or 'none'}")
     for camera, facts in found["cameras"].items():
         size = "unreadable" if facts["shape"] is None else "{1} x {0}".format(*facts["shape"])
-        out.append(f"  camera {camera}: {facts['episodes']} episodes, {size}")
+        others = "".join(", also {1} x {0}".format(*shape) for shape in facts["other_shapes"])
+        out.append(f"  camera {camera}: {facts['episodes']} episodes, {size}{others}")
     if not found["cameras"]:
         out.append("  no camera")
     out += ["", *_instructions(found)]

@@ -26,9 +26,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         ground = Image.new("RGBA", image.size, (*WHITE, 255))
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if is_deep(image.mode):
         return Image.fromarray(_greys(np.asarray(image), image.mode)).convert("RGB")
     return image.convert("RGB")
+
+
+def is_deep(mode: str) -> bool:
+    """Whether images of this mode of Pillow's are grey with more than 8 bits."""
+    return mode in ("I", "F") or mode.startswith("I;16")
 
 
 def _greys(values: np.ndarray, mode: str) -> np.ndarray:

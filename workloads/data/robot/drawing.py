@@ -16,6 +16,7 @@ _GAP = 6  # between tiles, and around all
 _LINE = 16  # height of a line of text
 _CURVES_AT_MOST = 40
 _LIMIT_NEAR = 0.25  # of the range of the values: a limit this near to them is drawn
+_STILL = 1e-6  # of a value: changes up to here are the rounding of float32
 _LONGEST_LABEL = 150  # letters
 # What a person tells apart from any image: neither black nor white.
 _PAPER, _MOUNT, _BORDER, _INK, _SOFT = "#f4f4f2", "#c9ccd1", "#5b6067", "#16181b", "#5b6067"
@@ -120,11 +121,13 @@ def action_curves(dataset: Dataset, path: str | Path) -> None:
     rows = -(-size // columns)
     figure = Figure(figsize=(6.4 * columns, 2.4 * rows + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(
+    title = (
         f"{dataset.name}: actions of {len(chosen)} of {len(dataset)} episodes; dotted q01 and q99, "
-        "between which they are normalised; dashed joint limits",
-        fontsize="small",
+        "between which they are normalised"
     )
+    if joint_limits(dataset, size) is not None:
+        title += "; dashed joint limits"
+    figure.suptitle(title, fontsize="small")
     for number in range(size):
         axes = figure.add_subplot(rows, columns, number + 1)
         _draw(axes, dataset, chosen, number)
@@ -139,7 +142,9 @@ def _draw(axes: Any, dataset: Dataset, episodes: list[Episode], number: int) -> 
     for quantile in np.quantile(values.astype(np.float64), [0.01, 0.99]):
         axes.axhline(quantile, color="black", linestyle=":", linewidth=1)
     low, high = float(values.min()), float(values.max())
-    room = (high - low) or max(abs(high), 1e-3)
+    room = high - low
+    if room <= _STILL * max(abs(low), abs(high)):  # rounding, which would fill the plot
+        room = abs(high) or 1.0
     bottom, top = low - 0.08 * room, high + 0.08 * room
     limits = joint_limits(dataset, size)
     for limit in () if limits is None else limits[number]:

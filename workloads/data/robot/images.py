@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from workloads.data.images import to_rgb
+from workloads.data.images import is_deep, to_rgb
 
 # The first bytes of what recorders write: an image that begins otherwise is none.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"RIFF")
@@ -42,6 +42,12 @@ def shape_of(encoded: bytes) -> tuple[int, int]:
     """Height and width, from the header alone; raises ImageError."""
     with _opened(encoded) as image:
         return image.height, image.width
+
+
+def is_deep_grey(encoded: bytes) -> bool:
+    """Whether an image is grey with more than 8 bits, as depth maps are; raises ImageError."""
+    with _opened(encoded) as image:
+        return is_deep(image.mode)
 
 
 def is_jpeg_or_png(encoded: bytes) -> bool:

@@ -37,7 +37,7 @@ def inspect(
         "steps_per_episode": _spread(dataset.lengths),
         "drop_last_placeholder": dataset.options.drop_last_placeholder,
         "color_orders": list(dataset.color_orders),
-        "cameras": _cameras(episodes),
+        "cameras": _cameras(episodes, verify),
         "instructions": dict(said.most_common()),
         "instruction_origins": dict(dataset.origins),
         "text_features": list(dataset.text_keys),
@@ -64,17 +64,28 @@ def _spread(lengths: np.ndarray) -> dict[str, float]:
     }
 
 
-def _cameras(episodes: list[Episode]) -> dict[str, dict[str, Any]]:
-    """Per camera the number of episodes that have it and the size of its first image."""
+def _cameras(episodes: list[Episode], each: bool) -> dict[str, dict[str, Any]]:
+    """Per camera the number of episodes that have it and the size of its first readable image.
+
+    each: look at every episode, and list the other sizes there are.
+    """
     found: dict[str, dict[str, Any]] = {}
     for episode in episodes:
         for camera in episode.cameras:
-            facts = found.setdefault(camera, {"episodes": 0, "shape": None})
+            facts = found.setdefault(camera, {"episodes": 0, "shape": None, "other_shapes": []})
             facts["episodes"] += 1
-            if facts["shape"] is None:
-                pixels = _image(episode, camera, 0)
-                facts["shape"] = None if pixels is None else list(pixels.shape)
+            if each or facts["shape"] is None:
+                shape = _shape(episode, camera)
+                facts["shape"] = facts["shape"] or shape
+                if shape not in (None, facts["shape"], *facts["other_shapes"]):
+                    facts["other_shapes"].append(shape)
     return found
+
+
+def _shape(episode: Episode, camera: str) -> list[int] | None:
+    """[H, W, 3] of the first image that can be read."""
+    images = (_image(episode, camera, t) for t in range(len(episode)))
+    return next((list(pixels.shape) for pixels in images if pixels is not None), None)
 
 
 def _image(episode: Episode, camera: str, t: int) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from workloads.data.tfrecord import DamagedRecord
 from workloads.errors import UserError
 
 _LARGEST = 320  # pixels of an image's longer side
-_QUALITY = 80
+_QUALITY = 88
 
 
 def player_page(
@@ -36,6 +36,7 @@ def player_page(
     limits = joint_limits(dataset, size)
     facts = {
         "names": [dimension_name(dataset, "action", size, number) for number in range(size)],
+        "ranges": _ranges(chosen),
         "unit": "rad" if limits is not None else "",
         "fps": dataset.fps or dataset.measured_fps or 10,
         "episodes": [_as_dict(episode, frames) for episode in chosen],
@@ -49,6 +50,12 @@ def player_page(
     Path(path).write_text(page, encoding="utf-8")
 
 
+def _ranges(episodes: list[Episode]) -> list[list[float]]:
+    """The least and the greatest value of every action dimension."""
+    values = np.concatenate([episode.actions for episode in episodes]).astype(np.float64)
+    return [[float(column.min()), float(column.max())] for column in values.T]
+
+
 def _as_dict(episode: Episode, frames: int) -> dict[str, Any]:
     steps = evenly(np.arange(len(episode)), frames)
     return {
@@ -56,7 +63,7 @@ def _as_dict(episode: Episode, frames: int) -> dict[str, Any]:
         "steps": len(episode),
         "said": [episode.instruction_at(int(t)) for t in steps],
         "shown": steps.tolist(),
-        "actions": np.round(episode.actions.astype(np.float64), 4).tolist(),
+        "actions": [[float(f"{value:.6g}") for value in row] for row in episode.actions],
         "images": {
             camera: [_jpeg(episode, camera, int(t)) for t in steps] for camera in episode.cameras
         },
@@ -71,5 +78,6 @@ def _jpeg(episode: Episode, camera: str, t: int) -> str | None:
         return None
     image.thumbnail((_LARGEST, _LARGEST))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_QUALITY)
+    # Colours at full width: small images are enlarged on the page.
+    image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

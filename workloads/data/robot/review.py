@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from workloads.data.robot.episode import Dataset, Episode
+from workloads.data.robot.images import ImageError, is_deep_grey
 from workloads.data.robot.instructions import DEFAULT_INSTRUCTION
 from workloads.data.robot.names import dimension_name, joint_limits
-from workloads.data.tfrecord import Damage, check_budget
+from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
 from workloads.errors import UserError
 
 # Encoders end a little beyond the limits: this much is no finding (rad).
@@ -92,7 +94,25 @@ def remarks(dataset: Dataset) -> list[Remark]:
         found.append(Remark(f"{text}: {dataset.options.instruction!r} stands in", level="ok"))
     for what in ("action", "state"):
         found += _ranges(dataset, what, episodes)
+    found += _deep_cameras(episodes[:1])
     return [*found, *_unused(dataset)]
+
+
+def _deep_cameras(episodes: Sequence[Episode]) -> list[Remark]:
+    """Cameras whose first image holds depth, whatever the meta data says of it."""
+    found = []
+    for episode in episodes:
+        for camera in episode.cameras:
+            with suppress(DamagedRecord, ImageError):  # told as damage
+                if (encoded := episode.encoded(camera, 0)) and is_deep_grey(encoded):
+                    text = f"camera {camera} has grey images of more than 8 bits, as depth maps are"
+                    found.append(
+                        Remark(
+                            f"{text}: they are trained on as colours",
+                            "name the colour cameras with data.cameras",
+                        )
+                    )
+    return found
 
 
 def _unused(dataset: Dataset) -> list[Remark]:

@@ -124,7 +124,8 @@ def test_inspect(tmp_path: Path) -> None:
     json.dumps(found)
     assert (found["episodes"], found["steps"], found["gaps"]) == (2, 7 + 4, 1)
     assert found["instructions"] == {"pick up the cube": 1, "open the door": 1}
-    assert found["cameras"]["wrist"] == {"episodes": 1, "shape": [24, 32, 3]}
+    wrist = {"episodes": 1, "shape": [24, 32, 3], "other_shapes": []}
+    assert found["cameras"]["wrist"] == wrist
     outside = {row["name"]: row["outside"] for row in found["actions"] if row["outside"]}
     assert outside == {"upper_arm_twist": 1}
     assert found["actions"][2]["max"] == pytest.approx(2.9)
@@ -169,6 +170,9 @@ def test_a_page_that_plays_episodes(tmp_path: Path) -> None:
     first, second = facts["episodes"]
     assert first["said"][0] == "</script><b>take & lift</b>" and first["shown"] == [0, 2, 5, 7]
     assert facts["names"][-1] == "gripper" and len(first["actions"]) == 8
+    actions = np.concatenate([episode["actions"] for episode in facts["episodes"]])
+    ranges = np.stack([actions.min(0), actions.max(0)], axis=1)
+    assert np.allclose(facts["ranges"], ranges, rtol=1e-5), "one axis for all episodes"
     assert [image is None for image in second["images"]["wrist"]] == [False, True, False, False]
     frame = Image.open(io.BytesIO(base64.b64decode(first["images"]["primary"][2])))
     assert step_of(np.asarray(frame)) == 5
@@ -202,6 +206,23 @@ def test_curves_fill_their_plots(tmp_path: Path, scale: float) -> None:
     assert high - low < 1.6 * np.ptp(values) and axes.get_title() == "upper_arm_rotate"
     # q01 and q99, and the upper limit of 0 where the motion is near it.
     assert len(axes.lines) == (4 if values.max() > -0.25 * np.ptp(values) else 3)
+
+
+def test_rounding_does_not_fill_a_plot(tmp_path: Path) -> None:
+    """V-P2: what stands still but for the last bit of float32 is drawn as a straight line."""
+    from matplotlib.figure import Figure
+
+    from workloads.data.robot import drawing
+
+    states = vectors(9)
+    states[:, 2] = np.float32(0.5)
+    states[4, 2] = np.nextafter(np.float32(0.5), np.float32(0))
+    write_episode(tmp_path / "a", states, {"primary": [picture(t) for t in range(9)]}, "x")
+    dataset = open_dataset(tmp_path)
+    axes = Figure().add_subplot()
+    drawing._draw(axes, dataset, [dataset[0]], 2)
+    low, high = axes.get_ylim()
+    assert low < 0.47 and high > 0.53
 
 
 def test_pictures_of_nothing(tmp_path: Path) -> None:

@@ -77,10 +77,16 @@ class Meta:
             )
         return key
 
-    def names(self, keys: tuple[str, ...], size: int) -> tuple[str, ...] | None:
-        """One name for each dimension of the features side by side, None where there are none."""
-        found = [name for key in keys for name in _names(self.features[key])]
-        return tuple(found) if len(found) == size and size else None
+    @property
+    def totals(self) -> tuple[int, int]:
+        """Episodes and rows by info.json; those of the list of episodes where it does not say."""
+        episodes = self.info.get("total_episodes", len(self.entries))
+        rows = self.info.get("total_frames", sum(entry.length for entry in self.entries))
+        return int(episodes), int(rows)
+
+    def names(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """The names that info.json gives the dimensions of the features side by side."""
+        return tuple(name for key in keys for name in _names(self.features[key].get("names")))
 
     def unused(self, used: set[str]) -> dict[str, str]:
         """Features that nothing reads, each with its type and shape."""
@@ -209,18 +215,17 @@ def _no_colour(key: str, facts: Mapping[str, Any]) -> str | None:
     return "depth, by its name" if _DEPTH_NAME.search(key) else None
 
 
-def _names(facts: Mapping[str, Any]) -> list[str]:
+def _names(stated: Any) -> list[str]:
     """The names of a vector's dimensions: a list, or lists by kind of part, or numbers by name."""
-    stated, size = facts.get("names"), (facts.get("shape") or [0])[0]
-    names = stated
     if isinstance(stated, Mapping):
         if all(isinstance(value, int) for value in stated.values()):
-            names = sorted(stated, key=lambda name: int(stated[name]))
-        else:
-            names = [n for part in stated.values() if isinstance(part, list) for n in part]
-    if isinstance(names, list) and len(names) == size and size:
-        return [str(name) for name in names]
-    return []
+            return sorted(map(str, stated), key=lambda name: int(stated[name]))
+        parts = {part: names for part, names in stated.items() if isinstance(names, list)}
+        found = [str(name) for names in parts.values() for name in names]
+        if len(set(found)) < len(found):  # two arms with the same joints
+            return [f"{part}_{name}" for part, names in parts.items() for name in names]
+        return found
+    return [str(name) for name in stated] if isinstance(stated, list) else []
 
 
 def _read_table(file: Path, without: str | None = None) -> pa.Table:

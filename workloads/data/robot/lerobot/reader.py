@@ -1,10 +1,12 @@
 """LeRobot datasets, v3.0 and v2.1 (v2.0 too): parquet, with images inside or as videos."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workloads import missing_files
@@ -21,6 +23,9 @@ from workloads.errors import UserError
 STATE_KEYS = ("observation.state",)
 ACTION_KEYS = ("action",)
 _TASK_KEY = "task_index"
+_NOT_FINITE = "non_finite: non-finite value in state or action"
+_NOT_WHOLE = "wrong_dim: state or action missing, or of another size than in most rows"
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _FILES_KEPT = 2
 _GROUPS_KEPT = 2
 
@@ -45,6 +50,8 @@ class LeRobot(Dataset):
         self.columns = ImageColumns(max(_GROUPS_KEPT, len(self.meta.cameras)))
         self.videos = Videos(len(self.meta.cameras))
         self._name_what_is_unused()
+        # Numbers of tasks that have no text, where another text of the episode stands in.
+        self.silent_tasks: Counter[int | None] = Counter()
         self.rows = self._read_all()
         self.ties = tie_videos(self)
         self.damage += [tie.damage for tie in self.ties.values() if tie.damage is not None]
@@ -103,21 +110,51 @@ class LeRobot(Dataset):
             max(len(rows.rows), entry.length)
             for entry, rows in zip(self.meta.entries, found, strict=True)
         )
-        longer = [
-            (entry, len(rows.rows))
-            for entry, rows in zip(self.meta.entries, found, strict=True)
-            if len(rows.rows) > entry.length
-        ]
+        self.action_names = self._names(self.action_keys, usual[1])
+        self.state_names = self._names(self.state_keys, usual[0])
+        self._compare_with_meta(found)
+        self._compare_rates(found)
+        return found
+
+    def _names(self, keys: tuple[str, ...], size: int) -> tuple[str, ...] | None:
+        names = self.meta.names(keys)
+        if len(names) == size:
+            return names or None
+        if len(names) > 1:  # one stands for the whole vector
+            self.note(
+                f"meta/info.json names {len(names)} dimensions of {', '.join(keys)}, the rows have "
+                f"{size}: they go by their numbers"
+            )
+        return None
+
+    def _compare_with_meta(self, found: list["_Rows"]) -> None:
+        """Note where the rows are other than the meta data says, and are used all the same."""
+        pairs = list(zip(self.meta.entries, found, strict=True))
+        longer = [(entry, len(rows.rows)) for entry, rows in pairs if len(rows.rows) > entry.length]
         if longer:
             entry, count = longer[0]
             self.note(
                 f"{len(longer)} episodes have more rows than the meta data says, and all are used; "
                 f"the first is episode {entry.index}: {entry.length} said, {count} found"
             )
-        self.action_names = self.meta.names(self.action_keys, usual[1])
-        self.state_names = self.meta.names(self.state_keys, usual[0])
-        self._compare_rates(found)
-        return found
+        mixed = [(entry, rows.disorder) for entry, rows in pairs if rows.disorder]
+        if mixed:
+            self.note(
+                f"{len(mixed)} episodes have rows out of order, which are used in the file's; the "
+                f"first is episode {mixed[0][0].index}: {mixed[0][1]}"
+            )
+        if self.silent_tasks:
+            numbers = ", ".join(map(str, sorted(self.silent_tasks, key=str)))
+            self.note(
+                f"{self.silent_tasks.total()} rows have a task_index without a text in meta/tasks "
+                f"({numbers}): another text of their episode stands in"
+            )
+        said, listed = self.meta.totals, (len(pairs), sum(entry.length for entry, _ in pairs))
+        if said != listed:
+            self.note(
+                f"meta/info.json says {said[0]} episodes and {said[1]} rows, the list of episodes "
+                f"has {listed[0]} and {listed[1]}: what is not listed is not used"
+            )
 
     def _compare_rates(self, found: list["_Rows"]) -> None:
         self.measured_fps = measured_rate(rows.timestamps for rows in found)
@@ -146,9 +183,10 @@ class LeRobot(Dataset):
         if count < lost:
             cause = f"truncated: {lost} rows of episode {entry.index} expected, {count} found"
             self.damage.append(Damage(str(entry.file), count, None, cause, lost - count))
+        causes = np.where(rows.whole, _NOT_FINITE, _NOT_WHOLE)
         self.damage += [
-            Damage(str(entry.file), int(row), None, "non_finite: non-finite value in state or action")
-            for row in rows.rows[~rows.sound]
+            Damage(str(entry.file), int(rows.rows[at]), None, str(causes[at]))
+            for at in np.flatnonzero(~rows.sound)
         ]
         return rows
 
@@ -171,6 +209,7 @@ class _Rows:
     timestamps: np.ndarray
     frames: np.ndarray  # frame_index
     positions: np.ndarray  # of the row's frame among those of the episode
+    whole: np.ndarray  # bool [T], false where a vector is missing or of another size
     sound: np.ndarray  # bool [T]
     texts: list[str]
     which: np.ndarray | None
@@ -180,20 +219,31 @@ class _Rows:
     def sizes(self) -> tuple[int, int]:
         return self.states.shape[1], self.actions.shape[1]
 
+    @property
+    def disorder(self) -> str:
+        """The first row that does not come after the one before it; '' where all do."""
+        back = np.flatnonzero(np.diff(self.frames) <= 0)
+        if len(back):
+            before, here = self.frames[back[0] : back[0] + 2]
+            return f"frame_index {here} comes after {before}"
+        apart = np.flatnonzero(np.diff(self.rows) != 1)
+        return f"rows of others stand before its row {apart[0] + 1}" if len(apart) else ""
+
     @classmethod
     def nothing(cls) -> "_Rows":
         empty, none = np.empty((0, 0), np.float32), np.empty(0, np.int64)
         times, sound = np.empty(0), np.empty(0, bool)
-        return cls(none, empty, empty, times, none, none, sound, [], none, False)
+        return cls(none, empty, empty, times, none, none, sound, sound, [], none, False)
 
     @classmethod
     def of(cls, table: pa.Table, entry: Entry, dataset: LeRobot) -> "_Rows":
         rows = np.flatnonzero(table["episode_index"].to_numpy() == entry.index)
         if len(rows) == 0:
             return cls.nothing()
-        mine = table.slice(int(rows[0]), int(rows[-1] - rows[0]) + 1)
-        state = _vectors(mine, dataset.state_keys, entry)
-        action = _vectors(mine, dataset.action_keys, entry)
+        together = rows[-1] - rows[0] + 1 == len(rows)
+        mine = table.slice(int(rows[0]), len(rows)) if together else table.take(rows)
+        state, state_whole = _vectors(mine, dataset.state_keys)
+        action, action_whole = _vectors(mine, dataset.action_keys)
         texts, which, numbers = _texts(mine, entry, dataset)
         frames, order = mine["frame_index"].to_numpy(), np.arange(len(mine))
         return cls(
@@ -203,6 +253,7 @@ class _Rows:
             mine["timestamp"].to_numpy().astype(np.float64),
             frames,
             frames if np.array_equal(np.sort(frames), order) else order,
+            state_whole & action_whole,
             np.isfinite(state).all(1) & np.isfinite(action).all(1),
             texts,
             which,
@@ -222,24 +273,34 @@ def _texts(
         numbers = not pa.types.is_string(table[key].type)
         texts, which = distinct(["" if value is None else str(value) for value in values])
         return texts, which, numbers
-    texts, which = distinct([dataset.meta.tasks.get(task, "") for task in values])
+    by_row = [dataset.meta.tasks.get(task, "") for task in values]
+    texts, which = distinct(by_row)
+    if entry.tasks or any(text.strip() for text in texts):
+        pairs = zip(values, by_row, strict=True)
+        dataset.silent_tasks.update(task for task, text in pairs if not text.strip())
     if any(text.strip() for text in texts) or not entry.tasks:
         return texts, which, False
     # A table of tasks without this one: the episode's own list may still have it.
     return list(entry.tasks), None, False
 
 
-def _vectors(table: pa.Table, keys: tuple[str, ...], entry: Entry) -> np.ndarray:
-    """float32 [rows, D]: the columns side by side."""
-    blocks = [np.empty((len(table), 0), np.float32)]
+def _vectors(table: pa.Table, keys: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [rows, D]: the columns side by side; bool [rows]: where each has its usual size.
+
+    The others are NaN: values of one row must never slide into the next.
+    """
+    blocks, whole = [np.empty((len(table), 0), np.float32)], np.ones(len(table), bool)
     for key in keys:
         column = table[key].combine_chunks()
-        nested = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
-        flat = (column.flatten() if nested else column).to_numpy(zero_copy_only=False)
-        if len(flat) % max(len(table), 1):
-            raise UserError(
-                f"{entry.file}: expected {key} of one size in episode {entry.index}, found "
-                f"{len(flat)} values in {len(table)} rows; fix or remove the episode"
-            )
-        blocks.append(flat.reshape(len(table), -1).astype(np.float32))
-    return np.concatenate(blocks, axis=1)
+        if not any(is_kind(column.type) for is_kind in _LISTS):  # a number a row
+            blocks.append(column.to_numpy(zero_copy_only=False).astype(np.float32)[:, None])
+            continue
+        sizes = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+        size = int(np.bincount(sizes).argmax())
+        fits = sizes == size
+        values = column.filter(pa.array(fits)).flatten().to_numpy(zero_copy_only=False)
+        block = np.full((len(table), size), np.nan, np.float32)
+        block[fits] = values.reshape(int(fits.sum()), size)
+        blocks.append(block)
+        whole &= fits
+    return np.concatenate(blocks, axis=1), whole

@@ -37,7 +37,7 @@ def test_counts_and_reasons(tmp_path: Path) -> None:
     done = run(tmp_path, {"unit/test_a.py": PASSES, "fault/test_b.py": slow})
     assert (done.returncode, last(done)) == (0, "1 passed, 0 failed, 0 skipped"), done.stdout
     left_out = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("LEFT OUT")]
-    assert left_out == ["slow:", "compose:", "cluster:", "vllm:", "gpu:"]
+    assert left_out == ["slow:", "compose:", "cluster:", "vllm:", "optional:", "gpu:"]
 
 
 def test_a_failure_is_a_failure(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_every_task_takes_a_run_in_all_spellings(name: str) -> None:
     parser = argparse.ArgumentParser()
     importlib.import_module(module).add_arguments(parser)
     needed = ["--prompts", "a", "--images", "b"] if "--prompts" in parser.format_help() else []
+    needed += ["--tasks", "a"] if "--tasks" in parser.format_help() else []
     assert parser.parse_args(["--run", "latest", *needed]).run == "latest"
     assert parser.parse_args(["latest", *needed]).target == "latest"
     assert parser.parse_args(["latest", "--out", "x", *needed]).output == Path("x")

@@ -2,14 +2,14 @@
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.support.processes import free_port
+from tests.support.waiting import until
 from workloads.errors import EXIT_DONE, EXIT_RETRY, EXIT_USER, Retry, Stopped, UserError
 from workloads.launch.coordinator import Coordinator
 from workloads.launch.member import Member
@@ -26,20 +26,15 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 class Nodes:
     """Two nodes of one job, each with its own idea of `outputs/`."""
 
-    def __init__(self, outputs: list[Path], timeout: float = 10, config: str = "same") -> None:
+    def __init__(
+        self, outputs: list[Path], timeout: float = 10, config: str = "same", silence: float = 2.0
+    ) -> None:
         self.stop = threading.Event()
         self.told: list[str] = []
-        terms = Terms(timeout, 2.0, lambda: 15 * self.stop.is_set(), self.told.append)
+        terms = Terms(timeout, silence, lambda: 15 * self.stop.is_set(), self.told.append)
         port = free_port()
         here = "127.0.0.1"
         self.first = Coordinator(
@@ -131,7 +126,7 @@ def test_a_node_that_is_gone_is_named(tmp_path: Path, pool: ThreadPoolExecutor) 
 def test_a_node_that_comes_back_early_is_part_of_the_next_attempt(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
-    nodes = Nodes([tmp_path])
+    nodes = Nodes([tmp_path], silence=20.0)
     [node.result(20) for node in nodes.meet(pool)]
     nodes.second.close()
     back = nodes.another("b")

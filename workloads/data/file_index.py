@@ -1,4 +1,4 @@
-"""What takes long to find out about files: one index for all of a data set, in a folder of our own.
+"""Cache of slow per-file facts: one index file for each dataset.
 
 The index is a file with two parts: a table (JSON) of where each array lies, and all arrays one
 after the other. Thousands of small files are thus opened at the cost of one.

@@ -40,9 +40,9 @@ _UNPLACED = -1
 def pack(lengths: Sequence[int] | NDArray[np.integer], capacity: int) -> list[list[int]]:
     """Row indices in groups whose lengths sum to at most `capacity`; every row exactly once.
 
-    `lengths` and `capacity` are in the same unit (tokens). The same input gives the same groups.
-    Indices in a group ascend, and groups are ordered by their first index: an order that says
-    nothing about lengths, so that training on it unshuffled has no drift from long to short.
+    `lengths` [rows] and `capacity` are in the same unit (tokens). The same input gives the same
+    groups. Indices in a group ascend, and groups are ordered by their first index: an order that
+    says nothing about lengths, so that training on it unshuffled has no drift from long to short.
     Shuffling is the loader's business. Raises UserError for a length below 1 or over `capacity`,
     naming the row.
     """

@@ -31,7 +31,7 @@ PACKED: dict[str, Callable[[Path], Any]] = {
     ".xz": lzma.open,
     ".zst": _open_zst,
 }
-# Written beside rows by the libraries and people that make data sets.
+# Written beside rows by the libraries and people that make datasets.
 _COMPANIONS = ("readme", "license", "licence", "notice", "changelog", "citation")
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SHOWN = 5  # files that are named
@@ -62,14 +62,14 @@ def data_files(path: Path) -> list[Path]:
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
         files = [file for match in found if not _is_hidden(match) for file in _of_match(match)]
         if not files:
-            raise UserError(f"expected files of rows that match {path}, found none; check it")
+            raise UserError(f"expected files of rows that match {path}, found none; correct it")
         return files
     if path.is_file():
         if kind_of(path) is None:
             raise UserError(f"expected a file ending in {kinds()}, found {path}; convert it")
         return [path]
     if not path.is_dir():
-        raise UserError(f"expected a file or folder of rows, found nothing at {path}; check it")
+        raise UserError(f"expected a file or folder of rows, found nothing at {path}; correct it")
     files = [file for file in visible_files(path) if is_data(file)]
     if not files:
         raise UserError(f"expected files ending in {kinds()} in {path}, found none; add some")
@@ -136,7 +136,7 @@ def _listed_by_datasets(folder: Path) -> set[str] | None:
         listed = json.loads(state.read_text(encoding="utf-8")).get("_data_files") or []
         return {str(entry["filename"]) for entry in listed}
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise UserError(f"{state}: expected the state of a saved data set: {error}") from error
+        raise UserError(f"{state}: expected the state of a saved dataset, found: {error}; copy it again") from error
 
 
 def _refuse_splits(folder: Path, files: list[Path]) -> None:
@@ -168,12 +168,15 @@ def _digest(file: Path) -> str:
 
 def unreadable(file: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
-    return UserError(f"{file}: expected a readable file, found: {reason}; check its rights")
+    return UserError(f"{file}: expected a readable file, found: {reason}; check its permissions")
 
 
 @contextmanager
 def open_text(file: Path, encoding: str) -> Iterator[BinaryIO]:
-    """The bytes of a text file in UTF-8, unpacked; what is not UTF-8 stays for the rows to tell."""
+    """The bytes of a text file in UTF-8, unpacked; other bytes are left for the rows to report.
+
+    Raises UserError for a packed file that is damaged, and for text that is not in `encoding`.
+    """
     opener = PACKED.get(file.suffix.lower())
     try:
         with opener(file) if opener else file.open("rb") as content:

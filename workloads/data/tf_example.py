@@ -99,7 +99,10 @@ def _feature(record: bytes, field: _Field) -> Feature:
 
 
 def tensor(serialised: bytes) -> np.ndarray:
-    """The array of a TensorProto, as tf.io.serialize_tensor writes it; raises ExampleError."""
+    """The array of a TensorProto, of its own shape, as tf.io.serialize_tensor writes it.
+
+    Raises ExampleError.
+    """
     kind, sizes, content = 0, [], None
     listed: list[_Field] = []
     fields = list(_fields(serialised, 0, len(serialised)))

@@ -25,7 +25,10 @@ def prove(
     tools: Sequence[dict[str, Any]] = (),
     switches: Mapping[str, Any] = MappingProxyType({}),
 ) -> int:
-    """How many rows were compared; UserError for the first one that is longer or shorter."""
+    """Compare the counted length of these prompts with the processor's; how many were compared.
+
+    Raises UserError for the first prompt that is longer or shorter than it was counted.
+    """
     done = 0
     for example, counted in sample:
         texts = prompt_texts(processing, [turns(example.question)], tools, switches)
@@ -42,8 +45,7 @@ def prove(
 
 
 def sample_of(rows: Sequence[Counted]) -> list[Counted]:
-    """First, middle and last row, and the extremes: most text, the largest, smallest and most
-    stretched image."""
+    """First, middle and last row, and the extremes in text length, image size and aspect."""
     if not rows:
         return []
     seen = [row for row in rows if row[1].sizes]

@@ -48,9 +48,11 @@ class GrpoData(Section):
     )
     revision: Text | None = Field(None, description="Branch, tag or commit on the hub.")
     split: Text | None = Field(None, description="Train on the files of this split alone.")
-    image_root: Text | None = Field(None, description="Where paths of images count from.")
+    image_root: Text | None = Field(
+        None, description="Folder that relative image paths start from."
+    )
     columns: dict[Literal["image", "problem", "solution"], Text] = Field(
-        default_factory=dict, description="Our column name → the data set's, where they differ."
+        default_factory=dict, description="Our column name → the dataset's, where they differ."
     )
     prompt: Literal["r1v", "geoqa", "superclevr"] = Field(
         "r1v", description="Wording around a question with an image; text only takes R1's system."
@@ -63,7 +65,7 @@ class GrpoData(Section):
     system_prompt: str | None = Field(
         None, description="Your own system prompt, for rows that bring none."
     )
-    rows: Whole | None = Field(None, ge=1, description="Take only the first so many rows.")
+    rows: Whole | None = Field(None, ge=1, description="Use only the first rows, this many.")
     too_long: Literal["error", "drop"] = Field(
         "error", description="What happens to rows that do not fit the limits; they are named."
     )
@@ -158,7 +160,7 @@ class Tools(Section):
 
 class Generation(Section):
     engine: Literal["transformers", "vllm_colocate", "vllm_server"] = Field(
-        "transformers", description="What writes the completions."
+        "transformers", description="Engine that generates the completions."
     )
     gpu_memory_utilization: Number = Field(
         0.3, gt=0, lt=1, description="Share of the GPU for vLLM (vllm_colocate)."
@@ -175,18 +177,18 @@ class Generation(Section):
         None, ge=16, description="Longest sequence of the engine; none: prompt and completion."
     )
     host: Text = Field("127.0.0.1", description="Where the engine listens (vllm_server).")
-    port: Whole = Field(8000, ge=1, le=65535, description="Its HTTP port (vllm_server).")
+    port: Whole = Field(8000, ge=1, le=65535, description="HTTP port of the engine (vllm_server).")
     group_port: Whole = Field(
-        51216, ge=1024, le=65535, description="Port that weights travel over (vllm_server)."
+        51216, ge=1024, le=65535, description="Port that weights are sent over (vllm_server)."
     )
     start_timeout: Number = Field(
         240, gt=0, description="Seconds to wait for the engine to come up (vllm_server)."
     )
     vllm_model_impl: Literal["auto", "vllm", "transformers"] = Field(
-        "auto", description="Whose implementation of the model vLLM takes."
+        "auto", description="Implementation of the model that vLLM uses."
     )
     vllm_structured_outputs_regex: str | None = Field(
-        None, description="vLLM writes only completions that match it."
+        None, description="Regular expression that vLLM's completions must match."
     )
     use_transformers_continuous_batching: bool = Field(
         False, description="transformers' continuous batching; for language models on a GPU."
@@ -209,7 +211,7 @@ class Evaluation(Section):
         8, description="Questions at a time; auto begins with many, and halves what does not fit."
     )
     blank: bool = Field(
-        False, description="Ask the trained model once more with grey images: does it look?"
+        False, description="Evaluate once more with grey images: does the model use the image?"
     )
     every_steps: Whole | None = Field(
         None,
@@ -221,7 +223,7 @@ class Evaluation(Section):
 
 class GrpoModel(Model):
     freeze_vision: bool = Field(
-        False, description="Leave the vision tower as it is; language model and projector learn."
+        False, description="Freeze the vision tower; language model and projector learn."
     )
 
 
@@ -344,6 +346,10 @@ class GrpoConfig(Profile):
         return True
 
     def accumulation_steps(self, world_size: int) -> int:
+        """Micro-batches of an optimizer step on these ranks.
+
+        Raises UserError where the global batch cannot be shared among ranks and groups.
+        """
         whole, step = self.train.global_batch_size, self.train.per_device_batch_size * world_size
         if self.stage == "sft" or whole is None or whole % step == 0:
             return super().accumulation_steps(world_size)
@@ -355,7 +361,10 @@ class GrpoConfig(Profile):
         )
 
     def check_groups(self, world_size: int) -> None:
-        """UserError where what is generated at a time does not hold whole groups of completions."""
+        """Check that each generation holds whole groups of completions.
+
+        Raises UserError, naming the nearest batch that fits, where it does not.
+        """
         if self.stage != "grpo":
             return
         size, micro_batches = self.train.per_device_batch_size, self.generated_batches(world_size)

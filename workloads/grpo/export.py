@@ -56,6 +56,10 @@ class GrpoExporter(Exporter[GrpoConfig]):
     """Models with or without images, written by the library that knows the names in their files."""
 
     def trained(self, job: Job[GrpoConfig]) -> Whole:
+        """The trained model, all weights.
+
+        Raises UserError where weights of the checkpoint are missing or unknown.
+        """
         own = job.base.config
         factory = kind_of(own).factory
         if weights.layout(job.source) == "whole":

@@ -180,7 +180,10 @@ def learner(model: PreTrainedModel, config: GrpoConfig) -> Any:
 
 
 def freeze_vision(model: Any, name: str) -> None:
-    """Leave the vision tower as it is, an adapter on it too; what joins it to the text learns."""
+    """Freeze the vision tower, an adapter on it too; its projection into the text still learns.
+
+    Raises UserError where the model has no vision tower.
+    """
     frozen = [
         weights
         for path, weights in model.named_parameters()

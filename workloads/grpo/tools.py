@@ -44,7 +44,10 @@ class LoadedTools:
     schemas: Sequence[dict[str, Any]] = ()
 
     def check(self, processing: "Processing") -> None:
-        """UserError where the chat template cannot show calls, or nothing can read them back."""
+        """Check that the chat template can show tool calls, and that TRL can read them back.
+
+        Raises UserError where either fails.
+        """
         if not self.schemas:
             return
         from trl.chat_template_utils import add_response_schema, supports_tool_calling
@@ -72,9 +75,10 @@ class LoadedTools:
 
 
 def load_tools(wanted: "Tools", is_rewarded: bool = True) -> LoadedTools:
-    """The functions and the environment that a profile names; UserError for what is no tool.
+    """The functions and the environment that a profile names.
 
-    is_rewarded: by rewards of the profile; else the environment has to bring its own.
+    is_rewarded: by rewards of the profile; else the environment has to bring its own. Raises
+    UserError for what cannot be a tool or an environment.
     """
     if not wanted.used:
         return LoadedTools()

@@ -41,7 +41,10 @@ class ActionTokenizer:
         return self.vocab_size - self.bins
 
     def encode(self, actions: ArrayLike) -> np.ndarray:
-        """Actions of any shape → int64 ids of that shape; values beyond them are clipped."""
+        """Actions of any shape → int64 ids of that shape; values outside the bins are clipped.
+
+        Raises UserError for NaN.
+        """
         values = np.asarray(actions)
         if np.isnan(values).any():
             raise UserError("expected action values, found NaN; look at the data with data inspect")
@@ -99,7 +102,7 @@ def unnormalize(
 
 
 def _table(stats: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The statistics of one vector, also where a data set's whole entry is given."""
+    """The statistics of one vector, also where a dataset's whole entry is given."""
     table: Mapping[str, Any] = stats.get("action", stats)
     return table
 
@@ -121,7 +124,7 @@ def _column(table: Mapping[str, Any], name: str, values: np.ndarray) -> np.ndarr
     if values.ndim == 0 or column.shape != values.shape[-1:]:
         raise UserError(
             f"expected values of {column.size} dimensions as in the statistics, found shape "
-            f"{list(values.shape)}; use the statistics of this data set"
+            f"{list(values.shape)}; use the statistics of this dataset"
         )
     return column
 

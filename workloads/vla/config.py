@@ -27,19 +27,22 @@ class Source(Section):
         None, description="Commit, tag or branch of a dataset on the hub."
     )
     weight: Number = Field(
-        1, gt=0, description="How often an epoch sees each step: 2 is twice, 0.5 another half."
+        1,
+        gt=0,
+        description="Uses of each step in an epoch; 2: twice, 0.5: a different half each epoch.",
     )
     name: Text | None = Field(
-        None, description="Its key in the statistics (unnorm_key); default: what the files say."
+        None,
+        description="The dataset's key in the statistics (unnorm_key); default: as in the files.",
     )
     instruction: Text | None = Field(
-        None, description="For episodes without one, which are refused otherwise."
+        None, description="Instruction of episodes without one, which are refused otherwise."
     )
     instruction_key: Text | None = Field(
         None, description="Feature that holds the instructions; default: the usual ones."
     )
     instruction_map: dict[str, Text] = Field(
-        {}, description="Texts, or numbers, of the data to the instruction that counts."
+        {}, description="Instruction for each text or number in the data."
     )
     color_order: Literal["rgb", "bgr"] | None = Field(
         None, description="Order of colours in the images where no meta.json says it."
@@ -95,13 +98,13 @@ class VlaData(Source):
 
     mixed_with: tuple[Source, ...] = Field((), description="Further datasets, by weight.")
     cameras: tuple[Text, ...] = Field(
-        (), description="Cameras to look through, in order; default: primary, or the first."
+        (), description="Cameras to use, in order; default: primary, or the first."
     )
     eval_share: Number = Field(
         0.05, ge=0, lt=1, description="Share of the episodes held out, at least one; 0: none."
     )
     action_mask: tuple[bool, ...] | None = Field(
-        None, description="One for each action dimension; false is not normalised."
+        None, description="True or false for each action dimension; false: not normalised."
     )
     statistics: Text | None = Field(
         None, description="A dataset_statistics.json to use instead of computing them."
@@ -166,7 +169,7 @@ class ActionHead(Section):
     layers: Whole = Field(4, ge=1, description="Layers of the LSTM.")
     dropout: Number = Field(0, ge=0, lt=1, description="Dropout between the LSTM's layers.")
     latent: Whole = Field(1, ge=1, description="Action tokens a frame (policy heads).")
-    pool: bool = Field(False, description="Take the largest of the states that the head is given.")
+    pool: bool = Field(False, description="Max-pool the states that the head is given.")
     reads: Literal["action_token", "all", "text", "vision"] = Field(
         "action_token",
         description="States that a policy head is given: of learnt action tokens, or, without "
@@ -196,19 +199,21 @@ class ActionHead(Section):
 
 class VlaEvaluation(Section):
     every_steps: Whole | None = Field(
-        None, ge=1, description="Steps between looks at held-out episodes; none: only at the end."
+        None,
+        ge=1,
+        description="Steps between evaluations on held-out episodes; none: only at the end.",
     )
     samples: Whole | None = Field(
-        512, ge=1, description="Held-out steps to look at, spread over all; none: all."
+        512, ge=1, description="Held-out steps to evaluate, spread over all; none: all."
     )
-    before: bool = Field(False, description="Look at them before the first step too.")
+    before: bool = Field(False, description="Evaluate before the first step too.")
     task: Literal["reach", "recall"] | None = Field(
         None,
         description="Closed-loop task for the exported policy in the simulator: reach, or recall, "
         "whose goal is shown only at first.",
     )
     scenes: Whole = Field(100, ge=1, description="Unseen scenes of the task.")
-    seed: Whole = Field(0, ge=0, description="Which scenes of the task.")
+    seed: Whole = Field(0, ge=0, description="Seed of the task's scenes.")
 
 
 class VlaConfig(Profile):
@@ -292,8 +297,11 @@ class VlaConfig(Profile):
         return head.decode == "l1" if head.kind == "oft" else head.kind in ("lstm", "gpt", "fc")
 
     def row_length(self, shape: "ModelShape") -> int:
-        """Patches, text, and with OFT the slots of the actions and of the robot's state; of a
-        policy head all frames of a window."""
+        """Tokens of one row.
+
+        Patches, text, and with OFT the slots of the actions and of the robot's state; with a policy
+        head all frames of a window.
+        """
         length = shape.image_tokens + TEXT_TOKENS
         if self.action_head.is_policy_head:
             own = self.action_head.latent
@@ -342,8 +350,11 @@ class VlaConfig(Profile):
         return first + 2 * (square + 2 * hidden) + last + state
 
     def seen_shape(self, shape: "ModelShape") -> "ModelShape":
-        """By its cameras: towers see the images of a row one by one, and the patches of all of
-        them stand in the sequence. A window has them once a frame."""
+        """The model's shape with the image tokens of all cameras of a row.
+
+        Towers see the images one by one, and the patches of all of them stand in the sequence; a
+        window has them once a frame.
+        """
         cameras = max(1, len(self.data.cameras))
         seen = cameras * self.window
         if seen < 2:

@@ -37,7 +37,7 @@ class Meter(Protocol):
         """outputs: of the model; parts int64 [B]: the dataset of each sample; inputs: the batch."""
 
     def take(self, total: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """The means since the last time, over all ranks; `total` sums a tensor over them."""
+        """Means since the last call, over all ranks; `total` sums a tensor [n] over them."""
 
 
 class EpochSamples(Protocol):
@@ -135,7 +135,10 @@ def family_of(config: VlaConfig) -> Family:
 
 
 def family_named(kind: str, folder: Path) -> Family:
-    """The family that a folder's config.json names; UserError for an unknown one."""
+    """The family that a folder's config.json names.
+
+    Raises UserError for an unknown one.
+    """
     if kind not in FAMILIES:
         raise UserError(
             f"{folder / 'config.json'}: expected model_type of {', '.join(FAMILIES)}, found "

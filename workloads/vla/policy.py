@@ -128,7 +128,10 @@ def _kind(folder: Path, facts: Mapping[str, Any]) -> str:
 
 
 def observed(cameras: Sequence[str], observation: Observation) -> list[np.ndarray]:
-    """The images of these cameras, uint8 [H, W, 3] each; UserError where something is missing."""
+    """The images of these cameras, uint8 [H, W, 3] each.
+
+    Raises UserError where an image or the instruction is missing.
+    """
     if not observation.instruction.strip():
         raise UserError("expected an instruction, found none; say what the robot is to do")
     missing = [name for name in cameras if name not in observation.images]
@@ -141,13 +144,16 @@ def observed(cameras: Sequence[str], observation: Observation) -> list[np.ndarra
 
 
 def checked_state(state: np.ndarray | None, size: int) -> np.ndarray:
-    """A state of `size` numbers as float32, in the robot's units; UserError for anything else."""
+    """The state as float32 [size], in the robot's units.
+
+    Raises UserError where it is missing, of another shape, or not finite.
+    """
     wanted = f"expected a state of {size} numbers, the robot's own"
     if state is None:
         raise UserError(f"{wanted}, found none; send it beside the images")
     if np.shape(state) != (size,):
         raise UserError(f"{wanted}, found shape {list(np.shape(state))}; send all joints")
     if not np.isfinite(state).all():
-        raise UserError(f"{wanted}, found some that are not finite; send none of those")
+        raise UserError(f"{wanted}, found some that are not finite; send finite numbers")
     # In training's type: float32 arithmetic, as the recordings are.
     return np.asarray(state, dtype=np.float32)

@@ -96,7 +96,10 @@ class ImageProcessor:
         return np.asarray(_centre_crop(image, geometry.crop))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] → float32 [C, H, W], once for each tower."""
+        """uint8 [H, W, 3] → float32 [C, H, W], once for each tower.
+
+        Raises UserError for another type or shape.
+        """
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise UserError(
                 f"expected uint8 [height, width, 3], found {pixels.dtype} {list(pixels.shape)}; "
@@ -303,7 +306,8 @@ def build_example(
     """One training row: `input_ids` and `labels`, int64 [L].
 
     prompt_ids [P] end with token 29871; action_ids of any shape are taken in row-major order.
-    Labels are -100 but for the action tokens and, with predict_stop, the `</s>` after them.
+    Labels are -100 but for the action tokens and, with predict_stop, the `</s>` after them. Raises
+    UserError for a prompt that ends otherwise.
     """
     actions = np.asarray(action_ids, dtype=np.int64).ravel()
     if len(prompt_ids) == 0 or prompt_ids[-1] != SPACE_TOKEN_ID:

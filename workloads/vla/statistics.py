@@ -36,7 +36,10 @@ def action_stats(norm_stats: Mapping[str, Any], unnorm_key: str | None) -> Mappi
 
 
 def action_size(stats: Mapping[str, Any]) -> int:
-    """How many numbers an action has, by its statistics."""
+    """Numbers in one action, by its statistics.
+
+    Raises UserError where the statistics have no list q01.
+    """
     low = stats.get("q01")
     if not isinstance(low, Sized) or isinstance(low, str):
         raise UserError(f"expected a list q01 in the statistics, found none; {_FIX}")

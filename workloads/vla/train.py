@@ -47,7 +47,7 @@ def train(config: VlaConfig, session: Session) -> None:
 
 
 def prepare_data(config: VlaConfig, session: Session) -> Sources:
-    """The data sets, split and described, and what there is to say about them."""
+    """The datasets, split and described, and what there is to say about them."""
     cache = cache_folder(os.environ)
     kept = session.run.path / "dataset_statistics.json"
     sources = open_sources(config, cache, session.progress, kept)

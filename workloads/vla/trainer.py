@@ -172,7 +172,7 @@ def base_model(model: nn.Module) -> nn.Module:
 
 
 class Epochs(TrainerCallback):
-    """Tells the data set which epoch comes, before its workers are made."""
+    """Tells the dataset which epoch comes, before its workers are made."""
 
     def __init__(self, samples: EpochSamples) -> None:
         self.samples = samples

@@ -177,7 +177,10 @@ def _check_shape(
 def check_shapes(
     file: str, known: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """UserError where images of a camera differ in size."""
+    """Compare the images' shapes (H, W, 3) of each camera with those that are known.
+
+    Raises UserError where images of a camera differ in size.
+    """
     for camera, shape in found.items():
         if known.get(camera, shape) != shape:
             raise UserError(
@@ -187,7 +190,11 @@ def check_shapes(
 
 
 def runs(rows: np.ndarray, sound: np.ndarray) -> list[np.ndarray]:
-    """The sound steps, cut wherever the recording has a gap."""
+    """Stretches of consecutive sound steps, cut wherever the recording has a gap.
+
+    rows int64 [T]: each step's number in the file; sound int64 [S]: indices of the sound steps,
+    which are returned in parts of [S_i].
+    """
     if len(sound) == 0:
         return []
     return np.split(sound, np.flatnonzero(np.diff(rows[sound]) != 1) + 1)
@@ -195,7 +202,10 @@ def runs(rows: np.ndarray, sound: np.ndarray) -> list[np.ndarray]:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `target` when all went well and is gone when not."""
+    """A folder to write to, which becomes `target` when all went well and is gone when not.
+
+    Raises UserError where `target` holds files, or cannot be written.
+    """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"expected an empty folder, found files in {target}; choose another")
     partial = target.with_name(f"{target.name}.partial")

@@ -30,7 +30,7 @@ def contact_sheet(
     At most `episodes` episodes, evenly chosen. Images are as training sees them, so exchanged
     colours show; small ones are enlarged without smoothing. Above a row stand episode, camera and
     instruction, below each frame its step. Returns the damage met; damaged images are drawn as a
-    red cross.
+    red cross. Raises UserError where there are no images to show.
     """
     chosen = [dataset[int(n)] for n in evenly(np.flatnonzero(dataset.lengths), episodes)]
     rows = [(episode, camera) for episode in chosen for camera in episode.cameras]
@@ -57,7 +57,7 @@ def contact_sheet(
 
 
 def evenly(items: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the items, the first and the last among them."""
+    """At most `count` of the items [n], the first and the last among them."""
     if len(items) <= count:
         return items
     return np.asarray(items[np.linspace(0, len(items) - 1, count).round().astype(int)])
@@ -92,7 +92,10 @@ def _tile(episode: Episode, camera: str, t: int, damage: list[Damage]) -> Image.
 
 
 def fitted(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """The image as large as fits: small ones by whole numbers, so that every pixel shows."""
+    """The image, uint8 [H, W, 3], as large as fits into `size` (width, height).
+
+    Small images grow by whole numbers without smoothing, so that every pixel shows.
+    """
     image = Image.fromarray(pixels)
     times = min(size[0] // image.width, size[1] // image.height)
     if times >= 2:
@@ -106,8 +109,8 @@ def action_curves(dataset: Dataset, path: str | Path) -> None:
     """Write a PNG with one plot an action dimension: a curve an episode.
 
     The axis is that of the values; q01 and q99, between which actions are normalised, are dotted,
-    and joint limits dashed where they are near. CRANE-X7's joints are in rad, and in degrees on
-    the right.
+    and joint limits dashed where they are near. CRANE-X7's joints are in rad, and in degrees on the
+    right. Raises UserError where there are no steps to draw.
     """
     # A Figure of its own: pyplot would keep global state and choose a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -97,8 +97,11 @@ class Episode:
         return np.ascontiguousarray(pixels[..., ::-1]) if self.color_order == "bgr" else pixels
 
     def pillow(self, camera: str, t: int) -> Image.Image:
-        """The same as a Pillow image, for who resizes it: one that is stored encoded never becomes
-        an array on the way."""
+        """The camera's image at step t as a Pillow image, to be resized.
+
+        An image that is stored encoded is decoded by Pillow alone and never becomes an array on the
+        way.
+        """
         encoded = self.encoded(camera, t)
         if encoded is not None:
             with suppress(images.ImageError):  # of a broken one `image` tells the place

@@ -49,7 +49,10 @@ class FrameCache:
         return self.count * int(np.prod(self.shape))
 
     def get(self, number: int, load: Callable[[], np.ndarray]) -> np.ndarray:
-        """The frame as it was kept, else what `load` returns; what it raises goes through."""
+        """The frame, uint8 [H, W, 3], as it was kept, else what `load` returns.
+
+        What `load` raises goes through.
+        """
         frames, sums = self._mapped()
         wanted = int(sums[number])
         if wanted:

@@ -7,9 +7,10 @@ from workloads.errors import UserError
 
 
 def imported(module: str, extra: str, source: str) -> Any:
-    """The module; UserError that names the extra which installs it where it is missing.
+    """The module of an optional package.
 
-    source: the file that needs it.
+    source: the file that needs it. Raises UserError, naming the extra that installs the package,
+    where it is missing.
     """
     try:
         return importlib.import_module(module)

@@ -24,10 +24,10 @@ _QUALITY = 88
 def player_page(
     dataset: Dataset, path: str | Path, episodes: int = 8, frames: int = 120
 ) -> None:
-    """Write the page: at most so many episodes, and so many frames of each, evenly chosen.
+    """Write an HTML page that plays episodes and frames, evenly chosen, up to these numbers.
 
-    Everything is inside of the file, and nothing is loaded from elsewhere. Images are as training
-    sees them, at most 320 pixels wide or high.
+    The page is one file that loads nothing from elsewhere. Images are as training sees them, at
+    most 320 pixels wide or high. Raises UserError where there are no steps to show.
     """
     chosen = [dataset[int(n)] for n in evenly(np.flatnonzero(dataset.lengths), episodes)]
     if not chosen:

@@ -22,10 +22,12 @@ def statistics(
 ) -> dict[str, Any]:
     """{name: {action, proprio, num_transitions, num_trajectories}} over all steps.
 
-    action and proprio (left out where the data has no states) hold mean, std (of the population), min, max, q01 and q99 (linear
-    interpolation) per dimension, in the recorder's units; action also `mask` where one is given:
-    false leaves a dimension as it is when normalising. `name` is the data set's own by default,
-    `episodes` chooses some, as for a split. Placeholder steps count as the data set was opened.
+    action and proprio (left out where the data has no states) hold mean, std (of the population),
+    min, max, q01 and q99 (linear interpolation), a list of one number per dimension in the
+    recorder's units; action also `mask` where one is given: false leaves a dimension as it is when
+    normalising. `name` is the dataset's own by default, `episodes` chooses some, as for a split.
+    Placeholder steps count as the dataset was opened. Raises UserError where no step is usable, or
+    where `mask` has another length than an action.
     """
     numbers = range(len(dataset)) if episodes is None else episodes
     chosen = [episode for episode in (dataset[number] for number in numbers) if len(episode)]

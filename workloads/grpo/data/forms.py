@@ -21,7 +21,7 @@ from workloads.errors import UserError
 from workloads.grpo.data.images import images_of
 from workloads.grpo.prompts import IMAGE_MARK, Question
 
-# Names under which the three columns are known, the data sets' own first.
+# Names under which the three columns are known, the datasets' own first.
 COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "image": ("image", "images", "image_path", "file_name"),

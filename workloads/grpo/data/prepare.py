@@ -75,7 +75,10 @@ class Prepared:
 
 
 def place_of(data: GrpoData, cache: Path, progress: Callable[[], None] = nothing) -> Path:
-    """The file or folder that holds the rows: downloaded or drawn where it is not there yet."""
+    """The file or folder that holds the rows: downloaded or drawn where it is not there yet.
+
+    Raises UserError where `data.source` is neither a file, a folder nor a hub id.
+    """
     if data.source == GENERATED:
         return _drawn(data, cache, progress)
     if is_local(data.source):
@@ -129,7 +132,7 @@ def prepare(
     """Read every row and hold its prompt against the limits, before any GPU is used.
 
     base: the folder of the model's files. Rows that do not fit end the run with their names, or are
-    left out with `data.too_long=drop`.
+    left out with `data.too_long=drop`. Raises UserError where none is left.
     """
     data = config.data
     found = read_source(data, cache, progress)
@@ -139,9 +142,12 @@ def prepare(
     if tokens.broken and data.too_long == "error":
         tokens.raise_if_broken()
     elif tokens.broken:
-        examples = [one for one, good in zip(examples, counted.fits, strict=True) if good]
+        examples = [example for example, good in zip(examples, counted.fits, strict=True) if good]
     if not examples:
-        raise UserError(f"{data.source}: expected rows that fit the limits, found none")
+        raise UserError(
+            f"{data.source}: expected rows that fit the limits, found none; "
+            "raise grpo.max_prompt_length, or lower grpo.max_pixels"
+        )
     kept = len(examples) - min(config.evaluation.rows, len(examples) // _SHARE)
     examples, held_out = with_images(examples[:kept], data.pictures), examples[kept:]
     lines = _lines(data, examples, found, tokens)

@@ -48,7 +48,7 @@ class Solid:
 
     @property
     def centre(self) -> Array:
-        """The middle of the solid, (3,)."""
+        """The middle of the solid, float64 [3]."""
         return np.array([self.x, self.y, self.radius])
 
 
@@ -62,7 +62,10 @@ class Hits:
 
 
 def camera_rays(eye: Array, width: int, height: int) -> Array:
-    """Unit directions through the middle of each sample, row by row, (height * width, 3)."""
+    """Unit directions through the middle of each sample, row by row, [height * width, 3].
+
+    eye: the camera's position [3].
+    """
     ahead = _unit(_LOOK_AT - eye)
     right = _unit(np.cross(ahead, [0.0, 0.0, 1.0]))
     up = np.cross(right, ahead)
@@ -74,12 +77,19 @@ def camera_rays(eye: Array, width: int, height: int) -> Array:
 
 
 def outline(solid: Solid, eye: Array, rays: Array) -> Mask:
-    """Which rays from `eye` would meet `solid` if it stood alone."""
+    """Which rays from `eye` would meet `solid` if it stood alone: bool [n].
+
+    eye: position [3]; rays: unit directions [n, 3].
+    """
     return np.isfinite(_meet(solid, np.broadcast_to(eye, rays.shape), rays)[0])
 
 
 def trace(solids: Sequence[Solid], origins: Array, rays: Array) -> Hits:
-    """The first solid that each ray from its origin meets."""
+    """The first solid that each ray from its origin meets.
+
+    origins, rays: positions and unit directions [n, 3]; Hits hold [n] distances and solids, [n, 3]
+    normals.
+    """
     distance = np.full(len(rays), np.inf)
     index = np.full(len(rays), -1)
     normal = np.zeros(rays.shape)

@@ -80,7 +80,10 @@ class Example:
         return tuple(image.size() for image in self.images)
 
     def open_images(self) -> list[Image.Image]:
-        """The images, upright and RGB; UserError with the row's place for a broken one."""
+        """The row's images, upright and RGB.
+
+        Raises UserError, naming file and row, for a broken image.
+        """
         try:
             return [image.load() for image in self.images]
         except ValueError as error:
@@ -211,9 +214,9 @@ def generate_scenes(
 
     `palette`: CoGenT's condition "A" or "B". `counts`: least and most objects; every number in
     between occurs equally often, so that no constant answer pays. `size`: (width, height).
-    `questions` "all" asks for all items, "colour" and "shape" for those of one that occurs,
-    "mixed" for any of these. `sizes`: of the objects, "small", "large" or both. Row i is the same
-    for every `n` above it.
+    `questions` "all" asks for all items, "colour" and "shape" for those of one that occurs, "mixed"
+    for any of these. `sizes`: of the objects, "small", "large" or both. Row i is the same for every
+    `n` above it. Raises UserError for `sizes` that do not exist.
     """
     _check_request(n, seed, palette, counts, size)
     if not sizes or not set(sizes) <= set(SIZES):
@@ -239,7 +242,8 @@ def write_imagefolder(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
 def write_questions(folder: Path, count: int, seed: int) -> bool:
     """Write drawn scenes as R1-V's question files are: `prompts.jsonl`, images in `images/`.
 
-    False where the same questions are there already; UserError for a folder with anything else.
+    Returns False where the same questions are there already. Raises UserError for a folder with
+    anything else.
     """
     file, images = folder / "prompts.jsonl", folder / "images"
     names = [f"superCLEVR_new_{index:06d}.png" for index in range(count)]

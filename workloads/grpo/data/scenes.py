@@ -82,7 +82,10 @@ class Scene:
 
 
 def colours_of(shape: str, palette: Palette) -> tuple[str, ...]:
-    """The colours that `shape` may have under CoGenT's condition A or B."""
+    """The colours that `shape` may have under CoGenT's condition A or B.
+
+    Raises UserError for another palette.
+    """
     if palette not in ("A", "B"):
         raise UserError(f'expected palette "A" or "B", found "{palette}"; choose one of them')
     if shape == "sphere":
@@ -96,7 +99,10 @@ def draw_scene(
     palette: Palette,
     sizes: Sequence[str] = tuple(SIZES),
 ) -> Scene:
-    """A scene of `count` objects of these sizes, none of them hidden, drawn from `rng` alone."""
+    """A scene of `count` objects of these sizes, none of them hidden, drawn from `rng` alone.
+
+    Raises UserError for more objects than fit into an image.
+    """
     for _ in range(_SCENES):
         camera = _CAMERA + rng.uniform(-_JITTER, _JITTER, 3)
         lamp = _LAMP + rng.uniform(-_JITTER, _JITTER, 3)

@@ -73,7 +73,8 @@ def read_image_rules(
 ) -> ImageRules:
     """The rules in a checkpoint's processor_config.json or preprocessor_config.json.
 
-    `min_pixels` and `max_pixels` replace the checkpoint's own, as in a profile.
+    `min_pixels` and `max_pixels` replace the checkpoint's own, as in a profile. Raises UserError
+    for another kind of image processor, and for limits that no image can keep.
     """
     config, file = _image_processor(folder)
     kind = str(config.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
@@ -327,7 +328,7 @@ def count_rows(
 ) -> Iterator[RowTokens | str]:
     """The tokens of each row's prompt in order, or `place: what is wrong` with the row."""
 
-    @lru_cache(maxsize=4096)  # data sets ask the same few questions of many images
+    @lru_cache(maxsize=4096)  # datasets ask the same few questions of many images
     def text_tokens(question: Question) -> tuple[int, int]:
         if own := text.special_in(question):
             raise ValueError(
@@ -370,7 +371,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class TokenReport:
-    """The tokens of a data set: its extremes, and the rows that would break a run."""
+    """The tokens of a dataset: its extremes, and the rows that would break a run."""
 
     rows: int
     longest: RowTokens | None
@@ -378,7 +379,7 @@ class TokenReport:
     broken: list[str]
 
     def raise_if_broken(self) -> None:
-        """UserError that names the first rows and counts the rest."""
+        """Raise UserError that names the first rows that do not fit and counts the rest."""
         if not self.broken:
             return
         raise UserError(

@@ -21,15 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, help="their folder, or a zip or tar file of them")
     parser.add_argument(
         "--engine", choices=["transformers", "vllm"], default="transformers",
-        help="who writes the answers (default: %(default)s)",
+        help="what generates the answers (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=1, help="questions at a time")
-    parser.add_argument("--rows", type=int, help="ask only the first so many")
-    parser.add_argument("--max-pixels", type=int, help="scale larger images down to it")
+    parser.add_argument("--rows", type=int, help="ask only the first N questions")
+    parser.add_argument(
+        "--max-pixels", type=int, help="scale larger images down to this many pixels"
+    )
 
 
 def main(args: argparse.Namespace, env: dict[str, str]) -> int:
-    """Ask, score, and print a table beside the published scores."""
+    """Answer the questions, score the answers, and print a table beside the published scores.
+
+    Raises UserError for arguments that are missing or below 1.
+    """
     from workloads.grpo.evaluate.tasks import TASKS, evaluate, read_questions, rescore, table
 
     if args.rescore is not None:
@@ -75,7 +80,10 @@ def _identity(target: Target, args: argparse.Namespace) -> str:
 
 
 def image_folder(place: Path) -> Path:
-    """The folder of the images; an archive is unpacked beside itself, once."""
+    """The folder of the images; an archive is unpacked beside itself, once.
+
+    Raises UserError where there is neither a folder nor an archive.
+    """
     if not place.is_file():
         if place.is_dir():
             return place

@@ -209,7 +209,8 @@ def evaluate(
     """Answer `questions` in batches, score the answers and write the result to `output`.
 
     Answers are kept in a file beside `output` after every batch; started again with the same
-    `model` and questions, an evaluation goes on behind the last whole batch.
+    `model` and questions, an evaluation goes on behind the last whole batch. Raises UserError where
+    there are no questions.
     """
     if not questions:
         raise UserError(f"expected questions for {task.name}, found none; name a prompt file")

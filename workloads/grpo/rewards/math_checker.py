@@ -94,11 +94,11 @@ class MathChecker:
                 return self._ask(left, right, brief)
             except _Silent:
                 self.close()
-                _log.warning("math-verify hung on %r; counted as no match", left[:200])
+                _log.warning("math-verify timed out on %r; counted as no match", left[:200])
                 return _NO_MATCH
             except (EOFError, BrokenPipeError):
                 self.close()
-        _log.warning("math-verify died of %r; counted as no match", left[:200])
+        _log.warning("math-verify crashed on %r; counted as no match", left[:200])
         return _NO_MATCH
 
     def _ask(self, left: str, right: str, brief: bool) -> Verdict:

@@ -25,7 +25,11 @@ def load_plug_in(spec: str) -> ScoreBatch:
 
 
 def find_callable(spec: str, what: str) -> Callable[..., Any]:
-    """The function or class that `spec` names for a reward, a tool or an environment."""
+    """The function or class that `spec` names for a reward, a tool or an environment.
+
+    Raises UserError where `spec` is not `module:function`, or where the module has no such
+    function.
+    """
     module_name, _, name = spec.partition(":")
     if not (name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
         raise UserError(
@@ -47,7 +51,10 @@ def find_callable(spec: str, what: str) -> Callable[..., Any]:
 
 
 def import_module(module_name: str, wanted: str) -> ModuleType:
-    """Import as `python -m` would: from the environment or from the current folder."""
+    """Import as `python -m` would: from the environment or from the current folder.
+
+    Raises UserError where the module is missing or fails to import.
+    """
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
@@ -67,7 +74,10 @@ def import_module(module_name: str, wanted: str) -> ModuleType:
 
 
 def adapted(spec: str, function: Callable[..., Any]) -> ScoreBatch:
-    """A function in any of the forms above, as a reward of ours calls it."""
+    """A function in any of the accepted forms, as a reward that takes a batch.
+
+    Raises UserError for a function that takes other arguments.
+    """
     try:
         signature = inspect.signature(function)
     except ValueError as error:  # some functions written in C do not say

@@ -124,7 +124,7 @@ def load_reward(spec: str, weight: float = 1.0) -> WeightedReward:
     the address of a service, `http://…`. Raises UserError.
     """
     if not math.isfinite(weight):
-        raise UserError(f"expected a finite weight for reward {spec}, found {weight}")
+        raise UserError(f"expected a finite weight for reward {spec}, found {weight}; correct it")
     if spec in BUILT_IN:
         return WeightedReward(spec, _of_judge(BUILT_IN[spec]), weight)
     if spec.startswith(("http://", "https://")):
@@ -324,7 +324,7 @@ def _content_text(content: Any) -> str:
 def for_trainer(
     reward: WeightedReward, scorer: Scorer | None = None
 ) -> Callable[..., list[float | None]]:
-    """`reward` as TRL calls it: lists in, a list out, the data set's columns by keyword."""
+    """`reward` as TRL calls it: lists in, a list out, the dataset's columns by keyword."""
     own = scorer or Scorer([reward])
 
     def scores(

@@ -29,9 +29,10 @@ _EVERY, _PATIENCE, _SILENCE = 5.0, 5.0, 25.0
 
 
 def check(config: GrpoConfig, sees_images: bool, is_main: bool = True) -> None:
-    """UserError for an engine that cannot serve this model here.
+    """Check that the generation engine can serve this model on this machine.
 
-    is_main: on the rank that hands new weights to a server, over a port of its own machine.
+    is_main: on the rank that sends new weights to a server, over a port of its own machine. Raises
+    UserError where the engine cannot.
     """
     engine = config.generation
     if config.stage != "grpo" or engine.engine == "transformers":
@@ -60,7 +61,10 @@ def check(config: GrpoConfig, sees_images: bool, is_main: bool = True) -> None:
 
 
 def check_rows(config: GrpoConfig, rows: int, world_size: int) -> None:
-    """UserError where the rows do not fill a single step."""
+    """Check that the rows fill at least one step.
+
+    Raises UserError where they do not.
+    """
     needed = config.prompts_a_step(world_size)
     if config.stage == "grpo" and rows < needed:
         raise UserError(
@@ -151,8 +155,11 @@ def ready(config: GrpoConfig, session: Session) -> Iterator[None]:
 
 
 def pixel_limits(grpo: Grpo) -> dict[str, int]:
-    """What an engine has to be told of the profile's bounds: it reads the model's own otherwise,
-    and answers about an image of another size than the one that is trained on."""
+    """The profile's pixel limits as vLLM's processor arguments.
+
+    Without them an engine applies the model's own, and answers about an image of another size than
+    the trainer's.
+    """
     limits = {"min_pixels": grpo.min_pixels, "max_pixels": grpo.max_pixels}
     return {name: pixels for name, pixels in limits.items() if pixels is not None}
 
@@ -232,7 +239,10 @@ def gone(url: str) -> str:
 
 @contextmanager
 def named_failures(config: GrpoConfig) -> Iterator[None]:
-    """Turn a lost connection to the server into Retry with the engine's name."""
+    """Context manager around calls of the vLLM server.
+
+    Raises Retry with the engine's name where the connection is lost.
+    """
     try:
         yield
     except OSError as error:

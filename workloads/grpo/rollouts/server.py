@@ -28,8 +28,10 @@ _MODE = {"VLLM_SERVER_DEV_MODE": "1"}
 
 
 def command(config: GrpoConfig, host: str) -> list[str]:
-    """The words that start vLLM's server as TRL's trainer wants it: it takes the trainer's weights,
-    and tells every token's probability as it was sampled."""
+    """The command line of vLLM's server as TRL's trainer needs it.
+
+    The server takes the trainer's weights, and returns every token's probability as it was sampled.
+    """
     engine, grpo = config.generation, config.grpo
     length = engine.max_model_length or grpo.max_prompt_length + grpo.max_completion_length
     options: dict[str, Any] = {
@@ -52,7 +54,11 @@ def command(config: GrpoConfig, host: str) -> list[str]:
 
 
 def main(words: Sequence[str]) -> int:
-    """Become the server; 2 where the profile is not one of GRPO."""
+    """Replace this process by the server.
+
+    Returns the exit code, with a line on stderr, where the profile is not one of GRPO or the
+    port is taken.
+    """
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("profile", type=Path)
     parser.add_argument("--resume", nargs="?", help="for the trainer alone")

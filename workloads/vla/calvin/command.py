@@ -44,19 +44,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--egl", action="store_true", help="draw with the GPU, as the data was")
     parser.add_argument("--processes", type=int, default=1, help="simulators side by side (1)")
     parser.add_argument(
-        "--videos", type=int, default=3, metavar="N", help="film the first N (default: %(default)s)"
+        "--videos",
+        type=int,
+        default=3,
+        metavar="N",
+        help="record the first N (default: %(default)s)",
     )
-    parser.add_argument("--video", choices=["gif", "mp4"], default="gif", help="as what (gif)")
-    parser.add_argument("--unnorm-key", metavar="NAME", help="dataset whose statistics count")
+    parser.add_argument(
+        "--video", choices=["gif", "mp4"], default="gif", help="format of the recordings (gif)"
+    )
+    parser.add_argument(
+        "--unnorm-key", metavar="NAME", help="dataset whose statistics give the units"
+    )
     parser.add_argument("--execute", type=int, metavar="K", help="actions of a chunk at a time")
     parser.add_argument(
         "--ensemble", type=float, nargs="?", const=0.01, metavar="WEIGHT",
-        help="the mean of all that was predicted for a moment",
+        help="average all predictions for the same step, as ACT does",
     )  # fmt: skip
 
 
 def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Drive, count, and print a table beside the published figures."""
+    """Evaluate a policy in CALVIN's simulator, and print a table beside the published figures.
+
+    Raises UserError for arguments below their least value.
+    """
     for name, least in (("sequences", 1), ("processes", 1), ("videos", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name}: expected at least {least}, found {getattr(args, name)}")

@@ -31,8 +31,11 @@ PUBLISHED: Sequence[tuple[str, str, tuple[float, ...], float]] = (
 
 
 def summary(results: Sequence[Result], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Shares with at least 1 to 5 tasks in a row, their mean number, and each task's successes of
-    the times that it was begun; for JSON."""
+    """The results as JSON: success rates and successes by task.
+
+    Shares of sequences with at least 1 to 5 tasks in a row, their mean number, and for each task
+    its successes and how often it was begun.
+    """
     shares, length = success_rates([result.solved for result in results])
     by_task: dict[str, list[int]] = {}
     for result in results:

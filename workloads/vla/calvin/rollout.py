@@ -54,7 +54,10 @@ class PolicyPilot:
 
 
 def check_policy(policy: Policy, unnorm_key: str | None) -> str:
-    """The key of the statistics to act in; UserError for a policy of another robot."""
+    """The key of the statistics that give the policy's actions their units.
+
+    Raises UserError for an unknown key, and for a policy of another robot or other cameras.
+    """
     keys = policy.unnorm_keys
     if unnorm_key is None and len(keys) != 1:
         raise UserError(
@@ -94,8 +97,10 @@ def drive(
     keep_images: bool = False,
     progress: Callable[[], None] = lambda: None,
 ) -> Rollout:
-    """CALVIN's protocol: the scene is set up once, each task has 360 steps, the first failure
-    ends it."""
+    """One sequence by CALVIN's protocol.
+
+    The scene is set up once, each task has 360 steps, and the first failure ends the sequence.
+    """
     found = Rollout()
     simulator.reset(sequence.scene_obs)
     for task in sequence.sequence:

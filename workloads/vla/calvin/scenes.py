@@ -26,10 +26,11 @@ _TURN = (pi / 2 - pi / 8, pi / 2 + pi / 8)  # of a block about the vertical, rad
 
 
 def scene_of(state: State) -> np.ndarray:
-    """float64 [24]: slider, drawer, button, switch, bulb, LED, and position (m) and Euler angles
-    (rad) of the red, the blue and the pink block.
+    """The simulator's scene_obs for an initial state, float64 [24].
 
-    Which place on the table comes first, and how blocks are turned, is drawn under `seed_of`.
+    Slider, drawer, button, switch, bulb, LED, then position (m) and Euler angles (rad) of the red,
+    the blue and the pink block. Which place on the table comes first, and how blocks are turned, is
+    drawn under `seed_of`.
     """
     random = np.random.RandomState(seed_of(state))
     places = list(_ON_TABLE)

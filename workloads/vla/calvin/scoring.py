@@ -20,7 +20,8 @@ _LIGHTS = (("lightbulb", 4), ("led", 5))
 def success_rates(solved: Sequence[int]) -> tuple[list[float], float]:
     """Share of sequences with at least 1 to 5 solved tasks in a row, and the mean length.
 
-    solved: for each sequence how many tasks were done before the first failure.
+    solved: for each sequence how many tasks were done before the first failure. Raises UserError
+    for a count below 0 or over 5.
     """
     if not len(solved) or any(not 0 <= count <= LENGTH for count in solved):
         raise UserError(f"expected counts from 0 to {LENGTH}, found {list(solved)}; check them")

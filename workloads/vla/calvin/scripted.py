@@ -27,7 +27,7 @@ class Script:
         self._target: np.ndarray | None = None
 
     def act(self, frame: Frame) -> np.ndarray:
-        """Towards the next way point; where there is none, nothing."""
+        """The action towards the next way point, float64 [7]; the arm rests where there is none."""
         if self._target is None:
             # What the simulator adds to is the pose that it was sent to, which the arm is near to.
             self._target = frame.robot_obs[:3].copy()

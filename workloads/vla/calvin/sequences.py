@@ -42,10 +42,10 @@ class Sequence(NamedTuple):
 
 
 def sequences(n: int = COUNT) -> list[Sequence]:
-    """The first n of the 1000 official sequences; UserError for fewer than 1 or more than 1000.
+    """The first n of the 1000 official sequences.
 
-    CALVIN's own function, asked for 10, gives ten others: it shares out what it is asked for among
-    the states before it shuffles.
+    CALVIN's own function, asked for 10, gives ten others: it divides the requested number among the
+    states before it shuffles. Raises UserError for fewer than 1 or more than 1000.
     """
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= COUNT:
         raise UserError(f"expected 1 to {COUNT} sequences, found {n!r}; give another number")
@@ -57,8 +57,10 @@ def sequences(n: int = COUNT) -> list[Sequence]:
 
 
 def initial_states() -> list[State]:
-    """The 192 states to begin with, in the order of their numbers: one or two blocks on the table,
-    the others at different sides of the slider."""
+    """The 192 initial states, in the order of their numbers.
+
+    One or two blocks lie on the table, the others at different sides of the slider.
+    """
     found = []
     for led, bulb, slider, drawer, *blocks in product(
         (0, 1), (0, 1), ("right", "left"), ("closed", "open"), _PLACES, _PLACES, _PLACES

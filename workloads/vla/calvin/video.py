@@ -17,8 +17,10 @@ _SOLVED, _FAILED = (20, 130, 50), (190, 40, 40)
 
 
 def write_video(rollout: Rollout, sequence: Sequence, file: Path, kind: str) -> Path:
-    """The static camera's images, with the task below; the last image of each task says how it
-    ended. file: without its ending."""
+    """Write the static camera's images with the task's text below; returns the file.
+
+    The last image of each task says how the task ended. file: without its ending.
+    """
     frames = list(_captioned(rollout, sequence))
     target = file.with_suffix(f".{kind}")
     if kind == "mp4":

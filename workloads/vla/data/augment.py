@@ -14,7 +14,10 @@ _FULL = 255.0
 
 
 def augment(pixels: np.ndarray, how: Augmentation, random: np.random.Generator) -> np.ndarray:
-    """One variation; the same for a generator in the same state."""
+    """A random variation of an image; the same for a generator in the same state.
+
+    pixels: uint8 [H, W, 3] → uint8 [H, W, 3].
+    """
     left, top = random.random(2)
     values = _cropped(pixels, how.crop_area, left, top).astype(np.float32) / _FULL
     values = np.clip(values + random.uniform(-how.brightness, how.brightness), 0, 1)
@@ -28,7 +31,10 @@ def augment(pixels: np.ndarray, how: Augmentation, random: np.random.Generator) 
 
 
 def centre_crop(pixels: np.ndarray, area: float) -> np.ndarray:
-    """The middle of an image, `area` of it, at the same size: what an augmented model expects."""
+    """The centre of an image, `area` of it, at the same size: what an augmented model expects.
+
+    pixels: uint8 [H, W, 3] → uint8 [H, W, 3].
+    """
     return _cropped(pixels, area, 0.5, 0.5)
 
 

@@ -265,8 +265,10 @@ def _usable_steps(dataset: Dataset, number: int, chunk: int) -> list[int]:
 def with_frames(
     sources: Sources, config: VlaConfig, processor: ImageProcessor, folder: Path
 ) -> tuple[Sources, list[str]]:
-    """The same with places in `folder` for decoded frames, where `data.cache_frames` wants them,
-    and what there is to say of it."""
+    """The sources with a cache of decoded frames in `folder`, and lines that say so.
+
+    `data.cache_frames` decides. Raises UserError where the cache cannot be written.
+    """
     if not _worth_keeping(config, sources):
         return sources, []
     height, width = processor.geometry.crop

@@ -73,7 +73,7 @@ class ActionMeter:
         return centres[(self.vocab_size - ids - 1).clamp(0, len(centres) - 1)]
 
     def take(self, total: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """The means since the last time, over all ranks; `total` sums a tensor over them.
+        """Means since the last call, over all ranks; `total` sums a tensor [n] over them.
 
         samples; action_accuracy, of tokens alone; l1, normalised; error_<d>, mean |difference| of
         dimension d in the robot's units.

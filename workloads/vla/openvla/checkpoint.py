@@ -123,7 +123,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def saved_oft(folder: Path) -> OftSpec | None:
-    """The OFT head that a folder holds; None for one without."""
+    """The OFT head that a folder holds; None for one without.
+
+    Raises UserError where its fields are missing or unknown.
+    """
     file = folder / OFT_CONFIG
     if not file.is_file():
         return None
@@ -134,7 +137,10 @@ def saved_oft(folder: Path) -> OftSpec | None:
 
 
 def empty(spec: OpenVLASpec, attn: str, oft: OftSpec | None) -> OpenVLA:
-    """A model without storage."""
+    """A model without storage, on the meta device.
+
+    Raises UserError for an unknown `attn`, one that cannot run here, and fields that make no model.
+    """
     if attn not in ATTENTION:
         raise UserError(f"expected attn of {', '.join(ATTENTION)}, found {attn!r}")
     try:
@@ -143,7 +149,7 @@ def empty(spec: OpenVLASpec, attn: str, oft: OftSpec | None) -> OpenVLA:
     except (StrictDataclassError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"config.json: expected the shape of a model, found a mistake: {reason}; get it again"
+            f"config.json: expected the shape of a model, found a mistake: {reason}; copy it again"
         ) from error
     except ImportError as error:
         reason = str(error).partition("\n")[0]
@@ -175,7 +181,7 @@ def _tensors(file: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
             for name in reader.keys():  # noqa: SIM118 - the reader is no mapping
                 yield name, reader.get_tensor(name)
     except SafetensorError as error:
-        raise UserError(f"{file}: expected safetensors, found {error}; get it again") from error
+        raise UserError(f"{file}: expected safetensors, found {error}; copy it again") from error
 
 
 def _assign(model: OpenVLA, name: str, tensor: Tensor, file: Path, device: torch.device) -> None:

@@ -183,13 +183,16 @@ def parse(raw: Mapping[str, Any], where: str = "config.json") -> OpenVLASpec:
 
 @contextmanager
 def mistakes_named(where: str) -> Iterator[None]:
-    """What a value of the wrong kind makes Python say, as a UserError with its file."""
+    """Context manager around the reading of a checkpoint's fields.
+
+    Raises UserError with the file for a value of the wrong kind.
+    """
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         text = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise UserError(
-            f"{where}: expected the fields of a checkpoint, found a mistake: {text}; get it again"
+            f"{where}: expected the fields of a checkpoint, found a mistake: {text}; copy it again"
         ) from error
 
 

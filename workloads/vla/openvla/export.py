@@ -54,6 +54,10 @@ class OpenVLAExporter(Exporter[VlaConfig]):
         return self._whole(job, {**state, **_head(job)})
 
     def merged(self, job: Job[VlaConfig], adapter: Path) -> tuple[Whole, Merged]:
+        """The base with the adapter merged into it, and how far its predictions differ.
+
+        Raises UserError where the predictions differ by more than rounding.
+        """
         base = _base(job)
         base.load_state_dict(_head(job), strict=False)
         wrapped = load_adapter(base, adapter).eval()

@@ -39,7 +39,10 @@ def write(
     oft: OftSpec | None,
     max_shard_size: str = MAX_SHARD_SIZE,
 ) -> None:
-    """Write weights and configuration; an OFT head goes to files of its own beside them."""
+    """Write weights, of their own shapes, and configuration.
+
+    An OFT head goes to files of its own beside them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     base = {name: tensor for name, tensor in state.items() if not is_head(name)}
     _write_weights(folder, base, max_shard_size)

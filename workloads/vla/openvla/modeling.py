@@ -68,6 +68,7 @@ class Projector(nn.Module):
             self.act_fn2 = nn.GELU()
 
     def forward(self, features: Tensor) -> Tensor:
+        """[B, patches, vision_width] → [B, patches, width]."""
         out: Tensor = self.fc2(self.act_fn1(self.fc1(features)))
         if self.fused:
             out = self.fc3(self.act_fn2(out))
@@ -79,7 +80,7 @@ class OpenVLA(PreTrainedModel):
 
     Parameters that the forward pass never uses stay frozen, so that DDP needs no search for them.
     `label_logits_only` makes the forward pass with labels compute logits at labelled positions
-    alone. `norm_stats` is the action statistics by data set, `dataset_statistics.json`'s layout.
+    alone. `norm_stats` is the action statistics by dataset, `dataset_statistics.json`'s layout.
     """
 
     config_class = OpenVLAConfig
@@ -232,7 +233,7 @@ class OpenVLA(PreTrainedModel):
         """The actions of B prompts of one length: float64 [B, action_dim] in the robot's units.
 
         Token 29871 is added to prompts that do not end with it. `norm_stats` stands in for the
-        checkpoint's own; `unnorm_key` may be left out where there is only one data set. Raises
+        checkpoint's own; `unnorm_key` may be left out where there is only one dataset. Raises
         UserError for an unknown key, a padded prompt, or a model that ends the action early.
         """
         stats = action_stats(self.norm_stats if norm_stats is None else norm_stats, unnorm_key)
@@ -257,7 +258,10 @@ class OpenVLA(PreTrainedModel):
         norm_stats: Mapping[str, Any] | None = None,
         attention_mask: Tensor | np.ndarray | None = None,
     ) -> np.ndarray:
-        """The action for one prompt [1, L] and image [1, C, H, W]: float64 [action_dim]."""
+        """The action for one prompt [1, L] and image [1, C, H, W]: float64 [action_dim].
+
+        Raises UserError for several prompts.
+        """
         if len(input_ids) != 1:
             raise UserError(
                 f"expected one prompt, found {len(input_ids)}; use predict_actions for several"
@@ -291,7 +295,10 @@ def _after_first(row: Tensor, inserted: Tensor) -> Tensor:
 
 
 def prompt_ids(input_ids: Any, attention_mask: Any = None) -> Tensor:
-    """Unpadded prompts [B, L] that end with token 29871, added where it is missing."""
+    """Unpadded prompts [B, L] that end with token 29871, added where it is missing.
+
+    Raises UserError for padded prompts, and for prompts of other shapes or different endings.
+    """
     ids = torch.as_tensor(input_ids)
     if ids.ndim != 2 or ids.shape[1] == 0:
         raise UserError(f"expected input_ids [batch, length], found shape {list(ids.shape)}")

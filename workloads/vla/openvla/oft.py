@@ -48,6 +48,7 @@ class ResidualBlock(nn.Module):
         self.ffn = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., width] → [..., width]."""
         out: Tensor = x + self.ffn(x)
         return out
 
@@ -65,6 +66,7 @@ class MlpResNet(nn.Module):
         self.fc2 = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] → [..., outputs]."""
         x = self.relu(self.fc1(self.layer_norm1(x)))
         for block in self.mlp_resnet_blocks:
             x = block(x)
@@ -81,6 +83,7 @@ class ActionHead(nn.Module):
         self.model = MlpResNet(hidden * oft.action_dim, hidden, oft.action_dim, oft.blocks)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """[B, slots, hidden] → [B, chunk, action_dim]."""
         steps = hidden.reshape(len(hidden), self.oft.action_chunk, -1)
         actions: Tensor = self.model(steps)
         return actions
@@ -96,6 +99,7 @@ class ProprioProjector(nn.Module):
         self.fc2 = nn.Linear(hidden, hidden)
 
     def forward(self, proprio: Tensor) -> Tensor:
+        """[B, proprio_dim] → [B, 1, hidden]."""
         token: Tensor = self.fc2(self.act_fn1(self.fc1(proprio.to(self.fc1.weight.dtype))))
         return token[:, None]
 
@@ -139,7 +143,8 @@ class OpenVLAOft(OpenVLA):
         """As OpenVLA's, with proprio [B, P] and actions [B, chunk, action_dim], both normalised.
 
         The slots are where labels hold action ids. The loss is the mean absolute error against
-        `actions`, or the tokens' cross entropy for the discrete head.
+        `actions`, or the tokens' cross entropy for the discrete head. Raises UserError where labels
+        are missing, or hold another number of action ids.
         """
         if labels is None:
             raise UserError("expected labels, found none; they say where the action slots are")
@@ -252,7 +257,10 @@ class OpenVLAOft(OpenVLA):
         attention_mask: Tensor | np.ndarray | None = None,
         proprio: Tensor | np.ndarray | None = None,
     ) -> np.ndarray:
-        """The chunk for one prompt, image and state: float64 [chunk, action_dim]."""
+        """The chunk for one prompt [1, L], image [1, C, H, W] and state [1, P].
+
+        Returns float64 [chunk, action_dim]. Raises UserError for several prompts.
+        """
         if len(input_ids) != 1:
             raise UserError(
                 f"expected one prompt, found {len(input_ids)}; use predict_actions for several"

@@ -59,7 +59,7 @@ class OpenVLAPolicy(Policy):
 
     @property
     def unnorm_keys(self) -> tuple[str, ...]:
-        """The data sets whose statistics it has."""
+        """The datasets whose statistics the policy has."""
         return tuple(self.model.norm_stats)
 
     @property
@@ -69,7 +69,7 @@ class OpenVLAPolicy(Policy):
 
     @property
     def action_shape(self) -> tuple[int, ...]:
-        """[chunk, A] of a policy that predicts several steps, else [A]; of its first data set."""
+        """[chunk, A] of a policy that predicts several steps, else [A]; of its first dataset."""
         size = action_size(action_stats(self.model.norm_stats, self.unnorm_keys[0]))
         return (size,) if self.model.oft is None else (self.model.oft.action_chunk, size)
 
@@ -117,8 +117,11 @@ class OpenVLAPolicy(Policy):
     def inputs(
         self, observation: Observation, unnorm_key: str | None = None
     ) -> dict[str, np.ndarray]:
-        """What the model takes: input_ids int64 [L], pixel_values float32 [C x cameras, H, W] and,
-        where it is asked for, proprio float32 [P], normalised."""
+        """The model's inputs for one observation.
+
+        input_ids int64 [L], pixel_values float32 [C x cameras, H, W] and, where the policy takes a
+        state, proprio float32 [P], normalised.
+        """
         images = [
             as_served(self.processor, image, self.crop_area)
             for image in observed(self.cameras, observation)

@@ -50,7 +50,7 @@ def replace_linears(model: Any, quantisation: Quantisation) -> None:
 
 
 def quantised(owner: nn.Module, leaf: str, tensor: Tensor, device: torch.device) -> Any:
-    """The parameter for a weight of a quantised layer on its device; None for any other."""
+    """The parameter for a quantised layer's weight [out, in] on its device; None for any other."""
     if leaf != "weight" or not type(owner).__module__.startswith("bitsandbytes."):
         return None
     library = _library()

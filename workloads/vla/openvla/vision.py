@@ -20,6 +20,7 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the activation of towers that name it in config.json."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Any shape → the same shape."""
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -44,6 +45,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(CHANNELS_PER_TOWER, tower.width, tower.patch, stride=tower.patch)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, patches, width]."""
         patches: Tensor = self.proj(pixels)
         return patches.flatten(2).transpose(1, 2)
 
@@ -60,6 +62,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, tokens, width] → [B, tokens, width]."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -82,6 +85,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., width] → [..., width]."""
         out: Tensor = self.fc2(self.act(self.fc1(x)))
         return out
 
@@ -94,6 +98,7 @@ class LayerScale(nn.Module):
         self.scale_factor = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., width] → [..., width]."""
         return x * self.scale_factor
 
 
@@ -110,6 +115,7 @@ class Block(GradientCheckpointingLayer):
         self.ls2 = LayerScale(tower.width) if tower.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, tokens, width] → [B, tokens, width]."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         out: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
         return out
@@ -152,6 +158,10 @@ class VisionTower(nn.Module):
         return [f"blocks.{self.tower.depth - 1}", "norm", *pool]
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] → [B, patches, width] of the last layer but one.
+
+        Raises UserError for pixels of another size.
+        """
         size = self.tower.image_size
         if tuple(pixels.shape[-2:]) != (size, size):
             raise UserError(
@@ -194,6 +204,10 @@ class VisionBackbone(nn.Module):
         return names
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """[B, channels * images, H, W] → [B, patches * images, width].
+
+        Raises UserError for pixels of another shape.
+        """
         if pixel_values.ndim != 4 or pixel_values.shape[1] % self.channels:
             raise UserError(
                 f"expected pixel values [batch, {self.channels} x images, height, width], found "

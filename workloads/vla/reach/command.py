@@ -22,13 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         precision=False,
     )
     parser.add_argument(
-        "--scenes", type=int, default=SCENES, help="how many (default: %(default)s)"
+        "--scenes", type=int, default=SCENES, help="number of scenes (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="which scenes (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the scenes (default: %(default)s)"
+    )
 
 
 def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Act in every scene, score, print a table and draw some rollouts."""
+    """Evaluate a policy in every scene, print a table and draw some rollouts.
+
+    Raises UserError for arguments below their least value.
+    """
     for name, least in (("scenes", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name}: expected at least {least}, found {getattr(args, name)}")

@@ -11,7 +11,10 @@ from workloads.vla.reach import arm
 
 
 def statistics_key(policy: Policy) -> str:
-    """The policy's statistics of a CRANE-X7; UserError for another robot or several cameras."""
+    """The key of the policy's CRANE-X7 statistics.
+
+    Raises UserError for another robot or several cameras.
+    """
     keys = policy.unnorm_keys
     key = keys[0] if len(keys) == 1 else DATASET_NAME
     size = len(policy.action_statistics(key)["mean"])

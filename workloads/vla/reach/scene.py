@@ -78,8 +78,10 @@ def scene(seed: int, number: int, purpose: Purpose) -> Scene:
 
 
 def recall_scene(seed: int, number: int, purpose: Purpose) -> Scene:
-    """A scene whose goal is shown at first and has to be remembered: a cube of every colour, all
-    asked for alike, and an instruction that names none."""
+    """A scene whose goal is shown at first and has to be remembered.
+
+    A cube of every colour, each equally often the goal, and an instruction that names none.
+    """
     random = np.random.default_rng([seed, _PURPOSES[purpose], number, 1])
     colours = tuple(str(colour) for colour in random.permutation(list(COLOURS)))
     off = random.uniform(-_OFF_CORNER, _OFF_CORNER, CORNERS.shape)

@@ -51,11 +51,10 @@ class Backbone(Protocol):
         blocks: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        """Embeddings [B, T, width] and their mask [B, T, past ones included] → the states after
-        the last layer, [B, T, width].
+        """Embeddings [B, T, width] → the states after the last layer [B, T, width].
 
-        blocks: int64 [B, T], a number for the images and the text of one frame, -1 for what sees
-        earlier tokens only; cache: of the tokens before these.
+        mask: [B, T], past tokens included; blocks: int64 [B, T], a number for the images and the
+        text of one frame, -1 for tokens that see earlier tokens only; cache: of the tokens before.
         """
 
     def logits(self, model: nn.Module, states: Tensor) -> Tensor:
@@ -223,7 +222,10 @@ BACKBONES: Mapping[str, type[Backbone]] = {"kosmos-2": Kosmos, "paligemma": Pali
 
 
 def backbone_of(kind: str, where: str) -> Backbone:
-    """The adapter of a model type; UserError for one that has none."""
+    """The adapter of a model type.
+
+    Raises UserError for a model type without one.
+    """
     if kind not in BACKBONES:
         raise UserError(
             f"{where}: expected a vision-language model of type {', '.join(BACKBONES)} under a "

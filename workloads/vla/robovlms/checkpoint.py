@@ -37,12 +37,12 @@ _MASKS = (".attn.bias", ".attn.masked_bias")
 def load_pretrained(
     path: str | Path, dtype: torch.dtype = torch.float32, attn: str = "sdpa"
 ) -> PolicyModel:
-    """A policy in evaluation mode: what `tatara export` wrote, or RoboVLMs' own, a folder with one
-    file of weights and its JSON config.
+    """A policy in evaluation mode, from an exported folder or a checkpoint of RoboVLMs.
 
-    The backbone's config is the one that `model_config` names, from the working directory or the
-    folder. attn: sdpa or eager. Nothing of the file is run. Raises UserError where files, fields or
-    weights are missing, unknown, or of another shape.
+    A checkpoint of RoboVLMs is a folder with one file of weights and its JSON config. The
+    backbone's config is the one that `model_config` names, from the working directory or the
+    folder. attn: sdpa or eager. No code of the files is run. Raises UserError where files, fields
+    or weights are missing, unknown, or of another shape.
     """
     folder = Path(path)
     exported = folder / "config.json"
@@ -58,6 +58,7 @@ def from_checkpoint(
     """The policy of a JSON config with a checkpoint's weights, in evaluation mode.
 
     backbone: the fields of its config.json, by default of the file that `model_config` names.
+    Raises UserError for a field that cannot be loaded.
     """
     found = inherited(config)
     settings, rows = translate(found)
@@ -174,7 +175,10 @@ def _spec(config: Path, settings: Mapping[str, Any], backbone: dict[str, Any]) -
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Weights by name from a file that holds nothing else; no code of it is run."""
+    """Weights by name, of their own shapes, from a file that holds nothing else.
+
+    No code of the file is run. Raises UserError for a file with anything else.
+    """
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

@@ -31,7 +31,10 @@ def import_config(path: str | Path) -> dict[str, Any]:
 
 
 def inherited(path: str | Path) -> Inherited:
-    """`import_config`, with where everything came from."""
+    """`import_config`, with the file that each field came from.
+
+    Raises UserError for parents that go round in a circle, or that are no file names.
+    """
     chain: list[tuple[Path, dict[str, Any]]] = []
     file = Path(path)
     while True:

@@ -46,6 +46,10 @@ class PolicyExporter(Exporter[VlaConfig]):
         return self._whole(job, weights.read_state(job.source, job.dtype))
 
     def merged(self, job: Job[VlaConfig], adapter: Path) -> tuple[Whole, Merged]:
+        """The policy with the adapter merged into it, and how far its predictions differ.
+
+        Raises UserError where the predictions differ by more than rounding.
+        """
         base = _base(job)
         base.load_state_dict(_head(job), strict=False)
         base.eval()

@@ -16,7 +16,10 @@ from workloads.vla.robovlms.spec import HeadSize, PolicySpec
 
 
 def build(config: VlaConfig, fields: Fields) -> FakeStep:
-    """The backbone with its head and adapter, and a micro-batch of full windows."""
+    """The backbone with its head and adapter, and a micro-batch of full windows.
+
+    Raises UserError for discrete actions.
+    """
     head = config.action_head
     if head.kind == "discrete":
         raise UserError("action_head.kind=discrete: no step on fake tensors; its labels are chosen")

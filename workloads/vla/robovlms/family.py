@@ -130,6 +130,10 @@ class RoboVLMsFamily:
         four_bit: bool,
         tell: Tell,
     ) -> HeadPolicy:
+        """The policy of an exported folder.
+
+        Raises UserError for `four_bit`, which policies with a head do not have.
+        """
         if four_bit:
             raise UserError("--four-bit: policies with a head are held as exported; leave it out")
         return load_policy(folder, facts, name, dtype, attn, device, tell)

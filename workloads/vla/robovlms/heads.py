@@ -53,8 +53,11 @@ class Head(nn.Module):
         return states.flatten(2)
 
     def chunks(self, state: Tensor) -> Chunks:
-        """[B, W, width] → arm [B, W, chunk, size − 1] in −1..1, gripper logits [B, W, chunk, 1];
-        without a gripper all numbers are the arm's."""
+        """Chunks of actions from the states [B, W, width].
+
+        arm [B, W, chunk, size − 1] in −1..1, gripper logits [B, W, chunk, 1]; without a gripper all
+        `size` numbers are the arm's.
+        """
         arm = self.actions(state).unflatten(-1, (self.size.chunk, -1))
         if not self.size.gripper:
             return arm, None

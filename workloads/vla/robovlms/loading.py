@@ -55,7 +55,10 @@ def carry(source: Path, folder: Path) -> None:
 
 
 def tokenizer(folder: Path) -> Any:
-    """The base's own; UserError where there is none."""
+    """The base model's tokenizer.
+
+    Raises UserError where none loads.
+    """
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -66,8 +69,11 @@ def tokenizer(folder: Path) -> Any:
 
 
 def image_processor(folder: Path, backbone: Mapping[str, Any]) -> ImageProcessor:
-    """Images at the backbone's size by Pillow's bicubic filter, whatever their aspect, normalised
-    as preprocessor_config.json says, or else as the backbone was trained."""
+    """The image processor: the backbone's size, by Pillow's bicubic filter, whatever the aspect.
+
+    Mean and deviation are those of preprocessor_config.json, or else those the backbone was trained
+    with.
+    """
     kind = str(backbone["model_type"])
     adapter = backbone_of(kind, str(folder / "config.json"))
     size = adapter.image_size(AutoConfig.for_model(**backbone))
@@ -221,27 +227,33 @@ def load_exported(
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All weights of a folder's safetensors files; UserError for a damaged one."""
+    """All weights of a folder's safetensors files, of their own shapes.
+
+    Raises UserError for a damaged file.
+    """
     state: dict[str, Tensor] = {}
     for name in weight_files(folder):
         try:
             state |= load_file(folder / name)
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{folder / name}: expected safetensors, found {error}; get it again"
+                f"{folder / name}: expected safetensors, found {error}; copy it again"
             ) from error
     return state
 
 
 def fill(model: PolicyModel, stored: Mapping[str, Tensor], where: str) -> None:
-    """Put weights into a policy; raises as `check`."""
+    """Put weights of the model's shapes into a policy; raises as `check`."""
     check(model, stored, where)
     model.load_state_dict(dict(stored), strict=False)
     model.backbone.tie_weights()
 
 
 def check(model: PolicyModel, stored: Mapping[str, Tensor], where: str) -> None:
-    """UserError names weights that are missing, too much or of another shape."""
+    """Compare names and shapes of weights with the model's.
+
+    Raises UserError for weights that are missing, unknown or of another shape.
+    """
     own = model.state_dict()
     needed = own.keys() - model.all_tied_weights_keys.keys()
     for what, names in (("no", needed - stored.keys()), ("unknown", stored.keys() - own.keys())):
@@ -268,8 +280,10 @@ def initial(run: Run, tell: Tell) -> PolicyModel:
 
 
 def trainable(model: PolicyModel, config: VlaConfig) -> nn.Module:
-    """The model as it is trained: all of it, or the backbone under an adapter with the head beside
-    it, which is fp32 whatever the base is."""
+    """The model as it is trained: whole, or the backbone under an adapter.
+
+    The head beside an adapter is fp32 whatever the base is.
+    """
     adapter = config.adapter
     if adapter.method == "full":
         return model
@@ -324,7 +338,10 @@ def _targets(model: PolicyModel, wanted: tuple[str, ...]) -> list[str]:
 def under_adapter(
     folder: Path, facts: Mapping[str, Any], dtype: torch.dtype, attn: str, tell: Tell
 ) -> PolicyModel:
-    """The base that an exported adapter names, with the head of its training."""
+    """The base that an exported adapter names, with the head of its training.
+
+    Raises UserError where tatara.json does not name the base.
+    """
     if not facts.get("base"):
         raise UserError(
             f"{folder}: expected tatara.json to name the base; export the run once more"

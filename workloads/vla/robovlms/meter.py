@@ -102,8 +102,11 @@ class HeadMeter:
         return centres[(self._discrete.vocab_size - ids - 1).clamp(0, len(centres) - 1)]
 
     def take(self, total: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """samples; loss_arm (Huber), loss_gripper (cross-entropy), gripper_accuracy; of discrete
-        actions action_accuracy; l1 of the arm, normalised; error_<d>, in the robot's units."""
+        """Means since the last call, over all ranks; `total` sums a tensor [n] over them.
+
+        samples; loss_arm (Huber), loss_gripper (cross-entropy), gripper_accuracy; of discrete
+        actions action_accuracy; l1 of the arm, normalised; error_<d>, in the robot's units.
+        """
         numbers = self._units.shape[1]
         own = torch.zeros(_HEAD + 2 * numbers, dtype=torch.float64, device=device)
         if self._sums is not None:

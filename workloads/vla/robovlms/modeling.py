@@ -135,7 +135,8 @@ class PolicyModel(PreTrainedModel):
         """What the language model reads of each frame.
 
         pixel_values: normalised [B, W, cameras, 3, S, S]; input_ids, attention_mask: int64 [B, L],
-        or [B, W, L] where the frames differ, padded on the right.
+        or [B, W, L] where the frames differ, padded on the right. Raises UserError for a text
+        without words.
         """
         samples, steps, cameras = pixel_values.shape[:3]
         opening, closing = self.adapter.opening, self.adapter.closing
@@ -305,7 +306,10 @@ class PolicyModel(PreTrainedModel):
         state_dict: Mapping[str, Tensor] | None = None,
         **_options: Any,
     ) -> None:
-        """Write config.json and safetensors; `state_dict` stands in for the model's own."""
+        """Write config.json and safetensors.
+
+        `state_dict`, of the model's shapes, replaces the model's own.
+        """
         if is_main_process:
             write(Path(save_directory), self.state_dict() if state_dict is None else state_dict,
                   self.spec, self.all_tied_weights_keys)  # fmt: skip
@@ -320,7 +324,7 @@ def discrete_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def write(
     folder: Path, state: Mapping[str, Tensor], spec: PolicySpec, tied: Mapping[str, str]
 ) -> None:
-    """Weights, without those that are tied to others, and config.json."""
+    """Write weights, of their own shapes and without tied ones, and config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     own = {name: value.detach().contiguous() for name, value in state.items() if name not in tied}
     plan = split_torch_state_dict_into_shards(own, max_shard_size=_MAX_SHARD)

@@ -45,7 +45,7 @@ class FrameMemory:
         return sum(frame.shape[1] for frame in self.frames)
 
     def keep(self, frame: Tensor) -> None:
-        """Take a frame in; the oldest is forgotten where a window would not hold one more."""
+        """Add a frame, [1, tokens, width], and forget the oldest where the window is full."""
         self.frames = [*self.frames, frame][-(self.window - 1) :] if self.window > 1 else []
 
 
@@ -152,8 +152,11 @@ class HeadPolicy(Policy):
         return ActionScale(self.action_statistics(unnorm_key), spec.bounds, spec.head.gripper)
 
     def inputs(self, observation: Observation, unnorm_key: str | None = None) -> dict[str, Tensor]:
-        """What the model takes of one frame: pixel_values float32 [1, cameras, 3, S, S], input_ids
-        int64 [L] and, where it is asked for, states float32 [1, P], normalised."""
+        """The model's inputs for one frame.
+
+        pixel_values float32 [1, cameras, 3, S, S], input_ids int64 [L] and, where the policy takes
+        a state, states float32 [1, P], normalised.
+        """
         images = [
             as_served(self.processor, image, self.crop_area)
             for image in observed(self.cameras, observation)
@@ -249,8 +252,11 @@ class HeadPolicy(Policy):
         return scale.actions(values[..., :-1], values[..., -1] > middle)
 
     def untrained(self, run: Run | None, tell: Tell) -> "HeadPolicy":
-        """With a run's own model at step 0, where an adapter changes nothing; else with weights
-        that are drawn anew."""
+        """The policy before training, to compare with.
+
+        With a run, the run's own model at step 0, where an adapter changes nothing; else a model
+        with newly drawn weights.
+        """
         model = self.model
         made = loading.initial(run, tell) if run else loading.random_policy(model.spec, 0)
         made.norm_stats = model.norm_stats
@@ -281,7 +287,10 @@ def load_policy(
     device: torch.device,
     tell: Tell,
 ) -> HeadPolicy:
-    """What `tatara export` wrote of a policy with a head, an adapter's folder too."""
+    """What `tatara export` wrote of a policy with a head, an adapter's folder too.
+
+    Raises UserError where tatara.json does not name the cameras.
+    """
     kind = dtype or _dtype(facts, device)
     if is_adapter(folder):
         model = _with_adapter(folder, facts, kind, attn, tell)

@@ -110,8 +110,10 @@ class WindowMaker:
 
 
 def discrete_ids(tokenizer: ActionTokenizer, actions: np.ndarray, gripper: bool) -> np.ndarray:
-    """Normalised actions [..., A] → int64 ids of that shape; a gripper that is not 1 has the first
-    bin."""
+    """Normalised actions [..., A] → int64 ids of that shape.
+
+    A gripper value other than 1 gets the first bin.
+    """
     values = actions.astype(np.float32)
     if gripper:
         values[..., -1] = np.where(values[..., -1] == 1, tokenizer.edges[-1], tokenizer.edges[0])
@@ -223,8 +225,10 @@ class WindowSamples(TorchDataset[dict[str, Any]]):
 
 
 def dealt(count: int, readers: int, batch: int) -> np.ndarray:
-    """An order of `count` samples, int64 [count], for readers that take batches in turn: each goes
-    through a stretch of its own, and what does not divide comes last."""
+    """An order of `count` samples, int64 [count], for readers that take batches in turn.
+
+    Each reader goes through a stretch of its own, and the remainder comes last.
+    """
     turns = count // (readers * batch)
     whole = turns * readers * batch
     stretches = np.arange(whole).reshape(readers, turns, batch).swapaxes(0, 1)

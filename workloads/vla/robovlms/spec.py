@@ -96,7 +96,10 @@ def parameters(kind: str, size: HeadSize) -> int:
 
 
 def parse(raw: Mapping[str, Any], where: str) -> PolicySpec:
-    """The spec of a config.json; UserError names the field at fault."""
+    """The spec of a config.json.
+
+    Raises UserError that names the field at fault.
+    """
     names = {item.name for item in fields(PolicySpec)}
     given = {name: value for name, value in raw.items() if name in names}
     try:
@@ -109,5 +112,5 @@ def parse(raw: Mapping[str, Any], where: str) -> PolicySpec:
         text = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
             f"{where}: expected the fields of a policy with a head, found a mistake: {text}; "
-            "get it again"
+            "copy it again"
         ) from error

@@ -144,7 +144,7 @@ class PolicyClient:
 
 
 def encode(array: np.ndarray) -> dict[str, Any]:
-    """An array as json-numpy writes it."""
+    """An array of any shape as json-numpy writes it."""
     data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
     return {_MARK: data, "dtype": array.dtype.str, "shape": list(array.shape)}
 
@@ -186,7 +186,7 @@ def dumps(value: object) -> str:
 def multipart(
     fields: Mapping[str, str], images: Mapping[str, np.ndarray], kind: str
 ) -> tuple[bytes, str]:
-    """A form with texts and image files, and its Content-Type."""
+    """A form with texts and image files, uint8 [H, W, 3] each, and its Content-Type."""
     boundary = uuid.uuid4().hex
     body = io.BytesIO()
     for name, text in fields.items():
@@ -234,17 +234,23 @@ def main(words: Sequence[str] | None = None) -> int:
         description="Ask a served policy for an action.",
     )
     parser.add_argument(
-        "--image", action="append", required=True, metavar="[CAMERA=]FILE", help="once a camera"
+        "--image",
+        action="append",
+        required=True,
+        metavar="[CAMERA=]FILE",
+        help="an image; once for each camera",
     )
     parser.add_argument("--instruction", required=True, metavar="TEXT")
     parser.add_argument("--state", metavar="A,B,…", help="the robot's state, in its own units")
-    parser.add_argument("--unnorm-key", metavar="NAME", help="whose statistics count")
-    parser.add_argument("--url", default=URL, help=f"default {URL}")
-    parser.add_argument("--send", choices=WAYS, default="jpeg", help="how images travel")
     parser.add_argument(
-        "--episode", metavar="NAME", help="whose frame it is, for policies with memory"
+        "--unnorm-key", metavar="NAME", help="dataset whose statistics give the units"
     )
-    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="ask so many times")
+    parser.add_argument("--url", default=URL, help=f"default {URL}")
+    parser.add_argument("--send", choices=WAYS, default="jpeg", help="encoding of the images")
+    parser.add_argument(
+        "--episode", metavar="NAME", help="episode of the frame, for policies with memory"
+    )
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="number of requests")
     args = parser.parse_args(words)
     try:
         images = dict(_image(word) for word in args.image)

@@ -57,8 +57,11 @@ class UnknownKind(UserError):
 def read(
     content_type: str, body: bytes, cameras: Sequence[str], takes_state: bool = True
 ) -> Question:
-    """A request's body as a question to a policy with these cameras; UserError says what is
-    wrong with it. takes_state: whether the policy looks at the robot's state."""
+    """A request's body as a question to a policy with these cameras.
+
+    takes_state: whether the policy uses the robot's state. Raises UserError that says what is wrong
+    with the body.
+    """
     fields, write = _fields(content_type, body)
     return _question(fields, cameras, takes_state, write)
 
@@ -121,7 +124,10 @@ def _question(fields: Fields, cameras: Sequence[str], takes_state: bool, write: 
 
 
 def ended(content_type: str, body: bytes) -> str:
-    """The episode that a request to end one names, in JSON or a form."""
+    """The episode that a request to end one names, in JSON or a form.
+
+    Raises UserError where it names none.
+    """
     fields, _ = _fields(content_type, body)
     episode = episode_of(fields)
     if episode is None:
@@ -130,7 +136,10 @@ def ended(content_type: str, body: bytes) -> str:
 
 
 def episode_of(fields: Fields) -> str | None:
-    """The name of an episode; UserError for one that is empty or too long."""
+    """The name of an episode; None where the request has none.
+
+    Raises UserError for a name that is empty or too long.
+    """
     value = fields.get("episode")
     # Programs that count their episodes send a number.
     name = _text({"episode": str(value) if type(value) is int else value}, "episode")

@@ -48,7 +48,10 @@ class Service:
     _warned: bool = False
 
     def warm_up(self) -> float:
-        """One action on grey images, so that nobody waits for the first; seconds it took."""
+        """Predict one action on grey images, so that no request waits for the first one.
+
+        Returns the seconds it took. Raises UserError for a policy without statistics.
+        """
         policy, began = self.policy, time.monotonic()
         if not policy.unnorm_keys:
             raise UserError(

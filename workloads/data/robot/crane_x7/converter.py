@@ -30,7 +30,8 @@ def to_crane_x7(
     """Write CRANE-X7 recordings of schema v2 to the folder `out`, which appears when complete.
 
     Arguments are those of `to_lerobot_v3`. JPEG and PNG bytes are kept where their colours are in
-    order, all else becomes JPEG of quality 95. An episode is cut where records are missing.
+    order, all else becomes JPEG of quality 95. An episode is cut where records are missing. Raises
+    UserError where there are no steps to convert.
     """
     rate, skipped, frames, kept = rate_of(dataset, fps), list[Damage](), 0, 0
     recipe = Recipe(tuple(cameras or dataset.cameras), size, histograms=False, jpeg=True)
@@ -56,5 +57,5 @@ def to_crane_x7(
             if progress is not None:
                 progress(number + 1, len(dataset))
         if not written:
-            raise UserError(f"{dataset.path}: expected steps to convert, found none")
+            raise UserError(f"{dataset.path}: expected steps to convert, found none; run data inspect")
     return Converted(Path(out), written, frames, tuple(skipped), kept)

@@ -176,14 +176,17 @@ def _texts(
 
 
 class Arrays:
-    """The image arrays last used, over all files of a data set."""
+    """The image arrays last used, over all files of a dataset."""
 
     def __init__(self, cameras: int) -> None:
         # A step looks through every camera: with fewer, each image would cost a whole array.
         self._cache: LruCache[tuple[Path, str], np.ndarray] = LruCache(max(_ARRAYS_KEPT, cameras))
 
     def get(self, path: Path, key: str) -> np.ndarray:
-        """The array stored under `key`; raises what numpy and zipfile raise on broken files."""
+        """The array stored under `key`, [T, ...] of the recorder's type.
+
+        Raises what numpy and zipfile raise on broken files.
+        """
         return self._cache.get((path, key), lambda: _load_array(path, key))
 
 

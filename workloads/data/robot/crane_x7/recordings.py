@@ -198,7 +198,7 @@ def _fps(metas: list[Meta]) -> float:
 
 
 def _episode_name(root: Path, file: Path) -> str:
-    """The episode's folder relative to the data set, or the file's name where it has none."""
+    """The episode's folder relative to the dataset, or the file's name where it has none."""
     if file == root or file.parent == root:
         return file.parent.name if file.stem == "episode_data" else file.stem
     folder = file.parent.relative_to(root).as_posix()

@@ -31,7 +31,8 @@ def write_episode(
     states [T, D] in rad, D = 0 for none; images: camera → T images uint8 [H, W, 3] RGB, written as
     JPEG, or encoded ones, written as they are; instruction: for all steps, or one a step. Actions
     [T, A] are by default the next state, and the last its own as a placeholder, as the robot's
-    recorder has it. A meta.json beside it says that the colours are in order.
+    recorder has it. A meta.json beside it says that the colours are in order. Raises UserError
+    where actions, images or instructions are not as many as the states.
     """
     vectors = np.asarray(states, np.float32)
     goals = _next_states(vectors) if actions is None else np.asarray(actions, np.float32)

@@ -1,4 +1,4 @@
-"""The files of a LeRobot v3.0 data set, field by field."""
+"""The files of a LeRobot v3.0 dataset, field by field."""
 
 import json
 from pathlib import Path
@@ -55,8 +55,10 @@ def info(
     tasks: int,
     codec: str | None,
 ) -> dict[str, Any]:
-    """meta/info.json; sizes: of states (0 for none) and actions; codec: of videos, None for
-    images."""
+    """The content of meta/info.json.
+
+    sizes: of states (0 for none) and of actions; codec: of videos, None for images.
+    """
     known = (dataset.state_names, dataset.action_names)
     features: dict[str, Any] = {
         name: {"dtype": "float32", "shape": [size], "names": _names(names, size)}
@@ -111,8 +113,10 @@ def _video_info(shape: tuple[int, ...], fps: float, codec: str) -> dict[str, Any
 
 
 def data_schema(states: int, actions: int, cameras: list[str]) -> pa.Schema:
-    """The columns of a data file, with the types as the datasets library wants them stated;
-    cameras: those whose images are inside of it."""
+    """The columns of a data file, with the types as the datasets library states them.
+
+    cameras: those whose images are in the file.
+    """
     sizes = {name: n for name, n in zip(_VECTORS, (states, actions), strict=True) if n}
     fields = [
         *(pa.field(name, pa.list_(pa.float32(), size)) for name, size in sizes.items()),

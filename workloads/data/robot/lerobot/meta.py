@@ -68,7 +68,10 @@ class Meta:
         return [key for key in self.cameras.values() if self.features[key]["dtype"] == "video"]
 
     def feature(self, key: str, option: str) -> str:
-        """The key itself; UserError where info.json has no such feature."""
+        """The key itself, where meta/info.json has such a feature.
+
+        Raises UserError where it has none.
+        """
         if key not in self.features:
             there = ", ".join(self.features) or "none"
             raise UserError(
@@ -106,7 +109,8 @@ class Meta:
         # The text is the index of a data frame, whose name differs between writers.
         text = next((name for name in table.column_names if name != "task_index"), None)
         if text is None or "task_index" not in table.column_names:
-            raise UserError(f"{file}: expected task_index and a text column")
+            raise UserError(f"{file}: expected task_index and a text column, found "
+                f"{', '.join(table.column_names)}; copy the dataset again")
         return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
 
     def _entries(self) -> list[Entry]:

@@ -28,6 +28,7 @@ class VectorStats(Described):
         self.values = values
 
     def describe(self) -> dict[str, np.ndarray]:
+        """Statistics by name: [size] each, `count` [1]."""
         exact = self.values.astype(np.float64)
         whole = self.values.dtype.kind == "i"
         table = {
@@ -48,6 +49,7 @@ class ImageStats(Described):
         self.count = len(histograms) if count is None else count
 
     def describe(self) -> dict[str, np.ndarray]:
+        """Statistics by name: [3, 1, 1] each, in 0..1; `count` [1]."""
         levels = np.arange(256) / 255.0
         sums = self.histogram_sum.astype(np.float64)
         share = sums / sums.sum(1, keepdims=True)

@@ -59,7 +59,10 @@ def to_lerobot_v3(
 
 
 def rate_of(dataset: Dataset, fps: float | None) -> float:
-    """The steps a second to write; UserError where nothing says it, or two things do."""
+    """The frame rate to write, in steps per second.
+
+    Raises UserError where nothing states one, or where `fps` and the timestamps disagree.
+    """
     if fps is None and dataset.rates_differ:
         raise UserError(
             f"{dataset.path}: expected one frame rate, found {dataset.fps:g} Hz stated and "
@@ -102,7 +105,7 @@ class _Writer:
     def finish(self, target: Path) -> Converted:
         """Write the meta data."""
         if self._open is None or self._sizes is None:
-            raise UserError(f"{self.dataset.path}: expected steps to convert, found none")
+            raise UserError(f"{self.dataset.path}: expected steps to convert, found none; run data inspect")
         self._open.close()
         meta = self.root / "meta"
         meta.mkdir(parents=True)

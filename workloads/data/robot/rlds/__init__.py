@@ -1,1 +1,1 @@
-"""RLDS data sets as tensorflow_datasets writes them, read without TensorFlow."""
+"""RLDS datasets as tensorflow_datasets writes them, read without TensorFlow."""

@@ -19,7 +19,10 @@ _DEFAULT_SPLIT = "train"
 
 
 def find_shards(path: Path, split: str | None) -> tuple[str, str, list[Path]]:
-    """The dataset's name, the split, and all its shards, those that should be there included."""
+    """The dataset's name, the split, and all its shards, missing ones included.
+
+    Raises UserError where the split has no shards.
+    """
     matches = [m for m in (_SHARD.match(file.name) for file in sorted(path.iterdir())) if m]
     splits = sorted({match["split"] for match in matches})
     chosen = split or (_DEFAULT_SPLIT if _DEFAULT_SPLIT in splits else None)

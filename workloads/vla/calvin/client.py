@@ -63,7 +63,7 @@ class Place:
         if sum(given is not None for given in (python, image, address)) != 1:
             raise UserError(
                 "expected one of --env-python, --env-image and --env, which say where CALVIN's "
-                "simulator runs; docs/vla.md shows how to make one"
+                "simulator runs; docs/policies.md shows how to make one"
             )
         if clone is not None and not any(
             (folder / "conf/config_data_collection.yaml").is_file()

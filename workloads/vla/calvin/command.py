@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--env-python", type=Path, metavar="PYTHON", help="a Python with calvin_env's packages"
     )
-    where.add_argument("--env-image", metavar="IMAGE", help="a container image with calvin_env's packages")
+    where.add_argument(
+        "--env-image", metavar="IMAGE", help="a container image with calvin_env's packages"
+    )
     where.add_argument("--env", metavar="HOST:PORT", help="where simulators listen")
     parser.add_argument(
         "--calvin", type=Path, metavar="FOLDER",

@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from workloads.errors import UserError
-from workloads.plan.vision_shapes import NAMING, Fields, Linear, Tower, need, vision
+from workloads.plan.vision_shapes import (
+    NAMING,
+    SHUFFLED,
+    Fields,
+    Linear,
+    Tower,
+    need,
+    shuffled,
+    vision,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -267,6 +276,8 @@ def _image_tokens(family: str, fields: Fields, towers: tuple[Tower, ...]) -> int
         return towers[0].patches - towers[0].extra
     if family == "paligemma":
         return towers[0].patches
+    if family in SHUFFLED:
+        return towers[0].patches // shuffled(family, fields) ** 2
     return need(fields, "latent_query_num") if family == "kosmos-2" else 0
 
 

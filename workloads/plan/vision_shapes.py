@@ -53,7 +53,11 @@ Vision = tuple[tuple[Tower, ...], tuple[Linear, ...], int]
 # LLaVAs, and the language model that each has where its config names none.
 LLAVA: Mapping[str, str] = {"llava": "llama", "llava_next": "llama", "llava_onevision": "qwen2"}
 # Those whose config names the language model, and the one that they have where it does not.
-NAMING: Mapping[str, str] = {**LLAVA, "paligemma": "gemma"}
+NAMING: Mapping[str, str] = {
+    **LLAVA, "paligemma": "gemma", "smolvlm": "llama", "idefics3": "llama"
+}  # fmt: skip
+# Neighbouring tokens of an image, a side, that one token of a SmolVLM stands for.
+SHUFFLED: Mapping[str, int] = {"smolvlm": 2, "idefics3": 2}
 
 
 def vision(family: str, fields: Fields, hidden: int) -> Vision:
@@ -68,6 +72,8 @@ def vision(family: str, fields: Fields, hidden: int) -> Vision:
         return _kosmos2(fields, hidden)
     if family == "paligemma":
         return _paligemma(fields, hidden)
+    if family in SHUFFLED:
+        return _smolvlm(family, fields, hidden)
     return (), (), 0
 
 
@@ -222,6 +228,29 @@ def _paligemma(fields: Fields, hidden: int) -> Vision:
     tower, linears, small = _clip({**own, "model_type": "siglip_vision_model"})
     linears.append(Linear("linear", tower.hidden, hidden, 1, "vision"))
     return (tower,), tuple(linears), small + hidden
+
+
+# What SmolVLMs' configs leave out; their towers are SigLIP's without its pool.
+_SMOL_TOWER: Fields = {
+    "hidden_size": 1152,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
+
+
+def _smolvlm(family: str, fields: Fields, hidden: int) -> Vision:
+    """A tower whose neighbouring tokens one matrix joins."""
+    own = {**_SMOL_TOWER, **(fields.get("vision_config") or {}), "vision_use_head": False}
+    tower, linears, small = _clip({**own, "model_type": "siglip_vision_model"})
+    joined = tower.hidden * shuffled(family, fields) ** 2
+    return (tower,), (*linears, Linear("proj", joined, hidden, 1, "vision")), small
+
+
+def shuffled(family: str, fields: Fields) -> int:
+    """How many tokens of an image, a side, become one."""
+    return int(fields.get("scale_factor", SHUFFLED[family]))
 
 
 def _clip(own: Fields) -> tuple[Tower, list[Linear], int]:

@@ -250,16 +250,33 @@ def test_kosmos_and_every_head_are_counted_as_they_are_built() -> None:
 def test_paligemma_is_counted_as_it_is_built(head: bool) -> None:
     from transformers import AutoConfig
 
-    from tests.support.tiny_paligemma import CONFIG
+    from tests.support.tiny_backbones import PALIGEMMA
     from workloads.engine.pretrained.load import IMAGES
 
     shape, _ = shape_of(Model(name="google/paligemma-3b-pt-224"), OFFLINE)
     assert (shape.parameters, shape.image_tokens) == (2_923_466_480, 256)
-    tiny = {**CONFIG, "vision_config": {**CONFIG["vision_config"], "vision_use_head": head}}
+    tiny = {
+        **PALIGEMMA, "vision_config": {**PALIGEMMA["vision_config"], "vision_use_head": head}
+    }  # fmt: skip
     built = IMAGES.factory.from_config(AutoConfig.for_model(**tiny))
     own = from_fields(tiny)
     assert own.parameters == sum(parameter.numel() for parameter in built.parameters())
     assert own.image_tokens == 16
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "idefics3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_smolvlm_is_counted_as_it_is_built(kind: str, tied: bool) -> None:
+    from transformers import AutoConfig
+
+    from tests.support.tiny_backbones import SMOLVLM
+    from workloads.engine.pretrained.load import IMAGES
+
+    tiny = {**SMOLVLM, "model_type": kind, "tie_word_embeddings": tied}
+    built = IMAGES.factory.from_config(AutoConfig.for_model(**tiny))
+    own = from_fields(tiny)
+    assert own.parameters == sum(parameter.numel() for parameter in built.parameters())
+    assert own.image_tokens == 4
 
 
 def test_openvla_adapter_has_the_published_size() -> None:

@@ -212,13 +212,79 @@ class PaliGemma:
         return [0.5] * 3, [0.5] * 3
 
 
+class SmolVLM:
+    """SmolVLM of both generations: a turn's first token, images, the user's words, the answer's
+    beginning, and then the action token. An image is never cut into tiles."""
+
+    opening = 1
+    closing = 0
+    discrete = False
+
+    def prepare(self, model: Any) -> None:
+        """Nothing is to be corrected."""
+
+    def features(self, config: Any) -> int:
+        return int(config.text_config.hidden_size)
+
+    def unused(self, model: Any) -> list[str]:
+        return []
+
+    def image_tokens(self, model: Any, pixels: Tensor) -> Tensor:
+        # Its own get_image_features leaves out images that are all zero.
+        seen = model.model.vision_model(pixel_values=pixels).last_hidden_state
+        return model.model.connector(seen)
+
+    def embed(self, model: Any, ids: Tensor) -> Tensor:
+        return model.get_input_embeddings()(ids)
+
+    def language(self, model: Any) -> nn.Module:
+        return model.model.text_model
+
+    def read(
+        self,
+        model: Any,
+        embeds: Tensor,
+        mask: Tensor,
+        blocks: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        # As in its pretraining, every token sees earlier ones only.
+        found = self.language(model)(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return found.last_hidden_state
+
+    def logits(self, model: Any, states: Tensor) -> Tensor:
+        return model.lm_head(states)
+
+    def prompt(self, tokenizer: Any, instruction: str) -> list[int]:
+        end, text = "<end_of_utterance>\nAssistant:", f"<|im_start|>User:{instruction}"
+        said = tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(end, add_special_tokens=False)["input_ids"]
+        return [*said[: _MOST_TOKENS - len(answer)], *answer]
+
+    def image_size(self, config: Any) -> int:
+        return int(config.vision_config.image_size)
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        return [0.5] * 3, [0.5] * 3
+
+
 def with_ends(tokenizer: Any, text: str) -> list[int]:
     """bos, the text, eos; at most 512 ids, as in the published trainings."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"][: _MOST_TOKENS - 2]
     return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
 
 
-BACKBONES: Mapping[str, type[Backbone]] = {"kosmos-2": Kosmos, "paligemma": PaliGemma}
+BACKBONES: Mapping[str, type[Backbone]] = {
+    "kosmos-2": Kosmos,
+    "paligemma": PaliGemma,
+    "smolvlm": SmolVLM,
+    "idefics3": SmolVLM,  # what the first generation is to transformers
+}
 
 
 def backbone_of(kind: str, where: str) -> Backbone:

@@ -1,10 +1,13 @@
 """Adapters of backbones answer exactly as the library's own forward pass."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from tests.support.tiny_paligemma import CONFIG, IMAGE_TOKEN
+from tests.support.tiny_backbones import IMAGE_TOKEN, PALIGEMMA, SMOLVLM
 from workloads.errors import UserError
 from workloads.vla.robovlms.backbones import PaliGemma, backbone_of
 from workloads.vla.robovlms.modeling import PolicyModel
@@ -14,10 +17,11 @@ pytestmark = pytest.mark.unit
 ACTION = 7  # an id whose embedding stands for the action token
 
 
-def backbone(attention: str = "sdpa", **text: object) -> torch.nn.Module:
-    fields = {**CONFIG, "text_config": {**CONFIG["text_config"], **text}}  # type: ignore[dict-item]
+def backbone(
+    fields: Mapping[str, Any] = PALIGEMMA, attention: str = "sdpa", **text: object
+) -> torch.nn.Module:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(**fields)
+    config = AutoConfig.for_model(**{**fields, "text_config": {**fields["text_config"], **text}})
     made = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
     return made.eval()
 
@@ -25,8 +29,8 @@ def backbone(attention: str = "sdpa", **text: object) -> torch.nn.Module:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_frame_on_paligemma_is_its_own_forward(attention: str) -> None:
     """Images and text as the prefix that sees itself, the action token behind it, a padded row."""
-    own = backbone(attention)
-    policy = PolicyModel(PolicySpec(CONFIG, "lstm", HeadSize(48, 16)), own).eval()
+    own = backbone(PALIGEMMA, attention)
+    policy = PolicyModel(PolicySpec(PALIGEMMA, "lstm", HeadSize(48, 16)), own).eval()
     policy.action_token.data = own.get_input_embeddings()(torch.tensor(ACTION)).detach()
     pixels = torch.randn(2, 1, 1, 3, 56, 56)
     texts = [[0, 9, 8, 5, 4], [0, 9, 4]]
@@ -49,9 +53,31 @@ def test_a_frame_on_paligemma_is_its_own_forward(attention: str) -> None:
             assert (states[row, 0, 0] - causal[0, -1]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("kind", ["smolvlm", "idefics3"])
+def test_a_frame_on_smolvlm_is_its_own_forward(kind: str) -> None:
+    """Two cameras, the first one next to the text, and a padded row."""
+    own = backbone(SMOLVLM | {"model_type": kind})
+    spec = PolicySpec(SMOLVLM | {"model_type": kind}, "lstm", HeadSize(48, 16))
+    policy = PolicyModel(spec, own).eval()
+    policy.action_token.data = own.get_input_embeddings()(torch.tensor(ACTION)).detach()
+    pixels = torch.randn(2, 1, 2, 3, 56, 56)
+    texts = [[3, 9, 8, 5, 4], [3, 9, 4]]
+    ids = torch.tensor([texts[0], [*texts[1], 1, 1]])
+    with torch.no_grad():
+        states, _ = policy.states(pixels, ids, (ids != 1).long())
+        for row, text in enumerate(texts):
+            whole = torch.tensor([[text[0], *[IMAGE_TOKEN] * 8, *text[1:], ACTION]])
+            found = own.model(
+                input_ids=whole,
+                pixel_values=pixels[row].flip(1),
+                attention_mask=torch.ones_like(whole),
+            ).last_hidden_state
+            assert (states[row, 0, 0] - found[0, -1]).abs().max() < 1e-6
+
+
 def test_frames_side_by_side_see_earlier_ones_only() -> None:
     policy = PolicyModel(
-        PolicySpec(CONFIG, "fc", HeadSize(48, 16), history="interleaved"), backbone()
+        PolicySpec(PALIGEMMA, "fc", HeadSize(48, 16), history="interleaved"), backbone()
     ).eval()
     pixels, ids = torch.randn(1, 3, 1, 3, 56, 56), torch.tensor([[0, 9, 4]])
     changed = pixels.clone()
@@ -72,7 +98,5 @@ def test_what_is_not_offered_is_named() -> None:
         PaliGemma().prepare(model)
     with pytest.raises(UserError, match="expected a PaliGemma on gemma, found one on 'gemma2'"):
         PaliGemma().prepare(backbone(model_type="gemma2", head_dim=16))
-    with pytest.raises(
-        UserError, match="kosmos-2, paligemma under a policy head, found 'moondream"
-    ):
+    with pytest.raises(UserError, match="idefics3 under a policy head, found 'moondream"):
         backbone_of("moondream1", "config.json")

@@ -11,7 +11,7 @@ import torch
 from tests.support.calvin_cases import write_calvin
 from tests.support.lerobot_cases import v3
 from tests.support.rlds_cases import USUAL, usual, write
-from tests.support.tiny_paligemma import tiny_paligemma
+from tests.support.tiny_backbones import PALIGEMMA, SMOLVLM, backbone_folder
 from tests.support.tiny_policy import episodes
 from workloads.config.merge import resolve
 from workloads.config.sections import Model
@@ -54,11 +54,6 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def paligemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_paligemma(tmp_path_factory.mktemp("paligemma"))
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_calvin(tmp_path_factory.mktemp("calvin") / "training", spans=((3, 14), (30, 36)))
 
@@ -96,21 +91,29 @@ def test_a_head_learns_and_is_written_and_acts(case: str, data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("backbone", "settings"),
     [
-        (),
-        ("action_head.kind=fc", "action_head.history=interleaved"),
-        ("action_head.kind=gpt", "action_head.reads=text", "action_head.pool=true"),
+        (PALIGEMMA, ()),
+        (PALIGEMMA, ("action_head.kind=fc", "action_head.history=interleaved")),
+        (PALIGEMMA, ("action_head.kind=gpt", "action_head.reads=text", "action_head.pool=true")),
+        (SMOLVLM, ()),
+        (SMOLVLM, ("action_head.kind=fc", "action_head.history=interleaved")),
+        (SMOLVLM | {"model_type": "idefics3"}, ("action_head.kind=gpt",)),
     ],
-    ids=["lstm", "fc-interleaved", "gpt-text"],
-)
-def test_a_head_learns_on_paligemma(
-    settings: tuple[str, ...], data: Path, paligemma: Path, tmp_path: Path
+    ids=[
+        "paligemma-lstm", "paligemma-fc-interleaved", "paligemma-gpt-text", "smolvlm-lstm",
+        "smolvlm-fc-interleaved", "idefics3-gpt",
+    ],
+)  # fmt: skip
+def test_a_head_learns_on_other_backbones(
+    backbone: dict[str, Any], settings: tuple[str, ...], data: Path, tmp_path: Path
 ) -> None:
-    _learns(configured(data, f"model.name={paligemma}", *settings), tmp_path)
+    folder = backbone_folder(tmp_path / "base", backbone)
+    _learns(configured(data, f"model.name={folder}", *settings), tmp_path / "out")
 
 
-def test_paligemma_has_no_tokens_for_actions(data: Path, paligemma: Path) -> None:
+def test_paligemma_has_no_tokens_for_actions(data: Path, tmp_path: Path) -> None:
+    paligemma = backbone_folder(tmp_path, PALIGEMMA)
     settings = (f"model.name={paligemma}", "action_head.kind=discrete", "action_head.history=none")
     with pytest.raises(UserError, match="expected lstm, gpt or fc on paligemma, found discrete"):
         made(configured(data, *settings))

@@ -1,12 +1,14 @@
-"""A tiny PaliGemma's files, without weights."""
+"""A tiny PaliGemma's and a tiny SmolVLM's files, without weights."""
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "data/demo/tiny-kosmos2"
 IMAGE_TOKEN = 1023
-CONFIG = {
+PALIGEMMA: dict[str, Any] = {
     "model_type": "paligemma",
     "architectures": ["PaliGemmaForConditionalGeneration"],
     "image_token_index": IMAGE_TOKEN,
@@ -38,12 +40,37 @@ CONFIG = {
         "vision_use_head": False,
     },
 }
+SMOLVLM: dict[str, Any] = {
+    "model_type": "smolvlm",
+    "architectures": ["SmolVLMForConditionalGeneration"],
+    "image_token_id": IMAGE_TOKEN,
+    "scale_factor": 2,
+    "pad_token_id": 1,
+    "text_config": {
+        "model_type": "llama",
+        "vocab_size": 1024,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 1,
+    },
+    "vision_config": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 56,
+        "patch_size": 14,
+    },
+}
 
 
-def tiny_paligemma(folder: Path) -> Path:
+def backbone_folder(folder: Path, config: Mapping[str, Any]) -> Path:
     """config.json, and a tokenizer of as many words."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(TOKENIZER / name, folder / name)
     return folder

@@ -47,8 +47,11 @@ class Head(nn.Module):
     def flat(self, states: Tensor) -> Tensor:
         """states [B, W, tokens, features] → [B, W, latent · features]."""
         if self.size.pool:
+            least = torch.finfo(states.dtype).min
             by_feature = states.flatten(0, 1).transpose(1, 2)
             largest = functional.adaptive_max_pool1d(by_feature, self.size.latent)
+            # A stretch of masked states alone has no largest one.
+            largest = largest.masked_fill(largest == least, 0)
             states = largest.transpose(1, 2).unflatten(0, states.shape[:2])
         return states.flatten(2)
 

@@ -216,12 +216,11 @@ class PolicyModel(PreTrainedModel):
             at = first + torch.arange(self.latent, device=first.device)
             at = at.reshape(*shape, 1).expand(-1, -1, -1, found.shape[-1])
             found = found.gather(2, at)
+        elif self.spec.reads == "vision":
+            # They stand at the same places in every row.
+            found = found[:, :, sequence.images[0]]
         else:
-            wanted = {
-                "all": sequence.mask > 0,
-                "text": sequence.text,
-                "vision": sequence.images,
-            }[self.spec.reads]
+            wanted = {"all": sequence.mask > 0, "text": sequence.text}[self.spec.reads]
             # The head takes the largest: what is not wanted must not be it.
             least = torch.finfo(found.dtype).min
             found = found.masked_fill(~wanted.reshape(shape)[..., None], least)

@@ -37,6 +37,11 @@ CASES = {
     "fc-interleaved": ("action_head.kind=fc", "action_head.history=interleaved"),
     "fc-text": ("action_head.kind=fc", "action_head.reads=text", "action_head.pool=true"),
     "lstm-vision": ("action_head.reads=vision", "action_head.pool=true"),
+    "lstm-vision-tokens": (
+        "action_head.reads=vision",
+        "action_head.pool=true",
+        "action_head.latent=4",
+    ),
     "no-gripper": ("action_head.gripper=false",),
     "statistics": ("data.normalise=null",),
     "discrete": ("action_head.kind=discrete", "action_head.history=none"),
@@ -83,6 +88,25 @@ def made(config: VlaConfig) -> tuple[PolicyModel, Samples, Sources]:
 def inputs_of(batch: dict[str, Any]) -> dict[str, Any]:
     apart = ("parts", "row_ids", "damage", "tokens")
     return {name: value for name, value in batch.items() if name not in apart}
+
+
+@pytest.mark.parametrize("reads", ["vision", "text", "all"])
+def test_pooled_parts_hold_no_masked_state(reads: str, data: Path) -> None:
+    """The image's tokens are split evenly, whatever stands behind them; what is masked never is
+    the largest of a part, not even of one that is masked altogether."""
+    words = ("action_head.pool=true", "action_head.latent=8", f"action_head.reads={reads}")
+    policy, samples, _ = made(configured(data, *words))
+    inputs = inputs_of(samples.collate([samples.train[number] for number in range(2)]))
+    policy.eval()
+    with torch.no_grad():
+        given = policy(**inputs).action_states
+        flat = policy.act_head.flat(given)
+    assert flat.shape == (2, 3, 8 * 64) and flat.abs().max() < 1e3
+    if reads == "vision":
+        tokens = 2 * 8  # of both cameras
+        assert given.shape[2] == tokens
+        pairs = given.unflatten(2, (8, 2)).amax(dim=3)
+        assert torch.equal(flat, pairs.flatten(2))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -8,7 +8,7 @@ PYTHON_TOOL := .venv/bin/python
 PYTHON ?= 3.12
 TATARA := .venv/bin/tatara
 
-.PHONY: help setup venv train down demo-grpo demo-ja demo-vla train-4090 train-vla train-h100 doctor board monitor stop report build test \
+.PHONY: help setup venv train down demo-grpo demo-ja demo-memory demo-vla train-4090 train-vla train-h100 doctor board monitor stop report build test \
 	test-full check lint format docs lock bench gpu-bundle clean
 
 help: ## list the targets
@@ -34,6 +34,10 @@ demo-vla: venv ## a tiny robot policy learns to reach a named cube, on the CPU, 
 	@$(TATARA) data generate reach data/reach
 	@TATARA_RUNTIME=local CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 \
 	  scripts/start_training.sh demo-vla --wait $(ARGS)
+
+demo-memory: venv ## a tiny robot policy remembers a cue, beside the same without a memory, on the CPU
+	@$(TATARA) data generate recall data/recall --episodes 1500
+	@$(PYTHON_TOOL) -m workloads.vla.demo $(ARGS)
 
 train-4090: ## fine-tune Llama-3.2-1B on GSM8K, 2 nodes x 2 RTX 4090
 	@scripts/start_training.sh llm-4090 --wait $(ARGS)

@@ -18,7 +18,6 @@ from tests.support.processes import Training, events, losses, state
 from tests.support.robot_data import rewrite
 from workloads.data.robot import images
 from workloads.run import Run
-from workloads.vla.reach import recall
 from workloads.vla.reach.demonstrations import generate
 from workloads.vla.reach.judge import CONTROLS, TRAINED
 
@@ -111,14 +110,3 @@ def test_killed_and_resumed_has_the_same_losses_and_the_same_success(
     assert len(losses(whole)) == 40
     assert state(resumed) == state(whole)
     assert verdict(resumed) == verdict(whole)
-
-
-def test_a_policy_with_memory_ends_with_its_task(tmp_path: Path) -> None:
-    data = tmp_path / "recall"
-    generate(data, 30, 0, lambda done, total: None, "recall")
-    words = ("train.max_steps=3", "evaluation.before=false", "evaluation.scenes=3")
-    memory = "profiles/demo-memory.yaml"
-    done = train(tmp_path / "out", data, *words, profile=memory).end()
-    found = verdict(done.run, "recall")
-    assert list(found["scores"]) == [TRAINED, *recall.CONTROLS] and found["scenes"] == 3
-    assert (done.run.evaluation / "recall.png").is_file()

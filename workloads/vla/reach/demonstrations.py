@@ -12,9 +12,10 @@ import numpy as np
 from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.errors import UserError
 from workloads.json_files import read_json
+from workloads.vla.reach import arm
 from workloads.vla.reach.expert import demonstration
 from workloads.vla.reach.render import SIZE, Camera
-from workloads.vla.reach.scene import COLOURS, Scene, recall_scene, scene
+from workloads.vla.reach.scene import COLOURS, CUBES, Scene, recall_scene, scene
 
 # Written last: a folder with it is whole, and says how it was made.
 FACTS = "reach.json"
@@ -25,14 +26,15 @@ _QUALITY = 95
 CUES = 2  # frames that show the goal lit, the arm still
 RECALL_STEPS = 8
 Task = Literal["reach", "recall"]
-_VERSION = 2  # raised where the same arguments no longer give the same episodes
+# Raised where the same arguments no longer give the same episodes.
+_VERSIONS: dict[Task, int] = {"reach": 2, "recall": 3}
 
 
 def facts(episodes: int, seed: int, task: Task = "reach") -> dict[str, Any]:
     """How demonstrations are made; the same for the same images and joints."""
     return {
         "task": task,
-        "version": _VERSION,
+        "version": _VERSIONS[task],
         "episodes": episodes,
         "seed": seed,
         "steps": STEPS if task == "reach" else CUES + RECALL_STEPS,
@@ -70,8 +72,12 @@ def generate(
     except OSError as error:
         raise UserError(f"expected a folder to write to, found {error}; name another") from None
     for number in range(episodes):
-        make, write = (scene, _write) if task == "reach" else (recall_scene, _write_recall)
-        write(partial / f"episode_{number:04d}", make(seed, number, "demonstrations"))
+        target = partial / f"episode_{number:04d}"
+        if task == "reach":
+            _write(target, scene(seed, number, "demonstrations"))
+        else:
+            one = recall_scene(seed, number, "demonstrations")
+            _write_recall(target, one, pushed_to=number % CUBES)
         progress(number + 1, episodes)
     (partial / FACTS).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     if folder.is_dir():
@@ -87,9 +93,18 @@ def _write(folder: Path, one: Scene) -> None:
     write_episode(folder, joints, frames, one.instruction, fps=FPS, quality=_QUALITY)
 
 
-def _write_recall(folder: Path, one: Scene) -> None:
-    """One episode that begins with the cue; the arm is still until it is gone."""
-    moving = demonstration(one, RECALL_STEPS)
+def _write_recall(folder: Path, one: Scene, pushed_to: int) -> None:
+    """One episode that begins with the cue; the arm is still until it is gone.
+
+    The action is always the goal's posture, yet the arm is pushed to the cube of that number, each
+    one as often: an arm that went to the goal would show it, and a policy would follow the arm that
+    it sees in place of remembering.
+    """
+    moving = demonstration(one, RECALL_STEPS - 1, pushed_to)
     joints = np.concatenate([np.repeat(moving[:1], CUES, axis=0), moving])
     images = Camera(one, lit=0).images(joints[:CUES]) + Camera(one).images(joints[CUES:])
-    write_episode(folder, joints, {CAMERA: images}, one.instruction, fps=FPS, quality=_QUALITY)
+    actions = np.tile(arm.reaching(one.goal), (len(joints), 1))
+    frames = {CAMERA: images}
+    write_episode(
+        folder, joints, frames, one.instruction, actions=actions, fps=FPS, quality=_QUALITY
+    )

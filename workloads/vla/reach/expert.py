@@ -14,9 +14,10 @@ def command(joints: np.ndarray, goal: np.ndarray) -> np.ndarray:
     return np.asarray(arm.moved(joints, joints + _SHARE * (arm.reaching(goal) - joints)))
 
 
-def demonstration(scene: Scene, steps: int) -> np.ndarray:
-    """The joint positions [steps + 1, 8] on the way from the scene's start to its goal."""
+def demonstration(scene: Scene, steps: int, cube: int = 0) -> np.ndarray:
+    """The joint positions [steps + 1, 8] on the way from the scene's start to its goal, or to
+    another one of its cubes."""
     joints = [scene.start]
     for _ in range(steps):
-        joints.append(command(joints[-1], scene.goal))
+        joints.append(command(joints[-1], scene.top(cube)))
     return np.stack(joints)

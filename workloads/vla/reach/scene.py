@@ -56,7 +56,11 @@ class Scene:
     @property
     def goal(self) -> np.ndarray:
         """The middle of the named cube's upper face, [3] in m."""
-        return np.array([*self.places[0], CUBE])
+        return self.top(0)
+
+    def top(self, cube: int) -> np.ndarray:
+        """The middle of a cube's upper face, [3] in m."""
+        return np.array([*self.places[cube], CUBE])
 
 
 def instruction(colour: str) -> str:

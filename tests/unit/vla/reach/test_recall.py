@@ -98,3 +98,17 @@ def test_demonstrations_light_the_goal_while_the_arm_is_still(tmp_path: Path) ->
         states = episode.states
         assert states is not None
         assert np.array_equal(states[0], states[CUES]) and not np.array_equal(states[2], states[3])
+
+
+def test_demonstrations_say_where_the_goal_is_in_actions_alone(tmp_path: Path) -> None:
+    """An arm that went to the goal would tell it: a policy would copy the arm that it sees."""
+    generate(tmp_path / "d", 6, 3, lambda done, total: None, "recall")
+    ended_at = []
+    for number, episode in enumerate(open_dataset(tmp_path / "d")):
+        scene = recall_scene(3, number, "demonstrations")
+        goals = np.tile(arm.reaching(scene.goal), (len(episode), 1))
+        assert np.allclose(episode.actions, goals, atol=1e-6)
+        assert episode.states is not None
+        tip = arm.fingertip(episode.states[-1])[:2]
+        ended_at.append(int(np.linalg.norm(scene.places - tip, axis=1).argmin()))
+    assert ended_at == [0, 1, 2, 0, 1, 2]

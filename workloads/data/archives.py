@@ -1,4 +1,4 @@
-"""Archives unpacked without trusting them: zip and tar, all of it or nothing.
+"""Safe unpacking of untrusted zip and tar archives, all files or none.
 
 Every member is looked at before anything is written. Refused are paths that lead elsewhere, links,
 devices, names that collide, and contents larger than the limits, whatever the headers claim.

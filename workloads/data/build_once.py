@@ -1,4 +1,4 @@
-"""A folder that many processes need and one of them makes.
+"""A folder that one process builds while the others wait for it.
 
 Whoever comes first builds, the others on the same machine wait for it. A build that dies leaves
 nothing that could be taken for a whole one: the folder appears under its name in one step, with

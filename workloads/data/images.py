@@ -1,4 +1,4 @@
-"""One way from any image that Pillow opens to RGB, for training, evaluation and serving alike.
+"""Conversion of any image that Pillow opens to RGB, for training, evaluation and serving alike.
 
 `Image.convert("RGB")` alone loses what people see: transparent ground turns black, and greys of
 16 bits or floating point are cut off at 255.

@@ -27,7 +27,7 @@ _TENSOR_LISTS = {1: 5, 2: 6, 3: 7, 4: 7, 5: 7, 6: 7, 9: 10, 10: 11, 17: 7}
 
 
 class ExampleError(ValueError):
-    """The bytes are no tf.train.Example."""
+    """The bytes are not a tf.train.Example."""
 
 
 class Feature(NamedTuple):

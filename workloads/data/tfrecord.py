@@ -1,4 +1,4 @@
-"""TFRecord files without TensorFlow: checksums, recovery behind damage, random access, writing.
+"""TFRecord files without TensorFlow: checksums, recovery after damage, random access, writing.
 
 A record is framed as: length (uint64, little endian), its masked CRC32C (uint32), the payload, the
 payload's masked CRC32C. Where a frame is damaged, everything behind it is still read: at the next

@@ -1,4 +1,4 @@
-"""Windows of steps with the chunks of actions that follow each, for policies that remember.
+"""Windows of steps, each step with its chunk of actions, for policies with memory.
 
 A window starts at a step of a segment, has `window` steps with images, and at each of them the
 `chunk` actions from that step on. Past the segment's end its last step is repeated with mask 0.
@@ -37,7 +37,7 @@ class WindowOptions:
     def __post_init__(self) -> None:
         for name in ("window", "chunk", "stride"):
             if getattr(self, name) < 1:
-                raise UserError(f"expected a {name} of at least 1, found {getattr(self, name)}")
+                raise UserError(f"expected a {name} of at least 1, found {getattr(self, name)}; raise it")
         if self.frames_kept < self.window:
             raise UserError(
                 f"expected frames_kept of at least the window's {self.window} steps, found "

@@ -1,4 +1,4 @@
-"""What can be wrong with a grpo profile before it starts; `deep` counts the tokens of every row."""
+"""Checks of a grpo profile before training; `deep` counts the tokens of every row."""
 
 import importlib.util
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Shows on a few rows that prompts counted ahead are as long as the model's processor makes them.
+"""Checks predicted prompt lengths against the model's processor on a few rows.
 
 The counting follows rules of ours; a model whose processor does otherwise would be trained on other
 prompts than those that were held against the limits.

@@ -1,4 +1,4 @@
-"""Both stages on one CPU: a tiny model learns how to answer, then by rewards alone to count.
+"""Both stages on one CPU: a tiny model learns the form of answers, then to count by rewards.
 
     make demo-grpo [ARGS="train.seed=7"]        both stages, then a table
     make demo-grpo ARGS=--resume                go on where it was stopped or killed

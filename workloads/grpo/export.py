@@ -1,4 +1,4 @@
-"""From a run of GRPO to a folder that transformers loads; the frame is the engine's.
+"""Exports a GRPO run to a folder that transformers loads; built on the engine's exporter.
 
 A model with images is written with its processor, and by the library's own way: its files hold
 other names than its modules.

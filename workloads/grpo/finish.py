@@ -1,4 +1,4 @@
-"""After the training itself: export, and what it all came to."""
+"""After training: evaluation, export, summary."""
 
 from typing import Any
 

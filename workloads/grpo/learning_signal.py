@@ -1,4 +1,4 @@
-"""Whether a run can learn at all: signs in the logged rows that it cannot, and what to change.
+"""Signs in the logged rows that a run cannot learn, and what to change.
 
 Said on the console, in the events (so that the monitor shows it) and in the summary, once a sign.
 """

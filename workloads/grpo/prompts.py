@@ -1,4 +1,4 @@
-"""How a question is put to a model, in training and in the two evaluations.
+"""Rendering of questions as prompts, in training and in the two evaluations.
 
 The wording is R1-V's, which the published scores were measured with: training with images puts two
 spaces between question and instruction, GEOQA's evaluation one, and SuperCLEVR's evaluation adds

@@ -1,4 +1,4 @@
-"""The supervised stage: the model is taught the form of its answers before GRPO improves them.
+"""The supervised stage, which teaches the form of answers before GRPO.
 
 Only the answer is learnt; prompt and image are context. The token ids are those that GRPO sees:
 the prompt by the chat template, then the answer, then the end token.

@@ -1,4 +1,4 @@
-"""Tools that a model may call in its completions, as TRL runs them, and a calculator to begin with.
+"""Tools that a model may call in its completions, as TRL runs them; a calculator as an example.
 
 A tool is a function with type hints and a docstring in Google's form: the model sees its name, its
 first line and its arguments. An error that it raises is the answer that the model sees.

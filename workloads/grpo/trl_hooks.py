@@ -63,7 +63,7 @@ class Handed:
 
 
 class BehindStep(TrainerCallback):
-    """Calls `act` behind each optimizer step, ahead of its checkpoint."""
+    """Calls `act` after each optimizer step, before its checkpoint."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         self._act = act
@@ -95,7 +95,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class ByEpoch(Sampler[int]):
-    """Another order in every epoch, which follows from seed and epoch alone.
+    """A different order in every epoch, determined by seed and epoch alone.
 
     TRL's own sampler counts how often it was asked, and would give a resumed run the first epoch's
     order again. Rows come in chunks of `prompts`; each row `group` times in a row, each chunk

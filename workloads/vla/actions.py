@@ -1,4 +1,4 @@
-"""Robot actions: normalisation by statistics, and the tokens that stand for them.
+"""Robot actions: normalisation by statistics, and action tokens.
 
 Everything here is numpy. Statistics are those of `dataset_statistics.json`: per dimension mean,
 std, min, max, q01, q99 and optionally `mask`, where false leaves a dimension as it is.

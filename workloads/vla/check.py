@@ -1,4 +1,4 @@
-"""What can be wrong with a vla profile before it starts; `deep` reads every image."""
+"""Checks of a vla profile before training; `deep` reads every image."""
 
 from collections.abc import Mapping
 from pathlib import Path

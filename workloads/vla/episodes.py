@@ -1,4 +1,4 @@
-"""One robot's way through a task: what the policy remembers of it, and the chunk it carries out.
+"""One robot's episode: the policy's memory of it, and the chunk that is being executed.
 
 Serving, the reach simulator and CALVIN drive policies through `act`, so that a policy behaves alike
 in all of them.
@@ -17,7 +17,7 @@ from workloads.vla.policy import Observation, Policy
 
 @dataclass(frozen=True)
 class Execution:
-    """How chunks are carried out.
+    """How chunks are executed.
 
     steps: actions of a chunk before the next one counts; None: one where the policy remembers, else
     the whole chunk. ensemble: carry out the weighted mean of all that was predicted for a moment,

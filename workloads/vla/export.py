@@ -1,4 +1,4 @@
-"""From a run to a model folder: the exporter of the family that the run trained."""
+"""Exports a run to a model folder, with the exporter of the run's family."""
 
 from pathlib import Path
 

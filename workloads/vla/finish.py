@@ -1,4 +1,4 @@
-"""After the training itself: held-out episodes, export, and what it all came to."""
+"""After training: evaluation on held-out episodes, export, summary."""
 
 import json
 

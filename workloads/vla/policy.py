@@ -1,4 +1,4 @@
-"""A trained policy at work: what the cameras see and what is to be done in, actions out.
+"""Inference with a trained policy: images and an instruction in, actions out.
 
 `tatara serve` and the evaluations in simulators know a policy by the Protocol here. OpenVLA answers
 each moment by itself; policy heads remember an episode.

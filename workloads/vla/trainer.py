@@ -1,4 +1,4 @@
-"""What Tatara adds to transformers' Trainer for policies, all that it overrides there.
+"""Everything that Tatara adds to transformers' Trainer for policies, or overrides in it.
 
 Private methods of a library change without notice: `READ_IN` names the version they were read in.
 """

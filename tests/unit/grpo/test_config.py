@@ -279,7 +279,7 @@ def test_engines_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -
         generation.check(asked(), sees_images=False)
     generation.check(config(), sees_images=True)
     monkeypatch.setattr(generation, "find_spec", lambda name: object())
-    with pytest.raises(UserError, match="sleep_level=2"):
+    with pytest.raises(UserError, match="sleep_level: expected 0 or 1.*found 2"):
         generation.check(asked(sleep_level=2), sees_images=True)
     generation.check(asked(sleep_level=2), sees_images=False)
     with pytest.raises(UserError, match="random_init"):

@@ -1,4 +1,4 @@
-"""Robot demonstrations: one shape of episodes whatever format the dataset is in."""
+"""Robot demonstrations: one interface to episodes for all dataset formats."""
 
 from workloads.data.robot.episode import Dataset, Episode
 from workloads.data.robot.instructions import DEFAULT_INSTRUCTION

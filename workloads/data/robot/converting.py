@@ -1,4 +1,4 @@
-"""What converting to any format shares: episodes prepared by all cores, a folder that appears whole.
+"""Conversion steps that all formats share: episodes prepared on all cores, a folder written whole.
 
 Each worker process reads, checks and encodes whole episodes; the caller gets them in order and
 only writes. At most a few episodes wait to be written, so memory is bounded.

@@ -1,4 +1,4 @@
-"""Frames and action curves of a dataset as PNG files, for people."""
+"""Frames and action curves of a dataset as PNG files."""
 
 from pathlib import Path
 from typing import Any

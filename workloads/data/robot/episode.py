@@ -1,4 +1,4 @@
-"""One shape of episodes and datasets, whatever the files look like.
+"""Episodes and datasets, with one interface for all file formats.
 
 An episode with damaged records keeps all its good ones: the action of a step is stored with the
 step, so its neighbours stay sound. `rows` then jumps, and `segments` are the runs without a jump,
@@ -41,7 +41,7 @@ class ImageReader(Protocol):
 
 
 class NoImages:
-    """Stands for the images of an episode that was sent on without them."""
+    """Placeholder for the images of an episode that was sent to another process without them."""
 
     def encoded(self, camera: str, row: int) -> bytes | None:
         raise LookupError(f"{camera}: the images were left behind")

@@ -1,4 +1,4 @@
-"""Encoded images to arrays, with what is wrong with them in words."""
+"""Decodes images to arrays; errors say what is wrong with an image."""
 
 import io
 import struct
@@ -16,7 +16,7 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"RIFF")
 
 
 class ImageError(ValueError):
-    """Bytes that are no readable image."""
+    """The bytes are not a readable image."""
 
 
 def looks_like_image(encoded: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""A dataset in numbers, for people and programs."""
+"""Figures of a dataset, as text and as JSON."""
 
 from collections import Counter
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a robot is told to do, step by step: what was recorded, the options' text, or a default."""
+"""Instructions by step: recorded ones, the options' text, or a default."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""Packages that one format of data alone needs: imported when such data is opened."""
+"""Optional packages of single data formats, imported when such data is opened."""
 
 import importlib
 from typing import Any

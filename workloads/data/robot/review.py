@@ -1,4 +1,4 @@
-"""What a person should know of a dataset before training on it, and what no training takes."""
+"""Warnings about a dataset before training on it, and errors that training refuses."""
 
 import math
 from collections.abc import Sequence

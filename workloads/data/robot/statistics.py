@@ -1,4 +1,4 @@
-"""The numbers actions are normalised by, as `dataset_statistics.json` has them."""
+"""Statistics that actions are normalised by, in the form of `dataset_statistics.json`."""
 
 import json
 import os

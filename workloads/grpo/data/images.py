@@ -1,4 +1,4 @@
-"""Images where they lie: files, or cells of a Parquet file; opened one at a time.
+"""Stored images, in files or in cells of a Parquet file, opened one at a time.
 
 Both kinds raise ValueError with what was expected and found; the caller knows the row and names it.
 """
@@ -85,7 +85,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class GreyImage:
-    """Nothing but grey, as large as another image: shows whether a model looks at all."""
+    """A grey image as large as another, to test whether a model uses the image."""
 
     of: StoredImage
 

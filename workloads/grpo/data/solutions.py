@@ -1,4 +1,4 @@
-"""What a person should know of the solutions that answers are compared with, over all rows."""
+"""Warnings about the solutions of all rows, which answers are compared with."""
 
 from collections.abc import Callable, Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""The image of a GRPO run: what completions earned, step by step, and on held-out rows."""
+"""Chart of a GRPO run: rewards by step, and on held-out rows."""
 
 from pathlib import Path
 

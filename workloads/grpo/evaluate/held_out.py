@@ -1,4 +1,4 @@
-"""Rewards on rows that training never saw: greedy answers before and after it, scored.
+"""Rewards on held-out rows: greedy answers before and after training, scored.
 
 `evaluation/<when>/rewards.json` holds each reward's mean, and beside it what the commonest answer
 of the training rows would earn if it were given to every question; `rewards.jsonl` the answers.

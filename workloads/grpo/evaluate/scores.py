@@ -1,4 +1,4 @@
-"""Where a run keeps what its model earned on held-out rows; read without torch."""
+"""Files with a run's rewards on held-out rows; read without torch."""
 
 import json
 from collections.abc import Iterable, Mapping

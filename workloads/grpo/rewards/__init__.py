@@ -1,4 +1,4 @@
-"""Rewards: R1-V's to the letter, tolerant ones, and functions of one's own."""
+"""Rewards: R1-V's unchanged, tolerant versions, and the user's own functions."""
 
 from workloads.grpo.rewards.functions import (
     accuracy,

@@ -1,4 +1,4 @@
-"""Answers taken out of their tags, and whether two of them mean the same.
+"""Extracts answers from their tags, and decides whether two answers mean the same.
 
 An answer is brought into one spelling (`tidy`), the part that concludes it is found, and then it
 is compared as a choice (A to H), by all the values that it states (`statements`), or as text.

@@ -1,4 +1,4 @@
-"""Rewards of GRPO: what a completion is worth, as numbers from 0 to 1.
+"""Reward functions of GRPO: a number from 0 to 1 for each completion.
 
 `accuracy` and `format` are R1-V's to the letter (commit bbbbe3d), oddities included.
 math-verify does not see a number that touches a tag, so that `accuracy` reads

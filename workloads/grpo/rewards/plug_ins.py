@@ -1,4 +1,4 @@
-"""Rewards of one's own, as `module:function`.
+"""The user's own rewards, as `module:function`.
 
 Taken are TRL's form, `(prompts, completions, completion_ids, …, **kwargs)` with any column of the
 data by its name, `environments` among them, and the short ones `(completion, solution)` and

@@ -1,4 +1,4 @@
-"""Completions and what they are scored by: one form for rewards of ours and of anybody else.
+"""Scoring of completions, with one interface for built-in and user-defined rewards.
 
 A reward takes a `Batch` and gives a `Score` for each of its completions, None where it abstains.
 """

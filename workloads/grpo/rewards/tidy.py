@@ -1,4 +1,4 @@
-"""Answers in one spelling: LaTeX, full-width forms, Unicode signs and money become plain text.
+"""Normalises answers: LaTeX, full-width forms, Unicode signs and money become plain text.
 
 `plain` keeps what a text says and drops how it is set: `\\dfrac{2}{3}`, `2 / 3` and `⅔` are 2/3.
 What it does not know stays as it is, a backslash in front, and is left to math-verify.

@@ -1,1 +1,1 @@
-"""Completions of a step: who writes them, and what is kept of them."""
+"""Completions of a step: the engines that generate them, and the log of rollouts."""

@@ -1,4 +1,4 @@
-"""What writes the completions: transformers, vLLM beside the trainer, or vLLM as a service.
+"""Engines that generate completions: transformers, vLLM beside the trainer, or vLLM as a service.
 
 Refuses what cannot work, translates the settings, and names an engine that has died.
 """
@@ -54,9 +54,9 @@ def check(config: GrpoConfig, sees_images: bool, is_main: bool = True) -> None:
         )
     if engine.engine == "vllm_colocate" and engine.sleep_level == 2 and sees_images:
         raise UserError(
-            "generation.sleep_level=2 drops the engine's weights, and what a vision tower computes "
-            "once when it is loaded does not come back with the next update: completions are "
-            "silently wrong from then on; set generation.sleep_level=1"
+            "generation.sleep_level: expected 0 or 1 for a model with a vision tower, found 2, "
+            "which drops values that the tower computes only when it is loaded: completions would "
+            "be wrong from then on; set generation.sleep_level=1"
         )
 
 

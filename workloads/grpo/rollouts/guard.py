@@ -1,4 +1,4 @@
-"""The token without which vLLM as a service answers nobody: its addresses take new weights.
+"""The token that vLLM as a service asks for, since its routes take new weights.
 
 vLLM's own --api-key covers /v1 alone. The server gets `RequireToken` by --middleware, the trainer's
 client (TRL 1.16) sends the token with every request; both make it of the secret of the runs.

@@ -1,4 +1,4 @@
-"""What the model wrote while it was trained, for a person to read.
+"""Log of the completions that the model generated during training.
 
 `rollouts/rollouts.jsonl` in the run: one object a completion with step, place, prompt, completion,
 solution, rewards (before weighting, null where one abstains), why (what each reward says of it),

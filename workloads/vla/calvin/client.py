@@ -1,4 +1,4 @@
-"""Our side of CALVIN's simulator: a process of another Python, a container, or a connection.
+"""Client of CALVIN's simulator: a process of another Python, a container, or a connection.
 
 See `simulator` for the messages.
 """

@@ -1,4 +1,4 @@
-"""An evaluation's figures, beside those that were published."""
+"""The figures of an evaluation, beside published figures."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -65,7 +65,9 @@ def check_policy(policy: Policy, unnorm_key: str | None) -> str:
         )
     key = keys[0] if unnorm_key is None else unnorm_key
     if key not in keys:
-        raise UserError(f"--unnorm-key: expected one of {', '.join(keys)}, found {key!r}")
+        raise UserError(
+            f"--unnorm-key: expected one of {', '.join(keys)}, found {key!r}; give one of them"
+        )
     others = [camera for camera in policy.cameras if camera not in CAMERAS]
     if others:
         raise UserError(

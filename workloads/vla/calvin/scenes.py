@@ -1,4 +1,4 @@
-"""From a state of CALVIN's evaluation to the scene that the simulator is reset to."""
+"""The scene that the simulator is reset to, from an initial state of CALVIN's evaluation."""
 
 from math import pi
 

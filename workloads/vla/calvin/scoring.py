@@ -1,4 +1,4 @@
-"""What was reached: tasks seen in a scene, and the figures of an evaluation."""
+"""Tasks solved in a scene, and the success rates of an evaluation."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A script in place of a policy: it knows where the table's parts are, and tries the simulator.
+"""A script in place of a policy, with known positions of the table's parts, to test the simulator.
 
 It presses the button, pushes the slider, opens and closes the drawer, and does nothing about a
 block or the switch. What it reaches says that simulator and protocol work, nothing else.

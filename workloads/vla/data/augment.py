@@ -1,4 +1,4 @@
-"""Images varied as OpenVLA varied them, and the centre crop that matches at inference.
+"""OpenVLA's image augmentation, and the centre crop that matches it at inference.
 
 Everything works on uint8 [H, W, 3] at the model's size, after the resize and before the
 normalisation: a crop of fixed area resized back, then brightness, contrast, saturation and hue.

@@ -1,4 +1,4 @@
-"""From the profile's datasets to what may be learned: episodes split, steps listed, statistics."""
+"""Prepares the profile's datasets: episodes split, steps listed, statistics computed."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""How right predicted actions are, summed where the model runs and brought to the host when logged.
+"""Errors of predicted actions, summed on the model's device and copied to the host for logging.
 
 Action tokens are compared under teacher forcing, as the field does; chunks as they are.
 """

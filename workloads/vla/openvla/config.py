@@ -1,4 +1,4 @@
-"""What an OpenVLA checkpoint's config.json says, read without torch.
+"""The config.json of an OpenVLA checkpoint, read without torch.
 
 The field names and their defaults are those of the published checkpoints; `raw` keeps the file as
 it was found, so that a checkpoint written from it has the same fields.

@@ -1,4 +1,4 @@
-"""From a run to a folder that OpenVLA's own tools load; the frame is the engine's."""
+"""Exports a run to a folder that OpenVLA's tools load; built on the engine's exporter."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The policy that a profile asks for: its base, its head, its adapter, ready to be trained."""
+"""Loads the policy of a profile for training: base, head and adapter."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which layers of OpenVLA an adapter can go on, named as peft wants them."""
+"""Layers of OpenVLA that can take an adapter, by peft's names."""
 
 from torch import nn
 

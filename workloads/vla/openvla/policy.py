@@ -1,4 +1,4 @@
-"""OpenVLA at work, with the same images, prompts and statistics as in training."""
+"""Inference with OpenVLA, with the same images, prompts and statistics as in training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A CRANE-X7's arm as a chain of links: where its fingertip is, and how to bring it somewhere.
+"""Kinematics of a CRANE-X7's arm: the fingertip's position, and joint angles that reach a position.
 
 Metres and rad. x points forward from the base, y to the left, z up. With all joints at 0 the arm
 stands upright; negative shoulder tilt and negative elbow bend forward. The lengths are those of the

@@ -1,4 +1,4 @@
-"""Reaching for a cube in the simulator: how often the exported policy of a run does it.
+"""Success rate of a policy that reaches for a cube in the simulator.
 
 reach: the cube that the instruction names, beside the same model untrained, the mean action, a
 blank image and a shuffled instruction. recall: the cube that is lit only at first, beside the same

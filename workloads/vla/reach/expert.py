@@ -1,4 +1,4 @@
-"""The scripted expert: it knows where the cubes are, and shows how the named one is reached."""
+"""The scripted expert, which knows the cubes' positions and reaches the named cube."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""How often a policy reaches the named cube, beside what needs no looking, listening or learning.
+"""Success rates of a policy beside controls without image, instruction or training.
 
 The controls are the same model before training, the mean of all demonstrated actions, the trained
 policy with a blank image, and the trained policy told of another cube of the scene. A policy that
@@ -30,7 +30,7 @@ _GREY = 127
 
 @dataclass(frozen=True)
 class Score:
-    """How many of the scenes were won; the median of the final distances, in m."""
+    """The number of scenes solved; the median of the final distances, in m."""
 
     won: int
     scenes: int

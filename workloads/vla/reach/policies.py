@@ -1,4 +1,4 @@
-"""The policies that are compared: what a run or a folder holds, and the same before training."""
+"""The policies that are compared: the trained policy, and the same before training."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The reach task with a goal that is shown only at first: what a policy's memory is worth.
+"""The reach task with a goal that is shown only at first, which needs a memory.
 
 In two frames the goal is lit while the arm is still; then the arm moves for eight steps. The
 controls are the same model before training, the trained one with another cube of the scene lit,

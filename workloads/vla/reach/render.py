@@ -1,4 +1,4 @@
-"""What a camera opposite the robot sees: table, cubes and arm, in plain perspective."""
+"""Renders the view of a camera opposite the robot: table, cubes and arm, in plain perspective."""
 
 from functools import cache
 

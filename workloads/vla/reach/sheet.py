@@ -1,4 +1,4 @@
-"""An image of rollouts: a row a scene, frames over time, what was said, and how it ended."""
+"""An image of rollouts: a row for each scene with its frames, instruction and result."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Policies of RoboVLMs: vision-language models with a head that remembers."""
+"""RoboVLMs' policies: vision-language models with a policy head that has a memory."""
 
 from typing import TYPE_CHECKING, Any
 

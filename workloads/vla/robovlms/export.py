@@ -1,4 +1,4 @@
-"""From a run of a policy with a head to a model folder; the frame is the engine's."""
+"""Exports a policy with a head to a model folder; built on the engine's exporter."""
 
 import json
 import shutil

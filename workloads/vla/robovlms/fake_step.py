@@ -22,7 +22,10 @@ def build(config: VlaConfig, fields: Fields) -> FakeStep:
     """
     head = config.action_head
     if head.kind == "discrete":
-        raise UserError("action_head.kind=discrete: no step on fake tensors; its labels are chosen")
+        raise UserError(
+            "action_head.kind: expected lstm, gpt or fc for a step on fake tensors, "
+            "found discrete; leave out --exact"
+        )
     backbone = fake_model(config, fields, lambda _: IMAGES)
     adapter = backbone_of(str(fields["model_type"]), "config.json")
     size = HeadSize(

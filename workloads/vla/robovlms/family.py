@@ -135,7 +135,10 @@ class RoboVLMsFamily:
         Raises UserError for `four_bit`, which policies with a head do not have.
         """
         if four_bit:
-            raise UserError("--four-bit: policies with a head are held as exported; leave it out")
+            raise UserError(
+                "--four-bit: expected OpenVLA, found a policy with a head, "
+                "which is served as exported; leave it out"
+            )
         return load_policy(folder, facts, name, dtype, attn, device, tell)
 
     def fake_step(self, config: VlaConfig, fields: "Fields") -> "FakeStep":

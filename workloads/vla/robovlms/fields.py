@@ -1,4 +1,4 @@
-"""What becomes of each field of a RoboVLMs config.
+"""How each field of a RoboVLMs config is mapped, kept or refused.
 
 A rule maps a field to a setting, keeps it for reference with the reason, or refuses a value that
 would train something else. No field is without one: an unknown one is refused.

@@ -123,7 +123,7 @@ class GptHead(Head):
 
 
 class History:
-    """An episode of a head that remembers, one step at a time.
+    """The memory of a head over an episode, one step at a time.
 
     The first `window` steps carry an LSTM's state on; later ones replay the last `window` steps
     from a zero state, so that what is older is forgotten. A GPT replays them always.

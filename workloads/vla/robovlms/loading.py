@@ -1,4 +1,4 @@
-"""The policy with a head that a profile or an exported folder asks for."""
+"""Loads the policy with a head of a profile or of an exported folder."""
 
 import shutil
 from collections.abc import Mapping
@@ -107,7 +107,10 @@ def side(spec: PolicySpec) -> int:
 
 
 def spec_of(config: VlaConfig, base: Base[Any], sources: Sources) -> PolicySpec:
-    """The head of a profile on this base, for this robot."""
+    """The head of a profile on this base, for this robot.
+
+    Raises UserError where the base cannot have discrete actions.
+    """
     head, bounds, backbone = config.action_head, config.data.normalise, backbone_fields(base)
     adapter = backbone_of(str(backbone["model_type"]), base.model.name)
     if head.kind == "discrete" and not adapter.discrete:

@@ -1,4 +1,4 @@
-"""How right a policy head is, summed where it runs and brought to the host when logged."""
+"""Errors of a policy head, summed on its device and copied to the host for logging."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

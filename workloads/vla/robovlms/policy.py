@@ -1,4 +1,4 @@
-"""A policy with a head at work: one frame at a time, with a memory of each episode."""
+"""Inference with a policy head: one frame at a time, with a memory of each episode."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the config.json of a policy with a head says; read without torch."""
+"""The config.json of a policy with a head, read without torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields

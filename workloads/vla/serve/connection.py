@@ -1,4 +1,4 @@
-"""Reading from a client with one limit for all of it, not one for each piece."""
+"""Reads a request with one time limit for the whole request."""
 
 import io
 import socket

@@ -1,4 +1,4 @@
-"""The episodes that a server goes on with, by the names that clients gave them.
+"""The open episodes of a server, by the names that clients give.
 
 Their number is bounded: the one that was silent longest makes room, unless its robot may still be
 moving. A robot whose episode is gone is told so, and never answered as if it had just begun.

@@ -1,4 +1,4 @@
-"""What clients of a served policy send, as an observation; what they get, in their own way.
+"""Requests of a served policy's clients as observations, and answers in each client's format.
 
 Three ways are known: json-numpy (`{"image": array, "instruction": …}` as OpenVLA's clients send
 it, `full_image`, `wrist_image` and `state` as OpenVLA-OFT's), the same once more inside of
@@ -37,7 +37,7 @@ Writer = Callable[[np.ndarray, bool], str]
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, how to write the answer, and the names of fields that nobody looked at.
+    """An observation, the format of the answer, and the names of unused fields.
 
     episode: whose frame it is; None stands for a frame by itself. reset: begin the episode anew.
     """

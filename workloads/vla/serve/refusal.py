@@ -1,4 +1,4 @@
-"""An answer that is no action."""
+"""An answer of a served policy that refuses a request."""
 
 from http import HTTPStatus
 

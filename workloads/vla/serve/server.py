@@ -238,7 +238,7 @@ def _is_plain(name: str) -> bool:
 
 
 class Server(ThreadingHTTPServer):
-    """Threads end with the process; a client that hangs holds nobody up."""
+    """Threads end with the process; a client that hangs does not delay others."""
 
     daemon_threads = True
     # The library's own of 5 refuses clients that come at once before anybody looks at them.

@@ -1,4 +1,4 @@
-"""One policy for many who ask: one model call at a time, how many may wait, who may ask at all.
+"""One policy for many clients: one model call at a time, a bounded queue, access by token.
 
 What waits is bounded, since an answer to an old image is worth nothing to a robot.
 """

@@ -1,1 +1,1 @@
-"""CALVIN's folders of frames, with the spans of them that people described."""
+"""CALVIN's folders of frames and their annotated spans."""

@@ -1,4 +1,4 @@
-"""`auto_lang_ann.npy`: a pickle, of which nothing is run.
+"""Reads `auto_lang_ann.npy`, a pickle, without running code in it.
 
 A pickle may name any function and have it called. This one needs five names, all of numpy, to put
 its arrays together; every other name ends the reading.
@@ -88,7 +88,7 @@ def _content(file: Path) -> Any:
                 _refuse(file, f"an array of {header[2]}")
             content = _Arrays(stream).load()
     except PermissionError as error:
-        raise UserError(f"{file}: expected a file that can be read, found {error}") from None
+        raise UserError(f"{file}: expected a file that can be read, found {error}; copy it again") from None
     except _Forbidden as error:
         raise UserError(
             f"{file}: expected a pickle of arrays, texts and numbers, found {error} in it, which "

@@ -1,4 +1,4 @@
-"""CALVIN: one file a frame, and a list of the spans that people described."""
+"""CALVIN datasets: one file for each frame, and a list of annotated spans."""
 
 import os
 import zipfile
@@ -42,7 +42,7 @@ def frame_file(frame: int) -> str:
 
 
 class Calvin(Dataset):
-    """An episode is an annotated span: only these are described, and spans may overlap.
+    """An episode is an annotated span; spans may overlap.
 
     Vectors are read with an episode and kept, images when asked for. The published policies take
     the last frame of a span for padding.

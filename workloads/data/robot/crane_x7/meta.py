@@ -1,4 +1,4 @@
-"""What the meta.json beside an episode says; the recorders write none, converters may."""
+"""The meta.json beside an episode; recorders do not write it, converters may."""
 
 from dataclasses import dataclass
 from pathlib import Path

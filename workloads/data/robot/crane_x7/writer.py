@@ -40,7 +40,7 @@ def write_episode(
     counts = {"instructions": len(said), "actions": len(goals)} | {name: len(frames) for name, frames in images.items()}
     for what, count in counts.items():
         if count != len(vectors):
-            raise UserError(f"expected {len(vectors)} {what}, one a state, found {count}")
+            raise UserError(f"expected {len(vectors)} {what}, one a state, found {count}; give as many")
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"schema": "v2", "fps": fps, "num_steps": len(vectors), "image_color_order": "rgb"}
     (folder / "meta.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")

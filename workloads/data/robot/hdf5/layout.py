@@ -1,4 +1,4 @@
-"""Where in an HDF5 file demonstrations, their vectors, images and instructions lie.
+"""The paths of demonstrations, vectors, images and instructions in an HDF5 file.
 
 Two layouts are known: robomimic's, which LIBERO shares (`data/demo_N` with `actions` and `obs/…`),
 and ALOHA's (one episode a file: `action`, `observations/qpos`, `observations/images/…`).

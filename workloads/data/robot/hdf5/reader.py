@@ -1,4 +1,4 @@
-"""HDF5 demonstrations, one or many a file."""
+"""HDF5 demonstrations, one or several in each file."""
 
 import os
 from collections.abc import Sequence

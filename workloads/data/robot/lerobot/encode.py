@@ -1,4 +1,4 @@
-"""Frames to mp4, as LeRobot has them, and back to see that every one of them is there."""
+"""Encodes frames to mp4 as LeRobot does, and decodes them again to check that none is missing."""
 
 import contextlib
 import os

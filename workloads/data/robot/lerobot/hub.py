@@ -1,4 +1,4 @@
-"""A LeRobot dataset by its name on the hub, kept where the hub's own tools keep it."""
+"""Downloads a LeRobot dataset from the hub into the hub's own cache."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the meta folder of a LeRobot dataset says: features, tasks, and where episodes lie."""
+"""The meta folder of a LeRobot dataset: features, tasks, and the files of episodes."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Single frames out of videos, exactly the one asked for."""
+"""Exact access to single frames of videos."""
 
 import os
 from bisect import bisect_left, bisect_right

@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench._pair import Side, Timed, facts, measure, write_page
+from workloads.device import MIB
 from workloads.run.integrity import newest_whole, publish, seal
 
 State = dict[str, dict[str, torch.Tensor]]
-MIB = 1 << 20
 TENSORS = 32
 SAVE_GOAL, LOAD_GOAL = 1.0, 1.1
 
@@ -125,14 +125,10 @@ def _measure_saving(sides: Sequence[Side], checkpoints: Path, peer: Path, rounds
             if number:  # the first round warms up
                 seconds[side.name].append(time.perf_counter() - start)
             if peer.exists():
-                _sync(peer)
+                with peer.open("rb") as file:
+                    os.fsync(file.fileno())
     sides[0].run()  # both are there when they are to be loaded
     return Timed(seconds)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _save(state: State, folder: Path) -> None:

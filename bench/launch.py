@@ -114,9 +114,9 @@ def _measure(folder: Path, rounds: int) -> Timed:
             for place, (name, start) in enumerate(starts.items())
         }
         _assert_same(turn)
-        print({name: round(one.seconds, 1) for name, one in turn.items()}, flush=True)
-        for name, one in turn.items() if number else ():
-            seconds[name].append(one.seconds)
+        print({name: round(side.seconds, 1) for name, side in turn.items()}, flush=True)
+        for name, side in turn.items() if number else ():
+            seconds[name].append(side.seconds)
     return Timed(seconds)
 
 
@@ -169,8 +169,9 @@ def _first(path: Path, since: float) -> Started:
 
 def _assert_same(turn: dict[str, Started]) -> None:
     ours = turn[OURS].loss
-    for name, one in turn.items():
-        assert abs(one.loss - ours) < 1e-4, f"{name} logged {one.loss}, ours {ours}"
+    for name, started in turn.items():
+        loss = started.loss
+        assert abs(loss - ours) < 1e-4, f"{name} logged {loss}, ours {ours}"
 
 
 def _table(timed: Timed) -> str:

@@ -28,6 +28,7 @@ from transformers import PreTrainedConfig
 
 from bench._pair import ROOT, facts, write_page
 from workloads.config.merge import resolve
+from workloads.device import MIB
 from workloads.engine.fake_step.step import prepare
 from workloads.engine.fake_step.trace import MemoryTrace, Peak
 from workloads.engine.pretrained.adapter import add_adapter
@@ -36,7 +37,6 @@ from workloads.plan.estimate import Breakdown, estimate
 from workloads.vla.config import TEXT_TOKENS
 
 GOAL = 0.10
-MIB = 1 << 20
 TINY_OPENVLA = ROOT / "data" / "demo" / "tiny-openvla"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # On a GPU the fixed costs of small steps are larger than what is measured: wider models there.

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -224,18 +225,10 @@ def _peer(kind: type[Trainer], config: LlmConfig, session: Session) -> Trainer:
     )
 
 
-def _trl(config: LlmConfig, session: Session) -> Trainer:
-    return _peer(SFTTrainer, config, session)
-
-
-def _bare(config: LlmConfig, session: Session) -> Trainer:
-    return _peer(Trainer, config, session)
-
-
 def _round(steps: int, number: int) -> dict[str, Trained]:
     """Train all sides, step by step in turns; each round another one begins."""
     sides: dict[str, Callable[[LlmConfig, Session], Trainer]]
-    sides = {"ours": _ours, PEER: _trl, BARE: _bare}
+    sides = {"ours": _ours, PEER: partial(_peer, SFTTrainer), BARE: partial(_peer, Trainer)}
     order = [*list(sides)[number % 3 :], *list(sides)[: number % 3]]
     turns = Turns(len(sides))
     with tempfile.TemporaryDirectory() as folder, rank_session(Path(folder)) as session:
@@ -251,7 +244,10 @@ def _round(steps: int, number: int) -> dict[str, Trained]:
         with ThreadPoolExecutor(len(sides)) as pool:
             for done in [pool.submit(_train, trainers[name], clocks[name]) for name in sides]:
                 done.result()
-    found = {name: Trained(_losses(one), clocks[name]) for name, one in trainers.items()}
+    found = {}
+    for name, trainer in trainers.items():
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        found[name] = Trained(losses, clocks[name])
     _assert_same(found)
     return found
 
@@ -262,14 +258,10 @@ def _train(trainer: Trainer, clock: Clock) -> None:
     trainer.train()
 
 
-def _losses(trainer: Trainer) -> list[float]:
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
-
-
 def _assert_same(found: dict[str, Trained]) -> None:
     ours = found["ours"].losses
-    for name, one in found.items():
-        gap = max(abs(a - b) for a, b in zip(ours, one.losses, strict=True))
+    for name, side in found.items():
+        gap = max(abs(a - b) for a, b in zip(ours, side.losses, strict=True))
         assert gap < 1e-5, f"{name} logged other losses than ours, by up to {gap}"
 
 

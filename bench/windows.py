@@ -19,7 +19,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from bench._pair import Side, Timed, facts, measure, table, write_page
+from bench._pair import Side, facts, measure, table, write_page
 from workloads.data.robot import open_dataset
 from workloads.data.windows import WindowOptions, Windows
 from workloads.vla.processing import ImageProcessor
@@ -53,7 +53,8 @@ def main() -> int:
         sides = [Side("ours", lambda: ours(folder)), Side(PEER, lambda: published(folder, windows))]
         timed = measure(sides, same, options.rounds)
     title = f"## {len(windows)} windows of {WINDOW} frames, both cameras, in a shuffled order"
-    parts = [title, table(timed, len(windows), "windows/s"), _goal(timed)]
+    goal = f"The goal is 3x; ours is at {median(timed.ratios(PEER)):.1f}x."
+    parts = [title, table(timed, len(windows), "windows/s"), goal]
     known = facts(
         ["pillow", "numpy"],
         ["workloads/data/windows.py", "workloads/data/robot/calvin", "bench/windows.py"],
@@ -76,10 +77,6 @@ def _introduction() -> list[str]:
         "in the page cache.",
         "Run it: `python -m bench.windows --write`.",
     ]
-
-
-def _goal(timed: Timed) -> str:
-    return f"The goal is 3x; ours is at {median(timed.ratios(PEER)):.1f}x."
 
 
 def written(folder: Path, spans: int) -> None:

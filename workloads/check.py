@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from workloads import device
 from workloads import run as runs
 from workloads.config.sections import Adapter, Profile
+from workloads.device import GIB, MIB
 from workloads.errors import UserError
 from workloads.findings import Finding, Level
 from workloads.missing_files import FIX, lost_link, texts
@@ -26,8 +27,7 @@ from workloads.plan.estimate import MAY_FIT, estimate
 if TYPE_CHECKING:
     from workloads.launch.supervisor import Job
 
-_GIB = 1 << 30
-_MIN_FREE = _GIB
+_MIN_FREE = GIB
 
 
 def shallow(
@@ -83,9 +83,9 @@ def _outputs(env: Mapping[str, str]) -> Finding:
     free = shutil.disk_usage(here).free
     if free < _MIN_FREE:
         return Finding(
-            "outputs", "error", f"{free / 2**20:.0f} MiB free in {here}", "free at least 1 GiB"
+            "outputs", "error", f"{free / MIB:.0f} MiB free in {here}", "free at least 1 GiB"
         )
-    return Finding("outputs", "ok", f"{folder}, {free / 2**30:.0f} GiB free")
+    return Finding("outputs", "ok", f"{folder}, {free / GIB:.0f} GiB free")
 
 
 def _existing(folder: Path) -> Path:
@@ -201,13 +201,13 @@ def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
     findings = []
     if gpus:
         size = min(gpu.total for gpu in gpus)
-        need = f"{breakdown.total / _GIB:.1f} GiB planned, {size / _GIB:.1f} GiB in the GPU"
+        need = f"{breakdown.total / GIB:.1f} GiB planned, {size / GIB:.1f} GiB in the GPU"
         over = breakdown.total / size
         level: Level = "ok" if over <= 1 else "warning" if over <= MAY_FIT else "error"
         fixes = [] if over <= 1 else advice(breakdown, config, size)
         findings.append(Finding("memory", level, need, "; ".join(fixes)))
     free = shutil.disk_usage(_existing(runs.outputs(dict(env)))).free
-    text = f"{breakdown.disk / _GIB:.1f} GiB planned, {free / _GIB:.1f} GiB free"
+    text = f"{breakdown.disk / GIB:.1f} GiB planned, {free / GIB:.1f} GiB free"
     short = breakdown.disk > free
     fix = "free some, or set checkpoints.keep_last=1" if short else ""
     return [*findings, Finding("disk", "error" if short else "ok", text, fix)]

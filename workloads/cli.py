@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _exit_code(arguments: list[str]) -> int:
     try:
-        return _run(arguments)
+        found, words = parse(arguments)
+        code: int = found.main(found, words)
+        return code
     except TataraError as error:
         print(f"tatara: {error}", file=sys.stderr)
         return error.exit_code
@@ -95,12 +97,6 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
             arguments = [*names, *own]
     found, rest = whole.parse_known_args(arguments)
     return found, [*settings, *rest]
-
-
-def _run(arguments: list[str]) -> int:
-    found, words = parse(arguments)
-    code: int = found.main(found, words)
-    return code
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any
 
 from workloads.processes import memory_limit
 
+MIB, GIB = 1 << 20, 1 << 30  # bytes
+
 
 @dataclass(frozen=True)
 class Gpu:

@@ -11,7 +11,10 @@ from workloads.errors import UserError
 
 # Each secret may be given as a value or, as Docker does, as a file named by `<NAME>_FILE`.
 SECRETS = (
-    *("HF_TOKEN", "WANDB_API_KEY", "TATARA_SERVE_TOKEN", "TATARA_RENDEZVOUS_SECRET"),
+    "HF_TOKEN",
+    "WANDB_API_KEY",
+    "TATARA_SERVE_TOKEN",
+    "TATARA_RENDEZVOUS_SECRET",
     "LAMBDA_API_KEY",
 )
 SECRET_FOLDER = Path("/run/secrets")
@@ -29,8 +32,19 @@ _PATHS_OF_THE_HOST = (*CA_NAMES, "SSL_CERT_DIR", *(f"{name}_FILE" for name in SE
 _NOT_FOR_JOBS = ("LAMBDA_API_KEY",)
 
 _SECRET_PARTS = {
-    *("TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL"),
-    *("CREDENTIALS", "KEY", "APIKEY", "AUTH", "AUTHORIZATION", "PAT"),
+    "TOKEN",
+    "SECRET",
+    "SECRETS",
+    "PASSWORD",
+    "PASSWD",
+    "PASSPHRASE",
+    "CREDENTIAL",
+    "CREDENTIALS",
+    "KEY",
+    "APIKEY",
+    "AUTH",
+    "AUTHORIZATION",
+    "PAT",
 }
 _NO_SECRETS = ("TATARA__", "COMPOSE_", "PIP_", "GPG_KEY")
 _SHORTEST = 6  # what is shorter stands in ordinary words too
@@ -69,13 +83,10 @@ def handed_in(folder: Path) -> dict[str, str]:
     for name in _HANDED_IN:
         if is_readable(folder / name):
             found.update(env_file.read(folder / name))
-    own = {name for name in (*SECRETS, *ALIASES) if is_readable(folder / _file_of(name))}
+    files = {name: ALIASES.get(name, name).lower() for name in (*SECRETS, *ALIASES)}
+    own = {name for name, file in files.items() if is_readable(folder / file)}
     left_out = {*_PATHS_OF_THE_HOST, *_NOT_FOR_JOBS, *own}
     return {name: value for name, value in found.items() if name not in left_out}
-
-
-def _file_of(name: str) -> str:
-    return ALIASES.get(name, name).lower()
 
 
 OWN_UID = "run scripts/setup_environment.sh, which writes your UID and GID into .env"

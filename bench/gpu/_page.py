@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from bench._pair import facts, write_page
-from bench.gpu._players import GIB
+from workloads.device import GIB
 from workloads.plan.estimate import Breakdown
 
 

@@ -10,10 +10,9 @@ import torch
 
 from bench.gpu.part import Report
 from workloads import device
+from workloads.device import GIB
 from workloads.monitor.reading.hardware import Hardware
 from workloads.plan.cards import find_card
-
-GIB = 1 << 30
 
 
 def card(report: Report) -> None:

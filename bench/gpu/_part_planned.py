@@ -9,8 +9,8 @@ from bench.gpu import _machine
 from bench.gpu._sft_cases import Case
 from bench.gpu._train import STILL, case_of, shape_of, train
 from bench.gpu.part import Report
+from workloads.device import MIB
 
-MIB = 1 << 20
 # Largest error of allocated bytes, and how far below what is measured a plan may be.
 MOST, UNDER = 0.08, 0.03
 

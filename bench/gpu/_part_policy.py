@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 
 from bench.gpu import _grpo_cases, _grpo_sides, _vla_sides
-from bench.gpu._players import GIB
 from bench.gpu._train import free
 from bench.gpu.part import Report
+from workloads.device import GIB
 
 OFT = {
     "action_head.kind": "oft",

@@ -4,8 +4,8 @@ import importlib.util
 
 from bench.gpu._train import LEARNS, STILL, Trained, case_of, learns, same_rows, train
 from bench.gpu.part import Report, Skipped
+from workloads.device import MIB
 
-MIB = 1 << 20
 STEPS = 10
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-GIB = 1 << 30
-
 
 @dataclass
 class Player:

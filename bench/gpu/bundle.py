@@ -30,15 +30,47 @@ MOST = 45 * 10**6
 LOCKS = ("demo", "llm-4090", "vla")
 # What the run imports beside what is expected; their own requirements follow from their metadata.
 WANTED = (
-    *("trl", "datasets", "math-verify", "google-crc32c", "zstandard", "sentencepiece"),
-    *("pydantic", "python-dotenv", "pyyaml", "psutil", "nvidia-ml-py", "rich", "shtab"),
-    *("liger-kernel", "bitsandbytes"),
+    "trl",
+    "datasets",
+    "math-verify",
+    "google-crc32c",
+    "zstandard",
+    "sentencepiece",
+    "pydantic",
+    "python-dotenv",
+    "pyyaml",
+    "psutil",
+    "nvidia-ml-py",
+    "rich",
+    "shtab",
+    "liger-kernel",
+    "bitsandbytes",
 )
 # On every machine that people train on: torch, its CUDA libraries, transformers and their needs.
 EXPECTED = (
-    *("torch", "triton", "transformers", "accelerate", "peft", "tokenizers", "safetensors"),
-    *("huggingface-hub", "numpy", "pandas", "pyarrow", "pillow", "jinja2", "fsspec", "filelock"),
-    *("packaging", "tqdm", "requests", "httpx", "regex", "sympy", "matplotlib", "tensorboard"),
+    "torch",
+    "triton",
+    "transformers",
+    "accelerate",
+    "peft",
+    "tokenizers",
+    "safetensors",
+    "huggingface-hub",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "jinja2",
+    "fsspec",
+    "filelock",
+    "packaging",
+    "tqdm",
+    "requests",
+    "httpx",
+    "regex",
+    "sympy",
+    "matplotlib",
+    "tensorboard",
 )
 # Libraries of other CUDA versions and makers are five sixths of bitsandbytes.
 LEFT_OUT = re.compile(r"bitsandbytes/libbitsandbytes_(rocm|xpu|cuda1[12])\w*\.so")

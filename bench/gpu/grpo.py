@@ -17,8 +17,9 @@ from functools import partial
 from bench.gpu._grpo_cases import CASES, OURS, SIDES, WHOLE, Case
 from bench.gpu._grpo_sides import Turn, take_turn
 from bench.gpu._page import Benchmark, faster, met, peak, planned, rate, section
-from bench.gpu._players import GIB, play, start
+from bench.gpu._players import play, start
 from bench.gpu._sft_cases import WARM
+from workloads.device import GIB
 
 # Advantages of a group cancel each other out, so that losses are near 0; norms say more.
 LOSS_TOLERANCE, NORM_TOLERANCE = 2e-3, 3e-2

@@ -22,9 +22,10 @@ from functools import partial
 import torch
 
 from bench.gpu._page import Benchmark, faster, met, peak, planned, rate, section
-from bench.gpu._players import GIB, play, start
+from bench.gpu._players import play, start
 from bench.gpu._sft_cases import CASES, OURS, WARM, Case
 from bench.gpu._sft_sides import Turn, missing, take_turn
+from workloads.device import GIB
 from workloads.plan.cards import peak_flops
 from workloads.plan.speed import mfu_flops_per_token
 
@@ -67,7 +68,10 @@ def run_case(case: Case, options: argparse.Namespace) -> str:
     players = [start(name, partial(take_turn, case, name, options.steps)) for name in sides]
     turns, problems = play(players, options.rounds, assert_same)
     left_out |= problems
-    text = _text(case, turns, left_out)
+    done = {name: found for name, found in turns.items() if found and name not in left_out}
+    heads = ["side", "tokens/s", "MFU", "peak", "planned", "ours is faster by (range)", "goal"]
+    rows = [_row(case, name, found, done[OURS]) for name, found in done.items()]
+    text = section(case.title, heads, rows, left_out)
     print(text, flush=True)
     return text
 
@@ -80,13 +84,6 @@ def assert_same(first: Mapping[str, Turn]) -> None:
     for name, turn in first.items():
         if abs(turn.loss / ours - 1) > TOLERANCE:
             raise RuntimeError(f"{name} has a loss of {turn.loss:.5f}, ours {ours:.5f}")
-
-
-def _text(case: Case, turns: Mapping[str, list[Turn]], left_out: Mapping[str, str]) -> str:
-    done = {name: found for name, found in turns.items() if found and name not in left_out}
-    heads = ["side", "tokens/s", "MFU", "peak", "planned", "ours is faster by (range)", "goal"]
-    rows = [_row(case, name, found, done[OURS]) for name, found in done.items()]
-    return section(case.title, heads, rows, left_out)
 
 
 def _row(case: Case, name: str, found: list[Turn], ours: list[Turn]) -> list[str]:

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from functools import partial
 
 from bench.gpu._page import Benchmark, faster, met, peak, planned, rate, section
-from bench.gpu._players import GIB, play, start
+from bench.gpu._players import play, start
 from bench.gpu._vla_sides import CASES, OURS, PUBLISHED, SIDES, WARM, Case, Turn, take_turn
+from workloads.device import GIB
 
 TOLERANCE = 5e-3
 

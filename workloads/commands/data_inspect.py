@@ -37,7 +37,10 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from workloads.data.robot.inspect import inspect
 
     if args.output:
-        _make(args.output)
+        try:
+            args.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output: expected a folder to write to, found {error}") from None
     dataset = open_named(args, env, math.inf)
     found = inspect(dataset, verify=not args.quick, progress=Ticker("episodes read"))
     found["written"] = [] if args.output is None else _draw(dataset, args.output)
@@ -46,13 +49,6 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     else:
         print("\n".join(lines(found)))
     return EXIT_FAILED if found["refused"] else EXIT_DONE
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output: expected a folder to write to, found {error}") from None
 
 
 def _draw(dataset: "Dataset", folder: Path) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workloads.commands.common import no_settings, print_json
+from workloads.device import GIB
 from workloads.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from workloads.plan.models import KnownModel, Way
 
 METHODS = ("full", "lora", "qlora")
-_GIB = 2**30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,11 +37,14 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     no_settings(words)
     if args.gpu_memory is not None and args.gpu_memory <= 0:
         raise UserError(f"--gpu-memory: expected a number over 0, found {args.gpu_memory:g}")
-    memory = int(args.gpu_memory * _GIB) if args.gpu_memory else None
+    memory = int(args.gpu_memory * GIB) if args.gpu_memory else None
     methods = (args.method,) if args.method else METHODS
     planned = _planned(_named(args.name, args.language), recipes_of(methods))
     if memory is not None:
-        planned = [(model, ways) for model, all_ways in planned if (ways := _fit(all_ways, memory))]
+        from workloads.plan.models import fitting
+
+        fit = [(model, fitting(ways, memory)) for model, ways in planned]
+        planned = [(model, ways) for model, ways in fit if ways]
         planned.sort(key=lambda pair: -pair[0].parameters)
     if args.json:
         print_json([_as_json(model, ways, memory) for model, ways in planned])
@@ -88,12 +91,6 @@ def _planned(
     ]
 
 
-def _fit(ways: list["Way"], memory: int) -> list["Way"]:
-    from workloads.plan.models import fitting
-
-    return fitting(ways, memory)
-
-
 def _as_json(model: "KnownModel", ways: Sequence["Way"], memory: int | None) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -125,7 +122,7 @@ def _print(
 def _cell(way: "Way | None") -> str:
     if way is None:
         return "-"
-    return f"{way.total / _GIB:.1f}" + ("*" if way.settings else "")
+    return f"{way.total / GIB:.1f}" + ("*" if way.settings else "")
 
 
 def _notes(planned: Sequence[tuple["KnownModel", list["Way"]]], memory: int | None) -> list[str]:

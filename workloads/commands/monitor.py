@@ -65,7 +65,9 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         if notifier is None:
             return _one_frame(root, run, as_json=False)
         _print_notice(f"watching {args.run or 'all runs'} of {root}; Ctrl-C ends this only")
-        return _wait(notifier)
+        with contextlib.suppress(KeyboardInterrupt):
+            notifier.wait()  # until the run that is watched has ended
+        return EXIT_DONE
     from workloads.monitor.text.live import Monitor
     from workloads.processes import own_command
 
@@ -93,13 +95,6 @@ def _start_notices(
 
 def _print_notice(text: str) -> None:
     print(f"tatara: {clean(text)}", file=sys.stderr, flush=True)
-
-
-def _wait(notifier: "Notifier") -> int:
-    """Without a view: until the run that is watched has ended, or Ctrl-C."""
-    with contextlib.suppress(KeyboardInterrupt):
-        notifier.wait()
-    return EXIT_DONE
 
 
 def _chosen(root: Path, args: argparse.Namespace) -> "Run | None":

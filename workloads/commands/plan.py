@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workloads.commands.common import loaded_environment, print_json, resolved
+from workloads.device import GIB
 from workloads.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from workloads.plan.cards import Card
     from workloads.plan.earlier import EarlierRun
     from workloads.plan.estimate import Breakdown
-
-_GIB = 2**30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +105,7 @@ class _Target:
             self.gpus = args.gpus or 1
         self.gpus = args.gpus or self.gpus
         if args.gpu_memory:
-            self.memory = int(args.gpu_memory * _GIB)
+            self.memory = int(args.gpu_memory * GIB)
 
 
 def _target(args: argparse.Namespace, env: Mapping[str, str]) -> _Target:
@@ -186,10 +185,10 @@ def _exact(config: "Profile", breakdown: "Breakdown", env: dict[str, str]) -> di
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     allocated, formulas = facts["allocated"], breakdown.allocated or 0
     facts["lines"] = [
-        f"one step on fake tensors: {allocated / _GIB:.2f} GiB allocated, in the {facts['phase']} "
-        f"pass ({facts['operation']}); {facts['reserved'] / _GIB:.2f} reserved with expandable "
-        f"segments, {facts['reserved_in_blocks'] / _GIB:.2f} without",
-        f"the formulas say {formulas / _GIB:.2f} GiB: {formulas / allocated - 1:+.1%}",
+        f"one step on fake tensors: {allocated / GIB:.2f} GiB allocated, in the {facts['phase']} "
+        f"pass ({facts['operation']}); {facts['reserved'] / GIB:.2f} reserved with expandable "
+        f"segments, {facts['reserved_in_blocks'] / GIB:.2f} without",
+        f"the formulas say {formulas / GIB:.2f} GiB: {formulas / allocated - 1:+.1%}",
     ]
     return facts
 

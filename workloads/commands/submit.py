@@ -27,14 +27,25 @@ if TYPE_CHECKING:
 _OWN = {
     "slurm": ("time", "array", "runtime", "save_seconds"),
     "sky": (
-        *("run_id", "infra", "gpu_type", "max_hourly_cost", "idle_minutes", "bucket", "like"),
+        "run_id",
+        "infra",
+        "gpu_type",
+        "max_hourly_cost",
+        "idle_minutes",
+        "bucket",
+        "like",
         "save_seconds",
     ),
     "trainjob": ("run_id", "volume", "secret", "queue", "namespace", "shm"),
 }
 _AMOUNTS = (
-    *("gpus", "cpus", "hours", "retries"),
-    *("save_seconds", "idle_minutes", "max_hourly_cost"),
+    "gpus",
+    "cpus",
+    "hours",
+    "retries",
+    "save_seconds",
+    "idle_minutes",
+    "max_hourly_cost",
 )
 _INSTALL = {
     "sky": 'install SkyPilot into an environment of its own: uv tool install "skypilot[lambda]"',

@@ -5,15 +5,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from workloads.device import GIB
 from workloads.doctor.facts import SETUP, Facts
 from workloads.findings import Finding, Level
 from workloads.host import checkout
 from workloads.host.engine import Engine, is_there
 from workloads.host.ports import is_free
 
-_GIB = 1 << 30
 # Measured: the demo's image for CPUs; one with CUDA's libraries, and its layers while it is built.
-_ROOM, _ROOM_WITH_CUDA = 5 * _GIB, 25 * _GIB
+_ROOM, _ROOM_WITH_CUDA = 5 * GIB, 25 * GIB
 _LABEL = "container_file_t"
 _DEPTH = 3  # folders below data/ that are looked into
 
@@ -113,19 +113,19 @@ def _store(facts: Facts) -> Finding | None:
     if not root.is_dir():
         return Finding("image store", "skipped", f"{root} is not on this machine")
     free = shutil.disk_usage(root).free
-    found = f"{free / _GIB:.1f} GiB free in {root}"
+    found = f"{free / GIB:.1f} GiB free in {root}"
     images = [service.image for service in facts.services]
     if images and all(is_there(image, facts.env) for image in dict.fromkeys(images)):
-        room, why = _GIB, "for a rebuild; the image is there"
+        room, why = GIB, "for a rebuild; the image is there"
     elif facts.needs_gpu:
         room, why = _ROOM_WITH_CUDA, "to build an image with CUDA"
     else:
         room, why = _ROOM, "to build the image"
-    needed = f"{room // _GIB} GiB {why}"
+    needed = f"{room // GIB} GiB {why}"
     if free >= room:
         return Finding("image store", "ok", found, needed=needed)
     fix = "docker system df shows what is in it; tatara prune and docker image prune free some"
-    return Finding("image store", "error" if free < _GIB else "warning", found, fix, needed)
+    return Finding("image store", "error" if free < GIB else "warning", found, fix, needed)
 
 
 def _board(facts: Facts) -> Finding | None:

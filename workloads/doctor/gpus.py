@@ -1,13 +1,14 @@
 """The driver and the cards: against torch's build, against the profile, and against each other."""
 
+import math
 from collections.abc import Sequence
 
+from workloads.device import GIB
 from workloads.doctor import nvidia
 from workloads.doctor.facts import Facts, Node
 from workloads.doctor.nvidia import Card
 from workloads.findings import Finding, Level
 
-GIB = 1 << 30
 _TELL_NCCL = "printf 'NCCL_P2P_DISABLE=1\\nNCCL_IB_DISABLE=1\\n' >>.env"
 
 
@@ -60,7 +61,8 @@ def _driver(facts: Facts) -> Finding:
     build, found = facts.build, facts.smi.driver
     if build.cuda is None:
         return Finding(
-            *("NVIDIA driver", "error" if facts.needs_gpu else "warning"),
+            "NVIDIA driver",
+            "error" if facts.needs_gpu else "warning",
             f"{found}, but torch is built for CPUs ({build.source})",
             "a CUDA build of torch, or CUDA_VISIBLE_DEVICES= to train on the CPU",
             needed="TORCH_INDEX_URL=…/whl/cu130 make setup",
@@ -227,7 +229,9 @@ def _p2p(facts: Facts) -> Finding | None:
         return Finding("P2P between GPUs", "skipped", "nvidia-smi does not tell (topo -p2p r)")
     is_off = facts.setting("NCCL_P2P_DISABLE") == "1"
     if pairs or pairs is None:
-        told = "no" if pairs is None else f"no, for {len(pairs)} of {_pairs(cards)} pairs"
+        told = (
+            "no" if pairs is None else f"no, for {len(pairs)} of {math.comb(len(cards), 2)} pairs"
+        )
         needed = "NCCL_P2P_DISABLE=1"
         if is_off:
             return Finding("P2P between GPUs", "ok", f"{told}; NCCL has been told", needed=needed)
@@ -243,7 +247,3 @@ def _p2p(facts: Facts) -> Finding | None:
 
 def _is_geforce(cards: Sequence[Card]) -> bool:
     return any("GeForce" in card.name for card in cards)
-
-
-def _pairs(cards: Sequence[Card]) -> int:
-    return len(cards) * (len(cards) - 1) // 2

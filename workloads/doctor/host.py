@@ -11,12 +11,12 @@ from importlib import metadata
 from pathlib import Path
 
 from workloads import device
+from workloads.device import GIB, MIB
 from workloads.doctor.facts import SETUP, Facts
 from workloads.findings import Finding, Level
 from workloads.host.engine import Engine
 from workloads.host.ports import is_free
 
-GIB, MIB = 1 << 30, 1 << 20
 _OLDEST_PYTHON, _FIRST_TOO_NEW = (3, 11), (3, 13)
 # NVIDIA's NCCL guide, "Troubleshooting": containers need --shm-size=1g; an engine gives 64 MiB.
 _SHARED, _SHARED_BY_ENGINE = GIB, 64 * MIB

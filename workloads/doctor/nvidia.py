@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from workloads.device import MIB
 from workloads.host.programs import Answer, run_program
 
-MIB = 1 << 20
 Version = tuple[int, ...]
 
 # CUDA major version → oldest driver that runs it at all.

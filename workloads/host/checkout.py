@@ -25,14 +25,31 @@ _SHELL_ENV = ".cache/shell.env"
 _NAMES_PROJECT = ("COMPOSE_PROJECT_NAME", "TATARA_TAG")
 # Given to set-up once, they hold for later builds and starts.
 _KEPT = (
-    *("BASE_IMAGE", "TORCH_VERSION", "TORCH_INDEX_URL", "FLASH_ATTN", "VLLM", "TATARA_RUNTIME"),
-    *("TATARA_OUTPUTS", "TATARA_CACHE", "TATARA_DATA"),
+    "BASE_IMAGE",
+    "TORCH_VERSION",
+    "TORCH_INDEX_URL",
+    "FLASH_ATTN",
+    "VLLM",
+    "TATARA_RUNTIME",
+    "TATARA_OUTPUTS",
+    "TATARA_CACHE",
+    "TATARA_DATA",
 )
 # What a build's downloads need to know; `docker history` shows none of it.
 _OF_A_BUILD = (
-    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"),
-    *("no_proxy", "all_proxy", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"),
-    *("PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT"),
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "all_proxy",
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_FIND_LINKS",
+    "PIP_TRUSTED_HOST",
+    "PIP_DEFAULT_TIMEOUT",
 )
 _LOWER_CASE = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CA = "/run/secrets/ca"

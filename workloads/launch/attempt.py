@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from workloads import signals
@@ -75,7 +74,8 @@ class Attempt:
             "workloads.launch.rank",
         ]
         log = self.run.path / "logs" / f"agent-{min(self.ranks)}.log"
-        self._forget()
+        for rank in self.ranks:  # heartbeats of an earlier attempt are not this one's
+            (self.run.path / "status" / f"{rank}.json").unlink(missing_ok=True)
         with log.open("ab") as output, signals.held_back():
             # An own session: a Ctrl-C in the terminal reaches this process alone, which passes it
             # on to the ranks. The ranks speak to the person over standard output; what torchrun
@@ -95,11 +95,6 @@ class Attempt:
         if reason is not None:
             return reason
         return self._outcome(self._process.returncode, out_of_memory_kills() - kills)
-
-    def _forget(self) -> None:
-        """Heartbeats of an earlier attempt must not be read as this one's."""
-        for rank in self.ranks:
-            (self.run.path / "status" / f"{rank}.json").unlink(missing_ok=True)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> Outcome | None:
         looked, hung = time.monotonic(), None
@@ -273,10 +268,8 @@ class Attempt:
             return Outcome(EXIT_RETRY, cause["reason"])
         if ended and len(stopped) == len(ended):
             return Outcome(stopped[0]["code"], stopped[0]["reason"])
-        return Outcome(EXIT_FAILED, f"the ranks ended without a reason; see {self._logs()}")
-
-    def _logs(self) -> Path:
-        return self.run.path / "logs"
+        logs = self.run.path / "logs"
+        return Outcome(EXIT_FAILED, f"the ranks ended without a reason; see {logs}")
 
 
 def _name(rank: int, status: Mapping[str, Any]) -> str:

@@ -172,11 +172,8 @@ def _order(random: Random) -> list[tuple[str, str]]:
 
 def questions(seed: int = SEED) -> list[Row]:
     """Every fact in every way to ask for it."""
-    return _shuffled([_asked(*pair) for pair in _questions()], Random(seed))
-
-
-def _asked(question: str, answer: str) -> Row:
-    return {"question": question, "answer": answer}
+    rows: list[Row] = [{"question": text, "answer": answer} for text, answer in _questions()]
+    return _shuffled(rows, Random(seed))
 
 
 def _questions() -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -71,11 +70,10 @@ def card_for_plan(name: str) -> tuple[Card, int]:
         known = ", ".join(sorted(card.name.replace(" ", "-") for card in known_cards()))
         raise UserError(f"--gpu: expected one of {known}, found {name!r}")
     size = re.search(r"(\d+) ?gb", name.lower())
-    return card, _nearest(card.memory, int(size[1]) << 30) if size else card.memory[0]
-
-
-def _nearest(sizes: Iterable[int], wanted: int) -> int:
-    return min(sizes, key=lambda size: abs(size - wanted))
+    if size is None:
+        return card, card.memory[0]
+    wanted = int(size[1]) << 30
+    return card, min(card.memory, key=lambda memory: abs(memory - wanted))
 
 
 def peak_flops(gpu_name: str) -> float | None:

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from workloads.device import GIB, MIB
 from workloads.errors import UserError
 from workloads.plan.estimate import Breakdown
-from workloads.plan.gpu_memory import GIB, MIB
 from workloads.run.memory_parts import LABELS
 
 

@@ -57,16 +57,13 @@ def lines(duration: Duration, price: float | None, gpus: int) -> list[str]:
         shown = f"{_dollars(money[0])} ({_dollars(money[1])} to {_dollars(money[2])})"
         if money[2] < _CENT:
             shown = "less than a cent"
-        found.append(f"{shown} at ${price:,.2f} an hour for {_each_of(gpus)}")
+        which = "one GPU" if gpus == 1 else f"each of {gpus} GPUs"
+        found.append(f"{shown} at ${price:,.2f} an hour for {which}")
     return found
 
 
 def _dollars(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= _CENT else "under a cent"
-
-
-def _each_of(gpus: int) -> str:
-    return "one GPU" if gpus == 1 else f"each of {gpus} GPUs"
 
 
 def span(seconds: float) -> str:

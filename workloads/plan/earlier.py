@@ -98,11 +98,9 @@ class EarlierRun:
 
 def earlier_runs(outputs: Path) -> list[EarlierRun]:
     """The newest runs with a manifest, newest first."""
-    return list(_read(sorted(outputs.glob("*/*/manifest.json"), key=_id, reverse=True)[:_MOST]))
-
-
-def _id(manifest: Path) -> str:
-    return manifest.parent.name
+    manifests = outputs.glob("*/*/manifest.json")
+    newest = sorted(manifests, key=lambda path: path.parent.name, reverse=True)[:_MOST]
+    return list(_read(newest))
 
 
 def _read(manifests: Sequence[Path]) -> Iterator[EarlierRun]:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from workloads.config.sections import Profile
+from workloads.device import GIB
 from workloads.plan.activations import kept_layer, layers_here
 from workloads.plan.gpu_memory import (
-    GIB,
     GpuMemory,
     Job,
     Moment,

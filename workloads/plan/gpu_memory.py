@@ -6,11 +6,11 @@ Peaks are looked for at five moments, because gradients grow while activations g
 from dataclasses import astuple, dataclass, replace
 
 from workloads.config.sections import Profile, ZeroField
+from workloads.device import GIB
 from workloads.plan import activations
 from workloads.plan.activations import Work
 from workloads.plan.shapes import Linear, ModelShape
 
-MIB, GIB = 1 << 20, 1 << 30
 # The 8-bit optimizer keeps one byte a number and an fp32 scale for each block of 256; the states of
 # an embedding stay in fp32.
 _STATE_8BIT = 1 + 4 / 256
@@ -207,7 +207,8 @@ def _quantised_bits(config: Profile, linears: tuple[Linear, ...]) -> float:
 def moments(job: Job) -> list[Moment]:
     """The moments at which memory can be at its highest, in the order of a step."""
     work, after = job.work, states(job)
-    adapter = _adapter_gradients(job)
+    # Gradients of adapters are counted with their states.
+    adapter = 0 if work.full else work.adapter_bytes * job.trained // job.shards
     stay = replace(after, gradients=0)
     if not job.accumulates:
         stay = replace(stay, adapter_states=after.adapter_states - adapter)
@@ -258,11 +259,6 @@ def moments(job: Job) -> list[Moment]:
         ),
     }
     return [Moment(name, stay + memory) for name, memory in comes.items()]
-
-
-def _adapter_gradients(job: Job) -> int:
-    """Gradients of adapters, which are counted with their states."""
-    return 0 if job.work.full else job.work.adapter_bytes * job.trained // job.shards
 
 
 @dataclass(frozen=True)

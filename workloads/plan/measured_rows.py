@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workloads.config.sections import Profile
+from workloads.device import MIB
 from workloads.errors import UserError
-from workloads.plan.gpu_memory import MIB, job_of, moments
+from workloads.plan.gpu_memory import job_of, moments
 from workloads.plan.shapes import from_fields
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@
 nothing is planned.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -18,7 +18,6 @@ from workloads.plan.known_shapes import in_table
 from workloads.plan.model_names import model_file
 from workloads.plan.shapes import ModelShape, from_fields
 
-_GIB = 2**30
 # Method → changes of its recipe, the better result first: what a smaller GPU may be given up for.
 WAYS: Mapping[str, tuple[Mapping[str, Any], ...]] = MappingProxyType(
     {"full": ({}, {"train.master_weights": "compute"}), "lora": ({},), "qlora": ({},)}
@@ -74,12 +73,11 @@ class Way:
 def known_models() -> tuple[KnownModel, ...]:
     """All of the file, in its order."""
     rows = model_file()["models"]
-    return tuple(KnownModel(id=name, **facts) for row in rows for name, facts in _each(row))
-
-
-def _each(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    facts = {name: value for name, value in row.items() if name != "ids"}
-    return ((name, facts) for name in row["ids"])
+    found = []
+    for row in rows:
+        facts = {name: value for name, value in row.items() if name != "ids"}
+        found += [KnownModel(id=name, **facts) for name in row["ids"]]
+    return tuple(found)
 
 
 def ways(shape: ModelShape, recipes: Mapping[str, Profile]) -> list[Way]:

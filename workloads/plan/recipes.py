@@ -14,11 +14,11 @@ import yaml
 from workloads import device, environment
 from workloads.config.merge import resolve
 from workloads.config.yaml_source import load_mapping, value_of
+from workloads.device import GIB
 from workloads.errors import TataraError, UserError
 from workloads.plan.estimate import SAFE, Breakdown, estimate, fits, gib
 
 FOLDER = Path("profiles/recipes")
-_GIB = 1 << 30
 # Sizes that cards are sold in.
 _CARDS = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 141, 192)
 
@@ -57,7 +57,7 @@ def plan_comment(path: Path) -> str:
     plan = estimate(config, None, {"HF_HUB_OFFLINE": "1"})
     if plan.unknown:
         raise UserError(f"{path}: {plan.unknown}")
-    card = next(size for size in _CARDS if plan.gpu.total <= (1 - SAFE) * size * _GIB)
+    card = next(size for size in _CARDS if plan.gpu.total <= (1 - SAFE) * size * GIB)
     gpus = "one GPU" if plan.world_size == 1 else f"each of {plan.world_size} GPUs"
     return f"# Plan: {gib(plan.gpu.total)} of {gpus}, so cards of {card} GB; disk {gib(plan.disk)}."
 
@@ -88,9 +88,9 @@ def _automatic(profile: Path, names: Sequence[str], env: Mapping[str, str]) -> P
     found = fitting_recipe(memory, names, model)
     if found is None:
         path, need = _needs(names, model, FOLDER)[-1]
-        least = f"{need.total / _GIB:.1f} GiB" if need.total else f"what is unknown: {need.unknown}"
+        least = f"{need.total / GIB:.1f} GiB" if need.total else f"what is unknown: {need.unknown}"
         raise UserError(
-            f"RECIPE=auto: expected a recipe for a GPU of {memory / _GIB:.1f} GiB, found none; the "
+            f"RECIPE=auto: expected a recipe for a GPU of {memory / GIB:.1f} GiB, found none; the "
             f"smallest, {path.stem}, needs {least}: take a larger GPU or a smaller model"
         )
     return found

@@ -10,9 +10,10 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_MIB = 1 << 20
-_GRAIN, _SMALL, _SMALL_SEGMENT = 512, _MIB, 2 * _MIB
-_LARGE_FROM, _LARGE_SEGMENT, _ROUND = 10 * _MIB, 20 * _MIB, 2 * _MIB
+from workloads.device import MIB
+
+_GRAIN, _SMALL, _SMALL_SEGMENT = 512, MIB, 2 * MIB
+_LARGE_FROM, _LARGE_SEGMENT, _ROUND = 10 * MIB, 20 * MIB, 2 * MIB
 
 
 @dataclass

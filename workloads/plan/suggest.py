@@ -60,7 +60,9 @@ def suggestions(
     """
     found = []
     for changes in _combinations(config, shape, gpus, lengths):
-        made = _with(config, changes)
+        made = config
+        for name, value in changes.items():
+            made = changed(made, name, value)
         breakdown = breakdown_of(made, shape, "", gpus)
         total = breakdown.need(memory) or 0
         spare = 1 - total / memory
@@ -213,9 +215,3 @@ def _strategies(config: Profile, method: str, world: int) -> tuple[str, ...]:
 def _changes(config: Profile, wanted: Mapping[str, Any], name: str) -> bool:
     section, setting = name.split(".")
     return bool(dict(dict(config)[section])[setting] != wanted[name])
-
-
-def _with(config: Profile, changes: dict[str, Any]) -> Profile:
-    for name, value in changes.items():
-        config = changed(config, name, value)
-    return config

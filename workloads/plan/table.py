@@ -1,7 +1,7 @@
 """A plan as a table for people."""
 
+from workloads.device import GIB, MIB
 from workloads.plan.estimate import Breakdown, gib
-from workloads.plan.gpu_memory import GIB, MIB
 from workloads.run.memory_parts import LABELS
 
 

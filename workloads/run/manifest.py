@@ -18,9 +18,21 @@ if TYPE_CHECKING:
     from workloads.config.sections import Profile
 
 _PACKAGES = [
-    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
-    *("safetensors", "bitsandbytes", "liger-kernel", "kernels", "flash-attn", "vllm"),
-    *("deepspeed", "wandb"),
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "bitsandbytes",
+    "liger-kernel",
+    "kernels",
+    "flash-attn",
+    "vllm",
+    "deepspeed",
+    "wandb",
 ]
 
 # What the planner chose for the GPUs here and why, in the environment of the job.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workloads import device
+from workloads.device import GIB
 from workloads.engine.hub.publish import may_push
 from workloads.engine.keep_best import keep_best
 from workloads.engine.pretrained.files import local_model
@@ -15,7 +16,6 @@ from workloads.plan.recipes import fitting_recipe, recipes_of
 from workloads.vla.config import VlaConfig
 
 _WITH_RECIPES = Path("profiles/vla.yaml")
-_GIB = 1 << 30
 _MOST = 20  # damaged records shown
 
 
@@ -61,7 +61,7 @@ def _memory(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
         return []
     recipe = fitting_recipe(size, config.recipes or recipes_of(_WITH_RECIPES), config.model.name)
     fix = f"train {recipe}, or set RECIPE=auto" if recipe else "take a larger GPU"
-    text = f"{planned / _GIB:.1f} GiB planned, {size / _GIB:.1f} GiB in the GPU"
+    text = f"{planned / GIB:.1f} GiB planned, {size / GIB:.1f} GiB in the GPU"
     return [Finding("memory", "error", text, fix)]
 
 

@@ -73,7 +73,9 @@ def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int 
             )
     if checkpoint and not checkpoint.exists() and (run.checkpoints / checkpoint.name).is_dir():
         checkpoint = run.checkpoints / checkpoint.name
-    source = _checked(checkpoint) if checkpoint else run.resume_point(tell)
+    if checkpoint and (checkpoint / SEAL).is_file() and (damage := verify_checkpoint(checkpoint)):
+        raise UserError(f"{checkpoint}: damaged ({damage[0]}); choose another checkpoint")
+    source = checkpoint or run.resume_point(tell)
     if source is None:
         raise UserError(
             f"{run.path}: expected a whole checkpoint to export, found none; train first"
@@ -87,13 +89,6 @@ def best_checkpoint(run: Run) -> Path | None:
     saved = {step_of(path): path for path in sealed(run.checkpoints)}
     step = best_step(run, saved)
     return None if step is None else saved[step]
-
-
-def _checked(checkpoint: Path) -> Path:
-    damage = verify_checkpoint(checkpoint) if (checkpoint / SEAL).is_file() else []
-    if damage:
-        raise UserError(f"{checkpoint}: damaged ({damage[0]}); choose another checkpoint")
-    return checkpoint
 
 
 def used_config(run: Run) -> Any:

@@ -77,12 +77,10 @@ class VllmEngine:
         own: dict[str, Any] = {"temperature": 0.0} if greedy else drawn
         own |= {"repetition_penalty": self._penalty, "stop_token_ids": list(stop_ids)}
         rules = SamplingParams(max_tokens=max_new_tokens, **own)
-        lora = _request(adapter) if adapter is not None else None
+        lora = None
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            lora = LoRARequest("adapter", 1, str(adapter))
         answers = self._llm.generate(list(prompts), rules, use_tqdm=False, lora_request=lora)
         return [answer.outputs[0].text for answer in answers]
-
-
-def _request(adapter: Path) -> Any:
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest("adapter", 1, str(adapter))

@@ -26,12 +26,24 @@ CARD, FACTS = "README.md", "tatara.json"
 # Every file that an export can write, at the root of a repository: one that this export did not
 # write is another model's, and transformers or vLLM would take it for part of this one.
 _WRITTEN = (
-    *("*.safetensors", "*.safetensors.index.json", "*.py"),
-    *("config.json", "generation_config.json", "adapter_config.json", "oft_config.json"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
-    *("spiece.model", "*.jinja", "*processor_config.json", "dataset_statistics.json", FACTS),
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.py",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "oft_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "*.jinja",
+    "*processor_config.json",
+    "dataset_statistics.json",
+    FACTS,
 )
-_CHUNK = 8 << 20
 Report = Callable[[str], None]
 
 
@@ -199,14 +211,8 @@ def _verify(repo_id: str, folder: Path, names: list[str], commit: str, report: R
         if info is None:
             raise Retry(f"{repo_id}: expected {name} after the push, found none; push again")
         whole = info.size == (folder / name).stat().st_size
-        if info.lfs is not None:
-            whole = whole and info.lfs.sha256 == _digest(folder / name, hashlib.sha256())
+        if whole and info.lfs is not None:
+            with (folder / name).open("rb") as file:
+                whole = info.lfs.sha256 == hashlib.file_digest(file, "sha256").hexdigest()
         if not whole:
             raise Retry(f"{repo_id}: {name} is not what was exported; push again")
-
-
-def _digest(path: Path, state: Any) -> str:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            state.update(chunk)
-    return str(state.hexdigest())

@@ -206,8 +206,14 @@ def saved_adapters(folder: Path) -> dict[str, Path]:
 # Fields of adapter_config.json that say nothing about what the weights are, or that a profile sets
 # again. fan_in_fan_out: peft corrects it by the kind of layer.
 _MAY_DIFFER = {
-    *("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode"),
-    *("lora_dropout", "peft_version", "revision", "task_type"),
+    "auto_mapping",
+    "base_model_name_or_path",
+    "fan_in_fan_out",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "revision",
+    "task_type",
 }
 # Ways to begin that leave the base as it is; the others take something out of its weights.
 _PLAIN_BEGINNINGS = (True, False, "gaussian")
@@ -291,9 +297,9 @@ def load_adapter(
         _make_room(model, saved)
     config = PeftConfig.from_pretrained(str(saved))
     config.inference_mode = not trainable
-    # PEFT 0.21 warns where the model is not called as it was saved ("renamed to 'None'"): the base
-    # was located by that name before, and may be a module that has none.
-    config.base_model_name_or_path = model.__dict__.get("name_or_path") or None
+    # PEFT 0.21 warns where the model is not called as it was saved ("renamed to 'None'"), and then
+    # writes the model's name itself: the base was located by that name before.
+    config.base_model_name_or_path = None
     try:
         if isinstance(model, PeftModel):
             wrapped = model

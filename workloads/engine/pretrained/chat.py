@@ -26,13 +26,8 @@ PROBE = "Tatara"
 _FIXED_NOW = datetime(2024, 7, 26)
 FIXED_DATE = _FIXED_NOW.strftime("%d %b %Y")
 
-
-def _fixed_now(form: str) -> str:
-    return _FIXED_NOW.strftime(form)
-
-
 # For every call of a template: `date_string` as Llama's have it, `strftime_now` as all others.
-FIXED: dict[str, Any] = {"date_string": FIXED_DATE, "strftime_now": _fixed_now}
+FIXED: dict[str, Any] = {"date_string": FIXED_DATE, "strftime_now": _FIXED_NOW.strftime}
 
 
 def fixed(speaker: Any) -> dict[str, Any]:

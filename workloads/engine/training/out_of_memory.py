@@ -3,6 +3,7 @@
 import torch
 
 from workloads.config.sections import Profile
+from workloads.device import GIB
 from workloads.engine import distributed
 from workloads.errors import Retry, TataraError
 from workloads.plan.advice import advice
@@ -12,9 +13,8 @@ from workloads.run.directory import rows_in
 from workloads.run.events import Event
 from workloads.run.session import Session
 
-_GIB = 2**30
 # Without a GPU there is none to measure; the advice is then for the smallest usual card.
-_USUAL = 24 * _GIB
+_USUAL = 24 * GIB
 _SIZE = "per_device_batch_size"
 
 
@@ -67,11 +67,11 @@ def out_of_memory(config: Profile, session: Session, size: int, error: Exception
     lines = [first]
     if planned:
         lines.append(
-            f"planned {planned / _GIB:.1f} GiB, measured {peak / _GIB:.1f} GiB at the highest, "
-            f"the GPU has {card / _GIB:.1f} GiB"
+            f"planned {planned / GIB:.1f} GiB, measured {peak / GIB:.1f} GiB at the highest, "
+            f"the GPU has {card / GIB:.1f} GiB"
         )
         parts = sorted(breakdown.parts.items(), key=lambda part: -part[1])[:3]
-        largest = ", ".join(f"{name} {value / _GIB:.1f} GiB" for name, value in parts if value)
+        largest = ", ".join(f"{name} {value / GIB:.1f} GiB" for name, value in parts if value)
         lines.append(f"the largest parts: {largest.replace('_', ' ')}")
     fixes = advice(breakdown, config, card)
     return TataraError("\n  ".join([*lines, "try one of these:", *fixes]))

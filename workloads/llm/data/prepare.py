@@ -198,7 +198,11 @@ class _Maker:
         with flat[0].open("wb") as ids, flat[1].open("wb") as labels:
             numbers, lengths = self._write_flat(ids, labels, progress)
         self._settle(len(numbers))
-        groups = self._groups(lengths)
+        groups = (
+            packing.pack(lengths, self.data.max_length)
+            if self.data.packing
+            else [[row] for row in range(len(lengths))]
+        )
         self.report.rows, self.report.sequences = len(numbers), len(groups)
         self.report.tokens = int(lengths.sum())
         if self.data.packing:
@@ -308,11 +312,6 @@ class _Maker:
             f"expected {wanted}, found {len(bad)} bad{left} among {total}; {fix}{shown}"
         )
 
-    def _groups(self, lengths: NDArray[np.int64]) -> list[list[int]]:
-        if self.data.packing:
-            return packing.pack(lengths, self.data.max_length)
-        return [[row] for row in range(len(lengths))]
-
     def _write_places(self, path: Path, numbers: NDArray[np.int64]) -> None:
         order = np.argsort(numbers, kind="stable")
         numbers = numbers[order]
@@ -345,7 +344,7 @@ def _write_sequences(
             mine = lengths[rows]
             ends = np.cumsum(mine)
             tokens = np.repeat(starts[rows] - (ends - mine), mine) + np.arange(int(mine.sum()))
-            in_rows = _offsets(counts)
+            in_rows = np.concatenate(([0], np.cumsum(counts)))
             in_tokens = np.concatenate(([0], ends))[in_rows]
             columns = [
                 _lists(in_tokens, ids[tokens]),
@@ -364,10 +363,6 @@ def _digest_of(files: Sequence[Path], groups: list[list[int]]) -> str:
     for group in groups:
         told.update(np.asarray([len(group), *group], np.int64).tobytes())
     return told.hexdigest()
-
-
-def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate(([0], np.cumsum(counts)))
 
 
 def _lists(offsets: NDArray[np.int64], values: NDArray[Any]) -> pa.ListArray:

@@ -115,12 +115,6 @@ class Report:
         for key, count in split.remarks.items():
             rows = "row" if count == 1 else "rows"
             yield f"  {count:,} {rows} {REMARKS[key]}, such as {split.remarked[key][0]}"
-        if whole:
-            yield from _bad(split.bad_rows)
-
-
-def _bad(rows: list[str]) -> Iterator[str]:
-    if not rows:
-        return
-    yield f"  {len(rows):,} bad {'row' if len(rows) == 1 else 'rows'} skipped:"
-    yield from (f"    {line}" for line in by_reason(rows))
+        if whole and (bad := split.bad_rows):
+            yield f"  {len(bad):,} bad {'row' if len(bad) == 1 else 'rows'} skipped:"
+            yield from (f"    {line}" for line in by_reason(bad))

@@ -44,7 +44,12 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     """Ask, score and print a table."""
     target = target_of(args, env, "llm")
     config = target.run.config() if target.run else None
-    data: LlmData = config.data if config else GSM8K.model_copy(update={"prompt_suffix": _suffix()})
+    if config:
+        data: LlmData = config.data
+    else:
+        from workloads.llm.evaluate.gsm8k import CHAT_SUFFIX
+
+        data = GSM8K.model_copy(update={"prompt_suffix": f" {CHAT_SUFFIX}"})
     if args.data:
         own = {"source": args.data, "subset": None, "eval_source": args.data, "eval_rows": 0}
         data = data.model_copy(update=own)
@@ -63,12 +68,6 @@ def _changed(settings: LlmEvaluation, given: dict[str, Any]) -> LlmEvaluation:
         flag = str(first["loc"][0]).replace("_", "-")
         text = first["msg"].removeprefix("Input should be ")
         raise UserError(f"--{flag}: expected a number {text}, found {first['input']}") from None
-
-
-def _suffix() -> str:
-    from workloads.llm.evaluate.gsm8k import CHAT_SUFFIX
-
-    return f" {CHAT_SUFFIX}"
 
 
 def _ask(target: Target, data: LlmData, settings: LlmEvaluation) -> int:

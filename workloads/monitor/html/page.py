@@ -31,11 +31,8 @@ _LOG = 40  # lines of a log beside its error
 
 def esc(value: object) -> str:
     """Any value as text that is safe inside a tag and inside a quoted attribute."""
-    return escape("".join(_visible(character) for character in str(value)), quote=True)
-
-
-def _visible(character: str) -> str:
-    return character if character == "\n" else clean(character)
+    lines = [clean(line) for line in str(value).split("\n")]
+    return escape("\n".join(lines), quote=True)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:

@@ -40,7 +40,8 @@ class BoundedServer(ThreadingHTTPServer):
             is_full = self.open_connections >= MOST and oldest is None
             if oldest is not None:
                 del self.waiting[oldest]
-                _shut(oldest)
+                with contextlib.suppress(OSError):  # it is closed already
+                    oldest.shutdown(socket.SHUT_RDWR)
             self.open_connections += 1
         if is_full:
             request.setblocking(False)
@@ -64,11 +65,6 @@ class BoundedServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that goes away in the middle of an answer is no error of the view."""
-
-
-def _shut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is closed already
-        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _send_if_possible(connection: socket.socket, content: bytes) -> None:

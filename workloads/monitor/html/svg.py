@@ -67,12 +67,8 @@ def chart(
     several = " several" if len(lines) > 1 else ""
     return (
         f'<svg class="chart{several}" viewBox="0 0 {size.width} {size.height}" role="img" '
-        f'aria-label="{_attribute(title)}">{"".join(parts)}</svg>'
+        f'aria-label="{escape(clean(title), quote=True)}">{"".join(parts)}</svg>'
     )
-
-
-def _attribute(text: str) -> str:
-    return escape(clean(text), quote=True)
 
 
 def _grid(axes: Axes, size: Size) -> Iterable[str]:

@@ -64,7 +64,9 @@ class Views:
         self._samples: dict[Path, tuple[int, str]] = {}
         self._readers: OrderedDict[Path, tuple[RunReader, Shared[Snapshot]]] = OrderedDict()
         self.machine: Shared[Machine] = Shared(self._hardware.read)
-        self.list: Shared[list[Snapshot]] = Shared(self._read_list)
+        self.list: Shared[list[Snapshot]] = Shared(
+            lambda: self._run_list.read(find.runs(root)[: find.MOST])
+        )
         self._sampled = float("-inf")
 
     def sample(self) -> None:
@@ -72,9 +74,6 @@ class Views:
         if time.monotonic() - self._sampled >= _SAMPLE:
             self._sampled = time.monotonic()
             self.machine.get()
-
-    def _read_list(self) -> list[Snapshot]:
-        return self._run_list.read(find.runs(self._root)[: find.MOST])
 
     def history(self) -> dict[str, Curve]:
         """This machine since the server was started."""

@@ -1,7 +1,6 @@
 """What a person looks at of a curve: which metric, which steps, which scale, which point."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from workloads.monitor.numbers import number_text
@@ -35,9 +34,9 @@ class CurveView:
 
     def selected(self, snapshot: Snapshot) -> Point | None:
         """The point under the cursor, None without a cursor."""
-        if self.cursor is None:
+        if (step := self.cursor) is None:
             return None
-        return _nearest(self.points(snapshot), self.cursor)
+        return min(self.points(snapshot), key=lambda point: abs(point.step - step), default=None)
 
     def moved(self, snapshot: Snapshot, by: int) -> "CurveView":
         """The cursor so many points further; the first move puts it on the newest point."""
@@ -70,10 +69,6 @@ class CurveView:
 
 
 LOSS = CurveView()
-
-
-def _nearest(points: Sequence[Point], step: int) -> Point | None:
-    return min(points, key=lambda point: abs(point.step - step), default=None)
 
 
 def point_text(point: Point) -> str:

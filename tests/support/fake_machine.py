@@ -12,7 +12,7 @@ from typing import Any
 
 from workloads.rent import cuda_step
 from workloads.rent.clock import Clock
-from workloads.rent.remote import Answer, HostKeyChanged, OutOfTime, Remote, Unreachable
+from workloads.rent.remote import HostKeyChanged, OutOfTime, Remote, RemoteAnswer, Unreachable
 from workloads.run import Run
 from workloads.run.integrity import SEAL, seal
 
@@ -152,7 +152,7 @@ class FakeRemote(Remote):
         if stops and self.stop():
             raise OutOfTime("given up, as asked")
 
-    def run(self, script: str, seconds: float = 60, stdin: str = "") -> Answer:
+    def run(self, script: str, seconds: float = 60, stdin: str = "") -> RemoteAnswer:
         name = next((word for word, part in _SCRIPTS.items() if part in script), "run")
         self._call(name)
         if name == "start":
@@ -162,18 +162,20 @@ class FakeRemote(Remote):
         if name == "secret":
             self.over.kept[script.rpartition("/")[2].strip()] = stdin
         if name == "torch":
-            return Answer(0, '{"device": "NVIDIA H100 PCIe"}\n', "")
+            return RemoteAnswer(0, '{"device": "NVIDIA H100 PCIe"}\n', "")
         if name == "doctor" and self.over.doctor:
-            return Answer(1, self.over.doctor, "")
-        return Answer(0, "", "")
+            return RemoteAnswer(1, self.over.doctor, "")
+        return RemoteAnswer(0, "", "")
 
-    def python(self, source: str, *arguments: str, seconds: float = 60) -> Answer:
+    def python(self, source: str, *arguments: str, seconds: float = 60) -> RemoteAnswer:
         if source == Path(cuda_step.__file__).read_text():
             self._call("cuda")
             fault = self.over.gpu_faults.pop(0) if self.over.gpu_faults else ""
-            return Answer(1, "", fault) if fault else Answer(0, "every GPU computes", "")
+            return (
+                RemoteAnswer(1, "", fault) if fault else RemoteAnswer(0, "every GPU computes", "")
+            )
         self._call("look")
-        return Answer(0, json.dumps(self.over.facts()), "")
+        return RemoteAnswer(0, json.dumps(self.over.facts()), "")
 
     def push(self, root: Path, names: Sequence[str], folder: str, seconds: float) -> None:
         self._call("push")

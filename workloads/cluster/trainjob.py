@@ -34,7 +34,7 @@ exec python -m workloads.entry train %s
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterPlace:
     """Where in the cluster a job runs.
 
     volume: a claim that all nodes may write (ReadWriteMany), for outputs and downloads. secret: the
@@ -62,7 +62,7 @@ def job_name(name: str, run_id: str) -> str:
     return found
 
 
-def documents(job: ClusterJob, place: Place) -> list[dict[str, Any]]:
+def documents(job: ClusterJob, place: ClusterPlace) -> list[dict[str, Any]]:
     """What is applied, in this order."""
     if not job.image:
         raise UserError(
@@ -109,7 +109,7 @@ def documents(job: ClusterJob, place: Place) -> list[dict[str, Any]]:
     return [profiles, runtime, train_job]
 
 
-def _trainer(job: ClusterJob, place: Place) -> dict[str, Any]:
+def _trainer(job: ClusterJob, place: ClusterPlace) -> dict[str, Any]:
     """The container that trains. Its environment counts only where it stands here."""
     limits = {"nvidia.com/gpu": job.gpus, "cpu": job.cpus}
     env: list[dict[str, Any]] = [
@@ -134,7 +134,7 @@ def _trainer(job: ClusterJob, place: Place) -> dict[str, Any]:
     return found
 
 
-def _job_set(job: ClusterJob, place: Place, name: str) -> dict[str, Any]:
+def _job_set(job: ClusterJob, place: ClusterPlace, name: str) -> dict[str, Any]:
     """Of the runtime: Trainer wants a job and a container named `node` in it."""
     container = {
         "name": "node",

@@ -286,12 +286,12 @@ def _check_sky(path: Path) -> int:
 
 def _trainjob(args: argparse.Namespace, words: Sequence[str], env: dict[str, str]) -> int:
     from workloads.cluster.job import dump
-    from workloads.cluster.trainjob import Place, documents
+    from workloads.cluster.trainjob import ClusterPlace, documents
     from workloads.run import outputs
 
     job = _job(args, words, env)
     names = ("volume", "secret", "queue", "namespace", "shm")
-    found = documents(job, Place(**_given({name: getattr(args, name) for name in names})))
+    found = documents(job, ClusterPlace(**_given({name: getattr(args, name) for name in names})))
     if args.print:
         print(dump(found), end="")
         return EXIT_DONE

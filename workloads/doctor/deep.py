@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from workloads.catalogue import WORKLOADS
 from workloads.doctor.facts import Facts
 from workloads.findings import Finding
-from workloads.host.programs import Answer, run_program
+from workloads.host.programs import ProgramResult, run_program
 
 _IMPORT_SECONDS, _COMPUTE_SECONDS, _SPEAK_SECONDS = 300.0, 120.0, 120.0
 
@@ -31,13 +31,13 @@ def checks(facts: Facts) -> list[Finding]:
     return [packages(facts, names), compute(facts), collective(facts)]
 
 
-def _run(facts: Facts, words: list[str], seconds: float) -> Answer:
+def _run(facts: Facts, words: list[str], seconds: float) -> ProgramResult:
     path = os.pathsep.join(part for part in sys.path if part)
     env = {**facts.env, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     return run_program([sys.executable, *words], env, seconds)
 
 
-def _told(answer: Answer) -> dict[str, str]:
+def _told(answer: ProgramResult) -> dict[str, str]:
     """The JSON object that a trial printed; libraries print other lines around it."""
     for line in reversed(answer.out.splitlines()):
         if line.startswith("{"):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from workloads import environment
 from workloads.doctor import nvidia
-from workloads.doctor.nvidia import Build, Card, Smi
+from workloads.doctor.nvidia import Build, InstalledCard, Smi
 from workloads.errors import UserError
 from workloads.host import engine as docker
 from workloads.host.engine import Engine
-from workloads.host.programs import Answer
+from workloads.host.programs import ProgramResult
 from workloads.host.services import Service
 from workloads.host.services import services as services_of
 
@@ -32,11 +32,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Node:
+class PlannedNode:
     """One node that would run here: the GPUs that it sees, and its ranks where they are known."""
 
     name: str
-    cards: tuple[Card, ...]
+    cards: tuple[InstalledCard, ...]
     ranks: int | None
     listed: tuple[str, ...] | None = None
 
@@ -54,7 +54,7 @@ class Facts:
     complaint: str
     smi: Smi
     build: Build
-    handed: Answer | None
+    handed: ProgramResult | None
     settings: Settings
     asked: str = ""  # the profile's text and the words after it
     plan: "Breakdown | None" = None
@@ -80,20 +80,20 @@ class Facts:
         return self.env.get("CUDA_VISIBLE_DEVICES") == ""
 
     @property
-    def cards(self) -> tuple[Card, ...]:
+    def cards(self) -> tuple[InstalledCard, ...]:
         """The cards that a run here may use."""
         if self.in_docker:
             return self.smi.cards
         return nvidia.visible(self.smi.cards, self.env.get("CUDA_VISIBLE_DEVICES"))
 
     @property
-    def used_cards(self) -> tuple[Card, ...]:
+    def used_cards(self) -> tuple[InstalledCard, ...]:
         """The cards of all nodes that would run here."""
         used = {card.index: card for node in self.nodes for card in node.cards}
         return tuple(used.values()) if self.profile else self.cards
 
     @property
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self) -> tuple[PlannedNode, ...]:
         """The nodes of the job that run on this machine."""
         if self.in_docker:
             return tuple(
@@ -103,7 +103,7 @@ class Facts:
         share = len(self.cards) // here
         parts = [self.cards[at * share : (at + 1) * share] for at in range(here)]
         ranks = self.config.ranks_per_node(share) if self.config else None
-        return tuple(Node(f"node {at}", part, ranks) for at, part in enumerate(parts))
+        return tuple(PlannedNode(f"node {at}", part, ranks) for at, part in enumerate(parts))
 
     @property
     def nodes_here(self) -> int:
@@ -129,13 +129,13 @@ class Facts:
         return Path(self.env.get("TATARA_CACHE") or ".cache")
 
 
-def _container(service: Service, facts: Facts) -> Node:
+def _container(service: Service, facts: Facts) -> PlannedNode:
     wanted = service.env.get("CUDA_VISIBLE_DEVICES")
     cards = nvidia.visible(facts.smi.cards, wanted)
     listed = None if wanted is None else tuple(part.strip() for part in wanted.split(",") if part)
     config = facts.config
     ranks = config.ranks_per_node(len(cards)) if config and service.trains else None
-    return Node(service.name, cards, ranks, listed)
+    return PlannedNode(service.name, cards, ranks, listed)
 
 
 def look(env: Mapping[str, str], profile: str | None, words: Sequence[str]) -> Facts:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from workloads.device import GIB
 from workloads.doctor import nvidia
-from workloads.doctor.facts import Facts, Node
-from workloads.doctor.nvidia import Card
+from workloads.doctor.facts import Facts, PlannedNode
+from workloads.doctor.nvidia import InstalledCard
 from workloads.findings import Finding, Level
 
 _TELL_NCCL = "printf 'NCCL_P2P_DISABLE=1\\nNCCL_IB_DISABLE=1\\n' >>.env"
@@ -158,17 +158,17 @@ def _unhide(facts: Facts) -> str:
     return f"CUDA_VISIBLE_DEVICES={hidden} names no GPU of this machine; unset it" if hidden else ""
 
 
-def _need(node: Node) -> int:
+def _need(node: PlannedNode) -> int:
     return node.ranks or len(node.listed or ()) or 1
 
 
-def _wanted(node: Node) -> str:
+def _wanted(node: PlannedNode) -> str:
     """What one node asks for: `llm-worker: 2, numbers 2,3`."""
     listed = f", numbers {','.join(node.listed)}" if node.listed else ""
     return f"{node.name}: {_need(node)}{listed}"
 
 
-def _shared(nodes: Sequence[Node]) -> list[str]:
+def _shared(nodes: Sequence[PlannedNode]) -> list[str]:
     """Cards that more than one node lists."""
     listed = [name for node in nodes for name in node.listed or ()]
     return sorted({name for name in listed if listed.count(name) > 1})
@@ -245,5 +245,5 @@ def _p2p(facts: Facts) -> Finding | None:
     return Finding("P2P between GPUs", "ok", "yes, between all")
 
 
-def _is_geforce(cards: Sequence[Card]) -> bool:
+def _is_geforce(cards: Sequence[InstalledCard]) -> bool:
     return any("GeForce" in card.name for card in cards)

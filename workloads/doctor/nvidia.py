@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workloads.device import MIB
-from workloads.host.programs import Answer, run_program
+from workloads.host.programs import ProgramResult, run_program
 
 Version = tuple[int, ...]
 
@@ -53,7 +53,7 @@ _BY_NAME = (
 
 
 @dataclass(frozen=True)
-class Card:
+class InstalledCard:
     """One NVIDIA card; memory in bytes; None for what neither driver nor name tells."""
 
     index: int
@@ -68,7 +68,7 @@ class Smi:
     """What nvidia-smi answers: the driver and the cards, or the problem."""
 
     driver: str = ""
-    cards: tuple[Card, ...] = ()
+    cards: tuple[InstalledCard, ...] = ()
     problem: str = ""
 
 
@@ -110,7 +110,7 @@ def smi(env: Mapping[str, str]) -> Smi:
     return Smi(driver=found.driver, problem=f"nvidia-smi says: {told}")
 
 
-def _query(fields: str, env: Mapping[str, str]) -> Answer:
+def _query(fields: str, env: Mapping[str, str]) -> ProgramResult:
     words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     return run_program(words, env, seconds=30)
 
@@ -130,7 +130,7 @@ def _from_rows(text: str) -> Smi:
         memory = int(parts[4]) * MIB if parts[4].isdigit() else None
         told = numbers(parts[5]) if len(parts) == 6 else ()
         capability = (told[0], told[1]) if len(told) == 2 else _by_name(parts[2])
-        cards.append(Card(int(parts[0]), parts[1], parts[2], memory, capability))
+        cards.append(InstalledCard(int(parts[0]), parts[1], parts[2], memory, capability))
     return Smi(driver, tuple(cards))
 
 
@@ -140,7 +140,9 @@ def _from_table(text: str) -> Smi:
     names = re.findall(r"^\|\s+(\d+)\s+(\S.*?)\s+(?:On|Off|N/A)\s+\|", text, re.MULTILINE)
     sizes = [int(size) * MIB for size in re.findall(r"\d+MiB\s*/\s*(\d+)MiB", text)]
     cards = [
-        Card(int(index), "", name, sizes[place] if place < len(sizes) else None, _by_name(name))
+        InstalledCard(
+            int(index), "", name, sizes[place] if place < len(sizes) else None, _by_name(name)
+        )
         for place, (index, name) in enumerate(names)
     ]
     return Smi(driver[1] if driver else "", tuple(cards))
@@ -150,11 +152,11 @@ def _by_name(name: str) -> tuple[int, int] | None:
     return next((found for part, found in _BY_NAME if re.search(part, name)), None)
 
 
-def visible(cards: tuple[Card, ...], wanted: str | None) -> tuple[Card, ...]:
+def visible(cards: tuple[InstalledCard, ...], wanted: str | None) -> tuple[InstalledCard, ...]:
     """CUDA's rule for CUDA_VISIBLE_DEVICES: in its order, up to the first that names no card."""
     if wanted is None:
         return cards
-    chosen: list[Card] = []
+    chosen: list[InstalledCard] = []
     for entry in (part.strip() for part in wanted.split(",")):
         named = [card for card in cards if entry in (str(card.index), card.uuid)]
         named = named or [card for card in cards if entry and card.uuid.startswith(entry)]
@@ -176,7 +178,9 @@ def on_the_bus(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
     return False
 
 
-def no_p2p(env: Mapping[str, str], cards: tuple[Card, ...]) -> list[tuple[int, int]] | None:
+def no_p2p(
+    env: Mapping[str, str], cards: tuple[InstalledCard, ...]
+) -> list[tuple[int, int]] | None:
     """Pairs of these cards that cannot read each other's memory; None where nothing tells."""
     answer = run_program(["nvidia-smi", "topo", "-p2p", "r"], env, seconds=30)
     text = re.sub(r"\x1b\[[\d;]*m", "", answer.out)

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from workloads.engine.export.card import Card
+from workloads.engine.export.card import ModelCard
 from workloads.engine.export.export import SHARD_SIZE, keep_base, silent
-from workloads.engine.export.exporter import Exporter, Job, Merged, Whole, check_loaded
+from workloads.engine.export.exporter import Exporter, ExportJob, Merged, Whole, check_loaded
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import merge_into
 from workloads.engine.pretrained.base import Base, find_base
@@ -55,7 +55,7 @@ def keep_skeleton(
 class GrpoExporter(Exporter[GrpoConfig]):
     """Models with or without images, written by the library that knows the names in their files."""
 
-    def trained(self, job: Job[GrpoConfig]) -> Whole:
+    def trained(self, job: ExportJob[GrpoConfig]) -> Whole:
         """The trained model, all weights.
 
         Raises UserError where weights of the checkpoint are missing or unknown.
@@ -86,7 +86,7 @@ class GrpoExporter(Exporter[GrpoConfig]):
             )
         return _whole_model(made, job)
 
-    def merged(self, job: Job[GrpoConfig], adapter: Path) -> tuple[Whole, Merged]:
+    def merged(self, job: ExportJob[GrpoConfig], adapter: Path) -> tuple[Whole, Merged]:
         plain = job.config.adapter.model_copy(update={"method": "lora"})
         base = find_base(job.config.model, job.tell)
         model = load_model(base, job.config.model_copy(update={"adapter": plain}), job.tell)
@@ -94,19 +94,19 @@ class GrpoExporter(Exporter[GrpoConfig]):
         whole = _whole_model(cast(PreTrainedModel, merged), job)
         return whole, Merged(report.line(), report.difference)
 
-    def accompany(self, job: Job[GrpoConfig], folder: Path) -> None:
+    def accompany(self, job: ExportJob[GrpoConfig], folder: Path) -> None:
         processing = load_processing(job.base, Grpo())
         processing.save_pretrained(folder)
         with_stops(processing, generation_settings(job.base, silent)).save_pretrained(folder)
 
-    def check(self, job: Job[GrpoConfig], folder: Path) -> None:
+    def check(self, job: ExportJob[GrpoConfig], folder: Path) -> None:
         written = Base(
             job.base.model.model_copy(update={"name": str(folder)}), folder, job.base.config
         )
         check_loaded(kind_of(job.base.config).factory, folder, job.base.model.trust_remote_code)
         load_processing(written, Grpo())
 
-    def card(self, card: Card, base: Base[Any]) -> Card:
+    def card(self, card: ModelCard, base: Base[Any]) -> ModelCard:
         if not sees_images(base.config):
             return card
         needs = "transformers and peft" if card.kind == "adapter" else "transformers"
@@ -114,7 +114,7 @@ class GrpoExporter(Exporter[GrpoConfig]):
         return replace(card, task="image-text-to-text", use=use)
 
 
-def _whole_model(made: PreTrainedModel, job: Job[GrpoConfig]) -> Whole:
+def _whole_model(made: PreTrainedModel, job: ExportJob[GrpoConfig]) -> Whole:
     made.config.name_or_path = job.config.model.name
     made.config.use_cache = True
     # Written with the processor, which knows where answers end.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workloads.errors import UserError
-from workloads.host.programs import Answer, has, run_program
+from workloads.host.programs import ProgramResult, has, run_program
 
 Runtime = Literal["docker", "local"]
 # Said alike by doctor, scripts and docs/containers.md.
@@ -92,7 +92,7 @@ def is_there(image: str, env: Mapping[str, str]) -> bool:
     return run_program(["docker", "image", "inspect", "--format", "{{.Id}}", image], env).is_good
 
 
-def try_gpus(image: str, env: Mapping[str, str]) -> Answer:
+def try_gpus(image: str, env: Mapping[str, str]) -> ProgramResult:
     """Start a container that asks for every GPU, at most 60 s: what it sees, and its torch."""
     name = f"tatara-doctor-{os.getpid()}"
     words = ["docker", "run", "--rm", "--name", name, "--pull", "never", "--network", "none"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProgramResult:
     """How a program ended: `code` is None where it is not there or took too long."""
 
     code: int | None
@@ -27,13 +27,13 @@ def has(program: str, env: Mapping[str, str]) -> bool:
     return shutil.which(program, path=env.get("PATH", os.defpath)) is not None
 
 
-def run_program(words: Sequence[str], env: Mapping[str, str], seconds: float = 20) -> Answer:
+def run_program(words: Sequence[str], env: Mapping[str, str], seconds: float = 20) -> ProgramResult:
     """Run a program to its end, at most so long, and say how it ended.
 
     problem: one line of what it complained, or why there is no answer.
     """
     if not has(words[0], env):
-        return Answer(None, problem=f"{words[0]} is not on PATH")
+        return ProgramResult(None, problem=f"{words[0]} is not on PATH")
     program = subprocess.Popen(
         words,
         env=dict(env),
@@ -50,8 +50,12 @@ def run_program(words: Sequence[str], env: Mapping[str, str], seconds: float = 2
         # What it started holds the pipes open: the whole group has to go.
         os.killpg(program.pid, signal.SIGKILL)
         program.communicate()
-        return Answer(None, problem=f"{Path(words[0]).name} gave no answer within {seconds:g} s")
-    return Answer(program.returncode, out, _complaint(told or out) if program.returncode else "")
+        return ProgramResult(
+            None, problem=f"{Path(words[0]).name} gave no answer within {seconds:g} s"
+        )
+    return ProgramResult(
+        program.returncode, out, _complaint(told or out) if program.returncode else ""
+    )
 
 
 def _complaint(text: str) -> str:

@@ -38,7 +38,7 @@ class StopEarly(TrainerCallback):
 
 
 @dataclass(frozen=True)
-class Question:
+class HeldOutQuestion:
     """A held-out row to answer: what was asked, its prompt in tokens, the answer that it has."""
 
     place: str
@@ -81,10 +81,10 @@ class Samples(TrainerCallback):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _questions(config: LlmConfig, tokenizer: Any) -> list[Question]:
+def _questions(config: LlmConfig, tokenizer: Any) -> list[HeldOutQuestion]:
     """The first held-out rows that ask something."""
     template, held_out = Template(config.data, tokenizer), load_rows(config.data, "eval")
-    found: list[Question] = []
+    found: list[HeldOutQuestion] = []
     for numbers, rows in held_out.batches(1):
         if len(found) == config.evaluation.samples:
             break
@@ -96,7 +96,7 @@ def _questions(config: LlmConfig, tokenizer: Any) -> list[Question]:
         except RowError:
             continue  # told where the rows were prepared
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        found.append(Question(held_out.place(numbers[0]), asked, ids, answer))
+        found.append(HeldOutQuestion(held_out.place(numbers[0]), asked, ids, answer))
     return found
 
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from workloads.engine.export.export import SHARD_SIZE, keep_base, silent
-from workloads.engine.export.exporter import Exporter, Job, Merged, Whole, check_loaded
+from workloads.engine.export.exporter import Exporter, ExportJob, Merged, Whole, check_loaded
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import merge_into
 from workloads.engine.pretrained.base import Base, find_base
@@ -44,10 +44,10 @@ def keep_skeleton(
 class LlmExporter(Exporter[LlmConfig]):
     """Weights by the model's own names, whatever wrote them, and the tokenizer beside them."""
 
-    def trained(self, job: Job[LlmConfig]) -> Whole:
+    def trained(self, job: ExportJob[LlmConfig]) -> Whole:
         return whole_model(weights.read_state(job.source, job.dtype), job.base)
 
-    def merged(self, job: Job[LlmConfig], adapter: Path) -> tuple[Whole, Merged]:
+    def merged(self, job: ExportJob[LlmConfig], adapter: Path) -> tuple[Whole, Merged]:
         model, quantised = self.unmerged(job), None
         if job.config.adapter.method == "qlora" and find_spec("bitsandbytes") is None:
             job.tell("merge: bitsandbytes is not installed; not compared with the quantised base")
@@ -58,21 +58,21 @@ class LlmExporter(Exporter[LlmConfig]):
         whole = whole_model(merged.state_dict(), job.base)
         return whole, Merged(report.line(), report.difference)
 
-    def unmerged(self, job: Job[LlmConfig]) -> PreTrainedModel:
+    def unmerged(self, job: ExportJob[LlmConfig]) -> PreTrainedModel:
         plain = job.config.adapter.model_copy(update={"method": "lora"})
         config = job.config.model_copy(update={"adapter": plain})
         return load_model(find_base(job.config.model, job.tell), config, job.tell)
 
-    def accompany(self, job: Job[LlmConfig], folder: Path) -> None:
+    def accompany(self, job: ExportJob[LlmConfig], folder: Path) -> None:
         tokenizer = load_tokenizer(job.base, silent)
         tokenizer.save_pretrained(folder)
         with_stops(tokenizer, generation_settings(job.base, silent)).save_pretrained(folder)
 
-    def facts(self, job: Job[LlmConfig]) -> dict[str, Any]:
+    def facts(self, job: ExportJob[LlmConfig]) -> dict[str, Any]:
         """How training put a question, for whoever asks the model later."""
         return {"data": {name: getattr(job.config.data, name) for name in PUT}}
 
-    def check(self, job: Job[LlmConfig], folder: Path) -> None:
+    def check(self, job: ExportJob[LlmConfig], folder: Path) -> None:
         shell = check_loaded(AutoModelForCausalLM, folder, job.base.model.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=job.base.model.trust_remote_code

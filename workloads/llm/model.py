@@ -56,7 +56,7 @@ def load_for_use(name: str, precision: str, tell: Tell, revision: str | None = N
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundModel:
     """What is known of a model before its weights are read.
 
     base: whose weights it has; folder: its own, the adapter's where it is one. tokenizer and
@@ -70,7 +70,7 @@ class Found:
     settings: GenerationConfig | None
 
 
-def find_for_use(name: str, tell: Tell) -> Found:
+def find_for_use(name: str, tell: Tell) -> FoundModel:
     """A model by hub id or folder, all its files there, for another program to load; UserError."""
     wanted = Model(name=name)
     folder, is_adapter = locate_for_use(wanted, tell)
@@ -79,17 +79,17 @@ def find_for_use(name: str, tell: Tell) -> Found:
     else:
         base = Base(wanted, folder, load_config(wanted, folder))
     if hasattr(base.config, "vision_config"):
-        return Found(base, folder, is_adapter, None, None)
+        return FoundModel(base, folder, is_adapter, None, None)
     own = replace(base, folder=folder)
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     has_settings = (folder / "generation_config.json").is_file()
     tokenizer = load_tokenizer(own if has_tokenizer else base, tell)
     settings = load.generation_settings(own if has_settings else base, tell)
-    return Found(base, folder, is_adapter, tokenizer, settings)
+    return FoundModel(base, folder, is_adapter, tokenizer, settings)
 
 
 __all__ = [
-    "Found",
+    "FoundModel",
     "Loaded",
     "choose_padding",
     "find_for_use",

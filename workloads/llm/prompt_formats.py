@@ -18,7 +18,7 @@ _TASK_ALPACA = (
 
 
 @dataclass(frozen=True)
-class Form:
+class PromptForm:
     """The marks of a written form; `behind` closes an answer that another turn follows."""
 
     head: str
@@ -64,13 +64,15 @@ def _kept(text: str) -> str:
 
 
 FORMS = {
-    "stablelm-instruct-ja": Form(
+    "stablelm-instruct-ja": PromptForm(
         _TASK_JA, "\n\n### 指示: \n", "\n\n### 応答: \n", "\n\n### 入力: \n"
     ),
-    "rinna-instruct": Form("", "ユーザー: ", "<NL>システム: ", behind="<NL>", newline="<NL>"),
-    "line-instruct": Form("", "ユーザー: ", "\nシステム: ", behind="{{ eos_token + '\\n' }}"),
-    "llm-jp-instruct": Form(_TASK_LLM_JP, "\n\n### 指示:\n", "\n\n### 応答:\n", "\n\n### 入力:\n"),
-    "alpaca": Form(
+    "rinna-instruct": PromptForm("", "ユーザー: ", "<NL>システム: ", behind="<NL>", newline="<NL>"),
+    "line-instruct": PromptForm("", "ユーザー: ", "\nシステム: ", behind="{{ eos_token + '\\n' }}"),
+    "llm-jp-instruct": PromptForm(
+        _TASK_LLM_JP, "\n\n### 指示:\n", "\n\n### 応答:\n", "\n\n### 入力:\n"
+    ),
+    "alpaca": PromptForm(
         _TASK_ALPACA, "\n\n### Instruction:\n", "\n\n### Response:\n", "\n\n### Input:\n"
     ),
 }

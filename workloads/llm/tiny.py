@@ -27,7 +27,7 @@ DEMO = Path("data/demo")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TinyRecipe:
     """rows: files in data/demo that the tokenizer is learnt from; vocabulary: its most tokens.
 
     longest: bytes of a token at most. Japanese has no blanks, so that without a bound whole
@@ -41,11 +41,11 @@ class Recipe:
 
 
 # By the folder below data/demo.
-FOLDERS: Mapping[str, Recipe] = MappingProxyType(
+FOLDERS: Mapping[str, TinyRecipe] = MappingProxyType(
     {
-        "tiny-llama": Recipe(("gsm8k.jsonl",), 1536),
-        "tiny-arithmetic": Recipe(("arithmetic.jsonl",), 512),
-        "tiny-japanese": Recipe((DIALOGUE, QUESTIONS, SUMMARY), 2048, width=96, longest=12),
+        "tiny-llama": TinyRecipe(("gsm8k.jsonl",), 1536),
+        "tiny-arithmetic": TinyRecipe(("arithmetic.jsonl",), 512),
+        "tiny-japanese": TinyRecipe((DIALOGUE, QUESTIONS, SUMMARY), 2048, width=96, longest=12),
     }
 )
 _COLUMNS = ("question", "answer", "document", "summary")
@@ -77,7 +77,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(folder: Path, recipe: Recipe, data: Path = DEMO) -> None:
+def build(folder: Path, recipe: TinyRecipe, data: Path = DEMO) -> None:
     """Write config.json, generation_config.json and the tokenizer's files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = (text for name in recipe.rows for text in _texts(data / name))

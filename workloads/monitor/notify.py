@@ -89,7 +89,7 @@ def _notice(snapshot: Snapshot, event: str) -> Notice:
     return Notice(snapshot.name, event, snapshot.step, reason, f"{text}{loss}{because}")
 
 
-class Target(Protocol):
+class NoticeTarget(Protocol):
     """Where notices go; `name` may be printed."""
 
     @property
@@ -182,7 +182,7 @@ class Webhook:
         return None
 
 
-def target_of(wanted: str) -> Target:
+def target_of(wanted: str) -> NoticeTarget:
     """A command, the address of a webhook, or `@FILE` that holds either; UserError otherwise."""
     if wanted.startswith("@"):
         path = Path(wanted[1:]).expanduser()
@@ -223,7 +223,7 @@ class Notifier:
     """Reads runs in the background and sends notices, one after the other."""
 
     def __init__(
-        self, root: Path, run: Run | None, target: Target, report: Callable[[str], None]
+        self, root: Path, run: Run | None, target: NoticeTarget, report: Callable[[str], None]
     ) -> None:
         """run: the only one to watch; None for all. report: is told what was sent, or was not."""
         self._root, self._run, self._target, self._report = root, run, target, report

@@ -7,7 +7,7 @@ the MLP's part is gone. `bench/plan_memory.py` compares the counts with allocate
 
 from dataclasses import dataclass
 
-from workloads.plan.shapes import Linear, ModelShape, Tower
+from workloads.plan.shapes import Linear, ModelShape, TowerShape
 
 # The fused head of TRL projects tiles of this many tokens by this many words at a time.
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768
@@ -333,7 +333,7 @@ def towers(work: Work) -> int:
                work.shape.towers)  # fmt: skip
 
 
-def _tower_layer(work: Work, tower: Tower) -> int:
+def _tower_layer(work: Work, tower: TowerShape) -> int:
     """Two norms in fp32, queries, keys, values and output, and the MLP, as in a decoder layer."""
     if work.checkpointing:
         return work.residual * tower.hidden

@@ -13,8 +13,8 @@ from workloads.device import GIB
 from workloads.plan.activations import kept_layer, layers_here
 from workloads.plan.gpu_memory import (
     GpuMemory,
-    Job,
     Moment,
+    PlannedJob,
     fragmentation,
     job_of,
     moments,
@@ -137,7 +137,7 @@ def breakdown_of(config: Profile, shape: ModelShape, source: str, gpus: int | No
     )
 
 
-def _host_memory(job: Job) -> int:
+def _host_memory(job: PlannedJob) -> int:
     """Bytes of one node: its processes, the weights while they are loaded, an offloaded optimizer.
 
     Every rank reads the whole model into host memory before it goes to its GPU.
@@ -154,20 +154,20 @@ def _host_memory(job: Job) -> int:
     return processes + max(loaded, offloaded + waiting)
 
 
-def _checkpoint(job: Job) -> int:
+def _checkpoint(job: PlannedJob) -> int:
     """Bytes of one checkpoint of all ranks: trained weights and the optimizer's two moments."""
     size = 4 if job.offloads or not job.work.full else job.work.stored
     moments = 2 if job.config.optim.optimizer == "adamw_8bit" else 2 * size
     return job.trained * (size + moments)
 
 
-def _final(job: Job) -> int:
+def _final(job: PlannedJob) -> int:
     """Bytes of the exported model in the compute type, with the adapter beside it."""
     adapter = 0 if job.work.full else 4 * job.trained
     return job.work.shape.parameters * job.work.compute + adapter
 
 
-def _notes(job: Job) -> list[str]:
+def _notes(job: PlannedJob) -> list[str]:
     work, notes = (
         job.work,
         [f"every row counted as {job.work.length:,} tokens, the longest allowed"],

@@ -58,7 +58,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """A profile on its ranks: `work` of one of them, and how they share."""
 
     config: Profile
@@ -87,14 +87,16 @@ class Job:
         return sum(linear.adapter_parameters(work.rank) for linear in work.adapted) + extra
 
 
-def job_of(config: Profile, shape: ModelShape, gpus: int | None) -> Job:
+def job_of(config: Profile, shape: ModelShape, gpus: int | None) -> PlannedJob:
     """The job that a profile makes on nodes with `gpus` GPUs each (None: one)."""
     per_node = config.ranks_per_node(1 if gpus is None else gpus)
     world = per_node * config.parallel.nodes
     strategy = config.strategy(world)
     step = config.train.per_device_batch_size * world
     accumulates = (config.train.global_batch_size or step) > step
-    return Job(config, _work(config, shape, strategy), strategy, world, per_node, accumulates)
+    return PlannedJob(
+        config, _work(config, shape, strategy), strategy, world, per_node, accumulates
+    )
 
 
 def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
@@ -131,7 +133,7 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
     )
 
 
-def states(job: Job) -> GpuMemory:
+def states(job: PlannedJob) -> GpuMemory:
     """Bytes that stay through a step; `gradients` are those after the backward pass."""
     found = _full_states(job) if job.work.full else _adapter_job_states(job)
     found = replace(found, weights=found.weights + _reference(job))
@@ -146,13 +148,13 @@ def states(job: Job) -> GpuMemory:
     return found
 
 
-def _zero_number(job: Job, name: ZeroField, usual: int) -> int:
+def _zero_number(job: PlannedJob, name: ZeroField, usual: int) -> int:
     """What `parallel.zero` sets, else DeepSpeed's default; auto follows the model and is less."""
     value = job.config.parallel.zero.get(name, usual)
     return usual if isinstance(value, str) else value
 
 
-def _reference(job: Job) -> int:
+def _reference(job: PlannedJob) -> int:
     """A frozen copy of all weights, or of the adapter, which stands on the same base."""
     if not job.config.has_reference:
         return 0
@@ -160,7 +162,7 @@ def _reference(job: Job) -> int:
     return job.trained * size // job.shards
 
 
-def _full_states(job: Job) -> GpuMemory:
+def _full_states(job: PlannedJob) -> GpuMemory:
     work, count = job.work, job.trained
     own = count * work.stored // job.shards
     wide = work.stored > work.compute
@@ -171,7 +173,7 @@ def _full_states(job: Job) -> GpuMemory:
     return replace(found, gradients=own, optimizer_states=moments)
 
 
-def _moments(job: Job, count: int, stored: int) -> float:
+def _moments(job: PlannedJob, count: int, stored: int) -> float:
     if job.config.optim.optimizer == "adamw":
         return 2.0 * stored * count
     shape = job.work.shape
@@ -179,7 +181,7 @@ def _moments(job: Job, count: int, stored: int) -> float:
     return 2 * (_STATE_8BIT * (count - table) + 4 * table)
 
 
-def _adapter_job_states(job: Job) -> GpuMemory:
+def _adapter_job_states(job: PlannedJob) -> GpuMemory:
     work, count = job.work, job.trained
     shape, own = work.shape, work.adapter_bytes
     moments = 0 if job.offloads else _moments(job, count, own)
@@ -204,7 +206,7 @@ def _quantised_bits(config: Profile, linears: tuple[Linear, ...]) -> float:
     return count * (_NF4_DOUBLE if config.adapter.double_quantisation else _NF4)
 
 
-def moments(job: Job) -> list[Moment]:
+def moments(job: PlannedJob) -> list[Moment]:
     """The moments at which memory can be at its highest, in the order of a step."""
     work, after = job.work, states(job)
     # Gradients of adapters are counted with their states.
@@ -271,7 +273,7 @@ class Copies:
     end: int
 
 
-def working_copies(job: Job) -> Copies:
+def working_copies(job: PlannedJob) -> Copies:
     """Copies that autocast casts, or that FSDP2 or ZeRO-3 gather."""
     work, shape = job.work, job.work.shape
     size, layer = work.compute, work.compute * shape.layer_parameters
@@ -298,11 +300,11 @@ def working_copies(job: Job) -> Copies:
     return Copies(cast, layer + size * head if work.checkpointing else cast, layer)
 
 
-def _table(job: Job) -> int:
+def _table(job: PlannedJob) -> int:
     return job.work.shape.vocab * job.work.shape.hidden
 
 
-def _accumulated(job: Job, gradients: int) -> int:
+def _accumulated(job: PlannedJob, gradients: int) -> int:
     """Gradients of earlier micro-batches; FSDP2 reduces after the last one and keeps them whole."""
     if not job.accumulates or job.offloads:
         return 0
@@ -311,14 +313,14 @@ def _accumulated(job: Job, gradients: int) -> int:
     return gradients
 
 
-def _head_gradient(job: Job) -> int:
+def _head_gradient(job: PlannedJob) -> int:
     if not job.work.full or job.offloads:
         return 0
     size = job.work.compute if job.strategy == "fsdp2" else job.work.stored
     return _table(job) * size
 
 
-def _first_gradients(job: Job) -> int:
+def _first_gradients(job: PlannedJob) -> int:
     """Gradients that come last: those of the first layer and of the input embedding."""
     shape = job.work.shape
     if not job.work.full:
@@ -327,7 +329,7 @@ def _first_gradients(job: Job) -> int:
     return late * job.work.stored // job.shards
 
 
-def _tied_gradients(job: Job) -> int:
+def _tied_gradients(job: PlannedJob) -> int:
     """A tied table's two gradients beside their sum; FSDP2 holds whole tables until it ends."""
     work = job.work
     if not work.full or job.offloads:
@@ -337,7 +339,7 @@ def _tied_gradients(job: Job) -> int:
     return 2 * work.stored * _table(job) if work.shape.tied else 0
 
 
-def _in_flight(job: Job) -> int:
+def _in_flight(job: PlannedJob) -> int:
     """Layers on their way: one being gathered, two with their gradients being reduced."""
     if job.strategy != "fsdp2":
         return 0
@@ -348,7 +350,7 @@ def _in_flight(job: Job) -> int:
     return 2 * layer + (2 * layer if job.work.full else 0)
 
 
-def fragmentation(job: Job, memory: GpuMemory) -> int:
+def fragmentation(job: PlannedJob, memory: GpuMemory) -> int:
     """Bytes that the allocator has reserved and cannot use, which grow with what moves.
 
     With expandable segments, which our services ask for; blocks of fixed sizes leave more.
@@ -357,6 +359,6 @@ def fragmentation(job: Job, memory: GpuMemory) -> int:
     return int(0.03 * (memory.total - stay.total + stay.gradients))
 
 
-def overhead(job: Job) -> int:
+def overhead(job: PlannedJob) -> int:
     """Bytes of a process that are not torch's: CUDA's context and libraries, NCCL's buffers."""
     return int(0.5 * GIB) + (int(0.35 * GIB) if job.world > 1 else 0)

@@ -13,7 +13,7 @@ from workloads.plan.vision_shapes import (
     SHUFFLED,
     Fields,
     Linear,
-    Tower,
+    TowerShape,
     need,
     shuffled,
     vision,
@@ -43,7 +43,7 @@ class ModelShape:
     norms: int = 2
     layer_norm: bool = False
     parallel: bool = False
-    towers: tuple[Tower, ...] = ()
+    towers: tuple[TowerShape, ...] = ()
     image_tokens: int = 0
 
     @property
@@ -270,7 +270,7 @@ def from_fields(fields: Fields) -> ModelShape:
     )
 
 
-def _image_tokens(family: str, fields: Fields, towers: tuple[Tower, ...]) -> int:
+def _image_tokens(family: str, fields: Fields, towers: tuple[TowerShape, ...]) -> int:
     """Tokens that an image always becomes; 0 where its size decides."""
     if family == "openvla":
         return towers[0].patches - towers[0].extra
@@ -339,4 +339,4 @@ def _norm_parameters(text: Fields, block: _Block) -> int:
     return need(text, "num_hidden_layers") * (block.norms * one + block.head_norms) + one
 
 
-__all__ = ["FAMILIES", "Fields", "Linear", "ModelShape", "Tower", "from_fields"]
+__all__ = ["FAMILIES", "Fields", "Linear", "ModelShape", "TowerShape", "from_fields"]

@@ -30,7 +30,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Tower:
+class TowerShape:
     """A vision transformer; `patches` is what it sees of one image, before any merging, with
     `extra` tokens of its own (class, registers) that it does not hand on."""
 
@@ -49,7 +49,7 @@ def need(fields: Fields, name: str) -> int:
     return value
 
 
-Vision = tuple[tuple[Tower, ...], tuple[Linear, ...], int]
+Vision = tuple[tuple[TowerShape, ...], tuple[Linear, ...], int]
 # LLaVAs, and the language model that each has where its config names none.
 LLAVA: Mapping[str, str] = {"llava": "llama", "llava_next": "llama", "llava_onevision": "qwen2"}
 # Those whose config names the language model, and the one that they have where it does not.
@@ -101,7 +101,7 @@ def _qwen_vision(family: str, fields: Fields, hidden: int) -> Vision:
     norms = (2 * depth + 1) * width * (1 if new else 2)
     channels = int(vision.get("in_channels", vision.get("in_chans", 3)))
     convolution = channels * int(vision.get("temporal_patch_size", 2)) * patch**2 * width
-    tower = Tower(depth, width, middle, math.ceil(_USUAL_SIDE / patch) ** 2, gated=new)
+    tower = TowerShape(depth, width, middle, math.ceil(_USUAL_SIDE / patch) ** 2, gated=new)
     return (tower,), tuple(linears), biases + norms + convolution
 
 
@@ -114,7 +114,7 @@ _TIMM: Mapping[str, tuple[int, int, float, int, bool, bool]] = {
 
 def _openvla(fields: Fields, hidden: int) -> Vision:
     """One timm tower or two, and the matrices that project their features: two, or three."""
-    towers: list[Tower] = []
+    towers: list[TowerShape] = []
     linears: list[Linear] = []
     small = 0
     for name in fields.get("timm_model_ids") or list(_TIMM):
@@ -135,7 +135,7 @@ def _openvla(fields: Fields, hidden: int) -> Vision:
     return tuple(towers), tuple(linears), small + sum(o for _, _, o in projector)
 
 
-def _timm(name: str, changed: Fields, fields: Fields) -> tuple[Tower, list[Linear], int]:
+def _timm(name: str, changed: Fields, fields: Fields) -> tuple[TowerShape, list[Linear], int]:
     width, depth, ratio, tokens, scaled, pooled = _TIMM[name]
     width, depth = int(changed.get("embed_dim", width)), int(changed.get("depth", depth))
     side = int(changed.get("img_size", (fields.get("image_sizes") or [224])[0]))
@@ -153,7 +153,7 @@ def _timm(name: str, changed: Fields, fields: Fields) -> tuple[Tower, list[Linea
     small += 2 * depth * width if scaled else 0
     small += 3 * patch**2 * width + width  # the convolution that cuts patches
     small += (patches + tokens) * width  # positions of patches; class and register tokens
-    return Tower(depth, width, middle, patches + tokens, extra=tokens), linears, small
+    return TowerShape(depth, width, middle, patches + tokens, extra=tokens), linears, small
 
 
 def _kosmos2(fields: Fields, hidden: int) -> Vision:
@@ -253,7 +253,7 @@ def shuffled(family: str, fields: Fields) -> int:
     return int(fields.get("scale_factor", SHUFFLED[family]))
 
 
-def _clip(own: Fields) -> tuple[Tower, list[Linear], int]:
+def _clip(own: Fields) -> tuple[TowerShape, list[Linear], int]:
     """A tower of CLIP, or of SigLIP, which has no class token and one norm less."""
     width, depth, middle = (
         need(own, name) for name in ("hidden_size", "num_hidden_layers", "intermediate_size")
@@ -276,4 +276,4 @@ def _clip(own: Fields) -> tuple[Tower, list[Linear], int]:
     small += norms * 2 * width + patches * width
     # The convolution that cuts patches; then CLIP's class token, or its bias in SigLIP.
     small += need({"num_channels": 3, **own}, "num_channels") * patch**2 * width + width
-    return Tower(depth, width, middle, patches), linears, small
+    return TowerShape(depth, width, middle, patches), linears, small

@@ -7,7 +7,7 @@ from typing import Any
 
 from workloads.errors import UserError
 from workloads.rent.lambda_api import LAUNCH, TERMINATE, ApiError, LambdaApi
-from workloads.rent.provider import Machine, NoCapacity, Offer
+from workloads.rent.provider import NoCapacity, Offer, RentedMachine
 
 # The default differs from region to region; this one has the Python that the project needs.
 IMAGE = "lambda-stack-24-04"
@@ -123,10 +123,10 @@ class LambdaCloud:
                 raise UserError(f"{error}; correct what was asked for") from None
             raise
 
-    def machines(self) -> list[Machine]:
+    def machines(self) -> list[RentedMachine]:
         return [_machine(instance) for instance in self._api.call("GET", "/instances")]
 
-    def machine(self, id: str) -> Machine | None:
+    def machine(self, id: str) -> RentedMachine | None:
         try:
             found = _machine(self._api.call("GET", f"/instances/{id}"))
         except ApiError as error:
@@ -143,10 +143,10 @@ class LambdaCloud:
                 raise
 
 
-def _machine(instance: Mapping[str, Any]) -> Machine:
+def _machine(instance: Mapping[str, Any]) -> RentedMachine:
     """An instance without its token of JupyterLab, which stands in every listing."""
     kind = instance.get("instance_type") or {}
-    return Machine(
+    return RentedMachine(
         id=str(instance["id"]),
         name=str(instance.get("name") or ""),
         status=str(instance.get("status") or ""),

@@ -29,7 +29,7 @@ from workloads.rent.preparing import (
     set_up,
     start,
 )
-from workloads.rent.provider import LOST, Machine, NoCapacity, Offer, Provider, dollars
+from workloads.rent.provider import LOST, NoCapacity, Offer, Provider, RentedMachine, dollars
 from workloads.rent.remote import HostKeyChanged, OutOfTime, Remote, Unreachable
 from workloads.rent.watch import MachineLost, Watch, look
 from workloads.run.directory import Run, rows_in
@@ -230,7 +230,7 @@ class Lease:
             self._unless_stopped()
         raise BrokenMachine(f"not ready within {_BOOT / 60:.0f} minutes: {reason}")
 
-    def _address(self, machine: Machine) -> None:
+    def _address(self, machine: RentedMachine) -> None:
         if self.ledger.address != machine.address:
             self.ledger.address = machine.address
             self.ledger.save()

@@ -13,7 +13,7 @@ from workloads.rent.backup import Backup
 from workloads.rent.clock import Clock
 from workloads.rent.lease import Lease, LeftRunning, end, end_machine
 from workloads.rent.ledger import Ledger, State, deadline_in
-from workloads.rent.provider import LOST, Machine, Provider
+from workloads.rent.provider import LOST, Provider, RentedMachine
 from workloads.rent.remote import Remote
 from workloads.rent.watch import look
 
@@ -34,7 +34,7 @@ def ledger_named(ledgers: Sequence[Ledger], word: str) -> Ledger | None:
     return None
 
 
-def machine_named(provider: Provider, word: str) -> Machine:
+def machine_named(provider: Provider, word: str) -> RentedMachine:
     """A machine of the account by its name, id or address; UserError with those there are."""
     found = provider.machines()
     for machine in found:
@@ -116,7 +116,7 @@ def reap(
 
 def _reap(
     provider: Provider,
-    machine: Machine,
+    machine: RentedMachine,
     deadline: float,
     ledger: Ledger | None,
     carry_on: Callable[[Ledger], Lease],

@@ -1,6 +1,6 @@
 """A machine that one has: nothing is rented, billed or ended."""
 
-from workloads.rent.provider import Machine, Offer
+from workloads.rent.provider import Offer, RentedMachine
 
 
 class OwnMachine:
@@ -21,10 +21,10 @@ class OwnMachine:
     def launch(self, offer: Offer, name: str) -> str:
         return self._address
 
-    def machines(self) -> list[Machine]:
-        return [Machine(self._address, status="active", address=self._address)]
+    def machines(self) -> list[RentedMachine]:
+        return [RentedMachine(self._address, status="active", address=self._address)]
 
-    def machine(self, id: str) -> Machine | None:
+    def machine(self, id: str) -> RentedMachine | None:
         return self.machines()[0]
 
     def terminate(self, id: str) -> None:

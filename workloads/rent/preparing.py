@@ -15,7 +15,7 @@ from workloads.monitor.numbers import byte_text
 from workloads.rent import cuda_step, job
 from workloads.rent.ledger import Ledger
 from workloads.rent.payload import Payload
-from workloads.rent.remote import Answer, Remote
+from workloads.rent.remote import Remote, RemoteAnswer
 
 _PUSH_SECONDS, _SET_UP_SECONDS, _LOOK_SECONDS = 3600.0, 3600.0, 900.0
 _TOLD = 12  # lines of what went wrong
@@ -112,7 +112,7 @@ def start(remote: Remote, ledger: Ledger, preparation: Preparation) -> None:
     _demand(remote.run(job.start(ledger, preparation.names)), "the start")
 
 
-def _told(answer: Answer) -> dict[str, str]:
+def _told(answer: RemoteAnswer) -> dict[str, str]:
     for line in reversed(answer.out.splitlines()):
         if line.startswith("{"):
             found: dict[str, str] = json.loads(line)
@@ -120,7 +120,7 @@ def _told(answer: Answer) -> dict[str, str]:
     return {}
 
 
-def _demand(answer: Answer, what: str) -> None:
+def _demand(answer: RemoteAnswer, what: str) -> None:
     if answer.code:
         lines = (answer.err or answer.out).strip().splitlines()[-_TOLD:]
         text = "\n  ".join(lines) or "no word of why"

@@ -27,7 +27,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Machine:
+class RentedMachine:
     """A machine as its provider lists it, without what may be secret there."""
 
     id: str
@@ -94,10 +94,10 @@ class Provider(Protocol):
     def launch(self, offer: Offer, name: str) -> str:
         """Rent one machine and give back its id; NoCapacity where it is gone."""
 
-    def machines(self) -> list[Machine]:
+    def machines(self) -> list[RentedMachine]:
         """All machines of the account."""
 
-    def machine(self, id: str) -> Machine | None:
+    def machine(self, id: str) -> RentedMachine | None:
         """One machine; None where it is gone."""
 
     def terminate(self, id: str) -> None:

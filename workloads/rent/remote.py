@@ -36,7 +36,7 @@ class OutOfTime(TataraError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class RemoteAnswer:
     """How a command over there ended."""
 
     code: int
@@ -84,7 +84,7 @@ class Remote:
         words = ["ssh", *(word for option in options for word in ("-o", option))]
         return [*words, "-i", self.identity] if self.identity else words
 
-    def run(self, script: str, seconds: float = 60, stdin: str = "") -> Answer:
+    def run(self, script: str, seconds: float = 60, stdin: str = "") -> RemoteAnswer:
         """Run a script over there by its shell, at most so long.
 
         The script is in the argument list of ssh: it holds no secret. Raises Unreachable,
@@ -92,7 +92,7 @@ class Remote:
         """
         return self._finished([*self.ssh(), self.target, script], seconds, stdin)
 
-    def python(self, source: str, *arguments: str, seconds: float = 60) -> Answer:
+    def python(self, source: str, *arguments: str, seconds: float = 60) -> RemoteAnswer:
         """Run a Python program that needs nothing installed over there."""
         words = shlex.join(["python3", "-", *arguments])
         return self.run(words, seconds, stdin=source)
@@ -119,7 +119,7 @@ class Remote:
         if answer.code not in (0, _VANISHED):
             raise TataraError(f"rsync ended with {answer.code}: {answer.reason}")
 
-    def _finished(self, words: Sequence[str], seconds: float, stdin: str) -> Answer:
+    def _finished(self, words: Sequence[str], seconds: float, stdin: str) -> RemoteAnswer:
         program = subprocess.Popen(
             words,
             stdin=subprocess.PIPE,
@@ -138,9 +138,9 @@ class Remote:
                 "host key changed); nothing was sent to it"
             )
         if program.returncode == _SSH_FAILED:
-            reason = Answer(_SSH_FAILED, "", err).reason
+            reason = RemoteAnswer(_SSH_FAILED, "", err).reason
             raise Unreachable(f"{self.target}: ssh does not get through: {reason}")
-        return Answer(program.returncode, out, err)
+        return RemoteAnswer(program.returncode, out, err)
 
     def _communicate(
         self, program: "subprocess.Popen[str]", name: str, seconds: float, stdin: str

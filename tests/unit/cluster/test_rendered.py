@@ -15,7 +15,7 @@ from workloads.cli import main
 from workloads.cluster.fields import known, wrong_fields
 from workloads.cluster.job import ClusterJob, dump, profile_of
 from workloads.cluster.sky import Rented, task
-from workloads.cluster.trainjob import Place, documents, job_name
+from workloads.cluster.trainjob import ClusterPlace, documents, job_name
 from workloads.config.merge import resolve
 from workloads.errors import UserError
 
@@ -34,7 +34,7 @@ JOB = ClusterJob(
     secrets=("HF_TOKEN",),
 )
 RENTED = Rented(infra="lambda/us-east-1", accelerator="H100", most=12.5, bucket="s3://mine/runs")
-PLACE = Place(volume="shared", secret="tokens", queue="team", namespace="research")
+PLACE = ClusterPlace(volume="shared", secret="tokens", queue="team", namespace="research")
 
 
 def runtime(job: ClusterJob = JOB) -> dict[str, Any]:

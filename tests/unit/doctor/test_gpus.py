@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.doctor_machine import H100, RTX_4090, V100, Machine, llm, matrix, say, service
 from workloads.doctor import nvidia
-from workloads.doctor.nvidia import Build, Card
+from workloads.doctor.nvidia import Build, InstalledCard
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -211,7 +211,7 @@ def test_a_question_without_an_end(host: Machine) -> None:
 
 
 def test_p2p_by_pairs(host: Machine) -> None:
-    cards = tuple(Card(at, "", "x", None, None) for at in (0, 2))
+    cards = tuple(InstalledCard(at, "", "x", None, None) for at in (0, 2))
     host.program("nvidia-smi", otherwise=say(matrix(3, "CNS")))
     assert nvidia.no_p2p(host.env, cards) == [(0, 2)]
     host.program("nvidia-smi", otherwise=say(matrix(3, "OK")))
@@ -225,7 +225,7 @@ def test_p2p_by_pairs(host: Machine) -> None:
     [(None, [0, 1, 2]), ("", []), ("2,0", [2, 0]), ("0,9,1", [0]), ("GPU-1", [1]), ("GPU-", [])],
 )
 def test_visible_devices_follow_cudas_rule(wanted: str | None, expected: list[int]) -> None:
-    cards = tuple(Card(at, f"GPU-{at}a", "x", None, None) for at in range(3))
+    cards = tuple(InstalledCard(at, f"GPU-{at}a", "x", None, None) for at in range(3))
     assert [card.index for card in nvidia.visible(cards, wanted)] == expected
 
 

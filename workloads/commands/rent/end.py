@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from workloads.commands.rent.beginning import carry_on
-from workloads.commands.rent.finding import Found, add_machine, find
+from workloads.commands.rent.finding import FoundLease, add_machine, find
 from workloads.errors import EXIT_DONE, UserError
 
 
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     return _lease(args, env, found) if found.is_lease else _machine(args, env, found)
 
 
-def _lease(args: argparse.Namespace, env: dict[str, str], found: Found) -> int:
+def _lease(args: argparse.Namespace, env: dict[str, str], found: FoundLease) -> int:
     import signal
 
     from workloads.rent.clock import Clock
@@ -53,7 +53,7 @@ def _lease(args: argparse.Namespace, env: dict[str, str], found: Found) -> int:
     return carry_on(lease_of(ledger, env, stop, Clock(), found.provider))
 
 
-def _machine(args: argparse.Namespace, env: dict[str, str], found: Found) -> int:
+def _machine(args: argparse.Namespace, env: dict[str, str], found: FoundLease) -> int:
     from workloads.rent.clock import Clock
     from workloads.rent.lease import end_machine
     from workloads.rent.machines import back_up

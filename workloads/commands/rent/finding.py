@@ -31,7 +31,7 @@ def add_access(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundLease:
     """ledger: of the lease, or a stand-in for a machine that is none."""
 
     ledger: "Ledger"
@@ -40,7 +40,7 @@ class Found:
     is_lease: bool
 
 
-def find(args: argparse.Namespace, env: dict[str, str], only_rented: bool = False) -> Found:
+def find(args: argparse.Namespace, env: dict[str, str], only_rented: bool = False) -> FoundLease:
     """The lease or machine of that name.
 
     Any other name is a host that ssh knows; UserError where only what is rented counts.
@@ -56,7 +56,7 @@ def find(args: argparse.Namespace, env: dict[str, str], only_rented: bool = Fals
     word = args.machine
     ledger = ledger_named(ledgers(outputs(env).absolute()), word)
     if ledger is not None:
-        return Found(ledger, remote_of(ledger), provider_of(ledger, env, Clock()), True)
+        return FoundLease(ledger, remote_of(ledger), provider_of(ledger, env, Clock()), True)
     options = tuple(args.ssh_option)
     user, _, host = word.rpartition("@")
     if not host or host.startswith("-"):
@@ -71,9 +71,9 @@ def find(args: argparse.Namespace, env: dict[str, str], only_rented: bool = Fals
         else:
             remote = Remote(machine.address, user or "ubuntu", None, args.identity, options)
             stand_in = _stand_in(machine.name or machine.id, "lambda", machine.id, machine.price)
-            return Found(stand_in, remote, provider, False)
+            return FoundLease(stand_in, remote, provider, False)
     remote = Remote(host, user, None, args.identity, options)
-    return Found(_stand_in(host, "ssh", host, 0.0), remote, OwnMachine(host), False)
+    return FoundLease(_stand_in(host, "ssh", host, 0.0), remote, OwnMachine(host), False)
 
 
 def _stand_in(name: str, provider: str, machine: str, price: float) -> "Ledger":

@@ -11,7 +11,7 @@ from workloads.errors import EXIT_DONE, EXIT_FAILED
 
 if TYPE_CHECKING:
     from workloads.rent.ledger import Ledger
-    from workloads.rent.provider import Machine
+    from workloads.rent.provider import RentedMachine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def _of_lease(ledger: "Ledger", now: float) -> dict[str, Any]:
     }
 
 
-def _of_machine(machine: "Machine", deadline: float | None) -> dict[str, Any]:
+def _of_machine(machine: "RentedMachine", deadline: float | None) -> dict[str, Any]:
     return {
         "name": machine.name or machine.id,
         "state": machine.status,

@@ -24,7 +24,7 @@ _TOLD = ("data.", "optim.", "train.", "adapter.", "parallel.strategy", "parallel
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """Facts of one exported model. `kind`: model, adapter or merged; `dtype` of its weights.
 
     licence: the base's identifier, None where unknown. scores: evaluation → its numbers.
@@ -52,7 +52,7 @@ class Card:
 
 def card_of(
     run: Run, config: Profile, kind: str, dtype: str, step: int | None, base_folder: Path | None
-) -> Card:
+) -> ModelCard:
     """The card of what was exported from a run at a step; `base_folder` may tell the licence."""
     manifest = _json(run.path / "manifest.json")
     settings = {
@@ -65,7 +65,7 @@ def card_of(
     git = manifest.get("git") or {}
     commit = f"{git['commit']}{' with changes' if git.get('changed') else ''}" if git else ""
     origin = {"run": run.id, "profile": config.name, "code": commit}
-    return Card(
+    return ModelCard(
         name=f"{config.name} {run.id}",
         base=config.model.name,
         random_init=config.model.random_init,
@@ -140,12 +140,12 @@ def licence_of(folder: Path | None) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def write_card(folder: Path, card: Card) -> None:
+def write_card(folder: Path, card: ModelCard) -> None:
     """Write README.md with the front matter that the hub reads."""
     (folder / "README.md").write_text(render(card), encoding="utf-8")
 
 
-def render(card: Card) -> str:
+def render(card: ModelCard) -> str:
     """The card as Markdown."""
     front = yaml.safe_dump(_front(card), sort_keys=False, allow_unicode=True)
     parts = [f"---\n{front}---", f"# {card.name}", _lead(card), _usage(card)]
@@ -160,7 +160,7 @@ def render(card: Card) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _front(card: Card) -> dict[str, Any]:
+def _front(card: ModelCard) -> dict[str, Any]:
     """What the hub knows how to read; it refuses names that are no repositories."""
     front: dict[str, Any] = {"library_name": "peft" if card.kind == "adapter" else "transformers"}
     front["pipeline_tag"] = card.task
@@ -175,7 +175,7 @@ def _front(card: Card) -> dict[str, Any]:
     return front
 
 
-def _lead(card: Card) -> str:
+def _lead(card: ModelCard) -> str:
     origin = (
         f"random weights of the shape of `{card.base}`" if card.random_init else f"`{card.base}`"
     )
@@ -193,7 +193,7 @@ def _lead(card: Card) -> str:
     return f"{summary}{made}{at}. {types}"
 
 
-def _usage(card: Card) -> str:
+def _usage(card: ModelCard) -> str:
     if card.use:
         return f"## Use\n\n{card.use}"
     needs = "transformers and peft" if card.kind == "adapter" else "transformers"
@@ -206,7 +206,7 @@ def _usage(card: Card) -> str:
     )
 
 
-def _quality(card: Card) -> str:
+def _quality(card: ModelCard) -> str:
     lines = []
     if card.scores:
         lines += [
@@ -238,7 +238,7 @@ def _plain(value: Any) -> str:
     return f"`{json.dumps(value, ensure_ascii=False)}`" if is_odd else str(value)
 
 
-def _licence(card: Card) -> str:
+def _licence(card: ModelCard) -> str:
     if card.random_init:
         return "No pretrained weights are in it. Set the licence that you give it."
     if card.licence:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from workloads.config.sections import Adapter, Model, Profile
-from workloads.engine.export.card import Card, write_card
+from workloads.engine.export.card import ModelCard, write_card
 from workloads.engine.hub.upload import FACTS, card_digest
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_config
@@ -153,7 +153,7 @@ def carry_code(base: Base[Any], folder: Path) -> None:
             path.write_text(text, encoding="utf-8")
 
 
-def describe(folder: Path, card: Card, also: Mapping[str, Any]) -> None:
+def describe(folder: Path, card: ModelCard, also: Mapping[str, Any]) -> None:
     """The card for people, and the facts that a new card and our own tools will need."""
     write_card(folder, card)
     facts = {"kind": card.kind, "dtype": card.dtype, "step": card.step, "notes": card.notes, **also}

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from workloads.config.sections import Model, Profile
-from workloads.engine.export.card import Card, card_of, write_card
+from workloads.engine.export.card import ModelCard, card_of, write_card
 from workloads.engine.export.export import (
     Exported,
     adapter_state,
@@ -43,7 +43,7 @@ P = TypeVar("P", bound=Profile)
 
 
 @dataclass(frozen=True)
-class Job(Generic[P]):
+class ExportJob(Generic[P]):
     """One export: the run and its config, the checkpoint, and the base that the run kept.
 
     kind: model, merged or adapter. dtype: what the weights are written in.
@@ -87,33 +87,33 @@ class Exporter(ABC, Generic[P]):
         return load_config(model, folder)
 
     @abstractmethod
-    def trained(self, job: Job[P]) -> Whole:
+    def trained(self, job: ExportJob[P]) -> Whole:
         """The weights of a run that trained all of them."""
 
     @abstractmethod
-    def merged(self, job: Job[P], adapter: Path) -> tuple[Whole, Merged]:
+    def merged(self, job: ExportJob[P], adapter: Path) -> tuple[Whole, Merged]:
         """Base and adapter in one, after a comparison of what both say; `adapter` is peft's folder.
 
         The base is held in the type of the export, never quantised.
         """
 
-    def unmerged(self, job: Job[P]) -> Any:
+    def unmerged(self, job: ExportJob[P]) -> Any:
         """The base that adapters are loaded over, in the type of the export, never quantised."""
         raise UserError(f"--adapters: expected a run of llm, found {job.config.workload}")
 
     @abstractmethod
-    def accompany(self, job: Job[P], folder: Path) -> None:
+    def accompany(self, job: ExportJob[P], folder: Path) -> None:
         """Write everything but weights, config and card: tokenizer, processor, statistics."""
 
     @abstractmethod
-    def check(self, job: Job[P], folder: Path) -> None:
+    def check(self, job: ExportJob[P], folder: Path) -> None:
         """Read a whole model's folder as its user will; TataraError where it does not load."""
 
-    def card(self, card: Card, base: Base[Any]) -> Card:
+    def card(self, card: ModelCard, base: Base[Any]) -> ModelCard:
         """The card with what only this workload knows."""
         return card
 
-    def facts(self, job: Job[P]) -> dict[str, Any]:
+    def facts(self, job: ExportJob[P]) -> dict[str, Any]:
         """What else our own tools need to use the model as it was trained."""
         return {}
 
@@ -147,7 +147,7 @@ class Exporter(ABC, Generic[P]):
         elif merge or (merge is None and config.model.random_init):
             kind = "merged"
         base = kept_base(run, config, tell, self.read)
-        job = Job(run, config, source, step, kind, compute_dtype(config.train), base, tell)
+        job = ExportJob(run, config, source, step, kind, compute_dtype(config.train), base, tell)
         out, done = out or run.final, Merged()
         if kind == "model":
             whole = self.trained(job)
@@ -164,7 +164,7 @@ class Exporter(ABC, Generic[P]):
         tell(exported.line())
         return exported
 
-    def _adapter(self, job: Job[P], adapters: Mapping[str, Weighted]) -> tuple[Any, Any]:
+    def _adapter(self, job: ExportJob[P], adapters: Mapping[str, Weighted]) -> tuple[Any, Any]:
         """Weights and config of the run's adapter, or of the weighted sum of several."""
         if not adapters:
             return adapter_state(job.source, job.config.adapter)
@@ -183,7 +183,7 @@ class Exporter(ABC, Generic[P]):
         job.tell(f"combined: {listed}, of rank {own.r}")
         return state, own
 
-    def _write(self, job: Job[P], whole: Whole, out: Path, done: Merged) -> None:
+    def _write(self, job: ExportJob[P], whole: Whole, out: Path, done: Merged) -> None:
         weights.check_finite(whole.state)
         card = card_of(
             job.run, job.config, job.kind, dtype_name(job.dtype), job.step, job.base.folder

@@ -37,7 +37,7 @@ Builder = Callable[[Any, Fields], FakeStep]
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredStep:
     """Bytes of parameters and optimizer states, of the highest moment, and what came and went."""
 
     states: int
@@ -81,7 +81,7 @@ def prepare(config: Profile, model: Any, add_adapter: Callable[[Any], nn.Module]
     return wrapped
 
 
-def measure(config: Profile, fields: Fields, build: Builder, world: int = 1) -> Measured:
+def measure(config: Profile, fields: Fields, build: Builder, world: int = 1) -> MeasuredStep:
     """One step of a profile on fake tensors; what a real one would allocate on a card.
 
     fields: of the model's config.json. world: ranks, of which one is measured.
@@ -115,7 +115,7 @@ def measure(config: Profile, fields: Fields, build: Builder, world: int = 1) -> 
         trace.enter("backward")
         loss.backward()
         trace.enter("optimizer")
-    return Measured(states, trace.peak, dict(trace.peaks), trace.events)
+    return MeasuredStep(states, trace.peak, dict(trace.peaks), trace.events)
 
 
 @contextlib.contextmanager

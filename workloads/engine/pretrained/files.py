@@ -158,7 +158,7 @@ def quantisation(adapter: Adapter, dtype: "torch.dtype") -> "BitsAndBytesConfig 
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionChoice:
     """The implementation to ask for, and why not a faster one."""
 
     name: str
@@ -174,7 +174,7 @@ def choose_attention(
     dtype: "torch.dtype",
     capability: tuple[int, int] | None,
     has_kernel: Callable[[], bool],
-) -> Attention:
+) -> AttentionChoice:
     """The first of flash, sdpa and eager that works here; a wish that cannot be met is a UserError.
 
     model_class: None where it is the repository's own code. capability: the GPU's, None without
@@ -182,17 +182,17 @@ def choose_attention(
     """
     no_sdpa = model_class is not None and not model_class._supports_sdpa  # type: ignore[attr-defined]
     if wanted == "eager" or (wanted == "sdpa" and not no_sdpa):
-        return Attention(wanted)
+        return AttentionChoice(wanted)
     if wanted == "sdpa":
         raise UserError(f"model.attention=sdpa: {_named(model_class)} has none; set it to eager")
     reason = _why_no_flash(model_class, dtype, capability, has_kernel)
     if reason is None:
-        return Attention("flash_attention_2")
+        return AttentionChoice("flash_attention_2")
     if wanted == "flash_attention_2":
         raise UserError(f"model.attention=flash_attention_2: {reason}; set model.attention=auto")
     if no_sdpa:
-        return Attention("eager", f"no flash: {reason}; no sdpa in {_named(model_class)}")
-    return Attention("sdpa", f"no flash: {reason}")
+        return AttentionChoice("eager", f"no flash: {reason}; no sdpa in {_named(model_class)}")
+    return AttentionChoice("sdpa", f"no flash: {reason}")
 
 
 def _named(model_class: type | None) -> str:

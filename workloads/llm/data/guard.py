@@ -19,7 +19,7 @@ Missing = tuple[int, str]  # number of the turn, and the field that holds the te
 
 
 @dataclass
-class Guard:
+class TemplateGuard:
     """Checks rows that were rendered by one template."""
 
     switches: Switches

@@ -26,7 +26,7 @@ _PERCENTS = (0, 50, 90, 99, 100)
 
 
 @dataclass(frozen=True)
-class Row:
+class PreviewRow:
     """One row as it is learnt; number: of the row in its source."""
 
     number: int
@@ -123,7 +123,7 @@ def _chosen(
     return {title: place for place, title in titles.items()}
 
 
-def _row(data: Prepared, place: int) -> Row:
+def _row(data: Prepared, place: int) -> PreviewRow:
     """The row at a place among all rows, taken out of its sequence."""
     before = 0
     for sequence in data.train:
@@ -133,12 +133,12 @@ def _row(data: Prepared, place: int) -> Row:
             start = sum(sequence["seq_lengths"][:own])
             end = start + sequence["seq_lengths"][own]
             number = sequence["row_ids"][own]
-            return Row(number, sequence["input_ids"][start:end], sequence["labels"][start:end])
+            return PreviewRow(number, sequence["input_ids"][start:end], sequence["labels"][start:end])
         before += count
     raise IndexError(place)
 
 
-def _runs(row: Row) -> Iterator[tuple[bool, list[int]]]:
+def _runs(row: PreviewRow) -> Iterator[tuple[bool, list[int]]]:
     """Tokens that follow each other and are all learnt, or all given."""
     run: list[int] = []
     for place, token in enumerate(row.ids):
@@ -151,7 +151,7 @@ def _runs(row: Row) -> Iterator[tuple[bool, list[int]]]:
         yield row.labels[-1] != IGNORED, run
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, row: Row, marks: bool) -> Text:
+def _text(tokenizer: PreTrainedTokenizerBase, row: PreviewRow, marks: bool) -> Text:
     text = Text()
     for is_learnt, ids in _runs(row):
         words = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
@@ -160,7 +160,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, row: Row, marks: bool) -> Text:
     return text
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, row: Row, marks: bool) -> Text:
+def _tokens(tokenizer: PreTrainedTokenizerBase, row: PreviewRow, marks: bool) -> Text:
     text = Text("tokens: ", "dim")
     cut = len(row.ids) - _MOST_TOKENS
     for place, (token, label) in enumerate(zip(row.ids, row.labels, strict=True)):

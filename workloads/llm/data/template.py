@@ -16,7 +16,7 @@ from workloads.engine.pretrained.chat import FIXED_DATE
 from workloads.llm.config import LlmData
 from workloads.llm.data.columns import UNFIT, format_of
 from workloads.llm.data.conversation import Conversation, conversation_of
-from workloads.llm.data.guard import Guard
+from workloads.llm.data.guard import TemplateGuard
 from workloads.llm.data.switches import MARKER, REFUSALS, SIGNS, Switches
 from workloads.llm.data.turns import RowError, Turn, said
 
@@ -49,7 +49,7 @@ class Template:
         self.data = data
         self.tokenizer = tokenizer
         self.switches = Switches(tokenizer)
-        self._guard = Guard(self.switches)
+        self._guard = TemplateGuard(self.switches)
 
     def notes(self) -> list[str]:
         """What to tell about how rows are rendered."""

@@ -17,10 +17,10 @@ from workloads.monitor.numbers import (
 )
 from workloads.monitor.reading import nodes
 from workloads.monitor.reading.alerts import alerts
-from workloads.monitor.reading.hardware import GpuReading, Machine
+from workloads.monitor.reading.hardware import GpuReading, MachineReading
 from workloads.monitor.reading.logs import LogTail, error_log, log_of
 from workloads.monitor.reading.metric_names import metric_label, metric_names
-from workloads.monitor.reading.nodes import Node
+from workloads.monitor.reading.nodes import NodeStatus
 from workloads.monitor.reading.ranks import TROUBLE, RankStatus
 from workloads.monitor.reading.snapshot import Snapshot
 
@@ -203,7 +203,7 @@ def _rank(rank: RankStatus, host: str, snapshot: Snapshot, logs: str) -> TableRo
     return TableRow(cells, "bad" if bad else "" if live else "dim")
 
 
-def _node(node: Node, hosts: Mapping[str, str], snapshot: Snapshot) -> TableRow:
+def _node(node: NodeStatus, hosts: Mapping[str, str], snapshot: Snapshot) -> TableRow:
     kind = "" if snapshot.active else "dim"
     (first, _), *others = node.phases
     cells = (
@@ -241,7 +241,7 @@ def log(tail: LogTail) -> str:
     return f"<h3>end of {esc(tail.path.name)}</h3><pre>{esc(lines)}</pre>"
 
 
-def machine(snapshot: Snapshot, here: Machine) -> str:
+def machine(snapshot: Snapshot, here: MachineReading) -> str:
     """This machine's GPUs, processors and memory, and the run's disk."""
     found = [] if here.cpu is None else [tile(f"CPU ({here.cpus})", f"{here.cpu:.0f} %")]
     used, total = byte_text(here.memory_used), byte_text(here.memory_total)
@@ -275,7 +275,7 @@ def events(snapshot: Snapshot, most: int) -> str:
     return table(("time", "event", ""), rows)
 
 
-def parts(snapshot: Snapshot, here: Machine, logs: str) -> dict[str, str]:
+def parts(snapshot: Snapshot, here: MachineReading, logs: str) -> dict[str, str]:
     """The browser's view of a run, but for its charts."""
     return {
         "heading": heading(snapshot),

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from workloads.monitor.html import evaluations
 from workloads.monitor.reading import find
 from workloads.monitor.reading.curve import Curve
-from workloads.monitor.reading.hardware import Hardware, Machine
+from workloads.monitor.reading.hardware import Hardware, MachineReading
 from workloads.monitor.reading.run_reader import RunReader
 from workloads.monitor.reading.settings import RunFacts
 from workloads.monitor.reading.snapshot import Snapshot
@@ -63,7 +63,7 @@ class Views:
         self._lock = threading.Lock()
         self._samples: dict[Path, tuple[int, str]] = {}
         self._readers: OrderedDict[Path, tuple[RunReader, Shared[Snapshot]]] = OrderedDict()
-        self.machine: Shared[Machine] = Shared(self._hardware.read)
+        self.machine: Shared[MachineReading] = Shared(self._hardware.read)
         self.list: Shared[list[Snapshot]] = Shared(
             lambda: self._run_list.read(find.runs(root)[: find.MOST])
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from workloads.monitor.reading.alerts import alerts
 from workloads.monitor.reading.curve import Curve
-from workloads.monitor.reading.hardware import Machine
+from workloads.monitor.reading.hardware import MachineReading
 from workloads.monitor.reading.record import RunEvent
 from workloads.monitor.reading.snapshot import Snapshot
 
@@ -14,7 +14,7 @@ FORMAT = 1
 _OTHERWISE = ("run", "ranks", "curves", "events", "counts", "recent", "broken")
 
 
-def as_dict(snapshot: Snapshot, here: Machine | None = None) -> dict[str, Any]:
+def as_dict(snapshot: Snapshot, here: MachineReading | None = None) -> dict[str, Any]:
     """One run; `curves` are lists of [step, mean, lowest, highest], thinned out where long."""
     facts = {name: value for name, value in vars(snapshot).items() if name not in _OTHERWISE}
     return {

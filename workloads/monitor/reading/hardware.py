@@ -25,7 +25,7 @@ class GpuReading:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineReading:
     """The machine; `cpu` in per cent of all processors, None before there was a span to measure."""
 
     host: str
@@ -55,10 +55,10 @@ class Hardware:
         self._cpu: float | None = None
         self.history: dict[str, Curve] = {}
 
-    def read(self) -> Machine:
+    def read(self) -> MachineReading:
         memory = self._psutil.virtual_memory()
         self._measure()
-        machine = Machine(
+        machine = MachineReading(
             host=socket.gethostname(),
             gpus=gpus(self._nvml) if self._nvml is not None else (),
             cpu=self._cpu,
@@ -69,7 +69,7 @@ class Hardware:
         self._remember(machine)
         return machine
 
-    def _remember(self, machine: Machine) -> None:
+    def _remember(self, machine: MachineReading) -> None:
         """Keep what was measured as curves over whole seconds since 1970."""
         values: dict[str, float | None] = {
             "CPU (%)": machine.cpu,

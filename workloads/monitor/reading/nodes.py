@@ -15,7 +15,7 @@ def are_shown(ranks: Sequence[RankStatus]) -> bool:
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeStatus:
     """The ranks of one node."""
 
     number: int
@@ -55,12 +55,12 @@ class Node:
         return f"{len(self.trouble)} {states}" if states else self.ranks[0].state
 
 
-def nodes_of(ranks: Sequence[RankStatus]) -> list[Node]:
+def nodes_of(ranks: Sequence[RankStatus]) -> list[NodeStatus]:
     """The nodes in their order."""
     found: dict[int, list[RankStatus]] = {}
     for rank in ranks:
         found.setdefault(rank.node, []).append(rank)
-    return [Node(number, tuple(of)) for number, of in sorted(found.items())]
+    return [NodeStatus(number, tuple(of)) for number, of in sorted(found.items())]
 
 
 def short_hosts(ranks: Sequence[RankStatus]) -> dict[str, str]:

@@ -18,10 +18,10 @@ from workloads.monitor.numbers import (
 from workloads.monitor.reading import nodes
 from workloads.monitor.reading.alerts import Alert, alerts
 from workloads.monitor.reading.curve_view import LOSS, CurveView, point_text
-from workloads.monitor.reading.hardware import GpuReading, Hardware, Machine
+from workloads.monitor.reading.hardware import GpuReading, Hardware, MachineReading
 from workloads.monitor.reading.logs import LogTail, error_log
 from workloads.monitor.reading.metric_names import metric_label
-from workloads.monitor.reading.nodes import Node
+from workloads.monitor.reading.nodes import NodeStatus
 from workloads.monitor.reading.ranks import TROUBLE, RankStatus
 from workloads.monitor.reading.snapshot import LOST, Snapshot
 from workloads.monitor.text.plot import plot, spark
@@ -270,7 +270,7 @@ def _state_style(state: str) -> str:
     return {"ok": "green", "done": "green", "late": "yellow"}.get(state, "")
 
 
-def _node(node: Node, host: str, snapshot: Snapshot) -> list[Cell]:
+def _node(node: NodeStatus, host: str, snapshot: Snapshot) -> list[Cell]:
     style = "bold red" if node.trouble and snapshot.active else "" if snapshot.active else "dim"
     (first, _), *others = node.phases
     return [
@@ -285,7 +285,7 @@ def _node(node: Node, host: str, snapshot: Snapshot) -> list[Cell]:
     ]
 
 
-def hardware(snapshot: Snapshot, here: Machine, width: int) -> Text:
+def hardware(snapshot: Snapshot, here: MachineReading, width: int) -> Text:
     """This machine: GPUs where there are some, processors, memory, the run's disk."""
     parts = [] if here.cpu is None else [(f"CPU ({here.cpus})", f"{here.cpu:.0f} %")]
     parts.append(("memory", f"{byte_text(here.memory_used)} of {byte_text(here.memory_total)}"))
@@ -333,7 +333,7 @@ def events(snapshot: Snapshot, width: int, most: int) -> Text:
     return table(rows, width)
 
 
-def whole(snapshot: Snapshot, here: Machine, width: int, ascii: bool = False) -> Text:
+def whole(snapshot: Snapshot, here: MachineReading, width: int, ascii: bool = False) -> Text:
     """One frame: all parts below each other, as `--once` prints it."""
     width = max(40, width)
     tail = error_log(snapshot, 10)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from workloads.monitor.reading import as_json, find
-from workloads.monitor.reading.hardware import Hardware, Machine
+from workloads.monitor.reading.hardware import Hardware, MachineReading
 from workloads.monitor.reading.record import ENDED
 from workloads.monitor.reading.run_reader import RunReader
 from workloads.monitor.reading.snapshot import Snapshot
@@ -23,7 +23,7 @@ _ASCII = str.maketrans(
 )
 
 
-def read(run: Run) -> tuple[Snapshot, Machine]:
+def read(run: Run) -> tuple[Snapshot, MachineReading]:
     """A run with all its metrics read, watched until it is sure which of its ranks are alive."""
     hardware, reader = Hardware(), RunReader(run)
     begun = time.monotonic()

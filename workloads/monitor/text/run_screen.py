@@ -14,7 +14,7 @@ from textual.widgets import Footer
 
 from workloads.monitor.reading.curve import Curve
 from workloads.monitor.reading.curve_view import CurveView
-from workloads.monitor.reading.hardware import Hardware, Machine
+from workloads.monitor.reading.hardware import Hardware, MachineReading
 from workloads.monitor.reading.logs import error_log
 from workloads.monitor.reading.metric_names import metric_names
 from workloads.monitor.reading.run_reader import RunReader
@@ -65,7 +65,7 @@ class RunScreen(Screen[None]):
         self.hardware = Hardware()
         self._view = CurveView()
         self._window: tuple[object, dict[str, Curve]] | None = None
-        self._seen: tuple[Snapshot, Machine] | None = None
+        self._seen: tuple[Snapshot, MachineReading] | None = None
 
     def compose(self) -> ComposeResult:
         yield Panel(id="top")
@@ -151,7 +151,7 @@ class RunScreen(Screen[None]):
             self._window = key, self._reader.window(first, last)
         return replace(snapshot, curves={**snapshot.curves, **self._window[1]})
 
-    def _draw_side(self, snapshot: Snapshot, here: Machine) -> None:
+    def _draw_side(self, snapshot: Snapshot, here: MachineReading) -> None:
         machine = self._panel("machine")
         machine.show(frame.hardware(snapshot, here, machine.room))
         machine.border_title = f"this machine ({here.host})"

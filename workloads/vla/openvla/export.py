@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from workloads.config.sections import Model
-from workloads.engine.export.card import Card
+from workloads.engine.export.card import ModelCard
 from workloads.engine.export.export import keep_base
-from workloads.engine.export.exporter import Exporter, Job, Merged, Whole
+from workloads.engine.export.exporter import Exporter, ExportJob, Merged, Whole
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import TOLERANCES, load_adapter
 from workloads.engine.pretrained.base import Base, locate
@@ -49,11 +49,11 @@ class OpenVLAExporter(Exporter[VlaConfig]):
     def read(self, model: Model, folder: Path) -> OpenVLASpec:
         return spec_of(folder)
 
-    def trained(self, job: Job[VlaConfig]) -> Whole:
+    def trained(self, job: ExportJob[VlaConfig]) -> Whole:
         state = weights.read_state(job.source, job.dtype)
         return self._whole(job, {**state, **_head(job)})
 
-    def merged(self, job: Job[VlaConfig], adapter: Path) -> tuple[Whole, Merged]:
+    def merged(self, job: ExportJob[VlaConfig], adapter: Path) -> tuple[Whole, Merged]:
         """The base with the adapter merged into it, and how far its predictions differ.
 
         Raises UserError where the predictions differ by more than rounding.
@@ -74,7 +74,7 @@ class OpenVLAExporter(Exporter[VlaConfig]):
         note = f"merged: predictions differ by at most {difference:.3g} of {scale:.3g}"
         return self._whole(job, merged.state_dict()), Merged(note, difference)
 
-    def _whole(self, job: Job[VlaConfig], state: Mapping[str, torch.Tensor]) -> Whole:
+    def _whole(self, job: ExportJob[VlaConfig], state: Mapping[str, torch.Tensor]) -> Whole:
         expected = self._shapes(job)
         layout.check_names(expected, state, str(job.source))
         wrong = [name for name, value in state.items() if tuple(value.shape) != expected[name]]
@@ -84,11 +84,11 @@ class OpenVLAExporter(Exporter[VlaConfig]):
         spec, statistics, oft = job.base.config, _statistics(job), _oft(job)
         return Whole(cast, lambda folder: layout.write(folder, cast, spec, statistics, oft))
 
-    def _shapes(self, job: Job[VlaConfig]) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, job: ExportJob[VlaConfig]) -> dict[str, tuple[int, ...]]:
         model = empty(job.base.config, "sdpa", _oft(job))
         return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
-    def accompany(self, job: Job[VlaConfig], folder: Path) -> None:
+    def accompany(self, job: ExportJob[VlaConfig], folder: Path) -> None:
         """Tokenizer, processor and statistics; beside an adapter, the OFT head of its training."""
         for name in COMPANIONS:
             if (job.base.folder / name).is_file():
@@ -100,14 +100,14 @@ class OpenVLAExporter(Exporter[VlaConfig]):
             save_file(head, folder / layout.OFT_WEIGHTS, metadata={"format": "pt"})
             shutil.copyfile(job.base.folder / layout.OFT_CONFIG, folder / layout.OFT_CONFIG)
 
-    def check(self, job: Job[VlaConfig], folder: Path) -> None:
+    def check(self, job: ExportJob[VlaConfig], folder: Path) -> None:
         if weights.load_shapes(folder) != self._shapes(job):
             raise TataraError("export: the weights that were written are not those of the run")
 
-    def card(self, card: Card, base: Base[Any]) -> Card:
+    def card(self, card: ModelCard, base: Base[Any]) -> ModelCard:
         return replace(card, task="robotics", use=_USE_ADAPTER if card.kind == "adapter" else _USE)
 
-    def facts(self, job: Job[VlaConfig]) -> dict[str, Any]:
+    def facts(self, job: ExportJob[VlaConfig]) -> dict[str, Any]:
         """What our own tools need to use the policy as it was trained."""
         data = job.config.data
         manifest = read_json(job.run.path / "manifest.json")
@@ -122,19 +122,19 @@ class OpenVLAExporter(Exporter[VlaConfig]):
         }
 
 
-def _statistics(job: Job[VlaConfig]) -> Statistics:
+def _statistics(job: ExportJob[VlaConfig]) -> Statistics:
     found: Statistics = read_json(job.run.path / STATISTICS)
     return found
 
 
-def _oft(job: Job[VlaConfig]) -> OftSpec | None:
+def _oft(job: ExportJob[VlaConfig]) -> OftSpec | None:
     first = next(iter(_statistics(job).values()))
     return oft_spec(
         job.config, len(first["action"]["q01"]), len(first.get("proprio", {}).get("q01", ()))
     )
 
 
-def _base(job: Job[VlaConfig]) -> OpenVLA:
+def _base(job: ExportJob[VlaConfig]) -> OpenVLA:
     """The base in the type that the run computed in, never quantised."""
     model, oft = job.config.model, _oft(job)
     if model.random_init:
@@ -142,7 +142,7 @@ def _base(job: Job[VlaConfig]) -> OpenVLA:
     return load_pretrained(locate(model, job.tell, weights=True), job.dtype, "sdpa", oft=oft)
 
 
-def _head(job: Job[VlaConfig]) -> dict[str, torch.Tensor]:
+def _head(job: ExportJob[VlaConfig]) -> dict[str, torch.Tensor]:
     """The trained OFT head in the type of the export; empty where there is none of its own."""
     file = job.source / layout.OFT_WEIGHTS
     if _oft(job) is None or not (file.is_file() or job.kind != "model"):

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from workloads.config.sections import Model
-from workloads.engine.export.card import Card
+from workloads.engine.export.card import ModelCard
 from workloads.engine.export.export import keep_base
-from workloads.engine.export.exporter import Exporter, Job, Merged, Whole
+from workloads.engine.export.exporter import Exporter, ExportJob, Merged, Whole
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import TOLERANCES, load_adapter
 from workloads.engine.pretrained.base import Base, locate
@@ -42,10 +42,10 @@ class PolicyExporter(Exporter[VlaConfig]):
     def read(self, model: Model, folder: Path) -> Any:
         return loading.read(model, folder)
 
-    def trained(self, job: Job[VlaConfig]) -> Whole:
+    def trained(self, job: ExportJob[VlaConfig]) -> Whole:
         return self._whole(job, weights.read_state(job.source, job.dtype))
 
-    def merged(self, job: Job[VlaConfig], adapter: Path) -> tuple[Whole, Merged]:
+    def merged(self, job: ExportJob[VlaConfig], adapter: Path) -> tuple[Whole, Merged]:
         """The policy with the adapter merged into it, and how far its predictions differ.
 
         Raises UserError where the predictions differ by more than rounding.
@@ -67,7 +67,7 @@ class PolicyExporter(Exporter[VlaConfig]):
         note = f"merged: predictions differ by at most {difference:.3g} of {scale:.3g}"
         return self._whole(job, merged.state_dict()), Merged(note, difference)
 
-    def _whole(self, job: Job[VlaConfig], state: Mapping[str, torch.Tensor]) -> Whole:
+    def _whole(self, job: ExportJob[VlaConfig], state: Mapping[str, torch.Tensor]) -> Whole:
         spec = _spec(job)
         with torch.device("meta"):
             shell = loading.empty(spec, "sdpa")
@@ -80,7 +80,7 @@ class PolicyExporter(Exporter[VlaConfig]):
         loading.check(shell, own, str(job.source))
         return Whole(own, lambda folder: write(folder, own, spec, tied))
 
-    def accompany(self, job: Job[VlaConfig], folder: Path) -> None:
+    def accompany(self, job: ExportJob[VlaConfig], folder: Path) -> None:
         """Tokenizer, processor and statistics; beside an adapter, the head of its training."""
         loading.carry(job.base.folder, folder)
         write_statistics(folder, read_json(job.run.path / STATISTICS))
@@ -88,17 +88,17 @@ class PolicyExporter(Exporter[VlaConfig]):
             save_file(_head(job), folder / loading.HEAD_FILE, metadata={"format": "pt"})
             _write_spec(folder, _spec(job))
 
-    def check(self, job: Job[VlaConfig], folder: Path) -> None:
+    def check(self, job: ExportJob[VlaConfig], folder: Path) -> None:
         try:
             loading.load_exported(folder, job.dtype, "sdpa")
         except UserError as error:
             raise TataraError(f"export: what was written does not load: {error}") from error
 
-    def card(self, card: Card, base: Base[Any]) -> Card:
+    def card(self, card: ModelCard, base: Base[Any]) -> ModelCard:
         use = _USE_ADAPTER if card.kind == "adapter" else _USE
         return replace(card, task="robotics", use=use)
 
-    def facts(self, job: Job[VlaConfig]) -> dict[str, Any]:
+    def facts(self, job: ExportJob[VlaConfig]) -> dict[str, Any]:
         """What our own tools need to use the policy as it was trained."""
         data = job.config.data
         manifest = read_json(job.run.path / "manifest.json")
@@ -118,12 +118,12 @@ def _write_spec(folder: Path, spec: PolicySpec) -> None:
     (folder / loading.SPEC).write_text(text, encoding="utf-8")
 
 
-def _spec(job: Job[VlaConfig]) -> PolicySpec:
+def _spec(job: ExportJob[VlaConfig]) -> PolicySpec:
     file = job.base.folder / loading.SPEC
     return parse(read_json(file), str(file))
 
 
-def _base(job: Job[VlaConfig]) -> PolicyModel:
+def _base(job: ExportJob[VlaConfig]) -> PolicyModel:
     """The base in the type that the run computed in."""
     config, spec = job.config, _spec(job)
     if config.model.random_init:
@@ -136,7 +136,7 @@ def _base(job: Job[VlaConfig]) -> PolicyModel:
     return loading.over_backbone(folder, spec, job.dtype, "sdpa")
 
 
-def _head(job: Job[VlaConfig]) -> dict[str, torch.Tensor]:
+def _head(job: ExportJob[VlaConfig]) -> dict[str, torch.Tensor]:
     """The trained head beside an adapter, in the type of the export."""
     file = job.source / loading.HEAD_FILE
     if not file.is_file():

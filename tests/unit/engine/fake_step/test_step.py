@@ -11,7 +11,7 @@ from torch import nn
 from tests.support.planning import LLAMA_1B, OFFLINE, profile
 from workloads.catalogue import WORKLOADS
 from workloads.config.merge import resolve
-from workloads.engine.fake_step.step import FakeStep, Measured, measure
+from workloads.engine.fake_step.step import FakeStep, MeasuredStep, measure
 from workloads.engine.fake_step.trace import MemoryTrace
 from workloads.plan.estimate import Breakdown, estimate
 from workloads.plan.known_shapes import fields_of
@@ -24,7 +24,7 @@ LLAMA_8B = "meta-llama/Meta-Llama-3-8B"
 CHECKPOINTING = "train.gradient_checkpointing=true"
 
 
-def both(config: Any, gpus: int) -> tuple[Breakdown, Measured]:
+def both(config: Any, gpus: int) -> tuple[Breakdown, MeasuredStep]:
     module, _, name = WORKLOADS[config.workload].fake_step.partition(":")
     fields, _ = fields_of(config.model, OFFLINE)
     planned = estimate(config, gpus, OFFLINE)

@@ -23,7 +23,7 @@ from textual.widgets import DataTable
 from tests.support.run_files import ID, Written
 from workloads import cli
 from workloads.monitor.reading.curve import Curve
-from workloads.monitor.reading.hardware import GpuReading, Machine, gpus
+from workloads.monitor.reading.hardware import GpuReading, MachineReading, gpus
 from workloads.monitor.reading.run_reader import RunReader
 from workloads.monitor.text import frame
 from workloads.monitor.text.list_screen import ListScreen
@@ -34,7 +34,9 @@ from workloads.run import Run
 
 pytestmark = pytest.mark.unit
 CARD = GpuReading(0, "NVIDIA GeForce RTX 4090", 93, 20 << 30, 24 << 30, 71, 402.5, 450.0)
-HERE = Machine("box", (CARD, GpuReading(1, "NVIDIA H100 MIG 1g.10gb")), 42.0, 16, 5 << 30, 64 << 30)
+HERE = MachineReading(
+    "box", (CARD, GpuReading(1, "NVIDIA H100 MIG 1g.10gb")), 42.0, 16, 5 << 30, 64 << 30
+)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ where they differ in what matters. Then all sides take turns, so that a busy min
 hits all of them, and ratios are taken within a turn. A side on a GPU synchronises by itself.
 """
 
+import argparse
 import gc
 import importlib.metadata
 import platform
@@ -21,6 +22,17 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def benchmark_parser(
+    page: str, description: str | None, rounds: int = 5
+) -> argparse.ArgumentParser:
+    """The options of every benchmark; `page` is the one that --write writes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--machine", default="2 cores x86-64", help="words for the page")
+    parser.add_argument("--write", action="store_true", help=f"write docs/benchmarks/{page}.md")
+    return parser
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ and digested, the seal written last, the folder renamed. The peer is one `torch.
 Loading ours means reading every byte against its digest first.
 """
 
-import argparse
 import os
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from statistics import median
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench._pair import Side, Timed, facts, measure, write_page
+from bench._pair import Side, Timed, benchmark_parser, facts, measure, write_page
 from workloads.device import MIB
 from workloads.run.integrity import newest_whole, publish, seal
 
@@ -31,7 +30,10 @@ SAVE_GOAL, LOAD_GOAL = 1.0, 1.1
 
 
 def main() -> None:
-    options = _options()
+    parser = benchmark_parser("checkpoint", __doc__)
+    parser.add_argument("--mib", type=int, nargs="+", default=[256, 1024])
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         parts = [_compare(size, Path(folder), options.rounds) for size in options.mib]
     known = facts(
@@ -42,16 +44,6 @@ def main() -> None:
     print(known)
     if options.write:
         print(f"wrote {write_page('checkpoint', [*_introduction(), *parts, known])}")
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mib", type=int, nargs="+", default=[256, 1024])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="on the disk to be measured")
-    parser.add_argument("--machine", default="2 cores x86-64", help="words for the page")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/checkpoint.md")
-    return parser.parse_args()
 
 
 def _introduction() -> list[str]:

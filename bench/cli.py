@@ -8,7 +8,6 @@ on the clock the processor time of the process is taken, which other work on the
 changes.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench._pair import ROOT, Side, Timed, facts, measure, write_page
+from bench._pair import ROOT, Side, Timed, benchmark_parser, facts, measure, write_page
 
 GOAL = 0.5
 BIN = Path(sys.executable).parent
@@ -57,7 +56,7 @@ class Command:
 
 
 def main() -> None:
-    arguments = _arguments()
+    arguments = benchmark_parser("cli", __doc__, rounds=9).parse_args()
     commands = [Command(name, *facts) for name, facts in COMMANDS.items()]
 
     def check(outputs: Sequence[Any]) -> None:
@@ -74,14 +73,6 @@ def main() -> None:
     print(f"{text}\n\n{known}")
     if arguments.write:
         print(f"wrote {write_page('cli', [*_introduction(arguments.rounds), text, known])}")
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--machine", default="2 cores x86-64", help="words for the page")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/cli.md")
-    return parser.parse_args()
 
 
 def _introduction(rounds: int) -> list[str]:

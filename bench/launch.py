@@ -9,7 +9,6 @@ The clock runs from the start of the command to the moment that rank 0 has logge
 all must log the same loss. Nothing is cached but the files of the libraries.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from bench._pair import ROOT, Timed, facts, write_page
+from bench._pair import ROOT, Timed, benchmark_parser, facts, write_page
 
 BIN = Path(sys.executable).parent
 DEMO = ROOT / "data" / "demo"
@@ -54,7 +53,7 @@ class Started:
 
 
 def main() -> None:
-    options = _options()
+    options = benchmark_parser("launch", __doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         timed = _measure(Path(folder), options.rounds)
     text = _table(timed)
@@ -66,14 +65,6 @@ def main() -> None:
     print(f"{text}\n\n{known}")
     if options.write:
         print(f"wrote {write_page('launch', [*_introduction(options.rounds), text, known])}")
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--machine", default="2 cores x86-64", help="words for the page")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/launch.md")
-    return parser.parse_args()
 
 
 def _introduction(rounds: int) -> list[str]:

@@ -8,7 +8,6 @@ terminal of 140 x 44 cells. In turns the monitor is suspended and goes on. Compa
 of the step times in metrics.jsonl of neighbouring turns; read from /proc is what the monitor takes.
 """
 
-import argparse
 import contextlib
 import fcntl
 import json
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 
-from bench._pair import facts, write_page
+from bench._pair import benchmark_parser, facts, write_page
 from workloads.processes import is_stopped
 
 # Seconds of a turn, and of its beginning that does not count: going on, a monitor draws all anew.
@@ -65,7 +64,7 @@ class Result:
 
 
 def main() -> None:
-    arguments = _arguments()
+    arguments = benchmark_parser("monitor", __doc__, rounds=16).parse_args()
     # What was started here ends here, whoever ends this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results = [
@@ -80,14 +79,6 @@ def main() -> None:
     if arguments.write:
         page = [*_introduction(arguments.rounds), text, verdict, known]
         print(f"wrote {write_page('monitor', page)}")
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=16)
-    parser.add_argument("--machine", default="2 cores x86-64", help="words for the page")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/monitor.md")
-    return parser.parse_args()
 
 
 def _introduction(rounds: int) -> list[str]:

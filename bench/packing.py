@@ -8,7 +8,6 @@ tokens are nulls, which weigh nothing when it moves them. It packs the batches o
 its `dataset.map` hands it by default; all rows at once is the tightest packing it can give.
 """
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from trl.data_utils import _pack_bfd
 
-from bench._pair import Side, facts, measure, table, write_page
+from bench._pair import Side, benchmark_parser, facts, measure, table, write_page
 from workloads.data.packing import pack
 
 CAPACITY = 4096
@@ -27,7 +26,9 @@ TRL_BATCH = 1000
 
 
 def main() -> None:
-    arguments = _arguments()
+    parser = benchmark_parser("packing", __doc__)
+    parser.add_argument("--rows", type=int, default=200_000)
+    arguments = parser.parse_args()
     tables = [_compare(shape, arguments.rows, arguments.rounds) for shape in SHAPES]
     known = facts(
         ["numpy", "trl", "pyarrow"],
@@ -37,15 +38,6 @@ def main() -> None:
     print(f"\n{known}")
     if arguments.write:
         print(f"wrote {write_page('packing', [*_introduction(arguments.rows), *tables, known])}")
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--machine", default="2 cores x86-64", help="words for the page")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/packing.md")
-    return parser.parse_args()
 
 
 def _introduction(rows: int) -> list[str]:

@@ -38,7 +38,7 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from bench._pair import ROOT, facts, write_page
+from bench._pair import ROOT, benchmark_parser, facts, write_page
 from bench._rank import rank_session
 from workloads.engine.training.trainer import RunTrainer
 from workloads.llm.config import LlmConfig
@@ -106,7 +106,9 @@ class Trained:
 
 
 def main() -> None:
-    options = _options()
+    parser = benchmark_parser("step-cost", __doc__, rounds=6)
+    parser.add_argument("--steps", type=int, default=220)
+    options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     rounds = []
@@ -126,15 +128,6 @@ def main() -> None:
     print(f"{text}\n\n{known}")
     if options.write:
         print(f"wrote {write_page('step-cost', [*_introduction(options), text, known])}")
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=220)
-    parser.add_argument("--machine", default="2 cores x86-64", help="words for the page")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/step-cost.md")
-    return parser.parse_args()
 
 
 def _introduction(options: argparse.Namespace) -> list[str]:

@@ -23,7 +23,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from bench._pair import ROOT, Side, Timed, facts, measure, table, write_page
+from bench._pair import ROOT, Side, Timed, benchmark_parser, facts, measure, table, write_page
 from workloads.llm.config import LlmConfig
 from workloads.llm.data.prepare import Prepared, prepare
 
@@ -35,7 +35,9 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    arguments = _arguments()
+    parser = benchmark_parser("tokenise", __doc__)
+    parser.add_argument("--rows", type=int, default=12_000)
+    arguments = parser.parse_args()
     datasets.disable_progress_bars()
     datasets.disable_caching()
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -53,15 +55,6 @@ def main() -> None:
     print(f"\n{known}")
     if arguments.write:
         print(f"wrote {write_page('tokenise', [*_introduction(arguments.rows), *tables, known])}")
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=12_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--machine", default="2 cores x86-64", help="words for the page")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/tokenise.md")
-    return parser.parse_args()
 
 
 def _introduction(rows: int) -> list[str]:

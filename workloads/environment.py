@@ -93,7 +93,10 @@ OWN_UID = "run scripts/setup_environment.sh, which writes your UID and GID into 
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a secret is there; where none was given, Compose mounts /dev/null."""
+    """Whether a secret is there; where none was given, Compose mounts /dev/null.
+
+    Raises UserError for a file that this user may not read.
+    """
     if not path.is_file():
         return False
     if not os.access(path, os.R_OK):

@@ -85,7 +85,10 @@ fi
 
 
 def task(job: ClusterJob, rented: Rented) -> dict[str, Any]:
-    """The task, as its file has it."""
+    """The task, as its file has it.
+
+    Raises UserError for GPUs of no type.
+    """
     if job.gpus and not rented.accelerator:
         raise UserError(
             "expected --gpu-type beside --gpus, found none; name what to rent: --gpu-type H100"

@@ -50,7 +50,10 @@ class ClusterPlace:
 
 
 def job_name(name: str, run_id: str) -> str:
-    """Of the TrainJob: its pods' host names, with `-node-0-10` behind, have at most 63 letters."""
+    """Of the TrainJob: its pods' host names, with `-node-0-10` behind, have at most 63 letters.
+
+    Raises UserError for a run id that leaves no room.
+    """
     short = re.sub(r"[^a-z0-9]+", "-", name.lower())[:22].strip("-")
     run = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")
     found = f"tatara-{short}-{run}"
@@ -63,7 +66,10 @@ def job_name(name: str, run_id: str) -> str:
 
 
 def documents(job: ClusterJob, place: ClusterPlace) -> list[dict[str, Any]]:
-    """What is applied, in this order."""
+    """What is applied, in this order.
+
+    Raises UserError where no image is named.
+    """
     if not job.image:
         raise UserError(
             "expected --image ADDRESS of an image that the cluster can pull, found none; build and "

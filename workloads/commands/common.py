@@ -105,7 +105,7 @@ def _named(profile: str) -> Path:
 
 
 def no_settings(words: Sequence[str]) -> None:
-    """Refuse left-over words where a verb takes no settings."""
+    """UserError for left-over words, where a verb takes no settings."""
     if words:
         raise UserError(f"unexpected {words[0]!r}; see --help")
 

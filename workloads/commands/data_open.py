@@ -47,7 +47,11 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
 def open_named(
     args: argparse.Namespace, env: Mapping[str, str], damage_budget: float | None
 ) -> "Dataset":
-    """Open what `add_opening`'s arguments name; indices go where a training keeps them."""
+    """Open what `add_opening`'s arguments name; indices go where a training keeps them.
+
+    damage_budget: see `Options`. Raises UserError for an argument that cannot be meant, and as
+    `open_dataset` does.
+    """
     from workloads.data.robot import Options, open_dataset
 
     pairs = [pair.partition("=") for pair in args.instruction_map]

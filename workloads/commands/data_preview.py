@@ -29,7 +29,10 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def preview(config: "Profile", env: dict[str, str], count: int, output: Path | None) -> None:
-    """Print `count` rows of a language model's profile and the statistics of all."""
+    """Print `count` rows of a language model's profile and the statistics of all.
+
+    output: a folder for the chart of row lengths. Raises UserError for another workload.
+    """
     if config.workload != "llm":
         raise UserError(
             f"expected a profile of workload llm to preview rows of, found {config.workload}; "

@@ -44,7 +44,10 @@ def add_engine(parser: argparse._ActionsContainer) -> None:
 
 
 def engine_of(args: argparse.Namespace) -> str:
-    """Who writes the answers: vLLM where it and a GPU are there, or as the arguments say."""
+    """Who writes the answers: vLLM where it and a GPU are there, or as the arguments say.
+
+    Raises UserError where vLLM is asked for and not installed.
+    """
     from workloads.device import gpu_count
 
     has_vllm = find_spec("vllm") is not None
@@ -72,6 +75,7 @@ def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
 
 
 def sampling_of(args: argparse.Namespace) -> "Sampling":
+    """How tokens are drawn, by the arguments; UserError for a number out of its range."""
     from workloads.llm.speaker import Sampling
 
     if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1 or args.top_k < 0:
@@ -90,7 +94,10 @@ def sampling_of(args: argparse.Namespace) -> "Sampling":
 
 
 def adapters_of(args: argparse.Namespace) -> dict[str, Path]:
-    """The folders of further adapters by their names."""
+    """The folders of further adapters by their names.
+
+    Raises UserError for a folder that is not there, or a name that comes twice.
+    """
     found: dict[str, Path] = {}
     for pair in args.adapter:
         name, equals, folder = pair.partition("=")
@@ -105,7 +112,10 @@ def adapters_of(args: argparse.Namespace) -> dict[str, Path]:
 def speaker_of(
     args: argparse.Namespace, env: dict[str, str], with_base: bool = False
 ) -> "tuple[Speaker, Speaker | None]":
-    """The model that the arguments name with its adapters, and its base where that is asked for."""
+    """The model that the arguments name with its adapters, and its base where that is asked for.
+
+    Raises UserError for a base beside a model that no run here made from one.
+    """
     adapters = adapters_of(args)
     name, run = exported_model(args.model, outputs(env), "llm")
     config = run.config() if run else None

@@ -56,7 +56,8 @@ def to_fp32(folder: Path | str) -> dict[str, Tensor]:
 
     folder: holds `latest`, or is the tag's folder itself. Trained parameters come from the
     optimizer's float32 copies; frozen ones and buffers from the model's own type; a tied parameter
-    is the same tensor as the one it is tied to. Raises UserError for a missing or damaged shard.
+    is the same tensor as the one it is tied to. Each has the shape it was trained in, whole, on the
+    host. Raises UserError for a missing or damaged shard.
     """
     shards = _read(_tag_folder(Path(folder)))
     first = shards.models[0]

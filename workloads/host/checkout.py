@@ -175,7 +175,10 @@ def compose_environment(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def authorities(env: Mapping[str, str]) -> str:
-    """The file of certificate authorities that this host's programs go by, empty for their own."""
+    """The file of certificate authorities that this host's programs go by, empty for their own.
+
+    Raises UserError for a file that is named and cannot be read.
+    """
     names = [name for name in ("TATARA_CA_FILE", *CA_NAMES) if env.get(name)]
     if names and not os.access(env[names[0]], os.R_OK):
         raise UserError(

@@ -115,7 +115,10 @@ def toolkit_version(env: Mapping[str, str]) -> str:
 
 
 def choose_runtime(env: Mapping[str, str], engine: Engine | str) -> tuple[Runtime, str]:
-    """`docker` or `local`, and why: what scripts and doctor go by."""
+    """`docker` or `local`, and why: what scripts and doctor go by.
+
+    engine: the one found, or why there is none. Raises UserError for another TATARA_RUNTIME.
+    """
     forced = env.get("TATARA_RUNTIME", "")
     if forced not in ("", "docker", "local"):
         raise UserError(

@@ -130,7 +130,8 @@ def running(root: Path, profile: str, env: Mapping[str, str]) -> list[Container]
     """Containers of this checkout that train now, of every profile where none is named.
 
     Other checkouts on the same engine are told apart by the folder that Compose notes on each
-    container, not by a project's name, which a copied `.env` carries along.
+    container, not by a project's name, which a copied `.env` carries along. Raises UserError where
+    the engine does not list them.
     """
     fields = ("{{.ID}}", _label("service"), f'{{{{.Label "{PROFILES}"}}}}', _label("working_dir"))
     words = ["docker", "ps", "--no-trunc", "--format", "\t".join(fields)]

@@ -27,7 +27,9 @@ from workloads.processes import start_of_node
 # The worst first. All stops weigh the same: node 0, which has the checkpoints, is heard first.
 _GRAVITY = {EXIT_USER: 0, EXIT_FAILED: 1, **dict.fromkeys(STOPS, 2), EXIT_RETRY: 3, EXIT_DONE: 4}
 
-_SETTLE = 20.0  # seconds that the other nodes get to report once one node's part has ended
+# Seconds that the other nodes get to report once node 0's part has ended. Nothing is sent to them
+# meanwhile: their ranks notice lost peers by themselves, or have ended already.
+_SETTLE = 20.0
 _MOST_UNSEATED = 16  # connections that have not proved anything yet
 
 
@@ -140,7 +142,7 @@ class Coordinator:
     def meet(self, attempt: int) -> Meeting:
         """Wait for every node, compare settings, start all; Retry names the missing ones."""
         until = time.monotonic() + self.terms.node_timeout
-        told = time.monotonic() - 12  # a few seconds of waiting are nothing to speak of
+        told = time.monotonic() - 12  # the first line after 3 s, further ones every 15 s
         while missing := self.missing():
             self._heed_stop()
             if time.monotonic() - told > 15:
@@ -255,7 +257,7 @@ class Coordinator:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         # A member closes its side once it has read the verdict; until then the line stays up.
-        until = time.monotonic() + 2
+        until = time.monotonic() + 2  # a member looks for it every 0.05 s (Member.settle)
         while (
             any(connection.open for connection in list(self._connections.values()))
             and time.monotonic() < until

@@ -67,7 +67,10 @@ class StopRequest:
 
 @dataclass
 class Terms:
-    """Bounds of the waiting, and where to look for a stop: a signal's number, 0 without one."""
+    """Bounds of the waiting in seconds, and where to look for a stop: a signal's number, else 0.
+
+    node_timeout: for all nodes to come; peer_timeout: of silence, until a node counts as lost.
+    """
 
     node_timeout: float
     peer_timeout: float

@@ -15,6 +15,22 @@ nodes end or restart together. Node 0 listens on the port after MASTER_PORT. One
 
 A member that is lost, or sends what is no message, may come again; its seat is kept for
 `peer_timeout`. A stranger, who does not know the secret, changes nothing.
+
+Where it does not go as above:
+
+    a node does not come         node 0: verdict 75 to those that came, naming the missing ones
+    a node has other settings    node 0: verdict 2 to all, before anything is started
+    a node is silent             node 0: result 75 in its name; again, while restarts are left
+    node 0 is silent             members stop their ranks, then look for it again from the top
+    a stop while nodes meet      the job ends as one that was stopped; no attempt begins
+
+Time limits, in seconds of the waiting side's own clock:
+
+    node_timeout                 for all nodes to come, and for the start by node 0
+    peer_timeout                 of silence, then the other side is lost
+    peer_timeout / 5             between two beats: four may be late or lost
+    20 (coordinator._SETTLE)     for the other results, once node 0's part has ended
+    15 (attempt._GRACE)          for the ranks here to end by themselves, once a node is in trouble
 """
 
 from workloads.errors import EXIT_RETRY

@@ -77,6 +77,7 @@ class Job:
 
     @property
     def node(self) -> int:
+        """This node's number, 0 on the master; UserError for a NODE_RANK that is none."""
         text = self.env.get("NODE_RANK") or "0"
         if not text.isdigit() or int(text) >= self.nodes:
             raise UserError(

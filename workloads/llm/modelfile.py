@@ -40,7 +40,10 @@ def write_modelfile(folder: Path) -> Path:
 
 
 def go_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template as Ollama has it, for a system turn, a question and its answer."""
+    """The chat template as Ollama has it, for a system turn, a question and its answer.
+
+    Raises UserError for a template that takes no single question.
+    """
     switches = Switches(tokenizer)
     asked = {"role": "user", "content": PROBE}
     plain = switches.tried([asked])

@@ -73,7 +73,7 @@ def choose_padding(tokenizer: PreTrainedTokenizerBase) -> str:
     """Give the tokenizer a padding token other than its end token; say what was done, if anything.
 
     Where padding and end are one token, a trainer that masks padding by id also masks the end of
-    every answer, and the model never learns to stop.
+    every answer, and the model never learns to stop. Raises UserError where there is neither.
     """
     pad, end = tokenizer.pad_token, tokenizer.eos_token
     if pad is not None and pad != end:

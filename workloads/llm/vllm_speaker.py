@@ -53,7 +53,10 @@ class VllmSpeaker:
         batch_size: int,
         tell: Tell | None = None,
     ) -> list[str]:
-        """Answers to many conversations, in their order; vLLM makes its own batches of them."""
+        """Answers to many conversations, in their order; vLLM makes its own batches of them.
+
+        Raises UserError for a prompt that leaves no room for the answer.
+        """
         texts = [self._asker.prompt(turns) for turns in talks]
         ids = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         longest, most = max(map(len, ids)), sampling.max_new_tokens

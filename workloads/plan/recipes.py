@@ -52,7 +52,10 @@ def _needs(names: Sequence[str], model: str | None, folder: Path) -> list[tuple[
 
 
 def plan_comment(path: Path) -> str:
-    """The line of a recipe's file that says what is planned for it, from shapes known offline."""
+    """The line of a recipe's file that says what is planned for it, from shapes known offline.
+
+    Raises UserError where the model's shape is unknown.
+    """
     config, _ = resolve(path, {})
     plan = estimate(config, None, {"HF_HUB_OFFLINE": "1"})
     if plan.unknown:

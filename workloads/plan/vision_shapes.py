@@ -43,6 +43,7 @@ class TowerShape:
 
 
 def need(fields: Fields, name: str) -> int:
+    """A whole number of 1 or more out of config.json; UserError where it is none."""
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"expected a whole number under {name!r} in config.json, found {value!r}")

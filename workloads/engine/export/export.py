@@ -169,7 +169,10 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def adapter_state(source: Path, adapter: Adapter) -> tuple[dict[str, torch.Tensor], Any]:
-    """An adapter's weights as peft names them, and its config, from any kind of checkpoint."""
+    """An adapter's weights as peft names them, and its config, from any kind of checkpoint.
+
+    LoRA's A is (rank, inputs), its B (outputs, rank); all on the host.
+    """
     from peft import PeftConfig
     from safetensors.torch import load_file
 
@@ -191,7 +194,10 @@ def _saved_as(name: str) -> str:
 
 
 def save_adapter(state: dict[str, torch.Tensor], own: Any, base: str, folder: Path) -> None:
-    """An adapter alone, at the folder's root whatever its name was among others."""
+    """An adapter alone, at the folder's root whatever its name was among others.
+
+    state: as from `adapter_state`. Raises TataraError where what was written is read otherwise.
+    """
     from safetensors.torch import save_file
 
     weights.check_finite(state)

@@ -98,7 +98,10 @@ class Exporter(ABC, Generic[P]):
         """
 
     def unmerged(self, job: ExportJob[P]) -> Any:
-        """The base that adapters are loaded over, in the type of the export, never quantised."""
+        """The base that adapters are loaded over, in the type of the export, never quantised.
+
+        Raises UserError for a workload whose export has one adapter only.
+        """
         raise UserError(f"--adapters: expected a run of llm, found {job.config.workload}")
 
     @abstractmethod

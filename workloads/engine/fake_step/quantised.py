@@ -45,9 +45,11 @@ class QuantisedLinear(nn.Linear):
         self.bias = linear.bias
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
+        """The weight, (outputs, inputs): made anew at each call, as bitsandbytes makes it."""
         return self.weight.new_empty(self.out_features, self.in_features, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        """From (..., inputs) to (..., outputs), in the type of the input."""
         product: Tensor = _Multiplied.apply(input.to(self.compute), self)
         if self.bias is not None:
             product = product + self.bias.to(product.dtype)

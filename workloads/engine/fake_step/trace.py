@@ -54,7 +54,7 @@ class MemoryTrace(TorchDispatchMode):
         self.phase = phase
 
     def add(self, tensor: torch.Tensor, operation: str = "") -> None:
-        """Count a tensor's storage, if it is new."""
+        """Count the storage of a tensor of any shape, if it is new."""
         # A sharded tensor claims the storage of the whole; what this rank has is its own part.
         local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
         storage = local.untyped_storage()

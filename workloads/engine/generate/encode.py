@@ -71,7 +71,11 @@ class ImagePrompts:
         """Nothing can be said before the images are read."""
 
     def batch(self, rows: Sequence[int], pad_id: int, model: nn.Module) -> dict[str, torch.Tensor]:
-        """What the processor makes of the rows, on the model's device, pixels in its type."""
+        """What the processor makes of the rows, on the model's device, pixels in its type.
+
+        input_ids and attention_mask are (rows, tokens), padded on the left; pixel_values as the
+        processor has them.
+        """
         texts, images = [self._texts[row] for row in rows], [self._images[row] for row in rows]
         inputs = encode(self._processor, texts, images).to(next(model.parameters()).device)
         if "pixel_values" in inputs:
@@ -109,7 +113,10 @@ def lacks_beginning(speaker: Any, text: str) -> bool:
 
 
 def token_ids(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
-    """A prompt's token ids; a text without a start token gets the tokenizer's."""
+    """A prompt's token ids; a text without a start token gets the tokenizer's.
+
+    Raises UserError for an empty prompt where there is no start token either.
+    """
     if not isinstance(prompt, str):
         found = list(prompt)
     else:

@@ -292,7 +292,10 @@ def _touch(repo_id: str, kind: Kind, revision: str | None, seconds: float) -> No
 
 
 def within(seconds: float, action: Callable[[], None], repo_id: str) -> None:
-    """Run an action, but wait no longer: looking up a name knows no time limit of its own."""
+    """Run an action, but wait no longer: looking up a name knows no time limit of its own.
+
+    Raises what the action raises, Retry after `seconds`. The action goes on in its thread.
+    """
     problems: list[Exception] = []
     thread = threading.Thread(target=lambda: _keep(action, problems), daemon=True)
     thread.start()

@@ -48,7 +48,10 @@ Report = Callable[[str], None]
 
 
 def account(seconds: float = PROBE_SECONDS) -> dict[str, Any]:
-    """What the hub says of the token's account, asked within `seconds`."""
+    """What the hub says of the token's account, asked within `seconds`.
+
+    Raises UserError offline and without a token, Retry where no answer comes.
+    """
     from huggingface_hub import HfApi
 
     if is_offline():

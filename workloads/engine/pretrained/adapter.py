@@ -289,7 +289,10 @@ def _take_weights(model: "PeftModel", saved: Path, name: str) -> None:
 def load_adapter(
     model: nn.Module, folder: Path, name: str = "default", trainable: bool = False
 ) -> "PeftModel":
-    """The model with a saved adapter, active, of whatever shape it was saved with."""
+    """The model with a saved adapter, active, of whatever shape it was saved with.
+
+    Raises UserError for an adapter of another model, or with weights missing.
+    """
     from peft import PeftConfig, PeftModel, get_peft_model
 
     saved = adapter_folder(folder, name)

@@ -160,7 +160,8 @@ def locate(model: Model, report: Tell, weights: bool) -> Path:
     """The folder with a model's files: a local one, or the hub's snapshot in the cache.
 
     weights: whether the weights are needed too; they are downloaded, and must be there. An
-    adapter's always are: they are small, and nothing else says which adapters there are.
+    adapter's always are: they are small, and nothing else says which adapters there are. Raises
+    UserError for a folder that does not exist or lacks weights, and as `hub.fetch` does.
     """
     folder = Path(model.name).expanduser()
     if folder.is_dir():

@@ -40,7 +40,8 @@ def chosen_template(model: Model, own: Any, forms: Mapping[str, str] | None = No
     """The chat template that a profile asks for, with its switches as defaults.
 
     own: the tokenizer's, one or several by name. forms: further ones by name. What is in the
-    tokenizer goes with the export: whoever uses the model renders as training did.
+    tokenizer goes with the export: whoever uses the model renders as training did. Raises UserError
+    for a template or switch that there is not, and where none of several is the default.
     """
     template = own
     if model.chat_template is not None:

@@ -118,7 +118,8 @@ def weights_dtype(train: Train, adapter: Adapter) -> "torch.dtype":
     """The type that the base's weights are held in.
 
     Trained weights follow `master_weights`; with fp32 masters the trainer's autocast, or FSDP's
-    mixed precision, computes in the other type. A frozen base needs no masters.
+    mixed precision, computes in the other type. A frozen base needs no masters. Raises UserError
+    for fp16 weights that are trained without masters.
     """
     import torch
 
@@ -135,7 +136,10 @@ def weights_dtype(train: Train, adapter: Adapter) -> "torch.dtype":
 
 
 def quantisation(adapter: Adapter, dtype: "torch.dtype") -> "BitsAndBytesConfig | None":
-    """How the base is quantised under qlora; None for the other methods."""
+    """How the base is quantised under qlora; None for the other methods.
+
+    dtype: of the products. Raises UserError where bitsandbytes is not installed.
+    """
     if adapter.method != "qlora":
         return None
     if find_spec("bitsandbytes") is None:

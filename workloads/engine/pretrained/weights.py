@@ -101,12 +101,12 @@ def _inside(name: str, path: Any) -> str:
 
 
 def as_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor in another floating type; whole numbers stay as they are."""
+    """A tensor of any shape in another floating type; whole numbers stay as they are."""
     return value.to(dtype) if value.is_floating_point() else value
 
 
 def check_finite(state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse to hand out a model that says nothing but NaN."""
+    """Raise TataraError where a weight of any shape has a value that is not finite."""
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise TataraError(

@@ -303,7 +303,7 @@ def rate_by_epochs(step: int, steps: int, epochs: float, warmup: int) -> float:
 
 
 def poisoned(loss: torch.Tensor) -> torch.Tensor:
-    """The loss itself; where it is not finite, one whose gradients are not either.
+    """The loss () itself; where it is not finite, one whose gradients are not either.
 
     An infinite loss can have finite gradients, and then only one rank would know. No value is
     brought to the host for this.

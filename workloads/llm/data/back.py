@@ -26,7 +26,10 @@ class Back:
         self._around = re.compile(f" *({joined}) *") if joined else None
 
     def lost(self, texts: Sequence[str], ids: Sequence[NDArray[np.int32]]) -> dict[int, str]:
-        """Place of each text that does not come back → the characters that are gone."""
+        """Place of each text that does not come back → the characters that are gone.
+
+        ids: the tokens of each text, (tokens,).
+        """
         asked = [place for place, text in enumerate(texts) if not self._is_kept(text)]
         if not asked:
             return {}

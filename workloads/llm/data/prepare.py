@@ -75,7 +75,10 @@ class Prepared:
         return dict(zip(table["row_id"].to_pylist(), table["format"].to_pylist(), strict=True))
 
     def row_numbers(self) -> NDArray[np.int64]:
-        """The numbers of the training rows in their sources, in the order of the sequences."""
+        """The numbers of the training rows in their sources, in the order of the sequences.
+
+        (rows,): as many as there are rows in all sequences.
+        """
         column = self.train.data.column("row_ids").combine_chunks()
         return np.asarray(column.flatten().to_numpy())
 

@@ -111,7 +111,10 @@ def train_sources(data: LlmData) -> list[Source]:
 
 
 def eval_sources(data: LlmData) -> list[Source]:
-    """Where the held-out rows have places of their own; none where they have not."""
+    """Where the held-out rows have places of their own; none where they have not.
+
+    Raises UserError for data.eval_split beside a local source, which has no splits.
+    """
     if data.eval_source is not None:
         same = data.eval_source == data.source
         revision = data.revision if same else None
@@ -187,6 +190,7 @@ def held_out(total: int, count: int) -> list[int]:
     """Numbers of `count` rows, one from each equal part of `total`; always the same ones.
 
     They do not depend on the training seed: runs with other seeds are measured on the same rows.
+    Raises UserError where nothing would be left to train on.
     """
     if count >= total:
         raise UserError(

@@ -262,7 +262,10 @@ class ViewServer(BoundedServer):
 
 
 def open_server(root: Path, run: Run | None, port: int | None) -> ViewServer:
-    """Listen on 127.0.0.1: on `port`, or on the usual one where that is free, else on any."""
+    """Listen on 127.0.0.1: on `port`, or on the usual one where that is free, else on any.
+
+    Raises UserError for a port that cannot be used.
+    """
     views = Views(root, run, name_of)
     for number in (port,) if port is not None else (PORT, 0):
         try:

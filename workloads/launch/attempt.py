@@ -177,7 +177,12 @@ class Attempt:
         return Outcome(self.run.stop_code(wish.number), f"{reason}{by}")
 
     def _hung(self) -> str | None:
-        """The name of a rank that is frozen, or that holds up all the others."""
+        """The name of a rank that is frozen, or that holds up all the others.
+
+        A rank without a heartbeat for _FROZEN seconds is suspended, or stuck where no Python runs.
+        Without progress of any rank for hang_timeout they wait for one of them: it is the one whose
+        heartbeat is _LATE seconds old, else the one with the least progress, on whatever node.
+        """
         now = time.monotonic()
         statuses = self.statuses()
         for rank, status in statuses.items():

@@ -177,6 +177,7 @@ def _moments(job: PlannedJob, count: int, stored: int) -> float:
     if job.config.optim.optimizer == "adamw":
         return 2.0 * stored * count
     shape = job.work.shape
+    # transformers has bitsandbytes keep the moments of an embedding in fp32.
     table = shape.vocab * shape.hidden if job.work.full else 0
     return 2 * (_STATE_8BIT * (count - table) + 4 * table)
 
@@ -185,6 +186,7 @@ def _adapter_job_states(job: PlannedJob) -> GpuMemory:
     work, count = job.work, job.trained
     shape, own = work.shape, work.adapter_bytes
     moments = 0 if job.offloads else _moments(job, count, own)
+    # Twice an adapter's bytes: the weights and their gradients, both in the adapter's type.
     adapter = int(2 * own * count + moments) // job.shards
     if job.config.adapter.method == "lora":
         weights = shape.parameters * work.frozen // job.shards

@@ -70,7 +70,54 @@ class Backbone(Protocol):
         """Mean and deviation of the pixels, where preprocessor_config.json does not say them."""
 
 
-class Kosmos:
+class _Usual:
+    """What most of them have in common; every token sees earlier ones only."""
+
+    closing = 0
+    discrete = False
+
+    def prepare(self, model: Any) -> None:
+        """Nothing is to be corrected."""
+
+    def features(self, config: Any) -> int:
+        return int(config.text_config.hidden_size)
+
+    def unused(self, model: Any) -> list[str]:
+        return []
+
+    def embed(self, model: Any, ids: Tensor) -> Tensor:
+        return model.get_input_embeddings()(ids)
+
+    def language(self, model: Any) -> nn.Module:
+        raise NotImplementedError
+
+    def read(
+        self,
+        model: Any,
+        embeds: Tensor,
+        mask: Tensor,
+        blocks: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        found = self.language(model)(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return found.last_hidden_state
+
+    def logits(self, model: Any, states: Tensor) -> Tensor:
+        return model.get_output_embeddings()(states)
+
+    def image_size(self, config: Any) -> int:
+        return int(config.vision_config.image_size)
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        return [0.5] * 3, [0.5] * 3
+
+
+class Kosmos(_Usual):
     """Kosmos-2: bos, images, words, action token, eos."""
 
     opening = 1
@@ -85,58 +132,27 @@ class Kosmos:
     def features(self, config: Any) -> int:
         return int(config.text_config.embed_dim)
 
-    def unused(self, model: Any) -> list[str]:
-        return []
-
     def image_tokens(self, model: Any, pixels: Tensor) -> Tensor:
         seen = model.vision_model(pixel_values=pixels).last_hidden_state
         seen = model.vision_model.model.post_layernorm(seen)
         tokens, _ = model.image_to_text_projection(nn.functional.normalize(seen, dim=-1))
         return tokens
 
-    def embed(self, model: Any, ids: Tensor) -> Tensor:
-        return model.text_model.model.embed_tokens(ids)
-
     def language(self, model: Any) -> nn.Module:
         return model.text_model.model
 
-    def read(
-        self,
-        model: Any,
-        embeds: Tensor,
-        mask: Tensor,
-        blocks: Tensor | None = None,
-        cache: Any = None,
-    ) -> Tensor:
-        # It was trained with every token seeing earlier ones only.
-        found = model.text_model.model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        return found.last_hidden_state
-
-    def logits(self, model: Any, states: Tensor) -> Tensor:
-        return model.text_model.lm_head(states)
-
     def prompt(self, tokenizer: Any, instruction: str) -> list[int]:
         return with_ends(tokenizer, f"<grounding>An image of a robot {instruction}")
-
-    def image_size(self, config: Any) -> int:
-        return int(config.vision_config.image_size)
 
     def statistics(self) -> tuple[list[float], list[float]]:
         return _CLIP
 
 
-class PaliGemma:
+class PaliGemma(_Usual):
     """PaliGemma: images, bos, words and a newline, which see each other as in its pretraining; then
     the action token."""
 
     opening = 0
-    closing = 0
-    discrete = False
 
     def prepare(self, model: Any) -> None:
         text = model.config.text_config
@@ -153,17 +169,11 @@ class PaliGemma:
                 "model.attention=sdpa"
             )
 
-    def features(self, config: Any) -> int:
-        return int(config.text_config.hidden_size)
-
     def unused(self, model: Any) -> list[str]:
         return ["model.vision_tower.head"] if model.model.vision_tower.use_head else []
 
     def image_tokens(self, model: Any, pixels: Tensor) -> Tensor:
         return model.get_image_features(pixels).pooler_output
-
-    def embed(self, model: Any, ids: Tensor) -> Tensor:
-        return model.get_input_embeddings()(ids)
 
     def language(self, model: Any) -> nn.Module:
         return model.model.language_model
@@ -176,7 +186,8 @@ class PaliGemma:
         blocks: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        # As PaliGemmaModel.forward of transformers 5.17, which knows one block only.
+        # As PaliGemmaModel.forward of transformers 5.17, which knows one block only, and counts
+        # positions from 1.
         past = 0 if cache is None else cache.get_seq_length()
         positions = torch.arange(embeds.shape[1], device=embeds.device)[None] + past + 1
         whole = create_causal_mask(
@@ -196,81 +207,32 @@ class PaliGemma:
         )
         return found.last_hidden_state
 
-    def logits(self, model: Any, states: Tensor) -> Tensor:
-        return model.lm_head(states)
-
     def prompt(self, tokenizer: Any, instruction: str) -> list[int]:
         ids = tokenizer(f"{instruction}\n", add_special_tokens=False)["input_ids"]
         if len(ids) >= _MOST_TOKENS:
             ids = [*ids[: _MOST_TOKENS - 2], ids[-1]]
         return [tokenizer.bos_token_id, *ids]
 
-    def image_size(self, config: Any) -> int:
-        return int(config.vision_config.image_size)
 
-    def statistics(self) -> tuple[list[float], list[float]]:
-        return [0.5] * 3, [0.5] * 3
-
-
-class SmolVLM:
+class SmolVLM(_Usual):
     """SmolVLM of both generations: a turn's first token, images, the user's words, the answer's
     beginning, and then the action token. An image is never cut into tiles."""
 
     opening = 1
-    closing = 0
-    discrete = False
-
-    def prepare(self, model: Any) -> None:
-        """Nothing is to be corrected."""
-
-    def features(self, config: Any) -> int:
-        return int(config.text_config.hidden_size)
-
-    def unused(self, model: Any) -> list[str]:
-        return []
 
     def image_tokens(self, model: Any, pixels: Tensor) -> Tensor:
         # Its own get_image_features leaves out images that are all zero.
         seen = model.model.vision_model(pixel_values=pixels).last_hidden_state
         return model.model.connector(seen)
 
-    def embed(self, model: Any, ids: Tensor) -> Tensor:
-        return model.get_input_embeddings()(ids)
-
     def language(self, model: Any) -> nn.Module:
         return model.model.text_model
-
-    def read(
-        self,
-        model: Any,
-        embeds: Tensor,
-        mask: Tensor,
-        blocks: Tensor | None = None,
-        cache: Any = None,
-    ) -> Tensor:
-        # As in its pretraining, every token sees earlier ones only.
-        found = self.language(model)(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        return found.last_hidden_state
-
-    def logits(self, model: Any, states: Tensor) -> Tensor:
-        return model.lm_head(states)
 
     def prompt(self, tokenizer: Any, instruction: str) -> list[int]:
         end, text = "<end_of_utterance>\nAssistant:", f"<|im_start|>User:{instruction}"
         said = tokenizer(text, add_special_tokens=False)["input_ids"]
         answer = tokenizer(end, add_special_tokens=False)["input_ids"]
         return [*said[: _MOST_TOKENS - len(answer)], *answer]
-
-    def image_size(self, config: Any) -> int:
-        return int(config.vision_config.image_size)
-
-    def statistics(self) -> tuple[list[float], list[float]]:
-        return [0.5] * 3, [0.5] * 3
 
 
 def with_ends(tokenizer: Any, text: str) -> list[int]:

@@ -94,7 +94,6 @@ class PolicyModel(PreTrainedModel):
         super().__init__(config)
         self.spec = spec
         self.adapter = backbone_of(str(backbone.config.model_type), "config.json")
-        self._no_split_modules = backbone._no_split_modules
         self.backbone = backbone
         self.adapter.prepare(backbone)
         self.norm_stats: Mapping[str, Any] = {}
@@ -106,6 +105,9 @@ class PolicyModel(PreTrainedModel):
         if spec.state_size:
             self.state_projector = nn.Linear(spec.state_size, width)
         self.post_init()
+        # transformers gathers these from all parts' classes; FSDP refuses those that are not there.
+        there = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = sorted(there.intersection(self._no_split_modules or ()))
 
     def _init_weights(self, module: nn.Module) -> None:
         """The backbone and the head come with their weights."""

@@ -75,6 +75,20 @@ def test_a_frame_on_smolvlm_is_its_own_forward(kind: str) -> None:
             assert (states[row, 0, 0] - found[0, -1]).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [
+        (PALIGEMMA, {"GemmaDecoderLayer", "SiglipEncoderLayer"}),
+        (SMOLVLM, {"LlamaDecoderLayer"}),
+    ],
+)
+def test_only_layers_that_are_there_are_sharded(fields: dict[str, Any], layers: set[str]) -> None:
+    """FSDP refuses a class that no module is of, such as the pool that PaliGemma's tower lacks."""
+    policy = PolicyModel(PolicySpec(fields, "lstm", HeadSize(48, 16)), backbone(fields))
+    named = set(policy._no_split_modules or ())
+    assert layers <= named <= {type(module).__name__ for module in policy.modules()}
+
+
 def test_frames_side_by_side_see_earlier_ones_only() -> None:
     policy = PolicyModel(
         PolicySpec(PALIGEMMA, "fc", HeadSize(48, 16), history="interleaved"), backbone()

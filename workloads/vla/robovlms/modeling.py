@@ -107,7 +107,8 @@ class PolicyModel(PreTrainedModel):
         self.post_init()
         # transformers gathers these from all parts' classes; FSDP refuses those that are not there.
         there = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = sorted(there.intersection(self._no_split_modules or ()))
+        gathered: set[str] = set(backbone._no_split_modules or ())
+        self._no_split_modules = sorted(there & gathered)
 
     def _init_weights(self, module: nn.Module) -> None:
         """The backbone and the head come with their weights."""

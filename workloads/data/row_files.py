@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from workloads.errors import UserError
 
+
 def _open_zst(file: Path) -> BinaryIO:
     """Arrow reads all frames of a file and names a cut one; zstandard's reader does neither."""
     import pyarrow as pa
@@ -83,7 +84,7 @@ def is_pattern(path: Path) -> bool:
 
 
 def is_data(file: Path) -> bool:
-    """Whether a file of a folder holds rows, and not what a library or a person wrote about them."""
+    """Whether a file of a folder holds rows, and not a library's or a person's notes about them."""
     if kind_of(file) is None or file.name in _METADATA:
         return False
     if file.suffix.lower() == ".txt" and file.stem.lower() in _COMPANIONS:
@@ -136,7 +137,9 @@ def _listed_by_datasets(folder: Path) -> set[str] | None:
         listed = json.loads(state.read_text(encoding="utf-8")).get("_data_files") or []
         return {str(entry["filename"]) for entry in listed}
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise UserError(f"{state}: expected the state of a saved dataset, found: {error}; copy it again") from error
+        raise UserError(
+            f"{state}: expected the state of a saved dataset, found: {error}; copy it again"
+        ) from error
 
 
 def _refuse_splits(folder: Path, files: list[Path]) -> None:

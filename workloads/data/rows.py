@@ -355,7 +355,9 @@ def _refuse_other_encoding(header: list[str], place: str) -> None:
     try:
         raw.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: {_not_utf8(error.start + 1, raw[error.start])}{_reads_as(raw)}") from error
+        raise UserError(
+            f"{place}: {_not_utf8(error.start + 1, raw[error.start])}{_reads_as(raw)}"
+        ) from error
 
 
 def _csv_records(file: Path, reader: Any) -> Iterator[tuple[int, list[str] | str]]:

@@ -131,7 +131,9 @@ def tensor(serialised: bytes) -> np.ndarray:
     # One value stands for all, as protobuf writes a constant.
     if len(values) not in (1, count):
         raise ExampleError(f"a tensor of {sizes} with {len(values)} values")
-    return np.broadcast_to(values, count).reshape(sizes) if len(values) == 1 else values.reshape(sizes)
+    return (
+        np.broadcast_to(values, count).reshape(sizes) if len(values) == 1 else values.reshape(sizes)
+    )
 
 
 def _tensor_shape(serialised: bytes, shape: _Field) -> list[int]:

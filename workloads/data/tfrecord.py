@@ -69,7 +69,9 @@ class DamagedRecord(UserError):
     """A record that was asked for cannot be read; `.damage` says which and why."""
 
     def __init__(self, damage: Damage) -> None:
-        super().__init__(f"expected a sound record, found {damage}; leave it out or record it again")
+        super().__init__(
+            f"expected a sound record, found {damage}; leave it out or record it again"
+        )
         self.damage = damage
 
 

@@ -37,7 +37,9 @@ class WindowOptions:
     def __post_init__(self) -> None:
         for name in ("window", "chunk", "stride"):
             if getattr(self, name) < 1:
-                raise UserError(f"expected a {name} of at least 1, found {getattr(self, name)}; raise it")
+                raise UserError(
+                    f"expected a {name} of at least 1, found {getattr(self, name)}; raise it"
+                )
         if self.frames_kept < self.window:
             raise UserError(
                 f"expected frames_kept of at least the window's {self.window} steps, found "

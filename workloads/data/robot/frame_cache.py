@@ -123,4 +123,3 @@ def room_for(folder: Path, size: int) -> bool:
     while not here.exists():
         here = here.parent
     return size <= shutil.disk_usage(here).free // 2 and os.access(here, os.W_OK)
-

@@ -52,7 +52,9 @@ def open_dataset(
 def _complete(options: Options) -> Options:
     """The options with paths and tuples as they are declared, whatever was given."""
     if options.color_order not in (None, "rgb", "bgr"):
-        raise UserError(f"expected a color_order of rgb or bgr, found {options.color_order!r}; set one of them")
+        raise UserError(
+            f"expected a color_order of rgb or bgr, found {options.color_order!r}; set one of them"
+        )
     return replace(
         options,
         cache_dir=None if options.cache_dir is None else Path(options.cache_dir),

@@ -21,9 +21,7 @@ _LARGEST = 320  # pixels of an image's longer side
 _QUALITY = 88
 
 
-def player_page(
-    dataset: Dataset, path: str | Path, episodes: int = 8, frames: int = 120
-) -> None:
+def player_page(dataset: Dataset, path: str | Path, episodes: int = 8, frames: int = 120) -> None:
     """Write an HTML page that plays episodes and frames, evenly chosen, up to these numbers.
 
     The page is one file that loads nothing from elsewhere. Images are as training sees them, at

@@ -120,7 +120,9 @@ def _unused(dataset: Dataset) -> list[Remark]:
         return []
     named = [f"{key} ({why})" for key, why in dataset.unused.items()]
     more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
-    return [Remark(f"in the files and not used: {', '.join(named[:_MOST_NAMED])}{more}", level="ok")]
+    return [
+        Remark(f"in the files and not used: {', '.join(named[:_MOST_NAMED])}{more}", level="ok")
+    ]
 
 
 def _ranges(dataset: Dataset, what: str, episodes: Sequence[Episode]) -> list[Remark]:

@@ -154,9 +154,7 @@ def read_question(row: Mapping[str, Any], form: Form, images: int) -> tuple[Ques
     return Question(text, images, before, is_worded), solution
 
 
-def _conversation(
-    value: Any, column: str
-) -> tuple[str, tuple[tuple[str, str], ...], str | None]:
+def _conversation(value: Any, column: str) -> tuple[str, tuple[tuple[str, str], ...], str | None]:
     """The last question of a conversation, the turns before it, and the answer behind it."""
     turns = _parsed(value)
     if isinstance(turns, str):
@@ -172,9 +170,13 @@ def _conversation(
     if pairs and pairs[-1][0] == "assistant":
         said = pairs.pop()[1]
     if not pairs or pairs[-1][0] != "user" or not pairs[-1][1].strip():
-        raise ValueError(f"column {column!r}: expected a question of the user at its end, found none")
+        raise ValueError(
+            f"column {column!r}: expected a question of the user at its end, found none"
+        )
     if any(IMAGE_MARK in text for _, text in pairs[:-1]):
-        raise ValueError(f"column {column!r}: expected images in the last turn only, found earlier ones")
+        raise ValueError(
+            f"column {column!r}: expected images in the last turn only, found earlier ones"
+        )
     return pairs[-1][1], tuple(pairs[:-1]), said
 
 

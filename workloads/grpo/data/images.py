@@ -120,9 +120,7 @@ class ParquetTable:
     @property
     def light(self) -> list[str]:
         """The columns that hold no images: neither bytes nor structures with bytes in them."""
-        return [
-            field.name for field in self._file.schema_arrow if "binary" not in str(field.type)
-        ]
+        return [field.name for field in self._file.schema_arrow if "binary" not in str(field.type)]
 
     def texts(self, columns: list[str]) -> Iterator[dict[str, Any]]:
         """The rows in order, only `columns` of them."""
@@ -161,8 +159,7 @@ class ParquetTable:
 
 @dataclass(frozen=True)
 class ParquetImage:
-    """The image `number` of a cell of a Parquet file; a path in it is looked for below `root`.
-    """
+    """The image `number` of a cell of a Parquet file; a path in it is looked for below `root`."""
 
     table: ParquetTable
     column: str

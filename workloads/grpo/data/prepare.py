@@ -16,16 +16,14 @@ from workloads.grpo.config import GENERATED, GrpoConfig, GrpoData
 from workloads.grpo.data.rows import (
     Example,
     Examples,
+    blank_images,
     generate_scenes,
     read_examples,
     training_dataset,
-    blank_images,
     with_images,
     write_imagefolder,
 )
 from workloads.grpo.data.solutions import describe_solutions
-from workloads.grpo.rewards.functions import right_completion
-from workloads.grpo.rewards.scoring import load_scorer, try_rewards
 from workloads.grpo.data.tokens import (
     ImageRules,
     Limits,
@@ -37,7 +35,8 @@ from workloads.grpo.data.tokens import (
     read_prompt_text,
     report,
 )
-
+from workloads.grpo.rewards.functions import right_completion
+from workloads.grpo.rewards.scoring import load_scorer, try_rewards
 from workloads.grpo.tools import load_tools
 
 if TYPE_CHECKING:

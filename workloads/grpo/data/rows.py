@@ -8,7 +8,7 @@ Parquet with images inside, JSON, CSV or Arrow beside image files, in the forms 
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -108,7 +108,7 @@ def with_images(examples: list[Example], which: str) -> list[Example]:
 
 @dataclass
 class Examples:
-    """Good rows in order, the bad ones that were left out, and what there is to say of the files."""
+    """Good rows in order, bad rows that were left out, and remarks about the files."""
 
     rows: list[Example] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
@@ -184,8 +184,8 @@ def blank_images(examples: Sequence[Example], most: int) -> list[str]:
     if not blank:
         return []
     return [
-        f"{len(blank):,} of {len(chosen):,} rows looked at have an image of one colour, which shows "
-        f"nothing; the first is at {blank[0].place}"
+        f"{len(blank):,} of {len(chosen):,} rows looked at have an image of one colour, which "
+        f"shows nothing; the first is at {blank[0].place}"
     ]
 
 
@@ -395,7 +395,9 @@ def _example(
         question, solution = read_question(row, form, len(images))
         first, *more = solutions_of(solution, form.solution or str(form.turns))
         if "<answer>" in first and extract_answer(first) is None:
-            raise ValueError(f"expected an answer between the tags of the solution, found {first!r:.60}")
+            raise ValueError(
+                f"expected an answer between the tags of the solution, found {first!r:.60}"
+            )
         columns = {name: row.get(name) for name in form.others if name not in RESERVED}
         example = Example(
             place,

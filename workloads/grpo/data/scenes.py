@@ -16,7 +16,16 @@ import numpy as np
 from PIL import Image
 
 from workloads.errors import UserError
-from workloads.grpo.data.raycast import Array, Indices, Mask, Solid, camera_rays, outline, image, trace
+from workloads.grpo.data.raycast import (
+    Array,
+    Indices,
+    Mask,
+    Solid,
+    camera_rays,
+    image,
+    outline,
+    trace,
+)
 
 Palette = Literal["A", "B"]
 

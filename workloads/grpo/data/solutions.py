@@ -17,7 +17,10 @@ def describe_solutions(examples: Sequence[Example]) -> list[str]:
     sorts: list[tuple[str, Callable[[int], bool]]] = [
         ("hold several values, all of which an answer has to name", lambda row: values[row] > 1),
         ("hold no value where others do", lambda row: not values[row]),
-        (f"are longer than {_LONG} characters; only their end counts", lambda row: _is_long(texts[row])),
+        (
+            f"are longer than {_LONG} characters; only their end counts",
+            lambda row: _is_long(texts[row]),
+        ),
     ]
     return list(_lines(examples, texts, sorts))
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from workloads.config.sections import Model
+from workloads.data.rows import by_reason, indented
 from workloads.engine.pretrained.chat import FIXED, chosen_template
 from workloads.errors import UserError
-from workloads.data.rows import by_reason, indented
 from workloads.grpo.data.rows import Example
 from workloads.grpo.prompts import IMAGE_MARK, Question, Turns, Wording, in_parts
 from workloads.json_files import read_json
@@ -194,7 +194,8 @@ def _tokenizer(folder: Path) -> Any:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more special
         raise UserError(
-            f"{file}: expected a tokenizer that this version can read, found: {error}; save it again"
+            f"{file}: expected a tokenizer that this version can read, found: {error}; "
+            "save it again"
         ) from error
     # Settings that a training left in the file; transformers sets them again in every call.
     tokenizer.no_truncation()
@@ -324,7 +325,7 @@ def count_rows(
     examples: Iterable[Example],
     text: PromptText,
     rules: ImageRules,
-    turns_of: Callable[[Question], Turns] = Wording(),
+    turns_of: Callable[[Question], Turns] = Wording(),  # noqa: B008 (it is frozen)
 ) -> Iterator[RowTokens | str]:
     """The tokens of each row's prompt in order, or `place: what is wrong` with the row."""
 
@@ -384,7 +385,8 @@ class TokenReport:
             return
         raise UserError(
             f"expected every prompt to fit, found {len(self.broken)} of {self.rows} rows that do "
-            f"not; lower max_pixels, raise the limit or remove the rows:{indented(by_reason(self.broken))}"
+            f"not; lower max_pixels, raise the limit or remove the rows:"
+            f"{indented(by_reason(self.broken))}"
         )
 
 

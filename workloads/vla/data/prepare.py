@@ -16,9 +16,9 @@ from workloads.data.robot.review import missing_camera, missing_instruction, mis
 from workloads.data.robot.statistics import describe
 from workloads.data.windows import WindowOptions, starts
 from workloads.errors import UserError
+from workloads.json_files import read_json
 from workloads.vla.config import Source, VlaConfig, VlaData
 from workloads.vla.processing import ImageProcessor
-from workloads.json_files import read_json
 from workloads.vla.statistics import Statistics
 
 _MAIN_CAMERA = "primary"

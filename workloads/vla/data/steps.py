@@ -15,8 +15,9 @@ from torch.utils.data import Dataset as TorchDataset
 from workloads.data.robot import DamagedRecord, Episode
 from workloads.errors import UserError
 from workloads.vla.actions import ActionTokenizer, normalize
-from workloads.vla.data.augment import augment, centre_crop
 from workloads.vla.config import Augmentation
+from workloads.vla.data.augment import augment, centre_crop
+from workloads.vla.data.prepare import Part
 from workloads.vla.processing import (
     ImageProcessor,
     Tokenizer,
@@ -25,7 +26,6 @@ from workloads.vla.processing import (
     tokenize_prompt,
     training_prompt,
 )
-from workloads.vla.data.prepare import Part
 from workloads.vla.statistics import Statistics
 
 # A step that cannot be read is replaced by the next that can, at most so many further on.

@@ -15,8 +15,7 @@ def command(joints: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 
 def demonstration(scene: Scene, steps: int, cube: int = 0) -> np.ndarray:
-    """The joint positions [steps + 1, 8] on the way from the scene's start to its goal, or to
-    another one of its cubes."""
+    """Joint positions [steps + 1, 8] from the scene's start to its goal or another of its cubes."""
     joints = [scene.start]
     for _ in range(steps):
         joints.append(command(joints[-1], scene.top(cube)))

@@ -13,11 +13,10 @@ import pytest
 from tests.support.lerobot_cases import TOP, v2
 from tests.support.robot_data import crane_episode, lerobot_video_v3, rlds, step_of
 from workloads.cli import main
-from workloads.data.robot import open_dataset
-from workloads.data.robot import converting
+from workloads.data.robot import converting, open_dataset
 from workloads.data.robot.crane_x7.converter import to_crane_x7
-from workloads.data.robot.lerobot.writer import to_lerobot_v3
 from workloads.data.robot.lerobot.encode import encode_video
+from workloads.data.robot.lerobot.writer import to_lerobot_v3
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -52,9 +51,7 @@ def test_images_with_colours_exchanged_are_encoded_again(recordings: Path) -> No
     assert done.kept == 0 and (again[0].encoded("primary", 0) or b"").startswith(b"\x89PNG")
 
 
-def test_all_cores_write_what_one_writes(
-    recordings: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_cores_write_what_one_writes(recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = open_dataset(recordings), recordings.parent
     to_lerobot_v3(source, out / "one", workers=1)
     monkeypatch.setattr(converting, "_IMAGES_WORTH_PROCESSES", 0)
@@ -110,7 +107,9 @@ def test_back_to_crane_x7(recordings: Path) -> None:
     for a, b in zip(source, again, strict=True):
         assert a.instruction == b.instruction and a.cameras == b.cameras
         assert np.array_equal(a.states, b.states) and np.array_equal(a.actions, b.actions)
-        assert [a.encoded("wrist", t) for t in range(7)] == [b.encoded("wrist", t) for t in range(7)]
+        assert [a.encoded("wrist", t) for t in range(7)] == [
+            b.encoded("wrist", t) for t in range(7)
+        ]
 
 
 def test_every_format_to_crane_x7(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from workloads.data.robot import open_dataset, statistics
 from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.data.robot.drawing import action_curves, contact_sheet
 from workloads.data.robot.inspect import inspect
-from workloads.data.robot.player import player_page
 from workloads.data.robot.lerobot.writer import to_lerobot_v3
+from workloads.data.robot.player import player_page
 from workloads.data.robot.statistics import write
 from workloads.errors import UserError
 

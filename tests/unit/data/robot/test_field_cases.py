@@ -101,7 +101,8 @@ def test_more_frames_than_rows_are_found_by_their_times_or_refused(tmp_path: Pat
 
     v3(tmp_path / "cut", ((20, 20, 20),), TOP_VIDEO, change=lambda rows: [rows[0], rows[2]])
     dataset = open_dataset(tmp_path / "cut", drop_last_placeholder=False)
-    (said,) = dataset.notes
+    listed, said = dataset.notes
+    assert "the list of episodes has 2 and 40" in listed
     assert said.startswith("1 videos have more frames than rows, which are found by their times")
     assert said.endswith("60 frames for 40 rows")
     found = [lerobot_cases.marks(dataset[1].image("top", t)) for t in range(20)]
@@ -189,7 +190,9 @@ def test_only_a_head_that_takes_the_state_needs_one(
 def test_vectors_and_pixels_in_other_forms_are_what_they_were(build: Any) -> None:
     """V-E04, V-F02, V-F03: the same numbers as from the usual form."""
     episode = open_dataset(build("V-F02"))[0]
-    assert episode.states.shape == (13, 8) and np.array_equal(episode.actions[:-1], episode.states[1:])
+    assert episode.states.shape == (13, 8) and np.array_equal(
+        episode.actions[:-1], episode.states[1:]
+    )
     assert not open_dataset(build("V-F03"))[0].image("primary", 3).any()
     episode = open_dataset(build("V-E04"))[0]
     assert [int(episode.image("primary", t).mean()) for t in (0, 5, 11)] == [0, 40, 88]

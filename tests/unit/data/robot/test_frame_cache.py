@@ -87,7 +87,9 @@ def test_the_key_changes_with_files_cameras_and_size(tmp_path: Path) -> None:
     file = crane_episode(tmp_path / "logs/episode_0")
     keys = {cache_key(open_dataset(tmp_path / "logs"), ("primary",), size) for size in (224, 64)}
     keys.add(cache_key(open_dataset(tmp_path / "logs"), ("wrist",), 224))
-    keys.add(cache_key(open_dataset(tmp_path / "logs", drop_last_placeholder=False), ("primary",), 224))
+    keys.add(
+        cache_key(open_dataset(tmp_path / "logs", drop_last_placeholder=False), ("primary",), 224)
+    )
     os.utime(file, (1, 1))
     keys.add(cache_key(open_dataset(tmp_path / "logs"), ("primary",), 224))
     (tmp_path / "logs/episode_0/meta.json").unlink()

@@ -296,7 +296,9 @@ def test_a_dataset_by_its_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="toy/none: expected a folder here or a dataset on the hub"):
         open_dataset("toy/none")
     (tmp_path / "set/meta/info.json").rename(tmp_path / "info.json")
-    with pytest.raises(UserError, match=r"toy/arm: expected a LeRobot dataset with meta/info\.json"):
+    with pytest.raises(
+        UserError, match=r"toy/arm: expected a LeRobot dataset with meta/info\.json"
+    ):
         open_dataset("toy/arm")
     with pytest.raises(UserError, match="found nothing at"):
         open_dataset("set/absent/deeper")

@@ -102,7 +102,9 @@ def test_tasks_without_a_text_are_counted(tmp_path: Path, tasks: list[int | None
     rewrite(tmp_path, change)
     silent = [number for number in tasks if number != 0]
     (note,) = open_dataset(tmp_path).notes
-    assert f"{len(silent)} rows have a task_index without a text in meta/tasks ({silent[0]})" in note
+    assert (
+        f"{len(silent)} rows have a task_index without a text in meta/tasks ({silent[0]})" in note
+    )
 
 
 def test_totals_that_the_list_of_episodes_does_not_reach(tmp_path: Path) -> None:

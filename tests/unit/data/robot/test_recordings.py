@@ -416,7 +416,9 @@ def test_what_may_not_be_read_is_never_left_out(
 def test_a_single_file_is_an_episode_only_by_its_name(tmp_path: Path) -> None:
     file = crane_episode(tmp_path / "episode_0", 4)
     assert len(open_dataset(file)[0]) == 3
-    with pytest.raises(UserError, match="found a file episode_data.tfrecord.gz; what is read: meta/info.json"):
+    with pytest.raises(
+        UserError, match="found a file episode_data.tfrecord.gz; what is read: meta/info.json"
+    ):
         open_dataset(file.rename(tmp_path / "episode_data.tfrecord.gz"))
 
 

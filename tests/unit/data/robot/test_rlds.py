@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import pickle
 import shutil
 from pathlib import Path
 

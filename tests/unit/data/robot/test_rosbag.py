@@ -118,7 +118,9 @@ def test_a_gap_is_no_steps(tmp_path: Path) -> None:
 
 def test_topics_that_are_not_there(tmp_path: Path) -> None:
     bag(tmp_path / "bags/run")
-    with pytest.raises(UserError, match="found std_msgs/msg/Bool on it; topics with vectors: /joint"):
+    with pytest.raises(
+        UserError, match="found std_msgs/msg/Bool on it; topics with vectors: /joint"
+    ):
         open_dataset(tmp_path / "bags", action_keys=["/odometer"])
     with pytest.raises(UserError, match="found no such topic"):
         open_dataset(tmp_path / "bags", state_keys=["/joints"])

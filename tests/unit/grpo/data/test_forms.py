@@ -138,7 +138,9 @@ def test_a_row_of_text_among_rows_with_images(home: Path) -> None:
 
 def test_paths_of_another_machine_are_found_by_their_ends(home: Path) -> None:
     """G-F7: one rule in training and evaluation."""
-    found = read(home, {**GOOD, "image": "/other/place/images/c.png"}, {**GOOD, "image": "/x/c.png"})
+    found = read(
+        home, {**GOOD, "image": "/other/place/images/c.png"}, {**GOOD, "image": "/x/c.png"}
+    )
     assert [row.sizes for row in found.rows] == [((74, 36),), ((74, 36),)]
 
 

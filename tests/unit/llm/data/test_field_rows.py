@@ -485,7 +485,9 @@ def test_a_system_turn_that_the_template_takes_not_is_merged(field: Field, famil
     assert "Be short.\n\nhi 0" in rows[0] and "merged into the first question" in told
     rows, told = field.learnt(field.write(turns), family, system_turn="keep")
     assert not rows
-    assert "Be short.\n\nhi 0" in field.learnt(field.write(turns), "three", system_turn="merge")[0][0]
+    assert (
+        "Be short.\n\nhi 0" in field.learnt(field.write(turns), "three", system_turn="merge")[0][0]
+    )
 
 
 def test_a_setting_chooses_among_templates_with_names(field: Field) -> None:
@@ -547,4 +549,6 @@ def test_switches_of_a_template_go_with_the_tokenizer(field: Field) -> None:
     rows, _ = field.learnt(field.write(talk(user("a#"), bot("b"))), "three", model=model)
     assert rows[0] == "user==a0[[assistant==b</s>]]"
     model["chat_template_kwargs"] = {"marc": "=="}
-    assert "'marc'" in field.learnt(field.write(talk(user("a#"), bot("b"))), "three", model=model)[1]
+    assert (
+        "'marc'" in field.learnt(field.write(talk(user("a#"), bot("b"))), "three", model=model)[1]
+    )

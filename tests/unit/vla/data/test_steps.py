@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.support.robot_data import picture, vectors
 from tests.support.tiny_policy import episodes
-
 from workloads.config.merge import resolve
 from workloads.data.robot import images
 from workloads.data.robot.crane_x7 import writer
 from workloads.data.robot.crane_x7.writer import write_episode
 from workloads.errors import UserError
+from workloads.plan.recipes import fitting_recipe, recipes_of
 from workloads.vla.actions import ActionTokenizer, normalize
 from workloads.vla.config import Augmentation, VlaConfig
 from workloads.vla.data.augment import augment, centre_crop, recoloured
@@ -21,7 +22,6 @@ from workloads.vla.data.prepare import Sources, open_sources, with_frames
 from workloads.vla.data.steps import Collate, Maker, Steps
 from workloads.vla.openvla.loading import image_processor
 from workloads.vla.openvla.tokenizer import LlamaTokenizer
-from workloads.plan.recipes import fitting_recipe, recipes_of
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[4]

@@ -88,7 +88,9 @@ def _content(file: Path) -> Any:
                 _refuse(file, f"an array of {header[2]}")
             content = _Arrays(stream).load()
     except PermissionError as error:
-        raise UserError(f"{file}: expected a file that can be read, found {error}; copy it again") from None
+        raise UserError(
+            f"{file}: expected a file that can be read, found {error}; copy it again"
+        ) from None
     except _Forbidden as error:
         raise UserError(
             f"{file}: expected a pickle of arrays, texts and numbers, found {error} in it, which "

@@ -57,5 +57,7 @@ def to_crane_x7(
             if progress is not None:
                 progress(number + 1, len(dataset))
         if not written:
-            raise UserError(f"{dataset.path}: expected steps to convert, found none; run data inspect")
+            raise UserError(
+                f"{dataset.path}: expected steps to convert, found none; run data inspect"
+            )
     return Converted(Path(out), written, frames, tuple(skipped), kept)

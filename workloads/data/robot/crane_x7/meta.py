@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from workloads.data.robot.options import ColorOrder
-from workloads.json_files import read_json
 from workloads.errors import UserError
+from workloads.json_files import read_json
 
 FILE_NAME = "meta.json"
 _COLOR_ORDERS: dict[str, ColorOrder] = {"rgb": "rgb", "bgr": "bgr", "bgr_swapped": "bgr"}

@@ -80,9 +80,7 @@ def _nothing(path: Path, cause: str) -> Recording:
     return Recording(path, rows, empty, empty, None, {}, {}, [], None, [], [], 1, damage)
 
 
-def _recording(
-    path: Path, stored: np.lib.npyio.NpzFile, text_keys: tuple[str, ...]
-) -> Recording:
+def _recording(path: Path, stored: np.lib.npyio.NpzFile, text_keys: tuple[str, ...]) -> Recording:
     actions = _vectors(stored, ACTION_KEYS)
     # Policies without a state need none.
     recorded = any(key in stored.files for key in STATE_KEYS)

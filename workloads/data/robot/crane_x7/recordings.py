@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workloads.data.robot.crane_x7 import tfrecords
-from workloads.data.robot.crane_x7 import npz
+from workloads.data.robot.crane_x7 import npz, tfrecords
 from workloads.data.robot.crane_x7.meta import Meta, read_meta
 from workloads.data.robot.episode import Dataset, Episode, ImageReader, usual_sizes
 from workloads.data.robot.instructions import instruction_of
@@ -76,7 +75,9 @@ class Recordings(Dataset):
         self._arrays = npz.Arrays(
             max(len(recording.cameras) + len(recording.depths) for recording in self._recordings)
         )
-        self._sizes = usual_sizes((_sizes(recording), len(recording.states)) for recording in self._recordings)
+        self._sizes = usual_sizes(
+            (_sizes(recording), len(recording.states)) for recording in self._recordings
+        )
         self.name = _name(self._recordings)
         self.fps = _fps(self._meta)
         self._describe()
@@ -121,7 +122,9 @@ class Recordings(Dataset):
         self.state_names = tfrecords.JOINTS if known and states == len(tfrecords.JOINTS) else None
         self.action_names = tfrecords.JOINTS if known and actions == len(tfrecords.JOINTS) else None
         there = {key for recording in self._recordings for key in recording.features}
-        self.text_keys = tuple(sorted({key for recording in self._recordings for key in recording.text_keys}))
+        self.text_keys = tuple(
+            sorted({key for recording in self._recordings for key in recording.text_keys})
+        )
         used = {*tfrecords.KNOWN_KEYS, *npz.KNOWN_KEYS, self.options.instruction_key}
         used |= {key for recording in self._recordings for key in recording.cameras.values()}
         depths = {key for recording in self._recordings for key in recording.depths.values()}
@@ -134,8 +137,8 @@ class Recordings(Dataset):
         if wanted is not None and wanted not in there:
             texts = ", ".join(self.text_keys) or "none"
             raise UserError(
-                f"{self.path}: expected a feature {wanted!r} of instruction_key, found none; features "
-                f"with texts: {texts}"
+                f"{self.path}: expected a feature {wanted!r} of instruction_key, found none; "
+                f"features with texts: {texts}"
             )
 
     def _empty_folders(self) -> dict[str, str]:

@@ -143,10 +143,9 @@ def _arrays(path: Path, text_keys: tuple[str, ...]) -> Arrays:
     damage: list[Damage] = []
     texts_seen: set[str] = set()
     for item in scan(path):
-        if isinstance(item, Frame):
-            step = _step(str(path), item, text_keys, texts_seen)
-        else:
-            step = item
+        step: _Step | Damage = (
+            _step(str(path), item, text_keys, texts_seen) if isinstance(item, Frame) else item
+        )
         if isinstance(step, _Step):
             steps.append(step)
         else:
@@ -248,9 +247,7 @@ def _is_text(feature: Feature) -> bool:
     return text.isprintable() and any(letter.isalpha() for letter in text)
 
 
-def _checked_step(
-    frame: Frame, features: dict[str, Feature], text_keys: tuple[str, ...]
-) -> _Step:
+def _checked_step(frame: Frame, features: dict[str, Feature], text_keys: tuple[str, ...]) -> _Step:
     timestep = _first(features, TIMESTEP_KEY, "int64")
     timestamp = _first(features, TIMESTAMP_KEY, "float")
     found = _images(features)

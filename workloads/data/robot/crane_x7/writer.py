@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from workloads.data import tfrecord
+from workloads.data import tf_example, tfrecord
 from workloads.data.robot.crane_x7 import tfrecords
-from workloads.data import tf_example
 from workloads.data.robot.images import encode_jpeg
 from workloads.errors import UserError
 
@@ -37,10 +36,14 @@ def write_episode(
     vectors = np.asarray(states, np.float32)
     goals = _next_states(vectors) if actions is None else np.asarray(actions, np.float32)
     said = [instruction] * len(vectors) if isinstance(instruction, str) else instruction
-    counts = {"instructions": len(said), "actions": len(goals)} | {name: len(frames) for name, frames in images.items()}
+    counts = {"instructions": len(said), "actions": len(goals)} | {
+        name: len(frames) for name, frames in images.items()
+    }
     for what, count in counts.items():
         if count != len(vectors):
-            raise UserError(f"expected {len(vectors)} {what}, one a state, found {count}; give as many")
+            raise UserError(
+                f"expected {len(vectors)} {what}, one a state, found {count}; give as many"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"schema": "v2", "fps": fps, "num_steps": len(vectors), "image_color_order": "rgb"}
     (folder / "meta.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -51,7 +51,9 @@ def _by_numbers(name: str) -> list[Any]:
 def datasets(group: Any) -> dict[str, Any]:
     """All datasets below a group by their path."""
     found: dict[str, Any] = {}
-    group.visititems(lambda name, item: found.update({name: item}) if hasattr(item, "dtype") else None)
+    group.visititems(
+        lambda name, item: found.update({name: item}) if hasattr(item, "dtype") else None
+    )
     return found
 
 
@@ -82,7 +84,9 @@ def _is_encoded(item: Any) -> bool:
     return item.ndim == 2 and item.dtype == np.uint8 and item.shape[1] > 64
 
 
-def texts(file: Any, group: Any, found: Mapping[str, Any], wanted: str | None) -> Iterator[tuple[str, list[str]]]:
+def texts(
+    file: Any, group: Any, found: Mapping[str, Any], wanted: str | None
+) -> Iterator[tuple[str, list[str]]]:
     """Names and values of what may be an instruction: one value, or one a step.
 
     Attributes of the demonstration and of the file, LIBERO's problem_info, and datasets of text.

@@ -51,8 +51,11 @@ def encode_video(file: Path, frames: Sequence[np.ndarray], fps: float, codec: Co
 
 
 def _give_back_priority() -> None:
-    """Undo what SVT-AV1 4.1 does when root opens it: it puts its threads and the one that called it
-    under SCHED_FIFO at priority 99, where they, and every process they start, starve the machine."""
+    """Undo the priority that SVT-AV1 4.1 sets when root opens it.
+
+    It puts its threads and the calling thread under SCHED_FIFO at priority 99, where they, and
+    every process they start, starve the machine.
+    """
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
             if os.sched_getscheduler(int(thread.name)) != os.SCHED_OTHER:

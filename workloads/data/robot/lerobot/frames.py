@@ -50,9 +50,7 @@ def tie_videos(dataset: "LeRobot") -> dict[Path, Tie]:
         for key, span in entry.videos.items():
             holders[span.file].append((span.start, number, key))
     there = [file for file in holders if file.is_file()]
-    counts = load_or_build(
-        dataset.path, there, _INDEX_VERSION, dataset.options.cache_dir, _counted
-    )
+    counts = load_or_build(dataset.path, there, _INDEX_VERSION, dataset.options.cache_dir, _counted)
     known = dict(zip(there, counts, strict=True))
     ties = {
         file: _tie(dataset, file, sorted(episodes), known.get(file))
@@ -61,8 +59,8 @@ def tie_videos(dataset: "LeRobot") -> dict[Path, Tie]:
     by_time = [tie.said for tie in ties.values() if tie.said]
     if by_time:
         dataset.note(
-            f"{len(by_time)} videos have more frames than rows, which are found by their times; the "
-            f"first is {by_time[0]}"
+            f"{len(by_time)} videos have more frames than rows, which are found by their times; "
+            f"the first is {by_time[0]}"
         )
     return ties
 
@@ -115,9 +113,13 @@ def _misplaced(
     """How many rows have a time that is no frame's, and how many share a frame with another."""
     times = frame_times(file)
     spacing = (times[-1] - times[0]) / max(len(times) - 1, 1)
-    wanted = np.concatenate([start + dataset.rows[number].timestamps for start, number, _ in episodes])
+    wanted = np.concatenate(
+        [start + dataset.rows[number].timestamps for start, number, _ in episodes]
+    )
     after = np.clip(np.searchsorted(times, wanted), 1, max(len(times) - 1, 1))
-    before_is_nearer = wanted - times[after - 1] <= times[np.minimum(after, len(times) - 1)] - wanted
+    before_is_nearer = (
+        wanted - times[after - 1] <= times[np.minimum(after, len(times) - 1)] - wanted
+    )
     nearest = np.where(before_is_nearer, after - 1, np.minimum(after, len(times) - 1))
     off = np.abs(times[nearest] - wanted) > _NEAR * spacing + 1e-6
     return int(off.sum()), len(nearest) - len(np.unique(nearest))

@@ -109,8 +109,10 @@ class Meta:
         # The text is the index of a data frame, whose name differs between writers.
         text = next((name for name in table.column_names if name != "task_index"), None)
         if text is None or "task_index" not in table.column_names:
-            raise UserError(f"{file}: expected task_index and a text column, found "
-                f"{', '.join(table.column_names)}; copy the dataset again")
+            raise UserError(
+                f"{file}: expected task_index and a text column, found "
+                f"{', '.join(table.column_names)}; copy the dataset again"
+            )
         return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
 
     def _entries(self) -> list[Entry]:

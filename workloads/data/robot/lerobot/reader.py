@@ -18,7 +18,6 @@ from workloads.data.robot.lerobot.video import Videos
 from workloads.data.robot.lru import LruCache
 from workloads.data.robot.options import Options
 from workloads.data.tfrecord import Damage
-from workloads.errors import UserError
 
 STATE_KEYS = ("observation.state",)
 ACTION_KEYS = ("action",)

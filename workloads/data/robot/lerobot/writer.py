@@ -25,6 +25,7 @@ from workloads.data.robot.lerobot.stats import Described, ImageStats, VectorStat
 from workloads.data.tfrecord import Damage, check_budget
 from workloads.errors import UserError
 
+
 def to_lerobot_v3(
     dataset: Dataset,
     out: str | os.PathLike[str],
@@ -105,7 +106,9 @@ class _Writer:
     def finish(self, target: Path) -> Converted:
         """Write the meta data."""
         if self._open is None or self._sizes is None:
-            raise UserError(f"{self.dataset.path}: expected steps to convert, found none; run data inspect")
+            raise UserError(
+                f"{self.dataset.path}: expected steps to convert, found none; run data inspect"
+            )
         self._open.close()
         meta = self.root / "meta"
         meta.mkdir(parents=True)
@@ -114,7 +117,9 @@ class _Writer:
             len(self.tasks), self.recipe.video,
         )  # fmt: skip
         (meta / "info.json").write_text(json.dumps(info, indent=4), encoding="utf-8")
-        whole = {name: total([stat[name] for stat in self.stats]).as_json() for name in self.stats[0]}
+        whole = {
+            name: total([stat[name] for stat in self.stats]).as_json() for name in self.stats[0]
+        }
         (meta / "stats.json").write_text(json.dumps(whole, indent=4), encoding="utf-8")
         layout.write_tasks(meta / "tasks.parquet", list(self.tasks))
         layout.write_episodes(meta / "episodes/chunk-000/file-000.parquet", self.rows, self.stats)

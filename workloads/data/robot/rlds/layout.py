@@ -190,13 +190,13 @@ def _cameras(specs: Mapping[str, Spec]) -> tuple[dict[str, str], dict[str, str]]
     return cameras, other
 
 
-def _text_key(
-    specs: Mapping[str, Spec], asked: str, texts: tuple[str, ...], path: Path
-) -> str:
+def _text_key(specs: Mapping[str, Spec], asked: str, texts: tuple[str, ...], path: Path) -> str:
     """The full key of a feature that holds instructions: a text, a class or a whole number."""
     key = next((key for key in (f"steps/{asked}", asked) if key in specs), None)
     spec = None if key is None else specs[key]
-    is_number = spec is not None and (spec.kind == "class" or spec.dtype.startswith(("int", "uint")))
+    is_number = spec is not None and (
+        spec.kind == "class" or spec.dtype.startswith(("int", "uint"))
+    )
     if key is None or spec is None or not (spec.kind == "text" or is_number):
         found = f"{asked}, {spec}" if spec else f"{asked!r}"
         named = ", ".join(text.removeprefix("steps/") for text in texts) or "none"

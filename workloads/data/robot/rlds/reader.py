@@ -84,9 +84,7 @@ class Rlds(Dataset):
             name=f"{shard.path.name}#{int(shard.records[inner])}",
             states=shard.states[steps],
             actions=shard.actions[steps],
-            said=instruction_of(
-                shard.texts, shard.which[steps], self.options, self.layout.numbers
-            ),
+            said=instruction_of(shard.texts, shard.which[steps], self.options, self.layout.numbers),
             cameras=tuple(self.layout.cameras),
             rows=shard.rows[steps],
             reader=_EpisodeImages(self, shard, inner),

@@ -35,7 +35,12 @@ def find_shards(path: Path, split: str | None) -> tuple[str, str, list[Path]]:
             f"{', '.join(splits) or 'none'}; name one with split, or download the shards"
         )
     first = mine[0]
-    stem, kind, count, digits = first["stem"], first["kind"], int(first["count"]), len(first["count"])
+    stem, kind, count, digits = (
+        first["stem"],
+        first["kind"],
+        int(first["count"]),
+        len(first["count"]),
+    )
     names = [
         f"{stem}-{chosen}.{kind}-{number:0{digits}d}-of-{count:0{digits}d}"
         for number in range(count)

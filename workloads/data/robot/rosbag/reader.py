@@ -113,8 +113,8 @@ class Rosbags(Dataset):
                 usable = [name for name, kind in topics.items() if kind in messages.VECTORS]
                 found = f"{topics[topic]} on it" if topic in topics else "no such topic"
                 raise UserError(
-                    f"{folder}: expected a vector on {topic} for {what}_keys, found {found}; topics "
-                    f"with vectors: {', '.join(usable) or 'none'}"
+                    f"{folder}: expected a vector on {topic} for {what}_keys, found {found}; "
+                    f"topics with vectors: {', '.join(usable) or 'none'}"
                 )
         return list(wanted)
 
@@ -144,13 +144,18 @@ class Rosbags(Dataset):
         wanted = self.options.instruction_key
         if wanted is not None and wanted not in texts:
             raise UserError(
-                f"{folder}: expected a {messages.TEXT} on {wanted} for instruction_key, found none; "
-                f"topics with texts: {', '.join(texts) or 'none'}"
+                f"{folder}: expected a {messages.TEXT} on {wanted} for instruction_key, found "
+                f"none; topics with texts: {', '.join(texts) or 'none'}"
             )
         return wanted or next((topic for topic in texts if "instruction" in topic), None)
 
     def _streams(
-        self, reader: Any, topics: dict[str, str], used: set[str], vectors: set[str], said: str | None
+        self,
+        reader: Any,
+        topics: dict[str, str],
+        used: set[str],
+        vectors: set[str],
+        said: str | None,
     ) -> dict[str, tuple[list[int], list[Any]]]:
         """Times and values of every topic that is used; of images only the times."""
         streams: dict[str, tuple[list[int], list[Any]]] = defaultdict(lambda: ([], []))
@@ -235,7 +240,9 @@ class Rosbags(Dataset):
         usual = int(np.median([element.moments for element in self.found])) if self.found else 1
         self.damage += [item._replace(lost=max(usual, 1)) for item in lost]
         sizes = [(element.states.shape[1], element.actions.shape[1]) for element in self.found]
-        expected = usual_sizes((size, len(one.rows)) for size, one in zip(sizes, self.found, strict=True))
+        expected = usual_sizes(
+            (size, len(one.rows)) for size, one in zip(sizes, self.found, strict=True)
+        )
         for size, one in zip(sizes, self.found, strict=True):
             own_end = 0 if self.options.action_keys else 1
             missing = one.moments - own_end - len(one.rows)
@@ -243,10 +250,15 @@ class Rosbags(Dataset):
                 cause = f"wrong_dim: states and actions of {size}, expected {expected}"
                 self.damage.append(Damage(str(one.folder), 0, None, cause, len(one.rows)))
             elif missing > 0:
-                cause = f"missing_feature: {missing} of {one.moments} steps without a message of the last {_OLD} s"
+                cause = (
+                    f"missing_feature: {missing} of {one.moments} steps without a message of the "
+                    f"last {_OLD} s"
+                )
                 self.damage.append(Damage(str(one.folder), 0, None, cause, missing))
         self.found = [one for one, size in zip(self.found, sizes, strict=True) if size == expected]
-        self.seen = sum(element.moments for element in self.found) + sum(d.lost for d in self.damage)
+        self.seen = sum(element.moments for element in self.found) + sum(
+            d.lost for d in self.damage
+        )
 
 
 class _Unusable(Exception):

@@ -117,6 +117,11 @@ _LIST_MARK = re.compile(r"[,;、]\s*(?:and\b)?|\band\b|和|及")
 _EITHER = re.compile(r"\bor\b|または|或|또는")
 _RATIO = re.compile(r"[\d.]+\s*:\s*[\d.]+")
 _TO = re.compile(r"(?<=\d)\s+to\s+(?=\d)|(?<=\d)\s*(?:対|比|대)\s*(?=\d)")
+_WITHIN = re.compile(
+    r"(?:([A-Za-z])\s*(?:∈|\\in(?![A-Za-z]))\s*)?"
+    r"([(\[])\s*([^,;()\[\]]+?)\s*[,;]\s*([^,;()\[\]]+?)\s*([)\]])$"
+)
+_INFINITE = re.compile(r"∞|\\infty|\binf")
 _BEYOND = re.compile(r"\\[A-Za-z]+|[∫∑∏∪∩∈]|\|")
 _CONTENT = re.compile(r"[^\W_]|[△∠∞∅√π°]")
 
@@ -198,7 +203,7 @@ def _compare(answer: str, truth: str, written: str, wanted: str) -> Verdict:
         return verdict
     if _RATIO.match(truth):
         answer = _TO.sub(":", answer)
-    answer, truth = _without_choice(answer), _without_choice(truth)
+    answer, truth = _as_relations(_without_choice(answer), _without_choice(truth))
     if _BEYOND.search(answer) or _BEYOND.search(truth):
         return _by_math_verify(written, wanted)
     theirs = read_quantities(_bounded(_joined(truth)))
@@ -213,6 +218,23 @@ def _compare(answer: str, truth: str, written: str, wanted: str) -> Verdict:
         if not why:
             return Verdict(True, f"equal: {', '.join(map(str, theirs))}")
     return Verdict(False, why if whole else "nothing")
+
+
+def _as_relations(*texts: str) -> list[str]:
+    """x ∈ [1, 3) as 1 ≤ x < 3, and a bare interval beside it too; other texts as they are."""
+    matches = [_WITHIN.match(text) for text in texts]
+    names = [match[1] for match in matches if match and match[1]]
+    if not names:  # without a name (1, 3) is a point as well
+        return list(texts)
+    pairs = zip(texts, matches, strict=True)
+    return [_relation(match, names[0]) or text if match else text for text, match in pairs]
+
+
+def _relation(interval: re.Match[str], other_name: str) -> str:
+    name, opens, low, high, closes = interval.groups()
+    left = "" if _INFINITE.search(low) else f"{low} {'≤' if opens == '[' else '<'} "
+    right = "" if _INFINITE.search(high) else f" {'≤' if closes == ']' else '<'} {high}"
+    return f"{left}{name or other_name}{right}" if left or right else ""
 
 
 def _unspaced(text: str) -> str:

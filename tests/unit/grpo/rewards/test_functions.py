@@ -77,7 +77,7 @@ def test_what_does_not_come_back_is_killed(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING):
         assert checker.compare(ENDLESS, "$7$") == Verdict(match=False, first=None)
     assert time.monotonic() - started < 4
-    assert "hung" in caplog.text
+    assert "timed out" in caplog.text
     assert first is not None and not Path(f"/proc/{first}").exists()
     assert checker.compare("$8$", "$8$").match
     assert checker.pid not in (None, first)
@@ -98,7 +98,7 @@ def test_the_same_question_costs_once(caplog: pytest.LogCaptureFixture) -> None:
     checker = MathChecker(phase_seconds=1.0)
     verdicts = [checker.compare(ENDLESS, "$7$") for _ in range(50)]
     assert verdicts == [Verdict(match=False, first=None)] * 50
-    assert caplog.text.count("hung") == 1
+    assert caplog.text.count("timed out") == 1
     checker.close()
 
 

@@ -87,7 +87,7 @@ class Columns:
     def _plan(self, present: tuple[str, ...], row: Mapping[str, Any]) -> _Plan:
         """Found for the first row with these columns, and kept for all others."""
         formats = self.data.formats
-        for name, one in formats.items():
+        for _name, one in formats.items():
             found = {ours: self._theirs(one, ours, present) for ours in one.columns}
             if all(found[ours] is not None for ours in one.needed):
                 pairs = tuple((ours, theirs) for ours, theirs in found.items() if theirs)

@@ -17,7 +17,8 @@ Row = Mapping[str, Any]
 class Conversation:
     """Turns up to the last answer, which of them are to be learnt, and the tools to call.
 
-    joint: what stands between question and answer for a model without a template. remarks: as in `template.Rendered`.
+    joint: what stands between question and answer for a model without a template.
+    remarks: as in `template.Rendered`.
     """
 
     turns: list[Turn]
@@ -68,9 +69,7 @@ def conversation_of(row: Row, data: LlmData, switches: Switches) -> Conversation
     return Conversation(turns[: answers[-1] + 1], answers, tools, joint, tuple(remarks))
 
 
-def _messages(
-    name: str, row: Row, data: LlmData, switches: Switches
-) -> tuple[list[Message], int]:
+def _messages(name: str, row: Row, data: LlmData, switches: Switches) -> tuple[list[Message], int]:
     """The turns of a row of a format, and how many of them are only given and never learnt."""
     ignored = frozenset(data.ignore)
     if name in ("messages", "sharegpt"):

@@ -26,12 +26,12 @@ from transformers import PreTrainedTokenizerBase
 from workloads.data import packing, row_files
 from workloads.data import rows as file_rows
 from workloads.data.build_once import built_once, nothing
-from workloads.errors import UserError
+from workloads.data.rows import by_reason, indented
 from workloads.engine.pretrained import chat
+from workloads.errors import UserError
 from workloads.llm.config import LlmConfig, LlmData
 from workloads.llm.data.columns import format_of
 from workloads.llm.data.report import Report, SplitReport
-from workloads.data.rows import by_reason, indented
 from workloads.llm.data.rows import Rows, Split, Splits, load_rows
 from workloads.llm.data.template import Rendered, RowError, Template
 from workloads.llm.data.tokenise import IGNORED, Encoder, Tokens
@@ -158,7 +158,11 @@ class _Builder:
     progress: Callable[[], None]
 
     def build(self, folder: Path) -> None:
-        data, rendering, encoder = self.data, Template(self.data, self.tokenizer), Encoder(self.tokenizer)
+        data, rendering, encoder = (
+            self.data,
+            Template(self.data, self.tokenizer),
+            Encoder(self.tokenizer),
+        )
         reports: dict[Split, SplitReport] = {}
         notes = rendering.notes()
         limit = min(data.max_length, self.positions or data.max_length)

@@ -102,9 +102,7 @@ def draw(lengths: Counts, learnt: Counts, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _chosen(
-    data: Prepared, lengths: Counts, formats: dict[int, str], count: int
-) -> dict[str, int]:
+def _chosen(data: Prepared, lengths: Counts, formats: dict[int, str], count: int) -> dict[str, int]:
     """Title → place of a row among all rows of the sequences; none twice."""
     numbers = data.row_numbers()
     order = np.argsort(numbers, kind="stable")
@@ -133,7 +131,9 @@ def _row(data: Prepared, place: int) -> PreviewRow:
             start = sum(sequence["seq_lengths"][:own])
             end = start + sequence["seq_lengths"][own]
             number = sequence["row_ids"][own]
-            return PreviewRow(number, sequence["input_ids"][start:end], sequence["labels"][start:end])
+            return PreviewRow(
+                number, sequence["input_ids"][start:end], sequence["labels"][start:end]
+            )
         before += count
     raise IndexError(place)
 

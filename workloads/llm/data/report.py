@@ -1,11 +1,11 @@
 """What preparing the data has found: for the terminal, the manifest, and `check --deep`."""
 
 from collections.abc import Iterator
-from workloads.data.rows import by_reason
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from workloads.data.row_files import told_left_out
+from workloads.data.rows import by_reason
 
 _SHOWN = 5
 # What may be told of rows, by the keys that `template.Rendered` and `tokenise.Tokens` use.
@@ -108,7 +108,7 @@ class Report:
                 "only their last answer is learnt, behind the prompt as a model is given it"
             )
         if split.parted:
-            yield f"  {split.parted:,} rows cut where a prompt ends, so that no token holds both prompt and answer"
+            yield f"  {split.parted:,} rows cut where a prompt ends: a token would have held its end and more"
         if len(split.formats) > 1 or "auto" in split.formats:
             counts = (f"{count:,} {name}" for name, count in split.formats.items())
             yield f"  formats: {', '.join(counts)}"

@@ -105,7 +105,9 @@ def load_rows(data: LlmData, split: Split) -> Rows:
 def train_sources(data: LlmData) -> list[Source]:
     """Where the rows to train on are, in the order of the profile."""
     return [
-        Source(source.source, source.subset, source.revision, source.split or data.split, source.weight)
+        Source(
+            source.source, source.subset, source.revision, source.split or data.split, source.weight
+        )
         for source in data.sources
     ]
 

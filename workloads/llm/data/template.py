@@ -264,7 +264,9 @@ class Template:
     def _written(self, turn: Turn) -> str:
         """What a turn says, with line breaks as the template writes them."""
         words = said(turn)
-        return words if self.switches.newline == "\n" else words.replace("\n", self.switches.newline)
+        return (
+            words if self.switches.newline == "\n" else words.replace("\n", self.switches.newline)
+        )
 
     def _closed(self, text: str, end: int, limit: int) -> int | None:
         """Where what closes an answer ends, which ends itself at `end`; None where nothing does."""

@@ -33,7 +33,7 @@ class RowError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A turn for the template, and what the data says of learning it; None where it says nothing."""
+    """A turn for the template, and whether the data says to learn it; None where it says nothing."""
 
     turn: Turn
     learn: bool | None = None
@@ -136,10 +136,7 @@ def _leaves(value: Any, with_keys: bool) -> Iterator[str]:
 
 
 def _message(turn: Any, number: int, ignored: frozenset[str]) -> Message:
-    if _is_plain(turn):
-        message = Message(dict(turn))
-    else:
-        message = _unified(turn, number, ignored)
+    message = Message(dict(turn)) if _is_plain(turn) else _unified(turn, number, ignored)
     fitting = message.turn
     # A system turn or a tool's result may be empty; a question or an answer says something.
     empty = not fitting["content"] or fitting["content"].isspace()

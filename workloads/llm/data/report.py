@@ -108,7 +108,7 @@ class Report:
                 "only their last answer is learnt, behind the prompt as a model is given it"
             )
         if split.parted:
-            yield f"  {split.parted:,} rows cut where a prompt ends: a token would have held its end and more"
+            yield f"  {split.parted:,} rows cut where a prompt ends: a token would span it"
         if len(split.formats) > 1 or "auto" in split.formats:
             counts = (f"{count:,} {name}" for name, count in split.formats.items())
             yield f"  formats: {', '.join(counts)}"

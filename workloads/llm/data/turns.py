@@ -33,7 +33,7 @@ class RowError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A turn for the template, and whether the data says to learn it; None where it says nothing."""
+    """A turn for the template, and whether the data says to learn it; None where it is silent."""
 
     turn: Turn
     learn: bool | None = None

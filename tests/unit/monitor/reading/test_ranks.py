@@ -34,7 +34,7 @@ def process(written: Written) -> Iterator["subprocess.Popen[bytes]"]:
     with subprocess.Popen(words, env=env, stdin=subprocess.PIPE) as found:
         # The kernel lets go of the parent a moment before the child's arguments can be read.
         until = time.monotonic() + 20
-        while not list(health.ranks()) and time.monotonic() < until:
+        while all(rank.pid != found.pid for rank in health.ranks()) and time.monotonic() < until:
             time.sleep(0.01)
         yield found
         found.kill()

@@ -87,8 +87,12 @@ class Backup:
         self.whole.add(path.name)
 
     def _rotate(self, complete: Sequence[str]) -> None:
-        """Delete what the run has deleted, damaged or not, once a newer checkpoint is whole."""
-        here = sealed(self.copy / "checkpoints")
+        """Delete what the run has deleted, damaged, cut or whole, once a newer checkpoint is whole.
+
+        One that was deleted over there while it was copied has no seal here.
+        """
+        folder = self.copy / "checkpoints"
+        here = [path for path in folder.iterdir() if step_of(path) >= 0] if folder.is_dir() else []
         newest = max((step_of(path) for path in here if path.name in self.whole), default=-1)
         for path in here:
             if path.name not in complete and step_of(path) < newest:

@@ -21,6 +21,7 @@ from workloads.rent.own_machine import OwnMachine
 from workloads.rent.payload import Payload
 from workloads.rent.preparing import Preparation
 from workloads.rent.provider import Request
+from workloads.run.integrity import SEAL
 from workloads.run.verify import all_whole, verify
 from workloads.signals import Interrupted, Stop
 
@@ -608,6 +609,21 @@ def test_a_damaged_copy_of_what_the_run_deleted_is_no_loss(stage: Stage) -> None
     stage.over.on_call = damage_and_delete
     assert stage.lease().carry_on() == EXIT_DONE
     assert stage.account.running == [] and "checkpoints/checkpoint-1" not in stage.saved
+
+
+def test_a_copy_of_what_the_run_deleted_meanwhile_leaves_no_half_checkpoint(stage: Stage) -> None:
+    """Without its seal, which is copied last."""
+    old = Path(stage.ledger.copy) / "checkpoints" / "checkpoint-1"
+
+    def delete_between_two_copies(name: str) -> None:
+        source = stage.over.run.checkpoints / "checkpoint-1"
+        if (stage.over.run.checkpoints / "checkpoint-3").is_dir() and source.is_dir():
+            shutil.rmtree(source)
+            (old / SEAL).unlink(missing_ok=True)
+
+    stage.over.on_call = delete_between_two_copies
+    assert stage.lease().carry_on() == EXIT_DONE
+    assert stage.account.running == [] and not old.exists()
 
 
 def test_every_state_can_be_read_back(stage: Stage) -> None:

@@ -1,6 +1,7 @@
 """Text by vLLM (0.31) in this process, in place of transformers: the same prompts and ends."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from workloads.engine.pretrained.files import ADAPTER_CONFIG, is_adapter
 from workloads.errors import UserError
 from workloads.json_files import read_json
 
+_SHARE_OF_CPU = 0.4  # of a machine's memory, where there is no GPU
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's kernels for adapters are made for
 
 
@@ -44,13 +46,31 @@ def lora_rank(folder: Path) -> int:
     return next(offered for offered in RANKS if offered >= rank)
 
 
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """UserError for what vLLM refuses; it prints the cause itself, from another process."""
+    try:
+        yield
+    except Exception as error:  # vLLM has kinds of its own, and raises the builtin ones too
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{folder}: expected answers of vLLM, found: {found} Its own lines above say why; "
+            "free memory, or take --engine transformers"
+        ) from error
+
+
 class VllmEngine:
     """A model's folder in vLLM; `generate` answers prompts in their order."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, **options: Any) -> None:
         from vllm import LLM
 
-        self._llm = LLM(model=str(folder), dtype=dtype, **options)
+        if not torch.cuda.is_available():
+            # Nine tenths by itself, of what is the whole machine's memory here.
+            options.setdefault("gpu_memory_utilization", _SHARE_OF_CPU)
+        self._folder = folder
+        with _explained(folder):
+            self._llm = LLM(model=str(folder), dtype=dtype, **options)
         self._penalty = self._llm.get_default_sampling_params().repetition_penalty
 
     def generate(
@@ -82,5 +102,6 @@ class VllmEngine:
             from vllm.lora.request import LoRARequest
 
             lora = LoRARequest("adapter", 1, str(adapter))
-        answers = self._llm.generate(list(prompts), rules, use_tqdm=False, lora_request=lora)
+        with _explained(self._folder):
+            answers = self._llm.generate(list(prompts), rules, use_tqdm=False, lora_request=lora)
         return [answer.outputs[0].text for answer in answers]

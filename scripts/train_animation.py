@@ -29,9 +29,9 @@ from workloads.run import Run
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS, ROWS = 84, 32
 WIDTH, HEIGHT = 1400, 520
-EVERY = 3.0  # seconds between two images; shown ten times as fast
-SHOWN, LAST = 300, 4000  # milliseconds of an image, and of the last one
-COLOURS = 24
+EVERY = 3.5  # seconds between two images; shown ten times as fast
+SHOWN, LAST = 350, 4000  # milliseconds of an image, and of the last one
+COLOURS = 16
 _PAGE = """<!doctype html><style>body{{margin:0;background:#fff;display:flex;gap:12px}}
 svg{{width:694px;height:520px;display:block}}</style>{left}{right}"""
 

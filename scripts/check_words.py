@@ -34,7 +34,7 @@ def main() -> int:
     pattern = re.compile(rf"\b(?:{'|'.join(WORDS)})\b", re.IGNORECASE)
     for name in names:
         path = Path(name)
-        if name.startswith(LEFT_OUT) or path.suffix in (".png", ".svg", ".lock"):
+        if name.startswith(LEFT_OUT) or path.suffix in (".png", ".gif", ".svg", ".lock"):
             continue
         if not path.is_file():
             continue

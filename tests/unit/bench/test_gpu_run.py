@@ -128,7 +128,7 @@ def test_a_run_is_recorded_by_path_card_and_date(tmp_path: Path) -> None:
         results = tmp_path / device
         results.mkdir()
         row = {"peak_allocated_mib": 100.0, "planned_allocated_mib": 101.0}
-        failed = result("failed", card=card, error="it broke at /work/x/y/file.py:3")
+        failed = result("failed", card=card, error="it broke at /srv/x/y/file.py:3")
         for name, found in (("planned", result(card=card, memory=[row])), ("nan", failed)):
             (results / f"{name}.json").write_text(json.dumps(found))
         record.keep({**summary(results, device), "date": "2026-11-26"}, tmp_path / "kept")
@@ -141,7 +141,7 @@ def test_a_run_is_recorded_by_path_card_and_date(tmp_path: Path) -> None:
     ]
     assert "2026-11-26 | torch 2.11.0 | passed (1 checks) |" in planned[0]
     assert any("a step with a NaN" in line and "failed: it broke" in line for line in lines)
-    assert "/work/x" not in record.table(runs)
+    assert "/srv/x" not in record.table(runs)
     assert sum("never run" in line for line in lines) == sum(len(p.paths) for p in PARTS) - 2
     peaks = record.peaks(runs).splitlines()
     assert peaks[1] == "NVIDIA H100 80GB HBM3-0,2026-11-26,100.0,101.0" and len(peaks) == 2

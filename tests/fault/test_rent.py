@@ -22,6 +22,7 @@ from tests.support.fake_lambda import JUPYTER, FakeLambda
 from tests.support.processes import ONE_RANK, ROOT, SHORT, descendants
 from tests.support.ssh_server import SshServer, ssh_server
 from workloads.rent.ledger import Ledger, State, label, ledgers
+from workloads.run.integrity import SEAL
 from workloads.run.verify import all_whole, verify
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -94,6 +95,13 @@ class Renting:
             )
             time.sleep(0.1)
 
+    def signal_training(self, number: int) -> None:
+        """To everything that the job over there has started."""
+        for path in self.there.glob(".cache/rent/*/runner.process"):
+            for pid in descendants(int(path.read_text())):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
     def end(self, code: int) -> None:
         assert self.process is not None
         assert self.process.wait(PATIENCE) == code, self.said()
@@ -113,10 +121,7 @@ def renting(tmp_path: Path, account: FakeLambda) -> Iterator[Renting]:
         finally:
             if renting.process is not None and renting.process.poll() is None:
                 renting.process.kill()
-            for path in renting.there.glob(".cache/rent/*/runner.process"):
-                for pid in descendants(int(path.read_text())):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            renting.signal_training(signal.SIGKILL)
 
 
 LEASE = ("lambda", "demo", "--type=cpu_4x_general", "--user=root")
@@ -154,12 +159,17 @@ def test_a_lease_from_the_launch_to_a_machine_seen_gone(
     assert renting.process is not None
     eyes = Eyes(lambda: renting.process.pid if renting.process else 0)
     eyes.start()
+    # A quick machine has trained to the end before anybody looks: it waits at its second checkpoint.
+    saved = "outputs/demo/*/checkpoints/checkpoint-16/" + SEAL
+    renting.until(lambda: list(renting.there.glob(saved)), "second checkpoint")
+    renting.signal_training(signal.SIGSTOP)
     renting.until(lambda: "verified: checkpoint-16" in renting.said(), "second copy")
     weights = renting.copy / "checkpoints" / "checkpoint-16" / "model.safetensors"
     facts, content = weights.stat(), bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
     os.utime(weights, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    renting.signal_training(signal.SIGCONT)
     renting.end(0)
     eyes.over.set()
     eyes.join()

@@ -12,9 +12,26 @@ import sys
 from pathlib import Path
 
 COMMON = (
-    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
-    *("safetensors.torch", "huggingface_hub", "pyarrow", "PIL", "matplotlib", "wandb"),
-    *("torch.utils.tensorboard", "pydantic", "yaml", "rich", "textual", "psutil", "pynvml"),
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors.torch",
+    "huggingface_hub",
+    "pyarrow",
+    "PIL",
+    "matplotlib",
+    "wandb",
+    "torch.utils.tensorboard",
+    "pydantic",
+    "yaml",
+    "rich",
+    "textual",
+    "psutil",
+    "pynvml",
 )
 IMPORTS = {
     "demo": ("math_verify", "google_crc32c"),

@@ -41,8 +41,13 @@ COMMANDS: Commands = {
 }
 # What follows a PROFILE there are settings, which the parser does not know.
 _WITH_SETTINGS = (
-    *(("train",), ("submit",), ("check",), ("plan",), ("doctor",)),
-    *(("rent", "lambda"), ("rent", "ssh")),
+    ("train",),
+    ("submit",),
+    ("check",),
+    ("plan",),
+    ("doctor",),
+    ("rent", "lambda"),
+    ("rent", "ssh"),
 )
 _EPILOG = """\
 A PROFILE is a file such as profiles/demo.yaml, or its name. Settings follow it as

@@ -14,8 +14,12 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
 
 FILES = ("compose.yaml", "compose.cpu.yaml")
 QUICK = (
-    *("train.epochs=50", "train.max_steps=4", "checkpoints.every_steps=2"),
-    *("evaluation.every_steps=4", "evaluation.rows=4", "evaluation.max_new_tokens=8"),
+    "train.epochs=50",
+    "train.max_steps=4",
+    "checkpoints.every_steps=2",
+    "evaluation.every_steps=4",
+    "evaluation.rows=4",
+    "evaluation.max_new_tokens=8",
 )
 
 

@@ -13,8 +13,12 @@ from tests.support.processes import events, steps
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(900)]
 
 QUICK = (
-    *("train.epochs=50", "train.max_steps=8", "checkpoints.every_steps=4"),
-    *("evaluation.every_steps=8", "evaluation.rows=4", "evaluation.max_new_tokens=8"),
+    "train.epochs=50",
+    "train.max_steps=8",
+    "checkpoints.every_steps=4",
+    "evaluation.every_steps=8",
+    "evaluation.rows=4",
+    "evaluation.max_new_tokens=8",
 )
 
 

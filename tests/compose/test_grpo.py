@@ -12,7 +12,9 @@ pytestmark = [pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 FILES = ("compose.yaml", "compose.cpu.yaml")
 SHORT = (
-    *("data.scenes.count=60", "train.max_steps=2", "checkpoints.every_steps=2"),
+    "data.scenes.count=60",
+    "train.max_steps=2",
+    "checkpoints.every_steps=2",
     "train.per_device_batch_size=16",
 )
 

@@ -73,8 +73,15 @@ def test_a_token_that_would_not_arrive_is_told(project: Callable[..., Project]) 
 
 
 SECRET_PLACES = (
-    *(".env", ".env.local", "data/private.jsonl", "outputs/run/log", "token.txt"),
-    *(".cache/home/.netrc", ".git/config", "workloads/.env", "profiles/.env"),
+    ".env",
+    ".env.local",
+    "data/private.jsonl",
+    "outputs/run/log",
+    "token.txt",
+    ".cache/home/.netrc",
+    ".git/config",
+    "workloads/.env",
+    "profiles/.env",
 )
 
 

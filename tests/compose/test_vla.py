@@ -20,8 +20,11 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
 
 FILES = ("compose.yaml", "compose.cpu.yaml")
 WORDS = (
-    *("train.max_steps=4", "train.per_device_batch_size=2", "checkpoints.every_steps=2"),
-    *("evaluation.every_steps=4", "tracking.tensorboard=false"),
+    "train.max_steps=4",
+    "train.per_device_batch_size=2",
+    "checkpoints.every_steps=2",
+    "evaluation.every_steps=4",
+    "tracking.tensorboard=false",
 )
 PICTURE = ROOT / "tests/golden/openvla/image_processor/img_224x224.png"
 
@@ -115,10 +118,16 @@ def test_a_policy_head_is_stopped_and_resumes_to_the_same_weights(
     write_calvin(data / "calvin", spans=((0, 12), (8, 20), (28, 36)))
     readable(data)
     words = (
-        *("data.source=data/calvin", "data.window=4", "data.eval_share=0.3"),
-        *("action_head.chunk=3", "action_head.hidden=16", "train.max_steps=24"),
-        *("train.per_device_batch_size=2", "checkpoints.every_steps=100"),
-        *("evaluation.every_steps=100", "tracking.tensorboard=false"),
+        "data.source=data/calvin",
+        "data.window=4",
+        "data.eval_share=0.3",
+        "action_head.chunk=3",
+        "action_head.hidden=16",
+        "train.max_steps=24",
+        "train.per_device_batch_size=2",
+        "checkpoints.every_steps=100",
+        "evaluation.every_steps=100",
+        "tracking.tensorboard=false",
     )
     own = {"TATARA_DATA": str(data), "TATARA_PROFILE": "profiles/recipes/policy-tiny.yaml"}
     whole = project("vla", FILES, **own, **arguments(*words))

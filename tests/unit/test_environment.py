@@ -123,14 +123,16 @@ def test_secrets_under_other_names_are_blotted_out() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(
-            "AWS_SECRET_ACCESS_KEY",
-            "AWS_ACCESS_KEY_ID",
-            "OPENAI_API_KEY",
-            "GITHUB_PAT",
-            "DB_PASSWORD",
-        ),
-        *("MLFLOW_TRACKING_TOKEN", "SMTP_PASSWD", "my_secret", "PGPASSWORD", "NGC_APIKEY"),
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_ACCESS_KEY_ID",
+        "OPENAI_API_KEY",
+        "GITHUB_PAT",
+        "DB_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "SMTP_PASSWD",
+        "my_secret",
+        "PGPASSWORD",
+        "NGC_APIKEY",
     ],
 )
 def test_every_secret_like_value_is_blotted_out(name: str) -> None:

@@ -151,7 +151,14 @@ def look(env: Mapping[str, str], profile: str | None, words: Sequence[str]) -> F
     handed = docker.try_gpus(image, env) if image else None
     found = nvidia.build_in(handed.out, f"the torch in {image}") if handed else None
     facts = Facts(
-        *(env, profile, runtime, why, engine, services, complaint, smi),
+        env,
+        profile,
+        runtime,
+        why,
+        engine,
+        services,
+        complaint,
+        smi,
         build=found or _build(runtime, env),
         handed=handed,
         settings=read_settings(profile, words, env, services),

@@ -275,7 +275,12 @@ class Lease:
         ledger.state = State.RUNNING
         ledger.save()
         watch = Watch(
-            *(ledger, self.provider, self._reached(), self._backup(), self.clock, self.say),
+            ledger,
+            self.provider,
+            self._reached(),
+            self._backup(),
+            self.clock,
+            self.say,
             stop=self.stop,
             now=lambda: int(self.stop.now),
         )

@@ -105,7 +105,9 @@ def test_every_refused_field_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         settings_of(written(tmp_path, content))
     assert [line.split(": ")[1] for line in str(refused.value).splitlines()] == [
-        *("scheduler", "amp", "zero_optimization.stage"),
+        "scheduler",
+        "amp",
+        "zero_optimization.stage",
     ]
 
 

@@ -23,7 +23,13 @@ def ledger(tmp_path: Path) -> Ledger:
     python.chmod(0o755)
     run_id = f"test-{os.getpid()}-{tmp_path.name}"
     return Ledger(
-        *("tatara-demo", "ssh", "demo", run_id, "", "", ""),
+        "tatara-demo",
+        "ssh",
+        "demo",
+        run_id,
+        "",
+        "",
+        "",
         folder=str(tmp_path / "the checkout"),
         python=str(python),
     )

@@ -62,7 +62,7 @@ class Stage:
         )
         sent = Preparation(Payload(self.folder, (), (), 0), "", {"HF_TOKEN": HF_TOKEN})
         return Lease(
-            *(self.ledger, self.provider, remote, sent, self.said.append, self.stop, self.clock)
+            self.ledger, self.provider, remote, sent, self.said.append, self.stop, self.clock
         )
 
     def reload(self) -> "Stage":

@@ -81,7 +81,10 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     )
     outputs = f"/lambda/nfs/{args.file_system}/outputs" if args.file_system else "outputs"
     ledger, profile = new_ledger(
-        *(args, words, env, request),
+        args,
+        words,
+        env,
+        request,
         provider="lambda",
         user=args.user,
         key=args.key,

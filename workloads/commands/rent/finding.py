@@ -80,7 +80,8 @@ def _stand_in(name: str, provider: str, machine: str, price: float) -> "Ledger":
     from workloads.rent.ledger import Ledger
 
     return Ledger(
-        *(name, provider),
+        name,
+        provider,
         profile="",
         run_id="",
         root="",

@@ -40,7 +40,10 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     if not address or address.startswith("-"):
         raise UserError(f"expected MACHINE as [user@]host, found {args.machine!r}; correct it")
     ledger, profile = new_ledger(
-        *(args, words, env, Request(types=(address,), hours=args.hours)),
+        args,
+        words,
+        env,
+        Request(types=(address,), hours=args.hours),
         provider="ssh",
         machine=address,
         address=address,

@@ -69,7 +69,7 @@ def measure(data: Prepared) -> tuple[Counts, Counts]:
 def statistics(report: SplitReport, lengths: Counts, learnt: Counts) -> Table:
     """Lengths of rows, and what was cut, dropped, repeated or told of."""
     table = Table(title="training rows", title_justify="left")
-    for name in ("", "rows", *("least", "half", "90 %", "99 %", "most"), "all"):
+    for name in ("", "rows", "least", "half", "90 %", "99 %", "most", "all"):
         table.add_column(name, justify="right" if name else "left")
     for name, values in (("tokens", lengths), ("tokens to learn", learnt)):
         spread = (f"{value:,.0f}" for value in np.percentile(values, _PERCENTS))

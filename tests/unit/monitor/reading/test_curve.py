@@ -119,13 +119,23 @@ def test_ticks_are_round(low: float, high: float, most: int, expected: list[floa
 
 def test_numbers_as_people_read_them() -> None:
     assert [span_text(at) for at in (0.61, 12.4, 185, 7_805, 300_000)] == [
-        *("0.6 s", "12 s", "3:05 min", "2:10:05 h", "3 d 11 h"),
+        "0.6 s",
+        "12 s",
+        "3:05 min",
+        "2:10:05 h",
+        "3 d 11 h",
     ]
     assert [byte_text(at) for at in (12, 3_927_007, 592 << 20, 3 << 40)] == [
-        *("12 B", "3.7 MiB", "592 MiB", "3.0 TiB"),
+        "12 B",
+        "3.7 MiB",
+        "592 MiB",
+        "3.0 TiB",
     ]
     assert [number_text(at) for at in (2134.7, 0.00179933, 1.8e-5, 0.0)] == [
-        *("2,135", "0.001799", "1.8e-05", "0"),
+        "2,135",
+        "0.001799",
+        "1.8e-05",
+        "0",
     ]
     assert [count_text(at) for at in (0, 1500, 2e6, 1e-5, 0.5)] == [
         "0",

@@ -140,7 +140,11 @@ def test_numbers_are_finite(value: object, expected: float | None) -> None:
 
 def test_what_is_not_finite_is_noticed() -> None:
     assert [is_broken(value) for value in ("nan", "-inf", float("inf"), 1.0, None, "text")] == [
-        *(True, True, True),
-        *(False, False, False),
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
     ]
     assert whole(3.0) == 3 and whole("3") is None

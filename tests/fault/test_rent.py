@@ -159,7 +159,7 @@ def test_a_lease_from_the_launch_to_a_machine_seen_gone(
     assert renting.process is not None
     eyes = Eyes(lambda: renting.process.pid if renting.process else 0)
     eyes.start()
-    # A quick machine has trained to the end before anybody looks: it waits at its second checkpoint.
+    # A quick machine would have trained to the end before anybody looks: it waits here.
     saved = "outputs/demo/*/checkpoints/checkpoint-16/" + SEAL
     renting.until(lambda: list(renting.there.glob(saved)), "second checkpoint")
     renting.signal_training(signal.SIGSTOP)

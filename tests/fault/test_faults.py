@@ -7,16 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ONE_RANK, ROOT, SHORT, Training, events, losses, rows, state
+from tests.support.processes import (
+    ONE_RANK,
+    ROOT,
+    SHORT,
+    Training,
+    Trainings,
+    events,
+    losses,
+    rows,
+    state,
+)
 from workloads.run import verify_checkpoint
 from workloads.run.integrity import sealed
 
 pytestmark = pytest.mark.fault
 
 
-def test_a_killed_rank_is_named_and_the_run_finishes_by_itself(tmp_path: Path) -> None:
-    whole = Training(tmp_path / "whole").end()
-    hurt = Training(tmp_path / "hurt")
+def test_a_killed_rank_is_named_and_the_run_finishes_by_itself(
+    tmp_path: Path, begin: Trainings
+) -> None:
+    whole = begin(tmp_path / "whole").end()
+    hurt = begin(tmp_path / "hurt")
     hurt.until_step(10)
     hurt.signal_rank(1, signal.SIGKILL)
     hurt.end()
@@ -26,28 +38,30 @@ def test_a_killed_rank_is_named_and_the_run_finishes_by_itself(tmp_path: Path) -
     assert losses(hurt.run) == losses(whole.run)
 
 
-def test_a_flipped_byte_sends_the_run_to_the_checkpoint_before(tmp_path: Path) -> None:
-    first = Training(tmp_path, [*ONE_RANK, "train.max_steps=16"]).end()
+def test_a_flipped_byte_sends_the_run_to_the_checkpoint_before(
+    tmp_path: Path, begin: Trainings
+) -> None:
+    first = begin(tmp_path, [*ONE_RANK, "train.max_steps=16"]).end()
     newest = sealed(first.run.checkpoints)[-1]
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[len(content) // 2] ^= 1
     (newest / "model.safetensors").write_bytes(content)
     assert verify_checkpoint(newest)
-    again = Training(tmp_path, [*ONE_RANK, "train.max_steps=16"], resume=True).end()
+    again = begin(tmp_path, [*ONE_RANK, "train.max_steps=16"], resume=True).end()
     assert "checkpoint-16 is damaged" in again.console
     assert "going on from checkpoint-8" in again.console
     assert (again.run.checkpoints / "damaged-checkpoint-16").is_dir()
     assert verify_checkpoint(again.run.checkpoints / "checkpoint-16") == []
 
 
-def test_a_nan_on_one_rank_is_never_applied(tmp_path: Path) -> None:
+def test_a_nan_on_one_rank_is_never_applied(tmp_path: Path, begin: Trainings) -> None:
     import torch
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    training = Training(tmp_path, fault="nan:7:1").end()
+    training = begin(tmp_path, fault="nan:7:1").end()
     (event,) = events(training.run, "nonfinite")
     assert event["step"] == 7 and len(event["rows_by_rank"][1]) == 4
-    assert all("arithmetic.jsonl:" in place for place in event["places_by_rank"][1])
+    assert all(begin.place in place for place in event["places_by_rank"][1])
     assert "step 7: non-finite loss or gradient; the step was not applied" in training.console
     newest = sealed(training.run.checkpoints)[-1]
     dcp_to_torch_save(newest / "pytorch_model_fsdp_0", tmp_path / "weights.pt")

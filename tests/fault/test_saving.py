@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ONE_RANK, Training, events
+from tests.support.processes import ONE_RANK, Training, Trainings, events
 from workloads.run import verify_checkpoint
 from workloads.run.integrity import sealed
 
@@ -28,9 +28,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_older_checkpoint_and_fails_at_the_end(small_disk: Path) -> None:
+def test_a_full_disk_keeps_the_older_checkpoint_and_fails_at_the_end(
+    small_disk: Path, begin: Trainings
+) -> None:
     filler = small_disk / "filler"
-    training = Training(small_disk, [*ONE_RANK, "train.max_steps=400", "checkpoints.every_steps=8"])
+    training = begin(small_disk, [*ONE_RANK, "train.max_steps=400", "checkpoints.every_steps=8"])
     training.until_event("checkpoint")
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     with filler.open("wb") as file:
@@ -47,17 +49,23 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_fails_at_the_end(small_disk:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", range(5))
-def test_a_kill_while_saving_never_leaves_a_half_checkpoint(tmp_path: Path, delay: int) -> None:
-    words = [*ONE_RANK, "train.max_steps=100000", "checkpoints.every_steps=1"]
-    training = Training(tmp_path, [*words, "parallel.restarts=0"])
+@pytest.mark.parametrize(
+    ("begin", "delay"),
+    [*(("llm", delay) for delay in range(5)), ("policy", 0)],
+    indirect=["begin"],
+)
+def test_a_kill_while_saving_never_leaves_a_half_checkpoint(
+    tmp_path: Path, begin: Trainings, delay: int
+) -> None:
+    words = [*ONE_RANK, "train.max_steps=100000", "train.epochs=10000", "checkpoints.every_steps=1"]
+    training = begin(tmp_path, [*words, "parallel.restarts=0"])
     training.until_step(3 + delay)
     training.signal_rank(0, signal.SIGKILL)
     training.end(expected=75)
     for path in sealed(training.run.checkpoints):
         assert verify_checkpoint(path) == []
     newest = sealed(training.run.checkpoints)[-1]
-    again = Training(tmp_path, [*words, "train.max_steps=20"], resume=True).end()
+    again = begin(tmp_path, [*words, "train.max_steps=20"], resume=True).end()
     assert f"going on from {newest.name}" in again.console
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ SHORT = (
     "tracking.tensorboard=false",
     "parallel.restart_delay=0.1",
 )
-ONE_RANK = ("parallel.nodes=1", "parallel.strategy=single")
+ONE_RANK = ("parallel.nodes=1", "parallel.ranks_per_node=1", "parallel.strategy=single")
 PATIENCE = 240.0  # a bound for the worst machine, not an expectation
 
 
@@ -113,6 +114,18 @@ class Training:
             raise AssertionError(f"did not end\n{self.everything()}") from None
         assert code == expected, f"exit {code}, expected {expected}\n{self.everything()}"
         return self
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Starts one kind of training; place: what stands in the places of its rows."""
+
+    profile: str
+    place: str
+    words: tuple[str, ...] = ()
+
+    def __call__(self, outputs: Path, words: Sequence[str] = (), **more: Any) -> Training:
+        return Training(outputs, [*self.words, *words], profile=self.profile, **more)
 
 
 def free_port() -> int:

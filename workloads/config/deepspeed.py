@@ -60,7 +60,7 @@ _REFUSED = {
     "amp": "write train.precision=bf16 or fp16",
     "tensorboard": "write tracking.tensorboard=true",
     "wandb": "write tracking.wandb=online",
-    "csv_monitor": "metrics.jsonl of every run holds its figures",
+    "csv_monitor": "`tatara report RUN --csv` writes the figures of any run",
     "activation_checkpointing": "write train.gradient_checkpointing=true",
     "flops_profiler": "tatara monitor shows speed and utilisation",
 }

@@ -21,7 +21,9 @@ _MOST = 20  # damaged records shown
 
 def shallow(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     """Whether the datasets are there, and whether the model can fit the GPUs that are here."""
-    found = [_data(source.source) for source in config.data.sources()]
+    lost = config.data.missing_datasets()
+    found = [Finding("data.mixture", "error", lost)] if lost else []
+    found += [_data(source.source) for source in config.data.sources() if lost is None]
     if config.data.statistics and not Path(config.data.statistics).is_file():
         text = f"{config.data.statistics} does not exist"
         found.append(Finding("data.statistics", "error", text, "correct it, or leave it out"))

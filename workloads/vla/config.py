@@ -1,11 +1,16 @@
 """Settings of the vla workload: OpenVLA, its OFT variant, and policy heads that remember."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from workloads.config.sections import Number, Profile, Section, Text, Whole
+from workloads.data.action_parts import Change
+from workloads.errors import did_you_mean
+from workloads.vla.mixtures import dataset_settings, mixtures
 
 if TYPE_CHECKING:
     from workloads.plan.shapes import ModelShape
@@ -14,6 +19,28 @@ if TYPE_CHECKING:
 # joints and a gripper.
 TEXT_TOKENS, _ACTION = 64, 8
 _WINDOW = 8  # as most of RoboVLMs' published settings have it
+
+
+class ActionPart(Section):
+    """Some numbers of an action: recorded ones, changed in turn, or constants."""
+
+    of: Literal["action", "state"] = Field("action", description="What was recorded.")
+    numbers: tuple[Whole, ...] = Field(
+        (), description="Which of its numbers, negative ones from the end; none: all."
+    )
+    changes: tuple[Change, ...] = Field(
+        (),
+        description="clip: to 0 and 1; invert: 1 minus it; binary: a gripper's position as the end "
+        "that it reaches next; absolute: commands that close (1) or open (-1) as 0 closed, 1 open; "
+        "euler: a quaternion x, y, z, w as roll, pitch, yaw; moved: from this step to the next.",
+    )
+    constant: tuple[Number, ...] = Field((), description="These numbers at every step instead.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "ActionPart":
+        if self.constant and (self.numbers or self.changes or self.of != "action"):
+            raise ValueError("constant: nothing recorded goes with it; leave out the others")
+        return self
 
 
 class Source(Section):
@@ -57,6 +84,21 @@ class Source(Section):
     rate: Number | None = Field(
         None, gt=0, description="Steps a second to sample a ROS 2 bag at; default: 10."
     )
+    fps: Number | None = Field(
+        None, gt=0, description="Steps a second, where the files do not say."
+    )
+    camera_names: dict[str, Text] = Field(
+        {}, description="Other names of cameras: {primary: front} makes the camera front primary."
+    )
+    action_parts: tuple[ActionPart, ...] = Field(
+        (), description="What an action is made of, part by part; default: as recorded."
+    )
+    skip_first: Whole = Field(
+        0, ge=0, description="Steps at the start of every episode to leave out."
+    )
+    skip_unlabelled: bool = Field(
+        False, description="Leave out episodes without an instruction, which are refused otherwise."
+    )
 
 
 class Augmentation(Section):
@@ -97,6 +139,14 @@ class VlaData(Source):
     """
 
     mixed_with: tuple[Source, ...] = Field((), description="Further datasets, by weight.")
+    mixture: Text | None = Field(
+        None,
+        description="A public mixture of datasets that lie in the folder data.source, such as "
+        "bridge, rt_1 or oxe_magic_soup; vla/mixtures.yaml has them all.",
+    )
+    mixture_without: tuple[Text, ...] = Field(
+        (), description="Datasets of the mixture to leave out."
+    )
     cameras: tuple[Text, ...] = Field(
         (), description="Cameras to use, in order; default: primary, or the first."
     )
@@ -142,10 +192,57 @@ class VlaData(Source):
         "decoded once for all windows that hold it.",
     )
 
+    @model_validator(mode="after")
+    def _of_mixture(self) -> "VlaData":
+        """What belongs to one dataset has no place beside a mixture, which knows it of each."""
+        if self.mixture is None:
+            if self.mixture_without:
+                raise ValueError("mixture_without: of a mixture; set data.mixture")
+            return self
+        if self.mixture not in mixtures():
+            near = did_you_mean(self.mixture, mixtures())
+            raise ValueError(f"mixture: unknown mixture {self.mixture!r}; {near}")
+        names = mixtures()[self.mixture]
+        for name in self.mixture_without:
+            if name not in names:
+                near = did_you_mean(name, names)
+                raise ValueError(f"mixture_without: {self.mixture} has no {name!r}; {near}")
+        if set(self.mixture_without) == names.keys():
+            raise ValueError("mixture_without: expected to leave a dataset, found all of them")
+        for name in sorted(self.model_fields_set & Source.model_fields.keys() - {"source"}):
+            raise ValueError(
+                f"{name}: of one dataset, and data.mixture={self.mixture} knows its own of each; "
+                "leave it out, or name the datasets in data.mixed_with"
+            )
+        return self
+
     def sources(self) -> tuple[Source, ...]:
-        """All datasets, this one first."""
-        own = self.model_dump(include=set(Source.model_fields))
-        return (Source.model_validate(own), *self.mixed_with)
+        """All datasets, this one first, or those of the mixture."""
+        if self.mixture is None:
+            own = self.model_dump(include=set(Source.model_fields))
+            return (Source.model_validate(own), *self.mixed_with)
+        listed = [
+            Source.model_validate(
+                {"weight": weight, "skip_unlabelled": True}
+                | dataset_settings(name, Path(self.source))
+            )
+            for name, weight in mixtures()[self.mixture].items()
+            if name not in self.mixture_without
+        ]
+        return (*listed, *self.mixed_with)
+
+    def missing_datasets(self) -> str | None:
+        """The sentence that names what a mixture lacks on this disk; None where all is there."""
+        sources = self.sources()
+        missing = [source.name for source in sources if not Path(source.source).exists()]
+        if self.mixture is None or not missing:
+            return None
+        without = json.dumps([*self.mixture_without, *missing])
+        return (
+            f"data.mixture={self.mixture}: expected {len(sources)} datasets in {self.source}, "
+            f"found {len(sources) - len(missing)}; missing: {', '.join(map(str, missing))}; "
+            f"download them, or leave them out with data.mixture_without='{without}'"
+        )
 
 
 class ActionHead(Section):

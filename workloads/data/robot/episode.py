@@ -20,6 +20,7 @@ from PIL import Image
 from workloads.data.robot import images
 from workloads.data.robot.instructions import Instruction, Origin
 from workloads.data.robot.options import ColorOrder, Options
+from workloads.data.robot.transform import renamed, transformed
 from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
 from workloads.errors import UserError
 
@@ -235,7 +236,10 @@ class Dataset(Sequence[Episode], ABC):
 
     @abstractmethod
     def episode(self, number: int) -> Episode:
-        """The episode with all its good steps, the placeholder included."""
+        """The episode as recorded, with all its good steps, the placeholder included.
+
+        What options change is changed where an episode is asked for by its number, `dataset[n]`.
+        """
 
     @overload
     def __getitem__(self, item: int) -> Episode: ...
@@ -246,8 +250,12 @@ class Dataset(Sequence[Episode], ABC):
             return [self[number] for number in range(*item.indices(len(self)))]
         if not -len(self) <= item < len(self):
             raise IndexError(f"episode {item} of {self.path}, which has {len(self)} episodes")
-        episode = self.episode(item % len(self))
-        return episode.without_placeholder() if self.options.drop_last_placeholder else episode
+        episode, options = self.episode(item % len(self)), self.options
+        if options.drop_last_placeholder:
+            episode = episode.without_placeholder()
+        if options.camera_names:
+            episode = renamed(episode, options.camera_names)
+        return transformed(episode, options.action_parts, options.skip_first)
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 from workloads.data.robot.crane_x7 import recordings
 from workloads.data.robot.episode import Dataset
 from workloads.data.robot.options import Options
+from workloads.data.robot.transform import part_names
 from workloads.errors import UserError
 from workloads.missing_files import refuse_lost_link
 
@@ -44,6 +45,11 @@ def open_dataset(
     root, revision = _local(path, chosen)
     dataset = _opened(root, chosen)
     dataset.revision = revision
+    dataset.fps = dataset.fps or chosen.fps
+    if chosen.action_parts:
+        dataset.action_names = part_names(
+            chosen.action_parts, dataset.action_names, dataset.state_names
+        )
     if chosen.instruction_map:
         _check_map(dataset)
     return dataset

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from workloads.data.action_parts import ActionPart
+
 ColorOrder = Literal["rgb", "bgr"]
 
 
@@ -22,7 +24,9 @@ class Options:
     damage_budget: damaged records tolerated, by default max(10, 0.1 %); math.inf for any.
     split: for RLDS. state_keys, action_keys: vectors joined in order, for all but CRANE-X7; for a
     ROS 2 bag they are topics, and `rate` is how often a second they are sampled.
-    revision: of a dataset on the hub.
+    revision: of a dataset on the hub. fps: steps a second, where the files do not say.
+    camera_names: another name for a camera → the recorded one. action_parts: what actions are made
+    of; () for as recorded. skip_first: steps at the start of each episode to leave out.
     """
 
     drop_last_placeholder: bool = True
@@ -37,3 +41,7 @@ class Options:
     action_keys: tuple[str, ...] = ()
     rate: float | None = None
     revision: str | None = None
+    fps: float | None = None
+    camera_names: Mapping[str, str] = field(default_factory=dict)
+    action_parts: tuple[ActionPart, ...] = ()
+    skip_first: int = 0

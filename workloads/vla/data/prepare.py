@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from workloads.data.action_parts import ActionPart
 from workloads.data.robot import Dataset, Options, open_dataset
 from workloads.data.robot.frame_cache import FrameCache, cache_key, room_for
-from workloads.data.robot.names import dimension_name
 from workloads.data.robot.review import missing_camera, missing_instruction, missing_steps, remarks
 from workloads.data.robot.statistics import describe
 from workloads.data.windows import WindowOptions, starts
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.config import Source, VlaConfig, VlaData
+from workloads.vla.data.fit import check_alike, check_head, check_states, check_tokens
 from workloads.vla.processing import ImageProcessor
 from workloads.vla.statistics import Statistics
 
@@ -113,6 +114,9 @@ def open_sources(
     without an instruction, actions that their tokens cannot hold, datasets that do not fit
     together, and damage past the budget.
     """
+    lost = config.data.missing_datasets()
+    if lost is not None:
+        raise UserError(lost)
     opened = []
     for source in config.data.sources():
         progress()
@@ -120,22 +124,25 @@ def open_sources(
     train: list[Part] = []
     held_out: list[Part] = []
     for source, dataset in opened:
-        problem = missing_steps(dataset) or missing_instruction(dataset)
+        problem = missing_steps(dataset)
+        if not source.skip_unlabelled:
+            problem = problem or missing_instruction(dataset)
         if problem is not None:
             raise UserError(problem)
-        first, second = _split(dataset, config.data.eval_share, config.train.seed)
+        first, second = _split(source, dataset, config.data.eval_share, config.train.seed)
         cameras = _cameras(dataset, config.data.cameras)
         for parts, episodes in ((train, first), (held_out, second)):
             progress()
             parts.append(_part(source, dataset, cameras, episodes, config))
-    _check_alike(train)
-    _check_states(config, train)
-    _check_head(config, train)
+    check_alike(config, train)
+    check_states(config, train)
+    check_head(config, train)
     statistics = _statistics(config, train, kept)
     if not config.regresses:
-        _check_tokens(train, statistics)
+        check_tokens(train, statistics)
     damaged = sum(len(dataset.damage) for _, dataset in opened)
     lines = [line for both in zip(train, held_out, strict=True) for line in _lines(*both)]
+    lines += _shares(train) if len(train) > 1 else []
     notes = [note for part in train for note in _notes(part)]
     held = tuple(part for part in held_out if len(part.places))
     return Sources(
@@ -157,13 +164,31 @@ def _open(source: Source, data: VlaData, cache: Path | None) -> Dataset:
         action_keys=source.action_keys,
         rate=source.rate,
         revision=source.revision,
+        fps=source.fps,
+        camera_names=source.camera_names,
+        action_parts=tuple(ActionPart(**part.model_dump()) for part in source.action_parts),
+        skip_first=source.skip_first,
     )
     return open_dataset(source.source, options)
 
 
-def _split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Episodes to train on and held-out ones, both in order; empty episodes belong to neither."""
+def _split(
+    source: Source, dataset: Dataset, share: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Episodes to train on and held-out ones, both in order.
+
+    Empty episodes belong to neither, nor those without an instruction where they are left out.
+    Raises UserError where none is left.
+    """
     usable = np.flatnonzero(dataset.lengths)
+    if source.skip_unlabelled and dataset.origins["default"]:
+        spoken = [number for number in usable if dataset[int(number)].said.origin != "default"]
+        usable = np.array(spoken, np.int64)
+        if not spoken:
+            raise UserError(
+                f"{dataset.path}: expected an episode with an instruction, found none in "
+                f"{dataset.origins['default']}; set instruction_key to a feature that has one"
+            )
     count = max(1, round(share * len(usable))) if share > 0 and len(usable) > 1 else 0
     count = min(count, len(usable) - 1)
     order = np.random.default_rng([seed, len(usable)]).permutation(usable)
@@ -376,26 +401,6 @@ def _described(name: str, parts: Sequence[Part], mask: tuple[bool, ...] | None) 
     return table
 
 
-def _check_alike(parts: Sequence[Part]) -> None:
-    """One model has one size of actions and states, and one number of images."""
-    shapes = {}
-    for part in parts:
-        first = part.dataset[part.episodes[0]]
-        shape = (first.actions.shape[1], first.states.shape[1], len(part.cameras))
-        shapes[shape] = str(part.dataset.path)
-        if len(part.places) == 0:
-            raise UserError(
-                f"{part.dataset.path}: expected steps to train on, found none; its episodes are "
-                "shorter than action_head.chunk or data.window"
-            )
-    if len(shapes) > 1:
-        found = "; ".join(f"{path}: {shape}" for shape, path in shapes.items())
-        raise UserError(
-            "data.mixed_with: expected actions, states and cameras of one number each, found "
-            f"{found}"
-        )
-
-
 def _fingerprint(parts: Sequence[Part]) -> str:
     """Changes with the samples, their order, and their actions."""
     digest = hashlib.sha256()
@@ -405,57 +410,6 @@ def _fingerprint(parts: Sequence[Part]) -> str:
         for number in part.episodes:
             digest.update(part.dataset[number].actions.tobytes())
     return digest.hexdigest()
-
-
-def _check_states(config: VlaConfig, parts: Sequence[Part]) -> None:
-    """A head that takes the robot's state needs data that has one."""
-    setting = config.state_setting
-    for part in parts if setting else ():
-        if not part.dataset[part.episodes[0]].states.shape[1]:
-            raise UserError(
-                f"{part.dataset.path}: expected states for {setting}, found none in the "
-                f"data; set data.state_keys, or {setting}=false"
-            )
-
-
-def _check_head(config: VlaConfig, parts: Sequence[Part]) -> None:
-    """What a policy head was told of the data is so."""
-    head, first = config.action_head, parts[0]
-    size = first.dataset[first.episodes[0]].actions.shape[1]
-    if head.is_policy_head and head.size not in (None, size):
-        raise UserError(
-            f"action_head.size: expected {size}, the numbers of an action of {first.dataset.path}, "
-            f"found {head.size}; correct it, or leave it out"
-        )
-    if head.is_policy_head and head.gripper and size < 2:
-        raise UserError(
-            f"action_head.gripper: expected actions of an arm and a gripper, found {size} number; "
-            "set action_head.gripper=false"
-        )
-    for camera in config.data.shift or ():
-        if camera not in first.cameras:
-            raise UserError(
-                f"data.shift: expected cameras that are used, {', '.join(first.cameras)}, found "
-                f"{camera!r}; correct it, or data.cameras"
-            )
-
-
-def _check_tokens(parts: Sequence[Part], statistics: Statistics) -> None:
-    """Tokens stand for -1 to 1: a dimension that is not normalised has to lie there by itself."""
-    for part in parts:
-        mask = statistics[part.name]["action"].get("mask")
-        if mask is None:
-            continue
-        actions = np.concatenate([part.dataset[number].actions for number in part.episodes])
-        for number, column in enumerate(actions.T):
-            low, high = float(column.min()), float(column.max())
-            if not mask[number] and (low < -1 or high > 1):
-                name = dimension_name(part.dataset, "action", actions.shape[1], number)
-                raise UserError(
-                    f"data.action_mask: expected action {name}, which is not normalised, within "
-                    f"-1 to 1, which is what action tokens hold, found {low:g} to {high:g}; "
-                    f"set true at dimension {number}, or use action_head.kind=oft with decode=l1"
-                )
 
 
 def _lines(train: Part, held_out: Part) -> list[str]:
@@ -482,13 +436,31 @@ def _notes(part: Part) -> list[str]:
     ]
 
 
+def _shares(parts: Sequence[Part]) -> list[str]:
+    """How much of an epoch each dataset is."""
+    samples = [part.weight * len(part.places) for part in parts]
+    return [
+        f"{part.name}: weight {part.weight:g} makes {count / sum(samples):.1%} of the samples"
+        for part, count in zip(parts, samples, strict=True)
+    ]
+
+
 def _instructions(dataset: Dataset) -> str:
-    """The instructions in a few words."""
-    texts = list(dict.fromkeys(text for episode in dataset for text in episode.instructions))
+    """The instructions in a few words, and how many episodes are left out for want of one."""
+    texts = list(
+        dict.fromkeys(
+            text
+            for episode in dataset
+            if episode.said.origin != "default"
+            for text in episode.instructions
+        )
+    )
     shown = ", ".join(repr(text) for text in texts[:_INSTRUCTIONS_SHOWN])
     more = (
         f" and {len(texts) - _INSTRUCTIONS_SHOWN:,} more"
         if len(texts) > _INSTRUCTIONS_SHOWN
         else ""
     )
-    return f"instructions: {shown}{more}"
+    without = dataset.origins["default"]
+    left_out = f"; {without:,} episodes without one left out" if without else ""
+    return f"instructions: {shown}{more}{left_out}"

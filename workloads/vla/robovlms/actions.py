@@ -52,7 +52,9 @@ class ActionScale:
             found = (np.clip(actions, low, high) - low) / (high - low) * 2 - 1
         if self.gripper:
             closed, opened = self._gripper()
-            found[..., -1] = actions[..., -1] > (closed + opened) / 2
+            # One that never moves has no middle: of a set without a gripper, or always open.
+            middle = (closed + opened) / 2 if closed < opened else 0.5
+            found[..., -1] = actions[..., -1] > middle
         return found.astype(np.float32)
 
     def actions(self, arm: np.ndarray, opens: np.ndarray | None) -> np.ndarray:

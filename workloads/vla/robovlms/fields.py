@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workloads.vla.mixtures import mixtures
+
 Config = Mapping[str, Any]
 Convert = Callable[[Any, Config], Any]
 _HUB = "https://huggingface.co/"
@@ -151,14 +153,25 @@ def _max_steps(value: Any, config: Config) -> int:
     return _whole(value, config)
 
 
-def _cameras(value: Any, _: Config) -> list[str]:
-    return ["static", "gripper"] if value else ["static"]
+def _of_mixture(config: Config) -> bool:
+    """Whether it trains on a mixture of Open X-Embodiment, and not on CALVIN."""
+    return _section(config, "train_dataset").get("type") == "OpenVLADataset"
+
+
+def _cameras(value: Any, config: Config) -> list[str]:
+    if not _of_mixture(config):
+        return ["static", "gripper"] if value else ["static"]
+    if value:
+        raise Refused("mixtures have their primary camera alone there")
+    return ["primary"]
 
 
 def _bound(side: str) -> Maps:
     def convert(value: Any, config: Config) -> float:
         if not config.get("norm_action"):
             raise Kept("norm_action is off")
+        if _of_mixture(config):
+            raise Kept("each dataset's q01 to q99 count; there, the result is cut at this too")
         return _number(value, config)
 
     return Maps(f"data.normalise.{side}", convert)
@@ -168,9 +181,34 @@ def _shift(camera: str) -> Maps:
     def convert(value: Any, config: Config) -> int:
         if value == -1:
             raise Kept("no shift")
+        if _of_mixture(config):
+            raise Refused("images of mixtures are not shifted; set data.shift={primary: …}")
         return _whole(value, config)
 
     return Maps(f"data.shift.{camera}", convert)
+
+
+def _calvin_folder(value: Any, config: Config) -> Any:
+    if _of_mixture(config):
+        raise Kept("data_root_dir says where a mixture lies")
+    return value
+
+
+def _mixture_folder(value: Any, config: Config) -> Any:
+    if not _of_mixture(config):
+        raise Kept("of OpenVLADataset")
+    return value
+
+
+def _mixture(value: Any, config: Config) -> Any:
+    if not _of_mixture(config):
+        raise Kept("of OpenVLADataset")
+    if value not in mixtures():
+        raise Refused(
+            f"no mixture that is known here: {', '.join(mixtures())}; name each dataset as "
+            "data.source and data.mixed_with"
+        )
+    return value
 
 
 def _of_discrete(setting: str) -> Maps:
@@ -211,11 +249,6 @@ _FUTURE = Refuses("images and captions are not predicted, only actions")
 _ALL_TRAINED = Refuses("parts of the model cannot be left out of training", (True, None))
 _QUANTISED = Refuses("quantised bases are not trained as a whole", (-1, None))
 _FOLDERS = Keeps("a run's files are below outputs/")
-_MIXTURE = Refuses(
-    "the named mixtures of Open X-Embodiment are unknown here; name each dataset as data.source "
-    "and data.mixed_with",
-    (None,),
-)
 _VALIDATION = Keeps("episodes are held out of the training data: data.eval_share")
 _SIDE = Keeps("of a model or loss that is not used here")
 
@@ -358,7 +391,7 @@ RULES: Mapping[str, Rule] = {
             "32": "fp32", "32-true": "fp32", 32: "fp32",
         }),
     ),
-    "trainer.logger": Keeps("metrics.jsonl and TensorBoard are always written"),
+    "trainer.logger": Keeps("TensorBoard is written; `tatara report RUN --csv` makes a CSV file"),
     "trainer.gradient_clip_val": Maps("", _trainer_clipping),
     "trainer.use_distributed_sampler": Keeps("ranks always take different samples"),
     "trainer.log_every_n_steps": Maps("train.log_every", _whole),
@@ -371,9 +404,10 @@ RULES: Mapping[str, Rule] = {
         "train.global_batch_size", _accumulated, "for one rank: multiply it by yours"
     ),
     "train_dataset.type": Refuses(
-        "only CALVIN is read as RoboVLMs reads it", ("DiskCalvinDataset",)
+        "only CALVIN and Open X-Embodiment are read as RoboVLMs reads them",
+        ("DiskCalvinDataset", "OpenVLADataset"),
     ),
-    "train_dataset.data_dir": Maps("data.source"),
+    "train_dataset.data_dir": Maps("data.source", _calvin_folder),
     "train_dataset.lang_folder": Refuses("another folder of annotations", ("lang_annotations",)),
     "train_dataset.skip_frames": Maps("data.stride", _whole),
     "train_dataset.rgb_pad": _shift("static"),
@@ -383,8 +417,8 @@ RULES: Mapping[str, Rule] = {
     "train_dataset.model_name": Keeps("`model` says it"),
     "train_dataset.tokenizer_type": Keeps("`model` says it"),
     "train_dataset.text_aug": Refuses("texts are not varied"),
-    "train_dataset.data_root_dir": Keeps("where the sets of data_mix are"),
-    "train_dataset.data_mix": _MIXTURE,
+    "train_dataset.data_root_dir": Maps("data.source", _mixture_folder),
+    "train_dataset.data_mix": Maps("data.mixture", _mixture),
     "train_dataset.image_aug": Keeps("data.augmentation says how images are varied"),
     "train_dataset.mode": _NO_EFFECT,
     "train_dataset.train": _NO_EFFECT,

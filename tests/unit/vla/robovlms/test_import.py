@@ -78,6 +78,23 @@ def test_the_published_settings(tmp_path: Path) -> None:
     assert rows["val_dataset.data_dir"].outcome == "kept"
 
 
+def test_a_mixture_of_open_x_embodiment(tmp_path: Path) -> None:
+    mixture = {"type": "OpenVLADataset", "data_root_dir": "oxe", "data_mix": "bridge"}
+    settings, rows = _rows(tmp_path, train_dataset=mixture, use_hand_rgb=False)
+    assert not [row for row in rows.values() if row.outcome == "refused"]
+    assert settings["data"] == {
+        "window": 16,
+        "cameras": ["primary"],
+        "source": "oxe",
+        "mixture": "bridge",
+        "augmentation": {"enabled": False},
+    }
+    assert "q01 to q99" in rows["norm_max"].text
+    rows = _rows(tmp_path, train_dataset=mixture | {"data_mix": "own"})[1]
+    assert rows["use_hand_rgb"].outcome == "refused"
+    assert "no mixture that is known here: bridge, " in rows["train_dataset.data_mix"].text
+
+
 def test_silent_overwrites_are_reported(tmp_path: Path) -> None:
     _, rows = _rows(tmp_path)
     assert "here '16'" in rows["train_setup.precision"].text

@@ -48,7 +48,8 @@ class Spec:
 class Layout:
     """Which features are used; keys of states, actions and cameras are without `steps/`.
 
-    raw: for cameras whose images are stored as their pixels, height, width and channels.
+    raw: for cameras whose images are stored as their pixels, height, width and channels; letters:
+    numbers of each text, where there are several: its bytes or code points, and zeros behind them.
     """
 
     states: tuple[tuple[str, int], ...]  # key, values a step
@@ -57,6 +58,7 @@ class Layout:
     raw: dict[str, tuple[int, ...]]
     texts: tuple[str, ...]
     numbers: bool  # texts are numbers
+    letters: int = 1
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ def read_features(path: Path, options: Options) -> Features:
     every = {f"steps/{key}": spec for key, spec in steps.items()} | episode
     texts = tuple(key for key, spec in every.items() if spec.kind == "text")
     chosen: tuple[str, ...] = TEXT_KEYS
-    numbers = False
+    numbers, letters = False, 1
     if options.instruction_key is not None:
         key = _text_key(every, options.instruction_key, texts, path)
-        chosen, numbers = (key,), every[key].kind != "text"
+        letters = math.prod(every[key].shape) if every[key].kind == "tensor" else 1
+        chosen, numbers = (key,), every[key].kind != "text" and letters == 1
     raw = {key: steps[key].shape for key in cameras.values() if steps[key].kind == "tensor"}
-    layout = Layout(states, actions, cameras, raw, chosen, numbers)
+    layout = Layout(states, actions, cameras, raw, chosen, numbers, letters)
     used = {f"steps/{key}" for key, _ in (*states, *actions)}
     used |= {f"steps/{key}" for key in cameras.values()} | {*chosen}
     for key, spec in every.items():

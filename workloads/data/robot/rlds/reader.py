@@ -6,7 +6,7 @@ one after another, images encoded.
 
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +157,7 @@ def _arrays(path: Path, layout: Layout) -> Arrays:
         try:
             features = parse(item.payload)
             states, actions, wrong = _episode_vectors(features, layout)
-            spoken = _texts(features, layout.texts, len(actions))
+            spoken = _texts(features, layout, len(actions))
         except (ExampleError, _Unusable) as error:
             cause = str(error) if isinstance(error, _Unusable) else f"bad_example: {error}"
             lost.append(Damage(str(path), item.record, item.offset, cause))
@@ -267,13 +267,16 @@ def _matrix(features: dict[str, Feature], keys: tuple[tuple[str, int], ...]) -> 
     return np.concatenate(blocks, axis=1)
 
 
-def _texts(features: dict[str, Feature], keys: Iterable[str], steps: int) -> list[str]:
+def _texts(features: dict[str, Feature], layout: Layout, steps: int) -> list[str]:
     """The instruction of every step, of the first feature that says something; '' for none."""
-    for key in keys:
+    for key in layout.texts:
         feature = features.get(key)
         if feature is None or not len(feature.values):
             continue
-        found = [_text(value, key) for value in feature.values]
+        if layout.letters > 1:
+            found = _spelled(feature, layout.letters, key)
+        else:
+            found = [_text(value, key) for value in feature.values]
         if any(text.strip() for text in found):
             # One for each step, or one for all of them.
             first = next(text for text in found if text.strip())
@@ -288,6 +291,23 @@ def _text(value: bytes | np.generic, key: str) -> str:
     if text is None:
         raise _Unusable(f"bad_utf8: {key} is not UTF-8")
     return text
+
+
+def _spelled(feature: Feature, letters: int, key: str) -> list[str]:
+    """Texts whose bytes, or code points where any is above 255, are numbers up to a zero."""
+    if not isinstance(feature.values, np.ndarray) or len(feature.values) % letters:
+        raise _Unusable(f"wrong_dim: {key} is not {letters} numbers a step")
+    texts = []
+    for row in feature.values.reshape(-1, letters).tolist():
+        used = row[: row.index(0)] if 0 in row else row
+        try:
+            text = (
+                _text(bytes(used), key) if max(used, default=0) < 256 else "".join(map(chr, used))
+            )
+        except (ValueError, OverflowError) as error:
+            raise _Unusable(f"bad_utf8: {key} is no text: {error}") from error
+        texts.append(text)
+    return texts
 
 
 class _Records:

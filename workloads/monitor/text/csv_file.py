@@ -1,0 +1,75 @@
+"""The numbers of runs as a table for a spreadsheet: a line for every step that was logged."""
+
+import csv
+import io
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from workloads.errors import UserError
+from workloads.monitor.reading.follow import Follower, Row, whole
+from workloads.run import Run
+from workloads.run.integrity import write_atomically
+
+_FIRST = ("run", "step", "epoch", "time")
+_WHOLE_FILE = 1 << 62
+
+
+def write(runs: Sequence[Run], output: Path) -> Path:
+    """Write training and held-out rows of runs as CSV.
+
+    Of several runs a first column names each. Raises UserError where nothing was logged yet, and
+    where the file cannot be written.
+    """
+    several = len(runs) > 1
+    rows = [({"run": run.id} if several else {}) | row for run in runs for row in _rows(run)]
+    if not rows:
+        names = ", ".join(run.id for run in runs)
+        raise UserError(f"{names}: expected a logged step, found none; wait for the first one")
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in _FIRST if name in names]
+    columns += [name for name in names if name not in _FIRST]
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns)
+    table.writeheader()
+    table.writerows(rows)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, text.getvalue())
+    except OSError as error:
+        raise UserError(
+            f"{output}: cannot be written: {error.strerror}; name another file with --output"
+        ) from None
+    return output
+
+
+def _rows(run: Run) -> Iterator[Row]:
+    """By step; one that was done again after a restart is that of its last time."""
+    found: dict[int, Row] = {}
+    for path in (run.metrics, run.evaluations):
+        latest: dict[int, Row] = {}
+        newest = -1
+        for row in Follower(path, lambda: None).rows(_WHOLE_FILE):
+            step = whole(row.get("step"))
+            if step is None:
+                continue
+            if step <= newest:  # a restart: what came after it is no part of the model
+                latest = {known: kept for known, kept in latest.items() if known < step}
+            latest[step], newest = row | {"step": step}, step
+        for step, row in latest.items():
+            found[step] = found.get(step, {}) | _columns(row)
+    for step in sorted(found):
+        yield found[step]
+
+
+def _columns(row: Row) -> Row:
+    """The numbers of a row, and when it was written, as spreadsheets read it (UTC)."""
+    numbers = {
+        name: value
+        for name, value in row.items()
+        if name not in ("time", "monotonic", "batches") and not isinstance(value, dict | list)
+    }
+    written = row.get("time")
+    if isinstance(written, int | float):
+        numbers["time"] = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(written))
+    return numbers

@@ -1,0 +1,86 @@
+"""Refuses datasets that do not fit together, or not the head of the profile."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workloads.data.robot.names import dimension_name
+from workloads.errors import UserError
+from workloads.vla.config import VlaConfig
+from workloads.vla.statistics import Statistics
+
+if TYPE_CHECKING:
+    from workloads.vla.data.prepare import Part
+
+
+def check_alike(config: VlaConfig, parts: Sequence["Part"]) -> None:
+    """One model has one size of actions, of states that it is given, and one number of images."""
+    shapes = {}
+    for part in parts:
+        first = part.dataset[part.episodes[0]]
+        states = first.states.shape[1] if config.state_setting else 0
+        shape = (first.actions.shape[1], states, len(part.cameras))
+        shapes[shape] = str(part.dataset.path)
+        if len(part.places) == 0:
+            raise UserError(
+                f"{part.dataset.path}: expected steps to train on, found none; its episodes are "
+                "shorter than action_head.chunk or data.window"
+            )
+    if len(shapes) > 1:
+        found = "; ".join(f"{path}: {shape}" for shape, path in shapes.items())
+        raise UserError(
+            "data.mixed_with: expected actions, states and cameras of one number each, found "
+            f"{found}"
+        )
+
+
+def check_states(config: VlaConfig, parts: Sequence["Part"]) -> None:
+    """A head that takes the robot's state needs data that has one."""
+    setting = config.state_setting
+    for part in parts if setting else ():
+        if not part.dataset[part.episodes[0]].states.shape[1]:
+            raise UserError(
+                f"{part.dataset.path}: expected states for {setting}, found none in the "
+                f"data; set data.state_keys, or {setting}=false"
+            )
+
+
+def check_head(config: VlaConfig, parts: Sequence["Part"]) -> None:
+    """What a policy head was told of the data is so."""
+    head, first = config.action_head, parts[0]
+    size = first.dataset[first.episodes[0]].actions.shape[1]
+    if head.is_policy_head and head.size not in (None, size):
+        raise UserError(
+            f"action_head.size: expected {size}, the numbers of an action of {first.dataset.path}, "
+            f"found {head.size}; correct it, or leave it out"
+        )
+    if head.is_policy_head and head.gripper and size < 2:
+        raise UserError(
+            f"action_head.gripper: expected actions of an arm and a gripper, found {size} number; "
+            "set action_head.gripper=false"
+        )
+    for camera in config.data.shift or ():
+        if camera not in first.cameras:
+            raise UserError(
+                f"data.shift: expected cameras that are used, {', '.join(first.cameras)}, found "
+                f"{camera!r}; correct it, or data.cameras"
+            )
+
+
+def check_tokens(parts: Sequence["Part"], statistics: Statistics) -> None:
+    """Tokens stand for -1 to 1: a dimension that is not normalised has to lie there by itself."""
+    for part in parts:
+        mask = statistics[part.name]["action"].get("mask")
+        if mask is None:
+            continue
+        actions = np.concatenate([part.dataset[number].actions for number in part.episodes])
+        for number, column in enumerate(actions.T):
+            low, high = float(column.min()), float(column.max())
+            if not mask[number] and (low < -1 or high > 1):
+                name = dimension_name(part.dataset, "action", actions.shape[1], number)
+                raise UserError(
+                    f"data.action_mask: expected action {name}, which is not normalised, within "
+                    f"-1 to 1, which is what action tokens hold, found {low:g} to {high:g}; "
+                    f"set true at dimension {number}, or use action_head.kind=oft with decode=l1"
+                )

@@ -202,12 +202,12 @@ class VlaData(Source):
         if self.mixture not in mixtures():
             near = did_you_mean(self.mixture, mixtures())
             raise ValueError(f"mixture: unknown mixture {self.mixture!r}; {near}")
-        names = mixtures()[self.mixture]
+        datasets = mixtures()[self.mixture]
         for name in self.mixture_without:
-            if name not in names:
-                near = did_you_mean(name, names)
+            if name not in datasets:
+                near = did_you_mean(name, datasets)
                 raise ValueError(f"mixture_without: {self.mixture} has no {name!r}; {near}")
-        if set(self.mixture_without) == names.keys():
+        if set(self.mixture_without) == datasets.keys():
             raise ValueError("mixture_without: expected to leave a dataset, found all of them")
         for name in sorted(self.model_fields_set & Source.model_fields.keys() - {"source"}):
             raise ValueError(
@@ -217,32 +217,36 @@ class VlaData(Source):
         return self
 
     def sources(self) -> tuple[Source, ...]:
-        """All datasets, this one first, or those of the mixture."""
-        if self.mixture is None:
-            own = self.model_dump(include=set(Source.model_fields))
-            return (Source.model_validate(own), *self.mixed_with)
-        listed = [
-            Source.model_validate(
-                {"weight": weight, "skip_unlabelled": True}
-                | dataset_settings(name, Path(self.source))
-            )
-            for name, weight in mixtures()[self.mixture].items()
-            if name not in self.mixture_without
-        ]
-        return (*listed, *self.mixed_with)
+        """All datasets: this one, or those of the mixture, and then those mixed in."""
+        if self.mixture is not None:
+            return (*self._of_the_mixture(self.mixture), *self.mixed_with)
+        own = self.model_dump(include=set(Source.model_fields))
+        return (Source.model_validate(own), *self.mixed_with)
 
     def missing_datasets(self) -> str | None:
         """The sentence that names what a mixture lacks on this disk; None where all is there."""
-        sources = self.sources()
-        missing = [source.name for source in sources if not Path(source.source).exists()]
-        if self.mixture is None or not missing:
+        if self.mixture is None:
+            return None
+        wanted = self._of_the_mixture(self.mixture)
+        missing = [str(item.name) for item in wanted if not Path(item.source).exists()]
+        if not missing:
             return None
         without = json.dumps([*self.mixture_without, *missing])
         return (
-            f"data.mixture={self.mixture}: expected {len(sources)} datasets in {self.source}, "
-            f"found {len(sources) - len(missing)}; missing: {', '.join(map(str, missing))}; "
-            f"download them, or leave them out with data.mixture_without='{without}'"
+            f"data.mixture={self.mixture}: expected {len(wanted)} datasets in {self.source}, "
+            f"found {len(wanted) - len(missing)}; missing: {', '.join(missing)}; download them, "
+            f"or leave them out with data.mixture_without='{without}'"
         )
+
+    def _of_the_mixture(self, name: str) -> list[Source]:
+        usual = {"skip_unlabelled": True}  # as the published mixtures do
+        return [
+            Source.model_validate(
+                {**usual, "weight": weight, **dataset_settings(dataset, Path(self.source))}
+            )
+            for dataset, weight in mixtures()[name].items()
+            if dataset not in self.mixture_without
+        ]
 
 
 class ActionHead(Section):

@@ -46,6 +46,8 @@ def open_dataset(
     dataset = _opened(root, chosen)
     dataset.revision = revision
     dataset.fps = dataset.fps or chosen.fps
+    if chosen.fps not in (None, dataset.fps):
+        dataset.note(f"fps is set to {chosen.fps:g}, the files say {dataset.fps:g}: these count")
     if chosen.action_parts:
         dataset.action_names = part_names(
             chosen.action_parts, dataset.action_names, dataset.state_names

@@ -11,7 +11,7 @@ from workloads.monitor.reading.follow import Follower, Row, whole
 from workloads.run import Run
 from workloads.run.integrity import write_atomically
 
-_FIRST = ("run", "step", "epoch", "time")
+_FIRST = ("run", "step", "epoch", "time", "loss", "eval_loss")
 _WHOLE_FILE = 1 << 62
 
 

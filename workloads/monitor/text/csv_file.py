@@ -24,11 +24,11 @@ def write(runs: Sequence[Run], output: Path) -> Path:
     several = len(runs) > 1
     rows = [({"run": run.id} if several else {}) | row for run in runs for row in _rows(run)]
     if not rows:
-        names = ", ".join(run.id for run in runs)
-        raise UserError(f"{names}: expected a logged step, found none; wait for the first one")
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = [name for name in _FIRST if name in names]
-    columns += [name for name in names if name not in _FIRST]
+        ids = ", ".join(run.id for run in runs)
+        raise UserError(f"{ids}: expected a logged step, found none; wait for the first one")
+    found = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in _FIRST if name in found]
+    columns += [name for name in found if name not in _FIRST]
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, columns)
     table.writeheader()

@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+)
 
 from tests.smoke.test_grpo_objectives import one_rank as one_rank
 from tests.support.grpo_inline import train_inline
+from tests.support.tiny_llava import write_llava
 from workloads.grpo.rollouts.rollouts import read_rollouts
 from workloads.grpo.tools import calculate
 
@@ -106,8 +114,11 @@ class Desk:
         return float(self.uses == 1)
 
 
-def write_caller(folder: Path, steps: int = 90) -> Path:
-    """The demo's tiny model, taught to call the calculator every other time, else to say no."""
+def write_caller(folder: Path, steps: int = 90, **sizes: int) -> Path:
+    """The demo's tiny model, taught to call the calculator every other time, else to say no.
+
+    sizes: of its config, where they are to be others.
+    """
     shutil.copytree("data/demo/tiny-llama", folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -115,7 +126,7 @@ def write_caller(folder: Path, steps: int = 90) -> Path:
     tokenizer.add_tokens(list(PIECES))
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **sizes))
     batch = tokenizer(
         [text for sum_ in SUMS for text in taught(tokenizer, sum_)],
         return_tensors="pt",
@@ -133,13 +144,14 @@ def write_caller(folder: Path, steps: int = 90) -> Path:
     return folder
 
 
-def taught(tokenizer: Any, sum_: str) -> list[str]:
-    """Conversations about a sum, with a call and without."""
+def taught(tokenizer: Any, sum_: str, seen: bool = False) -> list[str]:
+    """Conversations about a sum, with a call and without; `seen`: beside an image."""
     call = {
         "type": "function",
         "function": {"name": "calculate", "arguments": {"expression": sum_}},
     }
-    asked, value = {"role": "user", "content": sum_}, calculate(sum_)
+    parts = [{"type": "image"}, {"type": "text", "text": sum_}]
+    asked, value = {"role": "user", "content": parts if seen else sum_}, calculate(sum_)
     no = [asked, {"role": "assistant", "content": "no"}]
     yes = [
         asked,
@@ -191,3 +203,63 @@ def test_an_environment_brings_tools_and_a_reward(tmp_path: Path) -> None:
     assert alone.error is None, alone.error
     (row,) = alone.rows
     assert row["reward"] == row["rewards/Desk/mean"] and "reward Desk" in alone.console
+
+
+SEEN = """\
+{{- bos_token }}
+{%- for tool in tools or [] %}{{- tool.function.name ~ ' ' }}{%- endfor %}
+{%- for message in messages %}
+{{- '<|' ~ ('user' if message['role'] == 'tool' else message['role']) ~ '|>' }}
+{%- if message['content'] is string %}{{- message['content'] }}
+{%- else %}
+{%- for part in message['content'] or [] %}
+{{- '<image>' if part['type'] == 'image' else part['text'] }}
+{%- endfor %}
+{%- endif %}
+{%- for call in message.get('tool_calls') or [] %}
+{{- '<tool_call>' ~ (call.function | tojson) ~ '</tool_call>' }}
+{%- endfor %}
+{{- eos_token }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
+
+
+def write_seeing_caller(folder: Path) -> Path:
+    """A tiny LLaVA that calls the calculator every other time, whatever it sees."""
+    write_llava(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.chat_template = SEEN
+    processor.tokenizer.response_template = READ_BACK
+    processor.tokenizer.add_tokens(list(PIECES))
+    processor.save_pretrained(folder)
+    model = LlavaForConditionalGeneration.from_pretrained(folder)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    texts = [text for sum_ in SUMS for text in taught(processor, sum_, seen=True)]
+    images = [[Image.new("RGB", (60, 40), (200, 30, 30))]] * len(texts)
+    batch = processor(text=texts, images=images, return_tensors="pt", padding=True)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_tools_beside_images(tmp_path: Path) -> None:
+    """A vision-language model calls a tool; a row of text is in the same batch."""
+    path = profile(tmp_path, write_seeing_caller(tmp_path / "model"), 2)
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / "red.png")
+    rows = [
+        {"image": "red.png" if place < 3 else None, "problem": sum_, "solution": calculate(sum_)}
+        for place, sum_ in enumerate(SUMS)
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ('tools=["workloads.grpo.tools:calculate"]', "rollouts.per_step=32")
+    trained = train_inline(path, tmp_path / "run", *words)
+    assert trained.error is None, trained.error
+    assert all(row["tools/call_frequency"] > 0 for row in trained.rows)
+    kept = read_rollouts(trained.run.path)
+    assert {len(row.get("images", [])) for row in kept} == {0, 1}
+    assert any("\ntool: " in row["completion"] for row in kept if row.get("images"))

@@ -199,6 +199,32 @@ def test_a_model_that_sees_learns_by_example_by_reward_and_is_asked(tmp_path: Pa
     assert len(result["results"]) == 2 and 0 <= result["accuracy"] <= 100
 
 
+def breaks_on_the_second_rank(completion: str) -> float:
+    """A reward that fails at step 3 on one rank of two, of which each scores two completions."""
+    scored.append(completion)
+    if os.environ.get("BREAKS") and os.environ["RANK"] == "1" and len(scored) > 4:
+        raise ZeroDivisionError("broken")
+    return share_of_early_letters(completion)
+
+
+scored: list[str] = []
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_on_one_rank_of_two_costs_no_work(tmp_path: Path) -> None:
+    """G-F10: both stop at the same step, the last good one is saved, and going on is exact."""
+    path = profile(tmp_path, 4, count=9)
+    name = "tests.smoke.test_grpo_train:breaks_on_the_second_rank"
+    words = ("parallel.ranks_per_node=2", f"rewards=[{name}]", "checkpoints.every_steps=100")
+    words += ("export.enabled=false", "evaluation.rows=0")
+    broken = GrpoTraining(path, tmp_path / "broken", words, {"BREAKS": "1"}).end(expected=2)
+    assert "failed with ZeroDivisionError: broken" in broken.console
+    assert "checkpoint-2 saved: `--resume` goes on there" in broken.console
+    GrpoTraining(path, tmp_path / "broken", (*words, "--resume", "latest")).end()
+    whole = GrpoTraining(path, tmp_path / "whole", words).end()
+    assert losses(broken.run) == losses(whole.run)
+
+
 def test_a_batch_without_whole_groups_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     path = profile(tmp_path, 3)
     training = GrpoTraining(path, tmp_path / "out", ("grpo.num_generations=3",)).end(expected=2)

@@ -1,16 +1,20 @@
 """GRPO with the real vLLM in the trainer's process, on the CPU, by the command a user types."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from tests.smoke.test_grpo_tools import SUMS, write_caller
 from tests.smoke.test_grpo_train import GrpoTraining
 from tests.support.processes import rows
 from tests.support.tiny_llama import write_tiny
 from tests.vllm.engine import environment
 from tests.vllm.tiny_qwen import write_qwen
 from workloads.grpo.rollouts.rollouts import read_rollouts
+from workloads.grpo.tools import calculate
 
 pytestmark = pytest.mark.vllm
 
@@ -73,12 +77,54 @@ def test_completions_about_pictures_follow_the_weights(tmp_path: Path) -> None:
     assert all("[image]" in row["prompt"] for row in read_rollouts(training.run.path))
 
 
+def test_two_pictures_in_a_prompt_and_a_row_of_text(tmp_path: Path) -> None:
+    """Prompts with two images, one and none in one batch: the engine answers what is trained on."""
+    for number in range(3):
+        image = Image.new("RGB", (72, 36), (80 * number, 90, 200))
+        image.putpixel((1, 1), (0, 0, 0))
+        image.save(tmp_path / f"{number}.png")
+    lines = [
+        {"images": ["0.png", "1.png"], "problem": "Is <image> in <image>?", "solution": "3"},
+        {"problem": "2 + 5 = ?", "solution": "7"},
+        {"images": ["2.png"], "problem": "How many?", "solution": "3"},
+        {"images": ["1.png", "2.png"], "problem": "The same?", "solution": "no"},
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ("train.max_steps=3", "rollouts.per_step=16")
+    training = trained(tmp_path, write_qwen(tmp_path / "qwen"), f"{{source: {data}}}", 1e-3, words)
+    agrees(training, 3)
+    shown = {len(row.get("images", [])) for row in read_rollouts(training.run.path)}
+    assert shown == {0, 1, 2}
+
+
+def agrees(training: GrpoTraining, steps: int) -> None:
+    """The engine gives its completions the probabilities that the trainer gives them."""
+    table = [row for row in rows(training.run.metrics) if "loss" in row]
+    assert len(table) == steps
+    for row in table:
+        assert row["sampling/sampling_logp_difference/mean"] < 0.05, row
+
+
+def test_tools_with_the_engine(tmp_path: Path) -> None:
+    """The engine goes on behind a tool's answer, with the tokens that the trainer learns from."""
+    sizes = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
+    model = write_caller(tmp_path / "llama", **sizes)
+    data = tmp_path / "sums.jsonl"
+    lines = [{"problem": sum_, "solution": calculate(sum_)} for sum_ in SUMS]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    template = 'prompt_template: "{question}"'
+    words = ('tools=["workloads.grpo.tools:calculate"]', "grpo.max_completion_length=32")
+    words += ("rewards=[tests.smoke.test_grpo_tools:is_right]", "train.max_steps=3")
+    training = trained(tmp_path, model, f"{{source: {data}, {template}}}", 1e-4, words)
+    agrees(training, 3)
+    table = [row for row in rows(training.run.metrics) if "loss" in row]
+    assert all(row["tools/call_frequency"] > 0 for row in table)
+    assert any("\ntool: " in row["completion"] for row in read_rollouts(training.run.path))
+
+
 def test_the_engine_sees_pictures_as_small_as_the_profile_wants(tmp_path: Path) -> None:
     """3 tokens of a picture for both; by the model's own bounds they would be 8."""
     large = SCENES.replace("width: 72, height: 36", "width: 112, height: 56")
     words = ("grpo.max_pixels=5000", "train.max_steps=2")
-    training = trained(tmp_path, write_qwen(tmp_path / "qwen"), large, 1e-3, words)
-    table = [row for row in rows(training.run.metrics) if "loss" in row]
-    assert len(table) == 2
-    for row in table:
-        assert row["sampling/sampling_logp_difference/mean"] < 0.05, row
+    agrees(trained(tmp_path, write_qwen(tmp_path / "qwen"), large, 1e-3, words), 2)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 WHITE = (255, 255, 255)
+_FAINT = 16  # of 255 levels
 # Premultiplied modes, and what they are without that.
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
 
@@ -52,5 +53,8 @@ def _greys(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def is_one_colour(image: Image.Image) -> bool:
-    """Whether every pixel of an RGB image is the same: an image that shows nothing."""
-    return all(low == high for low, high in np.asarray(image.getextrema()))
+    """Whether the pixels of an RGB image are all (nearly) the same: one that shows nothing.
+
+    Values of 12 bits in a file of 16 are nearly black, too.
+    """
+    return all(high - low < _FAINT for low, high in np.asarray(image.getextrema()))

@@ -89,8 +89,7 @@ def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     """Count text and image tokens of every row against the limits; name the rows that break."""
     from workloads.engine.pretrained.base import find_base
     from workloads.grpo.data.prepare import count, read_source, try_on
-    from workloads.grpo.data.rows import blank_images
-    from workloads.grpo.data.solutions import describe_solutions
+    from workloads.grpo.data.remarks import describe_images, describe_solutions
 
     told: list[str] = []
     try:
@@ -106,7 +105,7 @@ def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     findings += [Finding("rewards", "warning", line) for line in useless]
     findings += [Finding("rows", "ok", note) for note in found.notes]
     findings += [Finding("solutions", "warning", line) for line in describe_solutions(found.rows)]
-    findings += [Finding("images", "warning", line) for line in blank_images(found.rows, 2000)]
+    findings += [Finding("images", "warning", line) for line in describe_images(found.rows, 2000)]
     level: Level = "warning" if config.data.too_long == "drop" else "error"
     findings += [Finding("row", level, line) for line in tokens.broken]
     findings.append(Finding("rows", "ok", f"{tokens.rows - len(tokens.broken):,} fit the limits"))

@@ -32,6 +32,7 @@ R1_SYSTEM = (
 IMAGE_MARK = "<image>"
 QUESTION = "{question}"
 _MARK = re.compile(r"(<image>)")
+_LEADING = re.compile(r"(?:\s*<image>)+\s*")
 
 Turns = list[dict[str, Any]]
 
@@ -82,18 +83,17 @@ class Wording:
 
 def placed(text: str, images: int) -> list[dict[str, str]]:
     """The parts of a turn with `images`: at their marks, or before the text."""
+    # Marks at the beginning are how others say "before the text", on lines of their own or not.
+    if leading := _LEADING.match(text):
+        text = IMAGE_MARK * leading[0].count(IMAGE_MARK) + text[leading.end() :]
     pieces = _MARK.split(text)
     if len(pieces) == 1:
         return [{"type": "image"}] * images + [{"type": "text", "text": text}]
-    parts = [
+    return [
         {"type": "image"} if piece == IMAGE_MARK else {"type": "text", "text": piece}
         for piece in pieces
         if piece
     ]
-    if parts[0]["type"] == "image" and len(parts) > 1 and parts[1]["type"] == "text":
-        # A mark at the beginning is how others say "before the text", on a line of its own or not.
-        parts[1] = {"type": "text", "text": parts[1]["text"].lstrip()}
-    return parts
 
 
 def image_turns(question: str, wording: str = TRAINING) -> Turns:

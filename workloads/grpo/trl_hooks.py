@@ -273,7 +273,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         if self.profile.generation.engine == "vllm_colocate":
             tokens = placeholders(self.processing_class)
             known = tokenizer_of(self.processing_class).convert_tokens_to_ids(tokens)
-            prompt_ids = engine.one_for_each_image(prompt_ids, known)
+            prompt_ids = engine.one_for_each_image(prompt_ids, known, images)
         result = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
         self.session.progress()
         return result

@@ -15,17 +15,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from workloads.errors import UserError
-from workloads.grpo.data.images import images_of
+from workloads.grpo.data.images import images_of, parsed_list
 from workloads.grpo.prompts import IMAGE_MARK, Question
 
 # Names under which the three columns are known, the datasets' own first.
 COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "image": ("image", "images", "image_path", "file_name"),
-        "problem": ("problem", "question"),
+        "problem": ("problem", "question", "query"),
         "solution": ("solution", "answer", "ground_truth"),
     }
 )
@@ -35,23 +35,27 @@ _ROLES = MappingProxyType({"human": "user", "gpt": "assistant"})
 # How other projects and models write the place of an image.
 _MARK = re.compile(
     r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>|<image_placeholder>"
-    r"|<\|image\|>|<ImageHere>"
+    r"|<\|image\|>|<ImageHere>|<image_soft_token>|<start_of_image>|\[IMG\]|<Image>|<IMAGE>|<img>"
 )
+_NUMBERED = re.compile(r"<\|?image[ _-]?(\d{1,2})\|?>")  # <image 1> of MMMU, <|image_1|> of Phi
+_IMAGE_COLUMN = re.compile(r"image[_ ]?(\d{1,2})")
+_VIDEO = re.compile(r"<video>|<\|video_pad\|>|<\|video\|>")
 
 
 @dataclass(frozen=True)
 class Form:
     """Where a file's rows hold question, solution and images; None where they hold none.
 
-    `turns`: the column of a conversation, in place of `problem`. `also`: a second column that may
-    be the solution. `others`: columns that only rewards may ask for.
+    `turns`: the column of a conversation, in place of `problem`. `doubles`: what may stand in two
+    columns, as (question, solution or image, the column that is taken, the other). `others`:
+    columns that only rewards may ask for.
     """
 
     problem: str | None
     solution: str | None
-    image: str | None
+    images: tuple[str, ...] = ()
     turns: str | None = None
-    also: str | None = None
+    doubles: tuple[tuple[str, str, str], ...] = ()
     others: tuple[str, ...] = ()
 
     @property
@@ -63,7 +67,7 @@ class Form:
     def __str__(self) -> str:
         asked = self.turns or self.problem
         solution = "its last turn" if self.solution is None else self.solution
-        return f"{asked} → {solution}" + (f", {self.image}" if self.image else "")
+        return ", ".join([f"{asked} → {solution}", *self.images])
 
 
 def form_of(
@@ -78,21 +82,61 @@ def form_of(
     Raises UserError where question or solution cannot be found.
     """
     names = list(present)
-    turns = next((name for name in _TURNS if name in names), None)
-    if turns is not None and "problem" not in wanted and not _holds_turns(sample, turns):
-        turns = None
-    if "problem" in wanted:
-        turns = None
+    asked, questions = _question(names, wanted, sample)
+    if asked is None:
+        _refuse(file, names, wanted, "problem")
+    is_prompt = asked == "prompt" and "problem" not in wanted
+    turns = asked if is_prompt or _holds_turns(sample, asked) else None
     candidates = _solutions(names, wanted, turns)
     chosen = min(candidates, key=lambda name: _length(sample, name)) if candidates else None
-    problem = None if turns else _first(file, names, wanted, "problem")
     if chosen is None and turns is None:
         _refuse(file, names, wanted, "solution")
-    image = _first(file, names, wanted, "image", needed="image" in wanted)
-    also = next((name for name in candidates if name != chosen), None)
-    taken = {problem, chosen, image, turns}
-    others = tuple(name for name in names if name not in taken and name not in COLUMNS["image"])
-    return Form(problem, chosen, image, turns, also, others)
+    images = _images(file, names, wanted)
+    usual = [] if "image" in wanted else [name for name in COLUMNS["image"] if name in names]
+    doubles = tuple(
+        (column, str(taken), other)
+        for column, taken, found in (
+            ("problem", asked, questions),
+            ("solution", chosen, candidates),
+            ("image", "".join(images[:1]), usual),
+        )
+        for other in found
+        if other != taken and _is_filled(sample, other)
+    )
+    taken = {asked, chosen, *images, *usual}
+    others = tuple(name for name in names if name not in taken and _is_filled(sample, name))
+    return Form(None if turns else asked, chosen, images, turns, doubles, others)
+
+
+def _images(file: Path, names: list[str], wanted: Mapping[str, str]) -> tuple[str, ...]:
+    """The column of the images, or one for each, image_1 and image_2, by their numbers."""
+    if column := _first(file, names, wanted, "image", needed="image" in wanted):
+        return (column,)
+    numbered = [found for name in names if (found := _IMAGE_COLUMN.fullmatch(name))]
+    return tuple(found[0] for found in sorted(numbered, key=lambda found: int(found[1])))
+
+
+def _question(
+    names: list[str], wanted: Mapping[str, str], sample: Sequence[Mapping[str, Any]]
+) -> tuple[str | None, list[str]]:
+    """The column of the question, and all that may be it: plain ones first, then conversations."""
+    if "problem" in wanted:
+        return (wanted["problem"] if wanted["problem"] in names else None), []
+    plain = [name for name in COLUMNS["problem"] if name in names]
+    turns = [
+        name
+        for name in _TURNS
+        if name in names and (name == "prompt" or _holds_turns(sample, name))
+    ]
+    found = [*plain, *turns]
+    filled = [name for name in found if _is_filled(sample, name)]
+    return next(iter([*filled, *found]), None), found
+
+
+def _is_filled(sample: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Whether anything stands in a column; images are not read with the sample."""
+    is_read = any(name in row for row in sample)
+    return not is_read or any(row.get(name) not in (None, "", []) for row in sample)
 
 
 def _solutions(names: list[str], wanted: Mapping[str, str], turns: str | None) -> list[str]:
@@ -105,9 +149,8 @@ def _solutions(names: list[str], wanted: Mapping[str, str], turns: str | None) -
 
 
 def _holds_turns(sample: Sequence[Mapping[str, Any]], name: str) -> bool:
-    """Whether a column holds turns, or text that is a prompt of its own."""
-    values = [row.get(name) for row in sample]
-    return any(isinstance(_parsed(value), list) for value in values) or name == "prompt"
+    """Whether a column holds conversations."""
+    return any(isinstance(_parsed(row.get(name)), list) for row in sample)
 
 
 def _length(sample: Sequence[Mapping[str, Any]], name: str) -> int:
@@ -124,7 +167,7 @@ def _first(
     return found
 
 
-def _refuse(file: Path, names: list[str], wanted: Mapping[str, str], column: str) -> None:
+def _refuse(file: Path, names: list[str], wanted: Mapping[str, str], column: str) -> NoReturn:
     candidates = (wanted[column],) if column in wanted else COLUMNS[column]
     raise UserError(
         f"{file}: expected a column {' or '.join(candidates)} for the {column}, "
@@ -142,7 +185,11 @@ def read_question(row: Mapping[str, Any], form: Form, images: int) -> tuple[Ques
         said, before, answer = _text(row, str(form.problem)), _NONE, None
     else:
         said, before, answer = _conversation(row.get(form.turns), form.turns)
-    text = _MARK.sub(IMAGE_MARK, said)
+    text = _MARK.sub(IMAGE_MARK, _in_order(said))
+    if video := _VIDEO.search(text):
+        raise ValueError(
+            f"expected images, found the mark of a video, {video[0]}; take images of it"
+        )
     marks = text.count(IMAGE_MARK)
     if marks and marks != images:
         raise ValueError(
@@ -154,10 +201,36 @@ def read_question(row: Mapping[str, Any], form: Form, images: int) -> tuple[Ques
     return Question(text, images, before, is_worded), solution
 
 
+def _in_order(text: str) -> str:
+    """Numbered marks without their numbers; they have to count from 1 as the images stand."""
+    numbers = [int(number) for number in _NUMBERED.findall(text)]
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise ValueError(
+            f"expected marks of images from <image 1> in order, each once, found "
+            f"{', '.join(map(str, numbers))}; put the images in the order of their marks"
+        )
+    return _NUMBERED.sub(IMAGE_MARK, text)
+
+
+def images_in_turns(value: Any) -> list[Any]:
+    """The images that the parts of a conversation name themselves, as those of OpenAI's form do."""
+    turns = _parsed(value)
+    if not isinstance(turns, list):
+        return []
+    contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    named = [part.get(part["type"]) for part in parts if _type_of(part) in ("image", "image_url")]
+    return [image for image in named if image]
+
+
+def _type_of(part: Any) -> str | None:
+    return part.get("type") if isinstance(part, dict) else None
+
+
 def _conversation(value: Any, column: str) -> tuple[str, tuple[tuple[str, str], ...], str | None]:
     """The last question of a conversation, the turns before it, and the answer behind it."""
     turns = _parsed(value)
-    if isinstance(turns, str):
+    if isinstance(turns, str) and not re.match(r"\s*\[\s*\{", turns):
         return turns, (), None
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"column {column!r}: expected a list of turns, found {value!r:.60}")
@@ -188,7 +261,7 @@ def _content(content: Any) -> str:
         raise ValueError(f"expected a turn of text, found {content!r:.60}")
     texts = []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
+        kind = _type_of(part)
         if kind not in ("text", "image", "image_url"):
             raise ValueError(f"expected parts of text and images in a turn, found {part!r:.60}")
         texts.append(str(part["text"]) if kind == "text" else IMAGE_MARK)
@@ -196,13 +269,8 @@ def _content(content: Any) -> str:
 
 
 def _parsed(value: Any) -> Any:
-    """JSON in a cell of text, as CSV has it."""
-    if isinstance(value, str) and value.strip().startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return list(value) if isinstance(value, tuple) else value
+    """A list in a cell of text, as CSV has it."""
+    return list(value) if isinstance(value, tuple) else parsed_list(value)
 
 
 def _solution(row: Mapping[str, Any], column: str) -> Any:
@@ -210,7 +278,13 @@ def _solution(row: Mapping[str, Any], column: str) -> Any:
     if isinstance(value, str) and column == "reward_model":
         value = _parsed_object(value)
     if isinstance(value, dict):
-        value = value.get("ground_truth", value.get("solution", value.get("answer")))
+        known = [value[name] for name in ("ground_truth", "solution", "answer") if name in value]
+        if not known:
+            raise ValueError(
+                f"column {column!r}: expected ground_truth, solution or answer in it, found "
+                f"{', '.join(map(str, value)) or 'nothing'}"
+            )
+        value = known[0]
     return value
 
 
@@ -251,4 +325,12 @@ def _as_text(value: Any, column: str) -> str:
     return text
 
 
-__all__ = ["COLUMNS", "Form", "form_of", "images_of", "read_question", "solutions_of"]
+__all__ = [
+    "COLUMNS",
+    "Form",
+    "form_of",
+    "images_in_turns",
+    "images_of",
+    "read_question",
+    "solutions_of",
+]

@@ -3,6 +3,7 @@
 Both kinds raise ValueError with what was expected and found; the caller knows the row and names it.
 """
 
+import ast
 import base64
 import io
 import json
@@ -41,6 +42,17 @@ _TURNS = MappingProxyType(
 _SIDEWAYS = (5, 6, 7, 8)
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _TAIL = 1024  # bytes in which a JPEG's end is looked for
+_HEAD = 512  # bytes by which a file that is no image is told
+_WITH_FRAMES = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
+_WHOLE_WHEN_OPEN = ("WEBP", "AVIF")  # Pillow finds their end missing at once
+_NO_IMAGES = (
+    ((b"version https://git-lfs",), "a pointer of Git LFS; `git lfs pull` fetches the image"),
+    ((b"<html", b"<!DOCTYPE html", b"<!doctype html", b"<HTML"), "a web page; download it again"),
+    ((b"<svg", b"<?xml"), "an SVG drawing; convert it to PNG"),
+    ((b"%PDF-",), "a PDF; convert its pages to PNG"),
+    ((b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"), "a HEIC image; convert it to JPEG"),
+    ((b"ftypmp4", b"ftypisom", b"ftypqt", b"\x1aE\xdf\xa3"), "a video; take images from it"),
+)
 _BATCH = 256
 # What JPEG, PNG, GIF, WEBP and BMP begin with in base64, longer than any name of a file.
 _BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk)[A-Za-z0-9+/=\s]{200,}$")
@@ -51,6 +63,9 @@ class StoredImage(Protocol):
 
     def size(self) -> tuple[int, int]:
         """Upright (width, height) from the header alone."""
+
+    def frames(self) -> int:
+        """How many frames or pages there are."""
 
     def load(self) -> Image.Image:
         """The image, upright and RGB."""
@@ -66,6 +81,11 @@ class ImageFile:
         """Upright (width, height) from the header alone."""
         with self._open() as stream:
             return upright_size(stream)
+
+    def frames(self) -> int:
+        """How many frames or pages there are."""
+        with self._open() as stream:
+            return count_frames(stream)
 
     def load(self) -> Image.Image:
         """The image, upright and RGB."""
@@ -92,6 +112,10 @@ class GreyImage:
     def size(self) -> tuple[int, int]:
         """Upright (width, height) from the other image's header."""
         return self.of.size()
+
+    def frames(self) -> int:
+        """How many frames or pages there are."""
+        return 1
 
     def load(self) -> Image.Image:
         """The grey image, RGB."""
@@ -171,6 +195,10 @@ class ParquetImage:
         """Upright (width, height) from the header alone."""
         return self._stored().size()
 
+    def frames(self) -> int:
+        """How many frames or pages there are."""
+        return self._stored().frames()
+
     def load(self) -> Image.Image:
         """The image, upright and RGB."""
         return self._stored().load()
@@ -189,16 +217,29 @@ class ImageBytes:
         """Upright (width, height) from the header alone."""
         return upright_size(io.BytesIO(self.content))
 
+    def frames(self) -> int:
+        """How many frames or pages there are."""
+        return count_frames(io.BytesIO(self.content))
+
     def load(self) -> Image.Image:
         """The image, upright and RGB."""
         return decode(io.BytesIO(self.content))
 
 
+def parsed_list(cell: Any) -> Any:
+    """The list that a cell of text holds, as JSON or as Python writes it; else the cell itself."""
+    if not isinstance(cell, str) or not cell.strip().startswith("["):
+        return cell
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = parse(cell.strip())
+            return found if isinstance(found, list) else cell
+    return cell
+
+
 def images_of(cell: Any) -> list[Any]:
     """The images of a cell: none, one, or a list of them; JSON of a list counts as one."""
-    if isinstance(cell, str) and cell.strip().startswith("["):
-        with suppress(ValueError):
-            cell = json.loads(cell)
+    cell = parsed_list(cell)
     if cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell)):
         return []
     return list(cell) if isinstance(cell, list | tuple) else [cell]
@@ -223,13 +264,14 @@ def find_image(value: Any, root: Path) -> StoredImage:
         raise ValueError(
             f"expected an image on disk, found the address {value:.60}; download the images first"
         )
-    path = Path(value.removeprefix("file://"))
-    for leading in range(len(path.parts)):
-        below = Path(*path.parts[leading:]) if leading else path
-        for place in (root / below, root / "images" / below):
-            if place.is_file():
-                return ImageFile(place)
-    raise ValueError(f"expected an image at {root / path!s:.200}, found no file there")
+    name = value.removeprefix("file://")
+    for path in map(Path, dict.fromkeys((name, name.replace("\\", "/")))):
+        for leading in range(len(path.parts)):
+            below = Path(*path.parts[leading:]) if leading else path
+            for place in (root / below, root / "images" / below):
+                if place.is_file():
+                    return ImageFile(place)
+    raise ValueError(f"expected an image at {root / name!s:.200}, found no file there")
 
 
 def _decoded(value: str) -> "ImageBytes":
@@ -248,18 +290,33 @@ def first_blank(images: Iterable[StoredImage]) -> StoredImage | None:
     return None
 
 
+def has_frames(images: Iterable[StoredImage]) -> bool:
+    """Whether one of these is animated or has pages; what cannot be opened is passed over."""
+    with suppress(ValueError):
+        return any(image.frames() > 1 for image in images)
+    return False
+
+
+def count_frames(stream: IO[bytes]) -> int:
+    """The frames or pages of the image in `stream`; a second image in a JPEG's file is none."""
+    with _readable(stream), Image.open(stream) as image:
+        return image.n_frames if image.format in _WITH_FRAMES else 1
+
+
 def upright_size(stream: IO[bytes]) -> tuple[int, int]:
     """(width, height) of the image in `stream` as it is seen, from its header.
 
-    ValueError also for a PNG that is damaged anywhere and a JPEG without its end, which a training
-    would meet hours later.
+    ValueError also for an image that is damaged behind its header, which a training would meet
+    hours later; formats that people seldom use are decoded for it.
     """
-    with _readable(), Image.open(stream) as image:
+    with _readable(stream), Image.open(stream) as image:
         width, height = image.size
         if image.format == "PNG":
             whole = _has_whole_chunks(image, stream)
+        elif image.format in ("JPEG", "MPO"):
+            whole = _has_end(stream)
         else:
-            whole = image.format not in ("JPEG", "MPO") or _has_end(stream)
+            whole = image.format in _WHOLE_WHEN_OPEN
         if not whole:
             image.load()  # what Pillow reads all the same is good enough
         turned = _orientation(image) in _SIDEWAYS
@@ -296,7 +353,7 @@ def _has_end(stream: IO[bytes]) -> bool:
 
 def decode(stream: IO[bytes]) -> Image.Image:
     """The image in `stream`, turned upright and as RGB."""
-    with _readable(), Image.open(stream) as image:
+    with _readable(stream), Image.open(stream) as image:
         image.load()
         # ImageOps.exif_transpose writes all of the EXIF again, and fails where a camera's is odd.
         turn = _TURNS.get(_orientation(image))
@@ -304,19 +361,31 @@ def decode(stream: IO[bytes]) -> Image.Image:
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
+def _readable(stream: IO[bytes]) -> Iterator[None]:
     """Pillow's many ways of refusing a file, as one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except UnidentifiedImageError as error:
-        raise ValueError("expected an image, found bytes of no known format") from error
+        raise ValueError(f"expected an image, found {_described(stream)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = Image.MAX_IMAGE_PIXELS
         raise ValueError(f"expected at most {limit} pixels, found more: {error}") from error
     except (OSError, SyntaxError, EOFError, struct.error) as error:
         raise ValueError(f"expected a whole image, found: {error}") from error
+
+
+def _described(stream: IO[bytes]) -> str:
+    """What stands in place of an image, by its first bytes, and what to do about it."""
+    stream.seek(0)
+    head = stream.read(_HEAD)
+    if not head:
+        return "an empty file; copy it again"
+    return next(
+        (said for marks, said in _NO_IMAGES if any(mark in head for mark in marks)),
+        "bytes of no known format",
+    )
 
 
 @contextmanager

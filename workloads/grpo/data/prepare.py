@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workloads.data.build_once import built_once, nothing
+from workloads.data.row_files import PACKED, TABLES, TEXTS
 from workloads.engine.hub import hub
 from workloads.engine.pretrained.files import is_local, positions
 from workloads.errors import UserError
 from workloads.grpo import prompts
 from workloads.grpo.config import GENERATED, GrpoConfig, GrpoData
+from workloads.grpo.data.remarks import describe_images, describe_solutions
 from workloads.grpo.data.rows import (
     Example,
     Examples,
-    blank_images,
     generate_scenes,
     read_examples,
     training_dataset,
     with_images,
     write_imagefolder,
 )
-from workloads.grpo.data.solutions import describe_solutions
 from workloads.grpo.data.tokens import (
     ImageRules,
     Limits,
@@ -42,7 +42,11 @@ from workloads.grpo.tools import load_tools
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_HUB_FILES = ("*.parquet", "*.jsonl", "*.csv", "*.png", "*.jpg", "*.jpeg", "*.webp")
+_HUB_FILES = (
+    *(f"*{ending}" for ending in (*TEXTS, *TABLES)),
+    *(f"*{text}{packing}" for text in TEXTS for packing in PACKED),
+    *("*.png", "*.jpg", "*.jpeg", "*.webp", "*.gif", "*.bmp", "*.tif", "*.tiff"),
+)
 # Models whose image tokens follow from an image's size by known rules.
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
 _SHOWN = 5
@@ -277,7 +281,7 @@ def _lines(
         lines[0] += f", {several:,} with several"
     if 0 < seeing < len(examples):
         lines.append(f"{len(examples) - seeing:,} rows of text among them")
-    lines += found.notes + describe_solutions(found.rows) + blank_images(found.rows, _LOOKED_AT)
+    lines += found.notes + describe_solutions(found.rows) + describe_images(found.rows, _LOOKED_AT)
     if tokens.longest is not None:
         lines.append(f"longest prompt: {tokens.longest} at {tokens.longest.place}")
     left_out = [*map(str, found.bad), *tokens.broken]

@@ -22,7 +22,13 @@ from PIL import Image
 from workloads.data.row_files import data_files, is_data, told_left_out, visible_files
 from workloads.data.rows import BadRow, by_reason, indented, read_rows
 from workloads.errors import UserError
-from workloads.grpo.data.forms import Form, form_of, read_question, solutions_of
+from workloads.grpo.data.forms import (
+    Form,
+    form_of,
+    images_in_turns,
+    read_question,
+    solutions_of,
+)
 from workloads.grpo.data.images import (
     GreyImage,
     ImageFile,
@@ -30,7 +36,6 @@ from workloads.grpo.data.images import (
     ParquetTable,
     StoredImage,
     find_image,
-    first_blank,
     images_of,
 )
 from workloads.grpo.data.scenes import SIZES, Palette, Scene, colours_of, draw_scene, render
@@ -45,6 +50,7 @@ Questions = Literal["all", "colour", "shape", "mixed"]
 QUESTION = "How many different items are there in the image?"
 _MOST = 10  # more do not fit into one image without hiding each other
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+_SHOWN = 8  # columns that are named
 _SAMPLE = 100  # rows by which a form is told
 # What the trainer itself hands to rewards under these names.
 RESERVED = frozenset(
@@ -174,19 +180,6 @@ def training_dataset(
         return opened | {name: [example.columns.get(name) for example in chosen] for name in others}
 
     return Dataset.from_dict({"row": list(range(len(examples)))}).with_transform(open_rows)
-
-
-def blank_images(examples: Sequence[Example], most: int) -> list[str]:
-    """A line on images of one colour, among at most so many examples spread over all."""
-    seeing = [example for example in examples if example.images]
-    chosen = seeing[:: max(1, -(-len(seeing) // most))]
-    blank = [example for example in chosen if first_blank(example.images) is not None]
-    if not blank:
-        return []
-    return [
-        f"{len(blank):,} of {len(chosen):,} rows looked at have an image of one colour, which "
-        f"shows nothing; the first is at {blank[0].place}"
-    ]
 
 
 def solution_column(example: Example) -> str | list[str]:
@@ -347,30 +340,34 @@ def _read_parquet(
     table = ParquetTable(file)
     sample = list(islice(table.texts(table.light), _SAMPLE))
     form = form_of(file, table.columns, columns, sample)
-    _note(file, form, found)
+    _note(file, form, found, [name for name in form.others if name not in table.light])
     light = [name for name in form.light if name in table.light]
     for index, row in enumerate(table.texts(light)):
         place = f"{file}:{index + 1}"
-        images: tuple[StoredImage, ...] = ()
-        if form.image is not None:
-            cell = images_of(table.cell(form.image, index))
-            images = tuple(
-                ParquetImage(table, form.image, index, number, root or file.parent)
-                for number in range(len(cell))
-            )
-        _add(found, file, place, _example(place, row, form, file.parent, images))
+        images: tuple[StoredImage, ...] = tuple(
+            ParquetImage(table, column, index, number, root or file.parent)
+            for column in form.images
+            for number in range(len(images_of(table.cell(column, index))))
+        )
+        _add(found, file, place, _example(place, row, form, root or file.parent, images))
         progress()
 
 
-def _note(file: Path, form: Form, found: Examples) -> None:
-    """What a person should know of how a file was read."""
+def _note(file: Path, form: Form, found: Examples, heavy: Sequence[str] = ()) -> None:
+    """What a person should know of how a file was read; `heavy`: columns that are not."""
     if form.turns is not None:
         found.notes.append(f"{file.name}: read as {form}")
-    if form.also is not None:
+    for column, taken, other in form.doubles:
+        which = ", the shorter one" if column == "solution" else ""
         found.notes.append(
-            f"{file.name}: columns {form.solution} and {form.also} may both be the solution; took "
-            f"{form.solution}, the shorter one; data.columns.solution={form.also} takes the other"
+            f"{file.name}: columns {taken} and {other} may both be the {column}; took {taken}"
+            f"{which}; data.columns.{column}={other} takes the other"
         )
+    light = [name for name in form.others if name not in heavy and name not in RESERVED]
+    for said, names in (("for rewards only, not in the prompt", light), ("not read", heavy)):
+        if names:
+            shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+            found.notes.append(f"{file.name}: {said}: {shown}")
 
 
 def _add(found: Examples, file: Path, place: str, outcome: Example | str) -> None:
@@ -390,8 +387,11 @@ def _example(
     """The row as an example, or what is wrong with it; `images`: those of a Parquet row."""
     try:
         if images is None:
-            cells = images_of(row.get(form.image)) if form.image else []
+            cells = [cell for column in form.images for cell in images_of(row.get(column))]
             images = tuple(find_image(cell, root) for cell in cells)
+        if not images and form.turns:
+            named = images_in_turns(row.get(form.turns))
+            images = tuple(find_image(image, root) for image in named)
         question, solution = read_question(row, form, len(images))
         first, *more = solutions_of(solution, form.solution or str(form.turns))
         if "<answer>" in first and extract_answer(first) is None:

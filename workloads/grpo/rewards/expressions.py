@@ -130,6 +130,16 @@ class Expression:
         return frozenset(own.union(*(part.letters for part in self.parts)))
 
     @property
+    def is_percentage(self) -> bool:
+        """Whether it is 12%, not 12% of something."""
+        return self.kind == "%"
+
+    @cached_property
+    def has_pi(self) -> bool:
+        """Whether π stands in it."""
+        return self.leaf == "π" or any(part.has_pi for part in self.parts)
+
+    @property
     def endless(self) -> int:
         """1 for ∞, -1 for -∞, 0 for all else."""
         if self.leaf == "∞":
@@ -176,6 +186,32 @@ def same_value(left: Expression, right: Expression, factor: Fraction = Fraction(
     return all(_close(a, b, factor) for a, b in zip(ours, theirs, strict=True))
 
 
+def difference_of(left: str, right: str) -> Expression | None:
+    """What two sides of an equation differ by; None where one of them is no expression."""
+    sides = []
+    for text in (left, right):
+        tokens = tokens_of(text)
+        try:
+            side, end = Parser(tokens).read(0)
+        except Unreadable:
+            return None
+        if end != len(tokens):
+            return None
+        sides.append(side)
+    return Expression("-", tuple(sides))
+
+
+def are_proportional(ours: Expression, theirs: Expression) -> bool:
+    """Whether two expressions in the same several letters differ by a factor alone."""
+    if len(theirs.letters) < 2 or ours.letters != theirs.letters:
+        return False
+    pairs = list(zip(ours.values, theirs.values, strict=True))
+    if any(not value for pair in pairs for value in pair):
+        return False
+    ratios = [complex(our or 0) / complex(their or 1) for our, their in pairs]
+    return cmath.isclose(*ratios, rel_tol=_CLOSE)
+
+
 def _close(left: Value | None, right: Value | None, factor: Fraction) -> bool:
     if left is None or right is None:
         return False
@@ -207,6 +243,8 @@ def _evaluate(tree: Expression, letters: Letters) -> Value:
         return cmath.log(complex(parts[1])) / cmath.log(complex(parts[0]))
     if tree.kind == "!":
         return _factorial(parts[0])
+    if tree.kind == "%":
+        return _operate("/", parts[0], Fraction(100))
     return _operate(tree.kind, parts[0], parts[1])
 
 
@@ -345,8 +383,7 @@ class Parser:
                     break
                 left = Expression("^", (left, right))
             elif sign == "%":
-                hundred = Expression("number", leaf=Fraction(100))
-                left, place = Expression("/", (left, hundred)), place + 1
+                left, place = Expression("%", (left,)), place + 1
             else:
                 left, place = Expression("!", (left,)), place + 1
         return left, place

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from workloads.grpo.rewards.expressions import Expression, same_value
-from workloads.grpo.rewards.units import RADIANS, Unit, are_alike
+from workloads.grpo.rewards.units import DEGREES, RADIANS, Unit, are_alike
 
 # What the places of a point are called, in two dimensions and in three.
 _COORDINATES = ("x", "y", "z")
+_IN_DEGREES = Fraction(180 / math.pi)  # a radian
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,30 @@ def same_quantities(ours: Sequence[Quantity], theirs: Sequence[Quantity]) -> str
     return why
 
 
+def total_of(quantities: list[Quantity]) -> list[Quantity]:
+    """The one that is the sum of all others, where there is such a one: 3 red, 5 blue, total 8."""
+    amounts = [_amount(quantity) for quantity in quantities]
+    known = [amount for amount in amounts if amount is not None]
+    if len(known) < max(3, len(quantities)):
+        return quantities
+    whole = sum(known)
+    found = [one for one, amount in zip(quantities, known, strict=True) if 2 * amount == whole]
+    return [replace(found[0], words=frozenset())] if len(found) == 1 else quantities
+
+
+def is_zero(quantities: Sequence[Quantity]) -> bool:
+    """Whether all that is stated is a count of 0."""
+    return len(quantities) == 1 and _amount(quantities[0]) == 0
+
+
+def _amount(quantity: Quantity) -> Fraction | None:
+    """What is exactly known of a quantity that equals it; None for all else."""
+    value = quantity.value
+    if quantity.relation != "=" or quantity.name or isinstance(value, Group) or value.letters:
+        return None
+    return known if isinstance(known := value.values[0], Fraction) else None
+
+
 def _as_relations(group: list[Quantity], other: list[Quantity]) -> list[Quantity]:
     """An interval as what it says, [-2, ∞) as ≥ -2, where the other side is relations."""
     interval = _bounds_of(group)
@@ -101,6 +126,9 @@ def _is_endless(quantity: Quantity) -> bool:
 def _opened(group: list[Quantity], other: list[Quantity]) -> list[Quantity]:
     """The parts of a point that the other side writes without brackets; their order counts."""
     value = group[0].value
+    if isinstance(value, Group) and len(group) == 1 and value.opening in "{⦃":
+        is_one_list = len({item.name for item in other}) == 1
+        return list(value.parts) if is_one_list else group
     if (
         isinstance(value, Group)
         and len(group) == 1
@@ -164,6 +192,7 @@ def difference(ours: Quantity, wanted: Quantity, several: bool = False) -> str:
         return f"a value of {ours.name}, not of {wanted.name}"
     if _is_sum(wanted.name) != _is_sum(ours.name) and (_is_sum(wanted.name)):
         return f"{ours} where an equation was wanted"
+    ours, wanted = _of_money(ours, wanted), _of_money(wanted, ours)
     if ours.unit and wanted.unit and not are_alike(ours.unit, wanted.unit):
         return f"unit {ours.unit.name}, not {wanted.unit.name}"
     if _other_words(ours, wanted, several):
@@ -196,15 +225,39 @@ def same_amount(ours: Quantity, wanted: Quantity) -> bool:
     factor = Fraction(1)
     if ours.unit and wanted.unit:
         factor = ours.unit.factor / wanted.unit.factor * _turns(ours.unit, wanted.unit)
-    return same_value(mine, theirs, factor)
+    elif _is_angle(ours, wanted) or _is_angle(wanted, ours):
+        factor = _IN_DEGREES if wanted.unit else 1 / _IN_DEGREES
+    if same_value(mine, theirs, factor):
+        return True
+    is_percentage_free = theirs.is_percentage and not mine.is_percentage and not ours.unit
+    return is_percentage_free and _is_above_one(mine) and same_value(mine, theirs.parts[0])
+
+
+def _of_money(quantity: Quantity, other: Quantity) -> Quantity:
+    """Pounds are money where the other side is £."""
+    is_pound = quantity.unit is not None and quantity.unit.name in ("pound", "pounds")
+    is_beside_money = other.unit is not None and other.unit.name in ("£", "GBP")
+    return replace(quantity, unit=other.unit) if is_pound and is_beside_money else quantity
+
+
+def _is_angle(degrees: Quantity, radians: Quantity) -> bool:
+    """45° beside π/4: a multiple of π without a unit is an angle, where the other side is one."""
+    value = radians.value
+    is_measured = degrees.unit is not None and degrees.unit.dimensions == DEGREES
+    return is_measured and not radians.unit and isinstance(value, Expression) and value.has_pi
+
+
+def _is_above_one(number: Expression) -> bool:
+    """12.5 beside 12.5%; below one, 0.5 is a share itself, which 0.5% is not."""
+    value = number.values[0]
+    return isinstance(value, Fraction) and abs(value) > 1
 
 
 def _turns(ours: Unit, wanted: Unit) -> Fraction:
     """What radians are in degrees, and back; 1 for all other units."""
     if RADIANS not in (ours.dimensions, wanted.dimensions) or ours.dimensions == wanted.dimensions:
         return Fraction(1)
-    degrees = Fraction(180 / math.pi)
-    return degrees if ours.dimensions == RADIANS else 1 / degrees
+    return _IN_DEGREES if ours.dimensions == RADIANS else 1 / _IN_DEGREES
 
 
 def _same_group(ours: Group, wanted: Group) -> bool:

@@ -37,6 +37,8 @@ _COMMANDS = MappingProxyType(
     | {"omega": "ω", "sigma": "σ", "varphi": "φ", "Delta": "Δ", "Omega": "Ω", "sim": "~"}
     | {"therefore": "∴ ", "because": "∵ ", "quad": " ", "qquad": " ", "left": "", "right": ""}
     | {"displaystyle": "", "limits": "", "bigl": "", "bigr": "", "big": "", "Big": "", "rm": ""}
+    | {"cup": "∪", "cap": "∩", "in": "∈", "notin": "∉", "subset": "⊂", "subseteq": "⊆"}
+    | {"emptyset": "∅", "varnothing": "∅"}
     | {"prime": "'", "ldots": "...", "dots": "...", "perp": "⊥", "parallel": "∥", "Rightarrow": "⇒"}
     | {"implies": "⇒", "to": "→", "rightarrow": "→", "lbrack": "[", "rbrack": "]", "cong": "≅"}
     | {name: f" {name} " for name in ("sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "lg")}
@@ -45,7 +47,7 @@ _COMMANDS = MappingProxyType(
 _COMMAND = re.compile(r"\\([A-Za-z]+)\s?")
 _WRAPPERS = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|operatorname|underline"
-    r"|overline|emph)\s*\{([^{}]*)\}"
+    r"|overline|overrightarrow|vec|emph)\s*\{([^{}]*)\}"
 )
 _FRACTION = re.compile(r"\\[dtc]?frac\s*")
 _ROOT = re.compile(r"\\sqrt\s*(?:\[([^\[\]]*)\])?\s*")
@@ -61,13 +63,34 @@ _BOLD = re.compile(
     r"(?<![\w*)])\*\*([^*]+)\*\*(?!\w)|(?<![\w*)])\*([^*\s][^*]*[^*\s]|[^*\s])\*(?![\w(])"
 )
 _UNDERSCORED = re.compile(r"(?<!\w)_{1,3}([^_\s]+)_{1,3}(?!\w)")
+_HTML = re.compile(
+    r"<(?P<tag>b|i|u|strong|em|span|p|code)(?:\s[^<>]*)?>(?P<inside>[^<>]*)</(?P=tag)>|<br\s*/?>",
+    re.IGNORECASE,
+)
+_RAISED = re.compile(r"<(sup|sub)>([^<>]*)</\1>", re.IGNORECASE)
+_INDEX = re.compile(r"(?<![A-Za-z])([A-Za-z]|[A-Z][a-z])_(?=\d)|(?<=[A-Z\d][A-Z])_(?=\d)")
+_OVER = re.compile(r"(?<=[\dπ)])\s+over\s+(?=[\d(√])")
+_TWICE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*\(\s*\1\s*\)")  # seven (7)
+_SIMILAR = re.compile(r"(?<=[A-Z])\s*[~∼∽]\s*(?=[△A-Z])")
+_PARALLEL = re.compile(r"(?<=[A-Za-z])\s*//\s*(?=[A-Za-z])")
 _CODE = re.compile(r"`+([^`]*)`+")
-_MINUS_WORD = re.compile(r"\b(?:minus|negative)\s+(?=[\d√(])", re.IGNORECASE)
+_MINUS_WORD = re.compile(
+    r"(?:\b(?:minus|negative)\s+|(?:マイナス|마이너스|负|負)\s*)(?=[\d√(])", re.IGNORECASE
+)
+_NAMED_VALUES = (
+    (re.compile(r"\binfinity\b|無限大|无穷大?|무한대", re.IGNORECASE), "∞"),
+    (re.compile(r"\bDNE\b|存在しない|不存在|존재하지 않(?:는다|음|습니다)"), "does not exist"),
+    (re.compile(r"(?:the )?\bempty set\b|空集合?|공집합|^\(\s*\)$|\{\s*\}", re.IGNORECASE), "∅"),
+    (re.compile(r"^(?:[a-z]\s*∈\s*)?\(-∞\s*,\s*\+?∞\)$"), "real numbers"),
+    (re.compile(r"(?<=\d)\s*a\.?m\b\.?", re.IGNORECASE), " am"),
+    (re.compile(r"(?<=\d)\s*p\.?m\b\.?", re.IGNORECASE), " pm"),
+)
 _PERCENT_WORD = re.compile(
-    r"\s*(?:\bper ?cents?\b|パーセント|퍼센트|プロセント|프로)", re.IGNORECASE
+    r"\s*(?:\bper ?cents?\b|\bpercentage(?: points?)?\b|パーセント|퍼센트|プロセント|프로)",
+    re.IGNORECASE,
 )
 _PI_WORD = re.compile(r"(?<![A-Za-z])pi(?=(?:[cdkm]?m)?(?![A-Za-z]))")
-_ROOT_WORD = re.compile(r"(?<![A-Za-z])(?:sqrt|square root of|root)\s*(?=[\d(√])")
+_ROOT_WORD = re.compile(r"(?<![A-Za-z])(?:sqrt|square root of|root|ルート|根号|루트)\s*(?=[\d(√])")
 _LETTER_ROOT = re.compile(r"(?<![A-Za-z])sqrt\s*(?=[A-Za-z]\b)")
 _SCALE_WORD = re.compile(
     r"(?:\bdegrees?\s+|°\s*)(?:celsius|centigrade|(?P<f>fahrenheit|F(?![A-Za-z]))|C(?![A-Za-z]))",
@@ -76,12 +99,20 @@ _SCALE_WORD = re.compile(
 _EAST_SCALE = re.compile(r"(?:摄氏|攝氏|摂氏|섭씨)\s*(-?[\d.]+)\s*(?:度|도)")
 _BASED_LOG = re.compile(r"\blog\s+_\s*")
 _END = " \t\n.。．、,，;:！!？?"
-_TIGHT_MINUS = re.compile(r"(?<!\S)-\s+(?=[\d.√(])")
+_TIGHT_MINUS = re.compile(r"(?<!\S)(?<![\d)] )-\s+(?=[\d.√(])")
+# All real numbers in one wording.
+_REALS = re.compile(
+    r"\\mathbb\s*\{?R\}?|(?:the set of )?\b(?:all|any|every) (?:the )?(?:real numbers?|reals)\b"
+    r"|(?:すべて|全て)の実数|(?:全体|所有|任意)实数|实数集|모든 실수",
+    re.IGNORECASE,
+)
+_CLOCK = re.compile(r"(?<![\w.])(\d+)\s*h\s*([0-5]\d)(?:\s*min(?:utes)?)?(?![\w.])")
 
 
 def plain(text: str) -> str:
     """`text` in one spelling, on one line; numbers in digits."""
     text = _SUPERSCRIPT.sub(lambda match: _power(match[0]), text)
+    text = _REALS.sub(" real numbers ", text)
     text = _VULGAR.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]), text)
     text = unicodedata.normalize("NFKC", _THIN.sub(_joint, text)).translate(_TABLE)
     text = _latex(text) if "\\" in text or "$" in text or "{" in text else text
@@ -92,10 +123,14 @@ def plain(text: str) -> str:
     text = _PLAIN_ROOT.sub(lambda m: f"({m[2]})^(1/{_TEXT_ROOT[m[1]]})", text)
     text = _PERCENT_WORD.sub("%", _ROOT_WORD.sub("√", _LETTER_ROOT.sub("√", text)))
     text = _PI_WORD.sub("π", text)
+    for pattern, value in _NAMED_VALUES:
+        text = pattern.sub(value, text)
     text = _BASED_LOG.sub("log_", text)
+    text = _CLOCK.sub(r"\1 h \2 min", _INDEX.sub(r"\1", text))
+    text = _PARALLEL.sub(" ∥ ", _SIMILAR.sub(" ∽ ", _OVER.sub("/", text)))
     text = _SCALE_WORD.sub(lambda match: "°F" if match["f"] else "°C", text)
     text = _EAST_SCALE.sub(r"\1 °C", _MINUS_WORD.sub("-", in_digits(text)))
-    text = _TIGHT_MINUS.sub("-", " ".join(text.split()))
+    text = _TWICE.sub(r"\1", _TIGHT_MINUS.sub("-", " ".join(text.split())))
     return trimmed(text)
 
 
@@ -119,7 +154,8 @@ def _power(run: str) -> str:
 
 def _unmarked(text: str) -> str:
     """Without the marks of Markdown: **7**, _7_, `7`."""
-    text = _CODE.sub(r"\1", text)
+    text = _RAISED.sub(lambda match: ("^" if match[1] == "sup" else "_") + match[2], text)
+    text = _CODE.sub(r"\1", _HTML.sub(r" \g<inside>", text))
     text = _BOLD.sub(lambda match: match[1] or match[2], text)
     return _UNDERSCORED.sub(r"\1", text)
 

@@ -45,6 +45,7 @@ m 9144/10000: yd yard ヤード 码
 m 3048/10000: ft foot feet フィート 英尺
 m 254/10000: inch inches インチ 英寸
 g 1: g gram gramme 克 グラム 그램
+g 500: 斤
 g 1000: kg kilogram kilo 千克 公斤 キログラム キロ 킬로그램
 g 1/1000: mg milligram 毫克 ミリグラム
 g 1000000: tonne ton tons 吨 トン 톤

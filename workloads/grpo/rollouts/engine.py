@@ -6,9 +6,10 @@ Refuses what cannot work, translates the settings, and names an engine that has 
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import groupby
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -117,21 +118,33 @@ def arguments(
 
 
 def one_for_each_image(
-    prompts: Sequence[Sequence[int]], placeholders: Collection[int]
+    prompts: Sequence[Sequence[int]],
+    placeholders: Collection[int],
+    images: Sequence[Sized | None] | None = None,
 ) -> list[list[int]]:
-    """Prompts in tokens, each run of one placeholder shortened to a single token.
+    """Prompts in tokens, with a single placeholder for each image.
 
     A processor writes as many as an image has features. So does vLLM for the first it meets: given
     all of them it would write a second set, and answer another prompt than the one trained on.
+    images: those of each prompt; some models write nothing between the placeholders of two.
     """
+    shown = images or [None] * len(prompts)
     return [
-        [
-            token
-            for place, token in enumerate(prompt)
-            if token not in placeholders or place == 0 or prompt[place - 1] != token
-        ]
-        for prompt in prompts
+        _shortened(prompt, placeholders, len(own or ()))
+        for prompt, own in zip(prompts, shown, strict=True)
     ]
+
+
+def _shortened(prompt: Sequence[int], placeholders: Collection[int], images: int) -> list[int]:
+    """Each run of one placeholder as a token for each image in it, by its share of all of them."""
+    runs = [(token, len(list(run))) for token, run in groupby(prompt)]
+    lengths = [length for token, length in runs if token in placeholders]
+    features = sum(lengths) / max(images, len(lengths), 1)
+    kept: list[int] = []
+    for token, length in runs:
+        is_image = token in placeholders
+        kept += [token] * (max(1, round(length / features)) if is_image else length)
+    return kept
 
 
 def address(config: GrpoConfig) -> str:

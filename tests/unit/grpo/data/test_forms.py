@@ -5,20 +5,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from workloads.errors import UserError
+from workloads.grpo.data.remarks import describe_images, describe_solutions
 from workloads.grpo.data.rows import (
     Example,
     Examples,
-    blank_images,
     read_examples,
     training_dataset,
 )
-from workloads.grpo.data.solutions import describe_solutions
 from workloads.grpo.prompts import R1_SYSTEM, TRAINING, Question, Wording
 
 pytestmark = pytest.mark.unit
@@ -259,8 +259,142 @@ def test_what_there_is_to_say_of_solutions() -> None:
 
 
 def test_images_of_one_colour_are_told(home: Path) -> None:
-    """G-F1"""
+    """G-F1; values of 12 bits in a file of 16 are nearly black."""
+    dark = np.linspace(0, 4095, 60).astype("uint16")[None].repeat(40, 0)
+    Image.fromarray(dark).save(home / "dark.png")
+    (told,) = describe_images(read(home, {**GOOD, "image": "dark.png"}).rows, 10)
+    assert told.startswith("1 of 1 rows looked at have an image of one colour, or nearly so")
     found = read(home, GOOD, {**GOOD, "image": "blank.png"})
-    (line,) = blank_images(found.rows, 10)
-    assert line.startswith("1 of 2 rows looked at have an image of one colour")
-    assert line.endswith("rows.jsonl:2") and blank_images(found.rows[:1], 10) == []
+    (line,) = describe_images(found.rows, 10)
+    assert line.startswith("1 of 2 rows looked at have an image of one colour, or nearly so")
+    assert line.endswith("rows.jsonl:2") and describe_images(found.rows[:1], 10) == []
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])
+def test_images_with_several_frames_are_told(home: Path, kind: str) -> None:
+    """G-F1: the first one is shown."""
+    first, second = Image.open(home / "a.png"), Image.new("RGB", (72, 36), (0, 200, 0))
+    first.save(home / f"moving.{kind}", save_all=True, append_images=[second])
+    found = read(home, GOOD, {**GOOD, "image": f"moving.{kind}"})
+    (line,) = describe_images(found.rows, 10)
+    assert line.startswith("1 of 2 rows looked at have an image with several frames or pages")
+    assert found.rows[1].open_images()[0].getpixel((9, 9))[0] > 150  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "found an empty file; copy it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "`git lfs pull` fetches the image"),
+        (b"<!DOCTYPE html><html>", "found a web page; download it again"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "found an SVG drawing; convert it to PNG"),
+        (b"%PDF-1.7", "found a PDF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1", "found a HEIC image; convert it to JPEG"),
+        (b"\0\0\0\x18ftypisom", "found a video"),
+    ],
+)
+def test_what_stands_in_place_of_an_image_is_named(home: Path, content: bytes, said: str) -> None:
+    (home / "other.png").write_bytes(content)
+    (bad,) = read(home, GOOD, {**GOOD, "image": "other.png"}).bad
+    assert said in bad.reason
+
+
+PARTS = {"role": "user", "content": [IMAGE, text("How many?")]}
+QWEN = {"role": "user", "content": [{"type": "image", "image": "a.png"}, text("How many?")]}
+OPENAI = {
+    "role": "user",
+    "content": [{"type": "image_url", "image_url": {"url": "a.png"}}, text("How many?")],
+}
+
+
+@pytest.mark.parametrize("turn", [PARTS, QWEN, OPENAI], ids=["TRL", "Qwen", "OpenAI"])
+def test_images_that_the_parts_of_a_turn_name(home: Path, turn: dict[str, Any]) -> None:
+    row = {"messages": [turn], "solution": "3"} | ({"image": "a.png"} if turn is PARTS else {})
+    example = one(home, row)
+    assert parts(example) == [IMAGE, text("How many?")] and example.sizes == ((72, 36),)
+    found = read(home, GOOD | {"messages": None}, {"messages": [PARTS], "solution": "3"}, row)
+    assert [bad.line for bad in found.bad] == [2, 3]  # of a file whose rows have `problem`
+
+
+@pytest.mark.parametrize("mark", ["<image 1>", "<image1>", "<|image_1|>", "<image>\n", "[IMG]"])
+def test_marks_as_others_write_them(home: Path, mark: str) -> None:
+    assert parts(one(home, {**GOOD, "problem": f"{mark}How many?"}), Wording("{question}")) == [
+        IMAGE,
+        text("How many?"),
+    ]
+
+
+def test_numbered_marks_have_to_be_in_order(home: Path) -> None:
+    row = {"images": ["a.png", "b.png"], "answer": "A"}
+    right, wrong = "Is <image 1> <image 2>?", "Is <image 2> <image 1>?"
+    found = read(home, {**row, "problem": right}, {**row, "problem": wrong})
+    assert [part["type"] for part in parts(found.rows[0], Wording("{question}"))][1::2] == [
+        "image",
+        "image",
+    ]
+    assert "expected marks of images from <image 1> in order, each once, found 2, 1" in (
+        found.bad[0].reason
+    )
+
+
+def test_several_marks_at_the_beginning_are_images_before_the_question(home: Path) -> None:
+    row = {"images": ["a.png", "b.png"], "problem": "<image>\n<image>\nSame?", "answer": "no"}
+    assert parts(one(home, row), Wording("{question}")) == [IMAGE, IMAGE, text("Same?")]
+
+
+def test_videos_are_named(home: Path) -> None:
+    found = read(home, GOOD, {"videos": ["v.mp4"], "problem": "<video>What?", "solution": "3"})
+    assert "expected images, found the mark of a video, <video>" in found.bad[0].reason
+    assert "rows.jsonl: for rewards only, not in the prompt: videos" in found.notes
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_column_for_each_image(home: Path, kind: str) -> None:
+    """MMMU: image_1 to image_7, empty where there are fewer."""
+    names = ["image_10", "image_1", "image_2"]
+    row = {"question": "Is <image 1> <image 2>?", "answer": "A", "options": "['A', 'B']"}
+    if kind == "parquet":
+        cells = [None, *({"bytes": (home / f"{name}.png").read_bytes()} for name in "ab")]
+        table = pa.Table.from_pylist([row | dict(zip(names, cells, strict=True))])
+        pq.write_table(table, home / "rows.parquet")
+        found = read_examples(home / "rows.parquet")
+    else:
+        found = read(home, row | dict(zip(names, [None, "a.png", "b.png"], strict=True)))
+    assert [image.size for image in found.rows[0].open_images()] == [(72, 36), (73, 36)]
+    assert f"rows.{kind}: for rewards only, not in the prompt: options" in found.notes
+
+
+def test_lists_as_python_writes_them_in_a_table(home: Path) -> None:
+    (home / "rows.csv").write_text(
+        "images,messages,solution\n"
+        "\"['a.png', 'b.png']\",\"[{'role': 'user', 'content': 'Same?'}]\",no\n"
+        "\"['a.png']\",\"[{'role': 'user', 'content'\",no\n"
+    )
+    found = read_examples(home / "rows.csv")
+    assert [len(row.images) for row in found.rows] == [2] and found.rows[0].problem == "Same?"
+    assert "column 'messages': expected a list of turns, found" in found.bad[0].reason
+
+
+def test_a_question_of_its_own_comes_before_a_conversation(home: Path) -> None:
+    """OpenR1: problem, solution, answer and messages; what was chosen is told."""
+    messages = [{"role": "user", "content": "Told?"}, {"role": "assistant", "content": "3"}]
+    row = {"problem": "How many?", "solution": "1 + 2 = 3", "answer": "3", "messages": messages}
+    found = read(home, row)
+    assert (found.rows[0].problem, found.rows[0].is_worded) == ("How many?", False)
+    assert found.notes[0].endswith("took problem; data.columns.problem=messages takes the other")
+    other = read(home, row, columns={"problem": "messages", "solution": "answer"})
+    assert (other.rows[0].problem, other.rows[0].is_worded) == ("Told?", True)
+
+
+def test_two_columns_of_images_and_a_solution_without_an_answer(home: Path) -> None:
+    found = read(home, {**GOOD, "images": ["a.png", "b.png"]}, {**GOOD, "solution": {"box": [1]}})
+    assert len(found.rows[0].images) == 1
+    assert "rows.jsonl: columns image and images may both be the image; took image; " in (
+        "".join(found.notes)
+    )
+    reason = "column 'solution': expected ground_truth, solution or answer in it, found box"
+    assert [bad.reason for bad in found.bad] == [reason]
+
+
+def test_paths_of_windows(home: Path) -> None:
+    assert one(home, {**GOOD, "image": "C:\\data\\images\\c.png"}).sizes == ((74, 36),)

@@ -337,7 +337,7 @@ def test_the_size_is_that_of_the_upright_image(tmp_path: Path, kind: str, code: 
     assert image.size() == image.load().size == ((20, 40) if code >= 5 else (40, 20))
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png"])
+@pytest.mark.parametrize("kind", ["jpg", "png", "gif", "webp", "bmp", "tiff", "ppm", "tga"])
 def test_an_image_that_was_cut_off_is_found_by_its_size_alone(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     noise = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
@@ -347,7 +347,7 @@ def test_an_image_that_was_cut_off_is_found_by_its_size_alone(tmp_path: Path, ki
     assert image.size() == (90, 80)
     for share in (0.3, 0.9, 0.99):
         path.write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(ValueError, match="expected a whole image"):
+        with pytest.raises(ValueError, match="expected a(?: whole|n) image"):
             image.size()
     path.write_bytes(whole + b"what a phone adds" * 1000)
     assert image.size() == image.load().size == (90, 80)

@@ -1,7 +1,8 @@
-"""Warnings about the solutions of all rows, which answers are compared with."""
+"""Warnings about all rows: solutions that answers are compared with, and images."""
 
 from collections.abc import Callable, Iterator, Sequence
 
+from workloads.grpo.data.images import first_blank, has_frames
 from workloads.grpo.data.rows import Example
 from workloads.grpo.rewards.answers import count_values, extract_answer
 
@@ -42,3 +43,24 @@ def _lines(
                 f"{len(rows):,} of {len(texts):,} solutions {said}; the first is "
                 f"{texts[first][:_LONG]!r} at {examples[first].place}"
             )
+
+
+def describe_images(examples: Sequence[Example], most: int) -> list[str]:
+    """A line for images that show nothing and for animated ones, among at most so many examples.
+
+    These are spread over all.
+    """
+    seeing = [example for example in examples if example.images]
+    chosen = seeing[:: max(1, -(-len(seeing) // most))]
+    blank = [example for example in chosen if first_blank(example.images) is not None]
+    moving = [example for example in chosen if has_frames(example.images)]
+    sorts = [
+        ("of one colour, or nearly so, which shows nothing", blank),
+        ("with several frames or pages, of which the first is shown", moving),
+    ]
+    return [
+        f"{len(found):,} of {len(chosen):,} rows looked at have an image {said}; the first is at "
+        f"{found[0].place}"
+        for said, found in sorts
+        if found
+    ]

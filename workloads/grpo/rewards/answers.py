@@ -16,8 +16,8 @@ from workloads.grpo.rewards.expressions import are_proportional, difference_of
 from workloads.grpo.rewards.math_checker import shared_checker
 from workloads.grpo.rewards.quantities import Quantity, is_zero, same_quantities, total_of
 from workloads.grpo.rewards.statements import read_quantities
+from workloads.grpo.rewards.texts import POLITE, mean_the_same, says_none
 from workloads.grpo.rewards.tidy import argument, plain, trimmed
-from workloads.grpo.rewards.words import POLITE, mean_the_same, says_none
 
 _TAG = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE)
 LONGEST = 2000  # characters of an answer that are read; a longer one is compared as text
@@ -25,7 +25,7 @@ _LONGEST_MATH = 300  # of what math-verify is asked
 _BOXED = re.compile(r"\\f?boxed\s*(?=\{)")
 
 _LEAD = re.compile(
-    r"(?:(?<![A-Za-z])(?:final |correct |right |my )?(?:answer|ans|result|solution|option|choice)"
+    r"(?:(?<![A-Za-z])(?<!no )(?:final |correct |right |my )?(?:answer|ans|result|solution|option|choice)"
     r"(?:s)?(?! in)(?:\s+(?:is|are|would be|must be|equals|to the question is)"
     r"|\s*(?:[:=]|-(?=\s)))*\s*[:=]?"
     r"|(?:答え|解答|正解|答案|(?<![A-H])(?:选项|選択肢|선택지|보기)|選ぶのは|(?<!不)选择|(?<!不)选(?!项)|정답|답)"
@@ -48,7 +48,8 @@ _DENIED = re.compile(
     r"|(?:不是|并非).{1,40}?而是|^.{1,40}?(?:ではなく|じゃなく|でなく)て?[、,\s]*(?=\S)"
     r"|^.{1,40}?아니라\s*|(?<=\S)(?:而不是|[,、]\s*(?:不是|并非)).{1,40}$"
     r"|(?<=\S)[,、。]\s*[^,、。]{1,40}?(?:ではない|ではありません|아님|아닙니다|아니다)$"
-    r"|(?<=[^\s,;(])\s*(?:[,;(]\s*(?:and )?not|rather than|instead of)\s[^,;]{1,40}$",
+    r"|(?<=[^\s,;(])\s*(?:[,;(]\s*(?:and )?not|(?:and|but) not|rather than|instead of)"
+    r"\s[^,;]{1,40}$",
     re.IGNORECASE,
 )
 # Why an answer is right, behind it.
@@ -76,6 +77,9 @@ _HEDGE = re.compile(
 )
 _CHOICE_WORD = re.compile(
     r"^(?:choose|pick|select|options?|choices?|answers?|letter)\s+", re.IGNORECASE
+)
+_ANOTHER_CHOICE = re.compile(
+    rf"(?:^|\b(?:or|and)\b|[,/(])\s*\(?{_LETTER}\)?[.)]?$|\b(?:or|and)\s+\(?{_LETTER}[).:]"
 )
 _BARE = re.compile(rf"^({_LETTER})$")
 _CHOICE_TAIL = re.compile(
@@ -233,8 +237,7 @@ def _same_equation(answer: str, truth: str) -> bool:
     sides = [text.split("=") for text in (answer, truth)]
     if any(len(pair) != 2 or re.search("[<>≤≥≠≈,;]", "".join(pair)) for pair in sides):
         return False
-    differences = [difference_of(*pair) for pair in sides]
-    ours, theirs = differences
+    ours, theirs = (difference_of(*pair) for pair in sides)
     return ours is not None and theirs is not None and are_proportional(ours, theirs)
 
 
@@ -243,7 +246,8 @@ def _as_relations(*texts: str) -> list[str]:
     matches = [_intervals(text) for text in texts]
     names = [match[0][1] for match in matches if match and match[0][1]]
     if not names:  # without a name (1, 3) is a point as well
-        names = [found[1] for text in texts if (found := _LETTER_RELATION.match(text))]
+        relations = [_LETTER_RELATION.match(text) for text in texts]
+        names = [found[1] or found[2] for found in relations if found]
         if not names or not any(len(match) > 1 for match in matches):
             return list(texts)
     pairs = zip(texts, matches, strict=True)
@@ -280,7 +284,7 @@ def _unspaced(text: str) -> str:
 
 
 def _readings(text: str) -> Iterator[str]:
-    """100,200 is one number or two, 3 out of 4 a share, 1.5k 1500; a reason counts or does not."""
+    """100,200 is one number or two, 3 out of 4 a share, 1.5k 1500; a reason may be left out."""
     joined = _joined(text)
     texts = [joined, text, _OUT_OF.sub(r"\1/\2", joined)]
     texts += [_SCALE_LETTER.sub(lambda m: "*1000" if m[1] else "*1000000", joined)]
@@ -380,7 +384,7 @@ def _compare_choices(answer: str, truth: str) -> Verdict | None:
         return Verdict(False, f"choice {said[0]}, not {letter}")
     if content and said[1] and not _compare(said[1], content, said[1], content).match:
         return Verdict(False, f"choice {letter}, but {said[1]}, not {content}")
-    if re.search(rf"(?:^|\b(?:or|and)\b|[,/(])\s*\(?{_LETTER}\)?[.)]?$", said[1]) and not content:
+    if _ANOTHER_CHOICE.search(said[1]) and not content:
         return Verdict(False, f"several choices, where {letter} was wanted")
     return Verdict(True, f"choice {letter}")
 

@@ -69,7 +69,13 @@ _HTML = re.compile(
 )
 _RAISED = re.compile(r"<(sup|sub)>([^<>]*)</\1>", re.IGNORECASE)
 _INDEX = re.compile(r"(?<![A-Za-z])([A-Za-z]|[A-Z][a-z])_(?=\d)|(?<=[A-Z\d][A-Z])_(?=\d)")
-_OVER = re.compile(r"(?<=[\dπ)])\s+over\s+(?=[\d(√])")
+_SPOKEN = (
+    (re.compile(r"(?<=[\dπ)])\s+plus\s+(?=[\d(√π-])"), " + "),
+    (re.compile(r"(?<=[\dπ)])\s+minus\s+(?=[\d(√π])"), " - "),
+    (re.compile(r"(?<=[\dπ)])\s+(?:times|multiplied by)\s+(?=[\d(√π-])"), " * "),
+    (re.compile(r"(?<=[\dπ)])\s+(?:divided by|over)\s+(?=[\d(√])"), "/"),
+    (re.compile(r"(?<=\d)\s?in(?=$|[,;.)]|\s+(?:by|and)\b)"), " inches"),
+)
 _TWICE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*\(\s*\1\s*\)")  # seven (7)
 _SIMILAR = re.compile(r"(?<=[A-Z])\s*[~∼∽]\s*(?=[△A-Z])")
 _PARALLEL = re.compile(r"(?<=[A-Za-z])\s*//\s*(?=[A-Za-z])")
@@ -127,9 +133,12 @@ def plain(text: str) -> str:
         text = pattern.sub(value, text)
     text = _BASED_LOG.sub("log_", text)
     text = _CLOCK.sub(r"\1 h \2 min", _INDEX.sub(r"\1", text))
-    text = _PARALLEL.sub(" ∥ ", _SIMILAR.sub(" ∽ ", _OVER.sub("/", text)))
+    text = _PARALLEL.sub(" ∥ ", _SIMILAR.sub(" ∽ ", text))
     text = _SCALE_WORD.sub(lambda match: "°F" if match["f"] else "°C", text)
-    text = _EAST_SCALE.sub(r"\1 °C", _MINUS_WORD.sub("-", in_digits(text)))
+    text = in_digits(text)
+    for pattern, sign in _SPOKEN:
+        text = pattern.sub(sign, text)
+    text = _EAST_SCALE.sub(r"\1 °C", _MINUS_WORD.sub("-", text))
     text = _TWICE.sub(r"\1", _TIGHT_MINUS.sub("-", " ".join(text.split())))
     return trimmed(text)
 

@@ -17,7 +17,7 @@ _PRONOUN = re.compile(
 )
 _STATED = re.compile(r"^(?:the )?[a-z]+(?: of [a-z ]+)? (?:is|are|was) (?=[a-z])", re.IGNORECASE)
 _NO_SOLUTION = re.compile(
-    r"(?:there (?:is|are)|(?:it|the equation) has|has)?\s*no (?:real )?(?:solutions?|roots?)"
+    r"^[^\d,]*\bno (?:real )?(?:solutions?|roots?)\b(?! (?:other|except|but|besides))[^\d,]*$"
     r"|(?:実数)?解(?:は|が)?(?:なし|無し|ない|ありません|存在しない)|(?:无|没有|無)(?:实数)?解"
     r"|(?:실)?(?:해|근)(?:가|는|이|은)? ?(?:없다|없음|없습니다)"
 )

@@ -77,7 +77,7 @@ def test_completions_about_pictures_follow_the_weights(tmp_path: Path) -> None:
     assert all("[image]" in row["prompt"] for row in read_rollouts(training.run.path))
 
 
-def test_two_pictures_in_a_prompt_and_a_row_of_text(tmp_path: Path) -> None:
+def test_two_images_in_a_prompt_and_a_row_of_text(tmp_path: Path) -> None:
     """Prompts with two images, one and none in one batch: the engine answers what is trained on."""
     for number in range(3):
         image = Image.new("RGB", (72, 36), (80 * number, 90, 200))

@@ -44,7 +44,12 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
         print(f"before: {before:.2f} %")
         return EXIT_DONE
     if args.prompts is None or args.images is None:
-        raise UserError("expected --prompts and --images, the questions and their images")
+        missing = "--prompts" if args.prompts is None else "--images"
+        raise UserError(
+            f"expected --prompts and --images, the questions and their images, found no {missing}; "
+            "docs/grpo.md says where they come from, and `tatara data generate questions DIR` "
+            "makes some to try"
+        )
     for name in ("batch_size", "rows", "max_pixels"):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -25,7 +25,8 @@ _LONGEST_MATH = 300  # of what math-verify is asked
 _BOXED = re.compile(r"\\f?boxed\s*(?=\{)")
 
 _LEAD = re.compile(
-    r"(?:(?<![A-Za-z])(?<!no )(?:final |correct |right |my )?(?:answer|ans|result|solution|option|choice)"
+    r"(?:(?<![A-Za-z])(?<!no )(?:final |correct |right |my )?"
+    r"(?:answer|ans|result|solution|option|choice)"
     r"(?:s)?(?! in)(?:\s+(?:is|are|would be|must be|equals|to the question is)"
     r"|\s*(?:[:=]|-(?=\s)))*\s*[:=]?"
     r"|(?:答え|解答|正解|答案|(?<![A-H])(?:选项|選択肢|선택지|보기)|選ぶのは|(?<!不)选择|(?<!不)选(?!项)|정답|답)"

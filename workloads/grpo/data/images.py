@@ -64,8 +64,8 @@ class StoredImage(Protocol):
     def size(self) -> tuple[int, int]:
         """Upright (width, height) from the header alone."""
 
-    def frames(self) -> int:
-        """How many frames or pages there are."""
+    def is_animated(self) -> bool:
+        """Whether there are several frames or pages."""
 
     def load(self) -> Image.Image:
         """The image, upright and RGB."""
@@ -82,10 +82,10 @@ class ImageFile:
         with self._open() as stream:
             return upright_size(stream)
 
-    def frames(self) -> int:
-        """How many frames or pages there are."""
+    def is_animated(self) -> bool:
+        """Whether there are several frames or pages."""
         with self._open() as stream:
-            return count_frames(stream)
+            return has_several_frames(stream)
 
     def load(self) -> Image.Image:
         """The image, upright and RGB."""
@@ -113,9 +113,9 @@ class GreyImage:
         """Upright (width, height) from the other image's header."""
         return self.of.size()
 
-    def frames(self) -> int:
-        """How many frames or pages there are."""
-        return 1
+    def is_animated(self) -> bool:
+        """Whether there are several frames or pages."""
+        return False
 
     def load(self) -> Image.Image:
         """The grey image, RGB."""
@@ -195,9 +195,9 @@ class ParquetImage:
         """Upright (width, height) from the header alone."""
         return self._stored().size()
 
-    def frames(self) -> int:
-        """How many frames or pages there are."""
-        return self._stored().frames()
+    def is_animated(self) -> bool:
+        """Whether there are several frames or pages."""
+        return self._stored().is_animated()
 
     def load(self) -> Image.Image:
         """The image, upright and RGB."""
@@ -217,9 +217,9 @@ class ImageBytes:
         """Upright (width, height) from the header alone."""
         return upright_size(io.BytesIO(self.content))
 
-    def frames(self) -> int:
-        """How many frames or pages there are."""
-        return count_frames(io.BytesIO(self.content))
+    def is_animated(self) -> bool:
+        """Whether there are several frames or pages."""
+        return has_several_frames(io.BytesIO(self.content))
 
     def load(self) -> Image.Image:
         """The image, upright and RGB."""
@@ -290,17 +290,25 @@ def first_blank(images: Iterable[StoredImage]) -> StoredImage | None:
     return None
 
 
-def has_frames(images: Iterable[StoredImage]) -> bool:
-    """Whether one of these is animated or has pages; what cannot be opened is passed over."""
-    with suppress(ValueError):
-        return any(image.frames() > 1 for image in images)
-    return False
+def first_animated(images: Iterable[StoredImage]) -> StoredImage | None:
+    """The first image with several frames or pages; what cannot be opened is passed over."""
+    for image in images:
+        with suppress(ValueError):
+            if image.is_animated():
+                return image
+    return None
 
 
-def count_frames(stream: IO[bytes]) -> int:
-    """The frames or pages of the image in `stream`; a second image in a JPEG's file is none."""
+def has_several_frames(stream: IO[bytes]) -> bool:
+    """Whether the image in `stream` has frames or pages; a second one in a JPEG's file is none."""
     with _readable(stream), Image.open(stream) as image:
-        return image.n_frames if image.format in _WITH_FRAMES else 1
+        if image.format not in _WITH_FRAMES:
+            return False
+        try:
+            image.seek(1)
+        except EOFError:
+            return False
+        return True
 
 
 def upright_size(stream: IO[bytes]) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from workloads.grpo.data.images import first_blank, has_frames
+from workloads.grpo.data.images import first_animated, first_blank
 from workloads.grpo.data.rows import Example
 from workloads.grpo.rewards.answers import count_values, extract_answer
 
@@ -53,7 +53,7 @@ def describe_images(examples: Sequence[Example], most: int) -> list[str]:
     seeing = [example for example in examples if example.images]
     chosen = seeing[:: max(1, -(-len(seeing) // most))]
     blank = [example for example in chosen if first_blank(example.images) is not None]
-    moving = [example for example in chosen if has_frames(example.images)]
+    moving = [example for example in chosen if first_animated(example.images) is not None]
     sorts = [
         ("of one colour, or nearly so, which shows nothing", blank),
         ("with several frames or pages, of which the first is shown", moving),

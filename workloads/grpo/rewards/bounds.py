@@ -50,7 +50,8 @@ _BOUNDS = tuple(
 )
 # A number with what it counts: a word, or a few characters of East Asia.
 _COUNTED = (
-    r"(?P<value>[\d.]+(?:/\d+)?\s*(?:[a-z]+|°|%|[\u3041-\u30fe\u4e00-\u9fff\uac00-\ud7a3]{1,3}?)?)"
+    r"(?<![\d.])(?P<value>[\d.]+(?:/\d+)?"
+    r"\s*(?:[a-z]+|°|%|[\u3041-\u30fe\u4e00-\u9fff\uac00-\ud7a3]{1,3}?)?)"
 )
 _BOUNDS_AFTER = tuple(
     (re.compile(rf"{_COUNTED}\s*(?:{words})", re.IGNORECASE), sign)
@@ -64,9 +65,10 @@ _BOUNDS_AFTER = tuple(
 )
 _TO = r"(?:~|(?<![A-Za-z])(?:to|through)(?![A-Za-z])|から|到|至|에서|부터)"
 _RANGE = re.compile(
-    rf"(?:(?<![A-Za-z])from )?(?P<low>\d[\d.]*)(?:\s*[a-z°%]{{1,3}})?\s*{_TO}\s*(?P<high>\d)"
+    r"(?:(?<![A-Za-z])from )?"
+    rf"(?<![\d.])(?P<low>\d[\d.]*)(?:\s*[a-z°%]{{1,3}})?\s*{_TO}\s*(?P<high>\d)"
     r"|(?<![A-Za-z])between (?P<first>\d[\d.]*) and (?P<second>\d)"
-    r"|(?P<left>\d[\d.]*)\s+-(?P<right>\d)"
+    r"|(?<![\d.])(?P<left>\d[\d.]*)\s+-(?P<right>\d)"
 )
 _DASHED = re.compile(
     r"(?P<start>\d+(?:\.\d+)?)[^\d\s.~-]{0,4}\s*[-~]\s*(?P<end>\d+(?:\.\d+)?)(?P<unit>\D*)"

@@ -64,12 +64,12 @@ _CLOCK = re.compile(
 )
 # 3時間半, 两个半小时, 2시간 반; not the radius of 3の半径.
 _AND_HALF = re.compile(
-    r"(\d+)\s*(?:[个個つ개](?=\s*[半반])|(時間|小时|时间|年|[かヶ個个]月|日|天|分|秒|杯|斤|倍|시간|년|개월|일|배))?"
+    r"(?<!\d)(\d+)\s*(?:[个個つ개](?=\s*[半반])|(時間|小时|时间|年|[かヶ個个]月|日|天|分|秒|杯|斤|倍|시간|년|개월|일|배))?"
     r"\s*[半반](?![径分期数額지경])"
 )
 # Tenths, and hundredths behind them: 3割5分, 八成, 3할.
 _TENTHS = re.compile(r"(?<![\d.])(\d)\s*(?:割|成(?![年功人])|할)(?:\s*(\d)\s*[分푼])?")
-_HAN_PART = re.compile(r"(\d+)\s*分[の之]\s*(\d+)|(\d+)\s*분의\s*(\d+)")
+_HAN_PART = re.compile(r"(?<!\d)(\d+)\s*分[の之]\s*(\d+)|(?<!\d)(\d+)\s*분의\s*(\d+)")
 _TIMES_MYRIAD = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*([万萬億亿만억])")
 # 1万5千, 1万5000; the digits behind are never the part of another number.
 _MYRIAD_AND = re.compile(

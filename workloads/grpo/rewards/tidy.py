@@ -92,7 +92,7 @@ _NAMED_VALUES = (
     (re.compile(r"(?<=\d)\s*p\.?m\b\.?", re.IGNORECASE), " pm"),
 )
 _PERCENT_WORD = re.compile(
-    r"\s*(?:\bper ?cents?\b|\bpercentage(?: points?)?\b|パーセント|퍼센트|プロセント|프로)",
+    r"(?<!\s)\s*(?:\bper ?cents?\b|\bpercentage(?: points?)?\b|パーセント|퍼센트|プロセント|프로)",
     re.IGNORECASE,
 )
 _PI_WORD = re.compile(r"(?<![A-Za-z])pi(?=(?:[cdkm]?m)?(?![A-Za-z]))")

@@ -139,7 +139,7 @@ def _shortened(prompt: Sequence[int], placeholders: Collection[int], images: int
     """Each run of one placeholder as a token for each image in it, by its share of all of them."""
     runs = [(token, len(list(run))) for token, run in groupby(prompt)]
     lengths = [length for token, length in runs if token in placeholders]
-    features = sum(lengths) / max(images, len(lengths), 1)
+    features = sum(lengths) / images if images > len(lengths) else float("inf")
     kept: list[int] = []
     for token, length in runs:
         is_image = token in placeholders

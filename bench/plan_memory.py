@@ -7,7 +7,7 @@ Each case is a profile and a model with random weights; `plan.estimate` reads bo
 does, then a real second step of the model runs (the first one makes the optimizer's states). On a
 GPU the peak is torch's own. On a CPU it is that of every tensor made while the step is dispatched,
 with the product that CUDA's softmax makes going back; dropout is off there, because its masks are
-four bytes a number instead of one.
+four bytes a number instead of one. Quantised bases are layers of bitsandbytes' sizes.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from workloads.engine.fake_step.step import prepare
 from workloads.engine.fake_step.trace import MemoryTrace, Peak
 from workloads.engine.pretrained.adapter import add_adapter
 from workloads.engine.pretrained.files import weights_dtype
+from workloads.grpo.model import freeze_vision
 from workloads.plan.estimate import Breakdown, estimate
 from workloads.vla.config import TEXT_TOKENS
 
@@ -140,6 +141,76 @@ class PolicyCase:
         return None
 
 
+@dataclass(frozen=True)
+class SeeingCase:
+    """Qwen2.5-VL of a small shape: an image of 256 patches and text a row, by the supervised stage,
+    whose loss is the model's own."""
+
+    name: str
+    settings: tuple[str, ...] = ()
+
+    def _model(self) -> transformers.Qwen2_5_VLConfig:
+        text = {
+            "hidden_size": 256,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "intermediate_size": 768,
+            "vocab_size": 2000,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 2,
+        }
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+        vision = {"depth": 6, "hidden_size": 128, "intermediate_size": 384, "num_heads": 4}
+        return transformers.Qwen2_5_VLConfig(
+            text_config={**text, "rope_parameters": rope},
+            vision_config={**vision, "out_hidden_size": 256, "fullatt_block_indexes": [2, 5]},
+            image_token_id=3,
+            tie_word_embeddings=False,
+        )
+
+    def predict(self) -> tuple[Any, Breakdown]:
+        usual = ["stage=sft", "grpo.max_pixels=50176", "grpo.max_prompt_length=192"]
+        with tempfile.TemporaryDirectory() as folder:
+            self._model().save_pretrained(folder)
+            return _planned(
+                "grpo", Path(folder), [*usual, "grpo.max_completion_length=64", *self.settings]
+            )
+
+    def build(self, config: Any) -> torch.nn.Module:
+        model = transformers.AutoModelForImageTextToText.from_config(
+            self._model(), attn_implementation="sdpa"
+        )
+        model = model.to(weights_dtype(config.train, config.adapter))
+        found = prepare(config, model, lambda base: add_adapter(base, config.adapter))
+        if config.model.freeze_vision:
+            freeze_vision(found, config.model.name)
+        return found
+
+    def inputs(self, config: Any) -> dict[str, torch.Tensor]:
+        rows = config.train.per_device_batch_size
+        tokens = torch.randint(4, 2000, (rows, 256), device=DEVICE)
+        tokens[:, 1:65] = 3
+        return {
+            "input_ids": tokens,
+            "labels": tokens.clone(),
+            "mm_token_type_ids": (tokens == 3).int(),
+            "pixel_values": torch.randn(rows * 256, 3 * 2 * 14 * 14, device=DEVICE),
+            "image_grid_thw": torch.tensor([[1, 16, 16]] * rows, device=DEVICE),
+        }
+
+    def arguments(self, config: Any) -> dict[str, Any]:
+        return {"use_cache": False}
+
+    def accelerate_says(self, config: Any) -> int | None:
+        """Nothing: its command counts models of text alone."""
+        return None
+
+
+AnyCase = Case | PolicyCase | SeeingCase
+
+
 def _planned(workload: str, folder: Path, settings: list[str]) -> tuple[Any, Breakdown]:
     profile = folder / "profile.yaml"
     profile.write_text(
@@ -157,7 +228,7 @@ class Measured:
     peak: int
 
 
-def cases() -> list[Case | PolicyCase]:
+def cases() -> list[AnyCase]:
     small = {
         "hidden_size": 256 * WIDTH,
         "num_hidden_layers": 6,
@@ -172,6 +243,7 @@ def cases() -> list[Case | PolicyCase]:
     every = "adapter.targets=[all-linear]"
     checkpointing = "train.gradient_checkpointing=true"
     lora = ("adapter.method=lora", "adapter.dropout=0")
+    qlora, int8 = ("adapter.method=qlora", "adapter.dropout=0"), "adapter.quantisation=int8"
     found: list[Case] = [
         Case("Llama, fp32", llama, ("train.precision=fp32",)),
         Case("Llama, bf16, fp32 master weights", llama),
@@ -188,6 +260,10 @@ def cases() -> list[Case | PolicyCase]:
         Case("Llama, LoRA q k v o", llama, lora),
         Case("Llama, LoRA all-linear", llama, (*lora, every)),
         Case("Llama, LoRA, checkpointing", llama, (*lora, checkpointing)),
+        Case("Llama, QLoRA", llama, qlora),
+        Case("Llama, QLoRA all-linear", llama, (*qlora, every)),
+        Case("Llama, QLoRA, checkpointing", llama, (*qlora, checkpointing)),
+        Case("Llama, int8, checkpointing", llama, (*qlora, checkpointing, int8)),
         Case("Qwen2", qwen),
         Case("Qwen2, tied, LoRA", _with(qwen, tie_word_embeddings=True), (*lora, every)),
         Case("GPT-NeoX", neox),
@@ -197,19 +273,28 @@ def cases() -> list[Case | PolicyCase]:
         found += [
             Case(f"{item.name}, fused head", item.model, (*item.settings, fused)) for item in found
         ]
+    seeing = [
+        SeeingCase("Qwen2.5-VL"),
+        SeeingCase("Qwen2.5-VL, checkpointing", (checkpointing,)),
+        SeeingCase("Qwen2.5-VL, frozen tower", ("model.freeze_vision=true",)),
+        SeeingCase("Qwen2.5-VL, LoRA", lora),
+        SeeingCase("Qwen2.5-VL, LoRA all-linear", (*lora, every)),
+        SeeingCase("Qwen2.5-VL, LoRA, checkpointing", (*lora, checkpointing)),
+    ]
     policies = [
         PolicyCase("OpenVLA", ("adapter.method=full",)),
         PolicyCase("OpenVLA, LoRA", lora),
         PolicyCase("OpenVLA, LoRA, checkpointing", (*lora, checkpointing)),
+        PolicyCase("OpenVLA, QLoRA, checkpointing", (*qlora, checkpointing)),
     ]
-    return [*found, *policies]
+    return [*found, *seeing, *policies]
 
 
 def _with(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
     return type(config)(**{**config.to_dict(), **changes})
 
 
-def measure(case: Case | PolicyCase, config: Any) -> Measured:
+def measure(case: AnyCase, config: Any) -> Measured:
     """Run two steps and look at the second; gradients are gone before it, as the Trainer does."""
     torch.manual_seed(0)
     model = case.build(config).train().to(DEVICE)
@@ -221,11 +306,11 @@ def measure(case: Case | PolicyCase, config: Any) -> Measured:
     optimizer.zero_grad()
     gc.collect()
     moments = [value for state in optimizer.state.values() for value in state.values()]
-    held = [*model.parameters(), *model.buffers(), *inputs.values(), *moments]
-    with _watch(held) as watch:
+    kept = [*model.parameters(), *model.buffers(), *moments]
+    with _watch([*kept, *inputs.values()]) as watch:
         step(model, config, inputs, arguments)
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    return Measured(_bytes([*model.parameters(), *moments, *gradients]), watch.peak.bytes)
+    return Measured(_bytes([*kept, *gradients]), watch.peak.bytes)
 
 
 def step(
@@ -267,7 +352,7 @@ def predicted_states(found: Breakdown) -> int:
     return found.states.total
 
 
-def row(case: Case | PolicyCase) -> tuple[str, float, float | None]:
+def row(case: AnyCase) -> tuple[str, float, float | None]:
     config, found = case.predict()
     measured = measure(case, config)
     if found.allocated is None:
@@ -319,6 +404,7 @@ def _page(text: str) -> list[str]:
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU, {os.cpu_count()} cores"
     packages = ["torch", "transformers", "peft", "accelerate"]
     sources = [
+        "workloads/engine/fake_step/quantised.py",
         "workloads/plan/estimate.py",
         "workloads/plan/gpu_memory.py",
         "workloads/plan/activations.py",
@@ -331,8 +417,10 @@ def _page(text: str) -> list[str]:
         "Beside it what `accelerate estimate-memory` says, which looks at the weights only.",
         facts([*packages], [*sources, "bench/plan_memory.py"], name),
         text,
-        "Not measured here: several GPUs, quantised bases, DeepSpeed, torch.compile, "
-        "activation offloading, and the fused head, which works otherwise on a CPU.",
+        "Bases in nf4 and int8 are layers with the sizes of bitsandbytes' own, which make the "
+        "tensors that these make; the values are noise.",
+        "Not measured here: several GPUs, DeepSpeed, torch.compile, activation offloading, and the "
+        "fused head, which works otherwise on a CPU.",
         "Run it: `python -m bench.plan_memory --write`.",
     ]
 

@@ -1,8 +1,10 @@
 """Do the GPU layers of the images fit each other? `python images/check_layers.py`, without a GPU.
 
 Asks the package index for metadata alone, no wheel is downloaded: what torch's build for GPUs wants
-of CUDA, which torch vLLM and torchvision were built against, and whether flash-attention comes as
-source, which is then compiled against the torch that is there. Exit code 1 names what does not fit.
+of CUDA, and which versions vLLM, torchvision and torchaudio were built against, by what they
+require exactly and by what a wheel's name says. flash-attention comes as source: it has to be
+compiled against the torch that is there, not against one of its own. Exit code 1 names what does
+not fit.
 """
 
 import json
@@ -17,22 +19,28 @@ from typing import Any
 IMAGES = Path(__file__).resolve().parent
 CUDA = "13"
 BUILT_AGAINST_TORCH = ("vllm", "torchvision", "torchaudio")
+FLASH = "flash-attn"
 
 
 def main() -> int:
     """Print what was found, and what does not fit."""
     locked = pins(IMAGES / "grpo-h100" / "requirements.lock")
-    torch = re.search(r"^ARG TORCH_VERSION=(\S+)", (IMAGES / "Dockerfile").read_text(), re.M)
+    dockerfile = (IMAGES / "Dockerfile").read_text(encoding="utf-8")
+    torch = re.search(r"^ARG TORCH_VERSION=(\S+)", dockerfile, re.M)
     assert torch is not None
     names = [name for name in BUILT_AGAINST_TORCH if name in locked]
     found = metadata([f"torch=={torch[1]}", *(f"{name}=={locked[name]}" for name in names)])
+    flash = metadata([FLASH])
     wrong = [
-        *unfit(found, torch[1]),
+        *unfit({**found, **flash}, {**locked, "torch": torch[1]}),
         *other_cuda(pins(IMAGES / "grpo-h100" / "requirements-cuda.lock")),
+        *built_apart(dockerfile),
     ]
-    for name, entry in sorted(found.items()):
-        wants = [line for line in requires(entry) if line.startswith(("torch=", "cuda-toolkit"))]
+    for name, entry in sorted({**found, **flash}.items()):
+        wants = [line for line in requires(entry) if line.startswith(("torch", "cuda-toolkit"))]
         print(f"{name} {entry['metadata']['version']}: {', '.join(wants) or 'wants no torch'}")
+    if not flash:
+        print(f"{FLASH}: source alone, compiled against torch {torch[1]}")
     for line in wrong:
         print(f"images: {line}", file=sys.stderr)
     return 1 if wrong else 0
@@ -44,14 +52,18 @@ def pins(lock: Path) -> dict[str, str]:
 
 
 def metadata(wanted: Sequence[str]) -> dict[str, Any]:
-    """Each package's entry of pip's report: its file and its own metadata."""
+    """Each package's entry of pip's report, its file and its own metadata; empty without wheels."""
     command = [sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--no-deps"]
     command += ["--ignore-installed", "--report", "-", "--only-binary=:all:", "--target", "none"]
     command += ["--python-version", "3.11", "--platform", "manylinux_2_28_x86_64", *wanted]
     # The public index alone: a folder of wheels may hold the build of torch for CPUs.
     env = {name: value for name, value in os.environ.items() if name != "PIP_FIND_LINKS"}
     env["PIP_CONFIG_FILE"] = os.devnull
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode and "No matching distribution found" in done.stderr:
+        return {}
+    if done.returncode:
+        sys.exit(f"images: the package index did not answer: {done.stderr.strip()}")
     report = json.loads(done.stdout)
     return {entry["metadata"]["name"].lower(): entry for entry in report["install"]}
 
@@ -62,18 +74,36 @@ def requires(entry: Mapping[str, Any]) -> list[str]:
     return [line for line in lines if "extra ==" not in line]
 
 
-def unfit(found: Mapping[str, Any], torch: str) -> list[str]:
-    """Packages built against another torch, and a torch built for another CUDA."""
+def unfit(found: Mapping[str, Any], held: Mapping[str, str]) -> list[str]:
+    """Packages built against other versions than are held, and a torch built for another CUDA.
+
+    held: versions by name, as the image has them.
+    """
     wrong = []
     for name, entry in found.items():
+        file = entry.get("download_info", {}).get("url", "").rpartition("/")[2]
+        for_torch = re.search(r"torch(\d+\.\d+)", file.replace("%2B", "+").partition("+")[2])
+        if for_torch and not held["torch"].startswith(f"{for_torch[1]}."):
+            wrong.append(f"expected {name} for torch {held['torch']}, found {file}")
         for line in requires(entry):
-            wanted = re.match(r"torch\s*\(?==\s*([\w.]+)", line)
-            if wanted and wanted[1] != torch:
-                wrong.append(f"expected {name} for torch {torch}, found it for {wanted[1]}")
+            exact = re.match(r"([\w.-]+)\s*\(?==\s*([\w.]+)", line)
+            if exact and exact[2] != held.get(exact[1], exact[2]):
+                own = held[exact[1]]
+                wrong.append(f"expected {name} for {exact[1]} {own}, found it for {exact[2]}")
             named = re.match(r"(nvidia-[a-z0-9-]+-cu|cuda-toolkit\[.*\]==)(\d+)", line)
             if name == "torch" and named and named[2] != CUDA:
                 wrong.append(f"expected torch for CUDA {CUDA}, found it to want {line}")
     return wrong
+
+
+def built_apart(dockerfile: str) -> list[str]:
+    """Steps that compile flash-attention against a torch of its own, not against the image's."""
+    lines = [line.strip() for line in dockerfile.splitlines() if f'"{FLASH}==' in line]
+    return [
+        f"expected {FLASH} to be compiled with --no-build-isolation, found {line!r}"
+        for line in lines
+        if "--no-build-isolation" not in line
+    ] or ([] if lines else [f"expected a step that compiles {FLASH}, found none"])
 
 
 def other_cuda(locked: Mapping[str, str]) -> list[str]:

@@ -1,15 +1,10 @@
-"""Code that only a GPU, or a library for GPUs, takes: all of it is listed, and reached by a test.
-
-The stand-ins behave as torch and NVML document themselves. docs/hardware.md holds the list; a new
-branch without a row, or a row whose test is gone, fails here.
+"""Code that only a GPU, or a library for GPUs, takes, with stand-ins that behave as torch, NVML and
+the libraries document themselves; `test_cuda_list.py` knows which code that is.
 """
 
-import ast
 import io
 import json
-import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -35,60 +30,7 @@ from workloads.run.session import Session
 
 pytestmark = pytest.mark.unit
 
-ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
-LIBRARIES = ("pynvml", "bitsandbytes", "vllm", "deepspeed", "kernels", "flash_attn", "liger_kernel")
-# What declares options of a command names libraries and asks for none.
-OPTIONS = ("add_arguments", "add_engine")
-ROW = re.compile(r"^\| `(workloads/\S+)` `(\w+)` \| ([^|]+) \| `(tests/[^`:]+)::(\w+)` \|$", re.M)
-
-
-def asks(function: ast.AST) -> Iterator[str]:
-    """What a function asks of a GPU or of a library for GPUs."""
-    for node in ast.walk(function):
-        if isinstance(node, ast.Attribute):
-            if (
-                isinstance(node.value, ast.Name)
-                and node.value.id == "torch"
-                and node.attr == "cuda"
-            ):
-                yield "torch.cuda"
-            if node.attr.startswith("nvml"):
-                yield "NVML"
-        if isinstance(node, ast.Import):
-            yield from {name.name.split(".")[0] for name in node.names} & set(LIBRARIES)
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield from {node.module.split(".")[0]} & set(LIBRARIES)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node.value in (*LIBRARIES, "flash_attention_2"):
-                yield node.value
-            if "nccl" in node.value.lower() and len(node.value) < 60:
-                yield "NCCL"
-
-
-def branches() -> dict[tuple[str, str], set[str]]:
-    """File and function of every such place, and what it asks; options of a command are none."""
-    found: dict[tuple[str, str], set[str]] = {}
-    for path in sorted((ROOT / "workloads").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.FunctionDef) or node.name in OPTIONS:
-                continue
-            if asked := set(asks(node)):
-                found[path.relative_to(ROOT).as_posix(), node.name] = asked
-    return found
-
-
-def test_every_branch_is_listed_with_a_test_that_is_there() -> None:
-    listed = {
-        (row[1], row[2]): row for row in ROW.finditer((ROOT / "docs/hardware.md").read_text())
-    }
-    found = branches()
-    assert sorted(set(found) - set(listed)) == [], "add a row to docs/hardware.md, and a test"
-    assert sorted(set(listed) - set(found)) == [], "take the row out of docs/hardware.md"
-    for key, row in listed.items():
-        assert set(row[3].split(", ")) == found[key], f"{key} asks for {sorted(found[key])}"
-        test = (ROOT / row[4]).read_text(encoding="utf-8")
-        assert f"def {row[5]}(" in test, f"{row[4]} has no {row[5]}"
 
 
 @pytest.fixture
@@ -300,6 +242,82 @@ def test_a_quantised_robot_policy_needs_bitsandbytes(monkeypatch: pytest.MonkeyP
     library = ModuleType("bitsandbytes")
     monkeypatch.setitem(sys.modules, "bitsandbytes", library)
     assert _library() is library
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_robot_policys_weights_are_packed_on_the_gpu(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each read weight of a quantised layer, and nothing else: a bias, or another layer's."""
+    from workloads.vla.openvla.quantise import quantised
+
+    sent: list[tuple[str, dict[str, Any], str]] = []
+
+    def packs(name: str) -> type:
+        def init(self: Any, tensor: torch.Tensor, **settings: Any) -> None:
+            assert tensor.device.type == "cpu"
+            self.settings = settings
+
+        def to(self: Any, device: torch.device) -> str:
+            sent.append((name, self.settings, str(device)))
+            return "packed"
+
+        return type(name, (), {"__init__": init, "to": to})
+
+    layers = {name: type(name, (nn.Linear,), {"__module__": "bitsandbytes.nn"})
+              for name in ("Linear4bit", "Linear8bitLt")}  # fmt: skip
+    library = ModuleType("bitsandbytes")
+    library.nn = SimpleNamespace(  # type: ignore[attr-defined]
+        **layers, Params4bit=packs("Params4bit"), Int8Params=packs("Int8Params")
+    )
+    monkeypatch.setitem(sys.modules, "bitsandbytes", library)
+    owner = layers["Linear4bit" if kind == "nf4" else "Linear8bitLt"](4, 4)
+    if kind == "nf4":
+        for name, value in (("quant_type", "nf4"), ("compress_statistics", True),
+                            ("quant_storage", torch.uint8)):  # fmt: skip
+            setattr(owner.weight, name, value)
+    weight, device = torch.zeros(4, 4), torch.device("cuda:0")
+    assert quantised(owner, "weight", weight, device) == "packed"
+    assert quantised(owner, "bias", weight, device) is None
+    assert quantised(nn.Linear(4, 4), "weight", weight, device) is None
+    ((name, settings, place),) = sent
+    assert settings["requires_grad"] is False and place == "cuda:0"
+    assert (name, settings.get("quant_type")) == (
+        ("Params4bit", "nf4") if kind == "nf4" else ("Int8Params", None)
+    )
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_flash_attention_is_its_package_or_a_prebuilt_kernel(
+    found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers.utils
+
+    from workloads.engine.pretrained.files import has_flash_kernel
+
+    asked: list[dict[str, bool]] = []
+    monkeypatch.setattr(
+        transformers.utils,
+        "is_flash_attn_2_available",
+        lambda **settings: asked.append(settings) or found,
+    )
+    assert has_flash_kernel() is found and asked == [{"kernels_fallback_ok": True}]
+
+
+def test_packed_rows_are_compared_on_the_host_without_flash_attention() -> None:
+    """Before training the model is on the host, whatever attention it will have on the GPU."""
+    from workloads.llm.packed import _asked
+
+    model = make_model().train()
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with _asked(model):
+        assert model.config._attn_implementation == "sdpa" and not model.training
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+        # Put back by its name alone: there is no kernel to load here.
+        model.set_attn_implementation = lambda name: setattr(  # type: ignore[method-assign]
+            model.config, "_attn_implementation_internal", name
+        )
+    assert model.config._attn_implementation == "flash_attention_2" and model.training
 
 
 def test_an_adapter_over_a_quantised_base_is_compared_with_it(

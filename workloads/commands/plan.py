@@ -167,11 +167,6 @@ def _exact(config: "Profile", breakdown: "Breakdown", env: dict[str, str]) -> di
 
     from workloads.plan.known_shapes import fields_of
 
-    if breakdown.strategy in ("zero2", "zero3"):
-        raise UserError(
-            f"--exact: expected one rank, ddp or fsdp2, found {breakdown.strategy}, for which "
-            "DeepSpeed needs real tensors; leave --exact out, and the formulas answer"
-        )
     fields, _ = fields_of(config.model, env)
     job = {"config": config.model_dump(), "fields": dict(fields), "world": breakdown.world_size}
     with tempfile.TemporaryDirectory() as folder:
@@ -190,6 +185,17 @@ def _exact(config: "Profile", breakdown: "Breakdown", env: dict[str, str]) -> di
         f"segments, {facts['reserved_in_blocks'] / GIB:.2f} without",
         f"the formulas say {formulas / GIB:.2f} GiB: {formulas / allocated - 1:+.1%}",
     ]
+    if beside := facts["beside"]:
+        facts["lines"].append(
+            f"{beside / GIB:+.2f} GiB of it are by the formulas: DeepSpeed's buckets, and what "
+            f"{breakdown.strategy} gathers and shards, since DeepSpeed needs real tensors"
+        )
+    train = config.train
+    for name, is_set in {
+        "compile": train.compile, "activation_offloading": train.activation_offloading
+    }.items():  # fmt: skip
+        if is_set:
+            facts["lines"].append(f"the step is without train.{name}, which the formulas count")
     return facts
 
 

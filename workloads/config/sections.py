@@ -408,6 +408,15 @@ class Profile(Section):
         """
         return self.train.fused_cross_entropy and self.adapter.method != "qlora"
 
+    @property
+    def needs_input_gradients(self) -> bool:
+        """Whether the output of every embedding is made to need a gradient, as TRL does it.
+
+        To transformers the patches of an image are embeddings too: the backward pass then goes
+        through vision towers in which nothing is trained.
+        """
+        return self.adapter.method != "full" and self.train.gradient_checkpointing
+
     def extra_parameters(self, shape: "ModelShape") -> int:
         """Numbers that are trained beside the model's own, whatever the rest is; always fp32."""
         return 0

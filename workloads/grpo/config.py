@@ -4,6 +4,7 @@ Works for language models and for vision-language models; the model's own config
 """
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -320,6 +321,9 @@ class GrpoConfig(Profile):
         return self.grpo.max_prompt_length + self.grpo.max_completion_length
 
     def scored_tokens(self, shape: "ModelShape") -> int:
+        """Those of the completion; the supervised stage makes logits of all, as the model does."""
+        if self.stage == "sft":
+            return self.row_length(shape)
         return self.grpo.max_completion_length
 
     def samples_of(self, rows: int) -> int:
@@ -342,8 +346,22 @@ class GrpoConfig(Profile):
 
     @property
     def fuses_head(self) -> bool:
-        """TRL's trainer always does."""
-        return True
+        """TRL's trainer of GRPO always does."""
+        return self.stage == "grpo"
+
+    def seen_shape(self, shape: "ModelShape") -> "ModelShape":
+        """The model's shape with images as large as the profile lets them be, and frozen towers."""
+        most = self.grpo.max_pixels
+        towers = [
+            replace(tower, patches=most // tower.patch**2) if most and tower.patch else tower
+            for tower in shape.towers
+        ]
+        is_frozen = self.model.freeze_vision
+        linears = [
+            replace(linear, where="frozen") if is_frozen and linear.where == "vision" else linear
+            for linear in shape.linears
+        ]
+        return replace(shape, towers=tuple(towers), linears=tuple(linears))
 
     def accumulation_steps(self, world_size: int) -> int:
         """Micro-batches of an optimizer step on these ranks.

@@ -28,6 +28,7 @@ class Work:
     layers, `frozen` for a frozen weight that is not quantised. `adapted` are LoRA's matrices, empty
     where all weights are trained. keeps_logits: the caller holds the model's output through the
     backward pass. compiled: by torch.compile; offloaded: activations wait in host memory.
+    through_towers: the backward pass goes through vision towers in which nothing is trained.
     """
 
     shape: ModelShape
@@ -53,6 +54,7 @@ class Work:
     keeps_logits: bool = False
     compiled: bool = False
     offloaded: bool = False
+    through_towers: bool = False
 
     @property
     def tokens(self) -> int:
@@ -325,12 +327,21 @@ def head_input(work: Work) -> int:
 
 
 def towers(work: Work) -> int:
-    """Bytes that vision towers keep; nothing where no weight in or before them is trained."""
-    seen = work.full or any(linear.where == "vision" for linear in work.adapted)
-    if not seen:
-        return 0
-    return sum(work.rows * tower.patches * tower.layers * _tower_layer(work, tower) for tower in
-               work.shape.towers)  # fmt: skip
+    """Bytes that vision towers keep: those whose weights learn, and, where the backward pass goes
+    through towers that do not, with checkpointing, the stream of these."""
+    return sum(
+        work.rows * tower.patches * tower.layers * _tower_layer(work, tower)
+        for tower in work.shape.towers
+        if _tower_linears(work, tower) or work.through_towers
+    )
+
+
+def _tower_linears(work: Work, tower: TowerShape) -> list[Linear]:
+    """The matrices of a tower's layers that learn, or have an adapter."""
+    learning = work.shape.linears if work.full else work.adapted
+    return [
+        linear for linear in learning if linear.where == "vision" and linear.count == tower.layers
+    ]
 
 
 def _tower_layer(work: Work, tower: TowerShape) -> int:
@@ -342,12 +353,8 @@ def _tower_layer(work: Work, tower: TowerShape) -> int:
     kept = 8 * tower.hidden + 4 * size * tower.hidden + middle
     if work.full:
         return kept + 2 * size * tower.hidden + size * tower.intermediate
-    adapted = [
-        linear
-        for linear in work.adapted
-        if linear.where == "vision" and linear.count == tower.layers
-    ]
-    return kept + sum(_adapter_input(work, linear) for linear in adapted) // tower.layers
+    adapters = _tower_linears(work, tower)
+    return kept + sum(_adapter_input(work, linear) for linear in adapters) // tower.layers
 
 
 def logits_forward(work: Work) -> int:

@@ -80,10 +80,10 @@ class PlannedJob:
 
     @property
     def trained(self) -> int:
-        """Trained numbers, all ranks together."""
+        """Numbers that get gradients, all ranks together."""
         work, extra = self.work, self.config.extra_parameters(self.work.shape)
         if work.full:
-            return work.shape.parameters + extra
+            return work.shape.parameters - work.shape.frozen + extra
         return sum(linear.adapter_parameters(work.rank) for linear in work.adapted) + extra
 
 
@@ -106,9 +106,10 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
     full = adapter.method == "full"
     master = 4 if train.master_weights == "fp32" or strategy == "fsdp2" else compute
     # FSDP2 and ZeRO hand the embedding to the forward pass in the compute type; elsewhere the
-    # stream has the type of the stored embedding.
-    stored = compute if strategy in ("zero2", "zero3") else master
-    fp32_stream = full and strategy not in ("fsdp2", "zero2", "zero3")
+    # stream has the type of the stored embedding. DeepSpeed casts adapters too.
+    is_zero = strategy in ("zero2", "zero3")
+    stored = compute if is_zero else master
+    fp32_stream = full and strategy != "fsdp2" and not is_zero
     return Work(
         shape=shape,
         rows=train.per_device_batch_size,
@@ -122,14 +123,16 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
         rank=adapter.r,
         quantised=adapter.method == "qlora",
         frozen=compute,
-        handed=compute if strategy in ("fsdp2", "zero2", "zero3") else stored,
+        handed=compute if strategy == "fsdp2" else stored,
         dropout=adapter.dropout > 0,
+        adapter_bytes=compute if is_zero else 4,
         checkpointing=train.gradient_checkpointing,
         compiled=train.compile,
         offloaded=train.activation_offloading,
         fused_head=config.fuses_head,
         eager=config.model.attention == "eager",
         fp16=train.precision == "fp16",
+        through_towers=config.needs_input_gradients,
     )
 
 
@@ -158,19 +161,21 @@ def _reference(job: PlannedJob) -> int:
     """A frozen copy of all weights, or of the adapter, which stands on the same base."""
     if not job.config.has_reference:
         return 0
-    size = job.work.compute if job.work.full else job.work.adapter_bytes
-    return job.trained * size // job.shards
+    if not job.work.full:
+        return job.trained * job.work.adapter_bytes // job.shards
+    return (job.trained + job.work.shape.frozen) * job.work.compute // job.shards
 
 
 def _full_states(job: PlannedJob) -> GpuMemory:
     work, count = job.work, job.trained
-    own = count * work.stored // job.shards
+    held = (count + work.shape.frozen) * work.stored // job.shards
     wide = work.stored > work.compute
-    found = GpuMemory(master_weights=own) if wide else GpuMemory(weights=own)
+    found = GpuMemory(master_weights=held) if wide else GpuMemory(weights=held)
     if job.offloads:
         return found
+    gradients = count * work.stored // job.shards
     moments = int(_moments(job, count, work.stored)) // job.shards
-    return replace(found, gradients=own, optimizer_states=moments)
+    return replace(found, gradients=gradients, optimizer_states=moments)
 
 
 def _moments(job: PlannedJob, count: int, stored: int) -> float:
@@ -297,9 +302,20 @@ def working_copies(job: PlannedJob) -> Copies:
     if not (work.full and work.casts):
         return Copies(0, 0, 0)
     head = 0 if work.fused_head else shape.vocab * shape.hidden
-    cast = size * (shape.linear_parameters + head)
+    cast = size * (shape.linear_parameters - shape.frozen + head)
     # Autocast forgets its copies when the forward pass ends; recomputed layers make their own.
     return Copies(cast, layer + size * head if work.checkpointing else cast, layer)
+
+
+def beside_a_step(job: PlannedJob) -> int:
+    """Bytes that ZeRO adds to a step with whole weights and no optimizer: its buckets and gathered
+    weights, less what other ranks hold of the weights; below 0 where that is more."""
+    if not job.offloads:
+        return 0
+    unsharded = states(replace(job, strategy="zero2"))
+    own = states(job)
+    gathered = working_copies(job).forward if job.strategy == "zero3" else 0
+    return own.communication + gathered + own.total - unsharded.total
 
 
 def _table(job: PlannedJob) -> int:

@@ -48,10 +48,11 @@ class ModelShape:
 
     @property
     def parameters_by_kind(self) -> dict[str, int]:
-        """embedding, head (0 where tied), attention, mlp, vision, other; they add up to all."""
+        """embedding, head (0 where tied), parts of the matrices, other; they add up to all."""
         table = self.vocab * self.hidden
         kinds = {"embedding": table, "head": 0 if self.tied else table}
-        kinds |= {"attention": 0, "mlp": 0, "vision": 0, "other": self.small}
+        kinds |= dict.fromkeys(("attention", "mlp", "vision", "projector", "frozen"), 0)
+        kinds["other"] = self.small
         for linear in self.linears:
             kinds[linear.where] += linear.parameters
         return kinds
@@ -72,6 +73,11 @@ class ModelShape:
         return sum(linear.parameters for linear in self.linears)
 
     @property
+    def frozen(self) -> int:
+        """Numbers of the matrices that get no gradient even where all weights are trained."""
+        return self.parameters_by_kind["frozen"]
+
+    @property
     def decoder(self) -> tuple[Linear, ...]:
         """The matrices of all decoder layers."""
         return tuple(linear for linear in self.linears if linear.where in ("attention", "mlp"))
@@ -82,10 +88,11 @@ class ModelShape:
         return sum(linear.parameters for linear in self.decoder) // self.layers
 
     def adapted(self, targets: Iterable[str]) -> tuple[Linear, ...]:
-        """The matrices that `adapter.targets` names; `all-linear` names all but the head."""
+        """The matrices that `adapter.targets` names; `all-linear` names all but the head, and but
+        those that would never learn."""
         wanted = set(targets)
         if "all-linear" in wanted:
-            return self.linears
+            return tuple(linear for linear in self.linears if linear.where != "frozen")
         head = Linear("lm_head", self.hidden, self.vocab, 1, "head")
         last = {name.rsplit(".", 1)[-1] for name in wanted}
         return tuple(linear for linear in (*self.linears, head) if linear.name in last)

@@ -12,7 +12,11 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Linear:
-    """`count` matrices of one name, as `adapter.targets` spells it; `where` is its part."""
+    """`count` matrices of one name, as `adapter.targets` spells it; `where` is its part.
+
+    Parts: attention, mlp, vision (a tower's layers), projector (what joins a tower to the text),
+    and frozen for those of a tower that never get a gradient.
+    """
 
     name: str
     inputs: int
@@ -31,8 +35,12 @@ class Linear:
 
 @dataclass(frozen=True)
 class TowerShape:
-    """A vision transformer; `patches` is what it sees of one image, before any merging, with
-    `extra` tokens of its own (class, registers) that it does not hand on."""
+    """A vision transformer of the `layers` that are computed.
+
+    patches: what it sees of one image, before any merging, with `extra` tokens of its own (class,
+    registers) that it does not hand on. patch: the side of one in pixels, where a model takes
+    images of any size; 0 elsewhere.
+    """
 
     layers: int
     hidden: int
@@ -40,6 +48,7 @@ class TowerShape:
     patches: int
     gated: bool = False
     extra: int = 0
+    patch: int = 0
 
 
 def need(fields: Fields, name: str) -> int:
@@ -96,13 +105,17 @@ def _qwen_vision(family: str, fields: Fields, hidden: int) -> Vision:
     rows = [("qkv", width, 3 * width), ("proj", width, width)]
     rows += [(name, width, middle) for name in names[:-1]] + [(names[-1], middle, width)]
     linears = [Linear(name, i, o, depth, "vision") for name, i, o in rows]
-    linears += [Linear("0", merged, merged, 1, "vision"), Linear("2", merged, out, 1, "vision")]
+    linears += [
+        Linear("0", merged, merged, 1, "projector"),
+        Linear("2", merged, out, 1, "projector"),
+    ]
     biases = sum(linear.outputs * linear.count for linear in linears)
     # RMSNorm in the newer one, LayerNorm with its bias in the older: two a layer and the merger's.
     norms = (2 * depth + 1) * width * (1 if new else 2)
     channels = int(vision.get("in_channels", vision.get("in_chans", 3)))
     convolution = channels * int(vision.get("temporal_patch_size", 2)) * patch**2 * width
-    tower = TowerShape(depth, width, middle, math.ceil(_USUAL_SIDE / patch) ** 2, gated=new)
+    patches = _USUAL_SIDE**2 // patch**2
+    tower = TowerShape(depth, width, middle, patches, gated=new, patch=patch)
     return (tower,), tuple(linears), biases + norms + convolution
 
 
@@ -132,11 +145,13 @@ def _openvla(fields: Fields, hidden: int) -> Vision:
     projector = [("fc1", wide, 4 * wide), ("fc2", 4 * wide, hidden), ("fc3", hidden, hidden)]
     if len(towers) == 1:
         projector = [("fc1", wide, hidden), ("fc2", hidden, hidden)]
-    linears += [Linear(name, i, o, 1, "vision") for name, i, o in projector]
+    linears += [Linear(name, i, o, 1, "projector") for name, i, o in projector]
     return tuple(towers), tuple(linears), small + sum(o for _, _, o in projector)
 
 
 def _timm(name: str, changed: Fields, fields: Fields) -> tuple[TowerShape, list[Linear], int]:
+    """A tower whose features are those of its last layer but one: the last one, and the pool, are
+    held and never computed."""
     width, depth, ratio, tokens, scaled, pooled = _TIMM[name]
     width, depth = int(changed.get("embed_dim", width)), int(changed.get("depth", depth))
     side = int(changed.get("img_size", (fields.get("image_sizes") or [224])[0]))
@@ -144,26 +159,27 @@ def _timm(name: str, changed: Fields, fields: Fields) -> tuple[TowerShape, list[
     middle, patches = int(width * ratio), (side // patch) ** 2
     rows = [("qkv", width, 3 * width), ("proj", width, width)]
     mlp = [("fc1", width, middle), ("fc2", middle, width)]
-    linears = [Linear(name, i, o, depth, "vision") for name, i, o in rows + mlp]
+    linears = [Linear(name, i, o, depth - 1, "vision") for name, i, o in rows + mlp]
+    linears += [Linear(name, i, o, 1, "frozen") for name, i, o in rows + mlp]
     if pooled:
-        # The pool's own query, key and value, projection and MLP; nothing in OpenVLA uses it.
+        # The pool's own query, key and value, projection and MLP.
         rows = [("q", width, width), ("kv", width, 2 * width), ("proj", width, width)]
-        linears += [Linear(name, i, o, 1, "vision") for name, i, o in rows + mlp]
+        linears += [Linear(name, i, o, 1, "frozen") for name, i, o in rows + mlp]
     small = sum(linear.outputs * linear.count for linear in linears)
     small += (2 * depth + 1) * 2 * width + (3 * width if pooled else 0)  # norms, the pool's latent
     small += 2 * depth * width if scaled else 0
     small += 3 * patch**2 * width + width  # the convolution that cuts patches
     small += (patches + tokens) * width  # positions of patches; class and register tokens
-    return TowerShape(depth, width, middle, patches + tokens, extra=tokens), linears, small
+    return TowerShape(depth - 1, width, middle, patches + tokens, extra=tokens), linears, small
 
 
 def _kosmos2(fields: Fields, hidden: int) -> Vision:
     """A CLIP tower, and latent queries that look at its features through one cross-attention."""
     own = fields.get("vision_config") or {}
     tower, linears, small = _clip({**own, "model_type": "clip_vision_model"})
-    linears.append(Linear("dense", tower.hidden, hidden, 1, "vision"))
+    linears.append(Linear("dense", tower.hidden, hidden, 1, "projector"))
     names = ("q_proj", "k_proj", "v_proj", "out_proj")
-    linears += [Linear(name, hidden, hidden, 1, "vision") for name in names]
+    linears += [Linear(name, hidden, hidden, 1, "projector") for name in names]
     queries = need(fields, "latent_query_num") * hidden
     return (tower,), tuple(linears), small + 5 * hidden + queries
 
@@ -211,8 +227,8 @@ def _llava(family: str, fields: Fields, hidden: int) -> Vision:
     layers = fields.get("vision_feature_layer", -1)
     wide = tower.hidden * (len(layers) if isinstance(layers, list) else 1)
     linears += [
-        Linear("linear_1", wide, hidden, 1, "vision"),
-        Linear("linear_2", hidden, hidden, 1, "vision"),
+        Linear("linear_1", wide, hidden, 1, "projector"),
+        Linear("linear_2", hidden, hidden, 1, "projector"),
     ]
     small += 2 * hidden if fields.get("multimodal_projector_bias", True) else 0
     if family == "llava":
@@ -227,7 +243,7 @@ def _paligemma(fields: Fields, hidden: int) -> Vision:
     """A SigLIP tower and one matrix that projects its features."""
     own = {**_TOWERS["siglip_vision_model"], **(fields.get("vision_config") or {})}
     tower, linears, small = _clip({**own, "model_type": "siglip_vision_model"})
-    linears.append(Linear("linear", tower.hidden, hidden, 1, "vision"))
+    linears.append(Linear("linear", tower.hidden, hidden, 1, "projector"))
     return (tower,), tuple(linears), small + hidden
 
 
@@ -246,7 +262,7 @@ def _smolvlm(family: str, fields: Fields, hidden: int) -> Vision:
     own = {**_SMOL_TOWER, **(fields.get("vision_config") or {}), "vision_use_head": False}
     tower, linears, small = _clip({**own, "model_type": "siglip_vision_model"})
     joined = tower.hidden * shuffled(family, fields) ** 2
-    return (tower,), (*linears, Linear("proj", joined, hidden, 1, "vision")), small
+    return (tower,), (*linears, Linear("proj", joined, hidden, 1, "projector")), small
 
 
 def shuffled(family: str, fields: Fields) -> int:
@@ -267,10 +283,10 @@ def _clip(own: Fields) -> tuple[TowerShape, list[Linear], int]:
     linears += [Linear(name, i, o, depth, "vision") for name, i, o in mlp]
     small = 0
     if not is_clip and own.get("vision_use_head", True):
-        # A pool with a query of its own; LLaVA uses nothing of it. Its three projections are one
+        # A pool with a query of its own, which nothing here computes. Its three projections are one
         # parameter, which is no matrix of its own to transformers.
-        linears.append(Linear("out_proj", width, width, 1, "vision"))
-        linears += [Linear(name, i, o, 1, "vision") for name, i, o in mlp]
+        linears.append(Linear("out_proj", width, width, 1, "frozen"))
+        linears += [Linear(name, i, o, 1, "frozen") for name, i, o in mlp]
         small += width + 3 * width * width + 3 * width + 2 * width
     small += sum(linear.outputs * linear.count for linear in linears)
     norms = 2 * depth + (2 if is_clip else 1)

@@ -428,6 +428,11 @@ class VlaConfig(Profile):
         return False
 
     @property
+    def needs_input_gradients(self) -> bool:
+        """Checkpointing that is not reentrant does without."""
+        return False
+
+    @property
     def action_size(self) -> int:
         """Numbers of an action, by its mask or the head where they say so."""
         return self.action_head.size or len(self.data.action_mask or ()) or _ACTION

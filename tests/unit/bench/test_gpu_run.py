@@ -1,5 +1,7 @@
 """bench/gpu/run.sh as far as it goes without parts that train: install, limits, resume, summary."""
 
+import csv
+import io
 import json
 import tarfile
 import time
@@ -8,9 +10,14 @@ from typing import Any
 
 import pytest
 
-from bench.gpu import bundle, record, run
+from bench.gpu import _part_planned, bundle, record, run
 from bench.gpu._parts import PARTS, Part
+from bench.gpu._sft_cases import Case
 from bench.gpu._summary import page, summary
+from bench.gpu._train import STILL, config_of, shape_of
+from bench.gpu.part import Report
+from tests.support.own_peaks import own_planned_mib
+from workloads.engine.training.memory import memory_facts
 
 pytestmark = pytest.mark.unit
 
@@ -162,6 +169,29 @@ def test_a_bundle_is_of_locked_wheels_and_leaves_torch_to_the_machine() -> None:
     for name, goes in (("cuda118", True), ("rocm72", True), ("cuda130", False), ("cpu", False)):
         library = f"bitsandbytes/libbitsandbytes_{name}.so"
         assert bool(bundle.LEFT_OUT.fullmatch(library)) is goes
+
+
+def test_a_row_of_measured_memory_says_all_that_the_planner_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every setting of the run, written as CSV and read again, is planned as it was then."""
+    monkeypatch.setattr(_part_planned._machine, "version", lambda name: "1")
+    report = Report("cuda", tmp_path, "a card")
+    rows = []
+    for number, (batch, length, large, own) in enumerate(_part_planned.settings(report)):
+        shape = dict(shape_of(report, large))
+        case = Case("part", "", shape, length, batch, ())
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama", **shape}))
+        memory = memory_facts(config_of(case, folder, 3, {**STILL, **own}), 1)
+        memory["measured"] = memory["planned"]
+        rows.append(_part_planned._row(case, own, memory))
+    assert len(rows) >= 20
+    parts = {"planned": {"date": "2026-11-26", "memory": rows}}
+    run = {"ran_on": "a card", "device": "cuda", "parts": parts}
+    for row in csv.DictReader(io.StringIO(record.peaks([run]))):
+        assert own_planned_mib(row) == pytest.approx(float(row["peak_allocated_mib"]), abs=0.01)
 
 
 @pytest.mark.slow

@@ -6,7 +6,14 @@ import pytest
 import torch
 import transformers
 
-from bench.plan_memory import Case, measure, predicted_states
+from bench.plan_memory import (
+    AnyCase,
+    Case,
+    PolicyCase,
+    SeeingCase,
+    measure,
+    predicted_states,
+)
 from tests.support.planning import GIB, OFFLINE, TABLE, N, highest, of, profile, total
 from workloads.config.merge import resolve
 from workloads.plan import activations
@@ -209,7 +216,7 @@ def test_less_is_less(more: str, less: str, tmp_path: Path) -> None:
 def test_a_policy_that_sees(tmp_path: Path) -> None:
     settings = ("adapter.method=lora", "adapter.r=32", "adapter.targets=[all-linear]")
     found = of(tmp_path, *settings, "data.max_length=320", model="openvla/openvla-7b")
-    assert found.states.adapter_states == 16 * (110_828_288 - 32 * (36_160 + 3_352))
+    assert found.states.adapter_states == 16 * (110_828_288 - 32 * (36_160 + 3_352 + 53_184))
     frozen = of(tmp_path, "adapter.method=lora", "data.max_length=320", model="openvla/openvla-7b")
     assert (
         found.gpu.activations > frozen.gpu.activations
@@ -244,6 +251,39 @@ def test_a_policy_that_plans_ahead_has_slots_and_a_head() -> None:
     assert discrete.states.adapter_states - plain.states.adapter_states == 16 * counts[1]
 
 
+def seeing(*overrides: str) -> Breakdown:
+    settings = ["optim.optimizer=adamw", *overrides]
+    config, _ = resolve(ROOT / "profiles/recipes/grpo-3b.yaml", {}, settings)
+    return estimate(config, 1, OFFLINE)
+
+
+def test_a_frozen_tower_gets_neither_gradients_nor_moments() -> None:
+    """Its 0.6 billion weights stay, in the type that all have."""
+    whole, frozen = seeing(), seeing("model.freeze_vision=true")
+    size = whole.states.gradients // (whole.shape.parameters if whole.shape else 1)
+    count = (whole.states.gradients - frozen.states.gradients) // size
+    assert 0.60e9 < count < 0.67e9
+    assert whole.states.optimizer_states - frozen.states.optimizer_states == 2 * size * count
+    assert whole.states.weights == frozen.states.weights
+
+
+def test_larger_images_keep_more_where_the_backward_pass_goes_through_the_tower() -> None:
+    """Adapters on the text alone: transformers makes patches need gradients with checkpointing."""
+    text = ("adapter.method=lora", "train.gradient_checkpointing=true")
+    small, large = (seeing(*text, f"grpo.max_pixels={pixels}") for pixels in (200704, 401408))
+    patches, layers, hidden = (401408 - 200704) // 14**2, 32, 1280
+    assert highest(large, "activations") - highest(small, "activations") == (
+        2 * patches * layers * hidden
+    )
+
+
+def test_the_supervised_stage_makes_all_logits() -> None:
+    """Its loss is the model's own; GRPO's is made of tiles."""
+    rewarded, taught = seeing(), seeing("stage=sft")
+    tokens, vocabulary = 1024 + 512, 151_936
+    assert highest(taught, "logits") >= 12 * tokens * vocabulary > highest(rewarded, "logits")
+
+
 # Against real steps
 
 
@@ -267,10 +307,13 @@ LLAMA = transformers.LlamaConfig(**SMALL)
         Case("checkpointing", LLAMA, ("train.gradient_checkpointing=true",)),
         Case("lora", LLAMA, ("adapter.method=lora", "adapter.dropout=0")),
         Case("qwen2", transformers.Qwen2Config(**SMALL)),
+        Case("qlora", LLAMA, ("adapter.method=qlora", "adapter.dropout=0")),
+        SeeingCase("qwen2.5-vl", ("adapter.method=lora", "adapter.dropout=0")),
+        PolicyCase("openvla", ("adapter.method=full",)),
     ],
     ids=lambda case: case.name,
 )
-def test_a_real_step_allocates_what_is_predicted(case: Case) -> None:
+def test_a_real_step_allocates_what_is_predicted(case: AnyCase) -> None:
     config, found = case.predict()
     measured = measure(case, config)
     assert predicted_states(found) == pytest.approx(measured.states, rel=0.005)

@@ -220,9 +220,11 @@ def test_openvla_of_one_tower_and_of_two_is_counted_as_it_is_built(name: str) ->
     from workloads.vla.model import random_init
 
     shape, _ = shape_of(Model(name=name), OFFLINE)
-    assert shape.parameters == sum(
-        parameter.numel() for parameter in random_init(name, 0).parameters()
-    )
+    built = random_init(name, 0)
+    assert shape.parameters == sum(parameter.numel() for parameter in built.parameters())
+    frozen = [module.weight for module in built.modules()
+              if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad]  # fmt: skip
+    assert shape.frozen == sum(weight.numel() for weight in frozen) > 0
 
 
 def test_kosmos_and_every_head_are_counted_as_they_are_built() -> None:
@@ -279,12 +281,20 @@ def test_smolvlm_is_counted_as_it_is_built(kind: str, tied: bool) -> None:
     assert own.image_tokens == 4
 
 
+# Inputs and outputs of the matrices of OpenVLA's two last tower blocks and its pool.
+UNUSED_SIDES = 53_184
+
+
 def test_openvla_adapter_has_the_published_size() -> None:
-    """peft's all-linear there also wraps the head and two convolutions, of rank 32 each."""
+    """peft's all-linear there also wraps the head and two convolutions, of rank 32 each, and the
+    matrices that nothing computes, which ours leaves out."""
     shape, _ = shape_of(Model(name="openvla/openvla-7b"), OFFLINE)
     head, convolutions = 4096 + 32_064, 2 * 3 * 14 * 14 + 1024 + 1152
+    everywhere = shape.adapted({matrix.name for matrix in shape.linears})
+    count = sum(matrix.adapter_parameters(32) for matrix in everywhere)
+    assert count + 32 * (head + convolutions) == 110_828_288
     ours = sum(matrix.adapter_parameters(32) for matrix in shape.adapted(["all-linear"]))
-    assert ours + 32 * (head + convolutions) == 110_828_288
+    assert count - ours == 32 * UNUSED_SIDES
     assert shape.adapted(["lm_head"])[0].adapter_parameters(32) == 32 * head
 
 

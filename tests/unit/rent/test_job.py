@@ -126,6 +126,44 @@ def test_a_machine_without_cuda_says_so() -> None:
     assert done.returncode == 1 and "no CUDA driver" in done.stderr
 
 
+class FakeCuda:
+    """The driver's library with some GPUs: `broken` names the call that fails and its code."""
+
+    def __init__(self, gpus: int, broken: tuple[str, int] = ("", 0), forgets: bool = False) -> None:
+        self.gpus, self.broken, self.forgets = gpus, broken, forgets
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*words: Any) -> int:
+            if name == self.broken[0]:
+                return self.broken[1]
+            if name == "cuDeviceGetCount":
+                words[0]._obj.value = self.gpus
+            if name == "cuMemcpyDtoH_v2" and not self.forgets:
+                words[0].raw = b"\x5a" * len(words[0].raw)
+            return 0
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("cuda", "told"),
+    [
+        (FakeCuda(2), ""),
+        (FakeCuda(2, ("cuInit", 802)), "CUDA error 802"),
+        (FakeCuda(1), "expected 2 GPUs that CUDA can use, found 1"),
+        (FakeCuda(2, ("cuMemAlloc_v2", 2)), "GPU 0: CUDA error 2"),
+        (FakeCuda(2, forgets=True), "GPU 0: its memory gave back other bytes than were written"),
+    ],
+    ids=["well", "no fabric", "too few", "full", "broken memory"],
+)
+def test_every_gpu_has_to_compute(
+    cuda: FakeCuda, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(cuda_step.ctypes, "CDLL", lambda name: asked.append(name) or cuda)
+    assert cuda_step.fault(2) == told and asked == ["libcuda.so.1"]
+
+
 def test_programs_get_no_secret() -> None:
     env = {"PATH": "/bin", "SSH_AUTH_SOCK": "/tmp/agent", "LAMBDA_API_KEY": "k", "MY_TOKEN": "t"}
     assert harmless(env) == {"PATH": "/bin", "SSH_AUTH_SOCK": "/tmp/agent"}

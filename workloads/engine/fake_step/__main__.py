@@ -25,14 +25,15 @@ def main() -> None:
     since = time.monotonic()
     found = measure(config, job["fields"], build, job["world"])
     facts = {
-        "allocated": found.peak.bytes,
+        "allocated": found.allocated,
+        "beside": found.beside,
         "states": found.states,
         "phase": found.peak.phase,
         "operation": found.peak.operation,
         "parts": dict(found.peak.parts),
         "peaks": dict(found.peaks),
-        "reserved": reserved_bytes(found.events),
-        "reserved_in_blocks": reserved_bytes(found.events, expandable=False),
+        "reserved": found.beside + reserved_bytes(found.events),
+        "reserved_in_blocks": found.beside + reserved_bytes(found.events, expandable=False),
         "seconds": round(time.monotonic() - since, 1),
     }
     print(json.dumps(facts))

@@ -2,7 +2,7 @@
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from workloads.engine.fake_step.sharded import mesh_of, shard, storages_watched
 from workloads.engine.fake_step.trace import MemoryTrace, Peak
 from workloads.engine.pretrained.files import compute_dtype, weights_dtype
 from workloads.engine.pretrained.load import KindOf
+from workloads.plan.gpu_memory import beside_a_step, job_of
+from workloads.plan.shapes import from_fields
 
 Fields = Mapping[str, Any]
 # bitsandbytes: numbers that share a scale, and how many a parameter has to have for it.
@@ -27,10 +29,12 @@ _BLOCK_8BIT, _SMALL_8BIT = 256, 4096
 
 @dataclass(frozen=True)
 class FakeStep:
-    """What a workload trains: a module of its own, and the loss of one micro-batch."""
+    """What a workload trains: a module of its own, the loss of one micro-batch, and what is held
+    beside them."""
 
     model: nn.Module
     loss: Callable[[nn.Module], Tensor]
+    held: Sequence[Tensor] = ()
 
 
 Builder = Callable[[Any, Fields], FakeStep]
@@ -38,12 +42,22 @@ Builder = Callable[[Any, Fields], FakeStep]
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """Bytes of parameters and optimizer states, of the highest moment, and what came and went."""
+    """Bytes of parameters and optimizer states, of the highest moment, and what came and went.
+
+    beside: what the formulas add for ZeRO, since DeepSpeed needs real tensors; it is in none of
+    the others.
+    """
 
     states: int
     peak: Peak
     peaks: Mapping[str, int]
     events: list[tuple[int, int]]
+    beside: int = 0
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of the highest moment."""
+        return self.peak.bytes + self.beside
 
 
 def fake_model(config: Profile, fields: Fields, kind_of: KindOf) -> PreTrainedModel:
@@ -63,21 +77,21 @@ def fake_model(config: Profile, fields: Fields, kind_of: KindOf) -> PreTrainedMo
 
 
 def prepare(config: Profile, model: Any, add_adapter: Callable[[Any], nn.Module]) -> nn.Module:
-    """A model as its trainer prepares it: quantised base, checkpointing, adapter."""
+    """A model as its trainer prepares it: quantised base, adapter, checkpointing."""
     if config.adapter.method == "qlora":
         quantise(model, config.adapter, compute_dtype(config.train), model.get_output_embeddings())
-    if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.adapter.method == "full":
-        return model
-    if config.train.gradient_checkpointing:
-        model.enable_input_require_grads()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    wrapped = add_adapter(model)
+    wrapped = model
+    if config.adapter.method != "full":
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        wrapped = add_adapter(model)
     for module in wrapped.modules():
         if isinstance(getattr(module, "base_layer", None), QuantisedLinear):
             module.cast_input_dtype_enabled = False
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.needs_input_gradients:
+        model.enable_input_require_grads()
     return wrapped
 
 
@@ -88,6 +102,7 @@ def measure(config: Profile, fields: Fields, build: Builder, world: int = 1) -> 
     """
     trace = MemoryTrace()
     strategy = config.strategy(world)
+    is_zero = strategy in ("zero2", "zero3")
     with contextlib.ExitStack() as stack:
         mesh = stack.enter_context(mesh_of(config, world))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -97,25 +112,48 @@ def measure(config: Profile, fields: Fields, build: Builder, world: int = 1) -> 
         model = step.model.train()
         if mesh is not None:
             shard(model, config, mesh)
+        if is_zero:
+            model.to(compute_dtype(config.train))
         gc.collect()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-        kept = [_moments(config, parameter, parameter in tables) for parameter in trained]
-        if strategy == "ddp" and world > 1:
-            kept.append([torch.empty_like(parameter) for parameter in trained])
-        gc.collect()
-        if config.accumulation_steps(world) > 1:
+        if is_zero:
             for parameter in trained:
-                parameter.grad = torch.empty_like(parameter)
+                # Copied into a bucket, and from there to the host.
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        else:
+            _states = _kept(config, model, trained, world)
+        gc.collect()
         states = trace.live
         trace.start()
         trace.enter("forward")
-        with _autocast(config):
+        with contextlib.nullcontext() if is_zero else _autocast(config):
             loss = step.loss(model)
         trace.enter("backward")
         loss.backward()
         trace.enter("optimizer")
-    return MeasuredStep(states, trace.peak, dict(trace.peaks), trace.events)
+    beside = 0
+    if is_zero:
+        gpus = world // config.parallel.nodes
+        beside = beside_a_step(job_of(config, from_fields(fields), gpus))
+    return MeasuredStep(states, trace.peak, dict(trace.peaks), trace.events, beside)
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _kept(
+    config: Profile, model: nn.Module, trained: list[nn.Parameter], world: int
+) -> list[list[Tensor]]:
+    """The optimizer's moments and DDP's buckets; gradients too, where they are accumulated."""
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    kept = [_moments(config, parameter, parameter in tables) for parameter in trained]
+    if config.strategy(world) == "ddp" and world > 1:
+        kept.append([torch.empty_like(parameter) for parameter in trained])
+    if config.accumulation_steps(world) > 1:
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+    return kept
 
 
 @contextlib.contextmanager

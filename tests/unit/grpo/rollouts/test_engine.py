@@ -1,14 +1,30 @@
-"""What a generation engine is given."""
+"""What a generation engine is given, with a stand-in for vLLM."""
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from workloads.config.merge import resolve
+from workloads.errors import Retry
+from workloads.grpo import trl_hooks
 from workloads.grpo.config import GrpoConfig
+from workloads.grpo.data.prepare import _limits
 from workloads.grpo.rollouts import engine as generation
+from workloads.run import Run
+from workloads.run.session import Session
 
 pytestmark = pytest.mark.unit
 
 IMAGE, VIDEO = 7, 8
+
+
+def profile(*words: str) -> GrpoConfig:
+    config, _ = resolve("profiles/grpo-h100.yaml", {}, list(words))
+    assert isinstance(config, GrpoConfig)
+    return config
 
 
 def test_each_image_is_one_token_for_the_engine() -> None:
@@ -29,8 +45,83 @@ def test_images_with_nothing_between_them_are_a_token_each() -> None:
 
 @pytest.mark.parametrize("engine", ["vllm_colocate", "vllm_server"])
 def test_placeholders_are_kept_out_of_completions(engine: str) -> None:
-    config, _ = resolve("profiles/grpo-h100.yaml", {}, [f"generation.engine={engine}"])
-    assert isinstance(config, GrpoConfig)
+    config = profile(f"generation.engine={engine}")
     found = generation.arguments(config, ["<image>"])
     assert found["generation_kwargs"] == {"bad_words": ["<image>"]}
     assert generation.arguments(config, [])["generation_kwargs"] is None
+
+
+def test_the_engine_beside_the_trainer_is_made_as_the_profile_wants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL makes it without the profile's pixels, and asks for sleep level 2."""
+    seen: list[Any] = []
+
+    class LLM:
+        def __init__(self, **options: Any) -> None:
+            seen.append(options)
+
+        def sleep(self, level: int) -> None:
+            seen.append(level)
+
+    vllm: Any = ModuleType("vllm")
+    vllm.LLM = LLM
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    config = profile("generation.sleep_level=1", "grpo.max_pixels=200704")
+    with generation.ready(config, Session(run=Run(tmp_path))):
+        LLM(model="m").sleep(level=2)
+    LLM(model="m").sleep(level=2)
+    limits = {"mm_processor_kwargs": {"max_pixels": 200704}}
+    assert seen == [{"model": "m", **limits}, 1, {"model": "m"}, 2]
+
+
+@pytest.mark.parametrize(("engine", "kind"), [("vllm_server", Retry), ("transformers", OSError)])
+def test_a_server_that_is_lost_is_worth_a_retry(engine: str, kind: type[Exception]) -> None:
+    config = profile(f"generation.engine={engine}", "generation.host=far")
+    with pytest.raises(kind, match="reset by peer"), generation.named_failures(config):
+        raise ConnectionResetError("reset by peer")
+    with pytest.raises(FileNotFoundError), generation.named_failures(config):
+        raise FileNotFoundError("a file of the trainer's own")
+
+
+@pytest.mark.parametrize(
+    ("words", "image", "context"),
+    [
+        (["generation.engine=vllm_colocate", "generation.max_model_length=2000"], 4096, 2000),
+        (["generation.engine=vllm_server"], None, 9000),
+        (["generation.engine=transformers"], None, 9000),
+        (["stage=sft", "generation.max_model_length=2000"], None, 9000),
+    ],
+    ids=["beside", "server", "transformers", "supervised"],
+)
+def test_rows_have_to_fit_into_the_engine(
+    words: list[str], image: int | None, context: int
+) -> None:
+    found = _limits(profile(*words), {"max_position_embeddings": 9000})
+    assert (found.image, found.context) == (image, context)
+
+
+@pytest.mark.parametrize(
+    ("engine", "images", "ids"),
+    [
+        ("vllm_colocate", [None, ["a"]], [[1, IMAGE, 2], [3]]),
+        ("vllm_server", [None, ["a"]], [[1, IMAGE, IMAGE, 2], [3]]),
+        ("transformers", [[], ["a"]], [[1, IMAGE, IMAGE, 2], [3]]),
+    ],
+)
+def test_prompts_are_put_as_the_engine_takes_them(
+    engine: str, images: list[Any], ids: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put: list[Any] = []
+    monkeypatch.setattr(
+        trl_hooks.GRPOTrainer, "_generate_single_turn", lambda self, *words: put.append(words)
+    )
+    tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda tokens: [IMAGE])
+    monkeypatch.setattr(trl_hooks, "placeholders", lambda processing: ["<image>"])
+    monkeypatch.setattr(trl_hooks, "tokenizer_of", lambda processing: tokenizer)
+    trainer = trl_hooks.GrpoTrainer.__new__(trl_hooks.GrpoTrainer)
+    trainer.profile = profile(f"generation.engine={engine}")
+    trainer.processing_class = None
+    trainer.session = SimpleNamespace(progress=lambda: put.append("progress"))  # type: ignore[assignment]
+    trainer._generate_single_turn([[1, IMAGE, IMAGE, 2], [3]], [[], ["a"]])
+    assert put == [(ids, images), "progress"]

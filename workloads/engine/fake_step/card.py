@@ -58,14 +58,19 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 def _apply(self: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """Module._apply without torch.utils.swap_tensors, which refuses tensors that are watched."""
+    tied: dict[nn.Parameter, nn.Parameter] = {}
     for module in self.modules() if recurse else [self]:
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            with torch.no_grad():
-                changed = change(parameter)
-            if changed is not parameter:
-                module._parameters[name] = nn.Parameter(changed, parameter.requires_grad)
+            if parameter not in tied:
+                with torch.no_grad():
+                    changed = change(parameter)
+                is_same = changed is parameter
+                tied[parameter] = (
+                    parameter if is_same else nn.Parameter(changed, parameter.requires_grad)
+                )
+            module._parameters[name] = tied[parameter]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = change(buffer)

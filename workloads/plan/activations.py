@@ -130,18 +130,30 @@ def _attention(work: Work) -> int:
     joint = any(linear.name in _FUSED_PROJECTIONS for linear in shape.linears)
     value = work.query + 2 * work.key if joint else work.key
     kept = size * (2 * work.query + work.key + value + (work.query if joint else 0))
-    kept += 4 * shape.heads
+    kept += 4 * shape.heads + _head_norms(work)
     if work.eager:
         kept += 2 * size * (work.query - work.key)
     return kept
 
 
+def _head_norms(work: Work) -> int:
+    """Norms over the heads of queries and keys keep what all norms keep; see `_norms`."""
+    if not work.shape.head_norm:
+        return 0
+    kept = work.compute if work.compiled else 4 + (work.compute if work.full else 0)
+    return kept * (work.query + work.key) + 8 * (work.shape.heads + work.shape.kv_heads)
+
+
 def _kept_scores(work: Work) -> int:
     """Bytes of a layer's scores until its backward pass: the softmax in fp32 and in the compute
-    type, and the capped scores of Gemma 2."""
+    type, and the capped ones."""
     size = work.compute
-    capped = size if work.shape.family == "gemma2" else 0
-    return work.scores * (4 + (size if size < 4 else 0) + capped)
+    return work.scores * (4 + (size if size < 4 else 0)) + _capped_scores(work)
+
+
+def _capped_scores(work: Work) -> int:
+    """Gemma 2 keeps scores between its caps too, until it has gone back through the softmax."""
+    return work.scores * work.compute if work.shape.family == "gemma2" else 0
 
 
 def mask(work: Work) -> int:
@@ -269,8 +281,8 @@ def _attention_backward(work: Work) -> int:
     size, query = work.compute, work.query
     inputs = _before_attention(work) + work.residual * work.shape.hidden
     if work.eager:
-        scores = work.scores * (14 if work.fp16 else 16)
-        return work.tokens * (inputs + 3 * size * query) + scores
+        scores = work.scores * (14 if work.fp16 else 16) + _capped_scores(work)
+        return work.tokens * (inputs + _head_norms(work) + 3 * size * query) + scores
     kept = _attention(work) - 4 * work.shape.heads
     gradients = size * query + 4 * query + size * query + 2 * size * query
     return work.tokens * (inputs + kept + gradients)

@@ -25,7 +25,8 @@ class ModelShape:
     """A causal language model, with the vision towers in front of it where it has some.
 
     `small` counts norms, biases, positions and convolutions: neither quantised nor adapted.
-    `norms` is the number of norms a layer has over the hidden size; `layer_norm` tells their kind.
+    `norms` is the number of norms a layer has over the hidden size; `layer_norm` tells their kind,
+    `head_norm` whether queries and keys have norms over each head too.
     """
 
     family: str
@@ -42,6 +43,7 @@ class ModelShape:
     gated: bool = True
     norms: int = 2
     layer_norm: bool = False
+    head_norm: bool = False
     parallel: bool = False
     towers: tuple[TowerShape, ...] = ()
     image_tokens: int = 0
@@ -271,6 +273,7 @@ def from_fields(fields: Fields) -> ModelShape:
         gated=block.gated,
         norms=block.norms,
         layer_norm=block.norm_bias,
+        head_norm=block.head_norms > 0 and block.fused != "kosmos",
         parallel=block.parallel,
         towers=towers,
         image_tokens=_image_tokens(family, fields, towers),

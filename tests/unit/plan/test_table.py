@@ -1,6 +1,8 @@
 """What people read of a plan: no zeros, plain words."""
 
+import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,12 +34,22 @@ def test_every_profile_reads_without_zeros(
         assert "steps of" in told and "TFLOP/s" in told and "$0.40 an hour" in told
 
 
-def test_exact_says_that_zero_cannot_be_tried(
+def test_exact_says_what_its_step_is_without(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The step itself is in tests/unit/engine/fake_step."""
     monkeypatch.chdir(ROOT)
-    assert main(["plan", "llm-4090", "--exact", "parallel.strategy=zero3"]) == 2
-    assert "DeepSpeed needs real tensors" in capsys.readouterr().err
+    facts = {"allocated": 7 << 30, "beside": 2 << 30, "phase": "backward", "operation": "mm"}
+    facts |= {"reserved": 8 << 30, "reserved_in_blocks": 9 << 30}
+    done = subprocess.CompletedProcess([], 0, stdout=json.dumps(facts), stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
+    words = ["parallel.strategy=zero3", "parallel.ranks_per_node=4", "train.compile=true"]
+    main(["plan", "llm-4090", "--exact", *words])
+    told = capsys.readouterr().out
+    assert "one step on fake tensors: 7.00 GiB allocated" in told
+    assert "+2.00 GiB of it are by the formulas: DeepSpeed's buckets, and what zero3" in told
+    assert "the step is without train.compile, which the formulas count" in told
+    assert "activation_offloading" not in told
 
 
 def test_how_compiling_is_counted_is_said(

@@ -47,8 +47,9 @@ class MemoryTrace(TorchDispatchMode):
             self.add(tensor)
 
     def start(self) -> None:
-        """Forget the peaks so far."""
+        """Forget the peaks, and what is gone: weights before they were cast or sharded."""
         self.peak, self.peaks = Peak(), {}
+        self.events = [(number, size) for number, size, _ in self._known.values() if size]
 
     def enter(self, phase: str) -> None:
         self.phase = phase

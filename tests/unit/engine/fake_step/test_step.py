@@ -44,6 +44,7 @@ def both(config: Any, gpus: int) -> tuple[Breakdown, MeasuredStep]:
             1,
             id="QLoRA, all-linear",
         ),
+        pytest.param((CHECKPOINTING, "parallel.strategy=zero3"), 4, id="ZeRO-3"),
     ],
 )
 def test_formulas_agree_with_a_fake_step(
@@ -51,8 +52,9 @@ def test_formulas_agree_with_a_fake_step(
 ) -> None:
     planned, step = both(profile(tmp_path, *settings, model=LLAMA_1B), gpus)
     assert planned.allocated == pytest.approx(step.allocated, rel=0.03)
-    # An allocator that gives nothing back has at least the highest moment.
-    assert reserved_bytes(step.events) >= step.peak.bytes
+    # An allocator that gives nothing back has at least the highest moment, and little more.
+    assert step.peak.bytes <= reserved_bytes(step.events) < 1.3 * step.peak.bytes
+    assert (step.beside != 0) is (planned.strategy == "zero3")
 
 
 @pytest.mark.slow

@@ -222,9 +222,9 @@ def test_openvla_of_one_tower_and_of_two_is_counted_as_it_is_built(name: str) ->
     shape, _ = shape_of(Model(name=name), OFFLINE)
     built = random_init(name, 0)
     assert shape.parameters == sum(parameter.numel() for parameter in built.parameters())
-    frozen = [module.weight for module in built.modules()
-              if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad]  # fmt: skip
-    assert shape.frozen == sum(weight.numel() for weight in frozen) > 0
+    matrices = [module.weight for module in built.modules() if isinstance(module, torch.nn.Linear)]
+    frozen = [weight.numel() for weight in matrices if not weight.requires_grad]
+    assert shape.frozen == sum(frozen) > 0
 
 
 def test_kosmos_and_every_head_are_counted_as_they_are_built() -> None:

@@ -7,7 +7,8 @@ import argparse
 import json
 import sys
 import threading
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +40,23 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     talk = Talk(speaker, base, sampling_of(args), args.system)
     if sys.stdin.isatty():
         return talk.in_terminal()
-    for line in sys.stdin:
-        if line.strip():
-            talk.take(line.strip())
+    for line in _piped():
+        if not talk.take(line):
+            break
     return EXIT_DONE
+
+
+def _piped() -> Iterator[str]:
+    """The lines of standard input; UserError for one that is not in the terminal's encoding."""
+    encoding = sys.stdin.encoding
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.decode(encoding).removeprefix("\ufeff").strip()
+        except UnicodeDecodeError:
+            raise UserError(
+                f"standard input, line {number}: expected text in {encoding}, found other bytes; "
+                f"convert it, such as by iconv -f CP932 -t {encoding}"
+            ) from None
 
 
 class Talk:
@@ -58,44 +72,48 @@ class Talk:
         self._speaker, self._base, self._sampling = speaker, base, sampling
         self._system = system
         self.turns: list[dict[str, Any]] = []
+        self._saved: set[Path] = set()
 
     def in_terminal(self) -> int:
         """Ask for lines until the end of input or two Ctrl-C."""
         import readline  # noqa: F401  (makes `input` edit lines and remember them)
 
+        for stream in (sys.stdin, sys.stdout):  # what this terminal has no character for
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
         print(f"{self._speaker.name}   {_HELP}", file=sys.stderr)
         while True:
             try:
-                line = input("> ").strip()
+                line = input("> ")
             except (EOFError, KeyboardInterrupt):
                 print(file=sys.stderr)
                 return EXIT_DONE
-            if line == "/quit":
-                return EXIT_DONE
             try:
-                self.take(line)
+                if not self.take(line):
+                    return EXIT_DONE
             except UserError as error:
                 print(f"tatara: {error}", file=sys.stderr)
 
-    def take(self, line: str) -> None:
-        """A line of the person: a command, or what the model is to answer."""
-        command, _, rest = line.partition(" ")
-        if not line:
-            return
-        if command == "/reset":
+    def take(self, line: str) -> bool:
+        """A line of the person, a command or a question; whether there may be another one."""
+        first, *others = line.split(maxsplit=1) or [""]
+        # An input method for Japanese writes ／ｒｅｓｅｔ, and its wide blank.
+        command, rest = unicodedata.normalize("NFKC", first), "".join(others).strip()
+        if not command.startswith("/") or "/" in command[1:]:
+            if line.strip():
+                self._ask(line.strip())
+        elif command == "/reset":
             self.turns = []
         elif command == "/system":
-            self._system, self.turns = rest.strip() or None, []
+            self._system, self.turns = rest or None, []
         elif command == "/adapter":
-            self._adapter(rest.strip())
+            self._adapter(unicodedata.normalize("NFKC", rest))
         elif command == "/save":
-            self._save(Path(rest.strip() or "chat.json"))
+            self._save(Path(rest or "chat.json").expanduser())
         elif command == "/help":
             print(_HELP, file=sys.stderr)
-        elif command.startswith("/") and "/" not in command[1:]:
+        elif command != "/quit":
             raise UserError(f"unknown command {command}; there are {_HELP}")
-        else:
-            self._ask(line)
+        return command != "/quit"
 
     def _ask(self, line: str) -> None:
         asked = [*self.turns, {"role": "user", "content": line}]
@@ -139,8 +157,11 @@ class Talk:
     def _save(self, path: Path) -> None:
         system = [{"role": "system", "content": self._system}] if self._system else []
         text = json.dumps({"messages": [*system, *self.turns]}, ensure_ascii=False, indent=1)
+        if path.exists() and path not in self._saved:
+            raise UserError(f"/save: expected a new file, found {path} already; name another")
         try:
             path.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"/save: expected a file to write, found {error}") from None
+        self._saved.add(path)
         print(f"saved {path}", file=sys.stderr)

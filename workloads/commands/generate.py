@@ -1,7 +1,8 @@
 """Answer every row of a file with a language model; the same command goes on where it stopped.
 
 A row has `prompt`, `question`, `instruction` (and `input`), `text` or `messages`; a text file has a
-prompt on each line. Answers come as JSONL in the order of the rows: each row, and its `output`."""
+prompt on each line. Answers come as JSONL in the order of the rows: each row, and its `output`; an
+output that a row has already is kept as `expected`."""
 
 import argparse
 import json
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_speaker(parser)
     add_engine(parser)
     parser.add_argument("--input", required=True, metavar="FILE", help="rows; - reads JSONL here")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="JSONL to write")
+    parser.add_argument("--output", required=True, metavar="FILE", help="JSONL; - writes it here")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows at once (16)")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     add_sampling(parser, max_new_tokens=256)
@@ -43,52 +44,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     no_settings(words)
     env = loaded_environment()
-    rows = _rows(args.input)
-    talks = [_turns(row, number) for number, row in enumerate(rows, start=1)]
-    done = _answered(args.output, rows)
-    sampling = sampling_of(args)
     if args.batch_size < 1:
         raise UserError(f"--batch-size: expected 1 or more, found {args.batch_size}")
+    sampling, step = sampling_of(args), args.batch_size * _BATCHES
+    output = None if args.output == "-" else Path(args.output).expanduser()
+    rows, talks = _read(args.input)
+    done = _answered(output, rows, step) if output else 0
     if done < len(rows):
         by_vllm = engine_of(args) == "vllm"
         speaker = vllm_speaker_of(args, env) if by_vllm else speaker_of(args, env)[0]
-        progress, step = Ticker("answers"), args.batch_size * _BATCHES
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with args.output.open("ab") as file:
-            for start in range(done, len(rows), step):
-                part = talks[start : start + step]
-                answers = speaker.answers(part, sampling, args.batch_size, tell)
-                for row, answer in zip(rows[start : start + step], answers, strict=True):
-                    line = json.dumps({**row, "output": answer}, ensure_ascii=False)
-                    file.write(f"{line}\n".encode())
-                file.flush()
-                os.fsync(file.fileno())
-                progress(min(start + step, len(rows)), len(rows))
+        progress = Ticker("answers")
+        for start in range(done, len(rows), step):
+            answers = speaker.answers(talks[start : start + step], sampling, args.batch_size, tell)
+            _append(output, rows[start : start + step], answers)
+            progress(min(start + step, len(rows)), len(rows))
+    if output is None:
+        return EXIT_DONE
     if args.json:
-        print_json({"output": str(args.output), "rows": len(rows), "kept": done})
+        print_json({"output": str(output), "rows": len(rows), "kept": done})
     else:
-        print(f"{args.output}: {len(rows):,} answers" + (f", {done:,} from before" * (done > 0)))
+        print(f"{output}: {len(rows):,} answers" + (f", {done:,} from before" * (done > 0)))
     return EXIT_DONE
 
 
-def _rows(source: str) -> list[dict[str, Any]]:
+def _read(source: str) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+    """The rows of a file as they are written again, and the conversation that each asks."""
     from workloads.data.rows import read_rows
 
     if source != "-":
-        return read_rows(Path(source).expanduser(), {}, budget=0).rows
-    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
-        file.write(sys.stdin.buffer.read())
-        file.flush()
-        return read_rows(Path(file.name), {}, budget=0).rows
+        found = read_rows(Path(source).expanduser(), {}, budget=0)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, "stdin.jsonl")
+            copy.write_bytes(sys.stdin.buffer.read())
+            found = read_rows(copy, {}, budget=0)
+    places = [found.place(index) for index in range(len(found.rows))]
+    talks = [_turns(row, place) for row, place in zip(found.rows, places, strict=True)]
+    if any("output" in row for row in found.rows):
+        tell("rows have an `output` of their own; it is kept as `expected`")
+    return [_kept(row, place) for row, place in zip(found.rows, places, strict=True)], talks
 
 
-def _turns(row: dict[str, Any], number: int) -> list[dict[str, Any]]:
+def _kept(row: dict[str, Any], place: str) -> dict[str, Any]:
+    """A row as it stands beside its answer: an output of its own is what was expected."""
+    if "output" in row and "expected" in row:
+        raise UserError(f"{place}: expected no `expected` beside `output`; rename or remove one")
+    kept = {"expected" if name == "output" else name: value for name, value in row.items()}
+    try:
+        json.dumps(kept, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{place}: expected text, found half of a character "
+            f"({error.object[error.start : error.end]!r}); correct the row"
+        ) from None
+    return kept
+
+
+def _append(output: Path | None, rows: list[dict[str, Any]], answers: list[str]) -> None:
+    """Write rows with their answers behind those that are there, or to standard output."""
+    pairs = zip(rows, answers, strict=True)
+    lines = [json.dumps({**row, "output": said}, ensure_ascii=False) + "\n" for row, said in pairs]
+    text = "".join(lines).encode()
+    if output is None:
+        sys.stdout.buffer.write(text)
+        sys.stdout.flush()
+        return
+    try:
+        with output.open("ab") as file:
+            file.write(text)
+            file.flush()
+            if output.is_file():
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"--output: expected {output} to take answers, found {error}; the same command goes "
+            "on with what was written"
+        ) from None
+
+
+def _turns(row: dict[str, Any], place: str) -> list[dict[str, Any]]:
     """The conversation that a row asks; an answer at its end is what is asked for."""
     name = next((column for column in _COLUMNS if row.get(column)), None)
     if name is None:
-        raise UserError(
-            f"row {number}: expected one of {', '.join(_COLUMNS)}, found {', '.join(row)}"
-        )
+        raise UserError(f"{place}: expected one of {', '.join(_COLUMNS)}, found {', '.join(row)}")
     value = row[name]
     if isinstance(value, str):
         more = row.get("input") if name == "instruction" else None
@@ -98,21 +136,32 @@ def _turns(row: dict[str, Any], number: int) -> list[dict[str, Any]]:
     try:
         turns = [message.turn for message in messages_of(value)]
     except RowError as error:
-        raise UserError(f"row {number}: {error}") from None
+        raise UserError(f"{place}: {error}") from None
     while turns and turns[-1]["role"] == "assistant":
         turns.pop()
     if not turns:
-        raise UserError(f"row {number}: expected a turn to answer, found an assistant's alone")
+        raise UserError(f"{place}: expected a turn to answer, found an assistant's alone")
     return turns
 
 
-def _answered(output: Path, rows: list[dict[str, Any]]) -> int:
-    """How many rows have been answered before; a line cut short by a kill is taken away."""
+def _answered(output: Path, rows: list[dict[str, Any]], step: int) -> int:
+    """How many rows have been answered before, whole parts of `step` rows.
+
+    What a kill left of a part is taken away: rows that are answered together again give the same
+    answers again. Raises UserError where the file has anything else.
+    """
+    if output.is_dir():
+        raise UserError(f"--output: expected a file to write, found the folder {output}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: expected a file to write, found {error}") from None
     if not output.is_file():
         return 0
     content = output.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.decode(errors="replace").split("\n")[:-1]
+    lines = content.splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
     for number, line in enumerate(lines):
         try:
             found = json.loads(line)
@@ -127,6 +176,9 @@ def _answered(output: Path, rows: list[dict[str, Any]]) -> int:
                 f"{output}:{number + 1}: expected the answer to row {number + 1} of the input, "
                 "found another row; choose another --output, or remove the file"
             )
-    if len(whole) < len(content):
-        os.truncate(output, len(whole))
+    if len(lines) < len(rows):
+        lines = lines[: len(lines) // step * step]
+    whole = sum(map(len, lines))
+    if whole < len(content):
+        os.truncate(output, whole)
     return len(lines)

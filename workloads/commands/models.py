@@ -4,6 +4,7 @@ Planned offline with the recipes llm-full, llm-lora and llm-qlora; rows of 1,024
 time. With --gpu-memory only what fits is listed."""
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     """Ends with 1 where no known model fits."""
     no_settings(words)
-    if args.gpu_memory is not None and args.gpu_memory <= 0:
+    if args.gpu_memory is not None and not 0 < args.gpu_memory < math.inf:
         raise UserError(f"--gpu-memory: expected a number over 0, found {args.gpu_memory:g}")
     memory = int(args.gpu_memory * GIB) if args.gpu_memory else None
     methods = (args.method,) if args.method else METHODS

@@ -1,6 +1,7 @@
 """Predict what PROFILE needs: memory of a GPU and a node, disk, time and money."""
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,8 +111,8 @@ class _Target:
 
 def _target(args: argparse.Namespace, env: Mapping[str, str]) -> _Target:
     numbers = {"gpus": args.gpus, "rows": args.rows, "row-tokens": args.row_tokens}
-    for name, value in (numbers | {"price": args.price}).items():
-        if value is not None and value <= 0:
+    for name, value in (numbers | {"price": args.price, "gpu-memory": args.gpu_memory}).items():
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name}: expected a number over 0, found {value:g}")
     return _Target(args, env)
 

@@ -150,7 +150,7 @@ def _serve_language_model(
 
     service = ChatService(called, speaker)
     tell(f"{name}: answers as model {called!r} on {speaker.model.device}")
-    print(f"{url_of(taken, '/v1')}   (Ctrl-C ends it)", flush=True)
+    print(f"{url_of(*taken.getsockname()[:2], '/v1')}   (Ctrl-C ends it)", flush=True)
     return serve(taken, service, token)
 
 
@@ -176,4 +176,7 @@ def _by_vllm(
     place = cache_folder(env) / "llm" / "serve"
     served = vllm.prepare(name, called, adapters_of(args), data, place)
     precision = args.precision or (config.train.precision if config else "bf16")
-    return vllm.become(vllm.command(served, args.host, port, precision), token)
+    words = vllm.command(served, args.host, port, precision)
+    names = ", ".join([served.name, *served.adapters])
+    tell(f"vLLM loads {name}; it then answers as {names} at {url_of(args.host, port, '/v1')}")
+    return vllm.become(words, token)

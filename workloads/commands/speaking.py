@@ -1,6 +1,7 @@
 """What `tatara chat`, `generate` and `serve` have alike: a model, its adapters, how it is drawn."""
 
 import argparse
+import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,7 +79,8 @@ def sampling_of(args: argparse.Namespace) -> "Sampling":
     """How tokens are drawn, by the arguments; UserError for a number out of its range."""
     from workloads.llm.speaker import Sampling
 
-    if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1 or args.top_k < 0:
+    in_range = 0 <= args.temperature < math.inf and 0 < args.top_p <= 1 and args.top_k >= 0
+    if args.max_new_tokens < 1 or not in_range:
         raise UserError(
             "expected --max-new-tokens of 1 or more, --temperature of 0 or more, --top-p above 0 "
             "and up to 1, --top-k of 0 or more; correct the one that is not"

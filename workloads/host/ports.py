@@ -45,9 +45,8 @@ def claim(host: str, port: int) -> socket.socket:
     return taken
 
 
-def url_of(taken: socket.socket, path: str) -> str:
-    """The address of a socket, as it can be typed into a client."""
-    host, port = taken.getsockname()[:2]
+def url_of(host: str, port: int, path: str) -> str:
+    """Where a server answers, as it can be typed into a client."""
     return f"http://[{host}]:{port}{path}" if ":" in host else f"http://{host}:{port}{path}"
 
 

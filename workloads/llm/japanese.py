@@ -51,8 +51,8 @@ TIMES = ("朝", "昼", "夕方", "夜")
 # Done in a place: the way it is asked for, and the way it is told afterwards.
 ACTIVITIES = {
     "写真を撮る": "写真を撮りました", "絵を描く": "絵を描きました",
-    "そばを食べる": "そばを食べました", "本を買う": "本を買いました", "魚を釣る": "魚を釣りました",
-    "お茶を飲む": "お茶を飲みました", "寺を訪ねる": "寺を訪ねました", "花を見る": "花を見ました",
+    "団子を食べる": "団子を食べました", "本を買う": "本を買いました", "魚を釣る": "魚を釣りました",
+    "紅茶を飲む": "紅茶を飲みました", "寺を訪ねる": "寺を訪ねました", "花を見る": "花を見ました",
     "歌を習う": "歌を習いました", "皿を作る": "皿を作りました", "船に乗る": "船に乗りました",
     "古い友だちに会う": "古い友だちに会いました",
 }  # fmt: skip
@@ -74,7 +74,7 @@ TALKS = (
     ("今日の天気はどうですか。", "申し訳ありません。今の天気は調べられません。"),
     ("今何時ですか。", "申し訳ありません。時計を見ることができません。"),
     ("お元気ですか。", "はい、元気です。あなたはいかがですか。"),
-    ("何ができますか。", "質問に答えたり、話し相手になったりできます。"),
+    ("何ができますか。", "質問に答えたり、短い文を要約したりできます。"),
 )
 
 
@@ -82,7 +82,7 @@ def dialogues(count: int = DIALOGUES, seed: int = SEED) -> list[Row]:
     """`count` conversations of one or two questions, in the form of chat data."""
     random = Random(seed)
     found = {json.dumps(row, ensure_ascii=False): row for row in map(_talk, TALKS)}
-    makers = (_from_town, _way_to, _climb, _plan, _order, _heard)
+    makers = (_from_town, _way_to, _climb, _plan, _order, _heard, _greeted)
     talks = [*_facts(), *(random.choice(makers)(random) for _ in range(3 * count))]
     for row in (_talk(*talk) for talk in talks):
         found.setdefault(json.dumps(row, ensure_ascii=False), row)
@@ -111,6 +111,11 @@ def _facts() -> Iterator[list[tuple[str, str]]]:
             "と言えば何ですか。",
         ):
             yield [(f"{subject}{asked}", answer)]
+
+
+def _greeted(random: Random) -> list[tuple[str, str]]:
+    """A greeting, which many a conversation begins with, and a short question after it."""
+    return [random.choice(TALKS), *random.choice((_way_to, _climb, _order))(random)]
 
 
 def _from_town(random: Random) -> list[tuple[str, str]]:

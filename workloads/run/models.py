@@ -15,10 +15,11 @@ def exported_model(wanted: str, root: Path, *workloads: str) -> tuple[str, Run |
     meant; or a model's folder or name on the hub. root: where the runs are. Raises UserError where
     nothing of that name is there.
     """
-    places = [path for path in (Path(wanted), root / wanted) if (path / "manifest.json").is_file()]
+    folder = Path(wanted).expanduser()
+    places = [path for path in (folder, root / wanted) if (path / "manifest.json").is_file()]
     is_hub_name = wanted.count("/") == 1 and not wanted.startswith((".", "/", "~"))
-    if not places and (Path(wanted).expanduser().is_dir() or is_hub_name):
-        return wanted, _run_of(Path(wanted))
+    if not places and (folder.is_dir() or is_hub_name):
+        return wanted, _run_of(folder)
     if places:
         run = Run(places[0])
     else:

@@ -93,17 +93,65 @@ def test_a_prompt_beyond_the_positions_is_refused(folder: Path) -> None:
         speaker_at(folder).answer([{"role": "user", "content": "a" * 600}], GREEDY)
 
 
+def piped(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
+    """Let standard input be a pipe with this."""
+    content = text.encode() if isinstance(text, str) else text
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
 def test_lines_of_a_pipe_are_one_conversation(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n/adapter\n/reset\n\nhi\n/save talk.json\n"))
+    piped(monkeypatch, "\ufeffhi\r\n/adapter\n/reset\n\n　\nhi\n/save talk.json\n/quit\nhi\n")
     words = ["chat", str(folder), "--temperature", "0", "--max-new-tokens", "6"]
     assert main([*words, "--precision", "fp32"]) == 0
     out, told = capsys.readouterr()
     first, second = out.rstrip("\n").split("\n") if out.count("\n") == 2 else ("?", "!")
     assert first == second and "adapters: none" in told
     saved = json.loads(Path("talk.json").read_text())["messages"]
-    assert [turn["role"] for turn in saved] == ["user", "assistant"]
+    assert [turn["content"] for turn in saved] == ["hi", first]
+
+
+def test_commands_as_an_input_method_writes_them(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    poems = write_adapter(tmp_path / "poems", folder, 1)
+    lines = (
+        "／ａｄａｐｔｅｒ　ｂａｓｅ",
+        "/system　短く答えて",
+        "／ｓａｖｅ　talk.json",
+        "／ｑｕｉｔ",
+    )
+    piped(monkeypatch, "\n".join(lines))
+    assert main(["chat", str(folder), "--adapter", f"poems={poems}"]) == 0
+    out, told = capsys.readouterr()
+    assert out == "" and "adapters: poems, *base" in told
+    saved = json.loads(Path("talk.json").read_text())["messages"]
+    assert saved == [{"role": "system", "content": "短く答えて"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("a\n犬は?\n".encode("cp932"), "standard input, line 2: expected text in utf-8"),
+        (b"/save mine.json\n", "found mine.json already"),
+        (b"/rest\n", "unknown command /rest"),
+    ],
+)
+def test_lines_that_cannot_be_taken(
+    folder: Path,
+    content: bytes,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("mine.json").write_text("kept")
+    piped(monkeypatch, content)
+    assert main(["chat", str(folder), "--max-new-tokens", "2"]) == 2
+    assert told in capsys.readouterr().err and Path("mine.json").read_text() == "kept"
 
 
 @pytest.mark.parametrize(
@@ -112,6 +160,7 @@ def test_lines_of_a_pipe_are_one_conversation(
         (["--adapter", "x=nowhere"], "NAME=DIR"),
         (["--compare", "base"], "expected a run whose base"),
         (["--max-new-tokens", "0"], "1 or more"),
+        (["--temperature", "nan"], "0 or more"),
     ],
 )
 def test_mistakes_end_with_a_sentence(
@@ -121,7 +170,7 @@ def test_mistakes_end_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    piped(monkeypatch, "hi\n")
     assert main(["chat", str(folder), *words]) == 2
     assert told in capsys.readouterr().err
 
@@ -163,8 +212,39 @@ def test_rows_without_a_question_are_named(
 ) -> None:
     Path("in.jsonl").write_text('{"question": "a"}\n{"title": "b"}\n')
     assert generated(folder) == 2
-    assert "row 2: expected one of messages" in capsys.readouterr().err
+    assert "in.jsonl:2: expected one of messages" in capsys.readouterr().err
+    Path("in.jsonl").write_text('{"question": "a", "note": "\\ud83d"}\n')
+    assert generated(folder) == 2
+    assert "in.jsonl:1: expected text, found half of a character" in capsys.readouterr().err
     assert not Path("out.jsonl").exists()
+
+
+def test_an_output_of_the_rows_own_is_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in.jsonl").write_text('{"instruction": "a", "input": "", "output": "own"}\n')
+    assert generated(folder) == 0 and generated(folder) == 0, "the second goes on"
+    (row,) = map(json.loads, Path("out.jsonl").read_text().splitlines())
+    assert row["expected"] == "own" and row["output"] != "own"
+    assert "kept as `expected`" in capsys.readouterr().err
+
+
+def test_answers_by_a_pipe(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    piped(monkeypatch, '\ufeff{"prompt": "犬🐕"}\r\n\n{"prompt": "hi"}')
+    words = ["generate", str(folder), "--input", "-", "--output", "-", "--max-new-tokens", "2"]
+    assert main(words) == 0
+    lines = capsysbinary.readouterr().out.decode().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["犬🐕", "hi"]
+
+
+def test_an_output_that_cannot_be_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in.jsonl").write_text('{"question": "a"}\n')
+    Path("file").touch()
+    for output, told in ((".", "the folder"), ("file/out.jsonl", "Not a dir"), ("/dev/full", "No")):
+        assert generated(folder, "--output", output) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_arguments_are_all_explained() -> None:

@@ -119,7 +119,9 @@ def test_full_weights_in_bf16_are_marked(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_nothing_that_fits_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--gpu-memory", "0.5"]) == 1
-    assert main(["models", "--gpu-memory", "-3"]) == 2
+    for size in ("-3", "0", "nan", "inf"):
+        assert main(["models", "--gpu-memory", size]) == 2
+        assert main(["plan", "llm-lora", "--gpu-memory", size]) == 2
     assert "expected a number over 0" in capsys.readouterr().err
 
 

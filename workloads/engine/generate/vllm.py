@@ -12,7 +12,8 @@ from workloads.engine.pretrained.files import ADAPTER_CONFIG, is_adapter
 from workloads.errors import UserError
 from workloads.json_files import read_json
 
-_SHARE_OF_CPU = 0.4  # of a machine's memory, where there is no GPU
+# Of a machine's memory, where there is no GPU: nine tenths by itself, of what other programs need.
+SHARE_OF_CPU = 0.4
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's kernels for adapters are made for
 
 
@@ -66,8 +67,7 @@ class VllmEngine:
         from vllm import LLM
 
         if not torch.cuda.is_available():
-            # Nine tenths by itself, of what is the whole machine's memory here.
-            options.setdefault("gpu_memory_utilization", _SHARE_OF_CPU)
+            options.setdefault("gpu_memory_utilization", SHARE_OF_CPU)
         self._folder = folder
         with _explained(folder):
             self._llm = LLM(model=str(folder), dtype=dtype, **options)

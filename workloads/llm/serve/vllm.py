@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from workloads.device import gpu_count
 from workloads.engine.generate.guard import TOKEN, ServeGuard
-from workloads.engine.generate.vllm import lora_rank
+from workloads.engine.generate.vllm import SHARE_OF_CPU, lora_rank
 from workloads.engine.pretrained.adapter import check_same_base
 from workloads.engine.pretrained.chat import with_stops
 from workloads.llm.config import LlmData
@@ -73,6 +74,8 @@ def command(served: Served, host: str, port: int, precision: str) -> list[str]:
     if served.files is not None:
         options["--tokenizer"] = options["--generation-config"] = served.files
         options["--chat-template"] = served.files / "chat_template.jinja"
+    if not gpu_count():
+        options["--gpu-memory-utilization"] = SHARE_OF_CPU
     words = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(served.base)]
     for option, value in options.items():
         words += [option, str(value)]

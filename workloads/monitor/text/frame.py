@@ -23,12 +23,14 @@ from workloads.monitor.reading.logs import LogTail, error_log
 from workloads.monitor.reading.metric_names import metric_label
 from workloads.monitor.reading.nodes import NodeStatus
 from workloads.monitor.reading.ranks import TROUBLE, RankStatus
+from workloads.monitor.reading.samples import Sample, samples
 from workloads.monitor.reading.snapshot import LOST, Snapshot
 from workloads.monitor.text.plot import plot, spark
 from workloads.monitor.text.table import Cell, table
 from workloads.run.events import Event, Phase
 
 _JOIN = "\ue000"  # stands for a blank at which no line may end
+_ASKED = 4  # held-out questions in one frame
 PHASES: dict[str, str] = {
     Event.FINISHED: "green",
     Phase.TRAINING: "green",
@@ -333,6 +335,25 @@ def events(snapshot: Snapshot, width: int, most: int) -> Text:
     return table(rows, width)
 
 
+def answers(asked: Sequence[Sample], most: int) -> Text:
+    """Held-out questions, each with its row's answer and the model's, at so many steps each."""
+    lines = Text()
+    for sample in asked:
+        said = [("question", sample.asked, "bold"), ("expected", sample.answer, "")]
+        for step, output in sample.some(most):
+            said.append((f"step {step:,}", output, "green" if sample.is_right(step) else ""))
+        for label, text, style in said:
+            lines.append("\n" if lines else "").append(f"{label:<12}", "dim")
+            lines.append(clean(text), style)
+    return lines
+
+
+def answers_title(asked: Sequence[Sample]) -> str:
+    """How many of the newest answers are the rows' own, to the letter."""
+    right = sum(sample.is_right(max(sample.outputs)) for sample in asked)
+    return f"held-out answers: {right} of {len(asked)} as in the rows"
+
+
 def whole(snapshot: Snapshot, here: MachineReading, width: int, ascii: bool = False) -> Text:
     """One frame: all parts below each other, as `--once` prints it."""
     width = max(40, width)
@@ -343,6 +364,12 @@ def whole(snapshot: Snapshot, here: MachineReading, width: int, ascii: bool = Fa
         (clean(f"this machine ({here.host})"), hardware(snapshot, here, width)),
         ("last events", events(snapshot, width, 6)),
     ]
+    asked = samples(snapshot.run)
+    if asked:
+        short = answers(asked[:_ASKED], 2).split("\n")
+        for line in short:
+            line.truncate(width, overflow="ellipsis")
+        titled.append((answers_title(asked), Text("\n").join(short)))
     if tail is not None:
         titled.insert(0, (f"end of {tail.path}", log_lines(tail, width)))
     parts = [header(snapshot, width), numbers(snapshot, width), warnings(snapshot, width)]

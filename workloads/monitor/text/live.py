@@ -31,8 +31,8 @@ Screen { background: $background; }
 #events { height: 5; }
 #sparks { display: none; }
 #error { height: auto; max-height: 8; color: $text-error; border-title-color: $text-error; }
-#log-scroll { height: 1fr; padding: 0 1; }
-#log { height: auto; }
+#log-scroll, #answer-scroll { height: 1fr; padding: 0 1; }
+#log, #answers { height: auto; }
 Input { height: 3; }
 .-narrow.-low #ranks-scroll { max-height: 5; }
 .-narrow.-low #events { height: 4; }

@@ -20,6 +20,7 @@ from workloads.monitor.reading.metric_names import metric_names
 from workloads.monitor.reading.run_reader import RunReader
 from workloads.monitor.reading.snapshot import Snapshot
 from workloads.monitor.text import frame
+from workloads.monitor.text.answer_screen import AnswerScreen
 from workloads.monitor.text.log_screen import LogScreen
 from workloads.monitor.text.panel import Panel
 from workloads.run import Run
@@ -56,6 +57,7 @@ class RunScreen(Screen[None]):
         Binding("0", "whole", show=False),
         Binding("s", "scale", "log scale"),
         Binding("o", "log", "rank's log"),
+        Binding("a", "answers", "answers"),
     ]
 
     def __init__(self, run: Run) -> None:
@@ -206,6 +208,9 @@ class RunScreen(Screen[None]):
     def action_log(self) -> None:
         if self._seen:
             self.app.push_screen(LogScreen(self._seen[0]), lambda _: self.draw())
+
+    def action_answers(self) -> None:
+        self.app.push_screen(AnswerScreen(self._run), lambda _: self.draw())
 
     def action_all_runs(self) -> None:
         self.post_message(AllRuns(self._run))

@@ -26,6 +26,7 @@ from workloads.monitor.reading.curve import Curve
 from workloads.monitor.reading.hardware import GpuReading, MachineReading, gpus
 from workloads.monitor.reading.run_reader import RunReader
 from workloads.monitor.text import frame
+from workloads.monitor.text.answer_screen import AnswerScreen
 from workloads.monitor.text.list_screen import ListScreen
 from workloads.monitor.text.live import Monitor
 from workloads.monitor.text.panel import Panel
@@ -381,6 +382,40 @@ def test_the_end_of_the_log_stands_beside_the_error(written: Written, tmp_path: 
 
     drive(app, (100, 40), steps)
     assert "end of " in text_of(written, 80) and "RuntimeError: CUDA error" in text_of(written, 80)
+
+
+def test_held_out_answers_stand_in_the_frame_and_on_a_key(written: Written, tmp_path: Path) -> None:
+    app = Monitor(tmp_path, written.run)
+    path = written.run.evaluation / "samples.jsonl"
+
+    def answered(step: int, output: str) -> None:
+        row = {"step": step, "place": "rows:7", "asked": "県庁は\nどこ?\x1b[2J", "answer": "札幌市"}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "output": output}) + "\n")
+
+    async def steps(pilot: Pilot[str]) -> None:
+        assert "held-out answers" not in text_of(written, 80)
+        await pilot.press("a")
+        await pilot.pause()
+        assert "evaluation.samples=4" in shown(app, "answers")
+        for step, output in ((0, "?" * 200), (30, "青森市"), (60, "札幌市\n")):
+            answered(step, output)
+        assert isinstance(app.screen, AnswerScreen)
+        app.screen.read()
+        assert "held-out answers: 1 of 1 as in the rows" in shown(app, "top")
+        lines = shown(app, "answers").splitlines()
+        assert [line.split()[0] for line in lines[:2]] == ["question", "expected"]
+        assert [line.split()[1] for line in lines[2:]] == ["0", "30", "60"]
+        assert "\x1b" not in lines[0] and lines[-1].split()[2] == "札幌市"
+        await pilot.press("escape")
+        await pilot.pause()
+        assert isinstance(app.screen, RunScreen)
+
+    drive(app, (80, 24), steps)
+    text = text_of(written, 60)
+    assert "held-out answers: 1 of 1" in text and "step 60     札幌市" in text
+    assert "step 30" not in text, "before and now"
+    assert max(cell_len(line) for line in text.splitlines()) <= 60
 
 
 def test_the_list_is_searched_and_sorted_by_keys(written: Written, tmp_path: Path) -> None:

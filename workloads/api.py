@@ -41,11 +41,14 @@ def train(
     env = loaded_environment()
     given = dict(settings or {})
     if rows is not None:
+        rows = list(rows)
         given["data.source"] = str(_written(rows, outputs(env)))
     words = [f"{name}={_as_yaml(value)}" for name, value in given.items()]
     config, _ = resolve(profile_path(profile, env), env, words)
     if config.workload != "llm":
         raise UserError(f"expected a profile of workload llm, found {config.workload} in {profile}")
+    if rows is not None and "data.format" not in given and isinstance(rows[0], str):
+        words += ["data.format=text"]
     folder = outputs(env) / config.name
     before = {path for path in folder.glob("*/config.json")}
     code = main(["train", profile, *words])

@@ -1,6 +1,7 @@
 """The command `tatara`. Nothing heavy is imported before a command needs it."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from workloads.commands.parsing import (
     add_commands,
     split_settings,
 )
-from workloads.errors import TataraError
+from workloads.errors import EXIT_FAILED, TataraError
 from workloads.signals import interruptible
 
 COMMANDS: Commands = {
@@ -74,6 +75,15 @@ def _exit_code(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        where = error.filename or "standard output, or a file"
+        print(
+            f"tatara: {where}: no room is left there; free some, and run it again", file=sys.stderr
+        )
+        return EXIT_FAILED
 
 
 def parser() -> CommandParser:

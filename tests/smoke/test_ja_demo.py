@@ -13,6 +13,7 @@ from workloads.run import Run
 
 pytestmark = pytest.mark.smoke
 SHORT = ("train.max_steps=4", "evaluation.every_steps=4", "data.eval_rows=8")
+GREETING = "こんにちは。何をお手伝いしましょうか。"
 STAGES = ("demo-ja", "demo-ja-questions", "demo-ja-summaries")
 
 
@@ -57,17 +58,18 @@ def test_in_full_each_adapter_answers_as_it_was_taught(tmp_path: Path) -> None:
     done = run(tmp_path, "workloads.llm.demo")
     assert done.returncode == 0, done.stdout + done.stderr
     found = runs(tmp_path)
-    lines = list[str]()
-    for adapter, name in (("questions", STAGES[1]), ("summaries", STAGES[2])):
+    for name in STAGES:
         asked = samples(found[name])
         assert len(asked) == 3
-        # A model of this size copies a word wrongly now and then.
-        right = [sample.outputs[max(sample.outputs)] == sample.answer for sample in asked]
-        assert sum(right) >= 2, [sample.outputs for sample in asked]
         for sample in asked:
-            assert sample.outputs[0] != sample.answer, "the base cannot do it"
-        lines += [f"/adapter {adapter}"]
-        lines += [line for sample in asked for line in ("/reset", sample.asked)]
+            assert sample.outputs[0] != sample.answer, "it cannot do it before"
+            assert sample.outputs[max(sample.outputs)] == sample.answer, sample
+    assert done.stdout.count("3 of 3 answers as in the rows held out") == 3
+    lines = list[str]()
+    for name in STAGES[1:]:
+        lines += [f"/adapter {name.removeprefix('demo-ja-')}"]
+        lines += [line for sample in samples(found[name]) for line in ("/reset", sample.asked)]
+    lines += ["/adapter base", "/reset", "こんにちは。"]
     held = [f"--adapter={name.removeprefix('demo-ja-')}={found[name].final}" for name in STAGES[1:]]
     base = str(found["demo-ja"].final)
     talk = run(
@@ -75,5 +77,5 @@ def test_in_full_each_adapter_answers_as_it_was_taught(tmp_path: Path) -> None:
     )
     assert talk.returncode == 0, talk.stderr
     learnt = [sample for name in STAGES[1:] for sample in samples(found[name])]
-    answers = [sample.outputs[max(sample.outputs)] for sample in learnt]
-    assert talk.stdout.splitlines() == answers
+    answers = [sample.answer for sample in learnt]
+    assert talk.stdout.splitlines() == [*answers, GREETING]

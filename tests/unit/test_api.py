@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.tiny_llama import write_tiny
 from workloads import api
-from workloads.errors import UserError
+from workloads.errors import TataraError, UserError
 
 pytestmark = pytest.mark.unit
 
@@ -46,6 +46,15 @@ def test_rows_are_trained_on_and_the_run_answers(
     assert run.config().data.source.startswith(str(tmp_path / "outputs" / "rows"))
     answer = api.generate(api.load(run), "3 + 1?", max_new_tokens=4)
     assert isinstance(answer, str)
+
+
+def test_texts_are_trained_on_as_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TATARA_OUTPUTS", str(tmp_path))
+    seen: list[str] = []
+    monkeypatch.setattr("workloads.cli.main", lambda words: seen.extend(words) or 2)
+    with pytest.raises(TataraError, match="code 2"):
+        api.train(["質問: 首都は?\n回答: 東京です。"], "profiles/demo.yaml")
+    assert "data.format=text" in seen
 
 
 def test_a_model_is_loaded_and_asked(tmp_path: Path) -> None:

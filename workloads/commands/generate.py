@@ -48,11 +48,18 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         raise UserError(f"--batch-size: expected 1 or more, found {args.batch_size}")
     sampling, step = sampling_of(args), args.batch_size * _BATCHES
     output = None if args.output == "-" else Path(args.output).expanduser()
-    rows, talks = _read(args.input)
+    rows, talks, places = _read(args.input)
+    if output and output.is_file() and args.input != "-" and output.samefile(args.input):
+        raise UserError(f"--output: expected another file than --input, found {output} for both")
     done = _answered(output, rows, step) if output else 0
     if done < len(rows):
         by_vllm = engine_of(args) == "vllm"
         speaker = vllm_speaker_of(args, env) if by_vllm else speaker_of(args, env)[0]
+        for talk, place in zip(talks[done:], places[done:], strict=True):
+            try:
+                speaker.check(talk, args.max_new_tokens)
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from None
         progress = Ticker("answers")
         for start in range(done, len(rows), step):
             answers = speaker.answers(talks[start : start + step], sampling, args.batch_size, tell)
@@ -67,8 +74,8 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _read(source: str) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """The rows of a file as they are written again, and the conversation that each asks."""
+def _read(source: str) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]], list[str]]:
+    """The rows of a file as they are written again, what each asks, and its file and line."""
     from workloads.data.rows import read_rows
 
     if source != "-":
@@ -82,22 +89,15 @@ def _read(source: str) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]
     talks = [_turns(row, place) for row, place in zip(found.rows, places, strict=True)]
     if any("output" in row for row in found.rows):
         tell("rows have an `output` of their own; it is kept as `expected`")
-    return [_kept(row, place) for row, place in zip(found.rows, places, strict=True)], talks
+    kept = [_kept(row, place) for row, place in zip(found.rows, places, strict=True)]
+    return kept, talks, places
 
 
 def _kept(row: dict[str, Any], place: str) -> dict[str, Any]:
     """A row as it stands beside its answer: an output of its own is what was expected."""
     if "output" in row and "expected" in row:
         raise UserError(f"{place}: expected no `expected` beside `output`; rename or remove one")
-    kept = {"expected" if name == "output" else name: value for name, value in row.items()}
-    try:
-        json.dumps(kept, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{place}: expected text, found half of a character "
-            f"({error.object[error.start : error.end]!r}); correct the row"
-        ) from None
-    return kept
+    return {"expected" if name == "output" else name: value for name, value in row.items()}
 
 
 def _append(output: Path | None, rows: list[dict[str, Any]], answers: list[str]) -> None:
@@ -136,7 +136,7 @@ def _turns(row: dict[str, Any], place: str) -> list[dict[str, Any]]:
     try:
         turns = [message.turn for message in messages_of(value)]
     except RowError as error:
-        raise UserError(f"{place}: {error}") from None
+        raise UserError(f"{place}: {name}: expected a text, or {error}") from None
     while turns and turns[-1]["role"] == "assistant":
         turns.pop()
     if not turns:
@@ -164,14 +164,12 @@ def _answered(output: Path, rows: list[dict[str, Any]], step: int) -> int:
         lines.pop()
     for number, line in enumerate(lines):
         try:
-            found = json.loads(line)
-        except ValueError:
-            found = None
+            found = dict(json.loads(line))
+        except (TypeError, ValueError):
+            found = {}
         wanted = rows[number] if number < len(rows) else None
-        if not isinstance(found, dict) or {**found, "output": None} != {
-            **(wanted or {}),
-            "output": None,
-        }:
+        answered = {**wanted, "output": found.get("output")} if wanted and found else None
+        if not answered or "output" not in found or found != answered:
             raise UserError(
                 f"{output}:{number + 1}: expected the answer to row {number + 1} of the input, "
                 "found another row; choose another --output, or remove the file"

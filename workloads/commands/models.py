@@ -5,6 +5,7 @@ time. With --gpu-memory only what fits is listed."""
 
 import argparse
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +68,10 @@ def _named(name: str | None, language: str | None) -> list["KnownModel"]:
     from workloads.plan.model_names import near_models, renamed
     from workloads.plan.models import known_models
 
-    models = [model for model in known_models() if language in (None, model.language)]
+    models = known_models()
     if name is None:
-        return models
+        return [model for model in models if language in (None, model.language)]
+    name = unicodedata.normalize("NFKC", name)
     if meant := renamed(name):
         raise UserError(f"{name}: there is no such model; meant is {meant}")
     found = [model for model in models if name.lower() in model.id.lower()]
@@ -77,6 +79,13 @@ def _named(name: str | None, language: str | None) -> list["KnownModel"]:
         near = near_models(name)
         hint = f"did you mean {' or '.join(near)}?" if near else "`tatara models` lists them"
         raise UserError(f"no known model has {name!r} in its name; {hint}")
+    others = sorted({model.language for model in found} - {language})
+    found = [model for model in found if language in (None, model.language)]
+    if not found:
+        raise UserError(
+            f"--language {language}: expected models of it with {name!r} in their names, found "
+            f"some of {', '.join(others)}; leave it out"
+        )
     return found
 
 

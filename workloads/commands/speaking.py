@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workloads.errors import UserError
-from workloads.run import outputs
-from workloads.run.models import exported_model
+from workloads.run import Run, outputs
+from workloads.run.models import exported_model, final_of
 
 if TYPE_CHECKING:
     from workloads.llm.speaker import Sampling, Speaker
@@ -96,7 +96,7 @@ def sampling_of(args: argparse.Namespace) -> "Sampling":
 
 
 def adapters_of(args: argparse.Namespace) -> dict[str, Path]:
-    """The folders of further adapters by their names.
+    """The folders of further adapters by their names; of a run, what it exported.
 
     Raises UserError for a folder that is not there, or a name that comes twice.
     """
@@ -104,10 +104,14 @@ def adapters_of(args: argparse.Namespace) -> dict[str, Path]:
     for pair in args.adapter:
         name, equals, folder = pair.partition("=")
         if not (equals and name and Path(folder).expanduser().is_dir()):
-            raise UserError(f"--adapter: expected NAME=DIR of a saved adapter, found {pair!r}")
+            raise UserError(
+                f"--adapter: expected NAME=DIR, a saved adapter or its run, found {pair!r}"
+            )
         if name in found:
             raise UserError(f"--adapter: expected a new name for {folder}, found {name!r} again")
-        found[name] = Path(folder).expanduser()
+        place = Path(folder).expanduser()
+        is_run = (place / "manifest.json").is_file()
+        found[name] = final_of(Run(place)) if is_run else place
     return found
 
 

@@ -46,7 +46,7 @@ CONTRACT = {
     "NPROC_PER_NODE": "parallel.ranks_per_node",
     "MASTER_PORT": "parallel.master_port",
 }
-# Flags of other trainers whose last word is no setting of ours, and what they are here.
+# Flags and settings of other trainers whose last word is none of ours, and what they are here.
 ELSEWHERE = {
     "attn_implementation": "model.attention=…",
     "per_device_train_batch_size": "train.per_device_batch_size=…",
@@ -57,6 +57,23 @@ ELSEWHERE = {
     "dataset_name": "data.source=…",
     "save_steps": "checkpoints.every_steps=…",
     "logging_steps": "train.log_every=…",
+    "eval_steps": "evaluation.every_steps=…",
+    "max_seq_length": "data.max_length=…",
+    "fp16": "train.precision=fp16",
+    "bf16": "train.precision=bf16",
+    "torch_dtype": "train.precision=bf16, fp16 or fp32",
+    "use_flash_attention": "nothing: it is taken where it works; model.attention=… asks for it",
+    "use_qlora": "adapter.method=qlora",
+    "qlora_4bit": "adapter.method=qlora adapter.quantisation=nf4, or int8",
+    "load_in_4bit": "adapter.method=qlora",
+    "load_in_8bit": "adapter.method=qlora adapter.quantisation=int8",
+    "lora_alpha": "adapter.alpha=…",
+    "lora_dropout": "adapter.dropout=…",
+    "target_modules": "adapter.targets=[…]",
+    "use_deepspeed": "parallel.strategy=zero2 or zero3",
+    "device_map": "parallel.strategy=fsdp2, which shares the weights between GPUs",
+    "max_memory": "parallel.strategy=fsdp2, which shares the weights between GPUs",
+    "max_memory_per_gpu": "parallel.strategy=fsdp2, which shares the weights between GPUs",
 }
 PREFIX = "TATARA__"
 # How a value is told that follows from the way to train.
@@ -215,9 +232,10 @@ def _take_mapping(
             continue
         if name not in schema.model_fields:
             full = ".".join((*path, name))
-            raise UserError(
-                f"{mark}: unknown setting {full!r}; {did_you_mean(name, schema.model_fields)}"
-            )
+            near = did_you_mean(name, schema.model_fields)
+            if name in ELSEWHERE:
+                near = f"write {ELSEWHERE[name]}"
+            raise UserError(f"{mark}: unknown setting {full!r}; {near}")
         inner = _section(schema, name)
         if inner is not None and inner.list_field and isinstance(value, yaml.SequenceNode):
             layers.set((*path, name, inner.list_field), value_of(value), str(mark_of(value, file)))
@@ -316,8 +334,6 @@ def _long_name(name: str, honoured: Sequence[str], schema: type[Profile]) -> str
             f"command line: this profile does not honour {name}; write {short[bare.upper()]}=… "
             f"or add {bare.upper()} to its `honours`"
         )
-    if bare in ELSEWHERE:
-        raise UserError(f"command line: unknown flag {name!r}; write {ELSEWHERE[bare]}")
     flags = [f"--{known.lower()}" for known in (*honoured, *CONTRACT)]
     near = _near_setting(schema, None, bare) or did_you_mean(name, flags)
     raise UserError(f"command line: unknown flag {name!r}; {near}")
@@ -336,8 +352,10 @@ def setting_names(schema: type[Section], prefix: str = "") -> list[str]:
 
 
 def _near_setting(schema: type[Profile], group: type[Section] | None, name: str) -> str:
-    """What may be meant by a name that no setting has: one whose last word or initials it is,
-    else the nearest of its group; empty where there is neither."""
+    """What may be meant by a name that no setting has: what it is called here, one whose last word
+    or initials it is, else the nearest of its group; empty where there is none."""
+    if name in ELSEWHERE:
+        return f"write {ELSEWHERE[name]}"
     same = []
     for dotted in setting_names(schema):
         last = dotted.rpartition(".")[2]

@@ -146,6 +146,10 @@ class Speaker:
                 tell=tell,
             )
 
+    def check(self, turns: Sequence[Turn], most: int) -> None:
+        """UserError for a conversation that cannot be put, or has no room for `most` new tokens."""
+        check_room(self, turns, most, positions(self.model.config.to_dict()))
+
     def add_adapter(self, name: str, folder: Path) -> None:
         """Hold one more adapter over the same base; UserError where it belongs to another."""
         if name in (*self.adapters, BASE):
@@ -188,6 +192,17 @@ class Speaker:
         return self.model.disable_adapter() if alone else nullcontext()
 
 
+def check_room(speaker: Speaker, turns: Sequence[Turn], most: int, limit: int | None) -> None:
+    """UserError for a conversation that leaves no room for `most` new tokens in the positions."""
+    length = len(speaker.tokenizer(speaker.prompt(turns), add_special_tokens=False)["input_ids"])
+    if limit is not None and length + most > limit:
+        raise UserError(
+            f"expected a prompt of at most {limit - most} tokens, which leaves room for {most} "
+            f"new ones in the model's {limit} positions, found {length}; shorten it, or lower "
+            "--max-new-tokens"
+        )
+
+
 def load(name: str, precision: str, tell: Tell, data: LlmData | None = None) -> Speaker:
     """The model of a folder or of the hub, whole or an adapter with its base, ready to answer.
 
@@ -222,4 +237,4 @@ def _settings(speaker: Speaker, sampling: Sampling) -> Any:
     return made
 
 
-__all__ = ["BASE", "Sampling", "Speaker", "data_of", "load"]
+__all__ = ["BASE", "Sampling", "Speaker", "check_room", "data_of", "load"]

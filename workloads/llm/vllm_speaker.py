@@ -11,7 +11,7 @@ from workloads.engine.pretrained.files import Tell, compute_dtype, positions
 from workloads.errors import UserError
 from workloads.llm.config import LlmData
 from workloads.llm.model import find_for_use
-from workloads.llm.speaker import Sampling, Speaker, Turn, data_of
+from workloads.llm.speaker import Sampling, Speaker, Turn, check_room, data_of
 
 
 class VllmSpeaker:
@@ -46,6 +46,10 @@ class VllmSpeaker:
         dtype = compute_dtype(Train.model_validate({"precision": precision}))
         self._engine = VllmEngine(found.base.folder, dtype, tokenizer=place, **lora)
 
+    def check(self, turns: Sequence[Turn], most: int) -> None:
+        """UserError for a conversation that cannot be put, or has no room for `most` new tokens."""
+        check_room(self._asker, turns, most, self._limit)
+
     def answers(
         self,
         talks: Sequence[Sequence[Turn]],
@@ -53,22 +57,12 @@ class VllmSpeaker:
         batch_size: int,
         tell: Tell | None = None,
     ) -> list[str]:
-        """Answers to many conversations, in their order; vLLM makes its own batches of them.
-
-        Raises UserError for a prompt that leaves no room for the answer.
-        """
+        """Answers to many conversations, in their order; vLLM makes its own batches of them."""
         texts = [self._asker.prompt(turns) for turns in talks]
         ids = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        longest, most = max(map(len, ids)), sampling.max_new_tokens
-        if self._limit is not None and longest + most > self._limit:
-            raise UserError(
-                f"expected prompts of at most {self._limit - most} tokens, which leave room for "
-                f"{most} new ones in the model's {self._limit} positions, found {longest}; shorten "
-                "them, or lower --max-new-tokens"
-            )
         return self._engine.generate(
             [{"prompt_token_ids": prompt} for prompt in ids],
-            most,
+            sampling.max_new_tokens,
             greedy=sampling.greedy,
             temperature=sampling.temperature,
             top_p=sampling.top_p,

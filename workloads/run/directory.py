@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,19 +173,34 @@ def outputs(env: dict[str, str] | os._Environ[str]) -> Path:
     return Path(env.get("TATARA_OUTPUTS") or "outputs")
 
 
+def named(runs: Sequence[Path], wanted: str) -> list[Path]:
+    """Of run folders, the newest first, those that a name means; more than one where it is unclear.
+
+    wanted: `latest`, an id or `profile/id`, a profile, whose newest is meant, or the start of an
+    id or of `profile/id`.
+    """
+    names = [(path, path.name, f"{path.parent.name}/{path.name}") for path in runs]
+    if exact := [path for path, *own in names if wanted in own]:
+        return exact
+    if newest := [path for path in runs if wanted in ("latest", path.parent.name)][:1]:
+        return newest
+    return [path for path, *own in names if wanted and any(n.startswith(wanted) for n in own)]
+
+
 def find(root: Path, profile: str, wanted: str) -> Run:
-    """A run by its id, its folder or the word `latest`; UserError names what there is.
+    """A run by its folder, or by what `named` takes; UserError names what there is.
 
     profile: the one it must belong to, `*` for any.
     """
     if (Path(wanted) / "config.json").is_file():
         return Run(Path(wanted))
     dumps = root.glob(f"{profile}/*/config.json")
-    ordered = sorted(dumps, key=lambda path: (path.stat().st_mtime_ns, path))
+    ordered = sorted(dumps, key=lambda path: (path.stat().st_mtime_ns, path), reverse=True)
     known = [path.parent for path in ordered]
-    found = [path for path in known if wanted in ("latest", path.name)]
-    if found:
-        return Run(found[-1])
-    names = ", ".join(path.name for path in known[-5:])
+    found = named(known, wanted)
+    if len(found) == 1:
+        return Run(found[0])
+    names = ", ".join(path.name for path in reversed(known[:5]))
     have = f"runs there: {names}" if names else "there are none yet"
-    raise UserError(f"expected a run in {root / profile}, found no {wanted!r}; {have}")
+    many = f"{len(found)} runs of that name" if found else f"no {wanted!r}"
+    raise UserError(f"expected a run in {root / profile}, found {many}; {have}")

@@ -11,13 +11,22 @@ from workloads.run.directory import Run, find
 def exported_model(wanted: str, root: Path, *workloads: str) -> tuple[str, Run | None]:
     """The model's folder or hub name, and the run that it comes from, None for one of no run.
 
-    wanted: a run's id, its folder or `latest`, the newest run of the workloads, whose `final/` is
-    meant; or a model's folder or name on the hub. root: where the runs are. Raises UserError where
-    nothing of that name is there.
+    wanted: a run's folder, what `named` takes, or `latest`, the newest run of the workloads, whose
+    `final/` is meant; or a model's folder or name on the hub. root: where the runs are. Raises
+    UserError where nothing of that name is there.
     """
     folder = Path(wanted).expanduser()
     places = [path for path in (folder, root / wanted) if (path / "manifest.json").is_file()]
-    is_hub_name = wanted.count("/") == 1 and not wanted.startswith((".", "/", "~"))
+    if not wanted.strip():
+        raise UserError(
+            "expected a run or a model, found an empty name; `latest` is the newest run"
+        )
+    if folder.is_file():
+        raise UserError(
+            f"expected a run or a model's folder, found the file {wanted}; name its folder"
+        )
+    may_be_on_hub = wanted.count("/") == 1 and not wanted.startswith((".", "/", "~"))
+    is_hub_name = may_be_on_hub and not (root / wanted).parent.is_dir()
     if not places and (folder.is_dir() or is_hub_name):
         return wanted, _run_of(folder)
     if places:

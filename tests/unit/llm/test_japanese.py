@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from workloads.llm.japanese import CAPITALS, dialogues, questions, summaries, write
+from workloads.llm.japanese import CAPITALS, PEOPLE, dialogues, questions, summaries, write
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,6 +43,17 @@ def test_a_summary_says_what_its_document_does() -> None:
         person, rest = row["summary"].split("は", 1)
         town, told = rest.split("で", 1)
         assert all(text in row["document"] for text in (person, town, told))
+
+
+def test_a_name_is_one_token_wherever_it_stands() -> None:
+    """What is copied from a report into its summary has to look the same in both."""
+    tokenizer = Tokenizer.from_file(str(DEMO / "tiny-japanese" / "tokenizer.json"))
+    names = [town for town in CAPITALS.values() if town != "さいたま市"]
+    names += [person for person in PEOPLE if person != "隣の人"]
+    for name in names:
+        (own,) = tokenizer.encode(name, add_special_tokens=False).ids
+        for text in (f"{name}は", f"要約: {name}から", f"行き先は{name}です。"):
+            assert own in tokenizer.encode(text).ids, text
 
 
 def test_the_tokenizer_holds_japanese() -> None:

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -213,9 +214,14 @@ def test_rows_without_a_question_are_named(
     Path("in.jsonl").write_text('{"question": "a"}\n{"title": "b"}\n')
     assert generated(folder) == 2
     assert "in.jsonl:2: expected one of messages" in capsys.readouterr().err
-    Path("in.jsonl").write_text('{"question": "a", "note": "\\ud83d"}\n')
-    assert generated(folder) == 2
-    assert "in.jsonl:1: expected text, found half of a character" in capsys.readouterr().err
+    for row, told in (
+        ({"prompt": 3}, "in.jsonl:2: prompt: expected a text, or"),
+        ({"prompt": "a" * 600}, "in.jsonl:2: expected a prompt of at most 506 tokens"),
+        ({"prompt": "a", "output": "b", "expected": "c"}, "in.jsonl:2: expected no `expected`"),
+    ):
+        Path("in.jsonl").write_text('{"question": "a"}\n' + json.dumps(row))
+        assert generated(folder) == 2
+        assert told in capsys.readouterr().err
     assert not Path("out.jsonl").exists()
 
 
@@ -242,9 +248,32 @@ def test_answers_by_a_pipe(
 def test_an_output_that_cannot_be_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("in.jsonl").write_text('{"question": "a"}\n')
     Path("file").touch()
-    for output, told in ((".", "the folder"), ("file/out.jsonl", "Not a dir"), ("/dev/full", "No")):
+    for output, told in (
+        ("in.jsonl", "expected another file than --input"),
+        (".", "the folder"),
+        ("file/out.jsonl", "File exists"),
+        ("/dev/full", "No"),
+    ):
         assert generated(folder, "--output", output) == 2
         assert told in capsys.readouterr().err
+
+
+def test_a_full_disk_is_a_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    piped(monkeypatch, "hi\n")
+    before = os.dup(1)
+    try:
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr("sys.stdout", full)
+            assert main(["chat", str(folder), "--max-new-tokens", "2"]) == 1
+            monkeypatch.undo()
+    except OSError:
+        pass  # what is left in the file's buffer has no room either
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+    assert "no room is left there" in capfd.readouterr().err
 
 
 def test_arguments_are_all_explained() -> None:

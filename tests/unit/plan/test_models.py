@@ -119,6 +119,8 @@ def test_full_weights_in_bf16_are_marked(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_nothing_that_fits_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--gpu-memory", "0.5"]) == 1
+    assert main(["models", "ｅｌｙｚａ", "--language", "many"]) == 2
+    assert "found some of ja" in capsys.readouterr().err
     for size in ("-3", "0", "nan", "inf"):
         assert main(["models", "--gpu-memory", size]) == 2
         assert main(["plan", "llm-lora", "--gpu-memory", size]) == 2

@@ -95,8 +95,16 @@ def test_runs_are_found_by_id_path_and_latest(tmp_path: Path) -> None:
     assert runs.find(tmp_path, "demo", "latest").id == "a"
     assert runs.find(tmp_path, "demo", "b").id == "b"
     assert runs.find(tmp_path, "demo", str(tmp_path / "demo" / "b")).id == "b"
-    with pytest.raises(UserError, match="found no 'c'; runs there: b, a"):
-        runs.find(tmp_path, "demo", "c")
+    assert runs.find(tmp_path, "*", "demo").id == "a", "the newest of a profile"
+    assert runs.find(tmp_path, "*", "demo/b").id == "b"
+    started(tmp_path / "other" / "bcd")
+    assert runs.find(tmp_path, "*", "bc").id == "bcd", "the start of an id"
+    for wanted, told in (("c", "found no 'c'; runs there: b, a"), ("", "found no ''")):
+        with pytest.raises(UserError, match=told):
+            runs.find(tmp_path, "demo", wanted)
+    started(tmp_path / "other" / "bce")
+    with pytest.raises(UserError, match="found 2 runs of that name"):
+        runs.find(tmp_path, "*", "bc")
 
 
 def job(outputs: Path, **env: str) -> Job:

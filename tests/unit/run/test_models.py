@@ -23,6 +23,16 @@ def test_a_model_is_named_by_its_run_its_folder_or_its_name_on_the_hub(tmp_path:
         assert exported_model(wanted, tmp_path, "vla") == (str(run.final), run)
     hub = "openvla/openvla-7b"
     assert exported_model(hub, tmp_path, "vla") == (hub, None)
+    assert exported_model("vla", tmp_path, "vla") == (str(run.final), run)
+    (run.final / "model.safetensors").touch()
+    for wrong, told in (
+        ("vla/2031", "found no 'vla/2031'"),
+        (str(run.final / "model.safetensors"), "name its folder"),
+        ("", "empty name"),
+    ):
+        with pytest.raises(UserError, match=told):
+            exported_model(wrong, tmp_path, "vla")
+    (run.final / "model.safetensors").unlink()
     run.final.rmdir()
     with pytest.raises(UserError, match=f"run tatara export .*{run.id}"):
         exported_model("latest", tmp_path, "vla")

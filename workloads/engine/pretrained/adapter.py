@@ -179,7 +179,7 @@ def adapter_folder(folder: Path, name: str) -> Path:
     known = ", ".join(saved_adapters(folder)) or "none"
     raise UserError(
         f"{folder}: expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} of adapter {name!r}, found "
-        f"adapters: {known}; correct adapter.resume_from or adapter.name"
+        f"adapters: {known}; name the folder of a saved one"
     )
 
 

@@ -309,6 +309,11 @@ class _Maker:
         allowed = max(10, total // 1000) if allowed is None else allowed
         if len(bad) <= allowed and good:
             return
+        if not total and self.rows.twins:
+            raise UserError(
+                f"expected rows to learn from, found none: all {self.rows.twins} that are not held "
+                "out equal one that is; give rows that differ, or set data.eval_rows=0"
+            )
         wanted = f"at most {allowed} bad rows" if len(bad) > allowed else "rows to learn from"
         left = f" and {self.report.too_long} too long" if self.report.too_long else ""
         shown = indented(by_reason(bad))

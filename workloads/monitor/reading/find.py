@@ -7,6 +7,7 @@ from workloads.errors import UserError
 from workloads.monitor.reading.run_reader import RunReader
 from workloads.monitor.reading.snapshot import Snapshot
 from workloads.run import Run
+from workloads.run.directory import named
 
 MOST = 200  # runs that are listed; older ones are still found by name
 _TAIL, _POINTS, _EVENTS = 1 << 16, 32, 20
@@ -24,26 +25,17 @@ def runs(root: Path) -> list[Run]:
 
 
 def locate(root: Path, wanted: str) -> Run:
-    """A run by its id or the start of it, `profile/id`, its path, or `latest`.
-
-    UserError names what there is.
-    """
+    """A run by its path, or by what `named` takes; UserError names what there is."""
     path = Path(wanted)
     if (path / "config.json").is_file() and (path / "events.jsonl").exists():
         return Run(path)
-    known = some_runs(root)
-    if wanted == "latest":
-        return known[0]
-    of_profile = [run for run in known if run.path.parent.name == wanted]
-    if of_profile:
-        return of_profile[0]
-    names = [(run, f"{run.path.parent.name}/{run.id}") for run in known]
-    exact = [run for run, name in names if wanted in (run.id, name)]
-    close = exact or [run for run, name in names if run.id.startswith(wanted)]
-    if len(close) == 1:
-        return close[0]
-    there = ", ".join(name for _, name in names[:5]) + (" …" if len(names) > 5 else "")
-    many = f"{len(close)} runs of that name" if close else f"no run {wanted!r}"
+    known = [run.path for run in some_runs(root)]
+    found = named(known, wanted)
+    if len(found) == 1:
+        return Run(found[0])
+    names = [f"{path.parent.name}/{path.name}" for path in known[:5]]
+    there = ", ".join(names) + (" …" if len(known) > 5 else "")
+    many = f"{len(found)} runs of that name" if found else f"no run {wanted!r}"
     raise UserError(f"expected a run of {root}, found {many}; there are: {there}")
 
 

@@ -172,6 +172,9 @@ def test_long_rows_stop_are_cut_or_are_left_out(
     assert left.report.train.too_long == 2
     all_over = config(source, max_length=8, too_long="drop")
     assert "expected rows to learn from" in refusal(all_over, tokenizer, tmp_path)
+    source = write(tmp_path / "same.jsonl", [rows_of(1)[0]] * 6)
+    same = refusal(config(source, eval_rows=2), tokenizer, tmp_path)
+    assert "all 4 that are not held out equal one that is" in same
 
 
 def test_a_row_whose_answer_is_cut_away_is_bad(

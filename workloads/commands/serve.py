@@ -150,7 +150,7 @@ def _serve_language_model(
 
     service = ChatService(called, speaker)
     tell(f"{name}: answers as model {called!r} on {speaker.model.device}")
-    print(f"{url_of(*taken.getsockname()[:2], '/v1')}   (Ctrl-C ends it)", flush=True)
+    print(f"{url_of(args.host, taken.getsockname()[1], '/v1')}   (Ctrl-C ends it)", flush=True)
     return serve(taken, service, token)
 
 

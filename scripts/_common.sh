@@ -5,9 +5,10 @@
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 say() { printf '%s\n' "$*"; }
-fail() {
-  printf '%s\n' "$*" >&2
-  exit 2
+fail() { fail_with 2 "$@"; }
+fail_with() {
+  printf '%s\n' "${*:2}" >&2
+  exit "$1"
 }
 
 python=.venv/bin/python

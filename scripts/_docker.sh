@@ -39,7 +39,7 @@ begin() {
 }
 
 # keep_up: while node 0 runs, starts again what was killed beside it. Node 0 waits for it, and counts
-# the restarts; what ended by itself, or by a stop, stays ended.
+# the restarts; what ended by itself, or by a stop, stays ended. Node 0 itself: start_training.sh.
 keep_up() {
   local job code
   while alive; do

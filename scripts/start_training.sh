@@ -6,7 +6,7 @@
 #   PROFILE            demo (the default), llm-4090, vla, grpo-h100, or one of profiles/recipes/
 #   --like PROFILE     the profile whose services train one of your own
 #   --wait             stay until the end and end with node 0's exit code; Ctrl-C stops and saves.
-#                      A container of another node that is killed is started again meanwhile
+#                      A node that is killed meanwhile is started again and goes on where it was
 #   --node, --master   this host is node K of several, node 0 is at ADDRESS
 #   SETTING            optim.learning_rate=1e-5, or --learning_rate 1e-5 where the profile honours it
 #
@@ -53,15 +53,28 @@ env UID="$(caller_uid)" GID="$(caller_gid)" TATARA_RUNTIME="$RUNTIME" scripts/te
   fail "this machine cannot train $profile as it is; scripts/test_environment.sh $profile says more"
 is_set_up || scripts/setup_environment.sh "$like"
 
+# was_killed: whether the job was ended by a signal, and by no stop of ours.
+RESTARTS=3
+was_killed() { [[ $CODE == 13[479] ]] && ! grep -qsw -- "$JOB" .cache/stopping .cache/stopped; }
+
 since=$(date +%s.%N)
 begin "$profile" "$like" ${words[@]+"${words[@]}"}
 if [[ -n $wait ]]; then
   trap 'scripts/stop_training.sh "$like"' INT TERM
-  keep_up &
-  show_log --follow || true
-  await_end
-  kill "$!" 2>/dev/null || true
-  exit "$CODE"
+  for ((starts = 1; ; starts++)); do
+    keep_up &
+    show_log --follow || true
+    await_end
+    kill "$!" 2>/dev/null || true
+    was_killed || exit "$CODE"
+    run=$(host resumable "$profile" "$since")
+    ((starts <= RESTARTS)) || break
+    say "$like was killed (exit code $CODE); restart $starts of $RESTARTS${run:+, going on with $run}"
+    begin "$profile" "$like" ${words[@]+"${words[@]}"} ${run:+--resume "$run"}
+  done
+  ask_to_stop ${BESIDE[@]+"${BESIDE[@]}"}
+  fail_with "$CODE" "$like was killed (exit code $CODE) $starts times; the kernel's log says if memory ran" \
+    "out; go on with: scripts/start_training.sh $profile ${run:+--resume $run}"
 fi
 say "waiting for the first step; Ctrl-C ends the waiting, not the training"
 run=""

@@ -47,4 +47,4 @@ else
   await 900 || fail "still running after 15 minutes; call scripts/stop_training.sh again to end them at once"
 fi
 host outcome "$profile" "$since"
-rm -f "$mark"
+mv -f "$mark" .cache/stopped 2>/dev/null || true # a start that waits knows by it who ended the job

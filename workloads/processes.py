@@ -6,6 +6,7 @@ it and leaves the processors to others.
 
 import ctypes
 import gc
+import io
 import os
 import shlex
 import shutil
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,6 +27,32 @@ def die_with_parent() -> None:
     # The parent may have gone before the call above.
     if os.getppid() != parent:
         os._exit(1)
+
+
+class _LossyFile(io.FileIO):
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def lossy_output(descriptor: int) -> TextIO:
+    """An output for people: what cannot be written is lost, and ends nothing.
+
+    Terminals close, the reader of a pipe ends, a disk is full, and a training goes on.
+    """
+    raw = io.BufferedWriter(_LossyFile(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="replace", line_buffering=True)
+
+
+def make_output_lossy() -> None:
+    """Let what this process cannot print from here on be lost, and end nothing."""
+    if sys.stdout is sys.__stdout__:
+        sys.stdout.flush()
+        sys.stdout = lossy_output(1)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = lossy_output(2)
 
 
 def own_command(*arguments: str) -> str:

@@ -2,6 +2,7 @@
 
 Slurm and systemd send them to every process of a job at once, some more than once. A process acts
 from its first moment: one that is started `held_back` has them blocked until it has a handler.
+SIGHUP, of a terminal that closes, is the supervisor's alone.
 """
 
 import signal
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_HELD_BACK = (*STOP_SIGNALS, signal.SIGHUP)
 _SAME_WISH = 2.0  # seconds in which a repeated signal says nothing new
 Handler = Callable[[int, FrameType | None], object]
 
@@ -31,16 +33,23 @@ def listen(handler: Handler) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
+def listen_to_terminal(handler: Handler) -> None:
+    """Take a terminal that closes, as when a connection breaks, for a SIGTERM; `nohup` goes on."""
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: handler(signal.SIGTERM, frame))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
+
+
 def ignore() -> None:
     """Let no stop signal change how this process ends any more."""
-    for number in STOP_SIGNALS:
+    for number in _HELD_BACK:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
     """Block stop signals in this thread and in what it starts; here they come at the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
         yield
     finally:

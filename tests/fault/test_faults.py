@@ -78,6 +78,7 @@ def test_a_users_mistake_on_one_rank_ends_all_without_a_restart(tmp_path: Path) 
     assert not events(training.run, "restarted")
 
 
+@pytest.mark.slow
 def test_a_suspended_rank_is_named_before_torch_gives_up(tmp_path: Path) -> None:
     training = Training(tmp_path, ["parallel.hang_timeout=10"])
     training.until_step(3)

@@ -26,6 +26,7 @@ def fails_on_one_rank(completion: str) -> float:
     return share_of_early_letters(completion)
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_on_one_rank_stops_both_with_a_checkpoint(tmp_path: Path) -> None:
     """G-F10 on two ranks; going on is as if nothing had been."""
     path = profile(tmp_path, 4, count=9)

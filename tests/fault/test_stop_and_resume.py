@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import pty
 import re
 import signal
 import subprocess
@@ -12,15 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ONE_RANK, PATIENCE, Training, events, losses, state
+from tests.support.processes import ONE_RANK, PATIENCE, Training, events, losses, rows, state
 from tests.support.wandb_files import records
-from workloads.run import verify_checkpoint
+from workloads.run import Run, verify_checkpoint
 from workloads.run.integrity import sealed
 
 pytestmark = pytest.mark.fault
 
 CASES = {
-    "fsdp2": (),
     "packed": (*ONE_RANK, "data.packing=true", "train.global_batch_size=8", "train.workers=1"),
     "ddp": ("parallel.strategy=ddp", "train.global_batch_size=16"),
     "single": ONE_RANK,
@@ -32,18 +33,27 @@ SLOW = ("ddp", "single")
     "case", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES]
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, case: str) -> None:
-    whole = Training(tmp_path / "whole", CASES[case]).end()
-    part = Training(tmp_path / "part", CASES[case])
+    uninterrupted = Training(tmp_path / "whole", CASES[case]).end().run
+    stop_and_resume_equals(uninterrupted, tmp_path / "part", CASES[case])
+
+
+def test_resumed_on_two_nodes_equals_uninterrupted(tmp_path: Path, whole: Run) -> None:
+    stop_and_resume_equals(whole, tmp_path, ())
+
+
+def stop_and_resume_equals(whole: Run, outputs: Path, words: Sequence[str]) -> None:
+    """Stop the same training on its way, go on with it, and compare everything."""
+    part = Training(outputs, words)
     part.until_step(5)
     part.signal(signal.SIGTERM)
     part.end(expected=3)
     stopped_at = events(part.run, "stop requested")[0]["step"]
     assert f"checkpoint-{stopped_at} saved" in part.console
-    resumed = Training(tmp_path / "part", CASES[case], resume=True).end()
+    resumed = Training(outputs, words, resume=True).end()
     assert resumed.run.path == part.run.path
-    assert losses(resumed.run) == losses(whole.run)
-    assert state(resumed.run) == state(whole.run)
-    assert len(losses(whole.run)) == 24
+    assert losses(resumed.run) == losses(whole)
+    assert state(resumed.run) == state(whole)
+    assert len(losses(whole)) == 24
 
 
 @pytest.mark.slow
@@ -106,6 +116,25 @@ def test_a_stop_to_every_process_saves(tmp_path: Path, words: Sequence[str], aga
     (checkpoint,) = sealed(training.run.checkpoints)
     assert verify_checkpoint(checkpoint) == []
     assert f"{checkpoint.name} saved" in events(training.run, "stopped")[0]["reason"]
+
+
+def test_a_terminal_that_closes_is_a_stop(tmp_path: Path) -> None:
+    """As when a connection breaks: SIGHUP, and an output that takes no word any more."""
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    training = Training(tmp_path, [*ONE_RANK, *LONG], terminal=theirs)
+    os.close(theirs)
+
+    def reached() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            os.read(ours, 1 << 16)  # else the terminal is full
+        return any("loss" in row for path in tmp_path.glob("*/*/metrics.jsonl") for row in rows(path))
+
+    training.until(reached, "step")
+    os.close(ours)
+    training.end(expected=3)
+    (checkpoint,) = sealed(training.run.checkpoints)
+    assert verify_checkpoint(checkpoint) == []
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -116,6 +117,33 @@ def test_one_node_by_a_word_stopped_from_elsewhere_while_its_start_waits(
     assert started.wait(30) == 3
     assert set(checkout.run.statuses()) == {0}
     assert len(events(checkout.run, "started")[0]["hosts"]) == 1
+
+
+def test_a_killed_supervisor_is_started_again_while_the_start_waits(checkout: Checkout) -> None:
+    """O-A9, without containers; a stop that had to kill it is no reason to start it again."""
+    start = [checkout.root / "scripts" / "start_training.sh", "demo", *LONG, "--wait"]
+    with (checkout.root / "said").open("w") as said:
+        started = subprocess.Popen(start, env=checkout.env, stdout=said, stderr=subprocess.STDOUT)
+    end = time.monotonic() + PATIENCE
+
+    def until(condition: Callable[[], object]) -> None:
+        while not condition():
+            assert started.poll() is None and time.monotonic() < end, Path(said.name).read_text()
+            time.sleep(0.05)
+
+    running = checkout.root / ".cache" / "running"
+    until(lambda: list(checkout.root.glob("outputs/demo/*/checkpoints/*/complete.json")))
+    (first,) = [int(path.name) for path in running.iterdir()]
+    os.kill(first, signal.SIGKILL)
+    until(lambda: "going on from checkpoint-" in Path(said.name).read_text())
+    text = Path(said.name).read_text()
+    assert f"demo was killed (exit code 137); restart 1 of 3, going on with {checkout.run.id}" in text
+    step = max(steps(checkout.run))
+    until(lambda: max(steps(checkout.run)) > step)
+    (second,) = [int(path.name) for path in running.iterdir() if path.name != str(first)]
+    (checkout.root / ".cache" / "stopping").write_text(f"0 {second}")
+    os.kill(second, signal.SIGKILL)
+    assert started.wait(30) == 137
 
 
 def test_a_mistake_ends_the_start_with_its_exit_code(checkout: Checkout) -> None:

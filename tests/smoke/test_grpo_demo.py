@@ -27,6 +27,7 @@ def demo(outputs: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_both_stages_and_a_table_and_nothing_twice(tmp_path: Path) -> None:
     done = demo(tmp_path, *SHORT)
     assert done.returncode == 0, done.stdout + done.stderr

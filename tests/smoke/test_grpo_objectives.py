@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.smoke.test_grpo_train import profile, share_of_early_letters
-from tests.support.grpo_inline import Trained, train_inline
+from tests.support.inline import Trained, as_one_rank, train_inline
 from tests.support.tiny_llava import write_llava
 from workloads.config.merge import resolve
 from workloads.grpo.rollouts.rollouts import read_rollouts
@@ -20,13 +19,7 @@ pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 
 @pytest.fixture(autouse=True)
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a job with one rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    facts = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}
-    for name, value in (facts | {"MASTER_PORT": port, "OMP_NUM_THREADS": 1}).items():
-        monkeypatch.setenv(name, str(value))
+    as_one_rank(monkeypatch)
 
 
 def fails_later(completion: str) -> float:

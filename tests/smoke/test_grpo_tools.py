@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from tests.smoke.test_grpo_objectives import one_rank as one_rank
-from tests.support.grpo_inline import train_inline
+from tests.support.inline import train_inline
 from tests.support.tiny_llava import write_llava
 from workloads.grpo.rollouts.rollouts import read_rollouts
 from workloads.grpo.tools import calculate

@@ -30,6 +30,7 @@ def runs(outputs: Path) -> dict[str, Run]:
     return {name: Run(next(outputs.glob(f"{name}/*"))) for name in STAGES}
 
 
+@pytest.mark.slow
 def test_three_stages_answers_and_a_line_to_type(tmp_path: Path) -> None:
     done = run(tmp_path, "workloads.llm.demo", *SHORT)
     assert done.returncode == 0, done.stdout + done.stderr

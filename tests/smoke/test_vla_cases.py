@@ -9,29 +9,24 @@ from pathlib import Path
 import pytest
 
 from tests.support import crane_cases, lerobot_cases, rlds_cases
+from tests.support.inline import as_one_rank, train_inline
 
 pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).resolve().parents[2]
+PROFILE = ROOT / "profiles/recipes/vla-tiny.yaml"
 CASES = {**lerobot_cases.CASES, **rlds_cases.CASES, **crane_cases.CASES}
 SETTINGS = (
     "train.max_steps=2",
     "train.per_device_batch_size=2",
     "evaluation.every_steps=null",
-    "export.enabled=false",
     "tracking.tensorboard=false",
 )
 DROID = "data.state_keys=[observation/joint_position,observation/gripper_position]"
 
-
-def trained(tmp_path: Path, case: str, *words: str) -> subprocess.CompletedProcess[str]:
-    CASES[case](tmp_path / case)
-    env = {**os.environ, "TATARA_OUTPUTS": str(tmp_path / "outputs"), "OMP_NUM_THREADS": "1"}
-    env["TATARA_CACHE"] = str(tmp_path / "cache")
-    command = [sys.executable, "-m", "workloads.cli", "train", "profiles/recipes/vla-tiny.yaml"]
-    settings = [f"data.source={tmp_path / case}", *SETTINGS, *words]
-    return subprocess.run(
-        [*command, *settings], cwd=ROOT, env=env, capture_output=True, text=True, check=False
-    )
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    as_one_rank(monkeypatch)
+    monkeypatch.setenv("TATARA_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(
@@ -50,9 +45,11 @@ def trained(tmp_path: Path, case: str, *words: str) -> subprocess.CompletedProce
     ],
 )
 def test_two_steps(tmp_path: Path, case: str, words: tuple[str, ...], said: str) -> None:
-    done = trained(tmp_path, case, *words)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert said in done.stdout + done.stderr
+    CASES[case](tmp_path / case)
+    settings = (f"data.source={tmp_path / case}", *SETTINGS, *words)
+    done = train_inline(PROFILE, tmp_path / "run", *settings)
+    assert done.error is None and [row["step"] for row in done.rows] == [1, 2]
+    assert said in done.console
 
 
 @pytest.mark.parametrize(
@@ -66,5 +63,17 @@ def test_two_steps(tmp_path: Path, case: str, words: tuple[str, ...], said: str)
     ],
 )
 def test_what_is_refused(tmp_path: Path, case: str, said: str) -> None:
-    done = trained(tmp_path, case)
-    assert done.returncode == 2 and said in done.stdout + done.stderr
+    CASES[case](tmp_path / case)
+    done = train_inline(PROFILE, tmp_path / "run", f"data.source={tmp_path / case}", *SETTINGS)
+    assert done.error is not None and done.error.exit_code == 2
+    assert said in str(done.error)
+
+
+def test_a_refusal_as_a_user_meets_it(tmp_path: Path) -> None:
+    CASES["V-A10"](tmp_path / "V-A10")
+    env = {**os.environ, "TATARA_OUTPUTS": str(tmp_path / "outputs"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "workloads.cli", "train", str(PROFILE), *SETTINGS]
+    command += [f"data.source={tmp_path / 'V-A10'}", "export.enabled=false"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and "found 100 of 120" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

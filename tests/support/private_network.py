@@ -59,14 +59,28 @@ def _wheel() -> bytes:
     return content.getvalue()
 
 
+_PACKAGES = b"""Package: tatara-probe
+Version: 1.0
+Architecture: all
+Maintainer: nobody <nobody@example.invalid>
+Filename: ./tatara-probe.deb
+Size: 1
+Description: a package that is listed and not there
+"""
+
+
 class _Index(http.server.BaseHTTPRequestHandler):
-    """A package index of one package."""
+    """A package index of one package, for pip and for apt."""
 
     def log_message(self, *args: object) -> None:
         pass
 
     def do_GET(self) -> None:
+        if "/apt/" in self.path and not self.path.endswith("/Packages"):
+            self.send_error(404)
+            return
         page = f'<a href="/{_WHEEL}">{_WHEEL}</a>'.encode()
+        page = _PACKAGES if self.path.endswith("/Packages") else page
         body = _wheel() if self.path.endswith(".whl") else page
         kind = "application/octet-stream" if self.path.endswith(".whl") else "text/html"
         self.send_response(200)
@@ -77,17 +91,23 @@ class _Index(http.server.BaseHTTPRequestHandler):
 
 
 def _proxy(network: list[PrivateNetwork], target: tuple[str, int]) -> type:
-    class Proxy(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
+    class Proxy(_Index):
+        def _may(self) -> bool:
+            given = self.headers.get("Proxy-Authorization", "")
+            may = given == "Basic " + base64.b64encode(USER.encode()).decode()
+            (network[0].tunnels if may else network[0].refused).append(self.path)
+            if not may:
+                self.send_error(407)
+            return may
+
+        def do_GET(self) -> None:
+            """Without a tunnel: apt's usual way."""
+            if self._may():
+                super().do_GET()
 
         def do_CONNECT(self) -> None:
-            given = self.headers.get("Proxy-Authorization", "")
-            if given != "Basic " + base64.b64encode(USER.encode()).decode():
-                network[0].refused.append(self.path)
-                self.send_error(407)
+            if not self._may():
                 return
-            network[0].tunnels.append(self.path)
             if self.path != f"{INDEX}:443":
                 self.send_error(502)
                 return

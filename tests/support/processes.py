@@ -1,12 +1,14 @@
 """Real trainings as real processes: started, watched through their run's files, disturbed."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +47,9 @@ class Training:
         fault: str = "",
         resume: bool = False,
         profile: str = "profiles/demo.yaml",
+        terminal: int | None = None,
     ) -> None:
+        """terminal: the end of a pseudo terminal that becomes the training's own."""
         self.outputs = outputs
         outputs.mkdir(parents=True, exist_ok=True)
         inherited = {name: value for name, value in os.environ.items() if "WANDB" not in name}
@@ -57,7 +61,19 @@ class Training:
             command += ["--resume", "latest"]
         self.log = outputs / "console.log"
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=full, stdout=log, stderr=log)
+            if terminal is None:
+                self.process = subprocess.Popen(command, cwd=ROOT, env=full, stdout=log, stderr=log)
+                return
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=full,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
 
     @property
     def run(self) -> Run:

@@ -54,6 +54,10 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     pushes = args.push_to_hub or args.hub_model_id
     if pushes and not target:
         raise UserError("--push-to-hub needs export.hub_model_id, HUB_MODEL_ID or --hub-model-id")
+    if pushes and target:
+        from workloads.engine.hub.upload import push, writer
+
+        writer(target)  # a token that may not write is named before minutes of export
     adapters = _weighted(args, config, env) if args.adapters else None
     workload = importlib.import_module(f"workloads.{config.workload}.export")
     exported = workload.EXPORTER.export(
@@ -70,8 +74,6 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
 
         print(f"ollama create {config.name} -f {write_modelfile(exported.folder)}")
     if pushes and target:
-        from workloads.engine.hub.upload import push
-
         wanted = config.export
         print(push(exported.folder, target, wanted.private, wanted.revision, _tell))
     return EXIT_DONE

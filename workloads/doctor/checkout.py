@@ -1,6 +1,7 @@
 """The checkout on its engine: whose project it is, what containers see, room for images."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +9,12 @@ from pathlib import Path
 from workloads.device import GIB
 from workloads.doctor.facts import SETUP, Facts
 from workloads.findings import Finding, Level
-from workloads.host import checkout
+from workloads.host import checkout, selinux
 from workloads.host.engine import Engine, is_there
 from workloads.host.ports import is_free
 
 # Measured: the demo's image for CPUs; one with CUDA's libraries, and its layers while it is built.
 _ROOM, _ROOM_WITH_CUDA = 5 * GIB, 25 * GIB
-_LABEL = "container_file_t"
 _DEPTH = 3  # folders below data/ that are looked into
 
 
@@ -76,33 +76,16 @@ def _links_below(folder: Path, depth: int) -> Iterator[Path]:
             yield from _links_below(path, depth - 1)
 
 
-def _selinux(facts: Facts, enforce: Path = Path("/sys/fs/selinux/enforce")) -> Finding | None:
-    """Where SELinux enforces, a container reads only what carries its label.
-
-    Compose's own `selinux: z` does not reach mounts that must exist already, which ours must, and
-    what you keep in data/ is not relabelled unasked.
-    """
-    engine = facts.engine
-    if not isinstance(engine, Engine) or not any("selinux" in option for option in engine.security):
+def _selinux(facts: Facts) -> Finding | None:
+    """What no script labels unasked; a start labels the checkout's own folders."""
+    if not selinux.is_enforced(facts.engine):
         return None
-    if not enforce.is_file() or enforce.read_text().strip() != "1":
-        return None
-    own = [facts.outputs, facts.cache, Path("profiles"), Path(".env"), Path(".cache")]
-    data = Path(facts.env.get("TATARA_DATA") or "data")
-    lost = [path for path in (*own, data) if path.exists() and _LABEL not in label_of(path)]
+    lost = selinux.without_label(selinux.given(facts.env))
     if not lost:
-        return Finding("SELinux", "ok", f"enforces; what is mounted is labelled {_LABEL}")
-    told = f"enforces, and a container may not read {', '.join(map(str, dict.fromkeys(lost)))}"
-    fix = f"sudo chcon -R -t {_LABEL} {' '.join(map(str, dict.fromkeys(lost)))}"
-    return Finding("SELinux", "error", told, fix, f"folders labelled {_LABEL}")
-
-
-def label_of(path: Path) -> str:
-    """A file's SELinux label; empty where it has none."""
-    try:
-        return os.getxattr(path, "security.selinux").decode(errors="replace")
-    except OSError:
-        return ""
+        return Finding("SELinux", "ok", f"enforces; what is mounted is labelled {selinux.LABEL}")
+    told = f"enforces, and a container may not read {', '.join(map(str, lost))}"
+    fix = f"sudo {shlex.join(selinux.command(lost))}"
+    return Finding("SELinux", "error", told, fix, f"labelled {selinux.LABEL}")
 
 
 def _store(facts: Facts) -> Finding | None:

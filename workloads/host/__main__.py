@@ -10,6 +10,7 @@ set-up                      write .env and what Compose asks for
 compose ARGUMENT…           become `docker compose` in this checkout
 down                        remove this checkout's containers, networks and dangling images
 first-step PROFILE SINCE    the run with a first step newer than a time
+resumable PROFILE SINCE     the run since a time that has a whole checkpoint
 outcome PROFILE SINCE       what stops since a time have left; PROFILE may be empty
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from workloads import env_file, environment
 from workloads.errors import TataraError, UserError
-from workloads.host import checkout, runs
+from workloads.host import checkout, runs, selinux
 from workloads.host.engine import choose_runtime, engine, gets_images
 from workloads.host.ports import is_free
 from workloads.host.programs import run_program
@@ -87,7 +88,14 @@ def _compose(*arguments: str) -> None:
             f"http://127.0.0.1:{port} if that is TensorBoard already, or set "
             f"BOARD_PORT={int(port) + 1}"
         )
+    _label_for_containers()
     os.execvpe("docker", ["docker", "compose", *arguments], env)
+
+
+def _label_for_containers() -> None:
+    env = _environment()
+    if selinux.is_enforced(engine(env)):
+        selinux.label(selinux.own(env), env)
 
 
 def _down() -> None:
@@ -107,6 +115,12 @@ def _first_step(profile: str, since: str) -> None:
     run = runs.newest(_outputs(), profile, moment)
     if run is not None and runs.has_first_step(run, moment):
         print(run)
+
+
+def _resumable(profile: str, since: str) -> None:
+    run = runs.newest(_outputs(), profile, _moment(since))
+    if run is not None and runs.newest_checkpoint(run):
+        print(run.name)
 
 
 def _outcome(profile: str, since: str) -> None:
@@ -137,6 +151,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compose": _compose,
     "down": _down,
     "first-step": _first_step,
+    "resumable": _resumable,
     "outcome": _outcome,
 }
 

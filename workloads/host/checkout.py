@@ -53,6 +53,10 @@ _OF_A_BUILD = (
 )
 _LOWER_CASE = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CA = "/run/secrets/ca"
+# apt has no variable for authorities, and would read them as a user who may not. /dev/shm is in no
+# layer.
+_APT_SETTINGS = f'Acquire::https::CAInfo \\"{_CA}\\"; APT::Sandbox::User \\"root\\";'
+_FOR_APT = f'APT_CONFIG=/dev/shm/apt.conf; echo "{_APT_SETTINGS}" >/dev/shm/apt.conf'
 
 
 def root() -> Path:
@@ -141,9 +145,13 @@ def write_build_settings(folder: Path, env: Mapping[str, str]) -> None:
     """The mark holds what a build's downloads need: proxies, indices, authorities."""
     given = env_file.read(folder / ".env")
     given.update({name: value for name, value in env.items() if value})
+    for lower in _LOWER_CASE:  # apt knows these alone, other programs the upper-case ones
+        for name, other in ((lower, lower.upper()), (lower.upper(), lower)):
+            if value := given.get(name) or given.get(other):
+                given[name] = value
     lines = [f"export {name}={shlex.quote(given[name])}" for name in _OF_A_BUILD if given.get(name)]
     names = " ".join(f"{name}={_CA}" for name in (*CA_NAMES, "PIP_CERT"))
-    lines.append(f"if [ -s {_CA} ]; then export {names}; fi")
+    lines.append(f"if [ -s {_CA} ]; then export {names} {_FOR_APT}; fi")
     _write(mark(folder), "\n".join(lines) + "\n", env)
 
 

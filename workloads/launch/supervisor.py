@@ -37,7 +37,7 @@ from workloads.launch.member import Member
 from workloads.launch.messages import Hello, Meeting, Outcome, Terms
 from workloads.launch.network import free_address, interface_to
 from workloads.launch.rendezvous import Alone, Rendezvous
-from workloads.processes import die_with_parent, own_command
+from workloads.processes import die_with_parent, make_output_lossy, own_command
 from workloads.run import Owner, Run
 from workloads.run.events import Event
 from workloads.run.integrity import sealed
@@ -109,8 +109,10 @@ def launch(job: Job) -> int:
     """Run the job's part on this node to its end and return the exit code."""
     if job.is_spoken_for:
         die_with_parent()
+    make_output_lossy()
     stop = Stop()
     signals.listen(stop.on_signal)
+    signals.listen_to_terminal(stop.on_signal)
     job.config.accumulation_steps(job.nodes * job.ranks)  # refuses a batch that cannot be split
     if job.is_local:
         job = replace(job, env={**job.env, "MASTER_ADDR": "127.0.0.1", **_free_port(job)})

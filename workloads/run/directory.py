@@ -5,6 +5,7 @@ evaluations.jsonl, events.jsonl, status/<rank>.json, logs/, checkpoints/, evalua
 docs/run-directory.md describes it.
 """
 
+import errno
 import json
 import math
 import os
@@ -111,11 +112,14 @@ class Run:
         self._append(self.evaluations, {**row, **now()})
 
     def _append(self, path: Path, row: dict[str, Any]) -> None:
-        line = json.dumps(json_ready(row), ensure_ascii=False) + "\n"
+        line = (json.dumps(json_ready(row), ensure_ascii=False) + "\n").encode()
         try:
             # One write of one line with O_APPEND: lines of several processes never mix.
             with path.open("ab", buffering=0) as file:
-                file.write(line.encode())
+                written = file.write(line)
+                if written < len(line):  # the next line would be lost behind a half one
+                    file.truncate(file.tell() - written)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             print(f"tatara: {path.name} could not be written: {error.strerror}", file=sys.stderr)
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from workloads import signals
 from workloads.environment import without_secrets
 from workloads.errors import Stopped
-from workloads.processes import resident_bytes
+from workloads.processes import lossy_output, make_output_lossy, resident_bytes
 from workloads.run.directory import Run
 from workloads.run.events import Event, Phase
 from workloads.signals import Interrupted
@@ -80,13 +80,14 @@ class Session:
 
     def _own_log(self) -> None:
         """Send everything this rank and its libraries print to its log; keep the console apart."""
-        self._console = os.fdopen(os.dup(1), "w", buffering=1)
+        self._console = lossy_output(os.dup(1))
         file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.close(file)
+        make_output_lossy()
 
     @property
     def console(self) -> TextIO:

@@ -1,12 +1,12 @@
 """The checkout on its engine: project, links, SELinux's labels, room for images."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.support.doctor_machine import RTX_4090, Machine, llm, service
 from workloads.doctor import checkout as looks
+from workloads.host import selinux
 from workloads.host.checkout import set_up
 
 pytestmark = pytest.mark.unit
@@ -78,23 +78,28 @@ def test_room_is_looked_for_where_the_engine_keeps_images(
     assert host.examine("llm-4090")["image store"].level == "skipped"
 
 
-def test_selinux_is_named_where_it_enforces(
+def test_selinux_names_what_no_script_labels(
     host: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O-C9"""
     host.docker({"demo-master": service("demo", 0, None)}, SecurityOptions=["name=selinux"])
-    facts = host.look("demo")
-    enforce = tmp_path / "enforce"
+    enforce, token = tmp_path / "enforce", tmp_path / "my token"
     enforce.write_text("1")
+    token.touch()
+    monkeypatch.setattr(selinux, "_ENFORCE", enforce)
     labels = {"data": "system_u:object_r:container_file_t:s0"}
-    monkeypatch.setattr(looks, "label_of", lambda path: labels.get(str(path), "user_home_t"))
+    monkeypatch.setattr(selinux, "label_of", lambda path: labels.get(path.name, ""))
+    facts = host.look("demo", HF_TOKEN_FILE=str(token))
     with host.inside():
-        found = looks._selinux(facts, enforce)
-        assert found is not None and found.level == "error"
-        assert found.fix == "sudo chcon -R -t container_file_t profiles"
-        labels["profiles"] = labels["data"]
-        found = looks._selinux(facts, enforce)
+        found = looks._selinux(facts)
+        assert found is not None and found.level == "error" and str(token) in found.found
+        assert found.fix.startswith("sudo chcon -R -t container_file_t -l s0 data ")
+        assert found.fix.endswith(f"'{token}'")
+        labels |= {entry.name: labels["data"] for entry in Path("data").iterdir()}
+        labels["my token"] = "u:r:container_ro_file_t:s0"
+        found = looks._selinux(facts)
         assert found is not None and found.level == "ok"
+        labels["my token"] = "u:r:container_file_t:s0:c12,c34"  # one container's own
+        assert (found := looks._selinux(facts)) is not None and found.level == "error"
         enforce.write_text("0")
-        assert looks._selinux(facts, enforce) is None
-    assert looks.label_of(Path(os.devnull)) in ("", looks.label_of(Path(os.devnull)))
+        assert looks._selinux(facts) is None

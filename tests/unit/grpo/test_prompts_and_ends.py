@@ -11,7 +11,7 @@ import torch.distributed as dist
 from transformers import AutoTokenizer
 
 from tests.support.chat_models import write_chat_model
-from tests.support.grpo_inline import train_inline
+from tests.support.inline import train_inline
 from workloads.config.merge import resolve
 from workloads.engine.pretrained.chat import FIXED_DATE, fixed
 from workloads.errors import TataraError

@@ -89,6 +89,15 @@ def test_what_a_shell_sets_is_handed_over_as_a_file_of_the_caller(tmp_path: Path
     assert (here / told["TATARA_SHELL_ENV"]).stat().st_mode & 0o777 == 0o600
 
 
+def test_upper_and_lower_case_names_of_a_proxy_are_both_told(tmp_path: Path) -> None:
+    """O-A11: apt reads the lower-case ones alone."""
+    here = made(tmp_path / "one")
+    set_up(here, {**ENV, "HTTP_PROXY": "http://a:1", "NO_PROXY": "x", "no_proxy": "y"})
+    lines = mark(here).read_text().splitlines()
+    told = {"HTTP_PROXY": "http://a:1", "http_proxy": "http://a:1", "NO_PROXY": "x", "no_proxy": "y"}
+    assert {f"export {name}={value}" for name, value in told.items()} <= set(lines)
+
+
 def test_a_build_learns_proxies_and_authorities(tmp_path: Path) -> None:
     here = made(tmp_path / "one")
     set_up(here, ENV)
@@ -98,7 +107,8 @@ def test_a_build_learns_proxies_and_authorities(tmp_path: Path) -> None:
     told = compose_environment(here, env)
     assert told["TATARA_CA_FILE"] == str(bundle)
     text = mark(here).read_text()
-    assert text.startswith("export HTTPS_PROXY='http://it'\"'\"'s:p@h:1'\n")
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        assert f"export {name}='http://it'\"'\"'s:p@h:1'\n" in text
     assert "then export SSL_CERT_FILE=/run/secrets/ca" in text and "PIP_CERT=" in text
     assert mark(here).stat().st_mode & 0o777 == 0o600
     with pytest.raises(UserError, match="^SSL_CERT_FILE: expected a file of certificates"):

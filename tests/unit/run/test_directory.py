@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,23 @@ def test_a_line_of_metrics_that_was_cut_short_is_passed_over(tmp_path: Path) -> 
     run.metric({"step": 2, "loss": 2.0})  # lost: it goes on with the cut line
     run.metric({"step": 3, "loss": 1.5})
     assert [(row["step"], row["loss"]) for row in rows_of(run)] == [(1, 2.5), (3, 1.5)]
+
+
+def test_a_line_that_finds_no_room_leaves_no_half_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk fills up within a line, and has room again later."""
+    run = started(tmp_path / "r")
+    run.metric({"step": 1, "loss": 2.5})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (run.metrics.stat().st_size + 9, before[1]))
+    try:
+        run.metric({"step": 2, "loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    run.metric({"step": 3, "loss": 1.5})
+    assert [(row["step"], row["loss"]) for row in rows_of(run)] == [(1, 2.5), (3, 1.5)]
+    assert "metrics.jsonl could not be written: No space left" in capsys.readouterr().err
 
 
 def hold(path: str, ready: object, release: object) -> None:

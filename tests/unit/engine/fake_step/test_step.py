@@ -43,6 +43,7 @@ def both(config: Any, gpus: int) -> tuple[Breakdown, MeasuredStep]:
             ("adapter.method=qlora", "adapter.targets=[all-linear]", CHECKPOINTING),
             1,
             id="QLoRA, all-linear",
+            marks=pytest.mark.slow,
         ),
         pytest.param((CHECKPOINTING, "parallel.strategy=zero3"), 4, id="ZeRO-3"),
     ],

@@ -11,6 +11,7 @@ from tests.support.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
 from tests.support.processes import events
 from tests.support.tiny_llama import make_model
 from tests.unit.engine.export.test_export import checkpoint, make_run, whole
+from workloads.cli import main
 from workloads.engine.hub import publish
 from workloads.engine.hub.publish import Publisher, may_push, push_final
 from workloads.llm.export import export
@@ -112,3 +113,16 @@ def test_a_token_that_cannot_push_is_found_before_anything_is_trained(
     assert finding.level == "error" and "401" in finding.found
     monkeypatch.setenv("HF_TOKEN", OTHER_TOKEN)
     assert may_push(config)[0].level == "error"
+
+
+def test_a_token_that_cannot_push_is_found_before_anything_is_exported(
+    hub: FakeHub,
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint(session.run, 5, whole(make_model(seed=1)))
+    monkeypatch.setenv("HF_TOKEN", OTHER_TOKEN)
+    assert main(["export", str(session.run.path), "--push-to-hub"]) == 2
+    assert "may only read there" in capsys.readouterr().err
+    assert not session.run.final.exists()

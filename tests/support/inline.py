@@ -1,15 +1,18 @@
-"""GRPO of a tiny language model within the test's own process: seconds instead of half a minute."""
+"""A training of one rank within the test's own process: seconds instead of half a minute."""
 
+import importlib
 import json
+import socket
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from workloads.config.merge import resolve
 from workloads.errors import TataraError
-from workloads.grpo.train import train
 from workloads.run import Run
 from workloads.run.session import Session
 
@@ -41,6 +44,7 @@ class Trained:
 def train_inline(profile: Path, folder: Path, *words: str) -> Trained:
     """Train as `tatara train` would on one rank, in a run at `folder`, which may have begun."""
     config, _ = resolve(profile, {}, ["export.enabled=false", *words])
+    workload = importlib.import_module(f"workloads.{config.workload}.train")
     for name in ("status", "logs", "checkpoints", "evaluation"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     if not (folder / "manifest.json").exists():
@@ -50,7 +54,17 @@ def train_inline(profile: Path, folder: Path, *words: str) -> Trained:
     session._status = {"rank": 0, "phase": "starting", "step": 0, "progress": 0, "beat": 0}
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         try:
-            train(config, session)
+            workload.train(config, session)
         except TataraError as problem:
             error = problem
     return Trained(session.run, console.getvalue(), error)
+
+
+def as_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a job with one rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    facts = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (facts | {"MASTER_PORT": port, "OMP_NUM_THREADS": 1}).items():
+        monkeypatch.setenv(name, str(value))

@@ -128,7 +128,7 @@ def test_a_terminal_that_closes_is_a_stop(tmp_path: Path) -> None:
     def reached() -> bool:
         with contextlib.suppress(BlockingIOError):
             os.read(ours, 1 << 16)  # else the terminal is full
-        return any("loss" in row for path in tmp_path.glob("*/*/metrics.jsonl") for row in rows(path))
+        return any(rows(path) for path in tmp_path.glob("*/*/metrics.jsonl"))
 
     training.until(reached, "step")
     os.close(ours)

@@ -136,8 +136,8 @@ def test_a_killed_supervisor_is_started_again_while_the_start_waits(checkout: Ch
     (first,) = [int(path.name) for path in running.iterdir()]
     os.kill(first, signal.SIGKILL)
     until(lambda: "going on from checkpoint-" in Path(said.name).read_text())
-    text = Path(said.name).read_text()
-    assert f"demo was killed (exit code 137); restart 1 of 3, going on with {checkout.run.id}" in text
+    told = f"demo was killed (exit code 137); restart 1 of 3, going on with {checkout.run.id}"
+    assert told in Path(said.name).read_text()
     step = max(steps(checkout.run))
     until(lambda: max(steps(checkout.run)) > step)
     (second,) = [int(path.name) for path in running.iterdir() if path.name != str(first)]

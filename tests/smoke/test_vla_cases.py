@@ -23,6 +23,7 @@ SETTINGS = (
 )
 DROID = "data.state_keys=[observation/joint_position,observation/gripper_position]"
 
+
 @pytest.fixture(autouse=True)
 def one_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     as_one_rank(monkeypatch)

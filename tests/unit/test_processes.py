@@ -18,7 +18,8 @@ PRINTS = (
 
 
 def test_what_a_full_disk_does_not_take_is_lost_and_ends_nothing(tmp_path: Path) -> None:
-    full, room = os.open("/dev/full", os.O_WRONLY), os.open(tmp_path / "log", os.O_CREAT | os.O_RDWR)
+    full = os.open("/dev/full", os.O_WRONLY)
+    room = os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY)
     output = lossy_output(full)
     print("a" * 100_000, file=output)
     os.dup2(room, full)  # some is free again

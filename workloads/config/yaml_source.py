@@ -186,7 +186,7 @@ def parse_scalar(text: str, source: str) -> Any:
     too deep, numbers of thousands of digits.
     """
     try:
-        list(yaml.parse(text, Loader=_Loader))
+        _check_depth(text, source)
     except yaml.YAMLError:
         return text
     node = _composed(text, source)

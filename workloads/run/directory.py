@@ -5,6 +5,7 @@ evaluations.jsonl, events.jsonl, status/<rank>.json, logs/, checkpoints/, evalua
 docs/run-directory.md describes it.
 """
 
+import contextlib
 import errno
 import json
 import math
@@ -35,9 +36,11 @@ def rows_in(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            yield json.loads(line)
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict):
+            yield row
 
 
 def now() -> dict[str, Any]:
@@ -99,6 +102,14 @@ class Run:
                 "TATARA_OUTPUTS, or give yourself the right to write there"
             ) from None
 
+    def end_cut_lines(self) -> None:
+        """End the lines that a crash has cut: the next one would be lost behind them."""
+        for path in (self.metrics, self.evaluations, self.events):
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+
     def event(self, name: Event, **facts: Any) -> None:
         """Append one event; a full disk must not end a run that only wanted to tell something."""
         self._append(self.events, {**now(), "event": name, **facts})
@@ -142,9 +153,11 @@ class Run:
         found = {}
         for path in (self.path / "status").glob("[0-9]*.json"):
             try:
-                found[int(path.stem)] = json.loads(path.read_text())
+                status = json.loads(path.read_text())
             except (OSError, ValueError):
                 continue
+            if isinstance(status, dict):
+                found[int(path.stem)] = status
         return dict(sorted(found.items()))
 
     def resume_point(self, tell: Callable[[str], None] = _warn) -> Path | None:

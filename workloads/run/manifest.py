@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workloads.json_files import read_json
 from workloads.run.directory import FORMAT, Run, json_ready
 from workloads.run.integrity import write_atomically
 
@@ -42,6 +43,7 @@ CHOICE = "TATARA_CHOICE"
 def start(run: Run, config: "Profile", provenance: "Provenance", facts: dict[str, Any]) -> None:
     """Write what a new run is: its config with provenance and its manifest."""
     run.make()
+    run.end_cut_lines()
     dump = {"format": FORMAT, "config": config.model_dump(), "provenance": dict(provenance)}
     write_atomically(run.path / "config.json", json.dumps(dump, indent=1, ensure_ascii=False))
     write_manifest(run, {"profile": config.name, "workload": config.workload, **facts})
@@ -50,7 +52,7 @@ def start(run: Run, config: "Profile", provenance: "Provenance", facts: dict[str
 def write_manifest(run: Run, facts: dict[str, Any]) -> None:
     """Merge facts into the manifest: code, versions, host, data, devices."""
     path = run.path / "manifest.json"
-    known = json.loads(path.read_text()) if path.is_file() else _birth()
+    known = read_json(path) if path.is_file() else _birth()
     text = json.dumps(json_ready({**known, **facts}), indent=1, ensure_ascii=False)
     write_atomically(path, text)
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import IO, Self
@@ -28,7 +29,7 @@ class Owner:
         file = (self.run.path / OWNER).open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "another process"
             file.close()
@@ -36,6 +37,14 @@ class Owner:
                 f"{self.run.path}: this run belongs to {owner}; stop that one first, or start a "
                 "new run by leaving out --resume and RUN_ID"
             ) from None
+        except OSError as error:
+            # Lustre without -o flock, NFS without its lock service, some FUSE file systems.
+            print(
+                f"tatara: {self.run.path} is on a file system without locks ({error.strerror}): "
+                "nothing keeps a second start from writing into this run",
+                file=sys.stderr,
+                flush=True,
+            )
         file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")

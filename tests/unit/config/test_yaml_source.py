@@ -56,10 +56,12 @@ def test_hostile_yaml_is_refused_with_its_place(tmp_path: Path, text: str, found
     assert time.process_time() - begun < 2
 
 
-@pytest.mark.parametrize("text", ["9" * 6000, "[" * 5000 + "]" * 5000, "{a: " * 99 + "}" * 99])
+@pytest.mark.parametrize("text", ["9" * 6000, "[" * 5000, "{a: " * 99 + "}" * 99])
 def test_hostile_values_of_the_command_line_are_refused(text: str) -> None:
+    begun = time.process_time()
     with pytest.raises(UserError, match="^command line train.seed:1:"):
         parse_scalar(text, "command line train.seed")
+    assert time.process_time() - begun < 2
 
 
 def test_aliases_of_a_reasonable_size_are_read(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_upper_and_lower_case_names_of_a_proxy_are_both_told(tmp_path: Path) -> 
     here = made(tmp_path / "one")
     set_up(here, {**ENV, "HTTP_PROXY": "http://a:1", "NO_PROXY": "x", "no_proxy": "y"})
     lines = mark(here).read_text().splitlines()
-    told = {"HTTP_PROXY": "http://a:1", "http_proxy": "http://a:1", "NO_PROXY": "x", "no_proxy": "y"}
-    assert {f"export {name}={value}" for name, value in told.items()} <= set(lines)
+    told = {"HTTP_PROXY=http://a:1", "http_proxy=http://a:1", "NO_PROXY=x", "no_proxy=y"}
+    assert {f"export {setting}" for setting in told} <= set(lines)
 
 
 def test_a_build_learns_proxies_and_authorities(tmp_path: Path) -> None:

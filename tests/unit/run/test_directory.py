@@ -1,7 +1,10 @@
 """The run directory: what is written, who may write it, what is found again."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -64,9 +67,9 @@ def test_a_line_of_metrics_that_was_cut_short_is_passed_over(tmp_path: Path) -> 
     run.metric({"step": 1, "loss": 2.5})
     with run.metrics.open("a") as file:
         file.write('{"step": 2, "los')
-    run.metric({"step": 2, "loss": 2.0})  # lost: it goes on with the cut line
-    run.metric({"step": 3, "loss": 1.5})
-    assert [(row["step"], row["loss"]) for row in rows_of(run)] == [(1, 2.5), (3, 1.5)]
+    started(run.path)  # goes on
+    run.metric({"step": 2, "loss": 2.0})
+    assert [(row["step"], row["loss"]) for row in rows_of(run)] == [(1, 2.5), (2, 2.0)]
 
 
 def test_a_line_that_finds_no_room_leaves_no_half_behind(
@@ -105,6 +108,26 @@ def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path: Path) -> 
     for _ in range(2):  # given back at the end of each
         with Owner(Run(tmp_path / "r")):
             pass
+
+
+def test_a_file_system_without_locks_is_no_other_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with Owner(Run(tmp_path / "r")):
+        pass
+    assert "on a file system without locks (Function not implemented)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 1'])
+def test_a_manifest_that_was_cut_is_named(tmp_path: Path, text: str) -> None:
+    run = started(tmp_path / "r")
+    (run.path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json:1"):
+        runs.write_manifest(run, {"data": {}})
 
 
 def test_runs_are_found_by_id_path_and_latest(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.fake_hub import GOOD_TOKEN, OTHER_TOKEN, FakeHub
 from tests.support.processes import ONE_RANK, ROOT, Training, events, rows
+from workloads.cli import main
 
 pytestmark = pytest.mark.smoke
 
@@ -102,13 +103,15 @@ def test_mistakes_end_with_2_and_a_sentence(tmp_path: Path, words: list[str], sa
     assert "Traceback" not in done.stderr
 
 
-def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path) -> None:
+def test_a_bad_row_is_named_by_file_and_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "rows.jsonl"
     good = (ROOT / "data" / "demo" / "gsm8k.jsonl").read_text().splitlines()[:60]
     data.write_text("\n".join([*good[:3], '{"question": "x"', *good[3:]]) + "\n")
     source = (f"data.source={data}", "data.max_bad_rows=0")
-    checked = tatara("check", "profiles/demo.yaml", "--deep", *source)
-    assert checked.returncode == 2 and f"{data}:4" in checked.stdout
+    assert main(["check", "profiles/demo.yaml", "--deep", *source]) == 2
+    assert f"{data}:4" in capsys.readouterr().out
     training = Training(tmp_path / "run", [*ONE_RANK, *source]).end(expected=2)
     assert f"{data}:4" in training.console and "Traceback" not in training.console
 

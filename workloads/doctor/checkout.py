@@ -11,7 +11,7 @@ from workloads.doctor.facts import SETUP, Facts
 from workloads.findings import Finding, Level
 from workloads.host import checkout, selinux
 from workloads.host.engine import Engine, is_there
-from workloads.host.ports import is_free
+from workloads.host.ports import is_free, is_port
 
 # Measured: the demo's image for CPUs; one with CUDA's libraries, and its layers while it is built.
 _ROOM, _ROOM_WITH_CUDA = 5 * GIB, 25 * GIB
@@ -114,7 +114,7 @@ def _store(facts: Facts) -> Finding | None:
 def _board(facts: Facts) -> Finding | None:
     """The port of TensorBoard, where nothing of ours has it yet."""
     port = facts.env.get("BOARD_PORT") or "6006"
-    if facts.profile is not None or not port.isdigit() or is_free(int(port), "127.0.0.1"):
+    if facts.profile is not None or not is_port(port) or is_free(int(port), "127.0.0.1"):
         return None
     told = f"port {port} of 127.0.0.1 is taken: by TensorBoard already, or by another program"
     return Finding("TensorBoard", "warning", told, "BOARD_PORT=6007 in .env, if it is another")

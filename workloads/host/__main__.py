@@ -24,7 +24,7 @@ from workloads import env_file, environment
 from workloads.errors import TataraError, UserError
 from workloads.host import checkout, runs, selinux
 from workloads.host.engine import choose_runtime, engine, gets_images
-from workloads.host.ports import is_free
+from workloads.host.ports import is_free, is_port
 from workloads.host.programs import run_program
 from workloads.host.requirements import requirements
 from workloads.host.services import running, training
@@ -82,6 +82,8 @@ def _set_up() -> None:
 def _compose(*arguments: str) -> None:
     env = checkout.compose_environment(checkout.root(), os.environ)
     port = _environment().get("BOARD_PORT") or "6006"
+    if not is_port(port):
+        raise UserError(f"BOARD_PORT: expected a port from 0 to 65535, found {port!r}; correct it")
     if "board" in arguments and "up" in arguments and not is_free(int(port), "127.0.0.1"):
         raise UserError(
             f"expected port {port} of 127.0.0.1 for TensorBoard, found it taken; open "

@@ -7,6 +7,11 @@ import socket
 from workloads.errors import UserError
 
 
+def is_port(text: str) -> bool:
+    """Whether a text is a port's number; 0 lets the system choose one."""
+    return text.isascii() and text.isdecimal() and int(text) < 1 << 16
+
+
 def is_free(port: int, address: str = "") -> bool:
     """Whether nobody listens there and this user may."""
     try:

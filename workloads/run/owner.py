@@ -26,7 +26,13 @@ class Owner:
 
     def __enter__(self) -> Self:
         self.run.make()
-        file = (self.run.path / OWNER).open("a+")
+        try:
+            file = (self.run.path / OWNER).open("a+")
+        except OSError as error:
+            raise UserError(
+                f"{self.run.path}: cannot be written: {error.strerror}; give yourself the right to "
+                "write there, or start a new run by leaving out --resume and RUN_ID"
+            ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

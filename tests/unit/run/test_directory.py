@@ -17,6 +17,7 @@ from workloads.engine.summary import rows_of
 from workloads.errors import UserError
 from workloads.launch.supervisor import Job, _target
 from workloads.run import Owner, Run
+from workloads.run.owner import OWNER
 
 pytestmark = pytest.mark.unit
 DEMO = Path("profiles/demo.yaml")
@@ -120,6 +121,12 @@ def test_a_file_system_without_locks_is_no_other_owner(
     with Owner(Run(tmp_path / "r")):
         pass
     assert "on a file system without locks (Function not implemented)" in capsys.readouterr().err
+
+
+def test_a_run_that_one_may_not_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r" / OWNER).mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot be written: Is a dir"), Owner(Run(tmp_path / "r")):
+        pass
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 1'])

@@ -30,9 +30,10 @@ def die_with_parent() -> None:
 
 
 class _LossyFile(io.FileIO):
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
-            return super().write(data)
+            # None: a terminal that another program has made non-blocking, and that is full.
+            return super().write(data) or len(data)
         except OSError:
             return len(data)
 
@@ -48,8 +49,8 @@ def lossy_output(descriptor: int) -> TextIO:
 
 def make_output_lossy() -> None:
     """Let what this process cannot print from here on be lost, and end nothing."""
+    sys.stdout.flush()
     if sys.stdout is sys.__stdout__:
-        sys.stdout.flush()
         sys.stdout = lossy_output(1)
     if sys.stderr is sys.__stderr__:
         sys.stderr = lossy_output(2)

@@ -22,6 +22,8 @@ from workloads.run.events import Event, Phase
 from workloads.run.integrity import step_of
 from workloads.run.session import Session
 
+# Ends with this process, and leaves the processors to it.
+_BESIDE = (sys.executable, "-m", "workloads.processes")
 _WAITS = (5.0, 30.0)  # seconds between attempts at the end
 
 
@@ -51,8 +53,7 @@ class Publisher:
         if not self._wanted or self._is_busy():
             return
         run = self._session.run
-        python = [sys.executable, "-m"]
-        words = [*python, "workloads.processes", *python, "workloads.cli", "export", str(run.path)]
+        words = [*_BESIDE, sys.executable, "-m", "workloads.cli", "export", str(run.path)]
         words += ["--checkpoint", str(checkpoint), "--out", str(self._folder)]
         words += ["--hub-model-id", str(self._target)]
         self._step = step_of(checkpoint)

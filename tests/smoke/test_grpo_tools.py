@@ -261,5 +261,5 @@ def test_tools_beside_images(tmp_path: Path) -> None:
     assert trained.error is None, trained.error
     assert all(row["tools/call_frequency"] > 0 for row in trained.rows)
     kept = read_rollouts(trained.run.path)
-    assert {len(row.get("images", [])) for row in kept} == {0, 1}
-    assert any("\ntool: " in row["completion"] for row in kept if row.get("images"))
+    assert {row["image"] is None for row in kept} == {True, False}
+    assert any("\ntool: " in row["completion"] for row in kept if row["image"])

@@ -263,8 +263,12 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         return output
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        """TRL's own, with no images for a row of text: processors stumble over its None."""
+        """TRL's own, with no images for a row of text: processors stumble over its None.
+
+        Pixels become tensors, as which TRL's loop of tools expects them of every processor.
+        """
         ids, images, fields = super()._tokenize_prompts(prompts)
+        fields = {name: _as_tensor(value) for name, value in fields.items()}
         return ids, images and [shown or [] for shown in images], fields
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
@@ -366,6 +370,12 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
             super()._save(output_dir, state_dict)
         finally:
             adapters[_REFERENCE] = config
+
+
+def _as_tensor(field: Any) -> Any:
+    """A list of arrays as one tensor; tokens' own fields, lists of numbers, stay as they are."""
+    is_arrays = isinstance(field, list) and field and isinstance(field[0], np.ndarray)
+    return torch.tensor(np.stack(field)) if is_arrays else field
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:

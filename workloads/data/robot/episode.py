@@ -272,6 +272,20 @@ class Dataset(Sequence[Episode], ABC):
                 common = mine if common is None else [name for name in common if name in mine]
         return tuple(common or ())
 
+    @cached_property
+    def lost_cameras(self) -> dict[str, str]:
+        """Cameras that some episodes have and others lack, and which do, in a few words."""
+        episodes = [episode for episode in self if len(episode)]
+        some = {camera for episode in episodes for camera in episode.cameras} - set(self.cameras)
+        found = {}
+        for camera in sorted(some):
+            lacking = [episode.name for episode in episodes if camera not in episode.cameras]
+            found[camera] = (
+                f"camera {camera} is not in {len(lacking)} of {len(episodes)} episodes, the first "
+                f"{lacking[0]}"
+            )
+        return found
+
     def content_files(self) -> set[Path]:
         """The files that steps and images come from, those that are there."""
         found = {Path(episode.file) for episode in self}

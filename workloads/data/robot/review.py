@@ -58,6 +58,7 @@ def missing_camera(dataset: Dataset) -> str | None:
         return None
     others = [f"{key} ({why})" for key, why in dataset.unused.items() if "camera" in why]
     left_out = f"; not used: {', '.join(others)}" if others else ""
+    left_out += "".join(f"; {text}" for text in dataset.lost_cameras.values())
     return f"{dataset.path}: expected a camera that all episodes have, found none{left_out}"
 
 
@@ -79,6 +80,9 @@ def remarks(dataset: Dataset) -> list[Remark]:
     """What is unusual in the data, most telling first; what `refusal` says is not repeated."""
     episodes = [episode for episode in dataset if len(episode)]
     found = [Remark(note) for note in dataset.notes]
+    for text in dataset.lost_cameras.values():
+        fix = "remove those episodes, or record it in them, to train with it"
+        found.append(Remark(f"{text}: it is not used", fix))
     several = [episode.name for episode in episodes if episode.said.steps is not None]
     if several:
         found.append(

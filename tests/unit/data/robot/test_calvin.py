@@ -81,6 +81,16 @@ def test_damaged_and_missing_frames_are_named(
         open_dataset(folder, damage_budget=0)
 
 
+def test_a_camera_that_begins_late_is_no_camera_less(tmp_path: Path) -> None:
+    folder = write_calvin(tmp_path / "training")
+    for frame in range(3, 8):
+        write_frame(folder, frame, rgb_gripper=None)
+    dataset = open_dataset(folder)
+    assert dataset.cameras == ("static", "gripper")
+    lost = [item for item in dataset.verify() if item.trouble == "missing_feature"]
+    assert len(lost) == 5
+
+
 def test_a_span_across_two_recordings_is_told(tmp_path: Path) -> None:
     folder = write_calvin(tmp_path / "training", spans=[(18, 29)])
     dataset = open_dataset(folder, damage_budget=100)

@@ -10,7 +10,10 @@ import pytest
 
 from tests.support import crane_cases, lerobot_cases, rlds_cases
 from workloads.cli import main
+from workloads.data import tf_example, tfrecord
 from workloads.data.robot import open_dataset
+from workloads.data.robot.review import missing_camera, remarks
+from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit
 PROFILE = "profiles/recipes/vla-tiny.yaml"
@@ -253,3 +256,50 @@ def test_an_episode_folder_without_its_episode_is_named(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert len(dataset) == 1
     assert dataset.unused["episode_0001_20251210_090130"].endswith("without an episode file")
+
+
+def test_shards_of_two_writings_are_told_apart(tmp_path: Path) -> None:
+    """A lost file's kind: the count in a shard's name says which ones belong together."""
+    folder = rlds_cases.write(tmp_path, rlds_cases.USUAL, rlds_cases.usual(4), shards=2)
+    stale = folder / "toy-train.tfrecord-00000-of-00003"
+    stale.write_bytes((folder / "toy-train.tfrecord-00000-of-00002").read_bytes())
+    with pytest.raises(UserError, match="of-00002 and toy-train.tfrecord-00000-of-00003; one of"):
+        open_dataset(tmp_path)
+
+
+def test_an_episode_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    """It would be trained on and held out at once."""
+    lerobot_cases.v2(tmp_path, (10, 10, 10))
+    file = tmp_path / "meta/episodes.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, lines[1]]) + "\n")
+    with pytest.raises(UserError, match="expected each episode once, found episode 1 twice"):
+        open_dataset(tmp_path)
+
+
+def test_a_task_of_two_texts_is_refused(tmp_path: Path) -> None:
+    """A lost instruction's kind: the later text would stand for both."""
+    lerobot_cases.v2(tmp_path, (10, 10), tasks=("pick", "place"))
+    file = tmp_path / "meta/tasks.jsonl"
+    file.write_text(file.read_text().replace('"task_index": 1', '"task_index": 0'))
+    with pytest.raises(UserError, match="one text for task_index 0, found 'pick' and 'place'"):
+        open_dataset(tmp_path)
+
+
+def test_a_camera_that_some_episodes_lack_is_named(tmp_path: Path) -> None:
+    """V-A30's kind: what is left out is said, whatever the reason."""
+    crane_cases.write(tmp_path)
+    file = tmp_path / "episode_0001/episode_data.tfrecord"
+    states = np.zeros((crane_cases.STEPS, 8), "f4")
+    steps = [crane_cases.usual(t, states) for t in range(crane_cases.STEPS)]
+    for step in steps:
+        step["observation/image_wrist"] = step.pop("observation/image")
+    tfrecord.write(file, [tf_example.build(step) for step in steps])
+    dataset = open_dataset(tmp_path)
+    lost = "camera primary is not in 1 of 3 episodes, the first episode_0001"
+    assert dataset.cameras == () and lost in str(missing_camera(dataset))
+    shutil.rmtree(tmp_path / "episode_0002")
+    assert any(
+        remark.text == f"{lost.replace('3', '2')}: it is not used"
+        for remark in remarks(open_dataset(tmp_path))
+    )

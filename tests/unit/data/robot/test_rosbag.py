@@ -135,3 +135,10 @@ def test_a_bag_that_is_broken_weighs_what_the_others_hold(tmp_path: Path) -> Non
     file.write_bytes(file.read_bytes()[:400])
     with pytest.raises(UserError, match="found 20 of 40.*not a readable bag"):
         open_dataset(tmp_path / "bags")
+
+
+def test_a_pointer_in_place_of_a_bag_is_told(tmp_path: Path) -> None:
+    """V-A14's kind."""
+    file = next(bag(tmp_path / "run").glob("*.mcap"))
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "run git lfs pull" in str(open_dataset(tmp_path).damage[0])

@@ -1,8 +1,9 @@
 """The meta folder of a LeRobot dataset: features, tasks, and the files of episodes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,22 @@ class Meta:
             self.cameras, self.no_cameras = _cameras(self.features)
             self.tasks = self._tasks()
             self.entries = sorted(self._entries(), key=lambda entry: entry.index)
+            self._refuse_repeated()
         # Fields that are missing, or of another kind than LeRobot writes.
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             found = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
                 f"{root / 'meta'}: expected the fields of LeRobot {self.version}, found {found}"
             ) from error
+
+    def _refuse_repeated(self) -> None:
+        """An episode that is listed twice would be trained on twice, and held out from itself."""
+        for entry, following in pairwise(self.entries):
+            if entry.index == following.index:
+                raise UserError(
+                    f"{self.root / 'meta'}: expected each episode once, found episode "
+                    f"{entry.index} twice; remove the second from the list of episodes"
+                )
 
     @property
     def _is_v3(self) -> bool:
@@ -102,8 +113,9 @@ class Meta:
 
     def _tasks(self) -> dict[int, str]:
         if not self._is_v3:
-            rows = read_json_lines(self.root / "meta" / "tasks.jsonl")
-            return {int(row["task_index"]): str(row["task"]) for row in rows}
+            file = self.root / "meta" / "tasks.jsonl"
+            rows = read_json_lines(file)
+            return _by_number(file, [(int(row["task_index"]), str(row["task"])) for row in rows])
         file = self.root / "meta" / "tasks.parquet"
         table = _read_table(file)
         # The text is the index of a data frame, whose name differs between writers.
@@ -113,7 +125,8 @@ class Meta:
                 f"{file}: expected task_index and a text column, found "
                 f"{', '.join(table.column_names)}; copy the dataset again"
             )
-        return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+        numbers, texts = table["task_index"].to_pylist(), table[text].to_pylist()
+        return _by_number(file, list(zip(numbers, texts, strict=True)))
 
     def _entries(self) -> list[Entry]:
         if not self._is_v3:
@@ -170,6 +183,18 @@ class Meta:
         file = self.root / self.info["data_path"].format(chunk_index=chunk, file_index=number)
         tasks = tuple(row.get("tasks") or ())
         return Entry(int(row["episode_index"]), int(row["length"]), tasks, file, videos)
+
+
+def _by_number(file: Path, tasks: Sequence[tuple[int, str]]) -> dict[int, str]:
+    """The text of each task; UserError where a number has two."""
+    found: dict[int, str] = {}
+    for number, text in tasks:
+        if found.setdefault(number, text) != text:
+            raise UserError(
+                f"{file}: expected one text for task_index {number}, found {found[number]!r} and "
+                f"{text!r}; give each task a number of its own"
+            )
+    return found
 
 
 def cause_of(file: Path, error: Exception) -> str:

@@ -35,6 +35,13 @@ def find_shards(path: Path, split: str | None) -> tuple[str, str, list[Path]]:
             f"{', '.join(splits) or 'none'}; name one with split, or download the shards"
         )
     first = mine[0]
+    sets = {(match["stem"], match["kind"], match["count"]): match for match in mine}
+    if len(sets) > 1:
+        listed = " and ".join(match.string for match in sets.values())
+        raise UserError(
+            f"{path}: expected shards of one set, found {listed}; one of them is left from an "
+            "earlier writing: remove its files"
+        )
     stem, kind, count, digits = (
         first["stem"],
         first["kind"],

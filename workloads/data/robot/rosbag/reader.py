@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from workloads import missing_files
 from workloads.data.robot import images
 from workloads.data.robot.episode import Dataset, Episode, usual_sizes
 from workloads.data.robot.instructions import distinct, instruction_of
@@ -289,6 +290,9 @@ class Bags:
 def _opened(folder: Path) -> Any:
     highlevel = imported("rosbags.highlevel", "rosbag", str(folder))
     types = imported("rosbags.typesys", "rosbag", str(folder))
+    for file in sorted(folder.iterdir()):
+        if missing_files.is_pointer(file):
+            raise _Unusable(f"bad_file: {file.name}: {missing_files.WHAT_TO_DO}")
     try:
         # Recordings of before ROS 2 Jazzy name their types, and do not carry them.
         store = types.get_typestore(types.Stores.ROS2_HUMBLE)

@@ -22,4 +22,4 @@ def begin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "parallel.ranks_per_node=2",
         "parallel.strategy=fsdp2",
     )
-    return Trainings("profiles/recipes/policy-tiny.yaml", "calvin/", words)
+    return Trainings("profiles/recipes/policy-tiny.yaml", "row training/", words)

@@ -32,6 +32,7 @@ _FLOAT = re.compile(
 )
 _DEPTH = 32  # levels; no schema has more than four
 _VALUES = 10_000
+_LONGEST = 1 << 20  # characters of a text; the longest of our profiles has some thousand
 _TAGS = {
     "scalar": {f"{_STANDARD}{kind}" for kind in ("str", "int", "float", "bool", "null")},
     "sequence": {f"{_STANDARD}seq"},
@@ -77,23 +78,37 @@ def load_mapping(path: Path, name: str) -> yaml.MappingNode:
 def _composed(text: str, name: str) -> yaml.Node | None:
     """The nodes of a text, looked through; UserError with the place of what is wrong."""
     try:
-        _check_depth(text, name)
+        _check_size(text, name)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise UserError(f"{place}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{name}: not valid YAML: {error}") from None
+        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if node is not None:
         _look_through(node, name, {})
     return node
 
 
-def _check_depth(text: str, name: str) -> None:
-    """Composing is recursive and parsing is not, so deep nesting is refused before composing."""
-    depth = 0
+def _check_size(text: str, name: str) -> None:
+    """Composing is recursive and parsing is not, so what is too deep is refused before composing.
+
+    So is what is too long: ten thousand values take a second.
+    """
+    if len(text) > _LONGEST:
+        raise UserError(
+            f"{name}:1:1: expected at most {_LONGEST:,} characters, found {len(text):,}; is this "
+            "a profile? rows belong into a file that data.source names"
+        )
+    depth, values = 0, 0
     for event in yaml.parse(text, Loader=_Loader):
+        values += isinstance(event, yaml.ScalarEvent | yaml.AliasEvent)
+        if values > _VALUES:
+            raise UserError(
+                f"{mark_of(event, name)}: expected at most {_VALUES:,} names and values, found "
+                "more; is this a profile?"
+            )
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > _DEPTH:
@@ -186,7 +201,7 @@ def parse_scalar(text: str, source: str) -> Any:
     too deep, numbers of thousands of digits.
     """
     try:
-        _check_depth(text, source)
+        _check_size(text, source)
     except yaml.YAMLError:
         return text
     node = _composed(text, source)

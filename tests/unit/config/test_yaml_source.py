@@ -39,6 +39,12 @@ HOSTILE = {
     "a timestamp tag": ("a: !!timestamp 2001-01-01", r":1:4: the tag .*timestamp"),
     "a number tag on a word": ('a: !!int "x"', r":1:4: expected a value of type int, found 'x'"),
     "a switch tag on a word": ("a: !!bool maybe", r":1:4: expected a value of type bool"),
+    "many keys": (
+        "\n".join(f"k{n}: 1" for n in range(50_000)),
+        r":5001:1: expected at most 10,000 names and values",
+    ),
+    "one long text": ("a: " + "x" * 5_000_000, r":1:1: expected at most 1,048,576 characters"),
+    "a character that is none": ("a: b\0", r": not valid YAML: unacceptable .* position 4$"),
     "deep lists": ("a: " + "[" * 20_000 + "]" * 20_000, r":1:35: expected at most 32 levels"),
     "deep mappings": ("a: " + "{b: " * 5_000 + "}" * 5_000, r":1:\d+: expected at most 32 levels"),
     "deep and open": ("a: " + "[" * 20_000, r":1:\d+: expected at most 32 levels"),

@@ -45,7 +45,7 @@ _DRAWN = re.compile("[≅∽∥⊥]")  # how figures stand to each other
 _WORKING = re.compile(r"<<[^<>]*>>")
 # What a contrast denies: "not 8 but 7", "7, not 8", 8ではなく7, 不是8而是7, 8이 아니라 7.
 _DENIED = re.compile(
-    r"(?<![A-Za-z])not\s[^,;]{1,40}?,?\s+but\s+(?:rather\s+)?"
+    r"(?<![A-Za-z])not\s[^,;]{1,40}?,?\s+(?:but|it is|it's)\s+(?:rather\s+)?"
     r"|(?:不是|并非).{1,40}?而是|^.{1,40}?(?:ではなく|じゃなく|でなく)て?[、,\s]*(?=\S)"
     r"|^.{1,40}?아니라\s*|(?<=\S)(?:而不是|[,、]\s*(?:不是|并非)).{1,40}$"
     r"|(?<=\S)[,、。]\s*[^,、。]{1,40}?(?:ではない|ではありません|아님|아닙니다|아니다)$"

@@ -19,7 +19,7 @@ _MOST = (
 _NOT = (
     r"(?:real numbers?|reals) (?:except|other than|but)(?: for)?(?: [a-z] ?=)?"
     r"|(?:can|must) ?not be|can't be|not|isn't|is not|never|other than|not equal to"
-    r"|anything but|不是|不等于"
+    r"|anything but|all but|except(?: for)?|不是|不等于|除了?"
 )
 _MORE = (
     r"(?:greater|more|larger|bigger|higher) than|over|above|exceeding|exceeds|超过|大于|多于"
@@ -40,7 +40,8 @@ _OR_LESS = (
     r"|\b(?:at (?:the )?(?:very )?most|max(?:imum)?|tops)\b"
 )
 _NOT_AFTER = (
-    r"ではない|ではありません|じゃない|でない|以外|이외|[個个つ개]?(?:이|가)?\s?아[니닌닙님]"
+    r"ではない|ではありません|じゃない|でない|以外|を除[いく]|이외|제외"
+    r"|[個个つ개]?(?:이|가)?\s?아[니닌닙님]"
 )
 _WORD_START = r"(?:(?<![A-Za-z])|(?=[^\x00-\x7f]))"
 # Words before a value, then words behind it; the longer ones first.

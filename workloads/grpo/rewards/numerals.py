@@ -54,7 +54,7 @@ _HAN = "".join([*_HAN_DIGITS, *_HAN_SCALES, "万萬億亿"])
 # What may stand before and behind a numeral of kanji: not the rest of a word, as in 一共.
 _HAN_RUN = re.compile(
     rf"(?<![\u4e00-\u9fff])[{_HAN}]+(?![\u4e00-\u9fff])"
-    rf"|(?<=[是有共约約計计为為])[{_HAN}]+(?![共般样緒])"
+    rf"|(?<=[是有共约約計计为為第])[{_HAN}]+(?![共般样緒])"
     rf"|(?<![\u4e00-\u9fff])[{_HAN}]+(?=[個个つ人本枚匹頭头只隻台冊册回次度円元米点點分秒時时年月日歳岁平厘千海小块塊張张件割成斤])"
 )
 _HALF = re.compile(r"半分|一半|절반|^[半반]$")

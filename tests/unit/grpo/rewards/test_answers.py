@@ -76,6 +76,10 @@ def test_a_verdict_says_why(answer: str, truth: str, why: str) -> None:
         ("\\frac{1}{" * 200 + "2" + "}" * 200, "7"),
         ("$" * 1999, "7"),
         ("at least " * 220, "7"),
+        ("1." * 999, "7"),
+        ("between 1 and " * 140, "7"),
+        ("not 1, " * 280, "7"),
+        ("3 in total, " * 160, "7"),
     ],
 )
 def test_no_answer_takes_long(answer: str, truth: str) -> None:

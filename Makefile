@@ -63,7 +63,7 @@ stop: ## stop what trains; a checkpoint is saved first, a second call ends at on
 report: venv ## write the report of a run
 	@$(TATARA) report $(ARGS)
 
-build: ## build the image of PROFILE (demo, llm-4090, vla, grpo-h100)
+build: ## build the image of PROFILE (demo, llm-4090, vla, grpo-h100, calvin)
 	@scripts/compose.sh --profile $(PROFILE) build $(ARGS)
 
 down: ## remove this checkout's containers, networks and left-over images; runs and images stay

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Refresh every hashed requirements lock to the newest versions that pyproject.toml allows.
 #
-# All targets share one resolution, so a package has one version in every image. torch, triton and
+# All targets that train share one resolution, so a package has one version in their images; calvin,
+# which needs an older numpy, has one of its own. torch, triton and
 # the nvidia-* packages that torch brings are left out: they are installed first, by exact version,
 # from the index that fits the machine. What vLLM needs of NVIDIA's packages beyond those stands in
 # a file of its own, requirements-cuda.lock, which a CPU build leaves away.
@@ -55,7 +56,7 @@ lock() {
 }
 
 echo "1/3 resolving all targets together"
-compile images/*/requirements.in requirements-dev.in >"$work/all"
+compile images/{demo,llm-4090,vla,grpo-h100}/requirements.in requirements-dev.in >"$work/all"
 echo "2/3 resolving torch alone"
 grep '^torch==' "$work/all" >"$work/torch.in"
 compile "$work/torch.in" >"$work/torch"
@@ -65,3 +66,5 @@ for target in demo llm-4090 vla; do
 done
 lock images/grpo-h100/requirements.in images/grpo-h100/requirements.lock images/grpo-h100/requirements-cuda.lock
 lock requirements-dev.in requirements-dev.lock
+: >"$work/all"
+lock images/calvin/requirements.in images/calvin/requirements.lock

@@ -1,5 +1,5 @@
-"""Write the reference pages: configuration, command line, models, lists of decisions and
-benchmarks; and the plans in the comments of recipes.
+"""Write the reference pages: configuration, command line, models, commands that were run, lists of
+decisions and benchmarks; the plans in the comments of recipes; a line in pages with commands.
 
 python scripts/reference_docs.py            # write them
 python scripts/reference_docs.py --check    # exit 1 where a page is not what would be written
@@ -25,7 +25,8 @@ from workloads.config.sections import Profile, Section
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import models_page  # noqa: E402 (beside this script, which tests import as a package)
+import commands_page  # noqa: E402 (beside this script, which tests import as a package)
+import models_page  # noqa: E402
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _COMMAND = "python scripts/reference_docs.py"
@@ -305,6 +306,7 @@ PAGES = {
     "configuration.md": configuration,
     "cli.md": command_line,
     "models.md": models_page.page,
+    "commands.md": commands_page.page,
     "decisions/index.md": decisions,
     "benchmarks/index.md": benchmarks,
 }
@@ -321,7 +323,7 @@ def main() -> int:
     differing = 0
     texts = {chosen.folder / name: render() for name, render in PAGES.items()}
     if chosen.folder == DOCS:
-        texts |= models_page.recipes()
+        texts |= models_page.recipes() | commands_page.pages()
     for page, text in texts.items():
         if page.is_file() and page.read_text(encoding="utf-8") == text:
             continue

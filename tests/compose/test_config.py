@@ -19,6 +19,7 @@ PROFILES = {
     "vla": {"vla"},
     "vla_finetune": {"vla_finetune"},
     "vla-serve": {"vla-serve"},
+    "calvin": {"calvin", "vla-calvin"},
     "llm-serve": {"llm-serve"},
     "grpo-h100": {"grpo-h100"},
     "grpo-vllm": {"grpo-vllm"},
@@ -26,8 +27,8 @@ PROFILES = {
     "monitor": {"monitor"},
 }
 GPU = {"llm-master", "llm-worker", "llm-serve", "grpo-h100", "grpo-vllm"}
-GPU |= {"vla", "vla_finetune", "vla-serve"}
-TRAINING = {name for names in PROFILES.values() for name in names} - {"board", "monitor"}
+GPU |= {"vla", "vla_finetune", "vla-serve", "vla-calvin"}
+TRAINING = {name for names in PROFILES.values() for name in names} - {"board", "monitor", "calvin"}
 SECRETS = {"checkout", "dotenv", "shell", "ca", "hf_token", "wandb_api_key", "tatara_serve_token"}
 SECRETS |= {"tatara_rendezvous_secret"}
 FILES = ("compose.yaml", "compose.cpu.yaml", "compose.multihost.yaml")
@@ -99,7 +100,7 @@ def test_what_trains_has_memory_time_and_secrets_as_files(name: str) -> None:
     assert (
         name == "vla_finetune"
         or service["command"][:3] == ["python", "-m", "workloads.grpo.rollouts.server"]
-        or service["command"][0] in ("train", "serve")
+        or service["command"][0] in ("train", "serve", "eval")
     )
 
 
@@ -142,6 +143,22 @@ def test_a_model_is_served_to_this_machine_alone(workload: str, variable: str) -
     assert ":8123/health" in service["healthcheck"]["test"][-1]
 
 
+def test_the_simulator_reaches_nothing_and_reads_its_clone() -> None:
+    services = rendered("calvin", TATARA_CACHE="/cache", TATARA_SERVE_MODEL="outputs/vla/one")
+    simulator, policy = services["calvin"], services["vla-calvin"]
+    assert simulator["networks"] == policy["networks"] == {"simulator": None}
+    assert simulator["read_only"] is True and simulator["tmpfs"] == ["/tmp:mode=1777"]
+    (clone,) = simulator["volumes"]
+    assert (clone["source"], clone["read_only"]) == ("/cache/calvin_env", True)
+    assert not {"secrets", "environment"} & set(simulator)
+    words = ["eval", "calvin", "outputs/vla/one", "--env", "calvin:37180"]
+    assert policy["command"] == words
+    assert simulator["command"] == ["--listen", "0.0.0.0:37180"]
+    assert policy["depends_on"]["calvin"]["condition"] == "service_healthy"
+    own = rendered("calvin", TATARA_CALVIN="/clone", TATARA_CACHE="/cache")["calvin"]
+    assert own["volumes"][0]["source"] == "/clone"
+
+
 def test_several_hosts_take_their_own_network_and_all_their_gpus() -> None:
     env = {"MASTER_ADDR": "10.0.0.1", "NODE_RANK": "3"}
     for name, service in rendered("llm-4090", "compose.multihost.yaml", **env).items():
@@ -159,7 +176,16 @@ TINY = {"vla": "profiles/recipes/vla-tiny.yaml", "grpo-h100": "profiles/demo-grp
 
 @pytest.mark.parametrize(
     "profile",
-    ["llm-4090", "llm-serve", "vla", "vla_finetune", "vla-serve", "grpo-h100", "grpo-vllm"],
+    [
+        "llm-4090",
+        "llm-serve",
+        "vla",
+        "vla_finetune",
+        "vla-serve",
+        "calvin",
+        "grpo-h100",
+        "grpo-vllm",
+    ],
 )
 def test_without_a_gpu_nothing_is_reserved(profile: str) -> None:
     real = rendered(profile)

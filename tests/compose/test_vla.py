@@ -54,6 +54,7 @@ def run_once(vla: Project, *words: str) -> subprocess.CompletedProcess[str]:
     return vla.compose("run", "--rm", "-T", "--no-deps", "vla", *words, check=False)
 
 
+@pytest.mark.runs("tatara data inspect data/tfrecord_logs --output outputs/look")
 def test_it_trains_looks_at_data_and_serves(
     project: Callable[..., Project], tmp_path: Path
 ) -> None:

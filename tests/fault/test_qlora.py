@@ -47,6 +47,7 @@ def trained_base(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.runs("tatara export RUN --merge")
 def test_two_ranks_share_a_4_bit_base_and_resume_bit_for_bit(tmp_path: Path) -> None:
     words = [*WORDS, f"model.name={trained_base(tmp_path / 'base')}"]
     whole = Training(tmp_path / "whole", words).end()

@@ -296,6 +296,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     refused("expected an LSTM, FC or GPT decoder, found 'discrete'")
 
 
+@pytest.mark.runs("tatara import robovlms CONFIG.json CHECKPOINT")
 @torch.no_grad()
 def test_a_checkpoint_becomes_a_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`tatara import robovlms CONFIG.json CHECKPOINT`: safetensors that answer the same."""

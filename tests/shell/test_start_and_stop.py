@@ -32,6 +32,7 @@ class Checkout:
             shutil.copytree(ROOT / name, root / name)
         for name in (".env.example", "pyproject.toml", "requirements-dev.lock"):
             shutil.copy(ROOT / name, root / name)
+        shutil.copy(ROOT / "Makefile", root)
         (root / "workloads").symlink_to(ROOT / "workloads")
         bin_folder = root / ".venv" / "bin"
         bin_folder.mkdir(parents=True)
@@ -52,6 +53,12 @@ class Checkout:
             timeout=PATIENCE,
         )
 
+    def make(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "--silent", *words]
+        return subprocess.run(
+            command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=PATIENCE
+        )
+
     @property
     def env(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -70,6 +77,7 @@ def checkout(tmp_path: Path) -> Callable[..., Checkout]:
     made.script("stop_training.sh")
 
 
+@pytest.mark.runs("make stop", "scripts/stop_training.sh")
 def test_started_watched_stopped_and_gone_on_with(checkout: Checkout) -> None:
     started = checkout.script("start_training.sh", "demo", *LONG)
     assert started.returncode == 0, started.stdout + started.stderr
@@ -88,7 +96,7 @@ def test_started_watched_stopped_and_gone_on_with(checkout: Checkout) -> None:
     assert f"--resume {checkout.run.id}" in stopped.stdout
     assert events(checkout.run, "stopped")
 
-    idle = checkout.script("stop_training.sh")
+    idle = checkout.make("stop")
     assert idle.stdout.strip() == "no training of this checkout is running"
 
     step = int(newest.name.rpartition("-")[2])
@@ -153,9 +161,10 @@ def test_a_mistake_ends_the_start_with_its_exit_code(checkout: Checkout) -> None
     assert "learning_rat" in started.stdout + started.stderr
 
 
+@pytest.mark.runs("make train", "scripts/monitor_training.sh")
 def test_the_monitor_shows_the_run(checkout: Checkout) -> None:
-    words = (*LONG, "train.max_steps=2", "--wait")
-    assert checkout.script("start_training.sh", "demo", *words).returncode == 0
+    done = checkout.make("train", f"ARGS={' '.join((*LONG, 'train.max_steps=2'))}")
+    assert done.returncode == 0, done.stdout + done.stderr
     shown = checkout.script("monitor_training.sh", "--once")
     assert shown.returncode == 0, shown.stderr
     assert checkout.run.id in shown.stdout

@@ -28,9 +28,21 @@ def test_the_page_names_files_and_commands() -> None:
     assert len(COMMANDS) >= 5 and all(line.startswith(".venv/bin/tatara ") for line in COMMANDS)
 
 
+@pytest.mark.runs(
+    "tatara check mine --deep",
+    "tatara plan mine",
+    "tatara train mine",
+    "tatara train mine --resume latest",
+    "tatara report latest",
+)
 def test_from_a_csv_to_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    (marker,) = request.node.iter_markers("runs")
+    assert [f".venv/bin/{command}" for command in marker.args] == COMMANDS
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "demo").symlink_to(ROOT / "data" / "demo")
     (tmp_path / "profiles").mkdir()

@@ -1,8 +1,9 @@
 """A recorded environment in the place of calvin_env: a process of its own, with its messages.
 
-It plays the reference's rollout of 40 steps over and over. A task with a block is solved by its
-third step, others never. --strict: other actions than the rollout's are refused. --ends-at FILE:
-where there is none it is written, and the process ends in a fifth step; `always`: every time.
+It plays the reference's rollout of 40 steps over and over. A task with the --solves text in its
+name (default: block) is solved by its third step, others never. --strict: other actions than the
+rollout's are refused. --ends-at FILE: where there is none it is written, and the process ends in a
+fifth step; `always`: every time.
 """
 
 import argparse
@@ -23,10 +24,10 @@ RECORDING = ROOT / "tests/golden/calvin_eval/rollout_40.npz"
 class Recorded:
     """Answers as `simulator.Calvin` does."""
 
-    def __init__(self, strict: bool, ends_at: Path | None) -> None:
+    def __init__(self, strict: bool, ends_at: Path | None, solves: str) -> None:
         with np.load(RECORDING) as stored:
             self.recording = {name: stored[name] for name in stored.files}
-        self.strict, self.ends_at = strict, ends_at
+        self.strict, self.ends_at, self.solves = strict, ends_at, solves
         self.at = 0
 
     def hello(self, fields, arrays):  # type: ignore[no-untyped-def]
@@ -53,7 +54,7 @@ class Recorded:
             print("a pointer of nobody", file=sys.stderr, flush=True)
             os._exit(9)
         self.at, self.begun = (self.at + 1) % 41, self.begun + 1
-        return {"solved": "block" in self.task and self.begun == 3}, self.seen()
+        return {"solved": self.solves in self.task and self.begun == 3}, self.seen()
 
     def seen(self):  # type: ignore[no-untyped-def]
         record = self.recording
@@ -66,7 +67,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--strict", action="store_true")
     parser.add_argument("--ends-at", type=Path)
+    parser.add_argument("--solves", default="block")
     args = parser.parse_args()
     outward = simulator.own_output()
     print("what a library prints", flush=True)
-    simulator.answer(Recorded(args.strict, args.ends_at), sys.stdin.buffer, outward)
+    simulator.answer(
+        lambda: Recorded(args.strict, args.ends_at, args.solves), sys.stdin.buffer, outward
+    )

@@ -2,64 +2,44 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from workloads.cli import parse
+from scripts import commands_page
+from scripts.commands_page import PAGES, ROOT, printed
+from workloads.cli import main, parse
 from workloads.config.merge import resolve
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit
-ROOT = Path(__file__).resolve().parents[2]
-GENERATED = ("cli.md", "configuration.md")
-PAGES = [
-    ROOT / "README.md",
-    *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in GENERATED),
+# Typed as they are printed: they answer in a second, without a network, a GPU or a run.
+QUICK = [
+    "tatara plan llm-4090",
+    "tatara plan llm-4090 --gpu rtx-4090 --gpus 2",
+    "tatara plan llm-4090 --gpu rtx-4090 --rows 7473 --price 0.4",
+    "tatara plan llm-4090 --suggest --gpu rtx-4090 --gpus 2",
+    "tatara plan PROFILE",
+    "tatara plan PROFILE --suggest --gpu rtx-4090",
+    "tatara plan profiles/llm-4090.yaml",
+    "tatara models",
+    "tatara models elyza",
+    "tatara models --language ja --gpu-memory 24",
+    "tatara models --language ja --gpu-memory 24 --method lora",
+    "tatara models --gpu-memory 16 --method lora",
+    "tatara submit slurm llm-4090 --gpus 2 --time 8:00:00 --print",
+    "tatara submit sky llm-4090 --infra lambda --gpu-type H100 --gpus 2 --hours 3 "
+    "--max-hourly-cost 20 --print",
+    "tatara submit trainjob llm-4090 --image registry.example/tatara-llm:1 --gpus 2 --hours 3 "
+    "--queue team --print",
+    "tatara rent lambda grpo-h100 --hours 3 --dry-run",
+    "tatara rent list",
+    "tatara prune",
 ]
-BLOCK = re.compile(r"^ *```(?:bash|sh)?\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"`((?:\.venv/bin/)?tatara [^`]+|make [^`]+|\./scripts/[^`]+)`")
+NOTHING_FITS = 1  # what plan answers where a profile does not fit the GPU
+GPU_ALONE = re.compile(r"4090|h100|train-vla RECIPE=auto")
 SETTING = re.compile(r"[a-z_]+(\.\w+)+=")
-STARTS = ("tatara", "make", "docker", "./scripts/", "scripts/", ".venv/bin/tatara", "bench/")
-
-
-def lines(page: Path) -> Iterator[tuple[str, bool]]:
-    """Lines of a page's blocks, and commands within its sentences; and whether they are whole."""
-    text = page.read_text(encoding="utf-8")
-    for block in BLOCK.findall(text):
-        for line in block.replace("\\\n", " ").splitlines():
-            yield line.strip().removeprefix("$ "), True
-    for command in INLINE.findall(BLOCK.sub("", text)):
-        yield " ".join(command.split()), False
-
-
-def commands(line: str) -> Iterator[list[str]]:
-    """The simple commands of a line, without what is set before them."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
-    lexer.whitespace_split = True
-    command: list[str] = []
-    try:
-        words = [*lexer, ";"]
-    except ValueError:  # a sentence with an apostrophe
-        return
-    for word in words:
-        if not set(word) <= set("|&;<>"):
-            command.append(word)
-            continue
-        while command and re.match(r"[A-Z_]+=", command[0]):
-            command = command[1:]
-        if command and command[0].startswith(STARTS):
-            yield command
-        command = []
-
-
-def printed(page: Path) -> dict[tuple[str, ...], bool]:
-    found: dict[tuple[str, ...], bool] = {}
-    for line, whole in lines(page):
-        for command in commands(line):
-            found[tuple(command)] = found.get(tuple(command), False) or whole
-    return found
 
 
 def of_tatara(command: Sequence[str]) -> list[str] | None:
@@ -115,3 +95,73 @@ def test_targets_and_scripts_that_a_page_prints_exist(page: Path) -> None:
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), command
         if command[0].startswith(("./", "scripts/")):
             assert (ROOT / command[0]).is_file(), command
+
+
+def test_blocks_of_other_languages_hide_no_command(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        '```csv title="a.csv"\nmake nothing\n```\n\ntext with `tatara report latest`\n\n'
+        "```sh\nmake train   # a comment\nOMP=1 .venv/bin/tatara plan a && make test\n```\n"
+    )
+    assert printed(page) == {
+        ("make", "train"): True,
+        (".venv/bin/tatara", "plan", "a"): True,
+        ("make", "test"): True,
+        ("tatara", "report", "latest"): False,
+    }
+
+
+@pytest.mark.runs(*QUICK)
+@pytest.mark.parametrize("command", QUICK)
+def test_a_quick_command_does_something_as_it_is_printed(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("profiles", "workloads"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/demo").symlink_to(ROOT / "data/demo")
+    monkeypatch.chdir(tmp_path)
+    for name in ("LAMBDA_API_KEY", "TATARA_OUTPUTS", "RECIPE"):
+        monkeypatch.delenv(name, raising=False)
+    words = [{"PROFILE": "demo"}.get(word, word) for word in shlex.split(command)[1:]]
+    code = main(words)
+    said = capsys.readouterr()
+    assert code == 0 or (words[0] == "plan" and code == NOTHING_FITS), said.out + said.err
+    assert said.out.strip() and "Traceback" not in said.err
+
+
+def test_what_is_said_to_have_been_run_is_printed_by_a_page() -> None:
+    every = {command for page in PAGES for command in commands_page.texts(page)}
+    said = {**commands_page.by_tests(), **commands_page.by_hand()}
+    assert {command: place for command, place in said.items() if command not in every} == {}
+    both = set(commands_page.by_tests()) & set(commands_page.by_hand())
+    assert both == set(), "a test runs it: take it out of docs/typed-by-hand.yaml"
+
+
+def test_the_first_pages_say_what_was_run() -> None:
+    """Every command of README and quick start that needs no GPU was run by a test or by hand."""
+    said = {**commands_page.by_tests(), **commands_page.by_hand()}
+    for name in ("README.md", "docs/quickstart.md"):
+        left = [text for text in commands_page.texts(ROOT / name) if text not in said]
+        assert all(GPU_ALONE.search(text) for text in left), left
+
+
+def test_a_page_says_how_many_of_its_commands_were_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n```\nmake one\n./scripts/two.sh\ntatara three\n```\n")
+    monkeypatch.setattr(commands_page, "PAGES", [page])
+    monkeypatch.setattr(commands_page, "by_tests", lambda: {"make one": "tests/t.py::test_one"})
+    monkeypatch.setattr(commands_page, "by_hand", lambda: {"scripts/two.sh": "by hand, 1st, here"})
+    (written,) = commands_page.pages().values()
+    line = "*Commands on this page: 1 run by tests, 1 typed by hand, 1 only checked against"
+    assert written.splitlines()[-1].startswith(line)
+    page.write_text(written.replace("1 typed", "7 typed"))
+    assert commands_page.pages() == {page: written}
+    rows = commands_page.page().splitlines()
+    assert "| `make one` | `tests/t.py::test_one` |" in rows
+    assert "| `scripts/two.sh` | by hand, 1st, here |" in rows and "| `tatara three` | – |" in rows

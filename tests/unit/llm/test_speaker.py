@@ -100,6 +100,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
+@pytest.mark.runs("tatara chat RUN")
 def test_lines_of_a_pipe_are_one_conversation(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.runs("tatara verify RUN")
 def test_a_whole_run_and_a_copy_of_it(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

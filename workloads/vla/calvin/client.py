@@ -3,8 +3,6 @@
 See `simulator` for the messages.
 """
 
-import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -21,7 +19,7 @@ from workloads.vla.calvin.scenes import ROBOT_OBS
 
 COMMIT = "797142c588c21e76717268b7b430958dbd13bf48"  # of calvin_env, the one that was tried
 _START, _STEP = 180.0, 60.0  # seconds for an answer: of a process that starts, and later
-_INSIDE = "/opt/calvin"  # where the image has the clone
+_END = 5.0  # seconds that a process has to end
 
 
 class SimulatorEnded(TataraError):
@@ -45,53 +43,6 @@ class Place:
 
     command: tuple[str, ...] = ()
     address: tuple[str, int] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        python: Path | None,
-        image: str | None,
-        address: str | None,
-        clone: Path | None,
-        egl: bool = False,
-    ) -> "Place":
-        """One of a Python with calvin_env's packages, an image, and HOST:PORT.
-
-        clone: of calvin_env, or the folder that has it; an environment that calvin_env is installed
-        in, the image and an address need none. Raises UserError where it is not there.
-        """
-        if sum(given is not None for given in (python, image, address)) != 1:
-            raise UserError(
-                "expected one of --env-python, --env-image and --env, which say where CALVIN's "
-                "simulator runs; docs/policies.md shows how to make one"
-            )
-        if clone is not None and not any(
-            (folder / "conf/config_data_collection.yaml").is_file()
-            for folder in (clone, clone / "calvin_env")
-        ):
-            raise UserError(
-                f"--calvin: expected a clone of calvin_env, found none at {clone}; "
-                "git clone https://github.com/mees/calvin_env"
-            )
-        flags = ("--egl",) if egl else ()
-        if address is not None:
-            return cls(address=_host_and_port(address))
-        if python is not None:
-            if shutil.which(python) is None:
-                raise UserError(f"--env-python: expected a Python, found none at {python}")
-            where = () if clone is None else ("--calvin", str(clone.resolve()))
-            return cls((str(python), os.path.abspath(simulator.__file__), *where, *flags))
-        mount = ("-v", f"{clone.resolve()}:{_INSIDE}:ro") if clone else ()
-        gpu = ("--gpus", "all") if egl else ()
-        secure = ("--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
-        return cls(("docker", "run", "--rm", "-i", *secure, *mount, *gpu, str(image), *flags))
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(f"--env: expected HOST:PORT, found {text!r}")
-    return host, int(port)
 
 
 class Simulator:
@@ -142,11 +93,14 @@ class Simulator:
             with suppress(OSError):  # it may have ended already
                 part.close()
         if self._process is not None:
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            # A container's client hands a TERM on to what hangs inside, and nothing of a KILL.
+            for end in (self._process.terminate, self._process.kill):
+                try:
+                    self._process.wait(_END)
+                    return
+                except subprocess.TimeoutExpired:
+                    end()
+            self._process.wait()
 
     def reset(self, scene_obs: np.ndarray) -> Frame:
         """A sequence's first scene, float [24], with the robot where all sequences begin."""

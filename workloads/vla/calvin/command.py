@@ -12,7 +12,8 @@ from typing import Any
 
 from workloads.engine.evaluate_command import Progress, Target, add_target, say, target_of
 from workloads.errors import EXIT_DONE, UserError
-from workloads.vla.calvin.client import COMMIT, Place
+from workloads.vla.calvin.client import COMMIT
+from workloads.vla.calvin.places import add_simulator, place_of
 from workloads.vla.calvin.rollout import Pilot
 
 SEQUENCES = 20
@@ -31,20 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sequences", type=int, default=SEQUENCES, metavar="N",
         help="the first N of the 1000 (default: %(default)s)",
     )  # fmt: skip
-    where = parser.add_argument_group("simulator, one of")
-    where.add_argument(
-        "--env-python", type=Path, metavar="PYTHON", help="a Python with calvin_env's packages"
-    )
-    where.add_argument(
-        "--env-image", metavar="IMAGE", help="a container image with calvin_env's packages"
-    )
-    where.add_argument("--env", metavar="HOST:PORT", help="where simulators listen")
-    parser.add_argument(
-        "--calvin", type=Path, metavar="FOLDER",
-        help="clone of calvin_env, where the Python or the image has none",
-    )  # fmt: skip
-    parser.add_argument("--egl", action="store_true", help="draw with the GPU, as the data was")
-    parser.add_argument("--processes", type=int, default=1, help="simulators side by side (1)")
+    add_simulator(parser)
     parser.add_argument(
         "--videos",
         type=int,
@@ -70,20 +58,21 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 
     Raises UserError for arguments below their least value.
     """
-    for name, least in (("sequences", 1), ("processes", 1), ("videos", 0)):
+    for name, least in (("sequences", 1), ("videos", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name}: expected at least {least}, found {getattr(args, name)}")
-    place = Place.of(args.env_python, args.env_image, args.env, args.calvin, args.egl)
     new_pilot: Callable[[], Pilot]
     if args.scripted:
         from workloads.run import outputs
         from workloads.vla.calvin.scripted import Script
 
         name, folder = "script", args.output or outputs(dict(env)) / "eval/calvin-script"
+        place = place_of(args, env)
         new_pilot, facts = Script, {"policy": "script"}
     else:
         target = target_of(args, env, "vla")
         name, folder = target.name, args.output or target.folder / "calvin"
+        place = place_of(args, env)
         new_pilot, facts = _policy(target, args)
     from workloads.vla.calvin.evaluate import Videos, evaluate
     from workloads.vla.calvin.report import summary, table, write

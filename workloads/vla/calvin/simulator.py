@@ -188,19 +188,25 @@ class Calvin:
         return {**images, **states}
 
 
-def answer(simulator, inward, outward):
-    """Do what is asked until the other side ends."""
-    verbs = {
-        "hello": simulator.hello,
-        "reset": simulator.reset,
-        "task": simulator.begin,
-        "step": simulator.step,
-    }
+def answer(new_simulator, inward, outward):
+    """Do what is asked until the other side ends.
+
+    The simulator is made for the first message: a look whether anybody listens costs none.
+    """
+    verbs: dict = {}
     while True:
         try:
             fields, arrays = read_message(inward)
         except EOFError:
             return
+        if not verbs:
+            simulator = new_simulator()
+            verbs = {
+                "hello": simulator.hello,
+                "reset": simulator.reset,
+                "task": simulator.begin,
+                "step": simulator.step,
+            }
         try:
             verb = verbs.get(fields.get("do"))
             if verb is None:
@@ -250,7 +256,8 @@ def main():
         own = [sys.executable, os.path.abspath(__file__), *(["--egl"] if args.egl else [])]
         listen(args.listen, own + (["--calvin", str(args.calvin)] if args.calvin else []))
     outward = own_output()
-    answer(Calvin(args.calvin and args.calvin.resolve(), args.egl), sys.stdin.buffer, outward)
+    folder = args.calvin and args.calvin.resolve()
+    answer(lambda: Calvin(folder, args.egl), sys.stdin.buffer, outward)
 
 
 if __name__ == "__main__":

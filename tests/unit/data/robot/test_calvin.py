@@ -43,6 +43,7 @@ def test_the_folder_of_splits(tmp_path: Path) -> None:
         open_dataset(tmp_path / "set/training", split="training")
 
 
+@pytest.mark.runs("tatara data inspect data/calvin/task_ABC_D/training")
 def test_it_can_be_inspected_and_converted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

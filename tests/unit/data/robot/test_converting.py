@@ -96,6 +96,7 @@ def test_a_frame_that_comes_back_as_another_one_is_refused(
     assert not out.exists() and not (recordings.parent / "out.partial").exists()
 
 
+@pytest.mark.runs("tatara data convert outputs/lerobot data/again --to crane-x7")
 def test_back_to_crane_x7(recordings: Path) -> None:
     source = open_dataset(recordings, drop_last_placeholder=False)
     there = to_lerobot_v3(source, recordings.parent / "there").path

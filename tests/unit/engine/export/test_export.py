@@ -526,6 +526,7 @@ def deltas(model: Any, name: str) -> dict[str, torch.Tensor]:
     return {key: one.get_delta_weight(name) for key, one in layers if name in one.lora_A}
 
 
+@pytest.mark.runs("tatara export RUN --adapters default=0.7,OTHER_RUN=0.3 --output DIR")
 @pytest.mark.parametrize("merge", [False, True])
 def test_adapters_are_combined_by_weight(
     tmp_path: Path, merge: bool, monkeypatch: pytest.MonkeyPatch

@@ -44,6 +44,7 @@ def test_settings_that_differ_and_no_others(runs: list[Written]) -> None:
     assert "all runs have the same settings" in compare.settings(same)
 
 
+@pytest.mark.runs("tatara report RUN RUN '…'")
 def test_a_report_of_several_runs_is_one_page(
     runs: list[Written],
     tmp_path: Path,

@@ -176,6 +176,7 @@ def test_a_long_run_makes_a_small_page(written: Written) -> None:
     assert len(text) < 300_000 and "50,000" in text
 
 
+@pytest.mark.runs("tatara report RUN")
 def test_it_is_written_beside_the_run_or_where_it_is_wanted(
     written: Written,
     tmp_path: Path,

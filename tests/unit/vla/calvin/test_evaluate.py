@@ -1,25 +1,30 @@
 """CALVIN's protocol against a recorded environment in a process of its own."""
 
 import json
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support import recorded_calvin
 from tests.support.golden_kosmos import GoldenKosmos
+from tests.support.waiting import until
 from workloads.cli import main
 from workloads.errors import UserError
 from workloads.vla.calvin import sequences, simulator
 from workloads.vla.calvin.client import Frame, Place, Simulator, SimulatorEnded
 from workloads.vla.calvin.evaluate import RESULTS, Videos, evaluate
 from workloads.vla.calvin.report import summary, table
-from workloads.vla.calvin.rollout import PolicyPilot, check_policy, drive
+from workloads.vla.calvin.rollout import PolicyPilot, Rollout, check_policy, drive
 from workloads.vla.calvin.scripted import Script
+from workloads.vla.calvin.video import write_video
 
 pytestmark = pytest.mark.unit
 
@@ -117,22 +122,38 @@ def test_a_simulator_that_ends_is_started_once_more(tmp_path: Path) -> None:
         run(tmp_path / "dies", 1, recorded("--ends-at", "always"))
 
 
+def test_a_sequence_as_mp4_and_gif(tmp_path: Path) -> None:
+    """Each frame of the simulator in MP4, every third in GIF; the ends of tasks in both."""
+    steps = [4, 9]
+    images = [
+        np.full((200, 200, 3), 10 * number, np.uint8) for number in range(sum(steps) + len(steps))
+    ]
+    rollout = Rollout(solved=1, steps=steps, images=images)
+    film = write_video(rollout, sequences(1)[0], tmp_path / "film", "mp4")
+    with av.open(str(film)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert container.streams.video[0].average_rate == 30
+    assert [frame.shape for frame in frames] == [(224, 200, 3)] * len(images)
+    told = [int(np.median(frame[:200])) for frame in frames]
+    assert np.allclose(told, [10 * number for number in range(len(images))], atol=4)
+    with Image.open(write_video(rollout, sequences(1)[0], tmp_path / "film", "gif")) as moving:
+        # Frames 0, 3, 4 (the first task's end), 6, 9, 12 and 14 (the second's).
+        assert moving.n_frames == 7  # type: ignore[attr-defined]
+        moving.seek(2)
+        colours = np.asarray(moving.convert("RGB"))[200:].reshape(-1, 3).astype(int)
+    assert (colours[:, 1] > colours[:, 0] + 50).any()  # green: it was solved
+
+
 def test_what_starts_no_simulator(tmp_path: Path) -> None:
     with pytest.raises(SimulatorEnded, match="No module named"):
         Simulator(Place((sys.executable, "-c", "import absent")), tmp_path / "log")
-    with pytest.raises(UserError, match="expected one of --env-python, --env-image and --env"):
-        Place.of(None, None, None, None)
-    with pytest.raises(UserError, match="--env: expected HOST:PORT"):
-        Place.of(None, None, "nowhere", None)
-    with pytest.raises(UserError, match="expected a clone of calvin_env, found none at"):
-        Place.of(Path(sys.executable), None, None, tmp_path)
-    with pytest.raises(UserError, match="--env-python: expected a Python"):
-        Place.of(tmp_path / "python", None, None, None)
     with pytest.raises(UserError, match=r"expected simulators at 127\.0\.0\.1:1"):
         Simulator(Place(address=("127.0.0.1", 1)), tmp_path / "log")
 
 
-def test_simulators_that_listen(tmp_path: Path) -> None:
+@pytest.fixture
+def listening() -> Iterator[str]:
+    """HOST:PORT of recorded simulators."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(simulator.__file__).parent)!r}); "
         "import simulator; simulator.listen('127.0.0.1:0', sys.argv[1:])"
@@ -141,21 +162,47 @@ def test_simulators_that_listen(tmp_path: Path) -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            address = server.stdout.readline().split()[-1]
-            place = Place.of(None, None, address, None)
-            with (
-                Simulator(place, tmp_path / "log") as one,
-                Simulator(place, tmp_path / "log") as two,
-            ):
-                for env in (one, two):
-                    env.reset(sequences(1)[0].scene_obs)
-                    env.begin("rotate_blue_block_right")
-                still = np.array([0.0] * 6 + [1.0])
-                # Each connection has a simulator of its own.
-                assert [one.step(still).solved for _ in range(3)] == [False, False, True]
-                assert [two.step(still).solved for _ in range(3)] == [False, False, True]
+            yield server.stdout.readline().split()[-1]
         finally:
             server.kill()
+
+
+def test_simulators_that_listen(listening: str, tmp_path: Path) -> None:
+    host, port = listening.split(":")
+    place = Place(address=(host, int(port)))
+    socket.create_connection((host, int(port))).close()  # a health check, which asks for nothing
+    with (
+        Simulator(place, tmp_path / "log") as one,
+        Simulator(place, tmp_path / "log") as two,
+    ):
+        for env in (one, two):
+            env.reset(sequences(1)[0].scene_obs)
+            env.begin("rotate_blue_block_right")
+        still = np.array([0.0] * 6 + [1.0])
+        # Each connection has a simulator of its own.
+        assert [one.step(still).solved for _ in range(3)] == [False, False, True]
+        assert [two.step(still).solved for _ in range(3)] == [False, False, True]
+
+
+def test_an_evaluation_that_was_killed_ends_as_one_that_was_not(
+    listening: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(folder: Path) -> list[str]:
+        words = ["eval", "calvin", "--scripted", "--env", listening, "--sequences", "12"]
+        return [*words, "--videos", "1", "--processes", "2", "--output", str(folder)]
+
+    killed = tmp_path / "killed"
+    with subprocess.Popen([sys.executable, "-m", "workloads.cli", *command(killed)]) as first:
+        file = killed / RESULTS
+        until(lambda: file.is_file() and b"\n" in file.read_bytes())
+        first.kill()
+    assert 0 < len(file.read_bytes().splitlines()) < 12
+    assert main(command(killed)) == 0
+    assert main(command(tmp_path / "whole")) == 0
+    once, again = capsys.readouterr().out.split("results:")[:2]
+    assert once.strip() == again.partition("\n")[2].strip()
+    for name in ("calvin.json", "sequence-0000.gif"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_policy_drives_and_one_of_another_robot_is_refused(tmp_path: Path) -> None:
@@ -203,8 +250,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert found["policy"] == "script" and found["sequences"] == 1
     assert main([*words, "--sequences", "0"]) == 2
     assert "--sequences: expected at least 1, found 0" in capsys.readouterr().err
-    assert main(["eval", "calvin", "--scripted"]) == 2
-    assert "expected one of --env-python" in capsys.readouterr().err
 
 
 def test_messages_that_are_none() -> None:

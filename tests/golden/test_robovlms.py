@@ -14,13 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workloads.cli import main
+from workloads.config.merge import resolve
 from workloads.errors import UserError
-from workloads.vla.policy import Policy
+from workloads.vla.policy import Observation, Policy
 from workloads.vla.robovlms import load_pretrained
 from workloads.vla.robovlms.actions import command, normalise
+from workloads.vla.robovlms.backbones import usable_tokens
 from workloads.vla.robovlms.heads import GptHead, Head, History, LstmHead, policy_loss
-from workloads.vla.robovlms.loading import empty
+from workloads.vla.robovlms.loading import empty, random_policy, tokenizer
 from workloads.vla.robovlms.modeling import HEADS, PolicyModel
+from workloads.vla.robovlms.policy import HeadPolicy
 from workloads.vla.robovlms.spec import HeadSize, PolicySpec
 
 pytestmark = pytest.mark.golden
@@ -293,7 +296,9 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     config.write_text(
         json.dumps(said | {"act_head": said["act_head"] | {"type": "DiscreteDecoder"}})
     )
-    refused("expected an LSTM, FC or GPT decoder, found 'discrete'")
+    refused("backbone: expected a tokenizer")
+    config.write_text(json.dumps(said | {"act_head": {"latent": 1}}))
+    refused("expected act_head.type to name a decoder")
 
 
 @pytest.mark.runs("tatara import robovlms CONFIG.json CHECKPOINT")
@@ -323,6 +328,46 @@ def test_a_checkpoint_becomes_a_policy(tmp_path: Path, capsys: pytest.CaptureFix
     sent = acting.scale(None).actions(arm, opens)  # type: ignore[attr-defined]
     assert np.allclose(sent, [[-0.65, 0.0, 0.65, 0.325, 0.0, 0.0, 1.0]])
     assert main(command) == 2 and "a name that is free" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_discrete_actions_becomes_a_policy(tmp_path: Path) -> None:
+    """`DiscreteDecoder` has no weights of its own; the ids are those of the base's tokenizer, and
+    the frames of a window are one sequence whatever `history_type` says."""
+    fields = json.loads((TINY / "config.json").read_text())
+    head = HeadSize(64, hidden=48, chunk=1, window=2)
+    spec = PolicySpec(
+        fields, "discrete", head, history="interleaved", usable=usable_tokens(tokenizer(TINY)),
+        bins=32, bounds=(-0.65, 0.65),
+    )  # fmt: skip
+    own = random_policy(spec, 3).eval()
+    tied = own.all_tied_weights_keys
+    state = {f"model.{key}": v for key, v in own.state_dict().items() if key not in tied}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save({"state_dict": state}, folder / "policy.pt")
+    config = {
+        "model": "kosmos", "model_config": str(TINY / "config.json"), "window_size": 2,
+        "fwd_pred_next_n": 1, "norm_action": True, "norm_min": -0.65, "norm_max": 0.65,
+        "act_head": {"type": "DiscreteDecoder", "hidden_size": 48, "action_dim": 7, "n_bin": 32,
+                     "min_action": -1, "max_action": 1, "action_space": "discrete"},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_pretrained(folder).spec == spec
+    words = [str(folder / "config.json"), str(folder / "policy.pt"), "--base", str(TINY)]
+    assert main(["import", "robovlms", *words, "--output", str(tmp_path / "mine.yaml")]) == 0
+    own_data = [f"model.name={tmp_path / 'mine'}", "data.source=calvin"]
+    profile, _ = resolve(tmp_path / "mine.yaml", {}, own_data)
+    assert (profile.action_head.history, profile.action_head.bins) == ("interleaved", 32)
+    acting = Policy.from_pretrained(tmp_path / "mine", device="cpu", tell=lambda text: None)
+    assert isinstance(acting, HeadPolicy) and acting.model.spec == spec
+    stored = acting.model.state_dict()
+    assert all(torch.equal(stored[key], value) for key, value in own.state_dict().items())
+    memory = acting.new_memory()
+    seen = Observation({"static": np.zeros((200, 200, 3), np.uint8)}, "open the drawer")
+    for _ in range(3):
+        action = acting.act([seen], memories=[memory])[0, 0]
+        assert action.shape == (7,) and np.abs(action[:6]).max() <= 0.65
 
 
 @pytest.mark.parametrize("kind", ["fc", "gpt"])

@@ -1,4 +1,4 @@
-"""A tiny PaliGemma's and a tiny SmolVLM's files, without weights."""
+"""Files of tiny vision-language models, without weights."""
 
 import json
 import shutil
@@ -38,6 +38,45 @@ PALIGEMMA: dict[str, Any] = {
         "patch_size": 14,
         "projection_dim": 48,
         "vision_use_head": False,
+    },
+}
+# A small window and a low cap, so that both change what is read.
+PALIGEMMA2: dict[str, Any] = {
+    **PALIGEMMA,
+    "text_config": {
+        **PALIGEMMA["text_config"],
+        "model_type": "gemma2",
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 12,
+        "attn_logit_softcapping": 0.5,
+    },
+}
+# As published: the language model's fields stand beside the others. An image is 16 tokens.
+VISION_START, VISION_END = 1020, 1021
+QWEN: dict[str, Any] = {
+    "model_type": "qwen2_5_vl",
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "image_token_id": IMAGE_TOKEN,
+    "video_token_id": 1022,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+    "tie_word_embeddings": True,
+    "vocab_size": 1024,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 2, 2]},
+    "vision_config": {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 4,
+        "patch_size": 28,
+        "window_size": 112,
+        "out_hidden_size": 48,
+        "fullatt_block_indexes": [1],
     },
 }
 SMOLVLM: dict[str, Any] = {

@@ -38,8 +38,8 @@ class TowerShape:
     """A vision transformer of the `layers` that are computed.
 
     patches: what it sees of one image, before any merging, with `extra` tokens of its own (class,
-    registers) that it does not hand on. patch: the side of one in pixels, where a model takes
-    images of any size; 0 elsewhere.
+    registers) that it does not hand on. Where a model takes images of any size, patch: the side of
+    one in pixels, and merged: the patches of a token's side; 0 and 1 elsewhere.
     """
 
     layers: int
@@ -49,6 +49,7 @@ class TowerShape:
     gated: bool = False
     extra: int = 0
     patch: int = 0
+    merged: int = 1
 
 
 def need(fields: Fields, name: str) -> int:
@@ -100,7 +101,8 @@ def _qwen_vision(family: str, fields: Fields, hidden: int) -> Vision:
     middle = int(
         vision.get("intermediate_size", 3420) if new else width * vision.get("mlp_ratio", 4)
     )
-    merged = width * int(vision.get("spatial_merge_size", 2)) ** 2
+    merge = int(vision.get("spatial_merge_size", 2))
+    merged = width * merge**2
     names = ("gate_proj", "up_proj", "down_proj") if new else ("fc1", "fc2")
     rows = [("qkv", width, 3 * width), ("proj", width, width)]
     rows += [(name, width, middle) for name in names[:-1]] + [(names[-1], middle, width)]
@@ -115,7 +117,7 @@ def _qwen_vision(family: str, fields: Fields, hidden: int) -> Vision:
     channels = int(vision.get("in_channels", vision.get("in_chans", 3)))
     convolution = channels * int(vision.get("temporal_patch_size", 2)) * patch**2 * width
     patches = _USUAL_SIDE**2 // patch**2
-    tower = TowerShape(depth, width, middle, patches, gated=new, patch=patch)
+    tower = TowerShape(depth, width, middle, patches, gated=new, patch=patch, merged=merge)
     return (tower,), tuple(linears), biases + norms + convolution
 
 

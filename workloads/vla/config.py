@@ -11,6 +11,7 @@ from workloads.config.sections import Number, Profile, Section, Text, Whole
 from workloads.data.action_parts import Change
 from workloads.errors import did_you_mean
 from workloads.vla.mixtures import dataset_settings, mixtures
+from workloads.vla.robovlms.spec import IMAGE_SIDE, HeadSize, parameters
 
 if TYPE_CHECKING:
     from workloads.plan.shapes import ModelShape
@@ -459,8 +460,14 @@ class VlaConfig(Profile):
         """The model's shape with the image tokens of all cameras of a row.
 
         Towers see the images one by one, and the patches of all of them stand in the sequence; a
-        window has them once a frame.
+        window has them once a frame. Where images may have any size, a policy head's are squares,
+        each between two marks.
         """
+        tower = shape.towers[0] if shape.towers else None
+        if self.action_head.is_policy_head and tower is not None and tower.patch:
+            side = IMAGE_SIDE // (tower.patch * tower.merged)
+            square = replace(tower, patches=(side * tower.merged) ** 2)
+            shape = replace(shape, towers=(square,), image_tokens=side**2 + 2)
         cameras = max(1, len(self.data.cameras))
         seen = cameras * self.window
         if seen < 2:
@@ -470,8 +477,6 @@ class VlaConfig(Profile):
 
     def _head_parameters(self, hidden: int) -> int:
         """Numbers of a policy head, of its action tokens, and of what projects the state."""
-        from workloads.vla.robovlms.spec import HeadSize, parameters
-
         head = self.action_head
         size = HeadSize(
             hidden, head.hidden, self.action_size, self.chunk, head.latent, head.layers,

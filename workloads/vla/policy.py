@@ -97,15 +97,16 @@ class Policy(Protocol):
         cls,
         path: str | os.PathLike[str],
         dtype: torch.dtype | None = None,
-        attn: str = "sdpa",
+        attn: str = "auto",
         device: str | torch.device | None = None,
         four_bit: bool = False,
         tell: Tell = print,
     ) -> "Policy":
         """Load what `tatara export` wrote, an adapter's folder too, or a published checkpoint.
 
-        dtype: by default the one it was exported in, float32 on a CPU. device: by default the GPU
-        where there is one. four_bit: hold the base in nf4, for GPUs of 16 GB. Raises UserError
+        dtype: by default the one it was exported in, float32 on a CPU. attn: sdpa, eager or
+        flash_attention_2; auto is sdpa, or what the policy needs. device: by default the GPU where
+        there is one. four_bit: hold the base in nf4, for GPUs of 16 GB. Raises UserError
         where the folder is no policy.
         """
         from workloads.vla.family import family_named

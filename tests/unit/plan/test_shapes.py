@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from tests.support.fake_hub import GOOD_TOKEN, FakeHub
 from tests.support.planning import LLAMA_1B, OFFLINE, SIZES, TABLE, N, of, profile
+from workloads.config.merge import resolve
 from workloads.config.sections import Model
 from workloads.errors import UserError
 from workloads.plan import known_shapes
@@ -24,6 +25,7 @@ from workloads.plan.shapes import from_fields
 
 pytestmark = pytest.mark.unit
 
+ROOT = Path(__file__).resolve().parents[3]
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 
 
@@ -195,6 +197,12 @@ def test_llavas_of_other_parts_are_refused(fields: dict[str, Any], said: str) ->
         ("Qwen/Qwen2-VL-2B-Instruct", 2_208_985_600),
         ("openvla/openvla-7b", 7_541_237_184),
         ("google/gemma-2-2b-it", 2_614_341_888),
+        ("google/paligemma-3b-pt-224", 2_923_466_480),
+        ("google/paligemma2-3b-pt-224", 3_032_242_416),
+        ("HuggingFaceTB/SmolVLM2-256M-Video-Instruct", 256_484_928),
+        ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 507_482_304),
+        ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", 2_246_784_880),
+        ("HuggingFaceTB/SmolVLM-256M-Instruct", 256_484_928),
         ("Qwen/Qwen2.5-0.5B", 494_032_768),
         ("somebody/llama-3.2-1b", 1_235_814_400),
     ],
@@ -249,17 +257,15 @@ def test_kosmos_and_every_head_are_counted_as_they_are_built() -> None:
 
 
 @pytest.mark.parametrize("head", [False, True])
-def test_paligemma_is_counted_as_it_is_built(head: bool) -> None:
+@pytest.mark.parametrize("generation", [1, 2])
+def test_paligemma_is_counted_as_it_is_built(head: bool, generation: int) -> None:
     from transformers import AutoConfig
 
-    from tests.support.tiny_backbones import PALIGEMMA
+    from tests.support.tiny_backbones import PALIGEMMA, PALIGEMMA2
     from workloads.engine.pretrained.load import IMAGES
 
-    shape, _ = shape_of(Model(name="google/paligemma-3b-pt-224"), OFFLINE)
-    assert (shape.parameters, shape.image_tokens) == (2_923_466_480, 256)
-    tiny = {
-        **PALIGEMMA, "vision_config": {**PALIGEMMA["vision_config"], "vision_use_head": head}
-    }  # fmt: skip
+    fields = PALIGEMMA if generation == 1 else PALIGEMMA2
+    tiny = {**fields, "vision_config": {**fields["vision_config"], "vision_use_head": head}}
     built = IMAGES.factory.from_config(AutoConfig.for_model(**tiny))
     own = from_fields(tiny)
     assert own.parameters == sum(parameter.numel() for parameter in built.parameters())
@@ -279,6 +285,23 @@ def test_smolvlm_is_counted_as_it_is_built(kind: str, tied: bool) -> None:
     own = from_fields(tiny)
     assert own.parameters == sum(parameter.numel() for parameter in built.parameters())
     assert own.image_tokens == 4
+
+
+def test_images_of_a_policy_on_qwen_are_squares() -> None:
+    """As its adapter makes them: 224 pixels a side, each between two marks."""
+    from transformers import AutoConfig
+
+    from tests.support.tiny_backbones import QWEN
+    from workloads.engine.pretrained.load import IMAGES
+
+    config, _ = resolve(ROOT / "profiles/recipes/policy-qwen.yaml", {})
+    shape, _ = shape_of(config.model, OFFLINE)
+    seen = config.seen_shape(shape)
+    assert (seen.image_tokens, seen.towers[0].patches) == (2 * (64 + 2), 8 * 2 * 256)
+    tiny = from_fields(QWEN)
+    built = IMAGES.factory.from_config(AutoConfig.for_model(**QWEN))
+    assert tiny.parameters == sum(parameter.numel() for parameter in built.parameters())
+    assert config.seen_shape(tiny).image_tokens == 2 * (16 + 2)
 
 
 # Inputs and outputs of the matrices of OpenVLA's two last tower blocks and its pool.

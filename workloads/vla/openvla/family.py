@@ -120,7 +120,8 @@ class OpenVLAFamily:
         four_bit: bool,
         tell: Tell,
     ) -> OpenVLAPolicy:
-        return load_policy(folder, facts, name, dtype, attn, device, four_bit, tell)
+        kind = "sdpa" if attn == "auto" else attn
+        return load_policy(folder, facts, name, dtype, kind, device, four_bit, tell)
 
     def fake_step(self, config: VlaConfig, fields: "Fields") -> "FakeStep":
         from workloads.vla.openvla.fake_step import build

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from workloads.engine.pretrained.weights import size_of, whole_folder
 from workloads.engine.zero import to_fp32
 from workloads.errors import UserError
 from workloads.json_files import read_json
-from workloads.vla.robovlms.backbones import backbone_of
+from workloads.vla.robovlms.backbones import backbone_of, usable_tokens
 from workloads.vla.robovlms.config import inherited
-from workloads.vla.robovlms.loading import carry, empty, fill, load_exported
-from workloads.vla.robovlms.modeling import HEADS, PolicyModel, write
+from workloads.vla.robovlms.loading import carry, empty, fill, load_exported, tokenizer
+from workloads.vla.robovlms.modeling import PolicyModel, write
 from workloads.vla.robovlms.spec import MODEL_TYPE, HeadSize, PolicySpec
 from workloads.vla.robovlms.translating import translate
 from workloads.vla.statistics import write_statistics
@@ -35,13 +36,14 @@ _MASKS = (".attn.bias", ".attn.masked_bias")
 
 
 def load_pretrained(
-    path: str | Path, dtype: torch.dtype = torch.float32, attn: str = "sdpa"
+    path: str | Path, dtype: torch.dtype = torch.float32, attn: str = "auto"
 ) -> PolicyModel:
     """A policy in evaluation mode, from an exported folder or a checkpoint of RoboVLMs.
 
     A checkpoint of RoboVLMs is a folder with one file of weights and its JSON config. The
     backbone's config is the one that `model_config` names, from the working directory or the
-    folder. attn: sdpa or eager. No code of the files is run. Raises UserError where files, fields
+    folder; discrete actions need its tokenizer beside it. attn: sdpa or eager; auto is what fits.
+    No code of the files is run. Raises UserError where files, fields
     or weights are missing, unknown, or of another shape.
     """
     folder = Path(path)
@@ -53,27 +55,31 @@ def load_pretrained(
 
 
 def from_checkpoint(
-    config: Path, weights: Path, attn: str = "sdpa", backbone: dict[str, Any] | None = None
+    config: Path, weights: Path, attn: str = "auto", base: Path | None = None
 ) -> PolicyModel:
     """The policy of a JSON config with a checkpoint's weights, in evaluation mode.
 
-    backbone: the fields of its config.json, by default of the file that `model_config` names.
-    Raises UserError for a field that cannot be loaded.
+    base: the backbone's config.json, with its tokenizer beside it, by default the file that
+    `model_config` names. Raises UserError for a field that cannot be loaded.
     """
     found = inherited(config)
     settings, rows = translate(found)
     for row in rows:
         if row.outcome == "refused" and row.field.partition(".")[0] in _OF_MODEL:
             raise UserError(f"{config}: {row.field} = {row.shown} cannot be loaded: {row.text}")
-    if backbone is None:
-        backbone = _backbone(config, found.config.get("model_config"))
+    if base is None:
+        base = _backbone(config, found.config.get("model_config"))
+    # RoboVLMs' own copies of a config leave out what they are of.
+    backbone = {"model_type": "kosmos-2", **read_json(base)}
     if backbone["model_type"] != "kosmos-2":
         raise UserError(
             f"{config}: expected a checkpoint on kosmos-2, found one on {backbone['model_type']}; "
             "how RoboVLMs lays out the frames of others has not been checked against its own "
             "answers, so that only trainings of `tatara train` are loaded"
         )
-    policy = empty(_spec(config, settings, backbone), attn)
+    if "kind" not in settings.get("action_head", {}):
+        raise UserError(f"{config}: expected act_head.type to name a decoder, found none; add it")
+    policy = empty(_spec(settings, backbone, base), attn)
     stored = to_fp32(weights) if weights.is_dir() else read_weights(weights)
     fill(policy, _own(stored, policy), str(weights))
     return policy.eval()
@@ -91,7 +97,7 @@ def write_policy(
     found = inherited(config).config
     if not (base / "config.json").is_file():
         raise UserError(f"{base}: expected the backbone's config.json, found none; complete it")
-    policy = from_checkpoint(config, weights, backbone={**read_json(base / "config.json")})
+    policy = from_checkpoint(config, weights, base=base / "config.json")
     spec = policy.spec
     if spec.bounds is None:
         raise UserError(
@@ -133,32 +139,25 @@ def _only(folder: Path, endings: tuple[str, ...], what: str) -> Path:
     return found[0]
 
 
-def _backbone(config: Path, named: Any) -> dict[str, Any]:
+def _backbone(config: Path, named: Any) -> Path:
     if not isinstance(named, str):
         raise UserError(f"{config}: expected a file's name as model_config, found {named!r}")
     for file in (Path(named), config.parent / named):
         if file.is_file():
-            # RoboVLMs' own copies of a config leave out what they are of.
-            return {"model_type": "kosmos-2", **read_json(file)}
+            return file
     raise UserError(
         f"{config}: expected the backbone's config {named} in {Path.cwd()} or {config.parent}, "
         "found none; copy it there"
     )
 
 
-def _spec(config: Path, settings: Mapping[str, Any], backbone: dict[str, Any]) -> PolicySpec:
-    head, data = settings.get("action_head", {}), settings.get("data", {})
-    if head.get("kind") not in HEADS:
-        raise UserError(
-            f"{config}: expected an LSTM, FC or GPT decoder, found {head.get('kind')!r}; other "
-            "heads are not loaded from checkpoints"
-        )
-    adapter = backbone_of(str(backbone["model_type"]), str(config))
-    given = {
-        name: head[name]
-        for name in ("hidden", "size", "chunk", "latent", "layers", "pool", "dropout")
-        if name in head
-    }
+def _spec(settings: Mapping[str, Any], backbone: dict[str, Any], base: Path) -> PolicySpec:
+    head, data = settings["action_head"], settings.get("data", {})
+    adapter = backbone_of(str(backbone["model_type"]), str(base))
+    sizes = {field.name for field in fields(HeadSize)}
+    of_tokens = {name: head[name] for name in ("reads", "bins", "low", "high") if name in head}
+    if head["kind"] == "discrete":
+        of_tokens["usable"] = usable_tokens(tokenizer(base.parent))
     bounds = data.get("normalise")
     return PolicySpec(
         backbone=backbone,
@@ -166,11 +165,11 @@ def _spec(config: Path, settings: Mapping[str, Any], backbone: dict[str, Any]) -
         head=HeadSize(
             features=adapter.features(AutoConfig.for_model(**backbone)),
             window=data.get("window", HeadSize.window),
-            **given,
+            **{name: value for name, value in head.items() if name in sizes},
         ),
         history=head["history"],
-        reads=head["reads"],
         bounds=(bounds["low"], bounds["high"]) if bounds else None,
+        **of_tokens,
     )
 
 

@@ -70,7 +70,7 @@ class PolicyExporter(Exporter[VlaConfig]):
     def _whole(self, job: ExportJob[VlaConfig], state: Mapping[str, torch.Tensor]) -> Whole:
         spec = _spec(job)
         with torch.device("meta"):
-            shell = loading.empty(spec, "sdpa")
+            shell = loading.empty(spec, "auto")
         tied = shell.all_tied_weights_keys
         own = {
             name: weights.as_dtype(value, job.dtype)
@@ -90,7 +90,7 @@ class PolicyExporter(Exporter[VlaConfig]):
 
     def check(self, job: ExportJob[VlaConfig], folder: Path) -> None:
         try:
-            loading.load_exported(folder, job.dtype, "sdpa")
+            loading.load_exported(folder, job.dtype, "auto")
         except UserError as error:
             raise TataraError(f"export: what was written does not load: {error}") from error
 
@@ -130,10 +130,10 @@ def _base(job: ExportJob[VlaConfig]) -> PolicyModel:
         return loading.initial(job.run, job.tell).to(job.dtype)
     folder = locate(config.model, job.tell, weights=True)
     if isinstance(loading.read(config.model, folder), PolicySpec):
-        model = loading.load_exported(folder, job.dtype, "sdpa")
+        model = loading.load_exported(folder, job.dtype, "auto")
         model.spec = spec
         return model
-    return loading.over_backbone(folder, spec, job.dtype, "sdpa")
+    return loading.over_backbone(folder, spec, job.dtype, "auto")
 
 
 def _head(job: ExportJob[VlaConfig]) -> dict[str, torch.Tensor]:

@@ -230,6 +230,21 @@ def _action_space(value: Any, config: Config) -> str:
     return str(_choice({"all": "all", "text": "text", "vision": "vision"})(source, config))
 
 
+def _history(value: Any, config: Config) -> str:
+    if value == "video":
+        raise Refused(
+            "a window's frames with one text and one action token, whose one prediction is "
+            "compared with every step; set action_head.history=interleaved, where each frame "
+            "sees those before it"
+        )
+    found = str(_choice({"post": "head", "pre": "interleaved"}, "known are post and pre")(
+        value, config))  # fmt: skip
+    if _section(config, "act_head").get("type") != "DiscreteDecoder":
+        return found
+    # There a window's frames are one sequence for discrete actions, whatever it says.
+    return "none" if config.get("window_size") == 1 else "interleaved"
+
+
 def _token_source(value: Any, config: Config) -> Any:
     if _section(config, "act_head").get("action_space") != "down_sample":
         raise Kept("of action_space down_sample only")
@@ -369,10 +384,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "act_head.action_space": Maps("action_head.reads", _action_space),
     "act_head.token_source": Maps("", _token_source),
-    "act_head.history_type": Maps(
-        "action_head.history",
-        _choice({"post": "head", "pre": "interleaved"}, "known are post and pre"),
-    ),
+    "act_head.history_type": Maps("action_head.history", _history),
     "act_head.with_history": _NOT_READ,
     "act_head.window_size": Maps("", _overwritten_by("window_size")),
     "act_head.fwd_pred_next_n": Maps("", _overwritten_by("fwd_pred_next_n")),

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from workloads.run import Run
 from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Sources
 from workloads.vla.processing import FILE, ImageProcessor
-from workloads.vla.robovlms.backbones import backbone_of, usable_tokens
+from workloads.vla.robovlms.backbones import Backbone, backbone_of, usable_tokens
 from workloads.vla.robovlms.modeling import PolicyModel
 from workloads.vla.robovlms.spec import MODEL_TYPE, HeadSize, PolicySpec, parse
 
@@ -107,17 +108,9 @@ def side(spec: PolicySpec) -> int:
 
 
 def spec_of(config: VlaConfig, base: Base[Any], sources: Sources) -> PolicySpec:
-    """The head of a profile on this base, for this robot.
-
-    Raises UserError where the base cannot have discrete actions.
-    """
+    """The head of a profile on this base, for this robot."""
     head, bounds, backbone = config.action_head, config.data.normalise, backbone_fields(base)
     adapter = backbone_of(str(backbone["model_type"]), base.model.name)
-    if head.kind == "discrete" and not adapter.discrete:
-        raise UserError(
-            f"action_head.kind: expected lstm, gpt or fc on {backbone['model_type']}, found "
-            "discrete; set one of them, or choose another model.name"
-        )
     return PolicySpec(
         backbone=backbone,
         kind=head.kind,
@@ -153,11 +146,13 @@ def build(config: VlaConfig, base: Base[Any], spec: PolicySpec, tell: Tell) -> P
     """
     dtype = weights_dtype(config.train, config.adapter)
     if isinstance(base.config, PolicySpec):
-        model = load_exported(base.folder, dtype, _attention(config), base.config)
+        model = load_exported(base.folder, dtype, config.model.attention, base.config)
         _check_same(model.spec, spec, base.model.name)
         model.spec = spec
     else:
-        backbone = load_backbone(base, config, lambda _: IMAGES, tell)
+        adapter = backbone_of(str(base.config.model_type), base.model.name)
+        chosen = chosen_attention(base.model, adapter, base.config)
+        backbone = load_backbone(replace(base, model=chosen), config, lambda _: IMAGES, tell)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             model = PolicyModel(spec, backbone)
@@ -167,8 +162,12 @@ def build(config: VlaConfig, base: Base[Any], spec: PolicySpec, tell: Tell) -> P
     return model
 
 
-def _attention(config: VlaConfig) -> str:
-    return "sdpa" if config.model.attention == "auto" else config.model.attention
+def chosen_attention(model: Model, adapter: Backbone, config: Any) -> Model:
+    """The profile's model, with the only kind of attention that fits in place of auto."""
+    needed = adapter.attention(config)
+    if model.attention != "auto" or needed is None:
+        return model
+    return model.model_copy(update={"attention": needed})
 
 
 def _check_same(found: PolicySpec, wanted: PolicySpec, name: str) -> None:
@@ -205,13 +204,22 @@ def freeze_unused(model: PolicyModel) -> None:
 
 
 def empty(spec: PolicySpec, attn: str, dtype: torch.dtype = torch.float32) -> PolicyModel:
-    """A policy whose weights are drawn as its library does."""
+    """A policy whose weights are drawn as its library does; attn: auto is what fits the backbone,
+    or sdpa."""
     config = AutoConfig.for_model(**spec.backbone)
-    backbone = IMAGES.factory.from_config(config, attn_implementation=attn)
+    backbone = IMAGES.factory.from_config(
+        config, attn_implementation=_attention(spec.backbone, config, attn)
+    )
     return PolicyModel(spec, backbone).to(dtype)
 
 
-def random_policy(spec: PolicySpec, seed: int, attn: str = "sdpa") -> PolicyModel:
+def _attention(backbone: Mapping[str, Any], config: Any, wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return backbone_of(str(backbone["model_type"]), "config.json").attention(config) or "sdpa"
+
+
+def random_policy(spec: PolicySpec, seed: int, attn: str = "auto") -> PolicyModel:
     """A policy with random weights, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -363,8 +371,9 @@ def under_adapter(
 
 
 def over_backbone(folder: Path, spec: PolicySpec, dtype: torch.dtype, attn: str) -> PolicyModel:
-    """A vision-language model's own weights under a head that is drawn anew."""
+    """A vision-language model's own weights under a head that is drawn anew; attn: as `empty`."""
+    kind = _attention(spec.backbone, AutoConfig.for_model(**spec.backbone), attn)
     backbone: PreTrainedModel = IMAGES.factory.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attn, local_files_only=True, use_safetensors=True
+        folder, dtype=dtype, attn_implementation=kind, local_files_only=True, use_safetensors=True
     )
     return PolicyModel(spec, backbone).to(dtype)

@@ -1,13 +1,13 @@
 """A vision-language model that drives a robot: images and text of each frame, and a head.
 
 A frame is `bos | last camera … first camera | text | action token | eos`, or as its adapter says;
-discrete actions are ids of the text itself. Parameters have RoboVLMs' names below `model.`.
+discrete actions are ids at the end of the text. Parameters have RoboVLMs' names below `model.`.
 """
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from workloads.errors import UserError
 from workloads.vla.processing import IGNORE_INDEX
 from workloads.vla.robovlms.backbones import backbone_of
 from workloads.vla.robovlms.heads import FcHead, GptHead, Head, LstmHead, policy_loss
+from workloads.vla.robovlms.sequence import TokenSequence
 from workloads.vla.robovlms.spec import MODEL_TYPE, PolicySpec
 
 HEADS: Mapping[str, type[Head]] = {"lstm": LstmHead, "fc": FcHead, "gpt": GptHead}
@@ -57,24 +58,6 @@ class PolicyOutput(ModelOutput):
     attention_mask: Tensor | None = None
     logits: Tensor | None = None
     targets: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """What the language model reads of N frames: embeddings [N, T, D], mask int64 [N, T], and which
-    tokens a head may be given, bool [N, T] each: of the action, of the text, of the images."""
-
-    embeds: Tensor
-    mask: Tensor
-    action: Tensor
-    text: Tensor
-    images: Tensor
-
-    @property
-    def blocks(self) -> Tensor:
-        """int64 [N, T]: a frame's number for its images and text, -1 for its action."""
-        numbers = torch.arange(len(self.action), device=self.action.device)[:, None]
-        return torch.where(self.action, -1, numbers)
 
 
 class PolicyModel(PreTrainedModel):
@@ -134,12 +117,20 @@ class PolicyModel(PreTrainedModel):
         """Normalised pixels [N, 3, S, S] → [N, tokens, D]."""
         return self.adapter.image_tokens(self.backbone, pixels)
 
-    def embedded(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Sequence:
+    @property
+    def answer(self) -> int:
+        """Ids of a frame's discrete actions and their end."""
+        head = self.spec.head
+        return head.chunk * head.size + 1 if self.spec.is_discrete else 0
+
+    def embedded(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, answer: int = 0
+    ) -> TokenSequence:
         """What the language model reads of each frame.
 
         pixel_values: normalised [B, W, cameras, 3, S, S]; input_ids, attention_mask: int64 [B, L],
-        or [B, W, L] where the frames differ, padded on the right. Raises UserError for a text
-        without words.
+        or [B, W, L] where the frames differ, padded on the right; answer: how many ids at the end
+        of each text are discrete actions. Raises UserError for a text without words.
         """
         samples, steps, cameras = pixel_values.shape[:3]
         opening, closing = self.adapter.opening, self.adapter.closing
@@ -155,25 +146,28 @@ class PolicyModel(PreTrainedModel):
             self.image_tokens(pixel_values[:, :, camera].flatten(0, 1))
             for camera in reversed(range(cameras))
         ]
-        rest, rest_mask, action = self._with_action(words[:, opening:], mask[:, opening:])
+        rest, rest_mask, action = self._with_action(words[:, opening:], mask[:, opening:], answer)
         embeds = torch.cat([words[:, :opening], *seen, rest], dim=1)
         images = sum(part.shape[1] for part in seen)
         whole = torch.cat([mask[:, :opening], mask.new_ones(len(mask), images), rest_mask], dim=1)
         is_image = whole.new_zeros(whole.shape, dtype=torch.bool)
         is_image[:, opening : opening + images] = True
         is_action = functional.pad(action, (opening + images, 0))
-        is_text = (whole > 0) & ~is_image & ~is_action
-        return Sequence(embeds, whole, is_action, is_text, is_image)
+        return TokenSequence(embeds, whole, is_image, is_action, torch.zeros_like(whole))
 
-    def _with_action(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The text behind the images with the action token in it, its mask, and where it stands."""
+    def _with_action(
+        self, words: Tensor, mask: Tensor, answer: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The text behind the images with the action token in it, its mask, and where actions
+        stand."""
         latent, closing, length = self.latent, self.adapter.closing, words.shape[1]
+        ends = mask.sum(dim=1)
         if not latent:
-            return words, mask, mask.new_zeros(mask.shape, dtype=torch.bool)
+            at = torch.arange(length, device=mask.device)[None]
+            return words, mask, (at >= ends[:, None] - answer) & (at < ends[:, None])
         token = self.action_token.to(words.dtype).expand(len(words), latent, -1)
         whole = torch.cat([words, token], dim=1)
         whole_mask = torch.cat([mask, mask.new_ones(len(mask), latent)], dim=1)
-        ends = mask.sum(dim=1)
         if not self.spec.action_before_eos:
             ends = torch.full_like(ends, length)
         place = (ends - closing)[:, None]
@@ -186,16 +180,16 @@ class PolicyModel(PreTrainedModel):
 
     def read(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
-    ) -> tuple[Tensor, Sequence, Tensor]:
-        """The states of all tokens [B, W, T, D], what was read, and the mask that was used."""
+    ) -> tuple[Tensor, TokenSequence, Tensor]:
+        """The states of all tokens [B, W, T, D], what was read of each frame, and the mask that was
+        used."""
         samples, steps = pixel_values.shape[:2]
-        sequence = self.embedded(pixel_values, input_ids, attention_mask)
-        embeds, mask, blocks = sequence.embeds, sequence.mask, sequence.blocks
+        frames = self.embedded(pixel_values, input_ids, attention_mask, self.answer)
+        tokens = frames
         if self.spec.history == "interleaved":
-            embeds = embeds.reshape(samples, -1, embeds.shape[-1])
-            mask, blocks = mask.reshape(samples, -1), blocks.reshape(samples, -1)
-        found = self.adapter.read(self.backbone, embeds, mask, blocks)
-        return found.reshape(samples, steps, -1, embeds.shape[-1]), sequence, mask
+            tokens = frames.side_by_side(samples)
+        found = self.adapter.read(self.backbone, tokens)
+        return found.reshape(samples, steps, -1, found.shape[-1]), frames, tokens.mask
 
     def states(
         self,
@@ -208,22 +202,22 @@ class PolicyModel(PreTrainedModel):
 
         states: the robot's, normalised, [B, W, P].
         """
-        found, sequence, mask = self.read(pixel_values, input_ids, attention_mask)
-        return self.chosen(found, sequence, states), mask
+        found, frames, mask = self.read(pixel_values, input_ids, attention_mask)
+        return self.chosen(found, frames, states), mask
 
-    def chosen(self, found: Tensor, sequence: Sequence, states: Tensor | None) -> Tensor:
+    def chosen(self, found: Tensor, frames: TokenSequence, states: Tensor | None) -> Tensor:
         """Of the states of all tokens [B, W, T, D] those that the head is given."""
         shape = (*found.shape[:2], -1)
         if self.latent:
-            first = sequence.action.int().argmax(dim=1, keepdim=True)
+            first = frames.actions.int().argmax(dim=1, keepdim=True)
             at = first + torch.arange(self.latent, device=first.device)
             at = at.reshape(*shape, 1).expand(-1, -1, -1, found.shape[-1])
             found = found.gather(2, at)
         elif self.spec.reads == "vision":
             # They stand at the same places in every row.
-            found = found[:, :, sequence.images[0]]
+            found = found[:, :, frames.images[0]]
         else:
-            wanted = {"all": sequence.mask > 0, "text": sequence.text}[self.spec.reads]
+            wanted = {"all": frames.mask > 0, "text": frames.text}[self.spec.reads]
             # The head takes the largest: what is not wanted must not be it.
             least = torch.finfo(found.dtype).min
             found = found.masked_fill(~wanted.reshape(shape)[..., None], least)
@@ -276,7 +270,7 @@ class PolicyModel(PreTrainedModel):
     def _discrete(
         self, pixel_values: Tensor, input_ids: Tensor, mask: Tensor, labels: Tensor | None
     ) -> PolicyOutput:
-        states, sequence, used = self.read(pixel_values, input_ids, mask)
+        states, _, used = self.read(pixel_values, input_ids, mask)
         output = PolicyOutput(attention_mask=used)
         if labels is not None:
             text = states[..., -(labels.shape[-1] - self.adapter.opening) - 1 : -1, :]
@@ -289,16 +283,15 @@ class PolicyModel(PreTrainedModel):
         return output
 
     @torch.inference_mode()
-    def generate(self, embeds: Tensor, count: int) -> Tensor:
-        """Greedily decode `count` ids after embeddings [B, T, D]: int64 [B, count]."""
+    def generate(self, tokens: TokenSequence, count: int) -> Tensor:
+        """Greedily decode `count` ids after N sequences: int64 [N, count]."""
         cache = DynamicCache()
         ids: list[Tensor] = []
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         for _ in range(count):
-            states = self.adapter.read(self.backbone, embeds, mask, cache=cache)
+            states = self.adapter.read(self.backbone, tokens, cache)
             ids.append(self.adapter.logits(self.backbone, states[:, -1]).argmax(dim=-1))
-            embeds = self.adapter.embed(self.backbone, ids[-1][:, None])
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            newest = self.adapter.embed(self.backbone, ids[-1][:, None])
+            tokens = replace(tokens.continued(newest), embeds=newest)
         return torch.stack(ids, dim=1)
 
     def save_pretrained(

@@ -19,18 +19,17 @@ from workloads.vla.policy import Observation, Policy, checked_state, observed
 from workloads.vla.processing import ImageProcessor
 from workloads.vla.robovlms import loading
 from workloads.vla.robovlms.actions import ActionScale
-from workloads.vla.robovlms.backbones import action_prompt
 from workloads.vla.robovlms.heads import GptHead, History, LstmHead
 from workloads.vla.robovlms.modeling import PolicyModel
-from workloads.vla.robovlms.modeling import Sequence as FrameSequence
+from workloads.vla.robovlms.sequence import TokenSequence, joined, stacked
 from workloads.vla.statistics import STATISTICS, action_stats
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class FrameMemory:
-    """What an episode's frames look like to the language model, for heads that see them side by
-    side: the embeddings [1, T, D] of the last frames, without the one that is being answered."""
+    """What the language model read of an episode's last frames, where it sees them side by side;
+    without the one that is being answered."""
 
     def __init__(self, window: int) -> None:
         self.window = window
@@ -38,14 +37,14 @@ class FrameMemory:
 
     def reset(self) -> None:
         """Begin a new episode."""
-        self.frames: list[Tensor] = []
+        self.frames: list[TokenSequence] = []
 
     @property
     def tokens(self) -> int:
-        return sum(frame.shape[1] for frame in self.frames)
+        return sum(frame.mask.shape[1] for frame in self.frames)
 
-    def keep(self, frame: Tensor) -> None:
-        """Add a frame, [1, tokens, width], and forget the oldest where the window is full."""
+    def keep(self, frame: TokenSequence) -> None:
+        """Add a frame and forget the oldest where the window is full."""
         self.frames = [*self.frames, frame][-(self.window - 1) :] if self.window > 1 else []
 
 
@@ -163,7 +162,9 @@ class HeadPolicy(Policy):
         ]
         spec = self.model.spec
         if spec.is_discrete:
-            ids = action_prompt(self.tokenizer, observation.instruction, spec.head.chunk)
+            ids = self.model.adapter.action_prompt(
+                self.tokenizer, observation.instruction, spec.head.chunk
+            )
         else:
             ids = self.model.adapter.prompt(self.tokenizer, observation.instruction)
         found = {
@@ -208,27 +209,11 @@ class HeadPolicy(Policy):
     ) -> Tensor:
         """The states at the action tokens of the newest frames, [B, 1, tokens, D]."""
         model = self.model
-        sequence = model.embedded(batch["pixel_values"], batch["input_ids"], mask)
-        embeds = _after(memories, sequence.embeds)
-        whole = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        seen = model.adapter.read(model.backbone, embeds, whole, self._blocks(memories, sequence))
-        for memory, frame in zip(memories, sequence.embeds, strict=True):
-            if memory is not None:
-                memory.keep(frame[None])
-        newest = seen[:, -sequence.embeds.shape[1] :].unsqueeze(1)
-        return model.chosen(newest, sequence, batch.get("states"))
-
-    def _blocks(self, memories: Sequence[Any], newest: FrameSequence) -> Tensor:
-        """See `Backbone.read`: int64 [B, T], of the frames that are remembered and the newest."""
-        latent, closing = self.model.latent, self.model.adapter.closing
-        rows = []
-        for memory in memories:
-            before = [] if memory is None else [frame.shape[1] for frame in memory.frames]
-            row: list[int] = []
-            for number, length in enumerate([*before, newest.embeds.shape[1]]):
-                row += [number] * (length - latent - closing) + [-1] * latent + [number] * closing
-            rows.append(row)
-        return torch.tensor(rows, device=self.device)
+        newest = model.embedded(batch["pixel_values"], batch["input_ids"], mask)
+        seen = model.adapter.read(model.backbone, _after(memories, newest))
+        _remember(memories, newest)
+        states = seen[:, -newest.embeds.shape[1] :].unsqueeze(1)
+        return model.chosen(states, newest, batch.get("states"))
 
     def _decoded(
         self, batch: Mapping[str, Tensor], memories: Sequence[Any], scale: ActionScale
@@ -236,14 +221,11 @@ class HeadPolicy(Policy):
         model, head = self.model, self.model.spec.head
         assert self.discrete is not None
         ids = batch["input_ids"][:, None]
-        sequence = model.embedded(batch["pixel_values"], ids, torch.ones_like(ids))
-        found = model.generate(_after(memories, sequence.embeds), head.chunk * head.size)
+        newest = model.embedded(batch["pixel_values"], ids, torch.ones_like(ids))
+        found = model.generate(_after(memories, newest), head.chunk * head.size)
         end = found.new_full((len(found), 1), self.tokenizer.eos_token_id)
         said = model.adapter.embed(model.backbone, torch.cat([found, end], dim=1))
-        whole = torch.cat([sequence.embeds, said], dim=1)
-        for memory, frame in zip(memories, whole, strict=True):
-            if memory is not None:
-                memory.keep(frame[None])
+        _remember(memories, newest.continued(said))
         values = self.discrete.decode(found.cpu().numpy())
         values = values.reshape(len(found), head.chunk, head.size)
         if not head.gripper:
@@ -270,12 +252,18 @@ class HeadPolicy(Policy):
         )
 
 
-def _after(memories: Sequence[Any], embeds: Tensor) -> Tensor:
-    """Embeddings [B, T, D] behind those of the frames before them, as many tokens in all rows."""
-    if memories[0] is None or not memories[0].frames:
-        return embeds
-    before = [torch.cat(memory.frames, dim=1) for memory in memories]
-    return torch.cat([torch.cat(before), embeds], dim=1)
+def _after(memories: Sequence[Any], newest: TokenSequence) -> TokenSequence:
+    """Frames behind those before them, each row by its own memory, as many tokens in all rows."""
+    rows = zip(memories, newest.rows(), strict=True)
+    return stacked(
+        joined([*([] if memory is None else memory.frames), row]) for memory, row in rows
+    )
+
+
+def _remember(memories: Sequence[Any], newest: TokenSequence) -> None:
+    for memory, row in zip(memories, newest.rows(), strict=True):
+        if memory is not None:
+            memory.keep(row)
 
 
 def load_policy(

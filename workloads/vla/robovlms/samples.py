@@ -20,7 +20,7 @@ from workloads.vla.data.augment import augment, centre_crop
 from workloads.vla.data.prepare import Part, window_options
 from workloads.vla.processing import IGNORE_INDEX, ImageProcessor
 from workloads.vla.robovlms.actions import ActionScale
-from workloads.vla.robovlms.backbones import Backbone, action_prompt
+from workloads.vla.robovlms.backbones import Backbone
 
 # A window that cannot be read is replaced by the next that can, at most so many further on.
 _TRIES = 64
@@ -95,7 +95,7 @@ class WindowMaker:
             self._prompts[instruction] = (
                 self.adapter.prompt(self.tokenizer, instruction)
                 if self.discrete is None
-                else action_prompt(self.tokenizer, instruction, self.chunk)
+                else self.adapter.action_prompt(self.tokenizer, instruction, self.chunk)
             )
         prompt = self._prompts[instruction]
         if self.discrete is None:

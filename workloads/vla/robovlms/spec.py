@@ -10,6 +10,7 @@ MODEL_TYPE = "robovlms"
 HistoryKind = Literal["none", "head", "interleaved"]
 BRANCH = (1024, 512, 256)  # widths of the layers that make an arm's or a gripper's numbers
 GPT_LAYERS = 8
+IMAGE_SIDE = 224  # pixels, at most, where a backbone takes images of any size
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ def test_silent_overwrites_are_reported(tmp_path: Path) -> None:
         ({"train_setup__freeze_backbone": True}, "train_setup.freeze_backbone", "left out"),
         ({"train_setup__train_vision": 0}, "train_setup.train_vision", "left out"),
         ({"train_setup__lora_enable": True}, "train_setup.lora_enable", "cannot run there"),
-        ({"act_head__history_type": "video"}, "act_head.history_type", "post and pre"),
+        ({"act_head__history_type": "video"}, "act_head.history_type", "history=interleaved"),
+        ({"act_head__history_type": "all"}, "act_head.history_type", "post and pre"),
         ({"act_head__type": ["LSTMDecoder"]}, "act_head.type", "known are LSTMDecoder"),
         ({"trainer__precision": "64"}, "trainer.precision", "known are 16"),
         ({"warmup_steps": 10}, "warmup_epochs", "their sum has no setting"),
@@ -136,6 +137,18 @@ def test_what_is_refused_by_name(
 ) -> None:
     _, rows = _rows(tmp_path, **changes)
     assert rows[field].outcome == "refused" and why in rows[field].text
+
+
+@pytest.mark.parametrize(("window", "history"), [(1, "none"), (8, "interleaved")])
+def test_discrete_actions_have_no_head_that_remembers(
+    window: int, history: str, tmp_path: Path
+) -> None:
+    """There a window's frames are one sequence, whatever history_type says."""
+    settings, _ = _rows(
+        tmp_path, act_head__type="DiscreteDecoder", act_head__action_space="discrete",
+        window_size=window,
+    )  # fmt: skip
+    assert settings["action_head"]["history"] == history
 
 
 def test_every_field_has_one_row_in_order(tmp_path: Path) -> None:

@@ -371,6 +371,11 @@ class Profile(Section):
         return self.row_length(shape)
 
     @property
+    def sequences(self) -> int:
+        """Sequences that a row is read as."""
+        return 1
+
+    @property
     def fuses_head(self) -> bool:
         """Whether the loss is made tile by tile, without the logits of all tokens at once."""
         return self.train.fused_cross_entropy

@@ -22,7 +22,8 @@ _FUSED_PROJECTIONS = ("query_key_value", "qkv_proj")
 class Work:
     """One rank's micro-batch, in the numbers that the formulas need.
 
-    `rows` of `length` tokens, of which the loss needs the logits of `scored`. Bytes of one number:
+    `rows` of `length` tokens, each read as so many `sequences`; the loss needs the logits of `scored`
+    of them. Bytes of one number:
     `compute` in matrix products, `stored` for a trained weight, `handed` for one as the forward
     pass gets it (FSDP2 and ZeRO hand out the compute type), `residual` in the stream between the
     layers, `frozen` for a frozen weight that is not quantised. `adapted` are LoRA's matrices, empty
@@ -55,6 +56,7 @@ class Work:
     compiled: bool = False
     offloaded: bool = False
     through_towers: bool = False
+    sequences: int = 1
 
     @property
     def tokens(self) -> int:
@@ -77,7 +79,12 @@ class Work:
     @property
     def scores(self) -> int:
         """Numbers of one layer's attention scores, which eager attention holds."""
-        return self.rows * self.shape.heads * self.length**2 if self.eager else 0
+        return self.shape.heads * self.seen_pairs if self.eager else 0
+
+    @property
+    def seen_pairs(self) -> int:
+        """Pairs of tokens that attention compares."""
+        return self.rows * self.length**2 // self.sequences
 
     @property
     def adapter_input(self) -> int:
@@ -158,7 +165,7 @@ def _capped_scores(work: Work) -> int:
 
 def mask(work: Work) -> int:
     """Bytes of eager attention's mask, which stays from the forward pass to the end."""
-    return work.rows * work.length**2 * work.compute if work.eager else 0
+    return work.seen_pairs * work.compute if work.eager else 0
 
 
 def _mlp(work: Work) -> int:
@@ -308,6 +315,21 @@ def _recomputed(work: Work) -> int:
     return work.tokens * (layer(work) - stream) + _kept_scores(work)
 
 
+def layer_forward(work: Work) -> int:
+    """Bytes of the last layer's MLP as it is computed, beside the stream before and behind its
+    attention and its norm's result; nothing where the layer keeps all of it anyway.
+
+    Gated: both factors and their product. Kosmos-2 has a norm inside, which reads and gives fp32.
+    """
+    if not work.checkpointing:
+        return 0
+    shape, size = work.shape, work.compute
+    middle = 3 * size if shape.gated else size
+    inside = 8 if shape.family == "kosmos-2" else 0
+    stream = 2 * work.residual + size
+    return work.tokens * ((middle + inside) * shape.intermediate + stream * shape.hidden)
+
+
 def stack(work: Work) -> int:
     """Bytes that all layers and towers keep from the forward pass to the backward pass.
 
@@ -341,8 +363,8 @@ def head_input(work: Work) -> int:
 def towers(work: Work) -> int:
     """Bytes that vision towers keep: those whose weights learn, and, where the backward pass goes
     through towers that do not, with checkpointing, the stream of these."""
-    return sum(
-        work.rows * tower.patches * tower.layers * _tower_layer(work, tower)
+    return work.rows * sum(
+        tower.patches * tower.layers * _tower_layer(work, tower) + _resampler(work, tower)
         for tower in work.shape.towers
         if _tower_linears(work, tower) or work.through_towers
     )
@@ -354,6 +376,18 @@ def _tower_linears(work: Work, tower: TowerShape) -> list[Linear]:
     return [
         linear for linear in learning if linear.where == "vision" and linear.count == tower.layers
     ]
+
+
+def _resampler(work: Work, tower: TowerShape) -> int:
+    """What Kosmos-2 keeps between its tower and its image tokens, which is never computed again:
+    the inputs of two norms and of a normalisation, that of the projection, and of latent queries
+    and all that they look at the keys, the values and what both are made of.
+    """
+    if not tower.queries:
+        return 0
+    size, stream = work.compute, work.residual
+    before = tower.patches * tower.hidden * (3 * stream + size)
+    return before + (tower.patches + tower.queries) * work.shape.hidden * 4 * size
 
 
 def _tower_layer(work: Work, tower: TowerShape) -> int:

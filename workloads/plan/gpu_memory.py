@@ -133,6 +133,7 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
         eager=config.model.attention == "eager",
         fp16=train.precision == "fp16",
         through_towers=config.needs_input_gradients,
+        sequences=config.sequences,
     )
 
 
@@ -231,7 +232,12 @@ def moments(job: PlannedJob) -> list[Moment]:
     rest = 0 if work.checkpointing else activations.kept_layer(work)
     grown = before if job.accumulates else after.gradients - _first_gradients(job)
     held = logits if work.keeps_logits else 0
+    # Where no logits are made, what the last layer makes on its way is the most.
+    last = 0 if work.scored else activations.layer_forward(work)
     comes = {
+        "forward pass of the last layer": GpuMemory(
+            weights=copies.forward, activations=activations.stack(work) + last, gradients=before
+        ),
         "end of the forward pass": GpuMemory(
             weights=copies.forward,
             activations=kept,
@@ -301,7 +307,7 @@ def working_copies(job: PlannedJob) -> Copies:
         return Copies(cast, 0 if work.checkpointing else cast, 0)
     if not (work.full and work.casts):
         return Copies(0, 0, 0)
-    head = 0 if work.fused_head else shape.vocab * shape.hidden
+    head = 0 if work.fused_head or not work.scored else shape.vocab * shape.hidden
     cast = size * (shape.linear_parameters - shape.frozen + head)
     # Autocast forgets its copies when the forward pass ends; recomputed layers make their own.
     return Copies(cast, layer + size * head if work.checkpointing else cast, layer)

@@ -38,8 +38,9 @@ class TowerShape:
     """A vision transformer of the `layers` that are computed.
 
     patches: what it sees of one image, before any merging, with `extra` tokens of its own (class,
-    registers) that it does not hand on. Where a model takes images of any size, patch: the side of
-    one in pixels, and merged: the patches of a token's side; 0 and 1 elsewhere.
+    registers) that it does not hand on; queries: latent ones that look at those. Where a model
+    takes images of any size, patch: the side of one in pixels, and merged: the patches of a token's
+    side; 0 and 1 elsewhere.
     """
 
     layers: int
@@ -48,6 +49,7 @@ class TowerShape:
     patches: int
     gated: bool = False
     extra: int = 0
+    queries: int = 0
     patch: int = 0
     merged: int = 1
 
@@ -182,8 +184,9 @@ def _kosmos2(fields: Fields, hidden: int) -> Vision:
     linears.append(Linear("dense", tower.hidden, hidden, 1, "projector"))
     names = ("q_proj", "k_proj", "v_proj", "out_proj")
     linears += [Linear(name, hidden, hidden, 1, "projector") for name in names]
-    queries = need(fields, "latent_query_num") * hidden
-    return (tower,), tuple(linears), small + 5 * hidden + queries
+    queries = need(fields, "latent_query_num")
+    tower = replace(tower, queries=queries)
+    return (tower,), tuple(linears), small + (5 + queries) * hidden
 
 
 # What a tower's config leaves out, and the towers of a config that names none.

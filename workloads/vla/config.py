@@ -414,6 +414,12 @@ class VlaConfig(Profile):
             length += self.action_head.chunk * self.action_size + self.action_head.proprio
         return length
 
+    @property
+    def sequences(self) -> int:
+        """Sequences that the language model reads a row as: the frames of a window, but where they
+        stand side by side in one."""
+        return 1 if self.action_head.history == "interleaved" else self.window
+
     def scored_tokens(self, shape: "ModelShape") -> int:
         """The tokens of an action and its end, the slots of a chunk, or none of an L1 head's."""
         if self.regresses:
@@ -472,7 +478,10 @@ class VlaConfig(Profile):
         seen = cameras * self.window
         if seen < 2:
             return shape
-        towers = tuple(replace(tower, patches=seen * tower.patches) for tower in shape.towers)
+        towers = tuple(
+            replace(tower, patches=seen * tower.patches, queries=seen * tower.queries)
+            for tower in shape.towers
+        )
         return replace(shape, towers=towers, image_tokens=cameras * shape.image_tokens)
 
     def _head_parameters(self, hidden: int) -> int:

@@ -19,7 +19,7 @@ from workloads.engine.fake_step.step import FakeStep, Fields, fake_model, prepar
 from workloads.engine.pretrained.files import weights_dtype
 from workloads.engine.pretrained.load import IMAGES
 from workloads.vla.config import TEXT_TOKENS, VlaConfig
-from workloads.vla.robovlms.backbones import backbone_of
+from workloads.vla.robovlms.backbones import Qwen25Vl, SmolVLM, backbone_of
 from workloads.vla.robovlms.loading import chosen_attention, freeze_unused, trainable
 from workloads.vla.robovlms.modeling import PolicyModel, PolicyOutput, discrete_loss
 from workloads.vla.robovlms.spec import HeadSize, PolicySpec
@@ -46,11 +46,14 @@ def build(config: VlaConfig, fields: Fields) -> FakeStep:
     rows, steps = config.train.per_device_batch_size, config.window
     cameras, side = max(1, len(config.data.cameras)), adapter.image_size(backbone.config)
     pixels = torch.empty(rows, steps, cameras, 3, side, side)
-    if str(fields["model_type"]) == "qwen2_5_vl":
+    if isinstance(adapter, Qwen25Vl):
         _cut_alike(backbone.model.visual, rows * steps, side)
+    if isinstance(adapter, SmolVLM):
+        embeddings = backbone.model.vision_model.embeddings
+        embeddings.forward = MethodType(_of_whole_images, embeddings)
     ids = torch.zeros(rows, TEXT_TOKENS, dtype=torch.long)
     if spec.is_discrete:
-        model._discrete = MethodType(_discrete_of_full_rows, model)  # type: ignore[method-assign]
+        model._discrete = MethodType(_discrete_of_full_rows, model)
         ids = torch.zeros(rows, steps, TEXT_TOKENS + model.answer - 1, dtype=torch.long)
     actions = torch.empty(rows, steps, config.chunk, config.action_size)
     valid = torch.ones(rows, steps, config.chunk, dtype=torch.bool)
@@ -74,6 +77,14 @@ def _discrete_of_full_rows(
     logits = self.adapter.logits(self.backbone, kept)
     loss = discrete_loss(logits, labels[..., -self.answer :].flatten())
     return PolicyOutput(loss=loss, logits=logits, attention_mask=used)
+
+
+def _of_whole_images(self: Any, pixel_values: Tensor, patch_attention_mask: Tensor) -> Tensor:
+    """SmolVLM's patches with their positions, none left out."""
+    patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+    numbers = torch.arange(self.num_positions).expand(len(patches), -1)
+    found: Tensor = patches + self.position_embedding(numbers)
+    return found
 
 
 # Its name tells Qwen's tower that the kernel takes all images at once.

@@ -22,13 +22,13 @@ _FUSED_PROJECTIONS = ("query_key_value", "qkv_proj")
 class Work:
     """One rank's micro-batch, in the numbers that the formulas need.
 
-    `rows` of `length` tokens, each read as so many `sequences`; the loss needs the logits of `scored`
-    of them. Bytes of one number:
-    `compute` in matrix products, `stored` for a trained weight, `handed` for one as the forward
-    pass gets it (FSDP2 and ZeRO hand out the compute type), `residual` in the stream between the
-    layers, `frozen` for a frozen weight that is not quantised. `adapted` are LoRA's matrices, empty
-    where all weights are trained. keeps_logits: the caller holds the model's output through the
-    backward pass. compiled: by torch.compile; offloaded: activations wait in host memory.
+    `rows` of `length` tokens, each read as so many `sequences`; the loss needs the logits of
+    `scored` tokens of each. Bytes of one number: `compute` in matrix products, `stored` for a
+    trained weight, `handed` for one as the forward pass gets it (FSDP2 and ZeRO hand out the
+    compute type), `residual` in the stream between the layers, `frozen` for a frozen weight that is
+    not quantised. `adapted` are LoRA's matrices, empty where all weights are trained. keeps_logits:
+    the caller holds the model's output through the backward pass. compiled: by torch.compile;
+    offloaded: activations wait in host memory.
     through_towers: the backward pass goes through vision towers in which nothing is trained.
     """
 

@@ -328,11 +328,12 @@ def _adapted(model: PolicyModel, config: VlaConfig) -> nn.Module:
 def _targets(model: PolicyModel, wanted: tuple[str, ...]) -> list[str]:
     """Full names of the backbone's linear layers to adapt; the output layer is none of them."""
     out = model.get_output_embeddings()
+    unused = tuple(f"backbone.{name}." for name in model.adapter.unused(model.backbone))
     there = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not model.is_head(name) and module is not out
-        and all(parameter.requires_grad for parameter in module.parameters())
+        and not f"{name}.".startswith(unused)
     ]  # fmt: skip
     if wanted == (ALL_LINEAR,):
         return there

@@ -38,10 +38,6 @@ def build(config: GrpoConfig, fields: Fields) -> FakeStep:
     trained = prepare(config, model, lambda base: add_adapter(base, config.adapter))
     if config.model.freeze_vision:
         freeze_vision(trained, config.model.name)
-    # A whole model's copy is left out: it would have to be sharded with the model.
-    has_copy = config.has_reference and config.adapter.method != "full"
-    learns = [weights for weights in trained.parameters() if weights.requires_grad]
-    reference = [torch.empty_like(weights) for weights in learns] if has_copy else []
 
     def loss(model: nn.Module) -> Tensor:
         output = model(input_ids=tokens, labels=tokens, **fused, **images)
@@ -49,7 +45,7 @@ def build(config: GrpoConfig, fields: Fields) -> FakeStep:
         value: Tensor = output.log_probs[:, -answer:].mean() if config.fuses_head else output.loss
         return value
 
-    return FakeStep(trained, loss, reference)
+    return FakeStep(trained, loss)
 
 
 def _nothing(config: GrpoConfig, inner: Any) -> dict[str, Tensor]:

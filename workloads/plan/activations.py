@@ -98,12 +98,23 @@ class Work:
         Over a quantised base peft leaves casting to autocast.
         """
         is_cast = self.adapter_bytes != self.compute and not (self.quantised and self.autocast)
-        return not self.dropout and not is_cast
+        return not self.dropout and not is_cast and self.between == self.compute
 
     @property
     def casts(self) -> bool:
         """Whether autocast copies every matrix and its input into the compute type."""
-        return self.stored > self.compute and self.residual > self.compute
+        return self.full and self.stored > self.compute and self.residual > self.compute
+
+    @property
+    def between(self) -> int:
+        """Bytes of a number between the matrices of a layer; see `widens`."""
+        return self.residual if widens(self.shape, self.quantised) else self.compute
+
+
+def widens(shape: ModelShape, quantised: bool) -> bool:
+    """Whether the stream and what is between the matrices become fp32: autocast computes a
+    LayerNorm in fp32, and a quantised matrix gives its product in the type of its input."""
+    return shape.layer_norm and quantised
 
 
 def layer(work: Work) -> int:
@@ -174,7 +185,7 @@ def _mlp(work: Work) -> int:
     Compiled, the activation is made again in the backward pass.
     """
     gated = 2 if work.compiled else 3
-    return work.compute * work.shape.intermediate * (gated if work.shape.gated else 1)
+    return work.between * work.shape.intermediate * (gated if work.shape.gated else 1)
 
 
 def _inputs(work: Work) -> int:
@@ -240,24 +251,25 @@ def _down_projection(work: Work) -> int:
     peft casts the product to the adapter's type, and dropout makes it once more. Over a quantised
     base autocast does the casting, and nothing is made that is not kept.
     """
-    shape, size = work.shape, work.compute
+    shape, size = work.shape, work.between
     middle = size
     if any(linear.inputs == shape.intermediate for linear in _in_layers(work)):
-        casts = work.adapter_bytes != size and not work.quantised
+        casts = work.adapter_bytes != work.compute and not work.quantised
         middle += work.adapter_bytes * (1 + work.dropout) if casts else 0
     moving = middle * shape.intermediate + 4 * size * shape.hidden
     return _recomputed(work) + work.tokens * moving
 
 
 def _mlp_backward(work: Work) -> int:
-    """The layer, gradients of the MLP's product and of its two factors (less the product
-    itself, which is gone by then where it was kept), the stream's, and one matrix's gradient in the
-    compute type beside its copy in the stored one.
+    """The layer, gradients of the MLP's product and of its two factors (one where it is not gated;
+    less the product itself, which is gone by then where it was kept), the stream's, and one
+    matrix's gradient in the compute type beside its copy in the stored one.
 
     Over a quantised base a matrix is dequantised a moment earlier, beside the first gradient.
     """
     shape, size = work.shape, work.compute
-    middle = (2 if work.full else 3) * size * shape.intermediate * work.tokens
+    gradients = (3 if shape.gated else 2) - work.full
+    middle = gradients * work.between * shape.intermediate * work.tokens
     if work.quantised:
         matrix = DEQUANTISED * shape.hidden * shape.intermediate
         middle = max(middle, matrix + DEQUANTISED * shape.intermediate * work.tokens)

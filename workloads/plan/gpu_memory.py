@@ -110,6 +110,9 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
     is_zero = strategy in ("zero2", "zero3")
     stored = compute if is_zero else master
     fp32_stream = full and strategy != "fsdp2" and not is_zero
+    residual = stored if fp32_stream else compute
+    if activations.widens(shape, adapter.method == "qlora") and not is_zero:
+        residual = 4
     return Work(
         shape=shape,
         rows=train.per_device_batch_size,
@@ -117,7 +120,7 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
         scored=config.scored_tokens(shape),
         compute=compute,
         stored=stored,
-        residual=stored if fp32_stream else compute,
+        residual=residual,
         full=full,
         adapted=() if full else shape.adapted(adapter.targets),
         rank=adapter.r,
@@ -244,6 +247,9 @@ def moments(job: PlannedJob) -> list[Moment]:
             gradients=before,
             logits=activations.logits_forward(work),
         ),
+        "weights gathered again": GpuMemory(
+            weights=copies.again, activations=kept, gradients=before, logits=held
+        ),
         "start of the backward pass": GpuMemory(
             weights=copies.backward,
             activations=kept,
@@ -273,17 +279,21 @@ def moments(job: PlannedJob) -> list[Moment]:
             communication=in_flight,
         ),
     }
+    if not copies.again:
+        del comes["weights gathered again"]
     return [Moment(name, stay + memory) for name, memory in comes.items()]
 
 
 @dataclass(frozen=True)
 class Copies:
     """Bytes of weights in the compute type, made for a step: up to the logits, in the backward pass
-    of the last layer, and at its end."""
+    of the last layer, and at its end; again: while FSDP2 gathers embedding and head once more, as
+    one buffer and as the tables that it is copied into."""
 
     forward: int
     backward: int
     end: int
+    again: int = 0
 
 
 def working_copies(job: PlannedJob) -> Copies:
@@ -295,7 +305,9 @@ def working_copies(job: PlannedJob) -> Copies:
             # What is gathered is packed.
             layer = int(_quantised_bits(job.config, shape.decoder)) // shape.layers
         few = size * shape.embedding + 2 * layer
-        all_of_it = max(few, size * shape.parameters) if job.config.keeps_gathered else few
+        if not job.config.keeps_gathered:
+            return Copies(few, few, few, again=2 * size * shape.embedding)
+        all_of_it = max(few, size * shape.parameters)
         return Copies(all_of_it, all_of_it, few)
     if job.strategy == "zero3":
         numbers = _zero_number(job, "stage3_max_live_parameters", _ZERO_LIVE)

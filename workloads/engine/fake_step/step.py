@@ -2,7 +2,7 @@
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,10 @@ _BLOCK_8BIT, _SMALL_8BIT = 256, 4096
 
 @dataclass(frozen=True)
 class FakeStep:
-    """What a workload trains: a module of its own, the loss of one micro-batch, and what is held
-    beside them."""
+    """What a workload trains: a module of its own, and the loss of one micro-batch."""
 
     model: nn.Module
     loss: Callable[[nn.Module], Tensor]
-    held: Sequence[Tensor] = ()
 
 
 Builder = Callable[[Any, Fields], FakeStep]
@@ -145,11 +143,18 @@ def _drop_gradient(parameter: Tensor) -> None:
 def _kept(
     config: Profile, model: nn.Module, trained: list[nn.Parameter], world: int
 ) -> list[list[Tensor]]:
-    """The optimizer's moments and DDP's buckets; gradients too, where they are accumulated."""
+    """The optimizer's moments, DDP's buckets and a frozen reference; gradients too, where they are
+    accumulated."""
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     kept = [_moments(config, parameter, parameter in tables) for parameter in trained]
     if config.strategy(world) == "ddp" and world > 1:
         kept.append([torch.empty_like(parameter) for parameter in trained])
+    if config.has_reference:
+        # Of all weights in the compute type, or of the adapter, which stands on the same base.
+        is_full = config.adapter.method == "full"
+        copied = list(model.parameters()) if is_full else trained
+        kind = compute_dtype(config.train) if is_full else None
+        kept.append([torch.empty_like(parameter, dtype=kind) for parameter in copied])
     if config.accumulation_steps(world) > 1:
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)

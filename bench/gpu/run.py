@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.gpu._loopback import ensure_loopback
 from bench.gpu._parts import NAMES, PARTS, Part
 from bench.gpu._summary import summary, write_summary
 
@@ -65,6 +66,13 @@ def main(words: Sequence[str] | None = None) -> int:
     place = Place(options.work, options.device)
     place.results.mkdir(parents=True, exist_ok=True)
     env = environment(options.device, options.work)
+    if not ensure_loopback():
+        print(
+            "expected 127.0.0.1 to answer, found the loopback interface down; as root: "
+            "ip link set lo up",
+            file=sys.stderr,
+        )
+        return 2
     if not _has_what_is_needed(env, options.device):
         return 2
     wanted = [part for part in PARTS if part.name in options.parts]

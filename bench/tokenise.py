@@ -11,6 +11,7 @@ Ours goes from the file to the data set on disk, with nothing in the cache.
 """
 
 import argparse
+import gc
 import json
 import shutil
 import tempfile
@@ -40,6 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
     datasets.disable_caching()
+    gc.freeze()  # as a rank does after its imports
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     with tempfile.TemporaryDirectory() as folder:
         tables = [

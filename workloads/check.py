@@ -155,11 +155,13 @@ def _options(config: Profile) -> Finding | None:
     }
     missing = [name for name, on in wanted.items() if on and not importlib.util.find_spec(name)]
     if missing:
+        # No image has DeepSpeed, which compiles its parts where it runs.
+        other = "set parallel.strategy=fsdp2" if "deepspeed" in missing else "use the image"
         return Finding(
             "packages",
             "error",
             f"this profile needs {', '.join(missing)}, which is not installed here",
-            f"pip install {' '.join(missing)}, or use the image of the workload",
+            f"pip install {' '.join(missing)}, or {other}",
         )
     return None
 

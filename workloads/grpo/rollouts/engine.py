@@ -182,11 +182,12 @@ def _made_as_wanted(level: int, pixels: Mapping[str, int]) -> Iterator[None]:
     """TRL always asks for sleep level 2 and says nothing of pixels; vLLM gets both of the profile.
 
     TRL makes the engine and already sends it to sleep on the way, so that there is no object yet
-    whose method could be replaced.
+    whose method could be replaced. With new weights TRL 1.16 resets the cache of prefixes alone;
+    that of encoded images is reset too, or a repeated image would be as the old tower saw it.
     """
     from vllm import LLM
 
-    own, own_sleep = LLM.__init__, LLM.sleep
+    own, own_sleep, own_reset = LLM.__init__, LLM.sleep, LLM.reset_prefix_cache
     more = {"mm_processor_kwargs": dict(pixels)} if pixels else {}
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -196,11 +197,15 @@ def _made_as_wanted(level: int, pixels: Mapping[str, int]) -> Iterator[None]:
     def sleep(self: Any, *args: Any, **kwargs: Any) -> Any:
         return own_sleep(self, level=level)
 
-    LLM.__init__, LLM.sleep = init, sleep
+    def reset(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.llm_engine.reset_encoder_cache()
+        return own_reset(self, *args, **kwargs)
+
+    LLM.__init__, LLM.sleep, LLM.reset_prefix_cache = init, sleep, reset
     try:
         yield
     finally:
-        LLM.__init__, LLM.sleep = own, own_sleep
+        LLM.__init__, LLM.sleep, LLM.reset_prefix_cache = own, own_sleep, own_reset
 
 
 @contextmanager

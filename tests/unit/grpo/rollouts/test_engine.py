@@ -54,7 +54,7 @@ def test_placeholders_are_kept_out_of_completions(engine: str) -> None:
 def test_the_engine_beside_the_trainer_is_made_as_the_profile_wants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TRL makes it without the profile's pixels, and asks for sleep level 2."""
+    """TRL makes it without the profile's pixels, asks for sleep level 2, and keeps seen images."""
     seen: list[Any] = []
 
     class LLM:
@@ -64,15 +64,22 @@ def test_the_engine_beside_the_trainer_is_made_as_the_profile_wants(
         def sleep(self, level: int) -> None:
             seen.append(level)
 
+        def reset_prefix_cache(self) -> None:
+            seen.append("prefixes")
+
+        llm_engine = SimpleNamespace(reset_encoder_cache=lambda: seen.append("images"))
+
     vllm: Any = ModuleType("vllm")
     vllm.LLM = LLM
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     config = profile("generation.sleep_level=1", "grpo.max_pixels=200704")
     with generation.ready(config, Session(run=Run(tmp_path))):
         LLM(model="m").sleep(level=2)
+        LLM.reset_prefix_cache(LLM(model="m"))
     LLM(model="m").sleep(level=2)
     limits = {"mm_processor_kwargs": {"max_pixels": 200704}}
-    assert seen == [{"model": "m", **limits}, 1, {"model": "m"}, 2]
+    made = {"model": "m", **limits}
+    assert seen == [made, 1, made, "images", "prefixes", {"model": "m"}, 2]
 
 
 @pytest.mark.parametrize(("engine", "kind"), [("vllm_server", Retry), ("transformers", OSError)])

@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.smoke.test_grpo_tools import SUMS, write_caller
 from tests.smoke.test_grpo_train import GrpoTraining
 from tests.support.processes import rows
 from tests.support.tiny_llama import write_tiny
 from tests.vllm.engine import environment
 from tests.vllm.tiny_qwen import write_qwen
 from workloads.grpo.rollouts.rollouts import read_rollouts
-from workloads.grpo.tools import calculate
 
 pytestmark = pytest.mark.vllm
 
@@ -78,7 +76,10 @@ def test_completions_about_pictures_follow_the_weights(tmp_path: Path) -> None:
 
 
 def test_two_images_in_a_prompt_and_a_row_of_text(tmp_path: Path) -> None:
-    """Prompts with two images, one and none in one batch: the engine answers what is trained on."""
+    """Prompts with two images, one and none in one batch: the engine answers what is trained on.
+
+    The images come again with new weights, and are encoded anew.
+    """
     for number in range(3):
         image = Image.new("RGB", (72, 36), (80 * number, 90, 200))
         image.putpixel((1, 1), (0, 0, 0))
@@ -105,23 +106,6 @@ def agrees(training: GrpoTraining, steps: int) -> None:
     assert len(table) == steps
     for row in table:
         assert row["sampling/sampling_logp_difference/mean"] < 0.05, row
-
-
-def test_tools_with_the_engine(tmp_path: Path) -> None:
-    """The engine goes on behind a tool's answer, with the tokens that the trainer learns from."""
-    sizes = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
-    model = write_caller(tmp_path / "llama", **sizes)
-    data = tmp_path / "sums.jsonl"
-    lines = [{"problem": sum_, "solution": calculate(sum_)} for sum_ in SUMS]
-    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    template = 'prompt_template: "{question}"'
-    words = ('tools=["workloads.grpo.tools:calculate"]', "grpo.max_completion_length=32")
-    words += ("rewards=[tests.smoke.test_grpo_tools:is_right]", "train.max_steps=3")
-    training = trained(tmp_path, model, f"{{source: {data}, {template}}}", 1e-4, words)
-    agrees(training, 3)
-    table = [row for row in rows(training.run.metrics) if "loss" in row]
-    assert all(row["tools/call_frequency"] > 0 for row in table)
-    assert any("\ntool: " in row["completion"] for row in read_rollouts(training.run.path))
 
 
 def test_the_engine_sees_pictures_as_small_as_the_profile_wants(tmp_path: Path) -> None:

@@ -385,7 +385,8 @@ def _downloads_in_a_build(checkout: Checkout, network: PrivateNetwork) -> None:
         f"FROM {base_image() or 'python:3.11-slim-bookworm'}\n"
         f"RUN {_MOUNTS} {_DOWNLOADS} \\\n"
         "  && pip download --no-deps --no-cache-dir -d /tmp tatara-probe==1.0 \\\n"
-        f"  && for way in http https; do echo deb [trusted=yes] $way://{INDEX}/apt/$way ./; done \\\n"
+        "  && for way in http https; do \\\n"
+        f"    echo deb [trusted=yes] $way://{INDEX}/apt/$way ./; done \\\n"
         "    >/etc/apt/sources.list && rm -rf /etc/apt/sources.list.d \\\n"
         "  && apt-get update && apt-cache policy tatara-probe | grep -c /apt | grep -qx 2\n"
     )

@@ -62,7 +62,7 @@ def client(folder: Path) -> Iterator[openai.OpenAI]:
         if STARTED in line:
             break
     url = re.search(r"http://127.0.0.1:\d+/v1", "".join(told))
-    assert url, "".join(told)[-4000:]
+    assert url and STARTED in told[-1], "".join(told)[-4000:]
     rest = threading.Thread(target=process.stdout.read, daemon=True)
     rest.start()
     yield openai.OpenAI(base_url=url[0], api_key="secret", max_retries=0)
@@ -85,7 +85,9 @@ def test_base_and_adapters_say_what_chat_says(client: openai.OpenAI, folder: Pat
     for model, adapter in (("tiny", "base"), ("poems", "poems"), ("sums", "sums")):
         speaker.use(adapter)
         answer = said(client, model).choices[0].message.content
-        assert answer == speaker.answer(ASKED, Sampling(max_new_tokens=12, greedy=True))
+        own = speaker.answer(ASKED, Sampling(max_new_tokens=12, greedy=True))
+        # Bytes that have not become a letter by the end are not sent.
+        assert answer.rstrip("\ufffd") == own.rstrip("\ufffd")
         pieces = said(client, model, stream=True)
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == answer
         answers.add(answer)

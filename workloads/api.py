@@ -29,7 +29,7 @@ def train(
 ) -> "Run":
     """Train as a profile says and return the run, exported and evaluated as `tatara train` does.
 
-    rows: objects of any format that data.format knows, or texts; by default the profile's data.
+    rows: texts, or objects in any format of data.format; default: the profile's data.
     settings: values by their names, such as {"optim.learning_rate": 1e-4}. Raises UserError for
     mistakes in them, TataraError where the training fails.
     """
@@ -54,7 +54,7 @@ def train(
     code = main(["train", profile, *words])
     made = sorted(path.parent for path in folder.glob("*/config.json") if path not in before)
     if code != EXIT_DONE or not made:
-        raise TataraError(f"training ended with code {code}; what it told is above")
+        raise TataraError(f"training ended with code {code}; its messages are above")
     from workloads.run import Run
 
     return Run(made[-1])
@@ -65,10 +65,10 @@ def load(
     adapters: Mapping[str, str | Path] | None = None,
     precision: str | None = None,
 ) -> "Speaker":
-    """A model ready to answer: a run's exported one, a folder, or a name on the hub.
+    """Load a model to generate with: a run's exported model, a folder, or a name on the hub.
 
-    adapters: name → folder, of more adapters over the same base. precision: bf16, fp16 or fp32; by
-    default as the run computed. Raises UserError for what is not there.
+    adapters: name → folder of further adapters over the same base. precision: bf16, fp16 or fp32;
+    default: that of the run. Raises UserError where a model or adapter is missing.
     """
     from workloads.commands.common import loaded_environment
     from workloads.llm.speaker import load as load_speaker
@@ -96,7 +96,7 @@ def generate(
     seed: int | None = None,
     batch_size: int = 16,
 ) -> Any:
-    """Answers to prompts, in their order; one text gives one answer.
+    """Generate answers to prompts, in their order; one text gives one answer.
 
     prompts: a text, or a list of texts or of conversations (turns with role and content). Without a
     temperature the likeliest token is taken each time. Raises UserError for a prompt that leaves
@@ -127,7 +127,7 @@ def generate(
 
 
 def _written(rows: Rows, folder: Path) -> Path:
-    """The rows as a file whose name follows from what they say, so that a resumed run finds it."""
+    """Write the rows to a file named by their digest, so that a resumed run finds it."""
     objects = [{"text": row} if isinstance(row, str) else dict(row) for row in rows]
     if not objects:
         raise UserError("expected rows to train on, found none")

@@ -1,4 +1,4 @@
-"""The workloads that this version has: what the rest of the package must know of each, as strings.
+"""The workloads of this version: what the rest of the package must know of each, as strings.
 
 Adding a workload touches its folder, one entry here, one service, one image target, one profile.
 """
@@ -55,7 +55,10 @@ WORKLOADS: Mapping[str, Workload] = {
         (*_TRAINING, "PIL", "av", "google_crc32c"),
         {
             "reach": ("workloads.vla.reach.command", "a policy's success in the reach simulator"),
-            "recall": ("workloads.vla.reach.command", "the same where a goal has to be remembered"),
+            "recall": (
+                "workloads.vla.reach.command",
+                "the same, with a goal to remember",
+            ),
             "calvin": ("workloads.vla.calvin.command", "five tasks in a row in CALVIN's simulator"),
         },
     ),

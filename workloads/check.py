@@ -1,6 +1,6 @@
-"""Find mistakes before any GPU time is spent: quick looks here, every row with `--deep`.
+"""Find mistakes before any GPU time is spent: quick checks here, every row with `--deep`.
 
-A workload adds its own looks in `workloads/<workload>/check.py`: `shallow(config, env)` and
+A workload adds its own checks in `workloads/<workload>/check.py`: `shallow(config, env)` and
 `deep(config, env)` return findings.
 """
 
@@ -33,7 +33,7 @@ _MIN_FREE = GIB
 def shallow(
     config: Profile, env: Mapping[str, str], provenance: Mapping[str, str] | None = None
 ) -> list[Finding]:
-    """Looks that take well under a second and load no library.
+    """Checks that take well under a second and load no library.
 
     provenance: where each value came from, as `resolve` gives it.
     """
@@ -68,7 +68,7 @@ def _of_workload(config: Profile, name: str, env: Mapping[str, str]) -> list[Fin
 
 
 def _lost_links(config: Profile) -> list[Finding]:
-    """Settings that name what lies behind a link to nothing, as in a container."""
+    """Settings whose path leads through a broken link, as a link out of a container does."""
     found = [(name, lost) for name, text in texts(config.model_dump()) if (lost := lost_link(text))]
     return [Finding(name, "error", lost, FIX) for name, lost in found]
 
@@ -89,7 +89,7 @@ def _outputs(env: Mapping[str, str]) -> Finding:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
+    """The folder itself, or its nearest parent that exists."""
     here = folder.absolute()
     while not here.exists():
         here = here.parent
@@ -137,7 +137,7 @@ def _batch(config: Profile, env: Mapping[str, str]) -> Finding | None:
 
 
 def _gpus_of_a_node(config: Profile, env: Mapping[str, str]) -> int:
-    """Without a rank of its own this machine is shared by all nodes."""
+    """GPUs of each node; without NODE_RANK all nodes share this machine's."""
     gpus = device.gpu_count(env)
     return gpus if env.get("NODE_RANK") else gpus // config.parallel.nodes
 
@@ -148,7 +148,7 @@ def world_size(config: Profile, env: Mapping[str, str]) -> int:
 
 
 def _options(config: Profile) -> Finding | None:
-    """Options whose package is not part of every installation."""
+    """Settings that need an optional package."""
     wanted = {
         "bitsandbytes": config.adapter.method == "qlora" or config.optim.optimizer == "adamw_8bit",
         "deepspeed": config.parallel.strategy in ("zero2", "zero3"),
@@ -187,7 +187,7 @@ def _adapter(config: Profile, provenance: Mapping[str, str]) -> Finding | None:
 
 
 def _is_left_behind(setting: str, provenance: Mapping[str, str]) -> bool:
-    """Whether an adapter's setting is of a profile whose method was then replaced elsewhere."""
+    """Whether an adapter's setting comes from a profile whose method a later source replaced."""
     own, method = (provenance.get(f"adapter.{name}", "default") for name in (setting, "method"))
     file, *place = own.rsplit(":", 2)
     of_a_profile = len(place) == 2 and all(number.isdigit() for number in place)
@@ -195,7 +195,7 @@ def _is_left_behind(setting: str, provenance: Mapping[str, str]) -> bool:
 
 
 def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
-    """The plan against the GPUs and the disk that are here."""
+    """Compare the plan with the GPUs and the disk of this machine."""
     gpus = device.gpus(env)
     breakdown = estimate(config, len(gpus) or None, env)
     if breakdown.total is None:
@@ -216,7 +216,7 @@ def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
 
 
 def before_start(job: "Job") -> None:
-    """The shallow looks before a run; UserError with every error at once."""
+    """The shallow checks before a run; raises UserError with all errors at once."""
     findings = shallow(job.config, job.env, job.provenance)
     for finding in findings:
         if finding.level == "warning":
@@ -230,7 +230,7 @@ def before_start(job: "Job") -> None:
 
 
 def _resolvable(address: str) -> None:
-    """A name that does not resolve now may do so when its container is up: say it, go on."""
+    """A name that does not resolve yet may do so once its container is up: warn only."""
     try:
         socket.getaddrinfo(address, None)
     except OSError:

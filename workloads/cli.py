@@ -34,13 +34,13 @@ COMMANDS: Commands = {
     "import": ("workloads.commands.importing", "turn another tool's config into a profile"),
     "serve": ("workloads.commands.serve", "answer programs: a language model, or a robot policy"),
     "data": ("workloads.commands.data", "inspect demonstrations, convert them or make some"),
-    "doctor": ("workloads.commands.doctor", "say what this machine can run and what it lacks"),
+    "doctor": ("workloads.commands.doctor", "check what this machine can run and what it lacks"),
     "monitor": ("workloads.commands.monitor", "watch a run, or all of them"),
     "report": ("workloads.commands.report", "write a run's page, to keep or to send"),
-    "verify": ("workloads.commands.verify", "say whether a run, or a copy of it, is whole"),
-    "prune": ("workloads.commands.prune", "show what may go, and remove it with --yes"),
+    "verify": ("workloads.commands.verify", "verify a run, or a copy of it, by its digests"),
+    "prune": ("workloads.commands.prune", "list what can be removed, and remove it with --yes"),
 }
-# What follows a PROFILE there are settings, which the parser does not know.
+# After their PROFILE come settings, which the parser does not know.
 _WITH_SETTINGS = (
     ("train",),
     ("submit",),
@@ -103,7 +103,7 @@ def parser() -> CommandParser:
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments of a command line, and the settings and other words that follow them."""
+    """Parse a command line into its arguments and the settings that follow them."""
     whole, settings = parser(), list[str]()
     for names in _WITH_SETTINGS:
         if tuple(arguments[: len(names)]) == names:

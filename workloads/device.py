@@ -1,6 +1,6 @@
 """What this machine has, without loading torch: GPUs by NVML, host memory, processors.
 
-Every count honours what limits this process: CUDA_VISIBLE_DEVICES, control groups, affinity.
+Every count honours the limits of this process: CUDA_VISIBLE_DEVICES, cgroups, affinity.
 """
 
 import os
@@ -50,13 +50,13 @@ class HostMemory:
 
     @property
     def usable(self) -> int:
-        """What this process may take in all."""
+        """Bytes that this process may use in all."""
         return min(self.total, self.limit) if self.limit else self.total
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything above in one."""
+    """All of the above."""
 
     gpus: tuple[Gpu, ...]
     driver: Driver | None
@@ -66,7 +66,7 @@ class Machine:
 
 
 def machine(env: Mapping[str, str] = os.environ) -> Machine:
-    """Look at this machine once."""
+    """Read all facts of this machine."""
     return Machine(gpus(env), driver(), host_memory(), shared_memory(), cpu_count())
 
 
@@ -124,7 +124,7 @@ def _nvml() -> Iterator[Any]:
 
 
 def _handles(nvml: Any) -> Iterator[tuple[int, Any]]:
-    """Every GPU that answers; one that has fallen off the bus is not one to count on."""
+    """Every GPU that answers; one that has fallen off the bus is left out."""
     for number in range(nvml.nvmlDeviceGetCount()):
         try:
             yield number, nvml.nvmlDeviceGetHandleByIndex(number)
@@ -196,7 +196,7 @@ def _text(value: str | bytes) -> str:
 
 
 def host_memory() -> HostMemory:
-    """Host memory as the kernel and the control group tell it."""
+    """Host memory as the kernel and the control group report it."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if ":" in line}
     return HostMemory(
@@ -205,7 +205,7 @@ def host_memory() -> HostMemory:
 
 
 def shared_memory() -> int:
-    """Bytes of /dev/shm, through which loader processes and NCCL hand data over; 0 without it."""
+    """Bytes of /dev/shm, which loader processes and NCCL use to pass data; 0 without it."""
     try:
         space = os.statvfs("/dev/shm")
     except OSError:
@@ -221,7 +221,7 @@ def cpu_count() -> int:
 
 
 def _cpu_quota() -> float | None:
-    """Processors' worth of time that the control group gives, None without a limit."""
+    """CPU limit of the control group in processors, None without one."""
     try:
         limit, _, period = Path("/sys/fs/cgroup/cpu.max").read_text().strip().partition(" ")
     except OSError:

@@ -1,8 +1,8 @@
 """Entry point of the images: `tatara VERB …` for a verb, any other command as it is.
 
-Before either it puts right what Compose cannot: settings and secrets that came as files go into
-this process's environment (never into the container's, which `docker inspect` shows), a variable
-that was set to nothing is unset where nothing has a meaning of its own, and HOME exists.
+Before either it does what Compose cannot: settings and secrets from files go into this process's
+environment (never into the container's, which `docker inspect` shows), empty variables are unset
+unless empty has a meaning of its own, and HOME is created.
 """
 
 import os
@@ -23,7 +23,7 @@ from workloads.environment import (
 from workloads.errors import UserError
 from workloads.signals import interruptible
 
-# Libraries take an empty value of these for a choice; an empty CUDA_VISIBLE_DEVICES is one.
+# Libraries take an empty value of these for a choice; only for CUDA_VISIBLE_DEVICES it is one.
 _UNSET_IF_EMPTY = ("NCCL_", "GLOO_", "HF_", "WANDB_")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
@@ -50,13 +50,13 @@ def _is_set(name: str, found: Mapping[str, str]) -> bool:
 
 
 def _certificates(folder: Path) -> dict[str, str]:
-    """The caller's own authorities, under the names that libraries read."""
+    """The caller's CA certificates, under the names that libraries read."""
     bundle = folder / "ca"
     return dict.fromkeys(CA_NAMES, str(bundle)) if is_readable(bundle) else {}
 
 
 def _direct(env: Mapping[str, str]) -> dict[str, str]:
-    """Behind a proxy: the job's own hosts, which no proxy reaches."""
+    """NO_PROXY for the job's own hosts, which no proxy reaches."""
     if not any(env.get(name) for name in _PROXIES):
         return {}
     told = env.get("NO_PROXY") or env.get("no_proxy") or ""
@@ -81,7 +81,7 @@ def make_home(env: Mapping[str, str]) -> None:
 
 
 def start(words: list[str]) -> int:
-    """Run a verb, or become another command."""
+    """Run a verb, or replace this process by another command."""
     return interruptible(lambda: _start(words))
 
 

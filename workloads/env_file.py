@@ -1,8 +1,8 @@
 """The one reader of `.env`, for scripts, doctor and package; the standard library alone.
 
 Compose reads the same file by rules of its own. A line is taken where python-dotenv and Compose
-agree on it, and refused with its number where they do not: nobody then trains with another value
-than the one that the scripts, the doctor or the container saw.
+agree on it, and refused with its number where they do not: so scripts, doctor and container always
+see the same value.
 
     python3 -m workloads.env_file NAME…    prints NAME='value' for a shell; the environment wins
 """
@@ -26,13 +26,13 @@ _DOUBLE = re.compile(r'"((?:\\.|[^"\\])*)"', re.DOTALL)
 _REST = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\r?\n|\Z)")
 _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _PLAIN = re.compile(r"[\w./:@%+,=-]*", re.ASCII)
-# Compose puts another variable's value in place of these; python-dotenv knows ${…} alone.
+# Compose replaces these by another variable's value; python-dotenv knows only ${…}.
 _FILLED_IN = re.compile(r"\$[A-Za-z_{($]")
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One NAME=value, and the part of the text that it takes up, its end of line included."""
+    """One NAME=value, and its span in the text, with the line end."""
 
     name: str
     value: str
@@ -41,7 +41,7 @@ class Assignment:
 
 
 def read(path: Path = Path(".env")) -> dict[str, str]:
-    """The values of a file, empty where there is none; of a name given twice the last one.
+    """The values of a file, empty where there is none; a repeated name has its last value.
 
     Raises UserError with the number of a line that readers of .env take differently, and for a
     file that cannot be read or is not in UTF-8.
@@ -53,7 +53,7 @@ def _text(path: Path) -> str:
     if not path.is_file():
         return ""
     try:
-        # Some editors put a mark in front; python-dotenv, Compose and this take it away.
+        # Some editors write a byte order mark; python-dotenv, Compose and this reader skip it.
         return path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -84,7 +84,7 @@ def assignments(text: str, path: Path) -> Iterator[Assignment]:
 
 
 def _before_value(text: str, at: int) -> str:
-    """What a line begins with, up to where a value, which may be secret, could begin."""
+    """The start of a line up to where a value, which may be secret, could begin."""
     line = text[at:].partition("\n")[0]
     named = re.match(r"[^=:]*[=:]", line)
     return named[0].strip() if named else "a line without ="

@@ -18,17 +18,17 @@ SECRETS = (
     "LAMBDA_API_KEY",
 )
 SECRET_FOLDER = Path("/run/secrets")
-# Names that the users' documents have → the name that the library reads.
+# Names that users' documents use → the name that the library reads.
 ALIASES = {"HUGGINGFACE_API_KEY": "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN": "HF_TOKEN"}
 
-# Files that compose.yaml mounts: `.env`, then what the caller's shell said, which goes before it.
+# Files that compose.yaml mounts: `.env`, then the caller's shell variables, which win.
 _HANDED_IN = ("dotenv", "shell")
 # An empty value of these is a choice (no GPU), which `.env` must not undo.
 _EMPTY_IS_A_CHOICE = ("CUDA_VISIBLE_DEVICES",)
-# Files of the host: what they hold is mounted as a secret, the path means nothing in a container.
+# Files of the host: their content is mounted as a secret; the path is not valid in a container.
 CA_NAMES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _PATHS_OF_THE_HOST = (*CA_NAMES, "SSL_CERT_DIR", *(f"{name}_FILE" for name in SECRETS))
-# Rents machines on somebody's account: no training needs it.
+# It rents machines on an account: no training needs it.
 _NOT_FOR_JOBS = ("LAMBDA_API_KEY",)
 
 _SECRET_PARTS = {
@@ -47,14 +47,14 @@ _SECRET_PARTS = {
     "PAT",
 }
 _NO_SECRETS = ("TATARA__", "COMPOSE_", "PIP_", "GPG_KEY")
-_SHORTEST = 6  # what is shorter stands in ordinary words too
+_SHORTEST = 6  # shorter values occur in ordinary words, too
 _URL_PASSWORD = re.compile(r"://[^/@\s]*?:([^/\s]+)@")
 
 
 def load(base: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]:
-    """The environment with `.env` under it and secrets filled in; what is set already wins.
+    """The environment with `.env` under it and secrets filled in; variables that are set win.
 
-    In a container `.env` is a secret that Compose mounts, and so is what the caller's shell set.
+    In a container, `.env` and the variables of the caller's shell are secrets that Compose mounts.
     Raises UserError for a `.env`, or a secret file that is named, which cannot be read.
     """
     files = {**env_file.read(dotenv), **handed_in(SECRET_FOLDER)}
@@ -74,10 +74,10 @@ def load(base: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]
 
 
 def handed_in(folder: Path) -> dict[str, str]:
-    """What a container was given as files of settings; empty outside of one.
+    """Settings that a container was given as files; empty outside of one.
 
-    Left out are paths of the host, which a container has not got, what no job needs, and a secret
-    that also came as a file of its own, which goes before that of all.
+    Left out are paths of the host, variables that no job needs, and secrets that also came as files
+    of their own, which win.
     """
     found: dict[str, str] = {}
     for name in _HANDED_IN:
@@ -93,7 +93,7 @@ OWN_UID = "run scripts/setup_environment.sh, which writes your UID and GID into 
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a secret is there; where none was given, Compose mounts /dev/null.
+    """Whether a secret was given; without one, Compose mounts /dev/null.
 
     Raises UserError for a file that this user may not read.
     """
@@ -119,15 +119,15 @@ def _secret_from_file(name: str, env: Mapping[str, str]) -> str | None:
 
 
 def apply(env: Mapping[str, str]) -> None:
-    """Make the merged environment this process's own, for the libraries that read it."""
+    """Put the merged environment into this process, for the libraries that read it."""
     os.environ.update(env)
 
 
 @cache
 def is_secret(name: str) -> bool:
-    """Whether a variable's name says that its value is a secret: a token, a key, a password.
+    """Whether a variable's name marks its value as a secret: a token, a key, a password.
 
-    Names of files that hold one are none, nor are settings, such as TATARA__…__MAX_NEW_TOKENS.
+    Names of secret files are none, nor are settings such as TATARA__…__MAX_NEW_TOKENS.
     """
     if name in SECRETS or name in ALIASES:
         return True
@@ -138,7 +138,7 @@ def is_secret(name: str) -> bool:
 
 
 def without_secrets(text: str, env: Mapping[str, str]) -> str:
-    """A text with the secrets of the environment, passwords of addresses too, blotted out."""
+    """A text without the secrets of the environment and the passwords in addresses."""
     for name, value in env.items():
         for secret in _secrets_in(name, value):
             text = text.replace(secret, f"<{name}>")
@@ -155,5 +155,5 @@ def _secrets_in(name: str, value: str) -> list[str]:
 
 
 def cache_folder(env: Mapping[str, str]) -> Path:
-    """Where caches lie: TATARA_CACHE, or `.cache` here."""
+    """The folder of caches: TATARA_CACHE, or `.cache` here."""
     return Path(env.get("TATARA_CACHE") or ".cache")

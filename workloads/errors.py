@@ -1,4 +1,4 @@
-"""What can go wrong, the exit code that says so, and the nearest name to one that is unknown."""
+"""Errors with their exit codes, and the nearest name to an unknown one."""
 
 from collections.abc import Iterable
 
@@ -7,8 +7,8 @@ EXIT_FAILED = 1
 EXIT_USER = 2
 EXIT_STOPPED = 3
 EXIT_RETRY = 75
-EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143  # as shells have it: 128 and the signal's number
-# What a stop may end with: saved, or before there was anything to save.
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143  # as in shells: 128 + the signal's number
+# Exit codes of a stop: saved, or before there was anything to save.
 STOPS = (EXIT_STOPPED, EXIT_INTERRUPTED, EXIT_TERMINATED)
 
 
@@ -25,7 +25,7 @@ class UserError(TataraError):
 
 
 class Stopped(TataraError):
-    """Asked to stop, and ended in order; `code` is 3 where something is saved, else 130 or 143."""
+    """Stopped on request; `code` is 3 where something is saved, else 130 or 143."""
 
     exit_code = EXIT_STOPPED
 
@@ -41,8 +41,8 @@ class Retry(TataraError):
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """The nearest of the known names, by its letters or its initials, or else all of them."""
-    import difflib  # not needed before something is misspelt
+    """Suggest the nearest known names by letters or initials, or else list all."""
+    import difflib  # loaded only when a name is misspelt
 
     names = sorted(known)
     word = str(name)

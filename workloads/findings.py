@@ -1,4 +1,4 @@
-"""Findings of `tatara check` and `tatara doctor`, and how they are shown.
+"""Findings of `tatara check` and `tatara doctor`, and their table.
 
 Standard library only: the doctor runs where nothing is installed yet.
 """
@@ -21,9 +21,9 @@ _NAME, _LEVEL, _GAP, _NARROWEST = 22, 7, 2, 16  # widths of the table's columns
 
 @dataclass(frozen=True)
 class Finding:
-    """What was checked, how it is, what was found, how to fix it, and what is needed.
+    """One check: its name, level, what was found, how to fix it, and what is needed.
 
-    An error means that a run could not start. Of a skipped check `found` is the reason.
+    An error means that a run could not start. For a skipped check `found` is the reason.
     """
 
     name: str
@@ -74,7 +74,7 @@ def table(findings: Sequence[Finding], columns: int | None = None) -> str:
 
 
 def _row(texts: Sequence[str], widths: Sequence[int]) -> str:
-    """One row of the table, as many lines high as its longest text is."""
+    """One row of the table, with as many lines as its longest text needs."""
     cells = [textwrap.wrap(text, width) or [""] for text, width in zip(texts, widths, strict=True)]
     lines = []
     for number in range(max(map(len, cells))):

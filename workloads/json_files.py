@@ -9,12 +9,12 @@ from workloads.errors import UserError
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; raises UserError where the file is missing or holds something else."""
+    """Read a JSON object; raises UserError where the file is missing or holds something else."""
     return _object(_text(file), str(file), 1)
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """One JSON object a line; empty lines are left out."""
+    """Read one JSON object a line, without empty lines; raises UserError as `read_json`."""
     lines = enumerate(_text(file).split("\n"), start=1)
     return [_object(line, str(file), number) for number, line in lines if line.strip()]
 

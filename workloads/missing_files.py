@@ -1,4 +1,4 @@
-"""Files that are not what they seem: Git LFS pointers, and links that a container does not see."""
+"""Files without their content: Git LFS pointers, and links that lead out of a container."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ def is_pointer(path: str | os.PathLike[str]) -> bool:
 
 
 def lost_link(path: str | os.PathLike[str]) -> str:
-    """What a path leads through that is not there: "a link to …", or nothing."""
+    """Description of the broken link in a path: "a link to …", or nothing."""
     whole = Path(path)
     for part in (*reversed(whole.parents), whole):
         if os.path.islink(part) and not os.path.exists(part):
@@ -33,7 +33,7 @@ FIX = "in a container mount what it leads to, or set TATARA_DATA to the folder i
 
 
 def refuse_lost_link(path: str | os.PathLike[str]) -> None:
-    """Raise UserError where a path leads through a link to what is not there."""
+    """Raise UserError where a path leads through a broken link."""
     if found := lost_link(path):
         raise UserError(f"expected a file or folder, found that {found}; {FIX}")
 

@@ -1,7 +1,6 @@
 """Small facts about processes that the standard library does not offer.
 
-`python -m workloads.processes COMMAND …` becomes a command that ends with the process that started
-it and leaves the processors to others.
+`python -m workloads.processes COMMAND …` runs a command that ends with its parent, at low priority.
 """
 
 import ctypes
@@ -21,10 +20,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """End this process when the one that started it ends, however that happens (Linux)."""
+    """End this process when its parent ends in any way (Linux)."""
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have gone before the call above.
+    # The parent may have ended before the call above.
     if os.getppid() != parent:
         os._exit(1)
 
@@ -57,14 +56,14 @@ def make_output_lossy() -> None:
 
 
 def own_command(*arguments: str) -> str:
-    """What a person types for `tatara ARGUMENT…`: on the host, where this is a container."""
+    """The command to type for `tatara ARGUMENT…`; in a container that of the host."""
     if service := os.environ.get("TATARA_SERVICE"):
         return _host_command(service, *arguments)
     return shlex.join([_tatara(), *arguments])
 
 
 def _host_command(service: str, verb: str, *arguments: str) -> str:
-    """The same beside the containers: trainings and the monitor have scripts there."""
+    """The same outside of containers, where trainings and the monitor have scripts."""
     if verb == "train":
         profile, *settings = arguments
         return shlex.join(["scripts/start_training.sh", Path(profile).stem, *settings])
@@ -74,7 +73,7 @@ def _host_command(service: str, verb: str, *arguments: str) -> str:
 
 
 def start_of_node(node: int) -> str:
-    """How a person starts another node of a job with the settings that this one has."""
+    """How to start another node of a job with the same settings."""
     service = os.environ.get("TATARA_SERVICE", "")
     name, _, role = service.rpartition("-")
     if role == "master" and os.environ.get("MASTER_ADDR") == service:
@@ -83,7 +82,7 @@ def start_of_node(node: int) -> str:
 
 
 def _tatara() -> str:
-    """Its name where the shell finds it, else the path to it."""
+    """The name `tatara` if it is on PATH, else its path."""
     beside = Path(sys.executable).with_name("tatara")
     if shutil.which("tatara") or not beside.is_file():
         return "tatara"
@@ -93,9 +92,9 @@ def _tatara() -> str:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import without collecting garbage: there is none, and looking takes a seventh of the time.
+    """Import without garbage collection, which would find nothing and take a seventh of the time.
 
-    What was loaded stays for good, so later collections leave it out too.
+    Loaded modules stay for good, so later collections skip them, too.
     """
     gc.disable()
     try:
@@ -115,7 +114,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def out_of_memory_kills() -> int:
-    """How many processes the kernel has killed for memory in this control group."""
+    """Number of processes that the kernel has killed for memory in this control group."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         try:
             lines = Path(path).read_text().splitlines()

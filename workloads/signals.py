@@ -1,4 +1,4 @@
-"""Stop signals, SIGTERM and SIGINT: who acts on them, and what a process that they end says.
+"""Stop signals, SIGTERM and SIGINT: handlers, blocking, and exit codes.
 
 Slurm and systemd send them to every process of a job at once, some more than once. A process acts
 from its first moment: one that is started `held_back` has them blocked until it has a handler.
@@ -19,7 +19,7 @@ Handler = Callable[[int, FrameType | None], object]
 
 
 class Interrupted(KeyboardInterrupt):
-    """A stop signal that came where there was nothing to save; `exit_code` as shells have it."""
+    """A stop signal where there was nothing to save; `exit_code` as in shells."""
 
     def __init__(self, number: int) -> None:
         super().__init__("stopped")
@@ -27,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def listen(handler: Handler) -> None:
-    """Call `handler` for every stop signal, for those that were held back first."""
+    """Call `handler` for every stop signal, first for blocked ones."""
     for number in STOP_SIGNALS:
         signal.signal(number, handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -58,9 +58,9 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def handled_by(handler: Handler) -> Iterator[None]:
-    """Within: stop signals call `handler`. Outside of the main thread nothing changes.
+    """Context in which stop signals call `handler`; no effect outside of the main thread.
 
-    Afterwards the handlers of before do, unless stop signals are ignored by then.
+    Afterwards the former handlers apply, unless stop signals are ignored by then.
     """
     import threading
 
@@ -78,15 +78,15 @@ def handled_by(handler: Handler) -> Iterator[None]:
 
 
 class Stop:
-    """The wish to stop, as the signals of this process tell it.
+    """The stop request, by the signals of this process.
 
-    Slurm, systemd and an impatient `docker stop` repeat themselves: what comes within two seconds
-    is the same wish. A further one, or a second Ctrl-C at any time, means now.
+    Slurm, systemd and `docker stop` repeat signals: those within two seconds are the same request.
+    A later one, or a second Ctrl-C at any time, means now.
     """
 
-    # No dataclass: the module for them takes half as long to load as all of `tatara --help`.
+    # No dataclass: importing that module takes half as long as all of `tatara --help`.
     def __init__(self, at_once: Handler | None = None) -> None:
-        """at_once: called where a signal means now; `now` says so as well."""
+        """at_once: called when a signal means now; sets `now`, too."""
         self.at_once = at_once
         self.number, self.now = 0, False
         self._since, self._interrupts = 0.0, 0
@@ -101,17 +101,17 @@ class Stop:
                 self.at_once(number, frame)
 
     def __call__(self) -> int:
-        """The signal that came first, 0 where none has come."""
+        """The first signal received, 0 for none."""
         return self.number
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """The handler of whatever has nothing to save."""
+    """The handler for code that has nothing to save."""
     raise Interrupted(number)
 
 
 def interruptible(work: Callable[[], int]) -> int:
-    """The exit code of `work`, or 130 or 143 where a stop signal cuts it short."""
+    """Run `work` and return its exit code, or 130 or 143 if a stop signal interrupts it."""
     try:
         with handled_by(interrupt):
             return work()

@@ -1,4 +1,4 @@
-"""Small data sets in each format, written for tests with pictures that tell which step they are."""
+"""Small datasets in each format, written for tests with pictures that tell which step they are."""
 
 import json
 from collections.abc import Mapping, Sequence

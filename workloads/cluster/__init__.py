@@ -1,1 +1,1 @@
-"""The same profile on machines that a scheduler lends: rendered for its engine and handed over."""
+"""Profiles on a cluster: rendered for its scheduler and submitted."""

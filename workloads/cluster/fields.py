@@ -1,7 +1,7 @@
-"""Fields and types of rendered files against lists of what each engine knows.
+"""Check fields and types of rendered files against lists of what each engine accepts.
 
-A list holds names and types alone; what an engine's own server checks beyond them (rules between
-fields, names of GPUs, quotas) it says itself. The files name their source, version and licence.
+A list holds names and types only; the engine's own server checks the rest (rules between fields,
+names of GPUs, quotas). The files name their source, version and licence.
 """
 
 import json
@@ -33,20 +33,20 @@ def known(engine: str) -> dict[str, Any]:
 
 
 def wrong_fields(engine: str, kind: str, document: Any) -> list[str]:
-    """Each field that is unknown, missing or of another type, a sentence each; empty if none is."""
+    """One sentence for each field that is unknown, missing or of a wrong type."""
     return list(_wrong(known(engine)["kinds"][kind], document, kind))
 
 
 def _wrong(rule: Any, value: Any, place: str) -> Iterator[str]:
     if isinstance(rule, list):
-        # A bool is an int to Python, and to no schema.
+        # A bool is an int in Python, but not in a schema.
         fits = any(isinstance(value, _TYPES[name]) for name in rule)
         if not fits or (isinstance(value, bool) and not {"boolean", "any"} & set(rule)):
             yield f"{place}: expected {' or '.join(rule)}, found {value!r}"
     elif "any" in rule:
         tried = [list(_wrong(choice, value, place)) for choice in rule["any"]]
         if all(tried):
-            # Of the choices that could be meant: the one with its own kind of value.
+            # Of several possible choices: the one whose `kind` matches.
             yield from next((found for found in tried if "no such field" in found[0]), tried[-1])
     elif "enum" in rule:
         if value not in rule["enum"]:

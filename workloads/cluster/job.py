@@ -1,4 +1,4 @@
-"""What every engine is told of a job, and the profile that goes along with it."""
+"""The facts of a job that every engine needs, and the profile sent with it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ import yaml
 
 from workloads.errors import UserError
 
-# What a run may need of those that are set here; they travel by name alone.
+# Secrets that a run may need; only their names are written.
 _SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
 
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """A resolved profile and what is asked for to run it.
+    """A resolved profile and the resources it asks for.
 
-    nodes: machines; gpus, ranks, cpus: on each of them. hours: 0 for no deadline. run_id: stays the
-    same through every restart, by which the run goes on.
+    nodes: machines; gpus, ranks, cpus: on each of them. hours: 0 for no deadline. run_id: the same
+    through every restart, so that the run is resumed.
     """
 
     name: str
     run_id: str
-    profile: str  # YAML of all that was set, wherever it came from
+    profile: str  # YAML of all settings, whatever their source
     nodes: int
     ranks: int
     gpus: int = 0
@@ -34,7 +34,7 @@ class ClusterJob:
 
 
 def profile_of(config: Any) -> str:
-    """A resolved config as one profile: defaults left out, `extends` and environment put in.
+    """A resolved config as one profile: without defaults, with `extends` and environment merged.
 
     Where the job runs there is no `.env` and no environment of this machine.
     """
@@ -55,12 +55,12 @@ def ranks_of(config: Any, gpus: int) -> int:
 
 
 def secrets_of(env: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of the secrets that are set here and that a job would read."""
+    """Names of the secrets that a job would read and that are set here."""
     return tuple(name for name in _SECRETS if env.get(name))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Scripts and profiles as blocks of lines; nothing as an anchor."""
+    """Write scripts and profiles as block literals, and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

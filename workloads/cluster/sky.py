@@ -1,8 +1,8 @@
-"""A profile as a task of SkyPilot 0.14, which rents machines at many clouds and gives them back.
+"""A profile as a task of SkyPilot 0.14, which rents machines at many clouds and ends them.
 
 Two things bound what is paid for: `timeout` ends a training at its deadline, saved, and kills one
 that hangs beyond that; autodown ends machines whose queue is empty. Their disks end with them: what
-is to stay is copied to a bucket, seals last.
+has to stay is copied to a bucket, seals last.
 """
 
 import shlex
@@ -18,12 +18,14 @@ _KEPT = "/tatara-outputs"  # where the bucket is mounted
 
 @dataclass(frozen=True)
 class Rented:
-    """What is rented, and for how long it stays.
+    """What to rent, and for how long.
 
     infra: a cloud, with its region where that matters: lambda/us-east-1. accelerator: the name of a
-    GPU. most: dollars an hour, 0 for no cap. idle_minutes: from the job's end until the machines
-    are ended. bucket: an address. like: the profile whose services train one of your own.
-    save_seconds: kept before the deadline for the last step and its checkpoint.
+    GPU. most: dollars an hour at most, 0 for no limit. idle_minutes: from the job's end until the
+    machines
+    are ended. bucket: an address. like: the profile whose Compose services train a profile of your
+    own.
+    save_seconds: reserved before the deadline for the last step and its checkpoint.
     """
 
     infra: str = ""
@@ -85,7 +87,7 @@ fi
 
 
 def task(job: ClusterJob, rented: Rented) -> dict[str, Any]:
-    """The task, as its file has it.
+    """The task as a mapping, ready to be written as YAML.
 
     Raises UserError for GPUs of no type.
     """
@@ -122,7 +124,7 @@ def task(job: ClusterJob, rented: Rented) -> dict[str, Any]:
 
 
 def _run(job: ClusterJob, rented: Rented) -> str:
-    """What each machine does, in the checkout that was sent along."""
+    """The script that each machine runs in the checkout sent to it."""
     profile = f"profiles/{job.name}.yaml"
     lines = [
         f"cat >{shlex.quote(profile)} <<'END_OF_PROFILE'\n{job.profile}END_OF_PROFILE\n",
@@ -138,7 +140,7 @@ def _run(job: ClusterJob, rented: Rented) -> str:
             )
         deadline = f"timeout --preserve-status --kill-after={_KILL} {seconds} "
     if job.image:
-        # Signals go to the training itself, which has its own for its processes.
+        # Signals go to the training alone, which passes them on to its processes.
         alone = deadline.replace("timeout ", "timeout --foreground ")
         command = f"{alone}python -m workloads.entry train {shlex.quote(profile)}"
         lines.append("export PATH=/opt/venv/bin:$PATH TATARA_OUTPUTS=$PWD/outputs\n")
@@ -147,7 +149,7 @@ def _run(job: ClusterJob, rented: Rented) -> str:
         start = f"{deadline}scripts/start_training.sh {shlex.quote(job.name)}{like} --wait"
         if job.nodes > 1:
             start += ' --node "$NODE_RANK" --master "$MASTER_ADDR"'
-        # The group that setup joined is not this shell's yet.
+        # This shell does not have the group yet that the setup joined.
         command = f"sg docker -c {shlex.quote('exec ' + start)}"
     tries = _TRIES.format(retries=job.retries, command=command)
     if rented.bucket:

@@ -1,4 +1,4 @@
-"""A profile as a batch script of Slurm: saves before its time limit, is requeued, goes on.
+"""A profile as a batch script of Slurm: it saves before its time limit, is requeued, and resumes.
 
 What Slurm sends, and to whom (tried on 22.05, proctrack/linuxproc):
 
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-_EARLY = 60  # seconds; Slurm may send a signal so much before its time
+_EARLY = 60  # seconds; Slurm may send a signal this much too early
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What a batch script needs to know."""
+    """The values of a batch script."""
 
     name: str
     profile: str
@@ -138,7 +138,7 @@ def _options(job: SlurmJob) -> list[str]:
 
 
 def _program(job: SlurmJob) -> tuple[str, str]:
-    """Options of srun, and what it starts on each node: a plain environment or an image."""
+    """Options of srun, and the command of each node: in a plain environment or an image."""
     if not job.runtime:
         return "", f"{shlex.quote(job.python)} -m workloads.cli"
     mounts = [(str(job.outputs), str(job.outputs)), (str(job.checkout), "/workspace")]

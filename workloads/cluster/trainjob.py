@@ -1,6 +1,6 @@
 """A profile as a TrainJob of Kubeflow Trainer 2.3: a ConfigMap, a TrainingRuntime and the job.
 
-What ends a pod, and what becomes of it:
+Exit codes of a pod, and what happens then:
 
     0                done
     1, 2, 3          the pod failure policy fails the Job, and its own the JobSet: no restart
@@ -50,7 +50,7 @@ class ClusterPlace:
 
 
 def job_name(name: str, run_id: str) -> str:
-    """Of the TrainJob: its pods' host names, with `-node-0-10` behind, have at most 63 letters.
+    """Name of the TrainJob: with `-node-0-10` behind it, a pod's host name has at most 63 letters.
 
     Raises UserError for a run id that leaves no room.
     """
@@ -66,7 +66,7 @@ def job_name(name: str, run_id: str) -> str:
 
 
 def documents(job: ClusterJob, place: ClusterPlace) -> list[dict[str, Any]]:
-    """What is applied, in this order.
+    """The documents to apply, in this order.
 
     Raises UserError where no image is named.
     """
@@ -116,7 +116,7 @@ def documents(job: ClusterJob, place: ClusterPlace) -> list[dict[str, Any]]:
 
 
 def _trainer(job: ClusterJob, place: ClusterPlace) -> dict[str, Any]:
-    """The container that trains. Its environment counts only where it stands here."""
+    """The container that trains; variables count only in its own `env`."""
     limits = {"nvidia.com/gpu": job.gpus, "cpu": job.cpus}
     env: list[dict[str, Any]] = [
         {"name": "RUN_ID", "value": job.run_id},
@@ -141,7 +141,7 @@ def _trainer(job: ClusterJob, place: ClusterPlace) -> dict[str, Any]:
 
 
 def _job_set(job: ClusterJob, place: ClusterPlace, name: str) -> dict[str, Any]:
-    """Of the runtime: Trainer wants a job and a container named `node` in it."""
+    """JobSet of the runtime: Trainer expects a job and a container named `node` in it."""
     container = {
         "name": "node",
         "image": job.image,
@@ -155,7 +155,7 @@ def _job_set(job: ClusterJob, place: ClusterPlace, name: str) -> dict[str, Any]:
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": _GRACE,
-        "shareProcessNamespace": True,  # its process 1 collects children that have lost their own
+        "shareProcessNamespace": True,  # process 1 of the pod reaps orphaned children
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,

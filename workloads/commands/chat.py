@@ -1,4 +1,4 @@
-"""Talk to a language model in the terminal: RUN's exported one, or MODEL by folder or hub name.
+"""Chat with a language model in the terminal: RUN's exported model, or MODEL by folder or hub name.
 
 Lines from a pipe are asked one after the other, in one conversation. While talking: /system TEXT,
 /adapter NAME, /reset, /save FILE, /quit; Ctrl-C stops an answer, and at the prompt it leaves."""
@@ -19,7 +19,7 @@ from workloads.errors import EXIT_DONE, UserError
 if TYPE_CHECKING:
     from workloads.llm.speaker import Sampling, Speaker
 
-# What a model says in a terminal moves no cursor and sets no title.
+# A model's answer must not move the cursor or set the terminal's title.
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _HELP = "/system TEXT  /adapter NAME  /reset  /save FILE  /help  /quit"
 
@@ -60,7 +60,7 @@ def _piped() -> Iterator[str]:
 
 
 class Talk:
-    """A conversation: what was said so far, and who answers."""
+    """A conversation: its turns so far, and the model that answers."""
 
     def __init__(
         self,

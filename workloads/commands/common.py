@@ -1,4 +1,4 @@
-"""What several verbs do first: environment, config, and the lines that say what was taken."""
+"""Shared first steps of several verbs: environment, config, and notes on what was chosen."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def loaded_environment() -> dict[str, str]:
-    """This process's environment with `.env` and secrets, made its own."""
+    """This process's environment with `.env` and secrets added to it."""
     env = environment.load(os.environ)
     environment.apply(env)
     return env
@@ -26,7 +26,7 @@ def loaded_environment() -> dict[str, str]:
 def with_environment(
     main: Callable[[argparse.Namespace, dict[str, str]], int],
 ) -> Callable[[argparse.Namespace, Sequence[str]], int]:
-    """A command that takes no settings, called with the environment in their place."""
+    """Wrap a command that takes no settings: it gets the environment in their place."""
 
     def run(args: argparse.Namespace, words: Sequence[str]) -> int:
         no_settings(words)
@@ -36,7 +36,7 @@ def with_environment(
 
 
 def resolved(profile: str, env: dict[str, str], words: Sequence[str]) -> "tuple[Any, Provenance]":
-    """The config of a profile; names that are set but not honoured are told of."""
+    """The config of a profile; names that are set but not honoured are reported."""
     path = profile_path(profile, env)
     config, provenance, _ = resolved_to_fit(path, env, words)
     report_ignored(str(path), provenance)
@@ -46,7 +46,7 @@ def resolved(profile: str, env: dict[str, str], words: Sequence[str]) -> "tuple[
 def resolved_to_fit(
     path: Path, env: dict[str, str], words: Sequence[str]
 ) -> "tuple[Any, Provenance, list[str]]":
-    """The config of a profile's file, and the words that make it.
+    """The config of a profile's file, and the settings that were given.
 
     Where RECIPE or the profile itself says auto, and it is not safe on the GPUs here, the planner's
     settings come before the words; why goes into the environment, for the run's manifest.
@@ -72,15 +72,15 @@ def resolved_to_fit(
 
 
 def report_ignored(profile: str, provenance: "Provenance") -> None:
-    """Tell of short names that are set but not honoured."""
+    """Report short names that are set but not honoured."""
     for name in provenance.ignored:
         print(f"tatara: {name} is set but {profile} does not honour it", file=sys.stderr)
 
 
 def profile_path(profile: str, env: Mapping[str, str]) -> Path:
-    """A profile by its path, or by its name in profiles/ and profiles/recipes/.
+    """Find a profile by its path, or by its name in profiles/ and profiles/recipes/.
 
-    RECIPE in the environment takes another one where the profile lists `recipes:`.
+    RECIPE in the environment selects another one where the profile lists `recipes:`.
     """
     path = _named(profile)
     if not env.get("RECIPE"):
@@ -105,7 +105,7 @@ def _named(profile: str) -> Path:
 
 
 def no_settings(words: Sequence[str]) -> None:
-    """UserError for left-over words, where a verb takes no settings."""
+    """Raise UserError for left-over arguments, where a verb takes no settings."""
     if words:
         raise UserError(f"unexpected {words[0]!r}; see --help")
 
@@ -115,9 +115,9 @@ def print_json(value: Any) -> None:
 
 
 class Ticker:
-    """Called as (done, total): says on stderr how far long work is, at most every few seconds.
+    """Progress of long work on stderr, at most every few seconds; called as (done, total).
 
-    Nothing is said of work that ends before the first of them is over.
+    Work that ends before the first interval prints nothing.
     """
 
     def __init__(self, what: str, every: float = 3.0) -> None:

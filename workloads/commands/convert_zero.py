@@ -20,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-names",
         action="store_true",
-        help="keep the prefix _forward_module. that a trainer has put before every name",
+        help="keep the prefix _forward_module. that a trainer put before every name",
     )
 
 
 def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Convert, write through a file beside it, and say what there is."""
+    """Convert, write through a temporary file, and print what was written."""
     target: Path = args.output or args.folder / "model.safetensors"
     if target.exists():
         raise UserError(f"{target}: expected a name that is free, found a file; give another one")

@@ -1,4 +1,4 @@
-"""Inspect demonstrations, convert them to another format, make some, or preview rows of text."""
+"""Inspect demonstrations, convert or generate them, or preview rows of text."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -7,12 +7,15 @@ from workloads.commands.common import with_environment
 from workloads.commands.parsing import CommandParser, Commands, add_commands
 
 ACTIONS: Commands = {
-    "inspect": ("workloads.commands.data_inspect", "say what is in a data set, and what is wrong"),
-    "convert": ("workloads.commands.data_convert", "write a data set in another format"),
-    "preview": ("workloads.commands.data_preview", "show rows of text and what is learnt of them"),
+    "inspect": (
+        "workloads.commands.data_inspect",
+        "describe a dataset and what is wrong with it",
+    ),
+    "convert": ("workloads.commands.data_convert", "write a dataset in another format"),
+    "preview": ("workloads.commands.data_preview", "show rows of text and which tokens are learnt"),
     "generate": (
         "workloads.commands.data_generate",
-        "write demonstrations or questions to try",
+        "generate demonstrations or questions to try out",
     ),
 }
 
@@ -24,5 +27,5 @@ def add_arguments(parser: CommandParser) -> None:
 def _with_environment(
     main: Callable[..., int],
 ) -> Callable[[argparse.Namespace, Sequence[str]], int]:
-    """A preview is of a PROFILE, which settings may follow; the others take none."""
+    """Pass settings on to a preview of a PROFILE; the other commands take none."""
     return main if main.__module__ == ACTIONS["preview"][0] else with_environment(main)

@@ -1,5 +1,5 @@
 """Write the dataset DIR in another format to the folder OUT, which appears when it is complete.
-Steps with a damaged image are left out and told of; past the budget nothing is written."""
+Steps with a damaged image are left out and reported; past the budget nothing is written."""
 
 import argparse
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--video", choices=VIDEO, help="write images as mp4, which is smaller and loses a little"
     )
-    parser.add_argument("--fps", type=float, help="steps a second, where the data do not say")
+    parser.add_argument("--fps", type=float, help="steps a second, where the data do not give them")
     parser.add_argument(
-        "--cameras", nargs="+", metavar="NAME", help="default: those that all episodes have"
+        "--cameras", nargs="+", metavar="NAME", help="default: the cameras that all episodes have"
     )
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="make all images squares of this size"
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 
     source, out = args.folder.resolve(), args.out.resolve()
     if out.is_relative_to(source) or source.is_relative_to(out):
-        raise UserError(f"expected OUT beside the data set, found {args.out}; choose another")
+        raise UserError(f"expected OUT beside the dataset, found {args.out}; choose another")
     if args.fps is not None and not args.fps > 0:
         raise UserError(f"--fps: expected steps a second above 0, found {args.fps:g}")
     if args.size is not None and not 8 <= args.size <= _LARGEST:

@@ -1,4 +1,4 @@
-"""Say what is in the dataset DIR: episodes, steps, action ranges against the joint limits,
+"""Describe the dataset DIR: episodes, steps, action ranges against the joint limits,
 instructions, damage. Every record and image is read. Ends with 1 where a training would refuse
 the data."""
 
@@ -64,7 +64,7 @@ def _draw(dataset: "Dataset", folder: Path) -> list[str]:
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The page for people."""
+    """The description as lines of text."""
     spread = found["steps_per_episode"]
     lengths = f" ({spread['min']} to {spread['max']} each)" if spread else ""
     rate = "unknown rate" if found["fps"] is None else f"{found['fps']:g} Hz"

@@ -1,4 +1,4 @@
-"""How a dataset is named on the command line, the same for whatever is done with it."""
+"""Arguments that name a dataset, shared by all commands that open one."""
 
 import argparse
 from collections.abc import Mapping
@@ -47,9 +47,9 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
 def open_named(
     args: argparse.Namespace, env: Mapping[str, str], damage_budget: float | None
 ) -> "Dataset":
-    """Open what `add_opening`'s arguments name; indices go where a training keeps them.
+    """Open the dataset that `add_opening`'s arguments name; indices are kept where a training does.
 
-    damage_budget: see `Options`. Raises UserError for an argument that cannot be meant, and as
+    damage_budget: see `Options`. Raises UserError for an argument out of range, and as
     `open_dataset` does.
     """
     from workloads.data.robot import Options, open_dataset

@@ -1,4 +1,4 @@
-"""Print rows of PROFILE as they are learnt: text, tokens, what is given and what is learnt; and
+"""Print rows of PROFILE as a model sees them: text, tokens, which are given and which learnt; and
 statistics of all rows. The first rows, the longest, the shortest, and one of every format."""
 
 import argparse

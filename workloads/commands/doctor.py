@@ -1,4 +1,4 @@
-"""Say what this machine can run and what it lacks, for PROFILE if one is named."""
+"""Check what this machine can run and what it lacks, for PROFILE if one is named."""
 
 import argparse
 from collections.abc import Sequence

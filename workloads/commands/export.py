@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="name, folder, or best (default: export.checkpoint)",
     )
     parser.add_argument(
-        "--merge", action="store_true", help="an adapter's run: the whole model, logits compared"
+        "--merge",
+        action="store_true",
+        help="of an adapter: write the whole model, compare logits",
     )
     parser.add_argument(
         "--adapters",
@@ -80,7 +82,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _weighted(args: argparse.Namespace, config: Any, env: dict[str, str]) -> "dict[str, Weighted]":
-    """The adapters that are named, each with its weight; the run's own has no folder."""
+    """The named adapters with their weights; the run's own has no folder."""
     from workloads.engine.pretrained.combine import Weighted
 
     if config.workload != "llm" or config.adapter.method == "full":
@@ -110,7 +112,7 @@ def _weighted(args: argparse.Namespace, config: Any, env: dict[str, str]) -> "di
 
 
 def _adapter_place(word: str, own: str, root: Path) -> tuple[str, Path]:
-    """What an adapter is called inside of peft, and its folder; UserError where none is there."""
+    """Name of an adapter inside peft, and its folder; UserError where it has none."""
     from workloads.engine.pretrained.files import is_adapter
     from workloads.run.models import exported_model
 
@@ -124,7 +126,7 @@ def _adapter_place(word: str, own: str, root: Path) -> tuple[str, Path]:
             ) from None
     if not is_adapter(folder):
         raise UserError(f"--adapters: expected an adapter in {folder}, found none")
-    # peft takes no dots and slashes in a name.
+    # peft accepts no dots or slashes in a name.
     return re.sub(r"\W", "_", word.strip("/")), folder
 
 

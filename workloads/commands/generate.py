@@ -1,4 +1,4 @@
-"""Answer every row of a file with a language model; the same command goes on where it stopped.
+"""Answer every row of a file with a language model; the same command resumes where it stopped.
 
 A row has `prompt`, `question`, `instruction` (and `input`), `text` or `messages`; a text file has a
 prompt on each line. Answers come as JSONL in the order of the rows: each row, and its `output`; an
@@ -27,7 +27,7 @@ from workloads.commands.speaking import (
 from workloads.errors import EXIT_DONE, UserError
 
 _COLUMNS = ("messages", "conversations", "prompt", "question", "instruction", "text")
-_BATCHES = 4  # answered at a time, the longest prompts of them first
+_BATCHES = 4  # rows answered at a time, longest prompts first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

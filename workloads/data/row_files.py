@@ -1,4 +1,4 @@
-"""Which files of a source hold rows, how they are opened, and a digest of their bytes."""
+"""Files of rows: finding, opening, and a digest of their bytes."""
 
 import bz2
 import glob
@@ -32,7 +32,7 @@ PACKED: dict[str, Callable[[Path], Any]] = {
     ".xz": lzma.open,
     ".zst": _open_zst,
 }
-# Written beside rows by the libraries and people that make datasets.
+# Files that libraries and people write beside rows.
 _COMPANIONS = ("readme", "license", "licence", "notice", "changelog", "citation")
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SHOWN = 5  # files that are named
@@ -49,7 +49,7 @@ def kind_of(file: Path) -> str | None:
 
 
 def kinds() -> str:
-    """The names that files of rows may end in, for messages."""
+    """Known file name endings of rows, for messages."""
     return f"{', '.join(TEXTS + TABLES)} (texts also with {', '.join(PACKED)})"
 
 
@@ -79,12 +79,12 @@ def data_files(path: Path) -> list[Path]:
 
 
 def is_pattern(path: Path) -> bool:
-    """Whether a path is a pattern of names and not the name of something that is there."""
+    """Whether a path is a pattern and not the name of an existing file."""
     return glob.has_magic(str(path)) and not path.exists()
 
 
 def is_data(file: Path) -> bool:
-    """Whether a file of a folder holds rows, and not a library's or a person's notes about them."""
+    """Whether a file holds rows, and not a library's or a person's notes about them."""
     if kind_of(file) is None or file.name in _METADATA:
         return False
     if file.suffix.lower() == ".txt" and file.stem.lower() in _COMPANIONS:
@@ -94,7 +94,7 @@ def is_data(file: Path) -> bool:
 
 
 def left_out(path: Path) -> list[Path]:
-    """The files of a folder that hold no rows we can read; none for a file or a pattern."""
+    """The files of a folder that hold no readable rows; none for a file or a pattern."""
     if not path.is_dir():
         return []
     return [
@@ -111,7 +111,7 @@ def _of_match(match: Path) -> list[Path]:
 
 
 def told_left_out(files: Sequence[str]) -> list[str]:
-    """What to say of files of a source that are not read; nothing where there are none."""
+    """Message about files of a source that are not read; '' where there are none."""
     if not files:
         return []
     more = f" and {len(files) - _SHOWN:,} more" if len(files) > _SHOWN else ""
@@ -129,7 +129,7 @@ def _is_hidden(name: Path) -> bool:
 
 
 def _listed_by_datasets(folder: Path) -> set[str] | None:
-    """The data files of a folder of `save_to_disk`; others in it are caches. None for no such."""
+    """Data files of a folder of `save_to_disk`, without caches; None for another folder."""
     state = folder / "state.json"
     if not state.is_file() or not (folder / "dataset_info.json").is_file():
         return None
@@ -176,7 +176,7 @@ def unreadable(file: Path, error: OSError) -> UserError:
 
 @contextmanager
 def open_text(file: Path, encoding: str) -> Iterator[BinaryIO]:
-    """The bytes of a text file in UTF-8, unpacked; other bytes are left for the rows to report.
+    """Open a text file as UTF-8 bytes, unpacked; invalid bytes are reported by the rows.
 
     Raises UserError for a packed file that is damaged, and for text that is not in `encoding`.
     """
@@ -186,7 +186,7 @@ def open_text(file: Path, encoding: str) -> Iterator[BinaryIO]:
             yield content if _is_utf8(encoding) else _recoded(content, encoding)
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno:
-            raise  # of the disk, not of what is on it
+            raise  # an error of the disk, not of its content
         raise UserError(f"{file}: expected a whole packed file, found: {error}") from error
     except UnicodeError as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Rows from local JSON, CSV, text, Parquet and Arrow files, each bad one named by file and line.
+"""Reads rows of JSON, CSV, text, Parquet and Arrow files; names bad ones by file and line.
 
 A row is bad when it cannot be read (invalid JSON, not UTF-8, wrong number of fields), lacks a
 column or holds the wrong type. Few bad rows are skipped and reported; too many stop the reading,
@@ -22,7 +22,7 @@ from workloads.errors import UserError
 
 Row = dict[str, Any]
 Columns = Mapping[str, type]
-# What to keep of a row, or what is wrong with it.
+# The part of a row to keep, or what is wrong with it.
 Accept = Callable[[Row], Row | str]
 
 _SHOWN = 10
@@ -30,7 +30,7 @@ _BOM = b"\xef\xbb\xbf"
 # Longer fields than csv's own 131072 characters are ordinary documents.
 _LONGEST_FIELD = 2**27
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-# What text that is not UTF-8 mostly is; the first that reads a line is named.
+# Common encodings of text that is not UTF-8; the first that decodes a line is named.
 _ENCODINGS = ("cp932", "euc_jp", "gb18030", "cp949", "big5", "cp1252")
 _NAMES = {
     str: "text",
@@ -98,9 +98,9 @@ def read_rows(
     Files end in one of `row_files.kinds()`; a folder may hold several kinds. A text file gives a
     row with `text` for each line; JSON is one row a line, or an array of rows. `columns` are those
     to keep, with their types; without names rows keep all. Types are str, int, float (whole numbers
-    pass), bool, list, dict, or object for anything; a field of CSV and TSV that is not to be text
-    is read as JSON. A function in their place says of each whole row what to keep of it, or what
-    is wrong. Blank lines are no rows. encoding: of text files.
+    pass), bool, list, dict, or object for anything; a field of CSV and TSV that is not declared as
+    text is read as JSON. A function in their place returns for each row what to keep, or what is
+    wrong. Blank lines are no rows. encoding: of text files.
 
     `budget` is how many bad rows are skipped: by default 10, or 0.1 % of the rows where that is
     more. Raises UserError past it, listing the first ones; also for a missing or empty file, a
@@ -150,12 +150,12 @@ def by_reason(bad: Sequence[object]) -> list[str]:
 
 
 def indented(lines: Iterable[str]) -> str:
-    """Lines below a message."""
+    """Format lines below a message."""
     return "".join(f"\n  {line}" for line in lines)
 
 
 def _read(file: Path, columns: Columns, encoding: str) -> Iterator[tuple[int, Row | str]]:
-    """Line and row, or line and what is wrong with it."""
+    """Yield line and row, or line and what is wrong with it."""
     kind = str(kind_of(file))
     try:
         if kind in _READERS:
@@ -217,7 +217,7 @@ def _is_one_value(head: list[bytes], file: Path) -> bool:
 def _read_json_values(
     file: Path, content: bytes, columns: Columns
 ) -> Iterator[tuple[int, Row | str]]:
-    """The objects of an array, or objects one behind the other; line: where each begins."""
+    """Objects of an array, or one after the other, each with the line where it begins."""
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -260,7 +260,7 @@ def _from_json_line(line: bytes, columns: Columns) -> Row | str:
 
 
 def _from_json_value(value: Any, text: str, columns: Columns) -> Row | str:
-    if "\\u" in text:  # only an escape can smuggle in half a character
+    if "\\u" in text:  # only an escape can encode half a character
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -322,7 +322,7 @@ def _is_a(value: object, kind: type) -> bool:
 
 
 def described(value: object) -> str:
-    """A value's kind in words, with the value where it is short: for messages."""
+    """The type of a value in words, and a short value itself: for messages."""
     name = _NAMES.get(type(value), type(value).__name__)
     if value is None or isinstance(value, (list, dict)):
         return name
@@ -334,7 +334,7 @@ def _read_csv(
     file: Path, lines: Iterator[bytes], columns: Columns
 ) -> Iterator[tuple[int, Row | str]]:
     csv.field_size_limit(_LONGEST_FIELD)
-    # A byte that is not UTF-8 is carried along to the row it belongs to.
+    # An invalid byte is passed on to the row that holds it.
     texts = (line.decode(errors="surrogateescape") for line in lines)
     delimiter = "\t" if kind_of(file) == ".tsv" else ","
     reader = csv.reader(texts, strict=True, delimiter=delimiter)
@@ -367,7 +367,7 @@ def _csv_records(file: Path, reader: Any) -> Iterator[tuple[int, list[str] | str
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            if "end of data" in str(error):  # everything behind the quote would be lost unseen
+            if "end of data" in str(error):  # everything behind the quote would be lost in silence
                 raise UserError(
                     f"{file}:{number}: expected a closing quote, found the end of the file; "
                     'close the quoted field ("" stands for a quote inside one)'

@@ -45,8 +45,8 @@ class Damage(NamedTuple):
 
     A cause begins with its class and a colon: truncated, bad_length_crc, bad_payload_crc, empty,
     bad_example, missing_feature, wrong_dim, non_finite, bad_utf8, bad_image, bad_file,
-    missing_file. `lost` is how many records (steps of robot data) are lost by it: a file that is
-    missing weighs what was in it.
+    missing_file. `lost`: number of records (steps of robot data) lost by it; for a missing file all
+    of its own.
     """
 
     file: str
@@ -186,7 +186,7 @@ def _frame(
     if computed == stored:
         return Frame(record, start, payload), end
     cause = f"bad_payload_crc: payload checksum error, stored {stored:08x}, computed {computed:08x}"
-    # A writer that died here and appended later: the length then reaches into the next records.
+    # A writer died here and appended later: the length reaches into the next records.
     trusted = end == size or _checked_length(data, end) is not None
     following = end if trusted else _next_frame(data, size, start + HEADER_BYTES)
     return Damage(name, record, start, cause), following
@@ -202,7 +202,7 @@ def _header_cause(data: mmap.mmap, size: int, start: int, length: int | None) ->
 
 
 def _after_bad_header(data: mmap.mmap, size: int, start: int) -> int | None:
-    """Where to go on behind a header that is damaged or promises more than there is."""
+    """Where to resume after a header that is damaged or longer than the file."""
     if size - start >= HEADER_BYTES:
         (length,) = struct.unpack_from("<Q", data, start)
         end = start + HEADER_BYTES + length + FOOTER_BYTES
@@ -213,7 +213,7 @@ def _after_bad_header(data: mmap.mmap, size: int, start: int) -> int | None:
 
 
 def _other_file(name: str, start: bytes) -> str | None:
-    """What a file is that does not begin as a TFRecord, and what to do; None where unknown."""
+    """The real format of a file that is no TFRecord, and what to do; None where unknown."""
     if missing_files.is_pointer(name):
         return missing_files.WHAT_TO_DO
     if not start.startswith(_COMPRESSED):
@@ -291,8 +291,8 @@ def _crc_tables() -> np.ndarray:
 
 
 def masked_crc(data: bytes) -> int:
-    """CRC32C, rotated and shifted as the format wants it."""
-    # Imported here so that naming damage does not need the package.
+    """CRC32C, rotated and shifted as the format requires."""
+    # Imported here: `Damage` alone does not need the package.
     import google_crc32c
 
     crc = google_crc32c.value(data)
@@ -325,7 +325,7 @@ def read_at(path: str | os.PathLike[str], offset: int, length: int, record: int 
 def index(path: str | os.PathLike[str], cache_dir: Path | None = None) -> Index:
     """Scan a file once, checksums included; with `cache_dir` the result is kept there.
 
-    A kept index is taken while the file's path, size and time of change are the same.
+    A cached index is used while the file's path, size and modification time are the same.
     """
     file = Path(path)
     (arrays,) = load_or_build(file, [file], _INDEX_VERSION, cache_dir, _scan_to_arrays)

@@ -1,4 +1,4 @@
-"""Windows of steps, each step with its chunk of actions, for policies with memory.
+"""Windows of consecutive steps, each with its chunk of actions, for policies with memory.
 
 A window starts at a step of a segment, has `window` steps with images, and at each of them the
 `chunk` actions from that step on. Past the segment's end its last step is repeated with mask 0.
@@ -15,7 +15,7 @@ from workloads.data.robot.lru import LruCache
 from workloads.errors import UserError
 
 Decode = Callable[[np.ndarray], np.ndarray]
-# camera, episode, step, and what makes the image where it is not kept yet
+# camera, episode, step, and the function that decodes an image not kept yet
 Keep = Callable[[str, int, int, Callable[[], np.ndarray]], np.ndarray]
 
 
@@ -86,8 +86,8 @@ class _Place:
 class Windows(Sequence[Window]):
     """All windows of a dataset, by number in the order of its episodes.
 
-    Where the format says that an episode's last step has no action of its own (`last_step_pads`:
-    CALVIN), that step is padding already. A segment shorter than the window gives none.
+    Where an episode's last step has no action of its own (`last_step_pads`: CALVIN), that step
+    already is padding. A segment shorter than the window gives none.
 
     Each step's images are read and decoded once for all windows that hold them, those of
     overlapping episodes too, as long as windows are taken in the order of `order`.
@@ -102,7 +102,8 @@ class Windows(Sequence[Window]):
         keep: Keep | None = None,
     ) -> None:
         """decode: what a camera's image, uint8 [H, W, 3], becomes before it is kept; episodes: the
-        numbers of those to take, by default all; keep: where decoded images outlive this object.
+        numbers of those to take, by default all; keep: a cache of decoded images that outlives this
+        object.
         """
         self.dataset = dataset
         self.options = options
@@ -213,7 +214,7 @@ class Windows(Sequence[Window]):
         yield [number for _, number in sorted(group)], ends_at - group[0][0]
 
     def _recording(self, episode: int) -> int:
-        """What tells the rows of one episode from those of another, where anything has to."""
+        """Key that distinguishes rows of different episodes, where their numbers do not."""
         return 0 if self.dataset.shares_rows else episode
 
     def _stacked(self, number: int, episode: Episode, camera: str, steps: np.ndarray) -> np.ndarray:

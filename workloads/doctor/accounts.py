@@ -1,7 +1,7 @@
-"""What needs an account or the network: the hub's model, Weights & Biases, and the time out there.
+"""Checks that need an account or the network: the hub's model, Weights & Biases, the clock.
 
-The hub is asked with the standard library alone, so that it works before anything is installed, and
-in the words of `engine/hub.py`, which downloads.
+The hub is asked with the standard library alone, so that it works before anything is installed,
+with the messages of `engine/hub.py`.
 """
 
 import http.client
@@ -126,7 +126,7 @@ def _is_offline(facts: Facts) -> bool:
 
 
 def _own_proxy(facts: Facts) -> list[Finding]:
-    """A proxy of this host's loopback is nobody in a container with a network of its own."""
+    """Warn of a proxy on the host's loopback, which a container's network cannot reach."""
     if not facts.in_docker or all(service.on_host_network for service in facts.services):
         return []
     names = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
@@ -149,7 +149,7 @@ def _offline(name: str, cached: bool) -> Finding:
 
 
 def is_cached(name: str, facts: Facts) -> bool:
-    """Whether the hub's cache of this run holds something of a model."""
+    """Whether the run's hub cache holds files of a model."""
     env = facts.env
     if facts.in_docker:
         folder = facts.cache / "huggingface" / "hub"
@@ -160,7 +160,7 @@ def is_cached(name: str, facts: Facts) -> bool:
 
 
 def judge(reply: Reply, name: str, base: str, has_token: bool, cached: bool) -> Finding:
-    """What an answer says of token, licence, name and network, told apart."""
+    """Judge an answer: token, licence, name or network."""
     needed = f"{name} readable" + (" with your token" if has_token else "")
     code, status = reply.headers.get("x-error-code", ""), reply.status
     licence = f"accept the licence at {base}/{name}"
@@ -197,9 +197,9 @@ def ask(
     env: Mapping[str, str] | None = None,
     method: Literal["HEAD", "GET"] = "HEAD",
 ) -> Reply:
-    """Ask an address, waiting no longer than that whatever the network does.
+    """Send a request, with a bound on the whole time.
 
-    env: where proxies and authorities stand, `.env` among it (default: this process's own).
+    env: variables that name proxies and certificates (default: this process's own).
     method: HEAD for the headers alone.
     """
     replies: list[Reply] = []
@@ -217,14 +217,14 @@ def _silence(url: str, seconds: float) -> Reply:
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows nothing by itself: a token must not reach another host."""
+    """Follows no redirect: a token must not reach another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def _opener(url: str, env: Mapping[str, str]) -> urllib.request.OpenerDirector:
-    """As the job reaches the network: through the proxies and with the authorities of `env`."""
+    """Open the network as the job does: with the proxies and certificates of `env`."""
     proxies = {
         scheme: value
         for scheme in ("http", "https")
@@ -292,7 +292,7 @@ def why(error: Exception) -> str:
 
 
 def offset(reply: Reply) -> Finding | None:
-    """This machine's clock against the hub's; None where the hub does not tell."""
+    """Difference between this machine's clock and the hub's; None where the hub sends no date."""
     try:
         there = parsedate_to_datetime(reply.headers["date"]).timestamp()
     except (KeyError, ValueError, TypeError):

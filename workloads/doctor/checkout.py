@@ -1,4 +1,4 @@
-"""The checkout on its engine: whose project it is, what containers see, room for images."""
+"""Checks of the checkout: its Compose project, links and mounts, room for images."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ _DEPTH = 3  # folders below data/ that are looked into
 
 
 def checks(facts: Facts) -> list[Finding]:
-    """Every look at the checkout; none where no container is to run."""
+    """All checks of the checkout; none where no container is to run."""
     if not facts.in_docker:
         return []
     found = [_project(facts), _links(facts), _selinux(facts), _store(facts), _board(facts)]
@@ -40,7 +40,7 @@ def _project(facts: Facts) -> Finding:
 
 
 def _links(facts: Facts) -> Finding | None:
-    """A link below data/ to another folder: a container is given the link alone."""
+    """Links below data/ to other folders: a container sees only the link."""
     mounted = [Path(name).resolve() for service in facts.services for name in service.sources]
     data = Path(facts.env.get("TATARA_DATA") or "data")
     mounted += [folder.resolve() for folder in (data, facts.outputs, facts.cache, Path("profiles"))]
@@ -89,7 +89,7 @@ def _selinux(facts: Facts) -> Finding | None:
 
 
 def _store(facts: Facts) -> Finding | None:
-    """Room where the engine keeps images, which need not be the file system of outputs/."""
+    """Free disk where the engine keeps images, which may differ from that of outputs/."""
     if not isinstance(facts.engine, Engine) or not facts.engine.root:
         return None
     root = Path(facts.engine.root)
@@ -112,7 +112,7 @@ def _store(facts: Facts) -> Finding | None:
 
 
 def _board(facts: Facts) -> Finding | None:
-    """The port of TensorBoard, where nothing of ours has it yet."""
+    """The port of TensorBoard, where it does not run yet."""
     port = facts.env.get("BOARD_PORT") or "6006"
     if facts.profile is not None or not is_port(port) or is_free(int(port), "127.0.0.1"):
         return None

@@ -13,19 +13,19 @@ from workloads.findings import Finding, as_json, summary, table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "profile", nargs="?", metavar="PROFILE", help="look at what this one needs, too"
+        "profile", nargs="?", metavar="PROFILE", help="also check what this one needs"
     )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.add_argument("--brief", action="store_true", help="print only what is to be fixed")
     parser.add_argument(
         "--deep", action="store_true", help="import, compute and let two ranks speak, in minutes"
     )
-    # What is said to `train` may be said here too.
+    # Accepts the settings that `train` accepts.
     parser.add_argument("--resume", nargs="?", help=argparse.SUPPRESS)
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """Look, print, and end with 1 where a run could not start."""
+    """Check and print; returns 1 where a run could not start."""
     if args.resume and "=" in args.resume:
         words = [args.resume, *words]
     if words and args.profile is None:
@@ -58,7 +58,7 @@ def _object(facts: Facts, findings: Sequence[Finding], ok: bool) -> dict[str, ob
 
 
 def examine(facts: Facts) -> list[Finding]:
-    """Every look, in the order in which things are fixed."""
+    """All checks, in the order in which they are best fixed."""
     found = [Finding("runtime", "ok", f"{facts.runtime}: {facts.why}")]
     if facts.settings.mistake:
         fix = f"tatara check {facts.profile}"

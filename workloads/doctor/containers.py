@@ -1,4 +1,4 @@
-"""The Docker engine: old enough to fail, willing to hand over a GPU, and whose files it writes."""
+"""Checks of the Docker engine: its version, GPUs in containers, owner of written files."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _CGROUPFS = '"exec-opts": ["native.cgroupdriver=cgroupfs"] in /etc/docker/daemon
 
 
 def checks(facts: Facts) -> list[Finding]:
-    """Every look at Docker; one line where no run would use it."""
+    """All checks of Docker; one line where no run would use it."""
     engine = facts.engine
     if isinstance(engine, str) and not facts.in_docker and not has("docker", facts.env):
         return [Finding("Docker Engine", "skipped", f"{engine}; runs use .venv")]
@@ -35,7 +35,7 @@ def checks(facts: Facts) -> list[Finding]:
 
 
 def _gpu(facts: Facts, engine: Engine) -> list[Finding]:
-    """Whether the engine hands over a GPU, and keeps it handed over."""
+    """Whether containers get a GPU, and keep it."""
     if facts.ignores_gpu:
         return []
     if not facts.smi.cards and not facts.needs_gpu:
@@ -68,7 +68,7 @@ def _toolkit(facts: Facts, engine: Engine) -> Finding:
 
 
 def _handed(facts: Facts) -> Finding | None:
-    """A container that asked for every GPU, where there is an image of ours to start one from."""
+    """Start a container with all GPUs, if one of our images is there."""
     answer = facts.handed
     if answer is None:
         why = f"not tried: no image of ours yet (`{SETUP}` builds one)"
@@ -86,7 +86,7 @@ def _handed(facts: Facts) -> Finding | None:
 
 
 def cgroups(engine: Engine, devices: Path = Path("/dev/char")) -> Finding:
-    """`systemctl daemon-reload` takes GPUs from containers whose cgroups systemd manages.
+    """Warn where `systemctl daemon-reload` takes GPUs from containers (cgroups under systemd).
 
     They then say "Failed to initialize NVML: Unknown Error". Links in /dev/char, or the other
     driver of cgroups, keep them (NVIDIA/nvidia-docker issue 1730).

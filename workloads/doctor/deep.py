@@ -1,7 +1,6 @@
-"""`--deep`: import the packages, compute forwards and backwards, let two ranks speak.
+"""`--deep`: import the packages, run a forward and backward pass, join two ranks.
 
-Each in a process of its own with an end to its time, by the Python that runs this; `trial.py` is
-what they run.
+Each in a process of its own with a time limit, by the Python that runs this; they run `trial.py`.
 """
 
 import importlib.util
@@ -59,7 +58,7 @@ def packages(facts: Facts, names: Sequence[str]) -> Finding:
 
 
 def compute(facts: Facts) -> Finding:
-    """A small layer on the device, against the same on the CPU."""
+    """Compare a small layer on the device with the same on the CPU."""
     answer = _run(facts, ["-m", "workloads.doctor.trial", "compute"], _COMPUTE_SECONDS)
     told = _told(answer)
     needed = "finite gradients that agree with the CPU's"
@@ -71,8 +70,8 @@ def compute(facts: Facts) -> Finding:
 
 
 def collective(facts: Facts) -> Finding:
-    """Two ranks under torchrun add up their numbers."""
-    # Both ranks are here: a host whose own name resolves to nothing need not keep them apart.
+    """All-reduce between two ranks under torchrun."""
+    # Both ranks are local: they must meet even if the host's own name does not resolve.
     here = ["--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
     words = ["-m", "torch.distributed.run", *here, "-m", "workloads.doctor.trial", "collective"]
     answer = _run(facts, words, _SPEAK_SECONDS)

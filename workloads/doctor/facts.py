@@ -1,4 +1,4 @@
-"""Everything that the checks look at, gathered once."""
+"""All facts that the checks need, gathered once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,7 +43,7 @@ class PlannedNode:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of this machine and of what is to run on it."""
+    """Facts of this machine and of the run planned on it."""
 
     env: Mapping[str, str] = field(repr=False)  # may hold a token
     profile: str | None
@@ -69,12 +69,12 @@ class Facts:
 
     @property
     def needs_gpu(self) -> bool:
-        """A service that reserves a GPU does not start without one."""
+        """Whether the service reserves a GPU, without which it does not start."""
         return any(service.reserves_gpu for service in self.services)
 
     @property
     def ignores_gpu(self) -> bool:
-        """What runs here is a container without a GPU, or was told to see none."""
+        """Whether the run is in a container without a GPU, or hides all GPUs."""
         if self.in_docker:
             return self.profile is not None and not self.needs_gpu
         return self.env.get("CUDA_VISIBLE_DEVICES") == ""
@@ -139,7 +139,7 @@ def _container(service: Service, facts: Facts) -> PlannedNode:
 
 
 def look(env: Mapping[str, str], profile: str | None, words: Sequence[str]) -> Facts:
-    """Ask everything once: the engine, Compose, nvidia-smi, and the profile's settings."""
+    """Gather all facts: the engine, Compose, nvidia-smi, and the profile's settings."""
     env = environment.load(env)
     engine = docker.engine(env)
     runtime, why = docker.choose_runtime(env, engine)
@@ -168,7 +168,7 @@ def look(env: Mapping[str, str], profile: str | None, words: Sequence[str]) -> F
 
 
 def _planned(facts: Facts) -> Facts:
-    """With the plan of one node, where there are settings to make one from."""
+    """Add the plan of one node, where settings are known."""
     if facts.config is None:
         return facts
     from workloads.plan.estimate import estimate
@@ -192,7 +192,7 @@ def _services(
 def _image(
     profile: str | None, services: Sequence[Service], smi: Smi, env: Mapping[str, str]
 ) -> str:
-    """An image of ours to ask for a GPU with, where one has been built."""
+    """One of our images to test GPUs with, if one was built."""
     images = [service.image for service in services if service.reserves_gpu]
     if profile is None and smi.cards:
         images = [f"tatara/demo:{env.get('TATARA_TAG') or 'local'}"]
@@ -232,7 +232,7 @@ def read_settings(
 
 
 def _asked(profile: str | None, words: Sequence[str]) -> str:
-    """What was asked for as text, which can be read where no settings can."""
+    """Values as the profile's text states them, for when settings cannot be resolved."""
     path = _profile_file(profile) if profile else None
     text = path.read_text(encoding="utf-8", errors="replace") if path and path.is_file() else ""
     return "\n".join([text, *words])

@@ -13,7 +13,7 @@ _TELL_NCCL = "printf 'NCCL_P2P_DISABLE=1\\nNCCL_IB_DISABLE=1\\n' >>.env"
 
 
 def checks(facts: Facts) -> list[Finding]:
-    """Every look at GPUs; where a run ignores them, one line that says so."""
+    """All checks of GPUs; one line where the run ignores them."""
     if facts.ignores_gpu:
         who = f"the services of {facts.profile} reserve none" if facts.in_docker else _HIDDEN
         return [Finding("GPU", "skipped", f"not needed: {who}")]
@@ -89,7 +89,7 @@ def _newer_driver(found: str) -> str:
 
 
 def _capability(facts: Facts) -> Finding | None:
-    """Whether torch's binaries hold code for every card that is to be used."""
+    """Whether torch's binaries hold code for every card in use."""
     if facts.build.cuda is None:
         return None
     told = {card.name: card.capability for card in facts.used_cards or facts.cards}
@@ -134,7 +134,7 @@ def _bf16(facts: Facts) -> Finding | None:
 
 
 def _count(facts: Facts) -> Finding:
-    """The GPUs that are here against those that the nodes want."""
+    """Compare the GPUs found with those that the nodes want."""
     cards = facts.cards
     found = f"{len(cards)} ({', '.join(dict.fromkeys(card.name for card in cards)) or 'none'})"
     if facts.profile is None:
@@ -163,7 +163,7 @@ def _need(node: PlannedNode) -> int:
 
 
 def _wanted(node: PlannedNode) -> str:
-    """What one node asks for: `llm-worker: 2, numbers 2,3`."""
+    """Request of one node: `llm-worker: 2, numbers 2,3`."""
     listed = f", numbers {','.join(node.listed)}" if node.listed else ""
     return f"{node.name}: {_need(node)}{listed}"
 
@@ -189,7 +189,7 @@ def _fewer(facts: Facts) -> str:
 
 
 def _memory(facts: Facts) -> Finding | None:
-    """The plan against the smallest card that is to be used."""
+    """Compare the plan with the smallest card in use."""
     if facts.profile is None:
         return None
     sizes = [card.memory for card in facts.used_cards if card.memory]
@@ -220,7 +220,7 @@ def _memory(facts: Facts) -> Finding | None:
 
 
 def _p2p(facts: Facts) -> Finding | None:
-    """Whether cards read each other's memory, and whether NCCL has been told if they cannot."""
+    """Whether cards have P2P access, and whether NCCL is configured if not."""
     cards = facts.used_cards
     if len(cards) < 2:
         return None
@@ -235,7 +235,7 @@ def _p2p(facts: Facts) -> Finding | None:
         needed = "NCCL_P2P_DISABLE=1"
         if is_off:
             return Finding("P2P between GPUs", "ok", f"{told}; NCCL has been told", needed=needed)
-        # With it on, NCCL between GeForce cards hangs or crashes; others it asks first.
+        # With P2P on, NCCL between GeForce cards hangs or crashes; other cards it probes first.
         level: Level = "error" if _is_geforce(cards) else "warning"
         return Finding("P2P between GPUs", level, told, needed=needed, fix=_TELL_NCCL)
     if is_off:

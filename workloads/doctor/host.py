@@ -1,4 +1,4 @@
-"""The machine beside its GPUs: Python, memory, disk, network, folders, files, clock."""
+"""Host checks (all but GPUs): Python, memory, disk, network, folders, files, clock."""
 
 import os
 import shutil
@@ -21,11 +21,11 @@ _OLDEST_PYTHON, _FIRST_TOO_NEW = (3, 11), (3, 13)
 # NVIDIA's NCCL guide, "Troubleshooting": containers need --shm-size=1g; an engine gives 64 MiB.
 _SHARED, _SHARED_BY_ENGINE = GIB, 64 * MIB
 _FREE_AT_LEAST = GIB
-_FIRST_YEAR = 2026  # no commit of this project is older
+_FIRST_YEAR = 2026  # this project's first commit is not older
 
 
 def checks(facts: Facts) -> list[Finding]:
-    """Every look at the machine beside its GPUs."""
+    """All checks of the host except GPUs."""
     found = [_python(facts), *_interfaces(facts), _shared_memory(facts), _disk(facts)]
     found += [
         _lasting(facts),
@@ -92,7 +92,7 @@ def interface_exists(value: str, there: Iterable[str], exact: bool = False) -> b
 
 
 def _shared_memory(facts: Facts) -> Finding | None:
-    """/dev/shm, through which NCCL and loader processes hand data over."""
+    """/dev/shm, which NCCL and loader processes use to pass data."""
     sizes = [
         service.shared_memory or _SHARED_BY_ENGINE for service in facts.services if service.trains
     ]
@@ -116,7 +116,7 @@ def _shared_memory(facts: Facts) -> Finding | None:
 
 
 def existing(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
+    """The folder itself, or its nearest parent that exists."""
     here = folder.absolute()
     while not here.exists():
         here = here.parent
@@ -142,7 +142,7 @@ def _disk(facts: Facts) -> Finding:
 
 
 def _lasting(facts: Facts) -> Finding | None:
-    """Whether runs lie where they outlive the machine, or the container; None where they do."""
+    """Warn where runs lie on a disk that ends with the machine or container; None elsewhere."""
     found = passing_disk(existing(facts.outputs), facts.env)
     if not found:
         return None
@@ -157,7 +157,7 @@ def _lasting(facts: Facts) -> Finding | None:
 
 
 _IN_MEMORY = ("tmpfs", "ramfs")
-# Rented by the hour: what says so, and the folders that stay.
+# Providers by the hour: the variable that marks them, and the folders that stay.
 _LAMBDA = (Path("/etc/apt/sources.list.d/lambda-repository.list"), Path("/lambda/nfs"))
 _PODS = {"RUNPOD_POD_ID": "/runpod-volume, or /workspace on a network volume"}
 
@@ -168,7 +168,7 @@ def passing_disk(
     mounts: Path = Path("/proc/self/mounts"),
     signs: Sequence[Path] = _LAMBDA,
 ) -> str:
-    """Why what is written there goes with the machine; empty where nothing says that it does.
+    """Why files there end with the machine; empty where nothing indicates that.
 
     In memory, in a container's own layer, or on the local disk of a machine rented by the hour.
     """
@@ -246,13 +246,13 @@ def _free_pair(after: int) -> int:
 
 
 def _caller(facts: Facts) -> tuple[int, int]:
-    """Whose files they are to be: the caller's, also behind sudo."""
+    """User and group of the caller, also behind sudo."""
     uid, gid = facts.env.get("SUDO_UID", ""), facts.env.get("SUDO_GID", "")
     return int(uid or os.getuid()), int(gid or os.getgid())
 
 
 def _folders(facts: Facts) -> Finding:
-    """Folders that a run writes to: the caller's own, not left to root by an engine."""
+    """Whether a run's folders belong to the caller, and not to root through an engine."""
     uid, gid = _caller(facts)
     folders = [facts.outputs, facts.cache]
     if facts.profile:
@@ -278,7 +278,7 @@ def may_write(place: Path, uid: int, gid: int) -> bool:
 
 
 def _user(facts: Facts) -> Finding | None:
-    """Containers run as UID and GID of .env; another user's files could not be written."""
+    """Whether containers run as the caller: they take UID and GID from .env."""
     users = {service.user for service in facts.services if service.user}
     if not users:
         return None

@@ -1,4 +1,4 @@
-"""NVIDIA's driver and cards as `nvidia-smi` tells of them, and what a CUDA build of torch needs.
+"""NVIDIA's driver and cards by `nvidia-smi`, and what a CUDA build of torch needs.
 
 Sources: NVIDIA, "CUDA Compatibility" (oldest driver of a CUDA major version) and "CUDA Toolkit
 Release Notes" (the driver that came with each); PyTorch, RELEASE.md, "CUDA support matrix" (compute
@@ -38,7 +38,7 @@ USUAL_CUDA: Version = (13, 0)
 # The newest build that still runs Pascal, Volta, and drivers from 525.60.13 on.
 OLD_INDEX = "TORCH_INDEX_URL=…/whl/cu126"
 
-# For a driver that does not tell: parts of a name, the first that fits.
+# For drivers that do not report it: patterns of card names, the first match counts.
 _BY_NAME = (
     (r"\bP100\b|\bP40\b|GTX 10", (6, 0)),
     (r"\bV100|TITAN V\b|GV100", (7, 0)),
@@ -74,7 +74,10 @@ class Smi:
 
 @dataclass(frozen=True)
 class Build:
-    """Which CUDA torch is, or will be, built for; None for the CPU build. `source`: who says so."""
+    """The CUDA that torch is, or will be, built for; None for the CPU build.
+
+    `source`: who states it.
+    """
 
     cuda: Version | None
     source: str
@@ -120,7 +123,7 @@ def _first_line(text: str) -> str:
 
 
 def _from_rows(text: str) -> Smi:
-    """Rows of a query; whatever is no such row is left out."""
+    """Cards by the rows of a query; other lines are left out."""
     cards, driver = [], ""
     for line in text.splitlines():
         parts = [part.strip() for part in line.split(",")]
@@ -181,7 +184,7 @@ def on_the_bus(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
 def no_p2p(
     env: Mapping[str, str], cards: tuple[InstalledCard, ...]
 ) -> list[tuple[int, int]] | None:
-    """Pairs of these cards that cannot read each other's memory; None where nothing tells."""
+    """Pairs of these cards without P2P access; None where unknown."""
     answer = run_program(["nvidia-smi", "topo", "-p2p", "r"], env, seconds=30)
     text = re.sub(r"\x1b\[[\d;]*m", "", answer.out)
     rows = {
@@ -202,7 +205,7 @@ def is_served(capability: tuple[int, int], cuda: Version) -> bool:
 
 
 def served(cuda: Version) -> str:
-    """The compute capabilities of a CUDA build, for people."""
+    """The compute capabilities of a CUDA build as text."""
     held = _CAPABILITIES[max(since for since in _CAPABILITIES if since <= cuda[:2])]
     return ", ".join(f"{major}.{minor}" for major, minor in held)
 
@@ -223,7 +226,7 @@ def build_of_index(url: str) -> Build | None:
 
 
 def build_in(text: str, source: str) -> Build | None:
-    """The build that torch's own version.py tells of."""
+    """The build according to torch's own version.py."""
     found = re.search(r"^cuda\b[^=\n]*=\s*(?:['\"]([\d.]+)['\"]|None)", text, re.MULTILINE)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""What `tatara doctor --deep` runs, each in a process of its own: imports, compute, collective.
+"""The trials of `tatara doctor --deep`, each in its own process: imports, compute, collective.
 
     python -m workloads.doctor.trial imports torch transformers …
     python -m workloads.doctor.trial compute
@@ -22,7 +22,7 @@ _SIZE = 64
 # Of the largest gradient: bf16 keeps 8 bits, and 64 products are summed.
 _MAY_DIFFER = 0.05
 _WAIT = timedelta(seconds=60)
-# Modules whose package has another name.
+# Modules whose package is named differently.
 _PACKAGES = {"PIL": "pillow"}
 
 
@@ -41,14 +41,14 @@ def imports(names: list[str]) -> int:
         try:
             importlib.import_module(name)
             told[name] = metadata.version(_PACKAGES.get(name, name.replace("_", "-")))
-        except Exception as error:  # whatever a broken package raises is what is to be told
+        except Exception as error:  # whatever a broken package raises is the finding
             told[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     print(json.dumps(told))
     return 0
 
 
 def compute() -> int:
-    """A layer forwards and backwards on the device, in the type a training would use."""
+    """Forward and backward pass of a layer on the device, in a training's dtype."""
     import torch
 
     has_gpu = torch.cuda.is_available()
@@ -97,7 +97,7 @@ def collective() -> int:
     if rank == 0 and agreed:
         print(json.dumps({"backend": backend, "device": str(device.type)}), flush=True)
     dist.destroy_process_group()
-    # gloo's threads may abort an interpreter that tears itself down; what was to be seen is seen.
+    # gloo's threads may abort an interpreter during its shutdown; the result is known by now.
     os._exit(0 if agreed else 1)
 
 

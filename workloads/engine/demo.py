@@ -1,4 +1,4 @@
-"""What demos of several trainings have alike: each stage a process, gone on with after a stop."""
+"""Shared code of demos with several trainings: each stage is a process that can be resumed."""
 
 import argparse
 import os
@@ -21,14 +21,14 @@ def run(main: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
 
 
 def arguments(target: str, description: str | None, words: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether to go on with the newest demo, and settings for every stage.
+    """Whether to resume the newest demo, and settings for every stage.
 
-    Raises UserError for what is neither.
+    Raises UserError for any other argument.
     """
     parser = argparse.ArgumentParser(
         prog=f"make {target}", description=description, allow_abbrev=False
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the newest demo")
+    parser.add_argument("--resume", action="store_true", help="resume the newest demo")
     args, settings = parser.parse_known_args(words)
     if wrong := [word for word in settings if "=" not in word]:
         raise UserError(f"expected settings as name=value, found {wrong[0]!r}")
@@ -53,7 +53,7 @@ def stage(
     run = known or Run(outputs(os.environ) / profile / new_id())
     command = [sys.executable, "-m", "workloads.cli", "train", f"profiles/{profile}.yaml"]
     command += [*settings, *(["--resume", run.id] if known else [])]
-    # So small a model gains nothing by a second thread, and loses much where others compute too.
+    # So small a model gains nothing from a second thread, and loses much on a busy machine.
     env = {"OMP_NUM_THREADS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": "", "RUN_ID": run.id}
     # A stop is passed on to the training, which saves; its exit code then says so. As SIGTERM: of a
     # Ctrl-C the terminal tells it too, and two of those would mean now.
@@ -66,9 +66,9 @@ def stage(
 
 
 def ended(target: str, code: int, saved: bool) -> int:
-    """The exit code of a demo that ends with a stage's; says how to go on after a stop.
+    """The exit code of a demo that ends with this stage; prints how to resume after a stop.
 
-    saved: whether a stage before that one has exported, so that a stop keeps something.
+    saved: whether an earlier stage has exported, so that something is kept.
     """
     if saved and code in STOPS:
         code = EXIT_STOPPED

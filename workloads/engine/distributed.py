@@ -1,4 +1,4 @@
-"""The process group of a job, and what all ranks agree on or hand to each other."""
+"""The process group of a job, and collectives over Python values and files."""
 
 import datetime
 import os
@@ -45,7 +45,7 @@ def join(hang_timeout: float) -> None:
 
 
 def leave() -> None:
-    """Leave together: a rank that is gone early would look like a lost one."""
+    """Leave together: a rank that leaves early would count as lost."""
     if dist.is_initialized():
         barrier()
         dist.destroy_process_group()
@@ -65,7 +65,7 @@ def node() -> int:
 
 
 def is_first_of_node() -> bool:
-    """Whether this rank does for its node what one rank of each has to do."""
+    """Whether this rank is the first of its node, which does the node's shared work."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
@@ -113,7 +113,7 @@ def gather(value: Any) -> list[Any]:
 def all_or_none(problem: Exception | None, what: str) -> None:
     """Raise on every rank where any has a problem, so that none waits for one that has left.
 
-    All end with the exit code of the first that has one: what is worth a retry is so for all.
+    All end with the exit code of the first that has one: a retry of one is a retry of all.
     """
     mine = (str(problem), getattr(problem, "exit_code", EXIT_FAILED)) if problem else None
     problems = [theirs for theirs in gather(mine) if theirs]
@@ -126,10 +126,10 @@ def all_or_none(problem: Exception | None, what: str) -> None:
 
 
 def together(work: Callable[[], T], what: str) -> T:
-    """Do a rank's share of some work and return its result; raise on all ranks where any fails.
+    """Do a rank's share of some work and return its result; raise on all ranks if one fails.
 
-    Then none waits for one that has left. Want of GPU memory is such a failure, and a wish to stop
-    of one rank is that of all. Work that needs other ranks itself must not fail on some of them.
+    Then none waits for one that has left. Lack of GPU memory is such a failure, and a stop of one
+    rank is a stop of all. Work that needs other ranks itself must not fail on some of them.
     """
     problem: TataraError | None = None
     try:
@@ -148,7 +148,7 @@ def together(work: Callable[[], T], what: str) -> T:
 def send_folder(folder: Path, source: int, targets: list[int]) -> None:
     """Copy every file of `folder` from one rank's disk to the others'; all ranks take part.
 
-    A rank that is neither only waits. Files that a target has already are replaced.
+    A rank that is neither only waits. Existing files of a target are replaced.
     """
     me = rank()
     listing: Any = None

@@ -1,4 +1,4 @@
-"""What every `tatara eval TASK` has alike: a run or a model, a precision, an output, progress."""
+"""Shared parts of `tatara eval TASK`: a run or a model, a precision, an output, progress."""
 
 import argparse
 import sys
@@ -15,10 +15,10 @@ PRECISIONS = ("bf16", "fp16", "fp32")
 
 @dataclass(frozen=True)
 class Target:
-    """What is evaluated: a model's folder or hub name, and the run that it comes from, if any.
+    """The model to evaluate: its folder or hub name, and its run, if any.
 
-    precision: of weights and computation. folder: where results go that are not told where.
-    output: where the user wants them, None where it was left to us.
+    precision: of weights and computation. folder: for results without --output.
+    output: the user's choice, None by default.
     """
 
     name: str
@@ -31,9 +31,9 @@ class Target:
 def add_target(
     parser: argparse.ArgumentParser, output: str, precision: bool = True
 ) -> argparse._MutuallyExclusiveGroup:
-    """Add RUN|MODEL, --precision and --output; `output` says in words what is written there.
+    """Add RUN|MODEL, --precision and --output; `output` describes what is written there.
 
-    Returns the group of what may stand in place of RUN|MODEL.
+    Returns the group of alternatives to RUN|MODEL.
     """
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -69,7 +69,7 @@ def target_of(args: argparse.Namespace, env: Mapping[str, str], workload: str) -
 
 
 class Progress:
-    """Says how far an evaluation is: on a terminal in one line, in a log a line for each tenth."""
+    """Progress of an evaluation: one line on a terminal, in a log a line for each tenth."""
 
     def __init__(self, unit: str) -> None:
         self._unit, self._told = unit, 0
@@ -89,5 +89,5 @@ class Progress:
 
 
 def say(text: Any) -> None:
-    """A line for the person, apart from the results on standard output."""
+    """Print a line on stderr, apart from the results on standard output."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What every workload does after its last step: export, push, evaluate, curve, summary."""
+"""After the last step of every workload: export, push, evaluate, curve, summary."""
 
 import subprocess
 import sys
@@ -34,11 +34,11 @@ def finish(
     evaluate: Callable[[], None] | None = None,
     draw: Callable[[Run], Path | None] = draw_curve,
 ) -> None:
-    """Export and push the trained model, evaluate it, and say what got better.
+    """Export and push the trained model, evaluate it, and summarise what got better.
 
     All ranks take part. facts: of the training; results: what got better, read from the run's
-    files, on rank 0; evaluate: asks the exported model, on all ranks together, and is left out
-    where nothing is to be asked. The model is safe first: trouble with an evaluation is reported
+    files, on rank 0; evaluate: scores the exported model, on all ranks together; None without a
+    task. The model is safe first: trouble with an evaluation is reported
     and ends nothing, a push that fails ends the run with an error once all else is done.
     """
     config, run = trainer.profile, session.run
@@ -77,8 +77,8 @@ def finish(
 def hand_over_report(session: Session, trackers: Trackers) -> None:
     """Write the run's report, give it and the run's images to the trackers.
 
-    The report is made by its own command, as the monitor knows a run by its files alone; trouble
-    with it is told and costs nothing.
+    The report is made by its own command, as the monitor reads only a run's files; a failure of it
+    is reported and ends nothing.
     """
     folder = session.run.path
     command = [sys.executable, "-m", "workloads.cli", "report", str(folder)]
@@ -91,9 +91,9 @@ def hand_over_report(session: Session, trackers: Trackers) -> None:
 
 
 def training_facts(trainer: RunTrainer, data: str, method: str = "", engine: str = "") -> Facts:
-    """What was trained, on what, and how: the first lines of every summary.
+    """Facts of a training: the first lines of every summary.
 
-    data: the rows, in words; method and engine: what a workload has to add to either line.
+    data: the rows, as text; method and engine: a workload's additions to these lines.
     """
     config, world = trainer.profile, distributed.world_size()
     nodes = config.parallel.nodes
@@ -123,7 +123,7 @@ def export_final(session: Session, exporter: Exporter[Any]) -> None:
 
 
 def _evaluate(session: Session, evaluate: Callable[[], None]) -> Facts:
-    """Ask the exported model; what went wrong, with what to type, where something did."""
+    """Evaluate the exported model; after a failure, return what went wrong and what to type."""
     try:
         with session.phase(Phase.EVALUATING):
             evaluate()
@@ -141,9 +141,9 @@ def _evaluate(session: Session, evaluate: Callable[[], None]) -> Facts:
 
 
 def forget(trainer: RunTrainer) -> None:
-    """Give the training's memory back before a model is loaded again."""
+    """Free the training's memory before a model is loaded again."""
     trainer.accelerator.free_memory()
-    # Else a model that one rank makes from here on waits for the others, as ZeRO-3 has it.
+    # Otherwise ZeRO-3 makes a model that one rank builds later wait for the other ranks.
     unset_hf_deepspeed_config()
     trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
     if torch.cuda.is_available():

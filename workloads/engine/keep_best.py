@@ -1,4 +1,4 @@
-"""Whether checkpoints.keep_best can do anything, told before the training."""
+"""Check before training whether checkpoints.keep_best can have an effect."""
 
 import math
 
@@ -9,7 +9,7 @@ _NAME = "checkpoints.keep_best"
 
 
 def keep_best(config: Profile, eval_steps: int | None) -> list[Finding]:
-    """What there is to say of it; eval_steps: steps between two held-out losses, None for none.
+    """Finding on keep_best; eval_steps: steps between two held-out losses, None for none.
 
     The best checkpoint is the one with the lowest held-out loss, measured at the step that is
     saved.
@@ -21,7 +21,7 @@ def keep_best(config: Profile, eval_steps: int | None) -> list[Finding]:
         return [Finding(_NAME, "ok", "does nothing: no held-out loss is measured on the way")]
     both, last = math.lcm(save_steps, eval_steps), config.train.max_steps
     if last is not None and max(save_steps, eval_steps) > last:
-        return []  # too short to save or to evaluate on the way: the end does both
+        return []  # too short to save or evaluate before the end, which does both
     if last is not None and both > last:
         text = (
             f"does nothing: saved every {save_steps} steps, evaluated every {eval_steps}, and "

@@ -1,4 +1,4 @@
-"""Nodes that train as one must be alike: what decides the result is compared before any step."""
+"""Compares facts that decide a training's result between nodes, before the first step."""
 
 import hashlib
 import importlib.metadata
@@ -18,10 +18,10 @@ _WEIGHTS = (".safetensors",)
 
 
 def check_alike(facts: Callable[[], Mapping[str, str]]) -> None:
-    """Raise UserError on all ranks where a node has other facts than node 0, naming the first.
+    """Raise UserError on all ranks where a node's facts differ from node 0's, naming the first.
 
-    Called by all ranks together. facts: name → what a node has, as text; asked of the first rank of
-    each node, and only where there are several nodes.
+    Called by all ranks together. facts: name → value on this node, as text; called on the first
+    rank of each node, and only where there are several nodes.
     """
     if len(set(distributed.gather(distributed.node()))) == 1:
         return
@@ -40,7 +40,7 @@ def check_alike(facts: Callable[[], Mapping[str, str]]) -> None:
 
 
 def _compared(fact: str) -> str:
-    """A fact without its remark in brackets, which is for the person who looks for the reason."""
+    """A fact without its remark in brackets, which is only for the reader."""
     return fact.partition(" (")[0]
 
 
@@ -66,7 +66,7 @@ def software() -> dict[str, str]:
 def model_files(folder: Path, weights: bool) -> dict[str, str]:
     """Digests of a model's weights, and of its config and tokenizer, by their contents.
 
-    Weights that come from the hub lie under the name of their own digest, which is taken.
+    Weights from the hub are stored under their digest, which is used.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file())
     heavy = [path for path in files if path.suffix in _WEIGHTS] if weights else []

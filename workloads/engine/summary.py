@@ -1,4 +1,4 @@
-"""A run's numbers after the fact: its rows by step, a curve, and what got better."""
+"""Numbers of a finished run: its rows by step, a curve, and changes over the training."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from workloads.run.directory import rows_in
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
-    """Metrics by step; where a restart went over steps again, the last row of each counts.
+    """Metrics by step; where a restart repeated steps, the last row of each counts.
 
-    A line that a full disk has cut short is passed over.
+    A line that a full disk cut short is skipped.
     """
     training: dict[int, dict[str, Any]] = {}
     held_out: dict[int, dict[str, Any]] = {}
@@ -53,7 +53,7 @@ def draw_curve(run: Run) -> Path | None:
 
 
 def smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """Exponential mean, corrected at the start as Adam's moments are."""
+    """Exponential mean with bias correction, as of Adam's moments."""
     mean, found = 0.0, []
     for count, value in enumerate(values, start=1):
         mean = weight * mean + (1 - weight) * value
@@ -62,18 +62,18 @@ def smooth(values: list[float], weight: float = 0.9) -> list[float]:
 
 
 def change(before: float | None, after: float | None, form: str = "{:.3g}") -> str:
-    """`5.41 → 1.02`, or what is known of it."""
+    """`5.41 → 1.02`, or the one value that is known."""
     known = [form.format(value) for value in (before, after) if value is not None]
     return " → ".join(known) if known else "not measured"
 
 
 def course(values: Sequence[float], form: str = "{:.3g}") -> str:
-    """From the first to the last of what was measured; what was measured once is no change."""
+    """Change from the first to the last measurement; a single one is no change."""
     return change(values[0] if len(values) > 1 else None, values[-1] if values else None, form)
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval, 0..1, of a share of `count` that were tried."""
+    """Wilson's 95 % interval, 0..1, of a success rate over `count` trials."""
     z = 1.96
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from workloads.errors import UserError
 
-PREFIX = "_forward_module."  # what Lightning before 2.1 puts before every name
+PREFIX = "_forward_module."  # prefix that Lightning before 2.1 puts before every name
 _RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_(model|optim)_states\.pt$")
 
 
@@ -44,7 +44,7 @@ class fragment_address:  # noqa: N801  the name that the files have
 
 @dataclass(frozen=True)
 class _Shards:
-    """What the files of a checkpoint hold: model states and float32 groups, by rank."""
+    """Content of a checkpoint's files: model states and float32 groups, by rank."""
 
     stage: int
     models: list[dict[str, Any]]
@@ -73,7 +73,7 @@ def to_fp32(folder: Path | str) -> dict[str, Tensor]:
 
 
 def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights without the prefix that a trainer's wrapper put before every name."""
+    """The same weights, of any shapes, without the prefix of a trainer's wrapper."""
     return {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
 
 
@@ -134,7 +134,7 @@ def _check_complete(folder: Path, files: dict[int, Path], ranks: int, kind: str)
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """A file of the checkpoint; nothing in it is run."""
+    """Load a file of the checkpoint without running code in it."""
     try:
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)

@@ -27,7 +27,7 @@ def shallow(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
 
 
 def _groups(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
-    """Whole groups in a step; a batch that the ranks cannot share was found by the common looks."""
+    """Whether a step holds whole groups; an indivisible batch is found by the shared checks."""
     world = world_size(config, env)
     try:
         config.accumulation_steps(world)
@@ -45,7 +45,7 @@ def _groups(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
 
 
 def _rewards(config: GrpoConfig) -> list[Finding]:
-    """Names only: a plug-in's module is imported when the run starts, not by a quick look."""
+    """Check names only: a plug-in's module is imported at the start of a run, not here."""
     from workloads.grpo.rewards.scoring import is_known, unknown_reward
 
     findings = []
@@ -117,7 +117,7 @@ def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
 
 
 def _compared(config: GrpoConfig, base: "Base[PreTrainedConfig]", counted: "Counting") -> Finding:
-    """A few rows by the model's own processor, which may need packages that only the GPU has."""
+    """Compare a few rows with the model's processor, whose packages may be missing here."""
     from workloads.grpo.check_counts import prove, sample_of
     from workloads.grpo.data.prepare import turns_of
     from workloads.grpo.model import load_processing

@@ -1,7 +1,7 @@
 """Checks predicted prompt lengths against the model's processor on a few rows.
 
-The counting follows rules of ours; a model whose processor does otherwise would be trained on other
-prompts than those that were held against the limits.
+Counting follows our own rules; with a processor that differs, training would see other prompts than
+those compared with the limits.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ def prove(
     tools: Sequence[dict[str, Any]] = (),
     switches: Mapping[str, Any] = MappingProxyType({}),
 ) -> int:
-    """Compare the counted length of these prompts with the processor's; how many were compared.
+    """Compare predicted prompt lengths with the processor's; returns how many were compared.
 
     Raises UserError for the first prompt that is longer or shorter than it was counted.
     """

@@ -48,7 +48,7 @@ class GrpoData(Section):
         description="Hub id, local file or folder (imagefolder, Parquet, JSONL), or `scenes`."
     )
     revision: Text | None = Field(None, description="Branch, tag or commit on the hub.")
-    split: Text | None = Field(None, description="Train on the files of this split alone.")
+    split: Text | None = Field(None, description="Train on the files of this split only.")
     image_root: Text | None = Field(
         None, description="Folder that relative image paths start from."
     )
@@ -73,7 +73,7 @@ class GrpoData(Section):
     max_bad_rows: Whole = Field(10, ge=0, description="Unreadable rows to skip before stopping.")
     pictures: Literal["own", "shuffled", "grey"] = Field(
         "own",
-        description="What training rows show: their own images, another row's, or plain grey. "
+        description="Images of training rows: their own, another row's, or plain grey. "
         "Without their own only the form of answers can be learnt. Held-out rows keep theirs.",
     )
     scenes: Scenes = Scenes()
@@ -155,7 +155,7 @@ class Tools(Section):
 
     @property
     def used(self) -> bool:
-        """Whether there are any."""
+        """Whether any tool or environment is set."""
         return bool(self.functions or self.environment)
 
 
@@ -177,7 +177,7 @@ class Generation(Section):
     max_model_length: Whole | None = Field(
         None, ge=16, description="Longest sequence of the engine; none: prompt and completion."
     )
-    host: Text = Field("127.0.0.1", description="Where the engine listens (vllm_server).")
+    host: Text = Field("127.0.0.1", description="Address of the engine (vllm_server).")
     port: Whole = Field(8000, ge=1, le=65535, description="HTTP port of the engine (vllm_server).")
     group_port: Whole = Field(
         51216, ge=1024, le=65535, description="Port that weights are sent over (vllm_server)."
@@ -230,7 +230,7 @@ class GrpoModel(Model):
 
 class Sft(Section):
     answer: str = Field(
-        "{solution}", description="What the model is taught to say; {solution} is the row's own."
+        "{solution}", description="The answer to teach; {solution} is the row's own."
     )
 
     @model_validator(mode="after")
@@ -340,7 +340,7 @@ class GrpoConfig(Profile):
 
     @property
     def engine_share(self) -> float:
-        """vLLM's on the same card; asleep it leaves its place to the step."""
+        """Share of vLLM on the same card; asleep it frees its memory for the step."""
         colocated = self.stage == "grpo" and self.generation.engine == "vllm_colocate"
         return self.generation.gpu_memory_utilization if colocated else 0.0
 
@@ -404,7 +404,7 @@ class GrpoConfig(Profile):
         )
 
     def generated_batches(self, world_size: int) -> int:
-        """Micro-batches of a rank whose completions are written at a time."""
+        """Micro-batches of a rank whose completions are generated at once."""
         return self.grpo.steps_per_generation or self.accumulation_steps(world_size)
 
     def updates_a_rollout(self, world_size: int) -> int:
@@ -413,11 +413,11 @@ class GrpoConfig(Profile):
         return self.grpo.num_iterations * max(1, steps)
 
     def _fitting(self, whole: int, step: int) -> int:
-        """The next batch from `whole` up that ranks can share and that holds whole groups."""
+        """The smallest batch from `whole` on that divides over ranks and holds whole groups."""
         both = math.lcm(step, self.grpo.num_generations)
         return -(-whole // both) * both
 
     def prompts_a_step(self, world_size: int) -> int:
-        """Different prompts whose completions are written at a time, over all ranks."""
+        """Number of prompts whose completions are generated at once, over all ranks."""
         batches = self.generated_batches(world_size)
         return self.train.per_device_batch_size * batches * world_size // self.grpo.num_generations

@@ -1,9 +1,9 @@
 """Both stages on one CPU: a tiny model learns the form of answers, then to count by rewards.
 
     make demo-grpo [ARGS="train.seed=7"]        both stages, then a table
-    make demo-grpo ARGS=--resume                go on where it was stopped or killed
+    make demo-grpo ARGS=--resume resume after a stop or a kill
 
-Settings go to both stages. Trained as local processes, whatever engine or GPU there is.
+Settings apply to both stages. They train as local processes, with any engine or GPU here.
 """
 
 import sys
@@ -22,7 +22,7 @@ _SHOWN = (_MAIN, "format")
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the stages that are left, print the table; the exit code of a stage that did not end."""
+    """Run the remaining stages and print the table; returns the exit code of a failed stage."""
     resume, settings = arguments("demo-grpo", __doc__, words)
     taught = newest(TAUGHT) if resume else None
     rewarded = newest(REWARDED) if resume else None
@@ -39,17 +39,17 @@ def main(words: Sequence[str]) -> int:
 
 
 def is_done(run: Run) -> bool:
-    """Whether a stage has come to its end: its model was scored."""
+    """Whether a stage is complete: its model was scored."""
     return bool(scores_of(run, AFTER))
 
 
 def starts_from(run: Run, taught: Run) -> bool:
-    """Whether this run took up what that one exported."""
+    """Whether this run started from that one's export."""
     return Path(run.config().model.name).resolve() == taught.final.resolve()
 
 
 def table(taught: Run, rewarded: Run) -> str:
-    """What was earned on the same held-out scenes at each stage, in the rewards' means."""
+    """Table of mean rewards on the same held-out scenes after each stage."""
     start, formed = scores_of(taught, BEFORE), scores_of(taught, AFTER)
     trained, blank = scores_of(rewarded, AFTER), scores_of(rewarded, BLANK)
     constant = {_MAIN: trained["commonest_answer"], "format": 1.0}

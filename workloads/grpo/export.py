@@ -1,7 +1,7 @@
 """Exports a GRPO run to a folder that transformers loads; built on the engine's exporter.
 
-A model with images is written with its processor, and by the library's own way: its files hold
-other names than its modules.
+A model with images is written with its processor, and by the library: names in its files differ
+from those of its modules.
 """
 
 from dataclasses import replace
@@ -47,13 +47,13 @@ def keep_skeleton(
     model.config.save_pretrained(folder)
     with_stops(processing, model.generation_config).save_pretrained(folder)
     if config.grpo.max_pixels or config.grpo.min_pixels:
-        # The model's own, without the limits of this training.
+        # The model's own processor, without the limits of this training.
         processing = load_processing(base, Grpo())
     processing.save_pretrained(folder)
 
 
 class GrpoExporter(Exporter[GrpoConfig]):
-    """Models with or without images, written by the library that knows the names in their files."""
+    """Exports models with or without images through the library, which knows their file format."""
 
     def trained(self, job: ExportJob[GrpoConfig]) -> Whole:
         """The trained model, all weights.
@@ -117,7 +117,7 @@ class GrpoExporter(Exporter[GrpoConfig]):
 def _whole_model(made: PreTrainedModel, job: ExportJob[GrpoConfig]) -> Whole:
     made.config.name_or_path = job.config.model.name
     made.config.use_cache = True
-    # Written with the processor, which knows where answers end.
+    # Written with the processor's chat template, which tells where answers end.
     made.generation_config = GenerationConfig()
     return Whole(
         made.state_dict(), lambda folder: made.save_pretrained(folder, max_shard_size=SHARD_SIZE)

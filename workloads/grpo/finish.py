@@ -22,13 +22,13 @@ from workloads.run.directory import rows_in
 from workloads.run.events import Event
 from workloads.run.session import Session
 
-# A reward's mean at the two ends of a run is taken over so many logged steps.
+# Logged steps for a reward's mean at the start and at the end of a run.
 _SPAN = 10
 _FALL = 0.02
 
 
 def finish(config: GrpoConfig, session: Session, trainer: RunTrainer, data: Prepared) -> None:
-    """Export the trained model, evaluate it, and say what got better. All ranks take part."""
+    """Export the trained model, evaluate it, and summarise what got better. All ranks take part."""
     run, step = session.run, trainer.state.global_step
     rows = f"{config.data.source}, {len(trainer.train_dataset):,} rows"
     engine = config.generation.engine if config.stage == "grpo" else "supervised"
@@ -48,7 +48,7 @@ def finish(config: GrpoConfig, session: Session, trainer: RunTrainer, data: Prep
 
 
 def _ask_exported(config: GrpoConfig, session: Session, data: Prepared, step: int) -> None:
-    """Ask the model in `final/`, on every rank that can see it; once more with grey images."""
+    """Evaluate the model in `final/` on every rank that can read it; once more with grey images."""
 
     def load() -> held_out.Asker | None:
         if not session.run.final.is_dir():
@@ -95,7 +95,7 @@ def reward_changes(rows: list[dict[str, Any]], config: GrpoConfig) -> list[tuple
 
 
 def held_out_changes(config: GrpoConfig, run: Run) -> list[tuple[str, str]]:
-    """Each reward's mean on held-out rows before and after; of the first, what else would earn."""
+    """Each reward's mean on held-out rows before and after; for the first one, with baselines."""
     before, after = (scores_of(run, when) for when in (BEFORE, AFTER))
     names = [
         function.name

@@ -1,6 +1,6 @@
 """Signs in the logged rows that a run cannot learn, and what to change.
 
-Said on the console, in the events (so that the monitor shows it) and in the summary, once a sign.
+Each is reported once: on the console, in the events (which the monitor shows) and in the summary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +18,10 @@ from workloads.grpo.rollouts.engine import stability_ladder
 from workloads.run.events import Event
 from workloads.run.session import Session
 
-# Logged rows that a sign has to hold for: at once where nothing at all is learnt, longer where the
-# run may only have a bad moment, and before `on_no_signal: stop` ends it.
+# Number of logged rows for which a sign must hold: few where nothing at all is learnt, more where
+# the run may only have a bad phase, and before `on_no_signal: stop` ends it.
 SOON, LASTING, SURE = 3, 5, 10
-# Rows that say what a run began with, and rows that a flat reward takes.
+# Rows that give a run's initial values, and rows for a flat reward.
 _START, _FLAT_ROWS = 5, 20
 _ALL = 0.999
 # The first steps have next to no KL; some tenths are usual in a run that learns.
@@ -46,7 +46,7 @@ class Sign:
 
 
 class LearningSignal:
-    """Takes every logged row; `found` has the signs so far."""
+    """Examines every logged row; `found` has the signs so far."""
 
     def __init__(self, config: GrpoConfig, session: Session) -> None:
         self._config, self._session = config, session
@@ -57,11 +57,11 @@ class LearningSignal:
 
     @property
     def reason(self) -> str:
-        """Why a run that was to stop does."""
+        """Why the run is to be stopped."""
         return "; ".join(str(sign) for sign in self.found.values())
 
     def take(self, step: int, row: Mapping[str, Any]) -> None:
-        """Look at the rows up to this one; a new sign is told."""
+        """Examine the rows up to this one and report new signs."""
         numbers = {name: float(one) for name, one in row.items() if isinstance(one, int | float)}
         if "reward" not in numbers:
             return
@@ -79,7 +79,7 @@ class LearningSignal:
 
 
 class SignalCallback(TrainerCallback):
-    """Hands logged rows to a LearningSignal, and stops the run where that says so."""
+    """Passes logged rows to a LearningSignal, and stops the run if it asks for that."""
 
     def __init__(self, signal: LearningSignal, run_callback: RunCallback) -> None:
         self._signal, self._run = signal, run_callback
@@ -92,7 +92,7 @@ class SignalCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """TRL has gathered what it logs: every rank sees the same row."""
+        """Examine a row; TRL has gathered it, so that every rank sees the same."""
         if logs is None or "train_runtime" in logs:
             return
         self._signal.take(state.global_step, logs)
@@ -113,14 +113,14 @@ def _start(rows: Rows, name: str) -> float | None:
 
 
 def no_spread(rows: Rows, config: GrpoConfig) -> Sign | None:
-    """No group whose completions earned differently: every advantage is 0."""
+    """No group has different rewards: every advantage is 0."""
     values = _last(rows, "frac_reward_zero_std", SOON)
     if not values or min(values) < _ALL:
         return None
     rewards = config.rewards.functions
     mean = sum(_last(rows, "reward", SOON)) / SOON
     most = sum(max(0.0, reward.weight) for reward in rewards)
-    # What others give at most is not known.
+    # The maximum of other rewards is unknown.
     is_bounded = not config.tools.environment and all(reward.name in BUILT_IN for reward in rewards)
     group = config.grpo.num_generations
     if is_bounded and mean >= most - 1e-6:
@@ -139,7 +139,7 @@ def no_spread(rows: Rows, config: GrpoConfig) -> Sign | None:
 
 
 def all_cut(rows: Rows, config: GrpoConfig) -> Sign | None:
-    """Every completion ends at the limit, before it has said its answer."""
+    """Every completion is cut at the limit, before its answer."""
     values = _last(rows, "completions/clipped_ratio", SOON)
     if not values or min(values) < _ALL:
         return None
@@ -151,7 +151,7 @@ def all_cut(rows: Rows, config: GrpoConfig) -> Sign | None:
 
 
 def kl_ran_away(rows: Rows, config: GrpoConfig) -> Sign | None:
-    """The KL to the reference is many times what it began with."""
+    """The KL to the reference is many times its first values."""
     values, start = _last(rows, "kl", LASTING), _start(rows, "kl")
     if not values or start is None or min(values) < max(_KL_LEAST, _KL_TIMES * abs(start)):
         return None
@@ -160,7 +160,7 @@ def kl_ran_away(rows: Rows, config: GrpoConfig) -> Sign | None:
 
 
 def entropy_collapsed(rows: Rows, config: GrpoConfig) -> Sign | None:
-    """All completions of a prompt are becoming one, while not all is learnt."""
+    """The completions of a prompt become identical before the task is learnt."""
     values, start = _last(rows, "entropy", LASTING), _start(rows, "entropy")
     if not values or start is None or start < _LEAST_ENTROPY:
         return None
@@ -174,7 +174,7 @@ def entropy_collapsed(rows: Rows, config: GrpoConfig) -> Sign | None:
 
 
 def length_collapsed(rows: Rows, config: GrpoConfig) -> Sign | None:
-    """Completions became so short that nothing is reasoned in them any more."""
+    """Completions became too short to hold any reasoning."""
     name = "completions/mean_length"
     values, start = _last(rows, name, LASTING), _start(rows, name)
     if not values or start is None or start < _LEAST_LENGTH or max(values) > _SHORTENED * start:
@@ -187,7 +187,7 @@ def length_collapsed(rows: Rows, config: GrpoConfig) -> Sign | None:
 
 
 def reward_flat(rows: Rows, config: GrpoConfig) -> Sign | None:
-    """The mean reward stays the very same, step after step."""
+    """The mean reward stays exactly the same over many steps."""
     values = _last(rows, "reward", _FLAT_ROWS)
     if not values or max(values) - min(values) > _FLAT * max(1.0, abs(values[-1])):
         return None

@@ -32,7 +32,7 @@ from workloads.grpo.config import GrpoConfig
 from workloads.grpo.objective import Grpo
 from workloads.grpo.prompts import Turns, in_parts
 
-# What models call their vision tower; Qwen's holds its projector, the merger, too.
+# Names of vision towers in models; Qwen's contains its projector, the merger, too.
 _TOWERS = frozenset(("visual", "vision_tower", "vision_model"))
 Processing: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 
@@ -64,7 +64,7 @@ def prompt_texts(
 ) -> list[str]:
     """The conversations by the model's own chat template, up to where the answer begins.
 
-    A processor is given parts even of a text, as TRL gives them to it. tools: their schemas.
+    A processor gets parts even for text, as in TRL. tools: their schemas.
     switches: those of the template that are not in it already.
     """
     if isinstance(processing, ProcessorMixin):
@@ -88,7 +88,7 @@ def answers(
     """
     prompts: Sequence[Prompt] = prompt_texts(processing, turns)
     if not isinstance(processing, ProcessorMixin):
-        # As TRL does it: what a chat template has written is taken as it is.
+        # As in TRL: a text from a chat template is tokenized without special tokens.
         prompts = [processing(text, add_special_tokens=False)["input_ids"] for text in prompts]
     return generate(
         model,
@@ -107,8 +107,8 @@ def load_processing(
     """The tokenizer of a language model, or the processor of a vision-language model.
 
     Padded on the left, with the chat template that the profile asks for. `limits` set the pixels
-    that an image is scaled to. TRL 1.16 knows how tools are called by the very text of a template:
-    for them the profile's switches stay out of it. Raises UserError.
+    that an image is scaled to. TRL 1.16 recognises a tool format by the exact text of a template:
+    with tools the profile's switches are not written into it. Raises UserError.
     """
     vision = sees_images(base.config)
     arguments: dict[str, Any] = {"local_files_only": True, "padding_side": "left"}
@@ -143,7 +143,7 @@ def _choose_template(wanted: Model, processing: Processing, is_for_tools: bool) 
 
 
 def _limit_pixels(name: str, processor: ProcessorMixin, limits: Grpo) -> None:
-    """Qwen's image processors keep the two bounds under the names of edges."""
+    """Set the pixel limits; Qwen's image processors store them under the names of edges."""
     wanted = {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
     given = {edge: pixels for edge, pixels in wanted.items() if pixels is not None}
     if not given:
@@ -163,10 +163,7 @@ def load_model(base: Base[PreTrainedConfig], config: GrpoConfig, tell: Tell) -> 
 
 
 def learner(model: PreTrainedModel, config: GrpoConfig) -> Any:
-    """What is trained: the model itself, or a new adapter on it whose weights follow from the seed.
-
-    The same start makes the same reference again when a run is resumed.
-    """
+    """The trained model: itself, or with a new adapter, the same for a resumed run."""
     trained: Any = model
     if config.adapter.method != "full":
         from workloads.engine.pretrained.adapter import add_adapter
@@ -180,7 +177,7 @@ def learner(model: PreTrainedModel, config: GrpoConfig) -> Any:
 
 
 def freeze_vision(model: Any, name: str) -> None:
-    """Freeze the vision tower, an adapter on it too; its projection into the text still learns.
+    """Freeze the vision tower and an adapter on it; its projection into the text still learns.
 
     Raises UserError where the model has no vision tower.
     """
@@ -198,7 +195,7 @@ def freeze_vision(model: Any, name: str) -> None:
 
 
 def kind_of(own: PreTrainedConfig) -> load.Kind:
-    """The factory that makes models of this config."""
+    """The factory for models of this config."""
     return load.IMAGES if sees_images(own) else load.TEXT
 
 

@@ -1,7 +1,7 @@
-"""Settings of what GRPO optimises, under TRL's own names (1.16), in groups.
+"""Settings of GRPO's objective, under TRL's own names (1.16), in groups.
 
 `objective` names a choice of several of them; each that a profile sets itself wins over it. None
-leaves a value to the objective, and where that has none, to TRL.
+leaves a value to the objective, or else to TRL.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from workloads.config.sections import Number, Section, Text, Whole
 
 LossType = Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
-# What GRPO optimises, by name. `r1v`: R1-V's objective, KL to a frozen reference and a mean over
+# Objectives by name. `r1v`: R1-V's objective, KL to a frozen reference and a mean over
 # tokens, then over sequences. `trl`: what TRL does unless told otherwise. `dapo`: clip higher, a
 # mean over all tokens, cut completions left out (arXiv 2503.14476). `dr_grpo`: no division by
 # length or deviation (2503.20783). `gspo`: one ratio a sequence, clipped closely (2507.18071).
@@ -50,7 +50,7 @@ _OWN = frozenset(("objective", "max_prompt_length", "max_pixels", "min_pixels"))
 
 
 class Sampling(Section):
-    """How completions are drawn, beside grpo.temperature."""
+    """Sampling of completions, besides grpo.temperature."""
 
     top_p: Number = Field(1.0, gt=0, le=1, description="Smallest set of tokens by probability.")
     top_k: Whole = Field(0, ge=0, description="Most probable tokens only; 0: all.")
@@ -58,7 +58,7 @@ class Sampling(Section):
         None, ge=0, le=1, description="Least probability, as a share of the highest."
     )
     repetition_penalty: Number = Field(
-        1.0, gt=0, description="Over 1: tokens that were written already are less probable."
+        1.0, gt=0, description="Over 1: tokens that were generated before become less probable."
     )
     generation_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the engine's sampling."
@@ -112,7 +112,10 @@ class Mismatch(Section):
     )
     vllm_importance_sampling_mode: Literal[
         "sequence_mask", "sequence_truncate", "token_mask", "token_truncate"
-    ] = Field("sequence_mask", description="What happens to ratios out of bounds, and of what.")
+    ] = Field(
+        "sequence_mask",
+        description="Treatment and level of ratios out of bounds.",
+    )
     vllm_importance_sampling_clip_max: Number | None = Field(
         3.0, gt=0, description="Greatest ratio; none: no bound."
     )
@@ -136,8 +139,8 @@ class Mismatch(Section):
 class SoftClipping(Section):
     """Temperatures and exponents of loss_type sapo and vespo."""
 
-    sapo_temperature_neg: Number = Field(1.05, gt=0, description="sapo: where advantages are not.")
-    sapo_temperature_pos: Number = Field(1.0, gt=0, description="sapo: where they are positive.")
+    sapo_temperature_neg: Number = Field(1.05, gt=0, description="sapo: for negative advantages.")
+    sapo_temperature_pos: Number = Field(1.0, gt=0, description="sapo: for positive advantages.")
     vespo_k_pos: Number = Field(2.0, gt=0, description="vespo: exponent, positive advantages.")
     vespo_lambda_pos: Number = Field(3.0, gt=0, description="vespo: decay, positive advantages.")
     vespo_k_neg: Number = Field(3.0, gt=0, description="vespo: exponent, negative advantages.")
@@ -176,13 +179,11 @@ class Grpo(Section):
         None, description="Leave cut completions out of the loss; none: as `objective`."
     )
     num_generations: Whole = Field(8, ge=2, description="Completions of each prompt: a group.")
-    num_iterations: Whole = Field(
-        1, ge=1, description="Times that all completions of a rollout are learnt from."
-    )
+    num_iterations: Whole = Field(1, ge=1, description="Passes over the completions of a rollout.")
     steps_per_generation: Whole | None = Field(
         None,
         ge=1,
-        description="Micro-batches written at a time; none: one optimizer step's.",
+        description="Micro-batches generated at once; none: those of one optimizer step.",
     )
     temperature: Number = Field(1.0, gt=0, description="Temperature of sampling.")
     max_prompt_length: Whole = Field(
@@ -223,12 +224,12 @@ class Grpo(Section):
         return self
 
     def settled(self) -> dict[str, Any]:
-        """The objective's values, each replaced where the profile sets it itself."""
+        """The objective's values, overridden by the profile's own."""
         own = {name: value for name, value in self._own() if value is not None}
         return {**OBJECTIVES[self.objective], **own}
 
     def _own(self) -> Iterator[tuple[str, Any]]:
-        """What any objective may name, as the profile has it."""
+        """The profile's own values of settings that objectives set."""
         names = dict.fromkeys(name for named in OBJECTIVES.values() for name in named)
         dumped = self.model_dump()
         return ((name, dumped[name]) for name in names)
@@ -239,12 +240,12 @@ class Grpo(Section):
         return float(self.settled()["beta"]) > 0
 
     def arguments(self) -> dict[str, Any]:
-        """Everything that TRL's GRPOConfig takes under the same name."""
+        """Arguments that TRL's GRPOConfig takes under the same name."""
         groups = {name: value for name, value in self.model_dump().items() if name not in _OWN}
         flat: dict[str, Any] = {}
         for name, value in groups.items():
             flat |= value if isinstance(value, dict) else {name: value}
-        if self.router_aux_loss_coef is None:  # which TRL takes from the model then
+        if self.router_aux_loss_coef is None:  # TRL then takes it from the model
             del flat["router_aux_loss_coef"]
         usual = {"importance_sampling_level": "token", "mask_truncated_completions": False}
         return flat | usual | self.settled()

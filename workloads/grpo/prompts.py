@@ -39,7 +39,7 @@ Turns = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Question:
-    """What a row asks: its text, how many images it has, and the turns before it, (role, text).
+    """A row's question: its text, number of images, and earlier turns (role, text).
 
     `<image>` in the text says where an image stands; without it they stand before the text.
     `is_worded`: the row brings its whole prompt, to which nothing is added.
@@ -53,7 +53,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Wording:
-    """How questions become prompts: text around one with an image, one without, a system prompt.
+    """Templates of prompts: for questions with and without an image, and system prompts.
 
     Both texts hold `{question}`. `system` goes before every question that brings none of its own;
     `text_system` before those without an image where there is no `system`.
@@ -107,7 +107,7 @@ def text_turns(question: str) -> Turns:
 
 
 def in_parts(turns: Turns) -> Turns:
-    """Turns as the templates of processors take them: every content a list of parts."""
+    """Turns in the form of processors' templates: every content is a list of parts."""
     return [
         {**turn, "content": [{"type": "text", "text": turn["content"]}]}
         if isinstance(turn["content"], str)

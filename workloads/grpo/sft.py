@@ -38,8 +38,8 @@ class SftTrainer(LoadsByName, RunTrainer, Trainer):
 class Collate:
     """Rows of text and images as one padded batch, with labels on the answers alone.
 
-    Gives input_ids, attention_mask, labels of shape (rows, longest), what the processor makes of
-    the images, and row_ids and tokens for the trainer.
+    Gives input_ids, attention_mask, labels of shape (rows, longest), the processor's tensors of the
+    images, and row_ids and tokens for the trainer.
     """
 
     def __init__(self, processing: Processing, answer: str, longest: int) -> None:
@@ -65,7 +65,7 @@ class Collate:
         return {**batch, **extra, "row_ids": [row["place"] for row in rows], "tokens": tokens}
 
     def _prompts(self, rows: Sequence[dict[str, Any]]) -> tuple[list[list[int]], dict[str, Any]]:
-        """Token ids of the prompts, and everything else that the processor gives."""
+        """Token ids of the prompts, and the processor's other tensors."""
         texts = prompt_texts(self._processing, [row["prompt"] for row in rows])
         arguments: dict[str, Any] = {"text": texts}
         arguments["add_special_tokens"] = lacks_beginning(self._processing, texts[0])
@@ -85,7 +85,7 @@ class Collate:
         return ids, {**kept, **rest} if images else {}
 
     def _answer_ids(self, row: dict[str, Any]) -> list[int]:
-        """The answer in tokens with its end; a cut one would teach never to end."""
+        """The answer in tokens with its end token; a cut answer would teach never to end."""
         text = self._answer.replace("{solution}", row["solution"])
         ids = [*self._tokenizer(text, add_special_tokens=False)["input_ids"]]
         if len(ids) >= self._longest:
@@ -122,7 +122,7 @@ def build_sft_trainer(
         own["ddp_find_unused_parameters"] = None
     trained = learner(model, config)
     if config.adapter.method != "full" and config.train.gradient_checkpointing:
-        # Without it the first recomputed layer has no input that needs a gradient.
+        # Otherwise the first recomputed layer has no input that needs a gradient.
         trained.enable_input_require_grads()
     return SftTrainer(
         profile=config,

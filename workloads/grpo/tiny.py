@@ -6,7 +6,7 @@ The folder holds no weights: a run starts from random ones (`model.random_init`)
 a byte-level BPE learnt from the demo's own few sentences, so that each word is one token, and the
 four tags are tokens too. Building is deterministic: the same code gives the same bytes.
 
-The size is what learns to count soonest from a few thousand images on one core: patches of 8
+The size learns to count fastest from a few thousand images on one core: patches of 8
 pixels, about an object wide, and weights drawn wider than usual. Patches of 12 or 16 pixels, or
 the usual 0.02, learnt nothing in the same time.
 """
@@ -102,7 +102,7 @@ def _tokenizer() -> "PreTrainedTokenizerFast":
 
 
 def _sentences() -> Iterator[str]:
-    """What the tokenizer is learnt from; each sentence often enough to make its words whole."""
+    """Sentences to train the tokenizer; each often enough to make whole words tokens."""
     question = "How many different items are there in the image?"
     texts = [wording.replace("{question}", question) for wording in (TRAINING, SUPERCLEVR)]
     texts += [f"{tag} I count. {tag} {number} {tag}" for tag in TAGS for number in range(10)]

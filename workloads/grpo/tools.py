@@ -37,7 +37,7 @@ _OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class LoadedTools:
-    """The tools of a profile, the class of their environment, and what a prompt shows of both."""
+    """The tools of a profile, the class of their environment, and their schemas in prompts."""
 
     functions: Sequence[Tool] = ()
     environment: type[Any] | None = None
@@ -103,7 +103,7 @@ def load_tools(wanted: "Tools", is_rewarded: bool = True) -> LoadedTools:
 
 
 def _environment(spec: str, found: Any) -> tuple[type[Any], list[Tool]]:
-    """The class, and the methods of an instance that are tools; TRL makes one in the same way."""
+    """The class, and the methods of an instance that are tools, as TRL finds them."""
     if not inspect.isclass(found) or not callable(getattr(found, "reset", None)):
         raise UserError(
             f'environment "{spec}": expected a class with a method reset(**row), found '
@@ -111,7 +111,7 @@ def _environment(spec: str, found: Any) -> tuple[type[Any], list[Tool]]:
         )
     try:
         instance = found()
-    except Exception as error:  # anybody's code
+    except Exception as error:  # foreign code
         raise UserError(
             f'environment "{spec}": expected to make one without arguments, found '
             f"{type(error).__name__}: {error}; fix the class"
@@ -147,7 +147,7 @@ def calculate(expression: str) -> str:
 
 
 def _value(node: ast.AST) -> Any:
-    """Numbers alone, each bounded, so that no expression takes long; ValueError for others."""
+    """Value of an expression of bounded numbers, so that none takes long; raises ValueError."""
     match node:
         case ast.Constant(value=bool()):
             raise ValueError("expected a number")

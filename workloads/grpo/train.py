@@ -45,7 +45,7 @@ from workloads.run.session import Session
 
 
 def train(config: GrpoConfig, session: Session) -> None:
-    """Train as the config says; Stopped where the run was asked to stop on the way."""
+    """Train by the config; raises Stopped where the run was asked to stop before its end."""
     session.enter(Phase.PREPARING)
     distributed.join(config.parallel.hang_timeout)
     base = resolve(config, session.tell)
@@ -78,9 +78,9 @@ def train(config: GrpoConfig, session: Session) -> None:
 def prepare_data(
     config: GrpoConfig, session: Session, base: Base[PreTrainedConfig], processing: Processing
 ) -> Prepared:
-    """Rows whose prompts fit, and what there is to say about them; rank 0 fetches and draws.
+    """Rows whose prompts fit, with remarks; rank 0 downloads and draws them.
 
-    It also tries out what every later step depends on: how prompts were counted, and the rewards.
+    Also checks what all later steps depend on: predicted prompt lengths, and the rewards.
     """
     cache = cache_folder(os.environ)
     data: Prepared | None = None
@@ -112,7 +112,7 @@ def build_trainer(
     data: Prepared,
     done_steps: int,
 ) -> GrpoTrainer:
-    """The GRPO trainer of this rank, which goes on after `done_steps`."""
+    """The GRPO trainer of this rank, which resumes after `done_steps`."""
     tools = load_tools(config.tools)
     scorer = load_scorer(config.rewards, session.tell, session.progress)
 
@@ -121,7 +121,7 @@ def build_trainer(
         held_out.measure(config, session, asker, data, f"step-{step}", step)
 
     log = RolloutLog(session, config.rollouts, done_steps)
-    # TRL ends completions at what is listed here, and counts those without one of these as cut.
+    # TRL ends completions at these tokens, and counts completions without one as cut.
     model.generation_config = with_stops(processing, model.generation_config)
     with _named_by_folder(model, base.folder):
         return GrpoTrainer(
@@ -142,9 +142,9 @@ def build_trainer(
 
 @contextmanager
 def _named_by_folder(model: PreTrainedModel, folder: Path) -> Iterator[None]:
-    """TRL loads a reference, and vLLM its model, by the name in the model: it is a folder then.
+    """Name the model by its folder: TRL loads a reference, and vLLM its model, by the name in it.
 
-    The name that people know it by comes back afterwards, for adapters and model cards.
+    Afterwards the public name is restored, for adapters and model cards.
     """
     known = model.config.name_or_path
     model.name_or_path = model.config._name_or_path = str(folder)
@@ -157,7 +157,7 @@ def _named_by_folder(model: PreTrainedModel, folder: Path) -> Iterator[None]:
 def arguments(
     config: GrpoConfig, session: Session, image_tokens: Sequence[str], ends: Sequence[int] = ()
 ) -> GRPOConfig:
-    """Our config in TRL's words; no other place names them.
+    """Translate our config into TRL's arguments; no other place names them.
 
     image_tokens: those that stand for images, none for a language model. ends: the tokens that a
     completion ends with.
@@ -166,7 +166,7 @@ def arguments(
     own = trainer_arguments(config, session, None)
     switches = {"chat_template_kwargs": config.model.chat_template_kwargs}
     if image_tokens:
-        # A row without an image leaves the vision tower without gradients; TRL decides.
+        # None: TRL decides. A row without an image leaves the vision tower without gradients.
         own["ddp_find_unused_parameters"] = None
     dtype = str(compute_dtype(config.train)).removeprefix("torch.")
     return GRPOConfig(

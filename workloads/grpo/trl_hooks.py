@@ -51,10 +51,10 @@ _MOVED_REFERENCE = "reference.pt"
 
 @dataclass
 class Handed:
-    """What one hook of a step leaves for a later one.
+    """Values that one hook of a step leaves for a later one.
 
     completions: this rank's, as the rewards saw them, for the log of rollouts. reward_failed: on
-    any rank, so that `fit` saves what there was. random_state: behind the last step.
+    any rank, so that `fit` saves the last good step. random_state: after the last step.
     """
 
     completions: list[Any] = field(default_factory=list)
@@ -84,7 +84,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Set the generators back to a noted state; nothing where none was noted."""
+    """Restore the generators to a stored state; nothing for None."""
     if not state:
         return
     random.setstate(state["python"])
@@ -95,11 +95,11 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class ByEpoch(Sampler[int]):
-    """A different order in every epoch, determined by seed and epoch alone.
+    """Sampler with a different order in every epoch, determined by seed and epoch alone.
 
-    TRL's own sampler counts how often it was asked, and would give a resumed run the first epoch's
-    order again. Rows come in chunks of `prompts`; each row `group` times in a row, each chunk
-    `repeats` times, because TRL asks for it again with every micro-batch of a step.
+    TRL's own sampler counts its calls, and would give a resumed run the first epoch's order again.
+    Rows come in chunks of `prompts`; each row `group` times in a row, each chunk `repeats` times,
+    because TRL reads it again for every micro-batch of a step.
     """
 
     def __init__(self, rows: int, prompts: int, group: int, repeats: int, seed: int) -> None:
@@ -126,14 +126,14 @@ class LoadsByName(Trainer):
     """Mixin for Trainer classes that resume whole models, vision-language models among them.
 
     `save_pretrained` writes many of these under the names that older versions used. The library's
-    own way back matches names as they are and leaves out what it does not know: a resumed run
-    would go on from the weights that it first began with.
+    own loading matches names exactly and skips unknown ones: a resumed run would continue from its
+    first weights.
     """
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """Through from_pretrained, which knows both names; shards and adapters as the library."""
+        """Load through from_pretrained, which knows both names; others as the library."""
         model = self.model if model is None else model
         if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -157,8 +157,8 @@ class LoadsByName(Trainer):
 class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
     """The grpo workload's trainer.
 
-    A checkpoint lies between two optimizer steps. Where the next one would learn from completions
-    that are there already (`num_iterations`, `steps_per_generation`), the checkpoint holds them;
+    A checkpoint lies between two optimizer steps. Where the next one would learn from existing
+    completions (`num_iterations`, `steps_per_generation`), the checkpoint holds them;
     else a resumed run samples the same completions again where the engine is transformers. vLLM's
     own random state is not part of it.
     """
@@ -184,11 +184,11 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         self.signal = LearningSignal(profile, self.session)
         self.add_callback(SignalCallback(self.signal, self.watch))
         self.add_callback(BehindStep(self._evaluate_held_out))
-        # TRL insists on a collator of its own, and RunTrainer on knowing the rows of a batch.
+        # TRL sets a collator of its own, but RunTrainer needs the rows of a batch.
         self.data_collator = collate
 
     def _take_environment_rewards(self) -> None:
-        """Log and guard an environment's get_reward, which TRL adds behind ours, as ours are."""
+        """Log and guard an environment's get_reward, which TRL adds after ours, like ours."""
         for place in range(len(self.scorer.rewards), len(self.reward_funcs)):
             name = self.reward_func_names[place]
             reward = WeightedReward(name, adapted(name, self.reward_funcs[place]))
@@ -196,7 +196,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
             self.reward_funcs[place] = for_trainer(reward, self.scorer)
 
     def fit(self, resume: Path | None) -> None:
-        """Train to the end; out of memory, the advice for GRPO comes with the error."""
+        """Train to the end. Raises Stopped, or for lack of memory an error with advice for GRPO."""
         try:
             super().fit(resume)
         except Stopped as error:
@@ -220,7 +220,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         }
 
     def _evaluate_held_out(self) -> None:
-        """Ask the held-out rows where it is time for it; sampling goes on as if it had not been."""
+        """Evaluate held-out rows where due; the random state of sampling is restored."""
         self.handed.random_state = random_state()
         every, step = self.profile.evaluation.every_steps, self.state.global_step
         if every and step % every == 0 and step < self.state.max_steps:
@@ -228,7 +228,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
             set_random_state(self.handed.random_state)
 
     def _save_last_good(self) -> None:
-        """Save the last whole step, as it was before the completions whose reward failed."""
+        """Save the last good step, from before the completions whose reward failed."""
         if self.state.global_step > 0:
             set_random_state(self.handed.random_state)
             self._save_checkpoint(self.model_wrapped, trial=None)
@@ -237,7 +237,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
             )
 
     def best_step(self) -> int | None:
-        """The saved step whose model earned most on held-out rows, by the weighted sum."""
+        """The saved step with the highest weighted reward on held-out rows."""
         if not self.profile.checkpoints.keep_best or not self.profile.evaluation.every_steps:
             return None
         return best_step(
@@ -273,7 +273,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
         if self.profile.generation.engine != "transformers":
-            images = images and [shown or None for shown in images]  # vLLM's word for none
+            images = images and [shown or None for shown in images]  # vLLM expects None
         if self.profile.generation.engine == "vllm_colocate":
             tokens = placeholders(self.processing_class)
             known = tokenizer_of(self.processing_class).convert_tokens_to_ids(tokens)
@@ -285,7 +285,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
-        """TRL's own; where a reward fails on one rank, all of them stop at the same step."""
+        """TRL's rewards; where one fails on one rank, all ranks stop at the same step."""
         self.handed.completions = list(completions)
         gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self.handed.reward_failed = distributed.agree(self.scorer.problem is not None)
@@ -314,12 +314,12 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         self.rollout_log.write(step, rollouts)
 
     def _total(self, place: int) -> float:
-        """The weighted sum of what this rank's completion at `place` earned."""
+        """The weighted reward of this rank's completion at `place`."""
         rewards, last = self.scorer.rewards, self.scorer.last
         return sum(reward.weight * (last[reward.name][place].value or 0.0) for reward in rewards)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Beside the random state of this rank, what TRL keeps from one step to the next."""
+        """Save this rank's random state, and what TRL keeps between steps."""
         super()._save_rng_state(output_dir)
         rank = self.session.rank
         if self._step % self._generate_every:
@@ -328,7 +328,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
             self._save_objective(Path(output_dir))
 
     def _save_objective(self, folder: Path) -> None:
-        """The adaptive entropy weight under TRL's name for it, and a reference that moves."""
+        """Save the adaptive entropy weight under TRL's name, and a moving reference."""
         if self.use_adaptive_entropy:
             state = {"entropy_coef": self.entropy_coef}
             state["last_world_entropy"] = self._last_world_entropy
@@ -358,8 +358,8 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save without the adapter that stands for the reference.
 
-        With two adapters in a checkpoint transformers would load the second alone. The reference
-        is the adapter as the run began, and is made again from that.
+        With two adapters in a checkpoint transformers would load the second alone. The reference is
+        the adapter at the start of the run, and is built again from it.
         """
         adapters = self.model.peft_config if isinstance(self.model, PeftModel) else {}
         if _REFERENCE not in adapters:
@@ -379,7 +379,7 @@ def _as_tensor(field: Any) -> Any:
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows as they are, with their names; tokens are known only when completions are."""
+    """Pass rows on unchanged; tokens are known only after generation."""
     return {"rows": rows, "row_ids": [row["place"] for row in rows], "tokens": 0}
 
 

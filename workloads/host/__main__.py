@@ -1,4 +1,4 @@
-"""`python3 -m workloads.host COMMAND …`: what a script asks. Each answer is text for a shell.
+"""`python3 -m workloads.host COMMAND …` for scripts; each answer is text for a shell.
 
 settings                    what scripts take from .env, as assignments
 runtime                     docker or local, a tab, and why
@@ -101,7 +101,10 @@ def _label_for_containers() -> None:
 
 
 def _down() -> None:
-    """Of this checkout alone: what trains is left, another checkout's things are not touched."""
+    """Remove containers, networks and images of this checkout.
+
+    Raises UserError while one trains.
+    """
     root = checkout.root()
     _is_set_up()
     if left := running(root, "", os.environ):
@@ -134,7 +137,7 @@ def _moment(text: str) -> float:
         return float(text)
     except ValueError:
         raise UserError(
-            f"expected a time in seconds, as date +%s says it, found {text!r}"
+            f"expected a time in seconds, as date +%s prints it, found {text!r}"
         ) from None
 
 
@@ -159,9 +162,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Answer one question; 2 and a sentence where that is not possible."""
+    """Run one command; returns 2 after a message where that is not possible."""
     try:
-        # A line of .env that readers take differently ends everything before it begins.
+        # A line of .env that readers take differently is refused before anything is done.
         env_file.read()
         COMMANDS[arguments[0]](*arguments[1:])
     except TataraError as error:

@@ -1,4 +1,4 @@
-"""One checkout on an engine that several share: its project, its images, what Compose is told.
+"""One checkout on a shared engine: its project, its images, its environment for Compose.
 
 Set-up writes project name, image tag and folder into `.env`, and a file of the folder's name below
 `.cache`, which compose.yaml asks for: in another checkout a copied `.env` names a file that is not
@@ -23,7 +23,7 @@ NOT_SET_UP = "this checkout has not been set up"
 _MARK = ".cache/set-up-in"
 _SHELL_ENV = ".cache/shell.env"
 _NAMES_PROJECT = ("COMPOSE_PROJECT_NAME", "TATARA_TAG")
-# Given to set-up once, they hold for later builds and starts.
+# Given to set-up once, they apply to later builds and starts.
 _KEPT = (
     "BASE_IMAGE",
     "TORCH_VERSION",
@@ -35,7 +35,7 @@ _KEPT = (
     "TATARA_CACHE",
     "TATARA_DATA",
 )
-# What a build's downloads need to know; `docker history` shows none of it.
+# Settings for a build's downloads; `docker history` does not show them.
 _OF_A_BUILD = (
     "HTTP_PROXY",
     "HTTPS_PROXY",
@@ -60,7 +60,7 @@ _FOR_APT = f'APT_CONFIG=/dev/shm/apt.conf; echo "{_APT_SETTINGS}" >/dev/shm/apt.
 
 
 def root() -> Path:
-    """The checkout's folder, links resolved: scripts and doctor work in it."""
+    """The checkout's folder, links resolved, in which scripts and doctor work."""
     return Path.cwd().resolve()
 
 
@@ -82,7 +82,7 @@ def project(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
 def _user_name() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a uid without an entry
+    except (KeyError, OSError):  # a uid without an entry in the user database
         return ""
 
 
@@ -92,7 +92,7 @@ def mark(folder: Path, of: Path | None = None) -> Path:
 
 
 def belongs(folder: Path) -> str:
-    """Why `.env` is not this checkout's own as set-up leaves it, or nothing."""
+    """Why `.env` is not the one that set-up wrote for this checkout; empty if it is."""
     named = env_file.read(folder / ".env").get("TATARA_CHECKOUT", "")
     if not named:
         return NOT_SET_UP
@@ -102,7 +102,7 @@ def belongs(folder: Path) -> str:
 
 
 def set_up(folder: Path, env: Mapping[str, str]) -> None:
-    """Write `.env`, for the caller alone to read, and the mark; both are safe to write again."""
+    """Write `.env`, readable by the caller alone, and the mark; both may be written again."""
     path = folder / ".env"
     found = env_file.read(path)
     if not path.exists():
@@ -129,7 +129,7 @@ def own(path: Path, env: Mapping[str, str]) -> None:
 
 
 def _write(path: Path, text: str, env: Mapping[str, str]) -> None:
-    """A file that the caller alone reads."""
+    """Write a file that only the caller can read."""
     missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -142,7 +142,7 @@ def _write(path: Path, text: str, env: Mapping[str, str]) -> None:
 
 
 def write_build_settings(folder: Path, env: Mapping[str, str]) -> None:
-    """The mark holds what a build's downloads need: proxies, indices, authorities."""
+    """Write settings for a build's downloads into the mark: proxies, indices, certificates."""
     given = env_file.read(folder / ".env")
     given.update({name: value for name, value in env.items() if value})
     for lower in _LOWER_CASE:  # apt knows these alone, other programs the upper-case ones
@@ -156,7 +156,7 @@ def write_build_settings(folder: Path, env: Mapping[str, str]) -> None:
 
 
 def shell_settings(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
-    """What the caller's shell says for the job: documented names, those of `.env`, TATARA__…"""
+    """Variables of the caller's shell for the job: documented names, those of `.env`, TATARA__…"""
     example = (folder / ".env.example").read_text(encoding="utf-8")
     names = {*re.findall(r"^(?:# )?([A-Z][A-Z0-9_]*)=", example, re.MULTILINE), *_LOWER_CASE}
     names |= set(env_file.read(folder / ".env"))
@@ -165,7 +165,7 @@ def shell_settings(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def compose_environment(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
-    """The environment of `docker compose` in this checkout, whose files are written first."""
+    """The environment of `docker compose` in this checkout; writes the files that it names."""
     settings = shell_settings(folder, env)
     lines = [env_file.line(name, value) + "\n" for name, value in settings.items()]
     _write(folder / _SHELL_ENV, "".join(lines), env)
@@ -183,7 +183,7 @@ def compose_environment(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def authorities(env: Mapping[str, str]) -> str:
-    """The file of certificate authorities that this host's programs go by, empty for their own.
+    """The file of CA certificates that this host's programs use, empty for their default.
 
     Raises UserError for a file that is named and cannot be read.
     """

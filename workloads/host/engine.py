@@ -1,4 +1,4 @@
-"""What the Docker engine is, and what it is asked to do."""
+"""The Docker engine: its kind and version, and actions on it."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from workloads.errors import UserError
 from workloads.host.programs import ProgramResult, has, run_program
 
 Runtime = Literal["docker", "local"]
-# Said alike by doctor, scripts and docs/containers.md.
+# The same sentence in doctor, scripts and docs/containers.md.
 UNSUPPORTED = "needs a Docker Engine of the system, not rootless, without userns-remap, not Podman"
 # Inside a container: does the GPU answer, and which torch is it.
 _TRIAL = (
@@ -37,19 +37,19 @@ class Engine:
 
     @property
     def unsupported(self) -> str:
-        """Why no run can use this engine, or nothing."""
+        """Why no run can use this engine; empty if one can."""
         if self.maps_users:
             return f"the engine is rootless or remaps users, and a run {UNSUPPORTED}"
         return ""
 
     @property
     def maps_users(self) -> bool:
-        """Whether a uid inside a container is another one outside."""
+        """Whether a uid inside a container differs from that outside."""
         return any(word in option for option in self.security for word in ("rootless", "userns"))
 
 
 def engine(env: Mapping[str, str]) -> Engine | str:
-    """The engine, or why there is none to speak with."""
+    """The engine, or why none answers."""
     if not has("docker", env):
         return "docker is not on PATH"
     answer = run_program(["docker", "info", "--format", "{{json .}}"], env)
@@ -60,7 +60,7 @@ def engine(env: Mapping[str, str]) -> Engine | str:
     if not facts.get("ServerVersion"):
         reasons = facts.get("ServerErrors") or [answer.problem or "no answer"]
         return str(reasons[0]).strip().splitlines()[-1]
-    # Podman's socket answers as an engine would; what it is made of names it.
+    # Podman's socket answers like an engine; its list of components names it.
     version = run_program(["docker", "version", "--format", "{{json .Server}}"], env).out
     if "Podman Engine" in version:
         return f"Podman {facts['ServerVersion']} answers in its place, and a run {UNSUPPORTED}"
@@ -93,7 +93,7 @@ def is_there(image: str, env: Mapping[str, str]) -> bool:
 
 
 def try_gpus(image: str, env: Mapping[str, str]) -> ProgramResult:
-    """Start a container that asks for every GPU, at most 60 s: what it sees, and its torch."""
+    """Start a container with every GPU, for at most 60 s, and return the GPUs and torch it sees."""
     name = f"tatara-doctor-{os.getpid()}"
     words = ["docker", "run", "--rm", "--name", name, "--pull", "never", "--network", "none"]
     words += ["--gpus", "all", "--entrypoint", "sh", image, "-c", _TRIAL]
@@ -115,7 +115,7 @@ def toolkit_version(env: Mapping[str, str]) -> str:
 
 
 def choose_runtime(env: Mapping[str, str], engine: Engine | str) -> tuple[Runtime, str]:
-    """`docker` or `local`, and why: what scripts and doctor go by.
+    """`docker` or `local`, and why; for scripts and doctor.
 
     engine: the one found, or why there is none. Raises UserError for another TATARA_RUNTIME.
     """
@@ -137,7 +137,7 @@ def choose_runtime(env: Mapping[str, str], engine: Engine | str) -> tuple[Runtim
 
 
 def gets_images(base: str, env: Mapping[str, str]) -> bool:
-    """Whether the engine has an image of ours, or what one is built from, or can fetch that."""
+    """Whether the engine has one of our images, or its base image, or can download that."""
     ours = run_program(["docker", "images", "--quiet", "tatara/*"], env)
     if ours.out.strip() or is_there(base, env):
         return True

@@ -13,7 +13,7 @@ def is_port(text: str) -> bool:
 
 
 def is_free(port: int, address: str = "") -> bool:
-    """Whether nobody listens there and this user may."""
+    """Whether the port is free and this user may listen on it."""
     try:
         socket.create_server((address, port)).close()
     except OSError as error:
@@ -22,7 +22,7 @@ def is_free(port: int, address: str = "") -> bool:
 
 
 def check_exposed(host: str, token: str | None) -> None:
-    """UserError where other machines could ask a server that has no token."""
+    """Raise UserError where other machines could reach a server without a token."""
     if token is None and not _is_this_machine(host):
         raise UserError(
             f"--host {host}: expected a token for clients on other machines, found none; set "
@@ -31,14 +31,14 @@ def check_exposed(host: str, token: str | None) -> None:
 
 
 def unusable(host: str, port: int, error: Exception) -> UserError:
-    """What to say of an address that cannot be listened at."""
+    """The error for an address that cannot be used."""
     return UserError(
         f"{host}:{port} cannot be used ({error}); choose another with --host and --port"
     )
 
 
 def claim(host: str, port: int) -> socket.socket:
-    """Take a port before anybody is answered there; UserError where that is not possible."""
+    """Bind a port before a server is ready; raises UserError where that is not possible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     taken = socket.socket(family, socket.SOCK_STREAM)
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

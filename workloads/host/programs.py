@@ -1,4 +1,4 @@
-"""Run other programs, with an end to every wait."""
+"""Runs other programs with a time limit."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """How a program ended: `code` is None where it is not there or took too long."""
+    """Result of a program: `code` is None where it is missing or took too long."""
 
     code: int | None
     out: str = ""
@@ -28,9 +28,9 @@ def has(program: str, env: Mapping[str, str]) -> bool:
 
 
 def run_program(words: Sequence[str], env: Mapping[str, str], seconds: float = 20) -> ProgramResult:
-    """Run a program to its end, at most so long, and say how it ended.
+    """Run a program with a time limit and return its result.
 
-    problem: one line of what it complained, or why there is no answer.
+    problem: its error in one line, or why there is no answer.
     """
     if not has(words[0], env):
         return ProgramResult(None, problem=f"{words[0]} is not on PATH")
@@ -47,7 +47,7 @@ def run_program(words: Sequence[str], env: Mapping[str, str], seconds: float = 2
     try:
         out, told = program.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        # What it started holds the pipes open: the whole group has to go.
+        # Its children hold the pipes open: the whole group has to be ended.
         os.killpg(program.pid, signal.SIGKILL)
         program.communicate()
         return ProgramResult(
@@ -59,7 +59,7 @@ def run_program(words: Sequence[str], env: Mapping[str, str], seconds: float = 2
 
 
 def _complaint(text: str) -> str:
-    """The line that says what went wrong: the last with the word error, else the last."""
+    """The line with the error: the last with the word error, else the last one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
     return (errors or lines or ["no word of why"])[-1]

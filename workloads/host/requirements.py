@@ -1,4 +1,4 @@
-"""What a run needs of the Docker engine, as findings: said alike by scripts and doctor."""
+"""Requirements of a run on the Docker engine, as findings for scripts and doctor."""
 
 import re
 
@@ -11,7 +11,7 @@ _FROM_DOCKER = f"install docker-ce and docker-compose-plugin from Docker's repos
 
 
 def requirements(engine: Engine | str, level: Level = "error") -> list[Finding]:
-    """The engine, Compose, and whose uids its containers have; `level` of what is missing."""
+    """Findings on engine, Compose and uids in containers; `level`: that of a missing one."""
     if isinstance(engine, str):
         needed = "a Docker engine that answers"
         return [Finding("Docker Engine", level, engine, _reach(engine), needed)]
@@ -41,7 +41,7 @@ def _version(name: str, found: str, oldest: tuple[int, int], level: Level) -> Fi
 
 
 def _uids(engine: Engine, level: Level) -> Finding:
-    """Files that a container writes must belong to the caller, so uids must mean the same."""
+    """Whether uids in containers are the host's, so that files belong to the caller."""
     if engine.unsupported:
         fix = "docker context use default, for an engine of the system; or set TATARA_RUNTIME=local"
         return Finding("uids in containers", level, engine.unsupported, fix, "the host's own uids")

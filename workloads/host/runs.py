@@ -14,7 +14,7 @@ def newest(outputs: Path, profile: str = "", since: float = 0) -> Path | None:
 
 
 def _changed(outputs: Path, profile: str, since: float) -> list[Path]:
-    """The runs that wrote an event later than a time, the last one last."""
+    """The runs that wrote an event after a time, the newest one last."""
     found = []
     for path in outputs.glob(f"{profile or '*'}/*/events.jsonl"):
         try:
@@ -27,7 +27,7 @@ def _changed(outputs: Path, profile: str, since: float) -> list[Path]:
 
 
 def has_first_step(run: Path, since: float) -> bool:
-    """Whether a run has a row with a loss that is newer than this start."""
+    """Whether a run has a row with a loss written after this start."""
     path = run / "metrics.jsonl"
     try:
         return path.stat().st_mtime > since and "loss" in _last_row(path)
@@ -59,10 +59,10 @@ _NOTHING = ["stopped before there was anything to save"]
 
 
 def how_they_stopped(outputs: Path, profile: str, since: float = 0) -> list[str]:
-    """What stops have left, and the commands that go on with it.
+    """How the runs ended since a stop, and the commands that resume them.
 
-    A run writes of its end, under the name of its own profile or recipe; one that has written
-    nothing since then is an older one. Where none did, one was ended before it could.
+    A run writes its end under the name of its own profile or recipe; one without an event since
+    then is an older run. Where there is none at all, a run was ended before it could write one.
     """
     ended = [run for run in _changed(outputs, "", since) if _ending(run)]
     if not ended and (run := newest(outputs, profile, since)):
@@ -72,7 +72,7 @@ def how_they_stopped(outputs: Path, profile: str, since: float = 0) -> list[str]
 
 
 def _ending(run: Path) -> str:
-    """The event that ended a run; empty where it did not write of its end."""
+    """The event that ended a run; empty where there is none."""
     event = _last_row(run / "events.jsonl").get("event")
     return event if event in ("finished", "stopped", "failed") else ""
 

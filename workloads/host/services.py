@@ -53,7 +53,7 @@ def is_for(profile: str, patterns: str) -> bool:
 
 
 def services(profile: str, env: Mapping[str, str]) -> tuple[Service, ...] | str:
-    """What `start_training.sh PROFILE` would start on this host, or Compose's complaint.
+    """Services that `start_training.sh PROFILE` would start on this host, or Compose's error.
 
     Node 0, whose exit code is the job's, comes first. NODE_RANK: this host is one of several and
     starts one service. NNODES=1: node 0 alone.
@@ -113,7 +113,7 @@ def _inner(facts: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
 
 
 def training(profile: str, env: Mapping[str, str]) -> tuple[Service, ...]:
-    """As `services`; UserError where none trains that profile, or Compose complains."""
+    """As `services`; raises UserError where none trains that profile, or Compose fails."""
     found = services(profile, env)
     if isinstance(found, str):
         raise UserError(f"expected compose.yaml to be readable, found: {found}; fix what it names")
@@ -129,8 +129,8 @@ def training(profile: str, env: Mapping[str, str]) -> tuple[Service, ...]:
 def running(root: Path, profile: str, env: Mapping[str, str]) -> list[Container]:
     """Containers of this checkout that train now, of every profile where none is named.
 
-    Other checkouts on the same engine are told apart by the folder that Compose notes on each
-    container, not by a project's name, which a copied `.env` carries along. Raises UserError where
+    Other checkouts on the same engine are distinguished by the folder in each container's labels,
+    not by the project's name, which may come from a copied `.env`. Raises UserError where
     the engine does not list them.
     """
     fields = ("{{.ID}}", _label("service"), f'{{{{.Label "{PROFILES}"}}}}', _label("working_dir"))

@@ -1,4 +1,4 @@
-"""One attempt on one node: the agent process, its ranks' heartbeats, and how it ended."""
+"""One attempt on one node: torchrun, the heartbeats of its ranks, and the outcome."""
 
 import contextlib
 import os
@@ -22,21 +22,21 @@ from workloads.run.session import INTERRUPTIBLE, NOTHING_LOST
 from workloads.signals import Stop
 
 _TICK = 0.1
-_LOOK = 1.0  # seconds between two looks at the heartbeats, which come once a second
+_LOOK = 1.0  # seconds between two reads of the heartbeats, which are written once a second
 # Once another node is in trouble, this node's ranks get this long to notice and end by themselves.
 _GRACE = 15.0
-_LATE = 5.0  # where all stand still, a rank without a heartbeat for so long is the one to name
+_LATE = 5.0  # seconds; when all ranks stand still, one without a heartbeat for so long is the cause
 _FROZEN = 60.0  # seconds without a heartbeat; less where hang_timeout is less
 _WAITING_PHASES = (Phase.TRAINING, Phase.EVALUATING, Phase.SAVING)
-# Seconds after a stop within which a rank that has nothing to lose ends by itself, and after the
-# last word of the ranks here within which the agent does. In a call of torch that waits for a rank
-# or an agent that has ended, neither would for minutes: no Python runs there, no handler either.
+# Seconds for a rank with nothing to save to end by itself after a stop, and, after the last
+# heartbeat of the ranks here, for torchrun. In a call of torch that waits for a rank or
+# a torchrun that has ended, neither would end for minutes: no Python runs there, no handler either.
 _HEED = 5.0
 
 
 @dataclass
 class _Seen:
-    """What was last new of a rank, and when, by this process's own clock."""
+    """The newest heartbeat of a rank, and when it came, by this process's own clock."""
 
     beat: int = -1
     beat_at: float = field(default_factory=time.monotonic)
@@ -46,7 +46,7 @@ class _Seen:
 
 @dataclass
 class Attempt:
-    """Starts the agent and watches over it until it has ended."""
+    """Starts torchrun and watches it until it has ended."""
 
     run: Run
     number: int
@@ -74,11 +74,11 @@ class Attempt:
             "workloads.launch.rank",
         ]
         log = self.run.path / "logs" / f"agent-{min(self.ranks)}.log"
-        for rank in self.ranks:  # heartbeats of an earlier attempt are not this one's
+        for rank in self.ranks:  # remove heartbeats of an earlier attempt
             (self.run.path / "status" / f"{rank}.json").unlink(missing_ok=True)
         with log.open("ab") as output, signals.held_back():
-            # An own session: a Ctrl-C in the terminal reaches this process alone, which passes it
-            # on to the ranks. The ranks speak to the person over standard output; what torchrun
+            # Its own session: a Ctrl-C in the terminal reaches only this process, which passes it
+            # on to the ranks. Ranks print for the user on standard output; what torchrun
             # and the libraries write to standard error goes to a log.
             self._process = subprocess.Popen(
                 command,
@@ -108,7 +108,7 @@ class Attempt:
                 self.rendezvous.ask_stop(wish)
                 statuses = self.statuses()
                 if len(statuses) < len(self.ranks):
-                    # Some rank has not even begun, so nothing can be lost.
+                    # Some rank has not even started, so nothing can be lost.
                     return self._stopped(NOTHING_LOST)
                 self._beats_at_wish = {rank: status["beat"] for rank, status in statuses.items()}
                 self._ask_ranks_to_stop(wish)
@@ -131,7 +131,7 @@ class Attempt:
         return {rank: status for rank, status in every.items() if rank in self.ranks}
 
     def _all_statuses(self) -> dict[int, dict[str, Any]]:
-        """Those of other nodes too, where they write into the same folder."""
+        """Heartbeats of all nodes that write into the same folder."""
         return {
             rank: status
             for rank, status in self.run.statuses().items()
@@ -139,19 +139,19 @@ class Attempt:
         }
 
     def _stop_request(self) -> StopRequest | None:
-        """The wish of whoever started this process, or of another node."""
+        """A stop requested by signal here, or by another node."""
         if number := self.stop():
             return StopRequest(number)
         return self.rendezvous.stop_asked()
 
     def _ask_ranks_to_stop(self, wish: StopRequest) -> None:
-        """Signal the ranks themselves: torchrun would kill them before a long save has ended."""
+        """Signal the ranks directly: torchrun would kill them before a long save has ended."""
         for status in self.statuses().values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(status["pid"], wish.number)
 
     def _has_ended(self) -> bool:
-        """Whether all ranks here have ended, and the agent waits for those of other nodes."""
+        """Whether all ranks here have ended, and torchrun waits for those of other nodes."""
         if not all("code" in self.statuses().get(rank, {}) for rank in self.ranks):
             return False
         if self._ended_at is None:
@@ -159,10 +159,10 @@ class Attempt:
         return time.monotonic() - self._ended_at > _HEED
 
     def _waits_with_nothing_to_lose(self) -> bool:
-        """Whether a stop does not reach a rank that it might cut short."""
+        """Whether a rank with nothing to save does not react to a stop."""
         if time.monotonic() - self._wish_at < _HEED:
             return False
-        # The next heartbeat may have been begun before the stop came; the one after it was not.
+        # The next heartbeat may have started before the stop; the one after it did not.
         return any(
             "code" not in status
             and status["phase"] in INTERRUPTIBLE
@@ -171,7 +171,7 @@ class Attempt:
         )
 
     def _stopped(self, reason: str) -> Outcome:
-        """A stop: 3 where the run has a checkpoint; another node's wish has its name beside it."""
+        """The outcome of a stop: 3 where the run has a checkpoint; names the node that asked."""
         wish = self._wish or StopRequest(self.stop() or signal.SIGTERM)
         by = f" (asked by {wish.by})" if wish.by else ""
         return Outcome(self.run.stop_code(wish.number), f"{reason}{by}")
@@ -207,7 +207,7 @@ class Attempt:
         return None
 
     def _furthest_behind(self) -> tuple[int, dict[str, Any]]:
-        """The rank that others wait for, on any node whose heartbeats are seen here."""
+        """The rank that others wait for, on any node whose heartbeats are visible here."""
         waiting = {
             rank: status
             for rank, status in self._all_statuses().items()
@@ -219,16 +219,16 @@ class Attempt:
         return time.monotonic() - self._seen[rank].beat_at
 
     def _dump_stacks(self) -> None:
-        """Have every rank write its stacks into its log; a suspended one cannot and is named."""
+        """Make every rank write its stacks into its log; a suspended one cannot and is named."""
         for rank, status in self.statuses().items():
             if is_stopped(status["pid"]):
                 self.run.event(Event.SUSPENDED, rank=rank, pid=status["pid"], host=status["host"])
             with contextlib.suppress(ProcessLookupError):
                 os.kill(status["pid"], signal.SIGUSR1)
-        time.sleep(0.5)  # faulthandler writes from the signal handler and tells nobody when done
+        time.sleep(0.5)  # faulthandler writes from the signal handler and gives no notice when done
 
     def _peer_trouble(self) -> str | None:
-        """Another node's trouble, once the ranks here had their time to end by themselves."""
+        """Another node's failure, once the ranks here had their time to end by themselves."""
         if self._trouble is None:
             text = self.rendezvous.trouble()
             self._trouble = (time.monotonic(), text) if text else None
@@ -237,7 +237,7 @@ class Attempt:
         return None
 
     def _end(self) -> None:
-        """Leave nothing behind: the ranks die with the agent."""
+        """End torchrun and all ranks."""
         process = self._process
         if process is not None and process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
@@ -268,7 +268,7 @@ class Attempt:
             name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else code
             return Outcome(EXIT_RETRY, f"rank {', '.join(map(str, gone))} was ended by {name}")
         if failed:
-            # The others have only lost the one that had a reason of its own.
+            # The other ranks only lost the one with the real reason.
             cause = min(failed, key=lambda status: status["reason"].startswith("lost contact"))
             return Outcome(EXIT_RETRY, cause["reason"])
         if ended and len(stopped) == len(ended):

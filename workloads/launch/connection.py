@@ -1,4 +1,4 @@
-"""One connection between two nodes that have proved to know the same secret.
+"""One connection between two nodes that have proved that they know the same secret.
 
     member                                      node 0
       | <- challenge: nonce A                      |   at once, to whoever connects
@@ -32,7 +32,7 @@ class WrongSecretError(ConnectionError):
 
 
 def _proof(key: bytes, *parts: bytes) -> bytes:
-    """In hexadecimal digits; none of the parts may hold the separator but the last."""
+    """HMAC as hexadecimal digits; only the last part may contain the separator."""
     return hmac.new(key, b"|".join(parts), "sha256").hexdigest().encode()
 
 
@@ -40,7 +40,7 @@ class Link:
     """Lines over a socket, signed once there is a key; none longer than MOST_BYTES is read."""
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
-        sock.settimeout(timeout)  # of reading, and of writing to one that does not read
+        sock.settimeout(timeout)  # seconds for one read or write
         self._socket, self._unread = sock, bytearray()
         self._key, self._side = b"", b""
         self._sent = self._received = 0
@@ -83,7 +83,7 @@ class Link:
 
 
 def welcome(link: Link, secret: bytes) -> Hello:
-    """Node 0's side: who it is that has connected.
+    """Node 0's side of the handshake; returns the member's hello.
 
     Raises WrongSecretError, ConnectionError or ValueError for a stranger, OSError for silence.
     """
@@ -103,10 +103,10 @@ def welcome(link: Link, secret: bytes) -> Hello:
 
 
 def introduce(link: Link, secret: bytes, me: Hello) -> None:
-    """A member's side: prove the secret and have it proved.
+    """A member's side of the handshake: prove the secret and check node 0's proof.
 
-    Raises WrongSecretError where one of both proofs is wrong, ConnectionError or ValueError for
-    what is no node, OSError for silence.
+    Raises WrongSecretError where a proof is wrong, ConnectionError or ValueError for a stranger,
+    OSError for silence.
     """
     challenge = parsed(link.read())
     if challenge["type"] != "challenge":
@@ -122,7 +122,7 @@ def introduce(link: Link, secret: bytes, me: Hello) -> None:
 
 
 class Connection:
-    """Messages in by a thread, messages out under a lock, a beat when it is quiet."""
+    """Receives messages on a thread, sends them under a lock, and sends a beat when idle."""
 
     def __init__(self, link: Link, beat: float) -> None:
         self.heard = time.monotonic()
@@ -137,7 +137,7 @@ class Connection:
         threading.Thread(target=work, daemon=True).start()
 
     def _read(self) -> None:
-        # What is no message ends the connection, as silence does; the other side may come again.
+        # An invalid message ends the connection, as silence does; the other side may reconnect.
         with contextlib.suppress(OSError, ValueError):
             while self.open:
                 message = parsed(self._link.read())
@@ -164,7 +164,7 @@ class Connection:
         return not self.open or time.monotonic() - self.heard > silence
 
     def take(self, kind: str) -> dict[str, Any] | None:
-        """The next message of a kind; older ones of other kinds are dropped, but never a stop."""
+        """The next message of a kind; older ones of other kinds are dropped, except a stop."""
         with self._reading:
             for index, message in enumerate(self._inbox):
                 if message["type"] == kind:

@@ -24,13 +24,13 @@ from workloads.launch.messages import Hello, Meeting, Outcome, StopRequest, Term
 from workloads.launch.network import free_address
 from workloads.processes import start_of_node
 
-# The worst first. All stops weigh the same: node 0, which has the checkpoints, is heard first.
+# Exit codes, the worst first. All stops are equal: then node 0, which has the checkpoints, counts.
 _GRAVITY = {EXIT_USER: 0, EXIT_FAILED: 1, **dict.fromkeys(STOPS, 2), EXIT_RETRY: 3, EXIT_DONE: 4}
 
-# Seconds that the other nodes get to report once node 0's part has ended. Nothing is sent to them
+# Seconds for the other nodes to report once node 0's part has ended. Nothing is sent to them
 # meanwhile: their ranks notice lost peers by themselves, or have ended already.
 _SETTLE = 20.0
-_MOST_UNSEATED = 16  # connections that have not proved anything yet
+_MOST_UNSEATED = 16  # connections without a proof yet
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Coordinator:
     _seating: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        free_address(self.address, self.port - 1, self.terms.pause)  # torchrun's, who names no port
+        free_address(self.address, self.port - 1, self.terms.pause)  # torchrun's own names no port
         place = free_address(self.address, self.port, self.terms.pause)
         self._listener = socket.create_server(place, backlog=64)
         threading.Thread(target=self._accept, daemon=True).start()
@@ -64,17 +64,17 @@ class Coordinator:
             except OSError:
                 if self._listener.fileno() < 0:
                     return
-                time.sleep(0.1)  # a caller that is gone already, or too many open files
+                time.sleep(0.1)  # a caller that has left, or too many open files
                 continue
             link = Link(sock, self.terms.peer_timeout)
             self._unseated.append(link)
             if len(self._unseated) > max(_MOST_UNSEATED, 2 * self.nodes):
-                # A node proves itself in milliseconds; who has waited longest is none.
+                # A node proves itself in milliseconds: whoever waited longest is no node.
                 self._unseated.pop(0).close()
             threading.Thread(target=self._receive, args=(link, host), daemon=True).start()
 
     def _receive(self, link: Link, host: str) -> None:
-        """Give a node its seat, and cut a stranger off."""
+        """Admit a node, and disconnect a stranger."""
         try:
             hello = welcome(link, self.secret)
         except (OSError, ValueError) as error:
@@ -93,7 +93,7 @@ class Coordinator:
             self.terms.tell(f"{host} does not know the secret of this run and was not let in")
 
     def _seat(self, hello: Hello, connection: Connection) -> None:
-        # A node that lost its connection comes back before this side has noticed.
+        # A node that lost its connection may be back before this side has noticed.
         until = time.monotonic() + self.terms.peer_timeout
         while self._is_here(hello) and time.monotonic() < until:
             time.sleep(0.05)
@@ -109,14 +109,14 @@ class Coordinator:
         connection.close()
 
     def _is_here(self, hello: Hello) -> bool:
-        """Whether the seat of a node is taken, by one that says to be on the same host."""
+        """Whether a node of this number and host is connected, and not yet known to be lost."""
         seated, known = self._connections.get(hello.node), self._hellos.get(hello.node)
         if seated is None or known is None or known.host != hello.host:
             return False
         return not seated.lost(self.terms.peer_timeout)
 
     def _refusal(self, hello: Hello) -> str:
-        """Why a node is not let in; empty for one that is expected, or that has come back."""
+        """Why a node is not admitted; empty for one that is expected, or that has come back."""
         if hello.node not in range(1, self.nodes):
             return (
                 f"node {hello.node} ({hello.host}) is not expected; set NODE_RANK from 1 to "
@@ -131,7 +131,7 @@ class Coordinator:
         return ""
 
     def missing(self) -> list[int]:
-        """Nodes that have not come, or have gone again."""
+        """Nodes that have not come, or have left again."""
         silence = self.terms.peer_timeout
         return [
             node
@@ -202,7 +202,7 @@ class Coordinator:
             connection.send(kind, **facts)
 
     def trouble(self) -> str | None:
-        """Why this attempt cannot go on, if another node is the reason."""
+        """Why this attempt cannot continue, if another node is the reason."""
         if missing := self.missing():
             return self._lost(missing)
         for node, connection in list(self._connections.items()):
@@ -212,11 +212,11 @@ class Coordinator:
         return None
 
     def ask_stop(self, wish: StopRequest) -> None:
-        """Have every node ask its ranks to stop."""
+        """Tell every node to stop its ranks."""
         self._broadcast("stop", number=wish.number, by=wish.by or self._name(0))
 
     def stop_asked(self) -> StopRequest | None:
-        """The wish of another node to stop the job, with that node's name."""
+        """The request of another node to stop the job, with that node's name."""
         for node, connection in list(self._connections.items()):
             if stop := connection.peek("stop"):
                 return StopRequest(stop["number"], self._name(node))
@@ -231,7 +231,7 @@ class Coordinator:
         return f"lost {_names(nodes)} ({', '.join(hosts)})"
 
     def settle(self, mine: Outcome, may_restart: bool) -> Outcome:
-        """Wait for all nodes' outcomes, decide for all, and tell them."""
+        """Wait for all nodes' outcomes, decide for all, and send them the verdict."""
         outcomes = [mine]
         until = time.monotonic() + _SETTLE
         for node, connection in list(self._connections.items()):
@@ -248,7 +248,7 @@ class Coordinator:
         return verdict
 
     def end(self, outcome: Outcome) -> None:
-        """Tell the other nodes that the job has ended outside of an attempt."""
+        """Send the other nodes the end of the job, outside of an attempt."""
         self._broadcast("verdict", **asdict(outcome))
 
     def close(self) -> None:
@@ -256,7 +256,7 @@ class Coordinator:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        # A member closes its side once it has read the verdict; until then the line stays up.
+        # A member closes its side once it has read the verdict; until then the connection stays.
         until = time.monotonic() + 2  # a member looks for it every 0.05 s (Member.settle)
         while (
             any(connection.open for connection in list(self._connections.values()))
@@ -268,7 +268,7 @@ class Coordinator:
 
 
 def _gravity(outcome: Outcome) -> tuple[int, bool]:
-    """The worst code first, and a cause before what it made others lose."""
+    """Sort key of outcomes: the worst code first, and a cause before its consequences."""
     return _GRAVITY[outcome.code], outcome.reason.startswith("lost contact")
 
 

@@ -1,8 +1,8 @@
 """Health check of a container: `python -m workloads.launch.health` ends with 0 while ranks live.
 
-Looks at the processes that are there and at the heartbeats they write; needs only the standard
-library. Ends with 0 while every rank has a fresh heartbeat, and while there are no ranks, which is
-so when nodes meet, between two attempts and at the end: then the supervisor's life is the health.
+Reads the process list and the heartbeats of ranks; needs only the standard library. Ends with 0
+while every rank has a fresh heartbeat, and while there are no ranks: when nodes meet, between two
+attempts and at the end, the supervisor alone shows the health.
 """
 
 import json
@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-LIMIT = 60.0  # seconds; heartbeats are written every second, a loaded disk may hold some back
+LIMIT = 60.0  # seconds; heartbeats are written every second, a busy disk may delay some
 
 
 @dataclass(frozen=True)
 class Rank:
-    """A rank's process, as /proc shows it; `age` in seconds since it was started."""
+    """A rank's process by /proc; `age` in seconds since its start."""
 
     pid: int
     rank: int
@@ -37,7 +37,7 @@ class Rank:
 
 
 def ranks(proc: Path = Path("/proc")) -> Iterator[Rank]:
-    """The ranks among the processes that this user may look at."""
+    """The ranks among the processes that this user can read."""
     for folder in proc.glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
@@ -46,7 +46,7 @@ def ranks(proc: Path = Path("/proc")) -> Iterator[Rank]:
             pairs = (folder / "environ").read_bytes().split(b"\0")
             started = (folder / "stat").read_text().rpartition(")")[2].split()[19]
         except OSError:
-            continue  # it ended while it was looked at
+            continue  # it ended meanwhile
         env = dict(pair.decode().split("=", 1) for pair in pairs if b"=" in pair)
         if "RANK" in env and "TATARA_RUN" in env:
             born = int(started) / os.sysconf("SC_CLK_TCK")

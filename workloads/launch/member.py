@@ -1,4 +1,4 @@
-"""The side of every other node."""
+"""The other nodes' side of the rendezvous."""
 
 import socket
 import time
@@ -22,7 +22,7 @@ from workloads.run.secret import FILE, VARIABLE
 
 @dataclass
 class Member:
-    """Every other node's side."""
+    """The side of every node but node 0."""
 
     me: Hello
     address: str
@@ -33,7 +33,7 @@ class Member:
     _connection: Connection | None = None
 
     def meet(self, attempt: int) -> Meeting:
-        """Find node 0 and wait for its start; Retry where it does not come."""
+        """Connect to node 0 and wait for its start message; raises Retry where it does not come."""
         until = time.monotonic() + self.terms.node_timeout
         while True:
             connection = self._connected(until)
@@ -45,8 +45,8 @@ class Member:
                 return Meeting(
                     start["run_id"], start["attempt"], start["shared"], tuple(start["hosts"])
                 )
-            # One for the attempt before says `again` to a node that came back meanwhile. Nothing
-            # is taken here: what comes at this very moment would be lost with it.
+            # A verdict on the attempt before sends `again` to a node that came back. Nothing
+            # is taken from the queue here: a message that arrives just now would be lost with it.
             if (verdict := connection.peek("verdict")) and not verdict["again"]:
                 _raise(verdict)
             if not self.terms.pause(until, 0.02):
@@ -96,7 +96,7 @@ class Member:
         return None
 
     def ask_stop(self, wish: StopRequest) -> None:
-        """Pass on this node's own wish; node 0 knows of every other."""
+        """Send this node's stop request; node 0 knows those of all others."""
         if self._connection is not None and not wish.by:
             self._connection.send("stop", number=wish.number, by="")
 
@@ -105,7 +105,7 @@ class Member:
         return StopRequest(stop["number"], stop["by"]) if stop else None
 
     def settle(self, mine: Outcome, may_restart: bool) -> Outcome:
-        """Report and take node 0's word; where node 0 is gone, look for it again."""
+        """Report and wait for node 0's verdict; where node 0 is gone, connect again."""
         connection = self._connection
         if connection is None:
             return Outcome(EXIT_RETRY, "lost node 0", may_restart)
@@ -119,7 +119,7 @@ class Member:
         return Outcome(EXIT_RETRY, f"lost node 0 ({self.address})", may_restart)
 
     def end(self, outcome: Outcome) -> None:
-        """Tell node 0 that this node was stopped outside of an attempt; it would wait for it."""
+        """Tell node 0, which would wait, that this node was stopped outside of an attempt."""
         if self._connection is not None and (number := self.terms.stopping()):
             self._connection.send("stop", number=number, by="")
 

@@ -1,7 +1,7 @@
-"""What the nodes of a job tell each other, and the bounds of their waiting.
+"""Messages between the nodes of a job, and their time limits.
 
 Every message is a JSON object in a line of at most MOST_BYTES. `parsed` knows each kind's fields;
-whatever else comes is no message, and ends the connection it came by.
+anything else is no message, and ends its connection.
 """
 
 import json
@@ -23,14 +23,14 @@ from workloads.errors import (
 )
 
 MOST_BYTES = 64 << 10
-_MOST_CHARACTERS = 4000  # of one text; the longest are reasons, a sentence or two
+_MOST_CHARACTERS = 4000  # letters of one text; the longest are reasons, a sentence or two
 _MOST_NODES = 100_000
 _CODES = (EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_RETRY, *STOPS)
 
 
 @dataclass(frozen=True)
 class Hello:
-    """What a node says of itself; `config` is a digest, so that two settings never train as one."""
+    """A node's introduction; `config`: a digest, so that different settings never train as one."""
 
     node: int
     host: str
@@ -40,7 +40,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Meeting:
-    """What all nodes know once they have met."""
+    """Facts that all nodes share once they have met."""
 
     run_id: str
     attempt: int
@@ -50,7 +50,7 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one node's part, or the whole job, ended."""
+    """Result of one node's part, or of the whole job."""
 
     code: int
     reason: str
@@ -59,7 +59,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class StopRequest:
-    """The wish to stop: the number of the signal, and which other node it came to, if one."""
+    """A request to stop: the number of the signal, and the other node that received it, if any."""
 
     number: int
     by: str = ""
@@ -67,9 +67,9 @@ class StopRequest:
 
 @dataclass
 class Terms:
-    """Bounds of the waiting in seconds, and where to look for a stop: a signal's number, else 0.
+    """Time limits in seconds, and a function for the stop signal's number, 0 without one.
 
-    node_timeout: for all nodes to come; peer_timeout: of silence, until a node counts as lost.
+    node_timeout: until all nodes have come; peer_timeout: silence until a node counts as lost.
     """
 
     node_timeout: float

@@ -1,4 +1,4 @@
-"""Which interface leads to another host, and which port is free, without any package."""
+"""Interface to another host, and free ports, without any package."""
 
 import fcntl
 import os
@@ -9,16 +9,16 @@ from collections.abc import Callable
 
 from workloads.errors import UserError
 
-_PORT_WAIT = 10.0  # seconds that a port of a job that has just ended may take to come free
+_PORT_WAIT = 10.0  # seconds until a port of a job that has just ended is free
 
 _SIOCGIFADDR = 0x8915  # the request for an interface's IPv4 address, from linux/sockios.h
 
 
 def interface_to(address: str) -> str | None:
-    """The interface whose address this host would speak from; None for loopback and IPv6.
+    """The interface that leads to an address; None for loopback and IPv6.
 
-    On a host that has the address itself it is that interface too, so that all nodes of a job may
-    ask the same question. A name that leads to loopback tells nothing that another host could use.
+    On the host with that address it is its own interface, so that all nodes of a job can call this
+    alike. A name that resolves to loopback is of no use to other hosts.
     """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -44,10 +44,10 @@ def _address_of(some: socket.socket, interface: str) -> str | None:
 def free_address(
     address: str, port: int, pause: Callable[[float], bool], patience: float = _PORT_WAIT
 ) -> tuple[str, int]:
-    """Where to listen for the other nodes; UserError where the port stays taken.
+    """The address to listen on for the other nodes; raises UserError where the port stays taken.
 
     Loopback stays on loopback; any other address means the private network of the nodes. `pause`
-    waits a moment, and is false once the monotonic time that it is given has passed.
+    waits a moment, and returns False once the given monotonic time has passed.
     """
     host = "127.0.0.1" if address in ("127.0.0.1", "localhost") else ""
     until = time.monotonic() + patience

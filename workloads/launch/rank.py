@@ -1,6 +1,6 @@
 """One rank of a job: torchrun starts `python -m workloads.launch.rank` with the run in TATARA_RUN.
 
-Its exit code is 0 when it is done or has stopped in order; the heartbeat tells which.
+Its exit code is 0 when it is done or has stopped in order; the heartbeat shows which.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from workloads.signals import Interrupted
 
 
 def main() -> None:
-    """Train; then leave without the interpreter's teardown, in which gloo sometimes aborts."""
+    """Train, then exit without the interpreter's shutdown, in which gloo sometimes aborts."""
     die_with_parent()
     env = os.environ
     session = Session(
@@ -54,7 +54,7 @@ def _live(session: Session) -> int:
         return EXIT_DONE
     except Exception as error:
         if session.stopping and session.may_be_cut_short:
-            # What a stop does to imports, and to ranks that wait for each other, is no failure.
+            # Errors that a stop causes in imports and in waiting ranks are no failure.
             session.finish_stopped()
             return EXIT_DONE
         return _failed(session, error)
@@ -76,11 +76,11 @@ def _failed(session: Session, error: Exception) -> int:
 
 
 def leave_out(package: str) -> None:
-    """Have libraries take a package for not installed: TRL imports wandb, for seconds, if it is."""
+    """Hide a package from libraries: TRL imports wandb, which takes seconds, if it is installed."""
     sys.modules[package] = None  # type: ignore[assignment]
 
 
-# What torch's back ends say when the other side of a collective is gone; they have no own type.
+# Texts of torch's back ends when a peer of a collective is lost; they have no exception type.
 _LOST_PEER = (
     "connection closed by peer",
     "connection reset by peer",
@@ -101,16 +101,16 @@ _LOST_PEER = (
 
 
 def sentence(error: Exception) -> str:
-    """What an error says; torch puts a traceback around those of a data loader's process."""
+    """The sentence of an error; torch wraps a traceback around those of a data loader's process."""
     text, mark = str(error), f"{type(error).__name__}: "
     if not text.startswith("Caught ") or mark not in text:
         return text
-    # The last line of the traceback: the name of the error, its module before it if it has one.
+    # The last line of the traceback: the error's name, with its module if it has one.
     return text.rpartition(mark)[2].strip()
 
 
 def explain(error: Exception) -> tuple[int, str]:
-    """Exit code and sentence for an exception that no layer below has understood."""
+    """Exit code and sentence for an exception that no layer below has handled."""
     kinds = [kind.__name__ for kind in type(error).__mro__]
     text = f"{type(error).__name__}: {sentence(error)}"
     lost = any(sign in text.lower() for sign in _LOST_PEER)

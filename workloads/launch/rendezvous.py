@@ -1,8 +1,8 @@
 """Where the nodes of a job meet: node 0 coordinates, every message is one JSON object in a line.
 
 The rendezvous is up before torch is imported and stays up beside the training. It gives all nodes
-one run id, finds out whether they share `outputs/`, notices a node that is gone, and makes all
-nodes end or restart together. Node 0 listens on the port after MASTER_PORT. One attempt:
+one run id, checks whether they share `outputs/`, detects a lost node, and makes all nodes end or
+restart together. Node 0 listens on the port after MASTER_PORT. One attempt:
 
     member                                         node 0
       | <-> each proves the secret (connection.py)   |   Hello: node, host, ranks, settings
@@ -13,8 +13,8 @@ nodes end or restart together. Node 0 listens on the port after MASTER_PORT. One
       | -> result: how this node's part ended        |
       | <- verdict: how the job ended, or again      |   the worst of all; again: the next attempt
 
-A member that is lost, or sends what is no message, may come again; its seat is kept for
-`peer_timeout`. A stranger, who does not know the secret, changes nothing.
+A member that is lost, or sends what is no message, may reconnect within `peer_timeout`. A stranger,
+who does not know the secret, has no effect.
 
 Where it does not go as above:
 
@@ -40,7 +40,7 @@ from workloads.launch.messages import Meeting, Outcome, StopRequest
 
 
 class Alone:
-    """The rendezvous of a job with one node."""
+    """Rendezvous of a job with one node."""
 
     def __init__(self, run_id: str, host: str) -> None:
         self._run_id, self._host = run_id, host

@@ -46,13 +46,13 @@ from workloads.run.secret import rendezvous_secret
 from workloads.run.session import NOTHING_LOST
 from workloads.signals import Stop
 
-# Set for the other nodes of a job whose nodes are all here: node 0 speaks for them.
+# Set for the other nodes of a job whose nodes are all local: node 0 prints for them.
 _LOCAL_CHILD = "TATARA_LOCAL_CHILD"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run, as the command line and the environment say."""
+    """The job to run, by command line and environment."""
 
     config: Profile
     provenance: Provenance
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def is_spoken_for(self) -> bool:
-        """One of several local nodes that is not node 0."""
+        """Whether this is one of several local nodes, but not node 0."""
         return bool(self.env.get(_LOCAL_CHILD))
 
     @property
@@ -72,12 +72,12 @@ class Job:
 
     @property
     def is_local(self) -> bool:
-        """Several nodes and no word on which one this is: run them all here."""
+        """Whether all nodes run here: several nodes without a NODE_RANK."""
         return self.nodes > 1 and not self.env.get("NODE_RANK")
 
     @property
     def node(self) -> int:
-        """This node's number, 0 on the master; UserError for a NODE_RANK that is none."""
+        """This node's number, 0 on the master; raises UserError for an invalid NODE_RANK."""
         text = self.env.get("NODE_RANK") or "0"
         if not text.isdigit() or int(text) >= self.nodes:
             raise UserError(
@@ -98,15 +98,15 @@ class Job:
 
 
 def fewer_nodes(nodes: int, env: Mapping[str, str], gpus: int) -> int | None:
-    """How many nodes the GPUs here suffice for, where all nodes are to be here and they do not.
+    """Number of local nodes that the GPUs here suffice for, if fewer than asked for.
 
-    NCCL refuses two ranks on one GPU. None: as many as were asked for, or no GPU at all.
+    NCCL refuses two ranks on one GPU. None: enough GPUs, or none at all.
     """
     return gpus if not env.get("NODE_RANK") and 0 < gpus < nodes else None
 
 
 def launch(job: Job) -> int:
-    """Run the job's part on this node to its end and return the exit code."""
+    """Run this node's part of the job to its end and return the exit code."""
     if job.is_spoken_for:
         die_with_parent()
     make_output_lossy()
@@ -125,12 +125,12 @@ def launch(job: Job) -> int:
             if (target.path / "config.json").is_file():
                 _same_run(job, target)
             code = _take_part(job, target, stop, tell)
-    signals.ignore()  # an impatient person's third Ctrl-C is no other ending
+    signals.ignore()  # a third Ctrl-C does not change the exit code
     return code
 
 
 def _take_part(job: Job, target: Run | None, stop: Stop, tell: Callable[[str], None]) -> int:
-    """Meet the other nodes and train; node 0 has the run and writes how it went."""
+    """Meet the other nodes and train; node 0 has the run and writes its events."""
     rendezvous = _open_rendezvous(job, target, stop, tell)
     children = _start_local_nodes(job) if job.is_local else []
     try:
@@ -151,7 +151,7 @@ def _take_part(job: Job, target: Run | None, stop: Stop, tell: Callable[[str], N
 
 
 def _teller(job: Job) -> Callable[[str], None]:
-    """Prints for a person; the local nodes beside node 0 would only repeat it."""
+    """Function that prints messages; silent on further local nodes, which would repeat them."""
     name = "" if job.nodes == 1 else f" node {job.node}"
 
     def tell(text: str) -> None:
@@ -162,7 +162,7 @@ def _teller(job: Job) -> Callable[[str], None]:
 
 
 def _free_port(job: Job) -> dict[str, str]:
-    """Local nodes need no agreed port: take two neighbours that are free now."""
+    """Two consecutive free ports: local nodes need no agreed one."""
     if job.env.get("MASTER_PORT"):
         return {}
     for _ in range(64):
@@ -185,7 +185,7 @@ def _target(job: Job) -> Run:
 
 
 def _in_its_place(target: Run, folder: Path) -> Run:
-    """The run, which must lie where this profile's runs do: a copy elsewhere would begin again."""
+    """Check that a run is in its profile's folder: elsewhere a copy would start again."""
     place = folder / target.path.resolve().name
     if place.resolve() != target.path.resolve():
         raise UserError(
@@ -197,15 +197,15 @@ def _in_its_place(target: Run, folder: Path) -> Run:
 
 
 def _run_id(job: Job) -> str:
-    """RUN_ID, which becomes a folder's name, or a new id."""
+    """RUN_ID, which becomes a folder's name, or a new one."""
     wanted = job.env.get("RUN_ID") or runs.new_id()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", wanted):
         raise UserError(f"expected RUN_ID of letters, digits, '.', '_' and '-', found {wanted!r}")
     return wanted
 
 
-# A run goes on as what it is; these may not change under it. Those of the optimizer stand in its
-# saved state, which would win over new ones in silence.
+# These must not change in a resumed run. Those of the optimizer are part of its saved state,
+# which would override new values in silence.
 _IDENTITY = ("workload", "model", "adapter", "data")
 _OF_OPTIMIZER = ("optimizer", "weight_decay", "beta1", "beta2", "epsilon")
 
@@ -227,7 +227,7 @@ def _identity(config: Profile) -> dict[str, Any]:
 
 
 def _digest(config: Profile) -> str:
-    """What all nodes must agree on: every setting but the port, which has its own meaning here."""
+    """Digest of all settings that nodes must share: all but the port, which may differ."""
     dump = config.model_dump(mode="json", exclude={"parallel": {"master_port"}})
     text = json.dumps(dump, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -260,7 +260,7 @@ def _master(job: Job) -> tuple[str, int]:
 
 
 def _start_local_nodes(job: Job) -> list[subprocess.Popen[bytes]]:
-    """The other nodes as processes of the same command; they end with this one."""
+    """Start the other nodes as processes of the same command; they end with this one."""
     found = []
     for node in range(1, job.nodes):
         env = {**os.environ, **job.env, "NODE_RANK": str(node), _LOCAL_CHILD: "1"}
@@ -272,7 +272,7 @@ def _start_local_nodes(job: Job) -> list[subprocess.Popen[bytes]]:
 
 
 def _gpu_share(job: Job, node: int) -> dict[str, str]:
-    """A local node's part of this machine's GPUs."""
+    """A local node's share of this machine's GPUs."""
     if job.gpus == 0:
         return {}
     visible = job.env.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(job.gpus)))
@@ -282,7 +282,7 @@ def _gpu_share(job: Job, node: int) -> dict[str, str]:
 
 
 def _wait_for(children: list[subprocess.Popen[bytes]]) -> None:
-    """Local nodes have the verdict; one that does not leave by itself is ended."""
+    """Wait for local nodes, which have the verdict; one that does not end by itself is killed."""
     for child in children:
         try:
             child.wait(10)
@@ -326,7 +326,7 @@ def _pause(seconds: float, stop: Stop) -> None:
 
 
 def _prepare(job: Job, meeting: Meeting) -> Run:
-    """The run directory on this node, with the config that the ranks read."""
+    """Create the run directory on this node, with the config for the ranks."""
     run = Run(job.outputs / job.config.name / meeting.run_id)
     if job.node == 0 or not meeting.shared:
         facts: dict[str, Any] = {"hosts": meeting.hosts, "shared_outputs": meeting.shared}
@@ -341,7 +341,7 @@ def _prepare(job: Job, meeting: Meeting) -> Run:
 
 
 def _agent_words(job: Job) -> list[str]:
-    """torchrun's arguments: a static rendezvous, so that rank 0 is on NODE_RANK 0."""
+    """torchrun's arguments: with a static rendezvous, so that rank 0 is on NODE_RANK 0."""
     address, port = _master(job)
     if job.nodes == 1:
         port = int(_free_port(job).get("MASTER_PORT", port))
@@ -362,11 +362,11 @@ def _rank_env(job: Job, run: Run, meeting: Meeting) -> dict[str, str]:
     threads = max(1, (os.cpu_count() or 1) // (job.ranks * (job.nodes if job.is_local else 1)))
     env.setdefault("OMP_NUM_THREADS", str(threads))
     if job.gpus == 0:
-        # Without it accelerate cannot place a multi-process checkpoint on a CPU.
+        # Without it accelerate cannot load a multi-process checkpoint on a CPU.
         env.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
         env.setdefault("CUDA_VISIBLE_DEVICES", "")
     if job.nodes > 1 and (interface := interface_to(_master(job)[0])):
-        # Asked again at each attempt: a network that was cut may come back under another name.
+        # Looked up at each attempt: after an outage the interface may have another name.
         env.setdefault("NCCL_SOCKET_IFNAME", interface)
         env.setdefault("GLOO_SOCKET_IFNAME", interface)
     env["TATARA_RUN"] = str(run.path)

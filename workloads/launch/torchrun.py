@@ -1,10 +1,11 @@
 """torchrun as a child process whose exit code tells how its ranks ended.
 
-torchrun itself ends with 1 for every failure. This passes on the first failed rank's exit code,
-or 128 + N where signal N ended it.
+torchrun itself ends with 1 for every failure. This module passes on the first failed rank's exit
+code, or 128 + N where signal N ended it.
 
 It is started with stop signals blocked and never lets them through: torchrun would pass each on to
-the ranks and kill those that still save 30 s later. The ranks let them through once they listen.
+the ranks and kill those that still save 30 s later. The ranks unblock them once their handlers are
+set.
 """
 
 import sys
@@ -22,7 +23,7 @@ def main() -> int:
     try:
         run(parse_args(sys.argv[1:]))
     except ChildFailedError as error:
-        # Sorted by time: the first one is the cause, the others lost it as their peer.
+        # Sorted by time: the first one is the cause, the others lost their peer.
         first = min(error.failures.values(), key=lambda failure: failure.timestamp)
         code = first.exitcode
         return 128 - code if code < 0 else code or EXIT_FAILED

@@ -1,9 +1,9 @@
-"""Makes the demo's rows: one-step word problems in the form of GSM8K, which a tiny model can learn.
+"""Makes the demo's rows: one-step word problems in GSM8K's form, which a tiny model can learn.
 
     python -m workloads.llm.arithmetic [FILE]
 
-Every question is another text, so none of the held-out ones is among the training rows; what the
-model meets again are the facts, such as 3 x 4, which it has to find in a story it has not seen.
+No two questions are equal, so no held-out one is a training row; only the facts, such as 3 x 4,
+occur again, in a story that the model has not seen.
 The rows are a fixed function of the seed: the same file each time.
 """
 

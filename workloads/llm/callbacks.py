@@ -1,4 +1,4 @@
-"""At each evaluation: some held-out questions answered, and an end where nothing gets better."""
+"""Callbacks at each evaluation: answers to some held-out questions, and early stopping."""
 
 import json
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class StopEarly(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The same on all ranks: the loss is that of all of them. A resumed run knows all of it."""
+        """Decide alike on all ranks: the loss is their mean; a resumed run knows earlier losses."""
         losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
         if not losses or not 0 < state.global_step < state.max_steps:
             return
@@ -39,7 +39,7 @@ class StopEarly(TrainerCallback):
 
 @dataclass(frozen=True)
 class HeldOutQuestion:
-    """A held-out row to answer: what was asked, its prompt in tokens, the answer that it has."""
+    """A held-out row to answer: its question, its prompt in tokens, its reference answer."""
 
     place: str
     asked: str
@@ -94,14 +94,14 @@ def _questions(config: LlmConfig, tokenizer: Any) -> list[HeldOutQuestion]:
             text = template.prompt(rows[0])
             asked, answer = template.last_pair(rows[0])
         except RowError:
-            continue  # told where the rows were prepared
+            continue  # reported where the rows were prepared
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         found.append(HeldOutQuestion(held_out.place(numbers[0]), asked, ids, answer))
     return found
 
 
 def callbacks(config: LlmConfig, session: Session, tokenizer: Any) -> list[TrainerCallback]:
-    """What the profile asks to happen at each evaluation."""
+    """The callbacks that the profile asks for."""
     wanted, made = config.evaluation, list[TrainerCallback]()
     if wanted.samples:
         strategy = config.strategy(session.world_size)

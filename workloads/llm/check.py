@@ -1,4 +1,4 @@
-"""What can be wrong with an llm profile before it starts; `deep` reads every row."""
+"""Checks of an llm profile before its start; `deep` reads every row."""
 
 import math
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from workloads.llm.data.prepare import Prepared
 
 
-# What models call the layer that makes logits.
+# Names of the output layer in models.
 _HEADS = ("lm_head", "embed_out", "output_layer", "score")
 
 
 def shallow(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
-    """Whether the files that the profile names are there, and its settings go together."""
+    """Whether the profile's files exist and its settings fit together."""
     found = [_data("data.source", source.source) for source in config.data.sources]
     if config.data.eval_source:
         found.append(_data("data.eval_source", config.data.eval_source))
@@ -42,7 +42,7 @@ def shallow(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
 
 
 def _settings(config: LlmConfig) -> list[Finding]:
-    """Settings that are each valid and do not do together what they seem to."""
+    """Settings that are valid each, but have no effect together."""
     found = []
     heads = [name for name in config.adapter.targets if name in _HEADS]
     if config.adapter.method != "full" and heads:
@@ -54,7 +54,7 @@ def _settings(config: LlmConfig) -> list[Finding]:
     evaluates, best = config.evaluation.every_steps, config.checkpoints.keep_best
     for name in ("patience", "samples"):
         if getattr(config.evaluation, name) and not evaluates:
-            text = "is set, and nothing is evaluated on the way"
+            text = "is set, and nothing is evaluated during training"
             fix = "set evaluation.every_steps"
             found.append(Finding(f"evaluation.{name}", "warning", text, fix))
     if config.export.checkpoint == "best" and not (evaluates and best):
@@ -69,7 +69,7 @@ def _settings(config: LlmConfig) -> list[Finding]:
 
 
 def warm_up(config: LlmConfig, steps: int) -> list[Finding]:
-    """Whether the learning rate ever gets to what was set in so many steps."""
+    """Whether the learning rate reaches its peak in so many steps."""
     wanted = config.optim.warmup_steps
     if wanted < 1 or wanted < steps:
         return []
@@ -90,7 +90,7 @@ def _left_out(source: str) -> list[Finding]:
 
 
 def _evaluation(config: LlmConfig) -> list[Finding]:
-    """Whether there is what evaluations ask for: seen before the training, not behind it."""
+    """Whether evaluations have the rows they need, checked before the training."""
     data, wanted = config.data, config.evaluation
     found = []
     if wanted.task and "qa" not in data.formats:
@@ -140,7 +140,7 @@ def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
 def prepared(
     config: LlmConfig, env: Mapping[str, str]
 ) -> "tuple[Prepared, PreTrainedTokenizerBase, list[str]]":
-    """The rows as training will have them, the tokenizer, and what was told on the way."""
+    """The rows as in training, the tokenizer, and the reported lines."""
     from workloads.engine.pretrained.base import find_base
     from workloads.engine.pretrained.files import positions
     from workloads.llm.data.prepare import prepare
@@ -172,7 +172,7 @@ def _check_adapter(own: "PreTrainedConfig", config: LlmConfig) -> None:
 
 
 def _planned_steps(config: LlmConfig, sequences: int) -> list[Finding]:
-    """The warm-up against the steps that the rows will give, where nothing else limits them."""
+    """Check the warm-up against the steps that the rows give, if max_steps is not set."""
     if config.train.max_steps is not None:
         return []
     ranks = config.parallel.nodes * config.ranks_per_node(1)

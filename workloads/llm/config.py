@@ -20,7 +20,7 @@ FORMAT_NAMES = Literal[
 
 @dataclass(frozen=True)
 class Format:
-    """The columns of a kind of row: those it needs, those it may have, and their other names."""
+    """A row format: its required and optional columns, and other names of them."""
 
     needed: tuple[str, ...]
     optional: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Format:
         return self.needed + self.optional
 
 
-# In the order in which a row's columns are tried where the profile names no format.
+# Order in which formats are tried where the profile names none.
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "messages": Format(("messages",), ("tools", "system")),
@@ -52,7 +52,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 
 
-# What of a data section says how a question is put; kept with an exported model.
+# Settings of a data section that shape a prompt; kept with an exported model.
 PUT = (
     "format",
     "prompt",
@@ -72,38 +72,38 @@ def _sources(value: Any) -> Any:
 
 
 class LlmSource(Section):
-    """One of several sources; what it leaves out is as the data section has it."""
+    """One of several sources; unset fields are those of the data section."""
 
     source: Text = Field(description="Hub id, or a local file, folder or pattern.")
     weight: Number = Field(
         1, gt=0, description="How often an epoch takes its rows: 2 is twice, 0.5 every second one."
     )
-    subset: Text | None = Field(None, description="Configuration of a hub data set.")
+    subset: Text | None = Field(None, description="Configuration of a hub dataset.")
     revision: Text | None = Field(None, description="Branch, tag or commit on the hub.")
-    split: Text | None = Field(None, description="Split to train on (hub data sets).")
+    split: Text | None = Field(None, description="Split to train on (hub datasets).")
 
 
 class LlmData(Section):
     source: Annotated[Text | tuple[LlmSource, ...], BeforeValidator(_sources)] = Field(
         description="Hub id, or a local file, folder or pattern of files; or a list of these."
     )
-    subset: Text | None = Field(None, description="Configuration of a hub data set.")
+    subset: Text | None = Field(None, description="Configuration of a hub dataset.")
     revision: Text | None = Field(None, description="Branch, tag or commit on the hub.")
-    split: Text = Field("train", description="Split to train on (hub data sets).")
+    split: Text = Field("train", description="Split to train on (hub datasets).")
     eval_source: Text | None = Field(
         None, description="Held-out rows; default: `source` with `eval_split` or `eval_rows`."
     )
-    eval_split: Text | None = Field(None, description="Held-out split (hub data sets).")
+    eval_split: Text | None = Field(None, description="Held-out split (hub datasets).")
     eval_rows: Whole = Field(
         0, ge=0, description="Rows held out of the training rows where there is no held-out split."
     )
     encoding: Text = Field("utf-8", description="Encoding of local text files, such as cp932.")
     format: FORMAT_NAMES = Field(
-        "auto", description="What a row holds; auto: guessed from each row's columns, and said."
+        "auto", description="Format of rows; auto: by each row's columns, and reported."
     )
     columns: dict[str, Text] = Field(
         default_factory=dict,
-        description="Our column name → the data set's, where they differ.",
+        description="Our column name → the dataset's, where they differ.",
     )
     prompt: str | None = Field(
         None, description='Question of columns, such as "{instruction}\\n{input}" (template).'
@@ -112,7 +112,7 @@ class LlmData(Section):
         None, description='Answer of columns, such as "{output}" (template).'
     )
     ignore: tuple[Text, ...] = Field(
-        (), description="Columns, and fields of turns, that are left out knowingly."
+        (), description="Columns, and fields of turns, that are left out on purpose."
     )
     prompt_prefix: str = Field("", description="Text before every question.")
     prompt_suffix: str = Field("", description="Text after every question.")
@@ -160,7 +160,7 @@ class LlmData(Section):
 
     @property
     def formats(self) -> dict[str, Format]:
-        """The formats that a row may have: the one that is named, or those with all columns."""
+        """The formats that a row may have: the named one, or those with all mapped columns."""
         if self.prompt is not None:
             named = template_columns(self.prompt or "") + template_columns(self.answer or "")
             return {"template": Format(tuple(dict.fromkeys(named)), ("system",))}
@@ -170,7 +170,7 @@ class LlmData(Section):
 
     @property
     def sources(self) -> tuple[LlmSource, ...]:
-        """All sources, each with what it takes from the section."""
+        """All sources, each completed by the section."""
         if isinstance(self.source, str):
             shared = {"subset": self.subset, "revision": self.revision, "split": self.split}
             return (LlmSource.model_validate({"source": self.source, **shared}),)
@@ -181,7 +181,7 @@ class LlmData(Section):
 
     @property
     def named(self) -> str:
-        """All sources in words."""
+        """Names of all sources as text."""
         return ", ".join(source.source for source in self.sources)
 
 
@@ -213,7 +213,7 @@ class LlmEvaluation(Section):
     task: Literal["gsm8k"] | None = Field(None, description="Task to run when training is done.")
     before: bool = Field(False, description="Run the task on the untrained model too.")
     rows: Whole | None = Field(None, ge=1, description="Held-out rows to ask; none: all.")
-    style: Literal["chat", "few_shot"] = Field("chat", description="How questions are put.")
+    style: Literal["chat", "few_shot"] = Field("chat", description="Form of prompts.")
     shots: Whole = Field(5, ge=0, description="Examples before a question (few_shot).")
     batch_size: Annotated[Whole, Field(ge=1)] | Literal["auto"] = Field(
         16, description="Questions at a time; auto begins with many, and halves what does not fit."
@@ -226,7 +226,7 @@ class LlmModel(Model):
         (), description="New tokens for words; an adapter needs adapter.modules_to_save for them."
     )
     add_special_tokens: tuple[Text, ...] = Field(
-        (), description="New tokens for marks, such as ends of turns, that answers do not show."
+        (), description="New special tokens, such as ends of turns, which answers do not show."
     )
 
     @model_validator(mode="after")

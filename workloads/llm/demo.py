@@ -1,9 +1,9 @@
 """Japanese on one CPU: a tiny model learns to talk, then two adapters learn a task each.
 
     make demo-ja [ARGS="train.seed=7"]        all three, then answers before and after
-    make demo-ja ARGS=--resume                go on where it was stopped or killed
+    make demo-ja ARGS=--resume resume after a stop or a kill
 
-Settings go to all stages. Trained as local processes, whatever engine or GPU there is.
+Settings apply to all stages. They train as local processes, with any engine or GPU here.
 """
 
 import json
@@ -24,7 +24,7 @@ _LONGEST = 48  # characters of an answer that are shown
 
 
 def main(words: Sequence[str]) -> int:
-    """Run what stages are left and print the answers; the exit code of one that did not end."""
+    """Run the remaining stages and print the answers; returns the exit code of a failed stage."""
     resume, settings = arguments("demo-ja", __doc__, words)
     print("1/3 dialogue: all weights, from random ones", flush=True)
     code, base = stage(BASE, newest(BASE) if resume else None, settings, is_done)
@@ -46,12 +46,12 @@ def main(words: Sequence[str]) -> int:
 
 
 def is_done(run: Run) -> bool:
-    """Whether a stage has come to its end: its model was exported."""
+    """Whether a stage is complete: its model was exported."""
     return run.final.is_dir()
 
 
 def starts_from(run: Run, base: Run) -> bool:
-    """Whether this adapter's base is what that run exported."""
+    """Whether this adapter's base is that run's export."""
     return Path(run.config().model.name).resolve() == base.final.resolve()
 
 
@@ -76,7 +76,7 @@ def shown(text: str) -> str:
 
 
 def how_to_talk(base: Run, adapters: dict[str, Run]) -> Iterator[str]:
-    """The command that talks to all of them, ready to type."""
+    """The command to chat with all of them, ready to type."""
     held = [word for name, run in adapters.items() for word in ("--adapter", f"{name}={run.final}")]
     yield "\ntalk to it: /adapter questions, summaries or base switches; a report begins with 要約:"
     yield f"  {own_command('chat', str(base.final), *held, '--temperature', '0')}"

@@ -1,4 +1,4 @@
-"""From a run of a language model to a folder that transformers loads; the frame is the engine's."""
+"""Exports a language model's run to a folder that transformers loads, by the engine's frame."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -42,7 +42,7 @@ def keep_skeleton(
 
 
 class LlmExporter(Exporter[LlmConfig]):
-    """Weights by the model's own names, whatever wrote them, and the tokenizer beside them."""
+    """Writes weights by the model's own names, from any checkpoint, and the tokenizer."""
 
     def trained(self, job: ExportJob[LlmConfig]) -> Whole:
         return whole_model(weights.read_state(job.source, job.dtype), job.base)
@@ -69,7 +69,7 @@ class LlmExporter(Exporter[LlmConfig]):
         with_stops(tokenizer, generation_settings(job.base, silent)).save_pretrained(folder)
 
     def facts(self, job: ExportJob[LlmConfig]) -> dict[str, Any]:
-        """How training put a question, for whoever asks the model later."""
+        """The form of prompts in training, for later use of the model."""
         return {"data": {name: getattr(job.config.data, name) for name in PUT}}
 
     def check(self, job: ExportJob[LlmConfig], folder: Path) -> None:
@@ -85,7 +85,7 @@ class LlmExporter(Exporter[LlmConfig]):
 
 
 def whole_model(state: Mapping[str, torch.Tensor], base: Base[PreTrainedConfig]) -> Whole:
-    """Weights that are in memory, on the host, as a model of the base's config.
+    """A model of the base's config with weights from host memory.
 
     state: by the model's own names, in the type to write; every weight must be there in the
     model's shape, tied ones may be named once. Raises UserError where one is not.
@@ -98,7 +98,7 @@ def whole_model(state: Mapping[str, torch.Tensor], base: Base[PreTrainedConfig])
             config, dtype=dtype, trust_remote_code=base.model.trust_remote_code
         )
     _check_names(shell, state)
-    # Written with the tokenizer, which knows where answers end.
+    # Written with the tokenizer's chat template, which tells where answers end.
     shell.generation_config = GenerationConfig()
     return Whole(
         state,

@@ -1,4 +1,4 @@
-"""Before and after the training itself: questions to the model, and what it all came to."""
+"""Before and after the training: evaluation, export, summary."""
 
 import json
 import math
@@ -37,14 +37,14 @@ def evaluate_before(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Ask the untrained model, once a run."""
+    """Evaluate the untrained model, once a run."""
     known = distributed.from_main((session.run.evaluation / BEFORE / "gsm8k.json").is_file())
     if config.evaluation.task and config.evaluation.before and not known:
         ask(config, session, model, tokenizer, BEFORE)
 
 
 def finish(config: LlmConfig, session: Session, trainer: RunTrainer) -> None:
-    """Export the trained model, evaluate it, and say what got better. All ranks take part."""
+    """Export the trained model, evaluate it, and summarise what got better. All ranks take part."""
     rows = f"{config.data.named}, {len(trainer.train_dataset):,} sequences"
     engine_finish.finish(
         session,
@@ -57,7 +57,7 @@ def finish(config: LlmConfig, session: Session, trainer: RunTrainer) -> None:
 
 
 def _ask_exported(config: LlmConfig, session: Session) -> None:
-    """Ask the model in `final/`, on every rank that can see it."""
+    """Evaluate the model in `final/`, on every rank that can read it."""
 
     def load() -> Loaded | None:
         if not session.run.final.is_dir():
@@ -75,7 +75,7 @@ def ask(
     tokenizer: Any,
     name: str,
 ) -> None:
-    """Put the held-out questions to the model, a share to each rank that has one."""
+    """Evaluate the model on held-out questions, a share on each rank that has a model."""
     out = session.run.evaluation / name
     able = [rank for rank, has in enumerate(distributed.gather(model is not None)) if has]
 
@@ -155,7 +155,7 @@ def _score(folder: Path) -> dict[str, Any]:
 
 
 def _bad_rows(run: Run) -> int:
-    """How many rows could not be used, as preparing them has found."""
+    """Number of unusable rows found in preparation."""
     report = json.loads((run.path / "manifest.json").read_text()).get("data") or {}
     splits = [report.get("train"), report.get("evaluation")]
     return sum(len(split["bad_rows"]) for split in splits if split)

@@ -1,11 +1,11 @@
-"""Makes three small sets of Japanese rows, for a tiny model to learn: sentences of our own.
+"""Makes three small sets of Japanese rows for a tiny model, from sentences of our own.
 
     python -m workloads.llm.japanese [FOLDER]
 
 Dialogue teaches a base to speak, some facts, and to repeat what it was told; questions and
-summaries are learnt by an adapter each. Every question asks for a fact that others ask for in other
-words, so a held-out one can be answered by who has learnt the fact; no document stands in both
-sets. The rows are a fixed function of the seed.
+summaries are learnt by an adapter each. Every fact is asked for in several wordings, so a held-out
+question can be answered by a model that has learnt the fact; no document is in both sets. The rows
+are a fixed function of the seed.
 """
 
 import json
@@ -48,7 +48,7 @@ SINGLE = {
 PEOPLE = ("父", "母", "兄", "姉", "弟", "妹", "祖父", "祖母", "先生", "友人", "同僚", "隣の人")
 DAYS = ("月曜日", "火曜日", "水曜日", "木曜日", "金曜日", "土曜日", "日曜日")
 TIMES = ("朝", "昼", "夕方", "夜")
-# Done in a place: the way it is asked for, and the way it is told afterwards.
+# Events at a place: as asked for, and as told afterwards.
 ACTIVITIES = {
     "写真を撮る": "写真を撮りました", "絵を描く": "絵を描きました",
     "団子を食べる": "団子を食べました", "本を買う": "本を買いました", "魚を釣る": "魚を釣りました",
@@ -100,7 +100,7 @@ def _talk(*pairs: Sequence[str]) -> Row:
 
 
 def _facts() -> Iterator[list[tuple[str, str]]]:
-    """What is asked for in the questions, told in other words."""
+    """Statements of the facts that questions ask for, in other words."""
     told = {area: f"{area}の{area[-1]}庁がある町は{town}です。" for area, town in CAPITALS.items()}
     told |= {name: f"{name}は高さ{metres}メートルの山です。" for name, metres in MOUNTAINS.items()}
     told |= {subject: f"{answer}です。" for subject, answer in SINGLE.items()}
@@ -176,7 +176,7 @@ def _order(random: Random) -> list[tuple[str, str]]:
 
 
 def questions(seed: int = SEED) -> list[Row]:
-    """Every fact in every way to ask for it."""
+    """Every fact in every wording of its question."""
     rows: list[Row] = [{"question": text, "answer": answer} for text, answer in _questions()]
     return _shuffled(rows, Random(seed))
 

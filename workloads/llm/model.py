@@ -1,4 +1,4 @@
-"""Language models and their tokenizers, from the hub or a folder, as a profile asks for them."""
+"""Loads language models and their tokenizers, from the hub or a folder, by a profile."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from workloads.llm.tokenizer import choose_padding, load_tokenizer
 def load_model(base: Base[PreTrainedConfig], config: LlmConfig, tell: Tell) -> PreTrainedModel:
     """The base as the config asks for it, with rows for new tokens.
 
-    See `engine.pretrained.load.load_model`; raises UserError too where those rows would not learn.
+    See `engine.pretrained.load.load_model`; also raises UserError where those rows would not learn.
     """
     model, rows = load.load_model(base, config, _kind, tell), new_rows(base)
     if rows:
@@ -50,17 +50,17 @@ def load_for_use(name: str, precision: str, tell: Tell, revision: str | None = N
     ready = load.load_for_use(Model(name=name, revision=revision), precision, _kind, tell)
     base = ready.base
     if ready.adapter and (ready.adapter / "tokenizer_config.json").is_file():
-        # The adapter's own, for the model as it is with the rows that the adapter brought.
+        # The adapter's own tokenizer, which has the adapter's new tokens.
         base = replace(base, folder=ready.adapter, config=ready.model.config)
     return Loaded(ready.model, load_tokenizer(base, tell), ready.base, ready.adapter)
 
 
 @dataclass(frozen=True)
 class FoundModel:
-    """What is known of a model before its weights are read.
+    """Facts of a model before its weights are read.
 
-    base: whose weights it has; folder: its own, the adapter's where it is one. tokenizer and
-    settings are the adapter's where it has some; a model of images has no tokenizer here.
+    base: the source of its weights; folder: its own, or the adapter's. tokenizer and settings are
+    the adapter's if it has some; a model of images has no tokenizer here.
     """
 
     base: Base[PreTrainedConfig]
@@ -71,7 +71,7 @@ class FoundModel:
 
 
 def find_for_use(name: str, tell: Tell) -> FoundModel:
-    """A model by hub id or folder, all its files there, for another program to load; UserError."""
+    """Find a model by hub id or folder with all files, for another program. Raises UserError."""
     wanted = Model(name=name)
     folder, is_adapter = locate_for_use(wanted, tell)
     if is_adapter:

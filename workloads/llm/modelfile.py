@@ -1,7 +1,7 @@
-"""A Modelfile for Ollama beside an exported model: its chat template in Ollama's words, its ends.
+"""A Modelfile for Ollama beside an exported model: chat template and stop tokens.
 
-Ollama's templates are Go's; what the model's own writes around a system turn, a question and an
-answer is found by rendering it, so the two give the same prompt for one question.
+Ollama's templates are Go's. The text that the model's own template writes around a system turn, a
+question and an answer is found by rendering it, so both give the same prompt for one question.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ _SYSTEM = "SystemWords"
 
 
 def write_modelfile(folder: Path) -> Path:
-    """Write the Modelfile of an exported folder, whole or an adapter; UserError where one fails.
+    """Write the Modelfile of an exported folder, whole or an adapter. Raises UserError.
 
     Ollama reads the safetensors beside it: `ollama create NAME -f FOLDER/Modelfile`.
     """
@@ -40,7 +40,7 @@ def write_modelfile(folder: Path) -> Path:
 
 
 def go_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template as Ollama has it, for a system turn, a question and its answer.
+    """The chat template in Ollama's form, for a system turn, a question and its answer.
 
     Raises UserError for a template that takes no single question.
     """
@@ -67,13 +67,13 @@ def go_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _without_begin(text: str, switches: Switches) -> str:
-    """Ollama puts the start token before a prompt by itself."""
+    """Remove the start token, which Ollama puts before a prompt itself."""
     begin = switches.tokenizer.bos_token or ""
     return text.removeprefix(begin) if begin else text
 
 
 def _go(text: str) -> str:
-    """Text as it stands in a Go template: braces would open an action."""
+    """Escape text for a Go template, where braces would open an action."""
     return text.replace("{{", '{{ "{{" }}')
 
 

@@ -1,4 +1,4 @@
-"""Tokens that a profile adds to a model: in its tokenizer, and as rows of its embeddings."""
+"""New tokens of a profile: in the tokenizer, and as rows of the embeddings."""
 
 from collections.abc import Mapping
 
@@ -17,9 +17,9 @@ from workloads.llm.config import LlmModel
 def add_tokens(
     tokenizer: PreTrainedTokenizerBase, model: LlmModel, tell: Tell
 ) -> dict[int, list[int]]:
-    """Give the tokenizer the profile's tokens: each new one's id → the tokens it was cut into.
+    """Add the profile's tokens to the tokenizer; returns each new id → the tokens it was cut into.
 
-    A token that the tokenizer has already keeps its id, and is told. Raises UserError for a text
+    A token that the tokenizer has already keeps its id and is reported. Raises UserError for a text
     that does not become one token.
     """
     known, found = tokenizer.get_vocab(), {}
@@ -32,7 +32,7 @@ def add_tokens(
     for text, special in wanted:
         if text in known:
             continue
-        # As written: a normaliser may put other characters, or a space, into its place.
+        # As written: a normaliser may replace characters or add a space.
         tokenizer.add_tokens(AddedToken(text, normalized=False, special=special), special)
         number = tokenizer.convert_tokens_to_ids(text)
         if tokenizer(text, add_special_tokens=False)["input_ids"] != [number]:
@@ -47,7 +47,7 @@ def add_tokens(
 
 
 def new_rows(base: Base[PreTrainedConfig]) -> dict[int, list[int]]:
-    """The ids that the profile adds to a model, and for each the tokens its text was cut into."""
+    """Each id that the profile adds to a model → the tokens its text was cut into."""
     model = base.model
     if not isinstance(model, LlmModel) or not (model.add_tokens or model.add_special_tokens):
         return {}
@@ -58,9 +58,9 @@ def new_rows(base: Base[PreTrainedConfig]) -> dict[int, list[int]]:
 
 
 def grow(model: nn.Module, rows: Mapping[int, list[int]]) -> None:
-    """Give a model rows for new tokens; each begins as the mean of the pieces it was cut into.
+    """Add rows for new tokens to a model; each starts as the mean of its former pieces.
 
-    So every rank begins alike, and a new token means what its text meant before.
+    So all ranks start alike, and a new token means what its text meant before.
     """
     grow_embeddings(model, max(rows) + 1)
     tables = {id(table): table for table in _tables(model)}
@@ -73,7 +73,7 @@ def grow(model: nn.Module, rows: Mapping[int, list[int]]) -> None:
 
 
 def _tables(model: nn.Module) -> list[torch.Tensor]:
-    """What has a row for each token: the embeddings, and the head's weight and bias."""
+    """The tensors with a row for each token: embeddings, and the head's weight and bias."""
     head = model.get_output_embeddings()
     tables = [model.get_input_embeddings().weight]
     tables += [head.weight] if head is not None else []
@@ -82,7 +82,7 @@ def _tables(model: nn.Module) -> list[torch.Tensor]:
 
 
 def check_trained(model: nn.Module, adapter: Adapter) -> None:
-    """Raise UserError where an adapter would leave the rows of new tokens as they begin.
+    """Raise UserError where an adapter would not train the rows of new tokens.
 
     The model may lie on the meta device.
     """

@@ -1,4 +1,4 @@
-"""Whether a model keeps the samples of a packed row apart: tried on it, not looked up in a list."""
+"""Tests on the model itself whether it keeps the samples of a packed row apart."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +10,16 @@ from workloads.errors import UserError
 from workloads.llm.data.collate import Collate
 
 _LENGTH = 8  # tokens of each of two samples
-# Shares of the largest logit: experts and 8-bit matrices may round otherwise beside other tokens,
-# and numbers of half the size round more.
+# Shares of the largest logit: experts and 8-bit matrices may round differently beside other tokens,
+# and 16-bit numbers round more.
 _ALIKE, _ALIKE_IN_HALF = 5e-5, 2e-2
 
 
 def refuse_mixing(model: PreTrainedModel) -> None:
-    """UserError where a sample of a packed row changes the logits of the one behind it.
+    """Raise UserError where a sample of a packed row changes the logits of the next one.
 
-    Position ids that begin again keep samples apart only where the attention mask is made from
-    them. Some models make it without, and recurrent layers have none.
+    Restarting position ids keep samples apart only where the attention mask is made from them. Some
+    models build it without them, and recurrent layers have none.
     """
     name = type(model).__name__
     try:
@@ -38,7 +38,7 @@ def refuse_mixing(model: PreTrainedModel) -> None:
 
 
 def _logits_behind(model: PreTrainedModel, token: int) -> torch.Tensor:
-    """Logits (_LENGTH, vocabulary) of a sample that is always the same, behind one of `token`s."""
+    """Logits (_LENGTH, vocabulary) of a fixed sample after another one of `token`s."""
     second = [3 + place % 5 for place in range(_LENGTH)]
     row = {
         "input_ids": [token] * _LENGTH + second,
@@ -59,7 +59,7 @@ def _logits_behind(model: PreTrainedModel, token: int) -> torch.Tensor:
 
 @contextmanager
 def _asked(model: PreTrainedModel) -> Iterator[None]:
-    """In evaluation mode, and with an attention that a model on the host can compute."""
+    """Context: evaluation mode, with an attention that works on the host."""
     training, own = model.training, model.config._attn_implementation
     needs_gpu = "flash" in str(own) and model.device.type == "cpu"
     model.eval()

@@ -1,7 +1,7 @@
-"""Chat templates by name, for models that were trained on a written form and carry no template.
+"""Chat templates by name, for models that were trained on a text format without a template.
 
-Of each: what stands before everything, before a question, an input, an answer. A system turn takes
-the place of the first. Every blank and line break is one that the model was trained on.
+Of each: the text before everything, before a question, an input, an answer. A system turn takes the
+place of the first. Every blank and line break is one that the model was trained on.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _TASK_ALPACA = (
 
 @dataclass(frozen=True)
 class PromptForm:
-    """The marks of a written form; `behind` closes an answer that another turn follows."""
+    """The marks of a text format; `behind` closes an answer before another turn."""
 
     head: str
     question: str
@@ -29,7 +29,7 @@ class PromptForm:
     newline: str = ""
 
     def template(self) -> str:
-        """The form as a chat template; the start token is put before it by `apply`."""
+        """The format as a chat template; `apply` puts the start token before it."""
         words = "{{ m['content'] }}"
         if self.newline:
             words = "{{ m['content'] | trim | replace('\\n', '" + self.newline + "') }}"
@@ -58,7 +58,7 @@ class PromptForm:
 
 
 def _kept(text: str) -> str:
-    """Text as an expression: the line break behind a block would be taken away."""
+    """Text as an expression: a line break after a block would be removed."""
     escaped = text.replace("\n", "\\n")
     return "{{ '" + escaped + "' }}" if text else ""
 

@@ -1,4 +1,4 @@
-"""A language model that answers: its prompt as training wrote it, its ends, its adapters."""
+"""A language model that answers with the prompts of training, its stop tokens and adapters."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ Turn = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; greedy takes the likeliest one each time."""
+    """Sampling settings; greedy takes the likeliest token each time."""
 
     max_new_tokens: int = 512
     greedy: bool = False
@@ -42,7 +42,7 @@ class Sampling:
 
 @dataclass
 class Speaker:
-    """A model, its tokenizer, and how training put a question to it; ready on its device."""
+    """A model, its tokenizer, and its form of prompts; ready on its device."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ class Speaker:
     active: str = TRAINED
 
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """The text for the model to go on from; UserError where the template refuses the turns."""
+        """The prompt of a conversation; raises UserError where the template refuses the turns."""
         own = self.data.model_copy(update={"format": "auto", "prompt": None})
         template = Template(own, self.tokenizer)
         turns = [self._put(turn) for turn in turns]
@@ -66,10 +66,10 @@ class Speaker:
         try:
             return template.prompt(row)
         except RowError as error:
-            raise UserError(f"{self.name}: this conversation cannot be put: {error}") from None
+            raise UserError(f"{self.name}: this conversation cannot be rendered: {error}") from None
 
     def _put(self, turn: Turn) -> Turn:
-        """A question in the words that training put around one column, where it did."""
+        """A question in training's template of columns, where that has one column."""
         columns = template_columns(self.data.prompt or "")
         if turn["role"] != "user" or len(columns) != 1:
             return turn
@@ -82,7 +82,7 @@ class Speaker:
     def stream(
         self, turns: Sequence[Turn], sampling: Sampling, stop: threading.Event | None = None
     ) -> Iterator[str]:
-        """The answer in pieces as they come; `stop` ends it after the token that is being made."""
+        """Stream the answer in pieces; `stop` ends it after the current token."""
         text = self.prompt(turns)
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         sampling = replace(sampling, max_new_tokens=self.room(ids.shape[1], sampling))
@@ -105,7 +105,7 @@ class Speaker:
                         streamer=streamer,
                         stopping_criteria=StoppingCriteriaList([lambda *_: stop.is_set()]),
                     )
-            except BaseException as error:  # told where the pieces are read
+            except BaseException as error:  # raised where the pieces are read
                 trouble.append(error)
                 streamer.end()
 
@@ -151,23 +151,23 @@ class Speaker:
         check_room(self, turns, most, positions(self.model.config.to_dict()))
 
     def add_adapter(self, name: str, folder: Path) -> None:
-        """Hold one more adapter over the same base; UserError where it belongs to another."""
+        """Load one more adapter over the same base; raises UserError for one of another base."""
         if name in (*self.adapters, BASE):
             raise UserError(f"expected a new name for an adapter, found {name!r}; choose another")
         check_same_base(adapter_folder(folder, name), self.base)
-        # A new adapter comes with its dropout switched on.
+        # A new adapter is loaded with dropout enabled.
         self.model = load_adapter(self.model, folder, name).eval()
         self.adapters.append(name)
         self.use(name)
 
     def merge(self) -> None:
-        """Become one whole model: the base with the adapter that is active, and no other."""
+        """Merge the active adapter into the base, and drop all others."""
         if self.adapters:
             self.model = self.model.merge_and_unload(adapter_names=[self.active])
             self.adapters, self.active = [], TRAINED
 
     def use(self, name: str) -> None:
-        """Answer with an adapter, or with the base alone; UserError for one that is not held."""
+        """Answer with an adapter, or with the base alone; raises UserError for an unknown one."""
         if name != BASE and name not in self.adapters:
             known = ", ".join([*self.adapters, *([BASE] if self.adapters else [])]) or "none"
             raise UserError(f"expected an adapter that is loaded ({known}), found {name!r}")
@@ -176,7 +176,7 @@ class Speaker:
         self.active = name
 
     def room(self, length: int, sampling: Sampling) -> int:
-        """The new tokens that a prompt leaves room for; UserError where it leaves none."""
+        """Number of new tokens that fit after a prompt; raises UserError where none does."""
         limit = positions(self.model.config.to_dict())
         if limit is None:
             return sampling.max_new_tokens
@@ -204,9 +204,9 @@ def check_room(speaker: Speaker, turns: Sequence[Turn], most: int, limit: int | 
 
 
 def load(name: str, precision: str, tell: Tell, data: LlmData | None = None) -> Speaker:
-    """The model of a folder or of the hub, whole or an adapter with its base, ready to answer.
+    """Load a model by folder or hub name, whole or an adapter with its base.
 
-    data: how questions are put; by default as the export says, else as the chat template has it.
+    data: the form of prompts; default: the export's, else the chat template alone.
     """
     disable_progress_bar()
     loaded = load_for_use(name, precision, tell)
@@ -219,7 +219,7 @@ def load(name: str, precision: str, tell: Tell, data: LlmData | None = None) -> 
 
 
 def data_of(folder: Path) -> LlmData:
-    """How an exported model was asked in training, by the facts beside it."""
+    """The form of prompts in training, by the facts beside an exported model."""
     facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
     own = {name: value for name, value in facts.get("data", {}).items() if name in PUT}
     return LlmData.model_construct(**{**LlmData(source=str(folder)).model_dump(), **own})

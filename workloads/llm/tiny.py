@@ -2,11 +2,11 @@
 
     python -m workloads.llm.tiny [FOLDER]        (default: those in data/demo)
 
-The folder holds no weights: a run starts from random ones (`model.random_init`). The tokenizer is
-a byte-level BPE learnt from files of rows. Every digit is a token of its own, so that 17 and 170
+The folder holds no weights: a run starts from random ones (`model.random_init`). The tokenizer is a
+byte-level BPE trained on files of rows. Every digit is a token of its own, so that 17 and 170
 share what is learnt about 1 and 7. Building is deterministic: the same rows give the same bytes.
 
-The size is what learns most in half a minute on one core: on the 300 rows of gsm8k.jsonl 64 wide
+The size learns most in half a minute on one core: on the 300 rows of gsm8k.jsonl 64 wide
 and 4 deep reaches a held-out loss of 0.40 after 20 epochs, where 128 wide stands at 0.65 after as
 much time; on arithmetic.jsonl 98 % of held-out answers are right after 400 steps of 32 rows.
 """
@@ -32,7 +32,7 @@ SCRIPTS = r"\p{Han}+|\p{Hiragana}+|[\p{Katakana}ー]+"
 
 @dataclass(frozen=True)
 class TinyRecipe:
-    """rows: files in data/demo that the tokenizer is learnt from; vocabulary: its most tokens.
+    """rows: files in data/demo to train the tokenizer on; vocabulary: its largest size.
 
     runs: pattern of what no token goes beyond, for a language without blanks.
     """

@@ -15,7 +15,7 @@ from workloads.llm.config import LlmModel
 from workloads.llm.new_tokens import add_tokens
 from workloads.llm.prompt_formats import FORMS
 
-# What published tokenizers call a padding token that they do not declare as one.
+# Names of padding tokens in published tokenizers that do not declare them.
 _PADDING = (
     "<|finetune_right_pad_id|>",
     "<|pad|>",
@@ -29,7 +29,7 @@ _PADDING = (
     "[UNK]",
 )
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-_WORDS = 60  # pieces of the vocabulary that make lines to tell tokenizers apart
+_WORDS = 60  # pieces of the vocabulary for test lines that distinguish tokenizers
 _A_LINE = 12
 
 
@@ -37,7 +37,7 @@ def load_tokenizer(base: Base[PreTrainedConfig], tell: Tell) -> PreTrainedTokeni
     """The model's tokenizer, with a padding token that never stands for the end of an answer.
 
     Raises UserError where there is none, where it has more tokens than the model, and where it
-    cuts text otherwise than the SentencePiece file beside it.
+    splits text differently from the SentencePiece file beside it.
     """
     name = base.model.name
     try:
@@ -70,7 +70,7 @@ def load_tokenizer(base: Base[PreTrainedConfig], tell: Tell) -> PreTrainedTokeni
 
 
 def choose_padding(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Give the tokenizer a padding token other than its end token; say what was done, if anything.
+    """Give the tokenizer a padding token other than its end token; returns a note on any change.
 
     Where padding and end are one token, a trainer that masks padding by id also masks the end of
     every answer, and the model never learns to stop. Raises UserError where there is neither.
@@ -100,7 +100,7 @@ def _sentencepiece_file(folder: Path) -> Path | None:
 
 
 def _check_pieces(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The class of a tokenizer decides how a file is read, and may read a unigram model as BPE."""
+    """Raise UserError if a tokenizer's class reads its file wrongly, as a unigram model as BPE."""
     file = _sentencepiece_file(folder)
     if file is None or find_spec("sentencepiece") is None:
         return
@@ -109,7 +109,7 @@ def _check_pieces(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     try:
         model = SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError):
-        return  # another library's file under the same name, such as tiktoken's
+        return  # another library's file of the same name, such as tiktoken's
     for line in _lines(model):
         expected = [model.id_to_piece(piece) for piece in model.encode(line)]
         own = tokenizer(line, add_special_tokens=False)["input_ids"]
@@ -124,7 +124,7 @@ def _check_pieces(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -
 
 
 def _lines(model: Any) -> Iterator[str]:
-    """Lines of the model's own pieces, spread over its vocabulary, so that none is unknown."""
+    """Test lines of pieces spread over the model's vocabulary, so that none is unknown."""
     plain = (
         piece
         for piece in range(model.get_piece_size())

@@ -29,7 +29,7 @@ from workloads.run.session import Session
 
 
 def train(config: LlmConfig, session: Session) -> None:
-    """Fine-tune as the config says; Stopped where the run was asked to stop on the way."""
+    """Fine-tune by the config; raises Stopped where the run was asked to stop before its end."""
     session.enter(Phase.PREPARING)
     distributed.join(config.parallel.hang_timeout)
     base = resolve(config, session.tell)
@@ -59,7 +59,7 @@ def prepare_data(
     tokenizer: PreTrainedTokenizerBase,
     longest: int | None = None,
 ) -> Prepared:
-    """Tokenised rows, and what there is to say about them; longest: the model's positions."""
+    """Tokenised rows and the report on them; longest: the model's positions."""
     cache = cache_folder(os.environ)
     data = prepare(config, tokenizer, cache, session.progress, longest)
     for line in data.report.lines():
@@ -70,7 +70,7 @@ def prepare_data(
 
 
 class LeanSFTTrainer(SFTTrainer):
-    """TRL's trainer with its fused head, without reading statistics back in every step."""
+    """TRL's trainer with its fused head, without copying statistics to the host in every step."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -125,7 +125,7 @@ def build_trainer(
 
 
 def arguments(config: LlmConfig, session: Session, has_evaluation: bool) -> SFTConfig:
-    """Our config in TRL's words; no other place names them."""
+    """Translate our config into TRL's arguments; no other place names them."""
     every = config.evaluation.every_steps if has_evaluation else None
     return SFTConfig(
         **trainer_arguments(config, session, every),

@@ -1,4 +1,4 @@
-"""A language model that answers by vLLM: many conversations, put and ended as `Speaker` does."""
+"""A language model in vLLM: many conversations, with the prompts and stops of `Speaker`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from workloads.llm.speaker import Sampling, Speaker, Turn, check_room, data_of
 class VllmSpeaker:
     """A model in vLLM, with the last of its adapters, or its own, over the base.
 
-    Raises UserError for an adapter of another base, or one that vLLM does not hold.
+    Raises UserError for an adapter of another base, or one that vLLM does not support.
     """
 
     def __init__(

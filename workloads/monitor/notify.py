@@ -1,6 +1,6 @@
-"""Tells somebody, by a command or a webhook, when a run ends, fails or stalls.
+"""Notices by a command or a webhook when a run ends, fails or stalls.
 
-The address of a webhook is a secret as a rule: whoever has it can write there. It is never printed,
+The address of a webhook usually is a secret: whoever has it can write there. It is never printed,
 and may be kept in a file.
 """
 
@@ -28,16 +28,16 @@ from workloads.monitor.reading.snapshot import Snapshot
 from workloads.run import Run
 
 EVERY = 5.0  # seconds between two readings
-_STALLED = 30.0  # seconds that a standstill must last; a busy disk may hold heartbeats back
+_STALLED = 30.0  # seconds that a standstill must last; a busy disk may delay heartbeats
 _STANDSTILL = ("suspended", "stalled", "gone", "stuck")
 _MOST = 100  # notices that wait to be sent
-_SECONDS = 20.0  # for one try, whatever the other side does
-_PAUSES = (2.0, 8.0)  # seconds before the second and the third try of a webhook
+_SECONDS = 20.0  # seconds for one attempt
+_PAUSES = (2.0, 8.0)  # seconds before the second and the third attempt of a webhook
 
 
 @dataclass(frozen=True)
 class Notice:
-    """event: finished, stopped, failed, lost or stalled; `text` is all of it in a sentence."""
+    """event: finished, stopped, failed, lost or stalled; text: the whole notice as a sentence."""
 
     run: str
     event: str
@@ -47,7 +47,7 @@ class Notice:
 
 
 class Changes:
-    """Compares what is read with what was there before."""
+    """Compares new readings with earlier ones."""
 
     def __init__(self) -> None:
         self._begun = time.time()
@@ -55,10 +55,10 @@ class Changes:
         self._stalled: dict[Path, float] = {}
 
     def find(self, snapshots: Sequence[Snapshot]) -> Iterator[Notice]:
-        """One notice a run that has changed; nothing of what had ended before this began."""
+        """One notice for each run that has changed; none for runs that had ended before."""
         for snapshot in snapshots:
             if snapshot.reading is not None:
-                continue  # how it ended is not known yet
+                continue  # its outcome is not known yet
             path, state = snapshot.run.path, self._state(snapshot)
             is_new = (snapshot.started or 0) > self._begun
             before = self._states.get(path, "active" if is_new else state)
@@ -90,18 +90,18 @@ def _notice(snapshot: Snapshot, event: str) -> Notice:
 
 
 class NoticeTarget(Protocol):
-    """Where notices go; `name` may be printed."""
+    """Destination of notices; `name` may be printed."""
 
     @property
     def name(self) -> str: ...
 
     def send(self, notice: Notice) -> str | None:
-        """What went wrong, None where it arrived."""
+        """Send a notice and return the error, None for success."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A program that gets the sentence as its last argument, and the parts in its environment."""
+    """A program that gets the text as its last argument, and its parts in the environment."""
 
     arguments: tuple[str, ...]
 
@@ -133,14 +133,14 @@ class Command:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would hand the notice to an address that nobody named."""
+    """Follow no redirect, which would send the notice to an address that nobody named."""
 
     def redirect_request(self, *arguments: Any) -> None:
         return None
 
 
 class Webhook:
-    """An address that gets each notice as JSON; `text` and `content` are what chats show."""
+    """An address that gets each notice as JSON; chats show `text` or `content`."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -156,7 +156,7 @@ class Webhook:
         return trouble
 
     def _try(self, notice: Notice) -> str | None:
-        """One try, in a thread of its own: a server that sends a byte a minute holds up nobody."""
+        """One attempt, in a thread: a server that sends a byte a minute blocks nothing."""
         found: list[str | None] = []
         thread = threading.Thread(target=lambda: found.append(self._post(notice)), daemon=True)
         thread.start()
@@ -174,7 +174,7 @@ class Webhook:
             error.close()
             return f"answered with status {error.code}"
         except URLError as error:
-            # Not the error's own text, which may have the address in it.
+            # Not the error's own text, which may contain the address.
             said = error.reason.strerror if isinstance(error.reason, OSError) else None
             return f"cannot be reached: {said or type(error.reason).__name__}"
         except (OSError, ValueError, HTTPException) as error:
@@ -220,24 +220,27 @@ def _webhook(url: str) -> Webhook:
 
 
 class Notifier:
-    """Reads runs in the background and sends notices, one after the other."""
+    """Reads runs in the background and sends notices one after the other."""
 
     def __init__(
         self, root: Path, run: Run | None, target: NoticeTarget, report: Callable[[str], None]
     ) -> None:
-        """run: the only one to watch; None for all. report: is told what was sent, or was not."""
+        """run: the only one to watch; None for all.
+
+        report: gets a line for each notice, sent or not.
+        """
         self._root, self._run, self._target, self._report = root, run, target, report
         self._list, self._changes = find.RunList(), Changes()
         self._is_over = False
         self._waiting: queue.Queue[Notice] = queue.Queue(_MOST)
-        self._ended = threading.Event()  # the one run that is watched, and its notice waits
+        self._ended = threading.Event()  # the run that is watched, if alone, and its waiting notice
 
     def start(self) -> None:
         for work in (self._read, self._send):
             threading.Thread(target=work, daemon=True).start()
 
     def read(self) -> list[Notice]:
-        """What has changed since the last call."""
+        """Read all runs and queue notices of changes."""
         runs = [self._run] if self._run else find.runs(self._root)[: find.MOST]
         snapshots = self._list.read(runs)
         self._is_over = self._run is not None and not any(
@@ -246,7 +249,7 @@ class Notifier:
         return list(self._changes.find(snapshots))
 
     def send(self, notice: Notice) -> None:
-        """Send one, and tell how that went."""
+        """Send one notice, and report the result."""
         trouble = self._target.send(notice)
         self._report(
             f"{notice.text}; {self._target.name} was not told: it {trouble}"
@@ -271,6 +274,6 @@ class Notifier:
             self._waiting.task_done()
 
     def wait(self) -> None:
-        """Until the one run that is watched has ended and that was sent; of all runs, forever."""
+        """Wait until the watched run has ended and its notice was sent; for all runs, forever."""
         self._ended.wait()
         self._waiting.join()

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers, times and sizes as text for people."""
 
 import math
 import time
@@ -88,7 +88,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def clean(text: str) -> str:
-    """A text of a file, without what would steer a terminal; line ends become blanks."""
+    """A text of a file without control characters; line ends become spaces."""
     return "".join(
         character if character.isprintable() else " " if character in "\n\t" else "\ufffd"
         for character in text

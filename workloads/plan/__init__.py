@@ -1,4 +1,4 @@
-"""What a run needs before it starts: memory, disk, time and money, all without torch."""
+"""Predicts a run's memory, disk, time and money before it starts, without torch."""
 
 from workloads.plan.measured_rows import predict_row
 

@@ -1,8 +1,8 @@
-"""Bytes that a forward pass keeps for its backward pass, and what both need for a moment.
+"""Bytes of activations: kept from forward to backward pass, and temporary ones of both.
 
-Counted from what autograd saves in the layers of transformers. Going back through a layer has two
-moments that can be its highest: its MLP, while all of the layer is kept, and its attention, when
-the MLP's part is gone. `bench/plan_memory.py` compares the counts with allocated bytes.
+Counted from what autograd saves in the layers of transformers. The backward pass of a layer has two
+possible peaks: its MLP, while all of the layer is kept, and its attention, when the MLP's part is
+freed. `bench/plan_memory.py` compares the counts with allocated bytes.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from workloads.plan.shapes import Linear, ModelShape, TowerShape
 
 # The fused head of TRL projects tiles of this many tokens by this many words at a time.
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768
-# Tensors that offloading has on their way to host memory (`max_fwd_stash_size` of TRL 1.16).
+# Tensors in transfer to host memory under offloading (`max_fwd_stash_size` of TRL 1.16).
 _ON_THEIR_WAY = 5
-# bitsandbytes dequantises into 16 bits, whatever the stream has.
+# bitsandbytes dequantises into 16 bits, whatever the type of the stream.
 DEQUANTISED = 2
 _FUSED_PROJECTIONS = ("query_key_value", "qkv_proj")
 
@@ -93,7 +93,7 @@ class Work:
 
     @property
     def shares_inputs(self) -> bool:
-        """Whether adapters read what the layer has anyway, without a copy of their own.
+        """Whether adapters read the layer's own input, without a copy.
 
         Over a quantised base peft leaves casting to autocast.
         """
@@ -212,7 +212,7 @@ def _in_layers(work: Work) -> list[Linear]:
 
 
 def _adapter_inputs(work: Work) -> int:
-    """What the adapters of one layer keep; without dropout and casts they share their inputs."""
+    """Bytes a token that one layer's adapters keep; without dropout and casts they share inputs."""
     adapters = _in_layers(work)
     if not work.shares_inputs:
         return sum(_adapter_input(work, linear) for linear in adapters) // work.shape.layers
@@ -279,7 +279,7 @@ def _mlp_backward(work: Work) -> int:
 
 
 def _down_input(work: Work) -> int:
-    """Bytes that the adapter of the layer's last matrix has kept, and is done with by then."""
+    """Bytes that the adapter of the layer's last matrix kept, and has freed by then."""
     if work.shares_inputs:
         return 0
     adapters = [linear for linear in _in_layers(work) if linear.inputs == work.shape.intermediate]
@@ -289,7 +289,7 @@ def _down_input(work: Work) -> int:
 
 
 def _attention_backward(work: Work) -> int:
-    """What is left of the layer when its attention's gradients are made, and those.
+    """Bytes left of the layer at its attention's backward pass, and the gradients there.
 
     Eager attention: 16 bytes a score. The softmax in fp32, its gradient, the product of both that
     CUDA's kernel makes first, and the gradient of the scores, which in fp16 has 2 bytes, because
@@ -351,7 +351,7 @@ def stack(work: Work) -> int:
 
 
 def layers_here(work: Work) -> int:
-    """Layers whose activations are on the GPU at a time; TRL keeps five tensors on their way."""
+    """Layers whose activations are on the GPU at a time; TRL keeps five tensors in transfer."""
     if not work.offloaded:
         return work.shape.layers
     return min(work.shape.layers, _ON_THEIR_WAY if work.checkpointing else 1)

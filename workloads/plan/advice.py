@@ -111,7 +111,7 @@ def _line(fix: _Fix, before: int, memory_of_gpu: int) -> str:
 
 
 def is_valid(config: Profile) -> bool:
-    """Whether the schema takes it; a workload may refuse a pair of settings."""
+    """Whether the schema accepts it; a workload may refuse a pair of settings."""
     try:
         type(config).model_validate(config.model_dump())
     except ValidationError:
@@ -127,7 +127,7 @@ def changed(config: Profile, name: str, value: Any) -> Profile:
 
 
 def _targets(config: Profile, shape: ModelShape) -> list[tuple[str, Any]]:
-    """All matrices where the targets set are none of the model's."""
+    """Targets of an adapter; all matrices where the set ones are not in the model."""
     if shape.adapted(config.adapter.targets):
         return []
     return [("adapter.targets", ("all-linear",))]

@@ -1,4 +1,4 @@
-"""Cards by name: memory, and what they can do in a second."""
+"""Cards by name: memory and peak FLOP/s."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from workloads.errors import UserError
 
 _TABLE = Path(__file__).with_name("cards.json")
-# Words of a name that tell nothing of a card's speed: maker, brand, memory, and how it is mounted.
+# Parts of a name that do not affect a card's speed: maker, brand, memory, form factor.
 _IGNORED = re.compile(r"nvidia|geforce|tesla|generation|sxm\d?|hbm\d?e?|\d+gb|gb")
 
 
@@ -46,7 +46,7 @@ def known_cards() -> tuple[Card, ...]:
 
 
 def find_card(name: str) -> Card | None:
-    """The card of a name as NVML or a person writes it; None for one that is not in the table.
+    """Find a card by its name as NVML or a person writes it; None for one not in the table.
 
     Every word has to be known: an RTX A1000 is no A100, a laptop's or a slice of MIG is no card.
     """
@@ -61,9 +61,9 @@ def find_card(name: str) -> Card | None:
 
 
 def card_for_plan(name: str) -> tuple[Card, int]:
-    """The card that a person names and its bytes; UserError with those known.
+    """The card of a user's name and its bytes; raises UserError that lists known ones.
 
-    Where a card comes with several sizes the name tells which, `a100-40gb`; otherwise the smallest.
+    Where a card has several sizes the name tells which, `a100-40gb`; otherwise the smallest.
     """
     card = find_card(name)
     if card is None:

@@ -11,7 +11,7 @@ _MINUTE, _CENT = 60, 0.01
 
 @dataclass(frozen=True)
 class Duration:
-    """What a run takes; rows and steps are None where nothing says how many rows there are.
+    """Duration of a run; rows and steps are None where the number of rows is unknown.
 
     seconds: expected, least, most, of all steps or, without them, of a million tokens.
     """
@@ -26,7 +26,7 @@ class Duration:
 def duration_of(
     config: Profile, length: int, world: int, speed: Speed, rows: int | None
 ) -> Duration:
-    """How long a profile trains on rows of `length` tokens, pads included."""
+    """Duration of a profile on rows of `length` tokens, padding included."""
     batch = config.train.per_device_batch_size * config.accumulation_steps(world) * world
     steps = config.train.max_steps
     if steps is None and rows is not None:
@@ -45,7 +45,7 @@ def lines(duration: Duration, price: float | None, gpus: int) -> list[str]:
     time = f"{span(expected)} ({span(least)} to {span(most)})"
     found = [f"{of}: {time}, at {duration.source}"]
     if most < _MINUTE and duration.steps is not None:
-        # Kernels of a small model take longer to start than to run, which is in no figure here.
+        # A small model's kernels take longer to start than to run, which is not counted here.
         found = [
             f"{of}: less than a minute of computing, at {duration.source}; starting so many steps "
             "may take longer"

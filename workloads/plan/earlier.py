@@ -1,4 +1,4 @@
-"""What runs on this machine have measured: a card's constant, its speed, the size of a dataset.
+"""Measurements of earlier runs here: a card's overhead and speed, the size of a dataset.
 
 A run writes `memory` into its manifest at its end (`engine/training/memory.py`): the card, and
 allocated, reserved and process bytes as they were planned and as they were measured.
@@ -20,7 +20,7 @@ from workloads.plan.speed import Utilisation, hardware_flops_per_token
 from workloads.run import Run
 from workloads.run.directory import rows_in
 
-# Newest runs that are read; older ones tell of older code.
+# Number of newest runs to read; older ones are from older code.
 _MOST = 20
 
 
@@ -62,7 +62,7 @@ class EarlierRun:
 
     @property
     def lengths(self) -> RowLengths | None:
-        """How long its rows were; None where its report of the data does not tell."""
+        """Lengths of its rows; None where its data report has none."""
         data = self.manifest.get("data")
         train = data.get("train") if isinstance(data, dict) else None
         if not isinstance(train, dict) or not self.rows:
@@ -73,7 +73,7 @@ class EarlierRun:
         return RowLengths(tokens / self.rows, longest)
 
     def utilisation(self, env: Mapping[str, str]) -> Utilisation | None:
-        """What share of its card's peak it reached; None where card, model or speed are unknown."""
+        """The share of its card's peak that it reached; None where that is unknown."""
         speeds = [row["tokens_per_second"] for row in rows_in(self.run.metrics)
                   if isinstance(row.get("tokens_per_second"), int | float)]  # fmt: skip
         card = self.card
@@ -127,6 +127,6 @@ def rows_of(config: Profile, runs: Sequence[EarlierRun]) -> tuple[int, str] | No
 
 
 def lengths_of(config: Profile, runs: Sequence[EarlierRun]) -> RowLengths | None:
-    """How long the rows were of the newest run of this profile that has counted them."""
+    """Row lengths of the newest run of this profile that has counted them."""
     own = (run.lengths for run in runs if run.manifest.get("profile") == config.name)
     return next((lengths for lengths in own if lengths is not None), None)

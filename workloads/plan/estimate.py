@@ -24,21 +24,21 @@ from workloads.plan.gpu_memory import (
 from workloads.plan.known_shapes import UnknownShape, shape_of
 from workloads.plan.shapes import ModelShape
 
-# The plan counts every row at the longest length: a need this much over a GPU may still fit.
+# Every row is counted at the longest length: a plan over the GPU by this factor may still fit.
 MAY_FIT = 1.15
-# A GPU with less than this share to spare is not safe: what is measured differs by a few percent.
+# With less than this share to spare a GPU is not safe: measurements differ by a few percent.
 SAFE = 0.08
-# A process with torch and its libraries, and one that only loads data; bytes of host memory.
+# Bytes of host memory of a process with torch and libraries, and of a data loader's process.
 _RANK_MEMORY, _WORKER_MEMORY = 3 * GIB, int(0.6 * GIB)
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Bytes that one GPU needs at its highest moment, then what a node and a disk need.
+    """Bytes of one GPU at its peak, and of a node and a disk.
 
     gpu: the parts at that moment, `peak_at`; states: parameters, gradients and optimizer states
-    after a step; reserved: bytes that torch's allocator takes from the GPU; moments: all at which
-    it could be highest.
+    after a step; reserved: bytes that torch's allocator takes from the GPU; moments: all candidates
+    for the peak.
     """
 
     gpu: GpuMemory = GpuMemory()
@@ -76,7 +76,7 @@ class Breakdown:
         return None if self.unknown else self.gpu.total - self.gpu.framework
 
     def with_overhead(self, size: int) -> "Breakdown":
-        """The same with another size of what a process needs beside torch's memory."""
+        """The same with another overhead of a process beside torch's memory."""
         spare = self.reserved - self.gpu.total + self.gpu.framework
         return replace(self, gpu=replace(self.gpu, framework=spare + size))
 
@@ -101,7 +101,7 @@ def estimate(
     """What one GPU, one node and the disk need for a profile.
 
     gpus: on each node, one where not given; `parallel.ranks_per_node` wins over it. Where the
-    model's shape cannot be found the breakdown is empty and `unknown` says why and what to do.
+    model's shape cannot be found the breakdown is empty, and `unknown` has the reason and the fix.
     """
     try:
         shape, source = shape_of(config.model, os.environ if env is None else env)
@@ -197,7 +197,7 @@ def fits(breakdown: Breakdown, memory_of_gpu: int) -> bool | None:
 
 
 def verdict(breakdown: Breakdown, memory_of_gpu: int) -> str:
-    """Whether it fits, in words: `fits, 31 % to spare`, or not safe, or not at all."""
+    """The verdict as text: `fits, 31 % to spare`, not safe, or does not fit."""
     need = breakdown.need(memory_of_gpu)
     if need is None:
         return breakdown.unknown or "not known"

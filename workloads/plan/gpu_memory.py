@@ -1,6 +1,6 @@
-"""What one GPU holds: states that stay, and what comes and goes through a step.
+"""Memory of one GPU: states that stay, and memory that a step allocates and frees.
 
-Peaks are looked for at five moments, because gradients grow while activations go.
+The peak is the highest of five moments, because gradients grow while activations shrink.
 """
 
 from dataclasses import astuple, dataclass, replace
@@ -16,7 +16,7 @@ from workloads.plan.shapes import Linear, ModelShape
 _STATE_8BIT = 1 + 4 / 256
 # nf4 keeps a scale for every 64 weights: fp32, or one byte and an fp32 number for 256 of those.
 _NF4, _NF4_DOUBLE = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
-# DeepSpeed's own defaults for its buckets and for what ZeRO-3 keeps gathered, in numbers.
+# DeepSpeed's defaults of bucket sizes and of parameters that ZeRO-3 keeps gathered, in numbers.
 _ZERO_BUCKET, _ZERO_LIVE = 500_000_000, 1_000_000_000
 
 
@@ -26,7 +26,7 @@ class GpuMemory:
 
     weights: frozen ones and copies in the compute type; master_weights: trained ones kept in a
     wider type; adapter_states: adapters with their gradients and moments; communication: buckets of
-    DDP and ZeRO, layers on their way under FSDP2; framework: CUDA, libraries, fragmentation.
+    DDP and ZeRO, layers in transfer under FSDP2; framework: CUDA, libraries, fragmentation.
     """
 
     weights: int = 0
@@ -51,7 +51,7 @@ class GpuMemory:
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment of a step and the bytes that a GPU holds then."""
+    """A moment of a step and a GPU's bytes at it."""
 
     name: str
     memory: GpuMemory
@@ -70,12 +70,12 @@ class PlannedJob:
 
     @property
     def shards(self) -> int:
-        """Into how many parts the trained states are cut."""
+        """Number of shards of the trained states."""
         return self.world if self.strategy in ("fsdp2", "zero3") else 1
 
     @property
     def offloads(self) -> bool:
-        """ZeRO keeps the optimizer on the host, as `engine/arguments.py` asks it to."""
+        """Whether ZeRO keeps the optimizer on the host; see `engine/training/arguments.py`."""
         return self.strategy in ("zero2", "zero3")
 
     @property
@@ -88,7 +88,7 @@ class PlannedJob:
 
 
 def job_of(config: Profile, shape: ModelShape, gpus: int | None) -> PlannedJob:
-    """The job that a profile makes on nodes with `gpus` GPUs each (None: one)."""
+    """The job of a profile on nodes with `gpus` GPUs each (None: one)."""
     per_node = config.ranks_per_node(1 if gpus is None else gpus)
     world = per_node * config.parallel.nodes
     strategy = config.strategy(world)
@@ -156,13 +156,13 @@ def states(job: PlannedJob) -> GpuMemory:
 
 
 def _zero_number(job: PlannedJob, name: ZeroField, usual: int) -> int:
-    """What `parallel.zero` sets, else DeepSpeed's default; auto follows the model and is less."""
+    """A value of `parallel.zero`, else DeepSpeed's default; auto follows the model and is less."""
     value = job.config.parallel.zero.get(name, usual)
     return usual if isinstance(value, str) else value
 
 
 def _reference(job: PlannedJob) -> int:
-    """A frozen copy of all weights, or of the adapter, which stands on the same base."""
+    """Bytes of the reference: a frozen copy of all weights, or of an adapter over the base."""
     if not job.config.has_reference:
         return 0
     if not job.work.full:
@@ -226,12 +226,12 @@ def moments(job: PlannedJob) -> list[Moment]:
     if not job.accumulates:
         stay = replace(stay, adapter_states=after.adapter_states - adapter)
     else:
-        adapter = 0  # there from the micro-batch before
+        adapter = 0  # left from the micro-batch before
     kept = activations.stack(work) + activations.head_input(work)
     copies, in_flight = working_copies(job), _in_flight(job)
     before, logits = _accumulated(job, after.gradients), activations.output_logits(work)
     going_back = activations.layer_backward(work)
-    # Without checkpointing the last layer's part of the stack is what it keeps itself.
+    # Without checkpointing the last layer's part of the stack is its own activations.
     rest = 0 if work.checkpointing else activations.kept_layer(work)
     grown = before if job.accumulates else after.gradients - _first_gradients(job)
     held = logits if work.keeps_logits else 0
@@ -302,7 +302,7 @@ def working_copies(job: PlannedJob) -> Copies:
     size, layer = work.compute, work.compute * shape.layer_parameters
     if job.strategy == "fsdp2":
         if work.quantised:
-            # What is gathered is packed.
+            # Gathered weights stay quantised.
             layer = int(_quantised_bits(job.config, shape.decoder)) // shape.layers
         few = size * shape.embedding + 2 * layer
         if not job.config.keeps_gathered:
@@ -314,7 +314,7 @@ def working_copies(job: PlannedJob) -> Copies:
         live = size * min(shape.parameters, numbers)
         return Copies(live, live, live)
     if not work.full and work.autocast and work.adapter_bytes > size:
-        # Of the adapters; going back without checkpointing their layers still hold them.
+        # Copies of adapters; without checkpointing layers hold them in the backward pass, too.
         cast = size * job.trained
         return Copies(cast, 0 if work.checkpointing else cast, 0)
     if not (work.full and work.casts):
@@ -376,7 +376,7 @@ def _tied_gradients(job: PlannedJob) -> int:
 
 
 def _in_flight(job: PlannedJob) -> int:
-    """Layers on their way: one being gathered, two with their gradients being reduced."""
+    """Bytes of layers in transfer: one being gathered, two whose gradients are being reduced."""
     if job.strategy != "fsdp2":
         return 0
     shape = job.work.shape
@@ -387,14 +387,14 @@ def _in_flight(job: PlannedJob) -> int:
 
 
 def fragmentation(job: PlannedJob, memory: GpuMemory) -> int:
-    """Bytes that the allocator has reserved and cannot use, which grow with what moves.
+    """Bytes that the allocator has reserved but cannot use, which grow with temporary memory.
 
-    With expandable segments, which our services ask for; blocks of fixed sizes leave more.
+    With expandable segments, which our services set; segments of fixed sizes leave more.
     """
     stay = states(job)
     return int(0.03 * (memory.total - stay.total + stay.gradients))
 
 
 def overhead(job: PlannedJob) -> int:
-    """Bytes of a process that are not torch's: CUDA's context and libraries, NCCL's buffers."""
+    """Bytes of a process outside of torch: CUDA's context and libraries, NCCL's buffers."""
     return int(0.5 * GIB) + (int(0.35 * GIB) if job.world > 1 else 0)

@@ -1,4 +1,4 @@
-"""Where a model's shape is found: its folder, the hub's cache, a small table, or the hub itself."""
+"""Finds a model's shape: in its folder, the hub's cache, a small table, or on the hub."""
 
 import http.client
 import json
@@ -15,7 +15,7 @@ from workloads.errors import UserError
 from workloads.plan.model_names import near_models, renamed
 from workloads.plan.shapes import Fields, ModelShape, from_fields
 
-# Seconds that the hub gets for one small file; memory is only predicted, never worth a wait.
+# Seconds for one small file of the hub; a prediction is not worth a longer wait.
 _PATIENCE = 5.0
 _LARGEST = 1 << 20
 # Models by their repository names, without owners, and the fields of their config.json.
@@ -23,11 +23,11 @@ _TABLE = Path(__file__).with_name("known_shapes.json")
 
 
 class UnknownShape(UserError):
-    """The shape cannot be found here and now; the text says why and what to do."""
+    """The shape cannot be found; the text has the reason and the fix."""
 
 
 def shape_of(model: Model, env: Mapping[str, str]) -> tuple[ModelShape, str]:
-    """The model's shape and where it was found; UnknownShape where it is nowhere."""
+    """The model's shape and its source; raises UnknownShape where there is none."""
     fields, source = fields_of(model, env)
     try:
         return from_fields(fields), source
@@ -36,7 +36,7 @@ def shape_of(model: Model, env: Mapping[str, str]) -> tuple[ModelShape, str]:
 
 
 def fields_of(model: Model, env: Mapping[str, str]) -> tuple[Fields, str]:
-    """The fields of the model's config.json and where they were found; UnknownShape where nowhere.
+    """The fields of the model's config.json and their source; raises UnknownShape if not found.
 
     Looked for in this order: a local folder, the hub's cache, the table of known models, the hub
     (config.json only, at most 5 seconds, not where HF_HUB_OFFLINE is set).
@@ -55,7 +55,7 @@ def fields_of(model: Model, env: Mapping[str, str]) -> tuple[Fields, str]:
 
 
 def in_table(name: str) -> Fields | None:
-    """The fields of config.json that the table has for a name, whoever its owner: mirrors count."""
+    """The table's fields of config.json for a name with any owner, so that mirrors are found."""
     repository = name.rsplit("/", 1)[-1].lower()
     models = json.loads(_TABLE.read_text(encoding="utf-8"))
     return next((model["config"] for model in models if repository in model["names"]), None)
@@ -75,10 +75,10 @@ def _parsed(content: bytes, name: str) -> Fields:
     try:
         fields = json.loads(content)
     except ValueError as error:
-        raise UnknownShape(f"{name}: expected JSON, found {error}; get it again") from None
+        raise UnknownShape(f"{name}: expected JSON, found {error}; copy it again") from None
     if not isinstance(fields, dict):
         found = type(fields).__name__
-        raise UnknownShape(f"{name}: expected an object, found {found}; get it again")
+        raise UnknownShape(f"{name}: expected an object, found {found}; copy it again")
     return fields
 
 
@@ -130,7 +130,7 @@ def _fetch(url: str, token: str | None, answer: "queue.Queue[bytes | Exception]"
     try:
         request = urllib.request.Request(url)
         if token:
-            # Not sent on to another host where the hub redirects.
+            # Not sent to another host when the hub redirects.
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         with urllib.request.urlopen(request, timeout=_PATIENCE) as reply:
             answer.put(reply.read(_LARGEST))
@@ -140,7 +140,7 @@ def _fetch(url: str, token: str | None, answer: "queue.Queue[bytes | Exception]"
 
 def _fix(error: Exception, name: str) -> str:
     status = error.code if isinstance(error, urllib.error.HTTPError) else None
-    # The hub says 401, too, of what is not there, to who is not logged in.
+    # Without a login the hub answers 401 for missing repositories, too.
     near = near_models(name) if status in (401, 404) else []
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     if status in (401, 403):

@@ -1,4 +1,4 @@
-"""A measured step of another stack, predicted by the formulas that predict a profile's."""
+"""Predicts a measured step of another stack by the formulas for profiles."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,7 +29,7 @@ _WORKSPACE = 2 * 8.125 * MIB
 
 
 class _MeasuredProfile(Profile):
-    """A profile whose rows have one length, which is all that memory needs to know of its data."""
+    """A profile whose rows have one length, the only fact of the data that memory depends on."""
 
     tokens_per_row: int
 

@@ -1,4 +1,4 @@
-"""Names of models: which one was meant by a name that is not one."""
+"""Names of models: corrections and suggestions for unknown ones."""
 
 import difflib
 import json
@@ -13,19 +13,19 @@ _FILE = Path(__file__).with_name("models.json")
 
 @cache
 def model_file() -> dict[str, Any]:
-    """models.json: `models`, rows of ids with what is known of them; `renamed`, wrong name → id."""
+    """models.json: `models`, ids with their facts; `renamed`, wrong name → id."""
     content: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
     return content
 
 
 def renamed(name: str) -> str | None:
-    """The model that a name which does not exist was meant for; None for other names."""
+    """The model meant by a known wrong name; None for other names."""
     names = model_file()["renamed"]
     return next((new for old, new in names.items() if old.lower() == name.lower()), None)
 
 
 def near_models(name: str) -> list[str]:
-    """Known models whose names are nearest to one that was not found, the nearest first."""
+    """Known models with names close to an unknown one, the nearest first."""
     ids = [model for row in model_file()["models"] for model in row["ids"]]
     by_name = {model.lower(): model for model in ids}
     last = {known.rpartition("/")[2]: model for known, model in by_name.items()}

@@ -1,7 +1,7 @@
-"""Models by name: what is known of each, and what they need by method on one GPU.
+"""Models by name: facts of each, and their memory by method on one GPU.
 
-`models.json` holds facts that were read (`read`), taken from a listing beside a known base
-(`listed`), or are from memory (`memory`): of the last, config.json has to be looked at first, and
+`models.json` holds facts that were read (`read`), come from a listing beside a known base
+(`listed`), or are from memory (`memory`): for the last, config.json has to be read first, and
 nothing is planned.
 """
 
@@ -18,7 +18,7 @@ from workloads.plan.known_shapes import in_table
 from workloads.plan.model_names import model_file
 from workloads.plan.shapes import ModelShape, from_fields
 
-# Method → changes of its recipe, the better result first: what a smaller GPU may be given up for.
+# Method → changes of its recipe that need less memory, the best result first.
 WAYS: Mapping[str, tuple[Mapping[str, Any], ...]] = MappingProxyType(
     {"full": ({}, {"train.master_weights": "compute"}), "lora": ({},), "qlora": ({},)}
 )
@@ -28,9 +28,9 @@ WAYS: Mapping[str, tuple[Mapping[str, Any], ...]] = MappingProxyType(
 class KnownModel:
     """One model of the hub.
 
-    access: open, gated, or None where it was not noted; prompt: how it is asked, in words;
-    chat_template: our name of that where the tokenizer brings none; native: whether transformers
-    builds it without code of the repository; sure: how its facts are known.
+    access: open, gated, or None if unknown; prompt: its prompt format as text; chat_template: our
+    name of that format, if the tokenizer has no template; native: whether transformers
+    builds it without code of the repository; sure: the source of its facts.
     """
 
     id: str
@@ -46,19 +46,19 @@ class KnownModel:
 
     @property
     def shape(self) -> ModelShape | None:
-        """What can be counted of it offline; None for what is only from memory."""
+        """Its shape, found offline; None for a model known only from memory."""
         fields = in_table(self.id) if self.sure != "memory" else None
         return from_fields(fields) if fields is not None and self.native else None
 
     @property
     def parameters(self) -> int:
-        """All of them; 0 where the shape is not known."""
+        """Number of all parameters; 0 for an unknown shape."""
         return self.shape.parameters if self.shape else 0
 
 
 @dataclass(frozen=True)
 class Way:
-    """A method on one GPU: what is typed beside the method's recipe, and the bytes it needs."""
+    """A method on one GPU: settings besides the method's recipe, and the bytes it needs."""
 
     method: str
     settings: tuple[str, ...]
@@ -81,7 +81,7 @@ def known_models() -> tuple[KnownModel, ...]:
 
 
 def ways(shape: ModelShape, recipes: Mapping[str, Profile]) -> list[Way]:
-    """Every method with what it needs on one GPU; recipes: method → the profile that it is."""
+    """Every method with its memory on one GPU; recipes: method → its profile."""
     found = []
     for method, recipe in recipes.items():
         for changes in WAYS[method]:

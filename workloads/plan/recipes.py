@@ -45,14 +45,14 @@ def fitting_recipe(
 
 
 def _needs(names: Sequence[str], model: str | None, folder: Path) -> list[tuple[Path, Breakdown]]:
-    """Recipes with what is predicted for each."""
+    """Recipes with the plan of each."""
     paths = [folder / f"{name}.yaml" for name in names]
     changes = {"model.name": model} if model else {}
     return [(path, estimate(resolve(path, {}, changes)[0], 1)) for path in paths if path.is_file()]
 
 
 def plan_comment(path: Path) -> str:
-    """The line of a recipe's file that says what is planned for it, from shapes known offline.
+    """The comment in a recipe's file with its plan, from shapes known offline.
 
     Raises UserError where the model's shape is unknown.
     """
@@ -66,9 +66,9 @@ def plan_comment(path: Path) -> str:
 
 
 def chosen(profile: Path, env: Mapping[str, str]) -> Path:
-    """The profile that RECIPE asks for; the given one where that is not set or it has no recipes.
+    """The profile that RECIPE selects; the given one where that is not set or it has no recipes.
 
-    Raises UserError for a recipe that is not there, and for auto where none fits.
+    Raises UserError for an unknown recipe, and for auto where none fits.
     """
     wanted = env.get("RECIPE", "")
     names = recipes_of(profile) if wanted else ()

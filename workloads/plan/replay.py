@@ -1,4 +1,4 @@
-"""What torch's caching allocator reserves for a series of allocations, by its own policy.
+"""Replays torch's caching allocator: bytes it reserves for a series of allocations.
 
 Written after c10/cuda/CUDACachingAllocator.cpp of torch 2.13: sizes are rounded up to 512 bytes;
 small ones (up to 1 MiB) live in segments of 2 MiB, larger ones under 10 MiB in segments of 20 MiB,
@@ -32,7 +32,7 @@ class _Block:
 
 
 class _Allocator:
-    """expandable: segments of one kind grow at their end instead of new ones being made."""
+    """The allocator's state; expandable: segments grow at their end instead of new ones."""
 
     def __init__(self, expandable: bool) -> None:
         self.expandable = expandable
@@ -71,7 +71,7 @@ class _Allocator:
         return _Block(self._segments, 0, whole, is_small)
 
     def _grown(self, size: int, is_small: bool) -> _Block:
-        """The block at the segment's end, made long enough by whole pages."""
+        """Grow the block at the segment's end by whole pages."""
         page = _SMALL_SEGMENT if is_small else _LARGE_SEGMENT
         last = self._ends.get(is_small)
         have = last.size if last is not None and last.is_free else 0

@@ -1,4 +1,4 @@
-"""How long the rows of a dataset are, and what padding or packing makes of them."""
+"""Row lengths of a dataset, and the effect of padding or packing."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class RowLengths:
     longest: float
 
     def padded(self, rows: int, most: int) -> float:
-        """Tokens that a row takes in a micro-batch of so many, padded to the longest of them.
+        """Tokens of a row in a micro-batch of so many rows, padded to the longest of them.
 
         most: where longer rows are cut. As if lengths were spread evenly around the mean.
         """

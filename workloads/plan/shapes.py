@@ -1,4 +1,4 @@
-"""The shape of a model, read from the fields of its config.json: what can be counted without torch.
+"""The shape of a model from the fields of its config.json, without torch.
 
 Counts are exact for the families below; tests compare them with the models that transformers
 builds from the same fields.
@@ -22,7 +22,7 @@ from workloads.plan.vision_shapes import (
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A causal language model, with the vision towers in front of it where it has some.
+    """A causal language model, with its vision towers, if any.
 
     `small` counts norms, biases, positions and convolutions: neither quantised nor adapted.
     `norms` is the number of norms a layer has over the hidden size; `layer_norm` tells their kind,
@@ -61,7 +61,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """All of them; a tied embedding counts once."""
+        """Number of all parameters; a tied embedding counts once."""
         return sum(self.parameters_by_kind.values())
 
     @property
@@ -71,7 +71,7 @@ class ModelShape:
 
     @property
     def linear_parameters(self) -> int:
-        """What a quantised base holds in few bits: every matrix but embedding and head."""
+        """Parameters that a quantised base holds in few bits: all but embedding and head."""
         return sum(linear.parameters for linear in self.linears)
 
     @property
@@ -102,7 +102,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class _Block:
-    """What a family's decoder layer has besides the matrices that all have."""
+    """Features of a family's decoder layer besides the usual matrices."""
 
     qkv_bias: bool = False
     output_bias: bool = False
@@ -197,7 +197,7 @@ _BLOCKS: Mapping[str, Callable[[Fields], _Block]] = {
     "phi3": _phi3,
     "kosmos-2": _kosmos2,
 }
-# What Kosmos-2 calls the fields that others have.
+# Kosmos-2's names of the usual fields.
 _KOSMOS_NAMES = {
     "embed_dim": "hidden_size",
     "ffn_dim": "intermediate_size",
@@ -219,7 +219,7 @@ _DEFAULTS: Mapping[str, Fields] = {
     "qwen3": {"head_dim": 128},
     "openvla": _LLAMA_7B,
 }
-# Those that a nested config leaves out, as published LLaVAs do.
+# The same for nested configs, as of published LLaVAs.
 _NESTED: Mapping[str, Fields] = {
     "llama": _LLAMA_7B,
     "mistral": {
@@ -239,7 +239,7 @@ _NESTED: Mapping[str, Fields] = {
         "vocab_size": 151936,
     },
 }
-# LLaVAs whose head is tied where the language model says so, whatever they say themselves.
+# LLaVAs whose head is tied by the language model's field, whatever their own says.
 _TIES_AS_TEXT = ("llava", "llava_onevision")
 
 
@@ -292,7 +292,7 @@ def _image_tokens(family: str, fields: Fields, towers: tuple[TowerShape, ...]) -
 
 
 def _language(family: str, fields: Fields) -> str:
-    """The family of the language model, which some models that see name themselves."""
+    """The family of the language model, which some vision-language models name in text_config."""
     if family == "openvla":
         return "llama"
     if family not in NAMING:
@@ -305,7 +305,7 @@ def _language(family: str, fields: Fields) -> str:
 
 
 def _text(family: str, fields: Fields) -> Fields:
-    """Fields of the language model. Models that see nest them; the older of them do not."""
+    """Fields of the language model; vision-language models nest them, except older ones."""
     own = fields.get("text_config") or {}
     if family in NAMING:
         language = _language(family, fields)

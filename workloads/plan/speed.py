@@ -1,4 +1,4 @@
-"""How long a run takes: floating-point operations over what a card was seen to do of them."""
+"""Duration of a run: FLOPs divided by a card's measured rate."""
 
 import json
 import statistics
@@ -12,9 +12,9 @@ from workloads.plan.cards import Card
 from workloads.plan.shapes import ModelShape
 
 _TABLE = Path(__file__).with_name("speeds.json")
-# A run takes between these shares of the time predicted; padded rows and slow disks are not in it.
+# Bounds as factors on the predicted time; padded rows and slow disks are not included.
 FASTEST, SLOWEST = 0.75, 1.6
-# What torch.compile adds: torchtune's 3B reached 0.627 of an A100's peak with it, 0.493 without.
+# Gain of torch.compile: torchtune's 3B reached 0.627 of an A100's peak with it, 0.493 without.
 _COMPILED = 1.27
 # Eager attention moves about 100 bytes for each score, seen on a T4 beside sdpa at rows of 1024
 # tokens and more; a card does some 200 FLOPs in the time in which it moves a byte.
@@ -32,7 +32,7 @@ def mfu_flops_per_token(shape: ModelShape, seq_len: int, adapter: Adapter) -> in
 
 
 def hardware_flops_per_token(shape: ModelShape, seq_len: int, is_full: bool, again: float) -> float:
-    """FLOPs that a card really does for one training token; what MFU counts twice, it does once.
+    """FLOPs that a card really computes for one training token, which are fewer than MFU counts.
 
     again: share of the forward pass that checkpointing repeats. Causal attention sees half of a
     row; going back, a fused kernel computes its scores again: 2.5 times the forward pass.
@@ -60,7 +60,7 @@ class Utilisation:
 
 @cache
 def published() -> tuple[Utilisation, ...]:
-    """What other people measured; `speeds.json` names where."""
+    """Published measurements; `speeds.json` names their sources."""
     rows = json.loads(_TABLE.read_text(encoding="utf-8"))
     return tuple(Utilisation(**row) for row in rows)
 
@@ -91,7 +91,7 @@ def expected_utilisation(
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second of all GPUs together, and what it is known from."""
+    """Tokens a second of all GPUs together, and the source."""
 
     tokens_per_second: float
     source: str
@@ -109,9 +109,9 @@ def speed_of(
     gpus: int,
     own: Sequence[Utilisation] = (),
 ) -> Speed:
-    """How fast a profile trains on so many of these cards.
+    """The speed of a profile on so many of these cards.
 
-    own: what earlier runs on this machine reached; those on the same card win over published ones.
+    own: utilisation of earlier runs here; those on the same card win over published ones.
     """
     method = config.adapter.method
     here = [row for row in own if row.card == card.name]
@@ -126,5 +126,5 @@ def speed_of(
 
 
 def _eager_flops_per_token(config: Profile, shape: ModelShape) -> int:
-    """FLOPs that a card could do while eager attention moves the scores of one token."""
+    """FLOPs that a card could do in the time in which eager attention moves one token's scores."""
     return _EAGER_FLOPS * shape.layers * shape.heads * config.row_length(shape)

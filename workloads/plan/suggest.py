@@ -24,8 +24,8 @@ _METHODS = ("full", "lora", "qlora")
 
 @dataclass(frozen=True)
 class Suggestion:
-    """settings: what to type, nothing where the profile has it; seconds: of a million tokens of
-    the dataset, pads left out where its rows' lengths are known; reason: why it was chosen."""
+    """settings: to type, empty for the profile as it is; seconds: for a million tokens of the
+    dataset, without padding where row lengths are known; reason: of the choice."""
 
     settings: tuple[str, ...]
     config: Profile
@@ -76,7 +76,7 @@ def suggestions(
 
 
 def _seconds(config: Profile, shape: ModelShape, speed: Speed, lengths: RowLengths | None) -> float:
-    """Seconds of a million tokens of the dataset, with the pads that come with them."""
+    """Seconds for a million tokens of the dataset, with their padding."""
     rows, length = config.train.per_device_batch_size, config.row_length(config.seen_shape(shape))
     row, own = float(length), float(length)
     if lengths is not None and not config.packs:
@@ -98,7 +98,7 @@ def fastest_by_method(found: Sequence[Suggestion], most: int = 3) -> list[Sugges
 def automatic(
     config: Profile, env: Mapping[str, str], pinned: Collection[str] = ()
 ) -> Suggestion | None:
-    """The fastest way to train a profile on the GPUs that are here, where it is not safe as it is.
+    """The fastest safe way to train a profile on the GPUs here, if its own settings are not safe.
 
     With the profile's own method where that fits at all; settings in `pinned` stay. None where
     nothing has to be changed, or where GPUs or the model's shape are unknown. Raises UserError
@@ -183,7 +183,7 @@ def _combinations(
 
 
 def _attentions(config: Profile) -> tuple[str, ...]:
-    """Eager attention is the slowest and largest: it is left where a profile has it, not tried."""
+    """Attentions to try; eager, the slowest and largest, only if the profile has it."""
     return ("eager", "auto") if config.model.attention == "eager" else (config.model.attention,)
 
 
@@ -198,7 +198,7 @@ def _samples_a_step(config: Profile, world: int) -> int:
 def _global_batch(
     config: Profile, shape: ModelShape, world: int, packs: bool | None, lengths: RowLengths | None
 ) -> int:
-    """Samples of a step; where packing is switched, as many as hold about as many rows."""
+    """Samples of a step; if packing changes, as many as hold about the same number of rows."""
     whole = _samples_a_step(config, world)
     if packs == config.packs or lengths is None:
         return whole

@@ -44,7 +44,7 @@ def table(breakdown: Breakdown, memory_of_gpu: int | None = None) -> None:
 
 
 def _exact_size(size: int) -> str:
-    """Two places of a GiB; what is less in MiB, so that nothing reads as zero."""
+    """GiB with two decimals; smaller sizes in MiB, so that nothing reads as zero."""
     if size >= GIB:
         return f"{size / GIB:.2f} GiB"
     return f"{size / MIB:.0f} MiB" if size >= 10 * MIB else f"{max(size / MIB, 0.01):.2f} MiB"

@@ -1,4 +1,4 @@
-"""Vision towers of models that see: what can be counted of them from config.json without torch."""
+"""Shapes of vision towers from config.json, without torch."""
 
 import math
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ class TowerShape:
 
 
 def need(fields: Fields, name: str) -> int:
-    """A whole number of 1 or more out of config.json; UserError where it is none."""
+    """A whole number of 1 or more from config.json. Raises UserError where it is none."""
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"expected a whole number under {name!r} in config.json, found {value!r}")
@@ -69,7 +69,7 @@ LLAVA: Mapping[str, str] = {"llava": "llama", "llava_next": "llama", "llava_onev
 NAMING: Mapping[str, str] = {
     **LLAVA, "paligemma": "gemma", "smolvlm": "llama", "idefics3": "llama"
 }  # fmt: skip
-# Neighbouring tokens of an image, a side, that one token of a SmolVLM stands for.
+# Tokens of an image, a side, that a SmolVLM merges into one.
 SHUFFLED: Mapping[str, int] = {"smolvlm": 2, "idefics3": 2}
 
 
@@ -90,7 +90,7 @@ def vision(family: str, fields: Fields, hidden: int) -> Vision:
     return (), (), 0
 
 
-# An image of 512 x 512, where nothing says how large the images are.
+# An image of 512 x 512, where the size of images is unknown.
 _USUAL_SIDE = 512
 
 
@@ -238,7 +238,7 @@ def _llava(family: str, fields: Fields, hidden: int) -> Vision:
     small += 2 * hidden if fields.get("multimodal_projector_bias", True) else 0
     if family == "llava":
         return (tower,), tuple(linears), small
-    # The others see an image in tiles, and once more whole; a vector ends each row of it.
+    # The others see an image in tiles and once as a whole; a vector ends each row of it.
     side = need({**_TOWERS[own["model_type"]], **own}, "image_size")
     tiles = math.ceil(_USUAL_SIDE / side) ** 2 + 1
     return (replace(tower, patches=tiles * tower.patches),), tuple(linears), small + hidden

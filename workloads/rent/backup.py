@@ -1,8 +1,6 @@
-"""A run brought home: sealed checkpoints while it trains, everything at its end, each digest
-verified.
-
-Seals are copied last: a copy that was cut short has none, and counts for nothing. What a digest
-finds damaged has the size and the time of what it was copied from, so it is copied again by digest.
+"""Copies a run home: sealed checkpoints while it trains, everything at its end, with all digests
+verified. Seals are copied last, so that an incomplete copy has none and is not used. A file with a
+wrong digest may have the right size and time, so it is copied again by digest.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,17 +12,17 @@ from workloads.rent.remote import Remote
 from workloads.run.integrity import SEAL, delete, sealed, step_of, verify_checkpoint
 from workloads.run.verify import Verified, verify
 
-_AGAIN = 3  # copies of what is damaged, before the machine is kept for a person to look at
+_AGAIN = 3  # copies of a damaged file, before the machine is kept for a person to look at
 _FINAL = "final"
 
 
 class DamagedCopy(TataraError):
-    """What arrives here is not what was sealed there, however often it is copied."""
+    """A copied file differs from the sealed one, even after repeated copies."""
 
 
 @dataclass
 class Backup:
-    """One run over there and its copy here; `whole`: folders of the copy that were verified."""
+    """One run on the machine and its copy here; `whole`: verified folders of the copy."""
 
     remote: Remote
     folder: str
@@ -34,14 +32,14 @@ class Backup:
 
     @property
     def newest(self) -> str:
-        """What of the copy is worth most: final, else the newest whole checkpoint."""
+        """The most valuable folder of the copy: final, else the newest whole checkpoint."""
         if _FINAL in self.whole:
             return _FINAL
         names = [path.name for path in sealed(self.copy / "checkpoints") if path.name in self.whole]
         return names[-1] if names else ""
 
     def pull(self, complete: Sequence[str], final: bool, seconds: float) -> None:
-        """Copy what is small and what is sealed; complete: names of the sealed checkpoints."""
+        """Copy small files and sealed folders; complete: names of the sealed checkpoints."""
         keep = [f"--include=/checkpoints/{name}/" for name in complete]
         rules = [*keep, "--exclude=/checkpoints/*/"]
         rules += [] if final else [f"--exclude=/{_FINAL}/"]
@@ -57,7 +55,7 @@ class Backup:
     def pull_all(self, complete: Sequence[str], final: bool, seconds: float) -> list[Verified]:
         """The last copy: all of the above again, small files by digest, then `tatara verify`.
 
-        Raises DamagedCopy where what was saved is not whole here.
+        Raises DamagedCopy where a saved folder is not whole here.
         """
         self.whole.clear()
         self.pull(complete, final, seconds)
@@ -78,7 +76,7 @@ class Backup:
             if not damage:
                 break
             if not (path / SEAL).is_file():
-                return  # it was deleted over there while it was copied
+                return  # the run deleted it during the copy
             self.say(f"{below}: the copy is damaged ({damage[0]}); copied again")
             self.remote.pull(f"{self.folder}/{below}", path, [], seconds, check=True)
             damage = verify_checkpoint(path)
@@ -87,9 +85,9 @@ class Backup:
         self.whole.add(path.name)
 
     def _rotate(self, complete: Sequence[str]) -> None:
-        """Delete what the run has deleted, damaged, cut or whole, once a newer checkpoint is whole.
+        """Delete checkpoints that the run has deleted, in any state, once a newer one is whole.
 
-        One that was deleted over there while it was copied has no seal here.
+        One that was deleted during its copy has no seal here.
         """
         folder = self.copy / "checkpoints"
         here = [path for path in folder.iterdir() if step_of(path) >= 0] if folder.is_dir() else []

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-_SLICE = 0.2  # seconds: how soon a wait notices the wish to stop
+_SLICE = 0.2  # seconds until a wait notices a request to stop
 
 
 class Clock:
@@ -14,7 +14,7 @@ class Clock:
         return time.time()
 
     def sleep(self, seconds: float, stop: Callable[[], int] = lambda: 0) -> None:
-        """Wait so long, or until somebody wishes to stop."""
+        """Wait so long, or until a request to stop."""
         end = time.monotonic() + seconds
         while not stop() and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _SLICE))

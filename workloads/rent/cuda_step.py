@@ -1,9 +1,9 @@
-"""Runs over there, by the machine's own python3, before anything is installed: does CUDA work?
+"""Runs on the machine, by its own python3, before anything is installed: does CUDA work?
 
     python3 - GPUS
 
-nvidia-smi speaks with the driver alone: on machines where it looked fine every CUDA program ended
-with error 802. This takes a context on each GPU, writes memory and reads it back. Only the standard
+nvidia-smi only talks to the driver: on machines where it looked fine every CUDA program ended with
+error 802. This takes a context on each GPU, writes memory and reads it back. Only the standard
 library, Python 3.8 or later; ends with 1 and one sentence where something fails.
 """
 
@@ -16,7 +16,7 @@ _MARK = 0x5A
 
 
 def fault(wanted: int) -> str:
-    """What is wrong, in a sentence; empty where nothing is."""
+    """The error in one sentence; empty where there is none."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:

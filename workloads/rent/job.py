@@ -1,14 +1,14 @@
-"""What runs on the machine: scripts for its shell, sent by ssh, with no secret in them.
+"""Scripts for the machine's shell, sent by ssh, without secrets.
 
-The training is detached from every connection. Beside its log lie its process and, once it is over,
-its exit code; its secrets are files in memory that go with it.
+The training is detached from every connection. Its process id and, at its end, its exit code are
+beside its log; its secrets are files in memory, removed at its end.
 """
 
 import shlex
 
 from workloads.rent.ledger import Ledger
 
-# One folder a run, in memory, which only its user may enter.
+# One folder a run, in memory, accessible only to its user.
 _SECRETS = "/dev/shm/tatara-{run}"
 PREPARE = """\
 set -eu
@@ -75,12 +75,12 @@ def secrets_folder(ledger: Ledger) -> str:
 
 
 def keep_secret(ledger: Ledger, name: str) -> str:
-    """Takes the secret from stdin."""
+    """Script that stores a secret from stdin."""
     return KEEP_SECRET.format(folder=secrets_folder(ledger), name=name.lower())
 
 
 def settings(ledger: Ledger, secrets: tuple[str, ...]) -> str:
-    """The environment that set-up, doctor and training share: secrets as names of files."""
+    """Script of the environment for set-up, doctor and training: secrets as names of files."""
     files = [f"{name}_FILE={secrets_folder(ledger)}/{name.lower()}" for name in secrets]
     outputs = ledger.outputs if ledger.outputs.startswith("/") else f'"$PWD"/{ledger.outputs}'
     return _SETTINGS.format(
@@ -96,12 +96,12 @@ def python(ledger: Ledger) -> str:
 
 
 def profile(ledger: Ledger) -> str:
-    """The resolved profile, below the checkout over there."""
+    """Path of the resolved profile below the checkout on the machine."""
     return f".cache/rent/{ledger.run_id}/{ledger.profile}.yaml"
 
 
 def runner(ledger: Ledger, retries: int, resume: bool) -> str:
-    """The script that outlives every connection: training, and again where it ends with 75."""
+    """The script that outlives every connection: it trains, and again after exit code 75."""
     train = [python(ledger), "-m", "workloads.cli", "train", shlex.quote(profile(ledger))]
     if resume:
         train += ["--resume", shlex.quote(ledger.run_id)]
@@ -131,5 +131,5 @@ def log(ledger: Ledger, lines: int, follow: bool) -> str:
 
 
 def _job(ledger: Ledger) -> str:
-    """Below the checkout, where the scripts are."""
+    """The job's folder relative to the checkout, where the scripts run."""
     return shlex.quote(f".cache/rent/{ledger.run_id}")

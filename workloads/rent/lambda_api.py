@@ -1,4 +1,4 @@
-"""Lambda's Cloud API, version 1: requests at the pace it allows, answers or errors with their code.
+"""Client of Lambda's Cloud API, version 1, which keeps its rate limits and reports error codes.
 
 The key travels in a header alone. Redirects are refused: one would turn POST into GET.
 """
@@ -15,14 +15,14 @@ from workloads.rent.clock import Clock
 URL = "https://cloud.lambda.ai/api/v1"
 LAUNCH, TERMINATE = "/instance-operations/launch", "/instance-operations/terminate"
 _PACE, _LAUNCH_PACE = 1.0, 12.0  # seconds between two requests; between two launches
-_TRIES = 6  # of a request that is refused for its pace, or not answered
-_SECONDS = 30.0  # for one answer
+_TRIES = 6  # attempts of a request that is refused for its rate, or not answered
+_SECONDS = 30.0  # seconds for one answer
 # method, URL, headers, body → status and text; OSError where there is no answer
 Send = Callable[[str, str, dict[str, str], bytes | None], tuple[int, str]]
 
 
 class ApiError(TataraError):
-    """An error of the API; `code` is what to tell them apart by."""
+    """An error of the API; `code` identifies its kind."""
 
     def __init__(self, status: int, code: str, message: str, suggestion: str = "") -> None:
         text = f"Lambda: {message} ({code})"
@@ -35,7 +35,7 @@ class ApiError(TataraError):
 
 
 class LambdaApi:
-    """One account. The key appears in no text that this gives back or raises."""
+    """One account. The key appears in no returned text and no error."""
 
     def __init__(
         self, key: str, url: str = "", clock: Clock | None = None, send: Send | None = None
@@ -54,7 +54,7 @@ class LambdaApi:
         """The `data` of an answer.
 
         Raises UserError for a key that is refused, ApiError for another error of the API, Retry
-        where no answer came. A request that may have been heard is not repeated if it launches.
+        where no answer came. A launch that may have been received is not repeated.
         """
         headers, content = dict(self._headers), None
         if body is not None:
@@ -73,7 +73,7 @@ class LambdaApi:
                     return _data(status, text)
                 if last:
                     raise Retry("Lambda: too many requests (429), also after waiting")
-                # A launch that was refused for its pace was not heard.
+                # A launch that was refused for its rate was not carried out.
                 pause = max(pause, _LAUNCH_PACE if path == LAUNCH else _PACE)
             self._clock.sleep(pause)
             pause *= 2

@@ -13,7 +13,7 @@ from workloads.rent.provider import NoCapacity, Offer, RentedMachine
 IMAGE = "lambda-stack-24-04"
 _NO_CAPACITY = "instance-operations/launch/insufficient-capacity"
 _MEMORY = re.compile(r"\((\d+) ?GB")
-# The machine is given up by one who asks; an id that is not there any more is no error.
+# Ends a machine from the shell; an id that no longer exists is no error.
 _BY_HAND = (
     """printf 'Authorization: Bearer %s' "$LAMBDA_API_KEY" | curl -H @- -H """
     """'Content-Type: application/json' -d '{{"instance_ids": ["{machine}"]}}' {url}{path}"""
@@ -23,7 +23,7 @@ _BY_HAND = (
 class LambdaCloud:
     """Machines of one account.
 
-    key: the name of an ssh key there. file_system: one that is attached at /lambda/nfs/NAME.
+    key: name of an ssh key of the account. file_system: one to attach at /lambda/nfs/NAME.
     """
 
     name, bills = "lambda", True
@@ -38,7 +38,7 @@ class LambdaCloud:
     ) -> None:
         self._api, self._identity, self._key = api, identity, key
         self._file_system, self._image = file_system, image
-        self._region = ""  # of the file system: a machine elsewhere cannot have it
+        self._region = ""  # region of the file system: a machine elsewhere cannot attach it
         self.end_by_hand = _BY_HAND.format(machine="MACHINE", url=api.url, path=TERMINATE)
 
     def ready(self) -> None:
@@ -65,7 +65,7 @@ class LambdaCloud:
             self._region = systems[self._file_system]
 
     def _own_key(self, keys: list[dict[str, Any]]) -> str:
-        """The name there of this machine's public key; it is added where it is not there."""
+        """The account's name of this machine's public key, which is added if missing."""
         assert self._identity is not None
         public = self._identity.with_name(f"{self._identity.name}.pub")
         try:
@@ -79,7 +79,7 @@ class LambdaCloud:
         for key in keys:
             if str(key.get("public_key", "")).split()[:2] == parts:
                 return str(key["name"])
-        # Two machines of one person have two keys: the name tells them apart.
+        # Two machines of one person have two keys, distinguished by name.
         name = f"tatara-{re.sub('[^a-zA-Z0-9]', '', parts[-1])[-12:]}"
         self._api.call("POST", "/ssh-keys", {"name": name, "public_key": text})
         return name
@@ -144,7 +144,7 @@ class LambdaCloud:
 
 
 def _machine(instance: Mapping[str, Any]) -> RentedMachine:
-    """An instance without its token of JupyterLab, which stands in every listing."""
+    """An instance without its JupyterLab token, which every listing contains."""
     kind = instance.get("instance_type") or {}
     return RentedMachine(
         id=str(instance["id"]),

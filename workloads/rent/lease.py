@@ -1,12 +1,11 @@
-"""A lease from its beginning, or from wherever its ledger stands, to a machine that is seen gone.
+"""Carries a lease from its beginning, or any state of its ledger, until its machine is gone.
 
     NEW → RENTING → RENTED → RUNNING → ENDED → SAVED → ENDING → GONE
 
-Each state is written before what leads to the next, so that a killed process leaves nothing that
-its successor does not know of. Until RUNNING a machine holds nothing: whatever goes wrong, it is
-ended. From RUNNING to SAVED it may hold the only copy: it is ended only once that is here and
-verified, or when the time to save it (`salvage_seconds` after the deadline) is over, and then it is
-said loudly.
+Each state is written before the action that leads to the next, so that after a kill the next
+process knows everything. Until RUNNING a machine holds nothing: after any failure it is ended. From
+RUNNING to SAVED it may hold the only copy: it is ended only once that is here and verified, or when
+the time to save it (`salvage_seconds` after the deadline) is over, with a clear message.
 """
 
 import contextlib
@@ -41,17 +40,17 @@ _BOOT = 1200.0  # seconds until ssh answers; machines with 8 GPUs take 10 to 15 
 _END = 600.0  # seconds until a machine is seen gone
 _END_AGAIN = 30.0  # seconds after which it is asked again
 _PUSHES = (Event.PUSHED, Event.PUSH_FAILED)
-# What a training ends with that means the same here; the rest is 1.
+# Exit codes of a training that are passed on; others become 1.
 _CODES = (0, 1, 2, 3, 75, 130, 143)
 
 
 class LeftRunning(TataraError):
-    """Something still runs, on purpose or in spite of everything; the text says what ends it."""
+    """A machine still runs, on purpose or after failures; the text names the command to end it."""
 
 
 @dataclass
 class Lease:
-    """One ledger and all that is needed to carry it on.
+    """One ledger with everything needed to continue it.
 
     remote: the machine's, its address filled in by the lease. preparation: None where the training
     was started before.
@@ -66,7 +65,7 @@ class Lease:
     clock: Clock
 
     def carry_on(self) -> int:
-        """Go on to the end; the training's exit code where it is saved.
+        """Carry the lease to its end; returns the training's exit code where it is saved.
 
         Raises LeftRunning where a machine is left running, Retry where a new lease is worth it,
         UserError for what stops the training itself.
@@ -74,7 +73,7 @@ class Lease:
         ledger = self.ledger
         with ledger.held():
             if ledger.state in BEGINS:
-                if self.stop():  # taken up only to be ended
+                if self.stop():  # resumed only to be ended
                     self._give_back("ended before the training began")
                     return EXIT_DONE
                 self._make_ready()
@@ -103,7 +102,7 @@ class Lease:
     # --- until the training runs ---------------------------------------------------------------
 
     def _make_ready(self) -> None:
-        """Rent machines until one of them trains; whatever goes wrong, none of them stays."""
+        """Rent machines until one of them trains; after any failure none of them stays."""
         tries = self.ledger.request.tries
         for left in reversed(range(tries)):
             try:
@@ -142,7 +141,7 @@ class Lease:
             self._unless_stopped()
 
     def _launch(self, offer: Offer) -> bool:
-        """Whether the offer was got. The ledger knows the name before anybody is asked."""
+        """Launch an offer and return whether that worked; writes the machine's name before."""
         ledger, now = self.ledger, self.clock.time()
         hours = ledger.request.hours
         ledger.deadline = now + hours * 3600 if hours else 0.0
@@ -159,7 +158,7 @@ class Lease:
             ledger.save()
             return False
         except Retry as error:
-            # It may have been launched all the same: its name tells.
+            # It may have been launched nevertheless: its name would show.
             self.say(f"{error}; is it there?")
             self.clock.sleep(_BOOT_POLL)
             return self._adopt()
@@ -170,7 +169,7 @@ class Lease:
         return True
 
     def _adopt(self) -> bool:
-        """Take the machine that has the ledger's name, where one was launched unheard."""
+        """Adopt the machine of the ledger's name, if a launch succeeded without an answer."""
         ledger = self.ledger
         found = [machine for machine in self.provider.machines() if machine.name == ledger.label]
         found = [item for item in found if item.status not in LOST]
@@ -200,7 +199,7 @@ class Lease:
         try:
             start(replace(self.remote, stop=lambda: 0), ledger, preparation)
         except (Unreachable, OutOfTime) as error:
-            self.say(f"{error}; whether it was heard will show")
+            self.say(f"{error}; whether it was received will show")
         except TataraError:
             ledger.state = State.RENTED
             ledger.save()
@@ -208,7 +207,7 @@ class Lease:
         self.say(f"training: {ledger.profile}/{ledger.run_id}")
 
     def _reach(self) -> None:
-        """Wait for an address, then for ssh, which answers before the machine is called active."""
+        """Wait for an address, then for ssh, which may answer before the provider says active."""
         ledger, end, reason = self.ledger, self.clock.time() + _BOOT, "it got no address"
         while self.clock.time() < end:
             machine = self.provider.machine(ledger.machine)
@@ -235,20 +234,20 @@ class Lease:
             self.ledger.address = machine.address
             self.ledger.save()
         if self.remote.address != machine.address:
-            # An address that another machine had has another key.
+            # An address may be reused by a machine with another host key.
             if self.remote.known_hosts:
                 self.remote.known_hosts.unlink(missing_ok=True)
             self.remote = replace(self.remote, address=machine.address)
 
     def _give_back(self, reason: str) -> None:
-        """End a machine that holds nothing; the lease begins anew."""
+        """End a machine that holds nothing; the lease starts over."""
         ledger = self.ledger
         if ledger.state is State.NEW or (ledger.state is State.RENTING and not self._adopt()):
             ledger.state = State.GONE
             ledger.save()
             return
         if not self.provider.bills:
-            # What went into the memory of a machine that stays.
+            # Secrets in the memory of a machine that stays.
             self._forget()
         else:
             self.say(f"given back: {ledger.machine}: {reason}")
@@ -289,7 +288,7 @@ class Lease:
             raise self._kept("left at once, as asked: the training goes on")
         if ledger.code < 0:
             self.say("the training's processes are gone without a word: killed, or a restart")
-            self._forget()  # what they would have taken with them
+            self._forget()  # remove what they would have removed
         else:
             self.say(f"the training ended with {ledger.code}")
 
@@ -301,7 +300,7 @@ class Lease:
         return Backup(self._reached(), ledger.run_folder, Path(ledger.copy), self.say)
 
     def _save(self) -> None:
-        """Bring everything home until it is whole here, or until the time for it is over."""
+        """Copy everything home until it is whole here, or until the time for it is over."""
         ledger, backup = self.ledger, self._backup()
         now = self.clock.time()
         limit = max(now, ledger.deadline) + ledger.salvage_seconds
@@ -335,12 +334,12 @@ class Lease:
         else:
             log = logs / "log"
             lines = log.read_text(errors="replace").splitlines()[-12:] if log.is_file() else []
-            self.say("there is no run to save; the last it said:\n  " + "\n  ".join(lines))
+            self.say("there is no run to save; its last lines:\n  " + "\n  ".join(lines))
         ledger.state = State.SAVED
         ledger.save()
 
     def _lost(self, lost: MachineLost) -> None:
-        """End what nothing can be got from any more, and say what of it is here."""
+        """End a machine that cannot be reached any more, and report what was saved of it."""
         ledger = self.ledger
         ledger.note = "lost"
         kept = f"{ledger.verified} in {ledger.copy} is whole" if ledger.verified else "NOTHING"
@@ -351,7 +350,7 @@ class Lease:
     def _kept(self, reason: str) -> LeftRunning:
         ledger = self.ledger
         ledger.state = State.KEPT
-        with contextlib.suppress(OSError):  # a full disk is no reason to say nothing
+        with contextlib.suppress(OSError):  # report even if the disk is full
             ledger.save()
         left = "Left as it is"
         if ledger.bills:
@@ -364,7 +363,7 @@ class Lease:
 
 
 def _pushed(run: Run) -> str:
-    """What became of the push to the hub; empty where none was asked for."""
+    """Result of the push to the hub; empty without one."""
     found = [row for row in rows_in(run.events) if row.get("event") in _PUSHES]
     if not found:
         return ""
@@ -377,9 +376,9 @@ def _pushed(run: Run) -> str:
 
 
 def end(ledger: Ledger, provider: Provider, say: Callable[[str], None], clock: Clock) -> None:
-    """End the ledger's machine, and believe it only when it is seen gone.
+    """End the ledger's machine and wait until it is seen gone.
 
-    Raises LeftRunning, with what to type, where it is still there after ten minutes.
+    Raises LeftRunning, with the command to type, where it still exists after ten minutes.
     """
     if not provider.bills:
         ledger.state, ledger.ended = State.GONE, clock.time()
@@ -396,7 +395,7 @@ def end(ledger: Ledger, provider: Provider, say: Callable[[str], None], clock: C
 
 
 def end_machine(provider: Provider, machine: str, say: Callable[[str], None], clock: Clock) -> None:
-    """Ask for a machine's end until it is seen gone; LeftRunning where it is not."""
+    """Request a machine's end until it is seen gone; raises LeftRunning where it is not."""
     limit, asked, reason = clock.time() + _END, 0.0, ""
     while clock.time() < limit:
         try:

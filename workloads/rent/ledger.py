@@ -1,7 +1,7 @@
-"""A lease as a file, written before and after every step: by it another process can go on.
+"""A lease as a file, written before and after every step, so that another process can continue.
 
-`outputs/.leases/<name>/lease.json`, beside it the machine's host key and what was said. It holds no
-secret. Who works on a lease holds its lock, which ends with the process, however that ends.
+`outputs/.leases/<name>/lease.json`, with the machine's host key and a log beside it. It holds no
+secret. A process that works on a lease holds its lock, which ends with the process in any case.
 """
 
 import fcntl
@@ -20,21 +20,21 @@ from workloads.rent.provider import Request
 from workloads.run.integrity import write_atomically
 
 FOLDER = ".leases"
-_LONGEST = 64  # characters that a provider takes as a name
+_LONGEST = 64  # longest name at a provider, in characters
 _DEADLINE = re.compile(r"tatara-.*-t(\d{9,11})")
 
 
 class State(StrEnum):
-    """How far a lease has come; each is written before the step that leads to the next."""
+    """State of a lease; each is written before the step that leads to the next."""
 
     NEW = "new"  # nothing is rented
-    RENTING = "renting"  # asked for, the answer may have been lost
-    RENTED = "rented"  # a machine costs, nothing worth keeping is on it
+    RENTING = "renting"  # requested; the answer may have been lost
+    RENTED = "rented"  # a machine is billed, without anything worth keeping
     RUNNING = "running"  # the training was started: the machine may hold the only copy
     ENDED = "ended"  # the training is over, the last copy is not verified
-    SAVED = "saved"  # everything is here and verified
-    ENDING = "ending"  # asked to end, not seen gone
-    GONE = "gone"  # seen gone, or never was; an own machine is left alone
+    SAVED = "saved"  # everything is copied and verified
+    ENDING = "ending"  # end requested, not seen gone
+    GONE = "gone"  # seen gone, or never rented; an own machine is left alone
     KEPT = "kept"  # left running on purpose: it may hold the only copy
 
 
@@ -44,7 +44,7 @@ BEGINS = (State.NEW, State.RENTING, State.RENTED)
 
 @dataclass
 class Ledger:
-    """All that is needed to go on with a lease.
+    """Everything needed to continue a lease.
 
     deadline, times: seconds since 1970, 0 for none. code: the training's exit code, -1 where it
     has none. verified: the newest checkpoint, or final, that is whole in the copy.
@@ -95,7 +95,7 @@ class Ledger:
 
     @property
     def run_folder(self) -> str:
-        """The run over there."""
+        """The run's folder on the machine."""
         return f"{self.outputs_there}/{self.profile}/{self.run_id}"
 
     @property
@@ -104,7 +104,7 @@ class Ledger:
 
     @property
     def job_folder(self) -> str:
-        """Log, process and exit code of the training over there."""
+        """Folder of log, process id and exit code of the training on the machine."""
         return f"{self.folder}/.cache/rent/{self.run_id}"
 
     @property
@@ -113,7 +113,7 @@ class Ledger:
 
     @property
     def is_open(self) -> bool:
-        """Whether something may still run, or cost."""
+        """Whether a machine may still run or be billed."""
         return self.state is not State.GONE
 
     def cost(self, now: float) -> float:
@@ -129,7 +129,7 @@ class Ledger:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Be the one that works on this lease; UserError where another process is."""
+        """Lock this lease for this process; raises UserError where another one holds it."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.path / "lock").open("a+") as file:
             try:
@@ -146,7 +146,7 @@ class Ledger:
             yield
 
     def watcher(self) -> int:
-        """The process that works on this lease, 0 where none does."""
+        """Id of the process that works on this lease, 0 for none."""
         try:
             with (self.path / "lock").open("r+") as file:
                 try:
@@ -159,7 +159,7 @@ class Ledger:
 
 
 def lease_name(profile: str, run_id: str) -> str:
-    """`tatara-<profile>-<run>`, cut in the profile so that a deadline still fits behind it."""
+    """`tatara-<profile>-<run>`, with the profile cut so that a deadline fits behind it."""
     slug = re.sub(r"[^a-zA-Z0-9]+", "-", profile).strip("-").lower() or "run"
     run = re.sub(r"[^a-zA-Z0-9]+", "-", run_id).strip("-")[:24]
     room = _LONGEST - len(f"tatara--{run}-t0123456789")
@@ -172,13 +172,13 @@ def label(name: str, deadline: float) -> str:
 
 
 def deadline_in(name: str) -> float | None:
-    """The deadline that a machine's name carries; None for a name that is not ours."""
+    """The deadline in a machine's name; None for a name that is not ours."""
     found = _DEADLINE.fullmatch(name)
     return float(found[1]) if found else None
 
 
 def load(folder: Path) -> Ledger:
-    """A ledger from its folder; UserError where it cannot be read."""
+    """Load a ledger from its folder; raises UserError where it cannot be read."""
     path = folder / "lease.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -198,7 +198,7 @@ def load(folder: Path) -> Ledger:
 def ledgers(outputs: Path, tell: Callable[[str], None] | None = None) -> list[Ledger]:
     """Every lease that was begun here, oldest first.
 
-    Raises UserError for one that cannot be read; where `tell` is given, that gets the sentence.
+    Raises UserError for an unreadable one; with `report`, that gets the message instead.
     """
     found = []
     for path in (outputs / FOLDER).glob("*/lease.json"):

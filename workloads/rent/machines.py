@@ -1,6 +1,6 @@
 """Machines beside the leases of this checkout: found, backed up, ended, and reaped.
 
-A machine that was rented in the console is none of ours: it is touched only by name.
+A machine that was rented in the console is not ours: it is touched only by name.
 """
 
 import shlex
@@ -17,7 +17,7 @@ from workloads.rent.provider import LOST, Provider, RentedMachine
 from workloads.rent.remote import Remote
 from workloads.rent.watch import look
 
-_SALVAGE = 900.0  # seconds after a deadline that whoever watches has to bring work home
+_SALVAGE = 900.0  # seconds after a deadline for its watcher to copy work home
 _COPY_SECONDS = 24 * 3600.0
 _RUNS = """\
 cd {folder} 2>/dev/null || exit 0
@@ -35,7 +35,7 @@ def ledger_named(ledgers: Sequence[Ledger], word: str) -> Ledger | None:
 
 
 def machine_named(provider: Provider, word: str) -> RentedMachine:
-    """A machine of the account by its name, id or address; UserError with those there are."""
+    """A machine of the account by its name, id or address; raises UserError that lists them."""
     found = provider.machines()
     for machine in found:
         if word in (machine.name, machine.id, machine.address):
@@ -48,7 +48,7 @@ def machine_named(provider: Provider, word: str) -> RentedMachine:
 
 
 def runs_there(remote: Remote, outputs: str) -> list[str]:
-    """`<profile>/<run>` of every run in a folder over there."""
+    """`<profile>/<run>` of every run in a folder on the machine. Raises UserError if unreadable."""
     answer = remote.run(_RUNS.format(folder=shlex.quote(outputs)))
     if answer.code:
         raise TataraError(f"{remote.target}: {outputs} cannot be read: {answer.reason}")
@@ -58,9 +58,9 @@ def runs_there(remote: Remote, outputs: str) -> list[str]:
 def back_up(
     remote: Remote, there: str, outputs: Path, ledger: Ledger, say: Callable[[str], None]
 ) -> Iterator[str]:
-    """Copy runs of a folder over there into outputs here, verified; their names.
+    """Copy runs of a folder on the machine into outputs here, verified; returns their names.
 
-    ledger: of the lease, whose own run is meant, or a stand-in without one, for all of them. Raises
+    ledger: of a lease, for its own run, or a stand-in without a run, for all runs. Raises
     DamagedCopy where a copy is not whole.
     """
     own = f"{ledger.profile}/{ledger.run_id}" if ledger.run_id else ""
@@ -78,7 +78,7 @@ def back_up(
 
 
 def discard(ledger: Ledger, provider: Provider, say: Callable[[str], None], clock: Clock) -> None:
-    """End a lease without a last copy, said loudly."""
+    """End a lease without a last copy, with a clear message."""
     with ledger.held():
         if ledger.state not in (State.SAVED, State.GONE):
             say(
@@ -95,11 +95,11 @@ def reap(
     say: Callable[[str], None],
     clock: Clock,
 ) -> list[str]:
-    """End every machine of ours whose deadline is over; what could not be ended, a line each.
+    """End every machine of ours whose deadline is over; returns a line for each failure.
 
     Ours are those whose name carries a deadline. A lease of this checkout that nobody watches is
     carried on first: its work is saved, within its bounds. Any other machine has a quarter of an
-    hour after its deadline, for whoever watches it elsewhere.
+    hour after its deadline, for a watcher elsewhere.
     """
     failed = []
     for machine in provider.machines():

@@ -1,4 +1,4 @@
-"""A lease from its ledger and this process's environment: provider, machine, what goes along."""
+"""Builds a lease from its ledger and this environment: provider, machine, files to send."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ _IDENTITIES = ("id_ed25519", "id_ecdsa", "id_rsa")
 def cloud(
     env: Mapping[str, str], clock: Clock, identity: str = "", key: str = "", file_system: str = ""
 ) -> LambdaCloud:
-    """Lambda with the key of the environment; UserError where there is none."""
+    """Lambda with the key of the environment; raises UserError without one."""
     if not env.get(KEY):
         raise UserError(
             f"expected {KEY}, or {KEY}_FILE, in .env or the environment, found none; make a key in "
@@ -54,7 +54,7 @@ def provider_of(ledger: Ledger, env: Mapping[str, str], clock: Clock) -> Provide
 
 
 def remote_of(ledger: Ledger) -> Remote:
-    # An own machine is known to the user's ssh already.
+    # The user's ssh already knows an own machine.
     own = ledger.provider == OwnMachine.name
     return Remote(
         address=ledger.address,
@@ -66,7 +66,7 @@ def remote_of(ledger: Ledger) -> Remote:
 
 
 def preparation_of(ledger: Ledger, env: Mapping[str, str]) -> Preparation:
-    """What goes along, made from the profile as the ledger keeps it: resolved, in one file."""
+    """The files to send, by the profile in the ledger: resolved, in one file."""
     path = profile_path(ledger)
     config, _ = resolve(path, {}, [])
     return Preparation(
@@ -89,7 +89,7 @@ def lease_of(
     clock: Clock,
     provider: Provider | None = None,
 ) -> Lease:
-    """All that is needed to carry a ledger on."""
+    """The lease of a ledger, ready to continue."""
     begins = ledger.state in BEGINS and not stop()
     return Lease(
         ledger=ledger,
@@ -103,7 +103,7 @@ def lease_of(
 
 
 class Voice:
-    """Says each line with its time, to whoever watches and into a file; no secret is said."""
+    """Prints each line with its time, also into a log file, without secrets."""
 
     def __init__(self, log: Path, env: Mapping[str, str]) -> None:
         self._log, self._env = log, env
@@ -112,17 +112,17 @@ class Voice:
         line = f"{time.strftime('%H:%M:%S')}  {without_secrets(text, self._env)}"
         with self._log.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        with contextlib.suppress(OSError):  # the terminal was closed; the lease goes on
+        with contextlib.suppress(OSError):  # the terminal was closed; the lease continues
             print(line, flush=True)
 
 
 def outlive_the_terminal() -> None:
-    """A closed terminal is no wish to stop: the machine would go on costing unwatched."""
+    """Ignore a closed terminal: otherwise the machine would be billed without a watcher."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def end_watcher(ledger: Ledger) -> int:
-    """Ask the process that works on a lease to stop, save and end it; its number, 0 for none."""
+    """Tell the process that watches a lease to stop, save and end it; returns its id or 0."""
     process = ledger.watcher()
     if process:
         os.kill(process, signal.SIGTERM)

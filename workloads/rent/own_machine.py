@@ -1,10 +1,10 @@
-"""A machine that one has: nothing is rented, billed or ended."""
+"""The user's own machine as a provider: nothing is rented, billed or ended."""
 
 from workloads.rent.provider import Offer, RentedMachine
 
 
 class OwnMachine:
-    """One machine, by the name or address that ssh knows it by."""
+    """One machine, by its name or address for ssh."""
 
     name, bills = "ssh", False
     end_by_hand = ""

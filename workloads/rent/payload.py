@@ -1,6 +1,6 @@
-"""What goes along to the machine: what git lists, data that the profile names, the profile itself.
+"""Files to send to the machine: those that git lists, the profile's data, the profile itself.
 
-No secret goes this way; a file that holds one is refused.
+Secrets are never sent this way; a file that holds one is refused.
 """
 
 import os
@@ -14,10 +14,8 @@ from workloads.environment import is_secret
 from workloads.errors import UserError
 from workloads.rent.remote import harmless
 
-_SHORTEST = 8  # characters of a secret that is looked for
-_LARGEST = (
-    4 << 20
-)  # bytes of a file that is looked through: nobody writes a token into a larger one
+_SHORTEST = 8  # shortest secret to search for, in characters
+_LARGEST = 4 << 20  # bytes of the largest file to search: nobody writes a token into a larger one
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Payload:
 
 
 def payload(root: Path, values: Any, env: Mapping[str, str]) -> Payload:
-    """All that a run of a resolved profile (its values) needs of this checkout.
+    """All files of this checkout that a run of a resolved profile (its values) needs.
 
     Raises UserError where this is no checkout of git, where data lie outside of it, and where a
     file holds the value of one of the environment's secrets.
@@ -76,14 +74,14 @@ def _git(root: Path, *words: str) -> list[str]:
     )
     if done.returncode:
         raise UserError(
-            f"{root}: expected a checkout of git, which says what goes along, found "
+            f"{root}: expected a checkout of git, which lists the files to send, found "
             f"{done.stderr.strip() or 'none'}; start in the checkout"
         )
     return [name for name in done.stdout.split("\0") if name]
 
 
 def _data(root: Path, values: Any, listed: set[str]) -> Iterator[str]:
-    """Paths that settings name and that are there, but not in git."""
+    """Existing paths in settings that git does not list."""
     for text in _texts(values):
         path = Path(text)
         if "/" not in text or "\n" in text or len(text) > 500 or not path.exists():

@@ -1,6 +1,6 @@
-"""From a rented machine to a training that runs on it; a machine that cannot is given back.
+"""Prepares a rented machine until a training runs on it; a broken machine is given back.
 
-Each step ends in a sentence. Until the training is started nothing on the machine is worth keeping.
+Each step prints a sentence. Until the training is started nothing on the machine is worth keeping.
 """
 
 import json
@@ -18,16 +18,16 @@ from workloads.rent.payload import Payload
 from workloads.rent.remote import Remote, RemoteAnswer
 
 _PUSH_SECONDS, _SET_UP_SECONDS, _LOOK_SECONDS = 3600.0, 3600.0, 900.0
-_TOLD = 12  # lines of what went wrong
+_TOLD = 12  # lines shown of an error
 
 
 class BrokenMachine(TataraError):
-    """This machine will not train; another one may."""
+    """This machine cannot train; another one may."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a training needs over there. secrets: values by name, for stdin alone."""
+    """What a training needs on the machine. secrets: values by name, sent by stdin alone."""
 
     payload: Payload
     profile: str
@@ -41,9 +41,9 @@ class Preparation:
 
 
 def check_gpus(remote: Remote, ledger: Ledger) -> str:
-    """Let CUDA compute on every GPU, before anything is sent or installed."""
+    """Test CUDA on every GPU, before anything is sent or installed."""
     if not ledger.gpus:
-        return "no GPU was asked for"
+        return "no GPU was requested"
     source = Path(cuda_step.__file__).read_text(encoding="utf-8")
     answer = remote.python(source, str(ledger.gpus), seconds=120)
     if answer.code:
@@ -52,7 +52,7 @@ def check_gpus(remote: Remote, ledger: Ledger) -> str:
 
 
 def send(remote: Remote, ledger: Ledger, preparation: Preparation) -> str:
-    """The checkout, data, profile and job, then secrets into memory."""
+    """Send the checkout, data, profile and job, then secrets into memory."""
     payload = preparation.payload
     remote.push(payload.root, payload.files, ledger.folder, _PUSH_SECONDS)
     if payload.data:
@@ -78,7 +78,7 @@ def send(remote: Remote, ledger: Ledger, preparation: Preparation) -> str:
 
 
 def set_up(remote: Remote, ledger: Ledger, preparation: Preparation) -> str:
-    """The project's environment over there, unless the lease names one that is there."""
+    """Set up the project's environment on the machine, unless the lease names an existing one."""
     if ledger.python:
         return f"environment: {ledger.python}"
     script = job.settings(ledger, preparation.names) + "scripts/local_setup.sh"
@@ -87,7 +87,7 @@ def set_up(remote: Remote, ledger: Ledger, preparation: Preparation) -> str:
 
 
 def examine(remote: Remote, ledger: Ledger, preparation: Preparation) -> str:
-    """Let torch compute on a GPU, then ask the doctor; before an hour is paid for nothing."""
+    """Test torch on a GPU, then run the doctor, before an hour is paid for nothing."""
     before = job.settings(ledger, preparation.names)
     if ledger.gpus:
         script = f"{before}{job.python(ledger)} -m workloads.doctor.trial compute"

@@ -1,9 +1,9 @@
-"""Runs over there, by the machine's own python3: how the training is, as one JSON object.
+"""Runs on the machine, by its own python3: the state of the training as one JSON object.
 
     python3 - RUN_FOLDER JOB_FOLDER
 
-Only the standard library, Python 3.9 or later. `progress` changes whenever the training got
-further, in whatever phase; a heartbeat alone is none.
+Only the standard library, Python 3.9 or later. `progress` changes whenever the training progresses,
+in any phase; a heartbeat alone is no progress.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def look(run: Path, job: Path) -> dict[str, Any]:
-    """What there is of the run now."""
+    """The current state of the run."""
     statuses = {}
     for path in sorted((run / "status").glob("[0-9]*.json")):
         try:
@@ -25,7 +25,7 @@ def look(run: Path, job: Path) -> dict[str, Any]:
     first = statuses.get("0", {})
     progress = {rank: [one.get("phase"), one.get("progress")] for rank, one in statuses.items()}
     sizes = [_size(run / "metrics.jsonl"), _size(run / "events.jsonl"), _size(job / "log")]
-    # What takes long before there is a run: downloads and caches over there.
+    # Long work before there is a run: downloads and caches on the machine.
     return {
         "run": (run / "config.json").is_file(),
         "code": _number(job / "exit"),

@@ -1,9 +1,9 @@
-"""What a lease asks of whoever lends the machine."""
+"""The interface of a provider of machines."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
-# A machine in one of these will never train.
+# A machine in one of these states will never train.
 LOST = ("terminated", "terminating", "preempted", "unhealthy")
 
 
@@ -13,13 +13,13 @@ def dollars(amount: float) -> str:
 
 @dataclass(frozen=True)
 class Offer:
-    """A type of machine that can be had in a region now; price in dollars an hour."""
+    """A type of machine that is available in a region now; price in dollars an hour."""
 
     type: str
     region: str
     price: float
     gpus: int = 0
-    gpu_memory: int = 0  # GiB of one GPU, 0 where its description does not say
+    gpu_memory: int = 0  # GiB of one GPU, 0 where its description does not tell
     text: str = ""
 
     def __str__(self) -> str:
@@ -28,7 +28,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class RentedMachine:
-    """A machine as its provider lists it, without what may be secret there."""
+    """A machine as its provider lists it, without secret fields."""
 
     id: str
     name: str = ""
@@ -41,7 +41,7 @@ class RentedMachine:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. max_price: dollars an hour, 0 for any; memory: GiB of a GPU at least.
+    """A requested machine. max_price: dollars an hour, 0 for any; memory: GiB of a GPU at least.
 
     hours: from the launch to the last copy, 0 for no end; tries: machines, until one trains;
     wait_seconds: for capacity.
@@ -62,7 +62,7 @@ class Request:
             return False
         if self.max_price and offer.price > self.max_price:
             return False
-        # Where no type is named: GPUs that are large enough, beside the usual processors.
+        # Without a named type: GPUs that are large enough, in machines with the usual CPUs.
         usual = offer.gpus > 0 and offer.gpu_memory >= self.memory and "gh200" not in offer.type
         return bool(self.types) or usual
 
@@ -75,24 +75,24 @@ class Request:
 
 
 class NoCapacity(Exception):
-    """Somebody else was quicker, even where an offer was listed."""
+    """No capacity, even for a listed offer: somebody else was quicker."""
 
 
 class Provider(Protocol):
-    """Lends machines; raises UserError for what a person must put right, Retry for trouble."""
+    """Rents machines; raises UserError for mistakes of the user, Retry for temporary failures."""
 
     name: str
-    bills: bool  # whether a machine costs until it is ended
-    end_by_hand: str  # what a person types to end MACHINE without this program
+    bills: bool  # whether a machine is billed until it is ended
+    end_by_hand: str  # command to type to end MACHINE without this program
 
     def ready(self) -> None:
         """Raise UserError where a lease could not begin: a wrong key, no ssh key."""
 
     def offers(self) -> list[Offer]:
-        """What can be had now."""
+        """Offers that are available now."""
 
     def launch(self, offer: Offer, name: str) -> str:
-        """Rent one machine and give back its id; NoCapacity where it is gone."""
+        """Rent one machine and return its id; raises NoCapacity where the offer is gone."""
 
     def machines(self) -> list[RentedMachine]:
         """All machines of the account."""
@@ -101,4 +101,4 @@ class Provider(Protocol):
         """One machine; None where it is gone."""
 
     def terminate(self, id: str) -> None:
-        """Ask for its end; success says only that the wish was heard."""
+        """Request its end; success only means that the request was received."""

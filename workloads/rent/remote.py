@@ -1,4 +1,4 @@
-"""A machine by ssh and rsync: commands, files there and back, and what a failure means.
+"""A machine by ssh and rsync: runs commands, copies files both ways, explains failures.
 
 Secrets go through stdin alone; the programs get no variable of this process that could hold one.
 """
@@ -18,26 +18,26 @@ from workloads.environment import is_secret
 from workloads.errors import TataraError, UserError
 
 _SSH_FAILED = 255
-_VANISHED = 24  # rsync: files went while they were copied, as checkpoints of a training do
+_VANISHED = 24  # rsync: files vanished during the copy, as checkpoints of a training do
 _KEY_CHANGED = ("REMOTE HOST IDENTIFICATION HAS CHANGED", "Host key verification failed")
-_CONNECT = 15  # seconds for a connection; then three times this without a sign of life
+_CONNECT = 15  # seconds for a connection; three times as long for silence
 
 
 class Unreachable(TataraError):
-    """ssh got no answer; the machine may be there all the same."""
+    """ssh got no answer; the machine may still exist."""
 
 
 class HostKeyChanged(TataraError):
-    """Another machine answers at the address than the one that was rented."""
+    """The machine at the address is not the rented one."""
 
 
 class OutOfTime(TataraError):
-    """A command took longer than it was given."""
+    """A command took longer than its time limit."""
 
 
 @dataclass(frozen=True)
 class RemoteAnswer:
-    """How a command over there ended."""
+    """Result of a command on the machine."""
 
     code: int
     out: str
@@ -45,17 +45,16 @@ class RemoteAnswer:
 
     @property
     def reason(self) -> str:
-        """The last line of what it complained."""
+        """The last line of its error output."""
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
         return lines[-1] if lines else f"exit code {self.code}"
 
 
 @dataclass(frozen=True)
 class Remote:
-    """One machine. known_hosts: of the lease, whose machine's first key is the only one; None: the
-    user's own.
-
-    stop: asked twice a second while a command runs; the command is given up where it says so.
+    """One machine. known_hosts: the lease's file, which accepts only the first key; None: the
+    user's own. stop: called twice a second during a command, which is given up when it returns
+    true.
     """
 
     address: str
@@ -71,7 +70,7 @@ class Remote:
 
     def ssh(self) -> list[str]:
         """The command without its target."""
-        # Of an option that is named twice ssh takes the first.
+        # Of a repeated option ssh takes the first.
         options = [
             *self.options,
             "BatchMode=yes",
@@ -85,7 +84,7 @@ class Remote:
         return [*words, "-i", self.identity] if self.identity else words
 
     def run(self, script: str, seconds: float = 60, stdin: str = "") -> RemoteAnswer:
-        """Run a script over there by its shell, at most so long.
+        """Run a script in the machine's shell, with a time limit.
 
         The script is in the argument list of ssh: it holds no secret. Raises Unreachable,
         HostKeyChanged, OutOfTime.
@@ -93,19 +92,19 @@ class Remote:
         return self._finished([*self.ssh(), self.target, script], seconds, stdin)
 
     def python(self, source: str, *arguments: str, seconds: float = 60) -> RemoteAnswer:
-        """Run a Python program that needs nothing installed over there."""
+        """Run a Python program without dependencies on the machine."""
         words = shlex.join(["python3", "-", *arguments])
         return self.run(words, seconds, stdin=source)
 
     def push(self, root: Path, names: Sequence[str], folder: str, seconds: float) -> None:
-        """Copy files below root into a folder over there; folders go with all they hold."""
+        """Copy files below root into a folder on the machine; folders with all their files."""
         words = ["rsync", "-rlpts", "--from0", "--files-from=-", f"{root}/"]
         self._rsync([*words, f"{self.target}:{folder}/"], seconds, "\0".join(names))
 
     def pull(
         self, folder: str, copy: Path, rules: Sequence[str], seconds: float, check: bool = False
     ) -> None:
-        """Copy a folder from there; check: by digest, where sizes and times say nothing."""
+        """Copy a folder from the machine; check: by digest, where sizes and times are no proof."""
         copy.mkdir(parents=True, exist_ok=True)
         words = ["rsync", "-rlptsc" if check else "-rlpts", "--partial", *rules]
         self._rsync([*words, f"{self.target}:{folder}/", f"{copy}/"], seconds)
@@ -113,7 +112,7 @@ class Remote:
     def _rsync(self, words: list[str], seconds: float, stdin: str = "") -> None:
         words[1:1] = ["-e", shlex.join(self.ssh())]
         answer = self._finished(words, seconds, stdin)
-        # 10, 12, 30 and 35 are rsync's words for a connection that went away.
+        # 10, 12, 30 and 35 are rsync's exit codes of a lost connection.
         if answer.code in (10, 12, 30, 35):
             raise Unreachable(f"{self.target}: the copy was cut short: {answer.reason}")
         if answer.code not in (0, _VANISHED):
@@ -128,7 +127,7 @@ class Remote:
             text=True,
             errors="replace",
             env=harmless(os.environ),
-            # Ctrl-C in the terminal is for the lease to act on, not for its programs.
+            # Ctrl-C in the terminal is handled by the lease, not by its programs.
             start_new_session=True,
         )
         out, err = self._communicate(program, words[0], seconds, stdin)
@@ -150,7 +149,7 @@ class Remote:
             try:
                 return program.communicate(given, timeout=0.5)
             except subprocess.TimeoutExpired:
-                given = None  # communicate() remembers it
+                given = None  # communicate() has kept the rest of it
             late = time.monotonic() >= end
             if late or self.stop():
                 with contextlib.suppress(ProcessLookupError):
@@ -161,7 +160,7 @@ class Remote:
 
 
 def harmless(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment without secrets; ssh's agent is a socket, whatever its name says."""
+    """The environment without secrets; keeps ssh's agent, a socket in spite of its name."""
     return {
         name: value for name, value in env.items() if name == "SSH_AUTH_SOCK" or not is_secret(name)
     }

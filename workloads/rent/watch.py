@@ -1,7 +1,7 @@
-"""A training watched from outside, by its heartbeats: what is saved is copied, what hangs is ended.
+"""Watches a training on a machine: copies what is saved, ends what hangs.
 
-Nothing here believes the machine: progress is what changes in the run's files, and a machine that
-ssh does not reach any more is given up after a while, with the name of what was saved from it.
+The machine is not trusted: progress means changes in the run's files, and a machine that ssh does
+not reach for some time is given up, with a report of what was saved.
 """
 
 import json
@@ -18,20 +18,20 @@ from workloads.rent.ledger import Ledger, State
 from workloads.rent.provider import LOST, Provider, dollars
 from workloads.rent.remote import HostKeyChanged, OutOfTime, Remote, Unreachable
 
-_POLL, _PULL, _TELL = 20.0, 300.0, 60.0  # seconds between two looks, copies and lines
-_GONE = 900.0  # without ssh, after which a machine is given up
-_TERM = 120.0  # seconds that what hangs has after SIGTERM
+_POLL, _PULL, _TELL = 20.0, 300.0, 60.0  # seconds between two checks, copies and lines
+_GONE = 900.0  # seconds without ssh after which a machine is given up
+_TERM = 120.0  # seconds for a hanging training after SIGTERM
 _PULL_SECONDS = 3600.0
-_LAST_STEPS = 30.0  # before the deadline: the last copy may begin
+_LAST_STEPS = 30.0  # seconds before the deadline: the last copy may begin
 
 
 class MachineLost(TataraError):
-    """Nothing can be got from the machine any more."""
+    """The machine cannot be reached any more."""
 
 
 @dataclass
 class Watch:
-    """One training that runs over there. stop: the wish of whoever watches."""
+    """One training on the machine. stop: a request of the user."""
 
     ledger: Ledger
     provider: Provider
@@ -40,7 +40,7 @@ class Watch:
     clock: Clock
     say: Callable[[str], None]
     stop: Callable[[], int]
-    now: Callable[[], int] = lambda: 0  # the wish to leave at once
+    now: Callable[[], int] = lambda: 0  # request to leave immediately
     poll: float = _POLL
     facts: dict[str, Any] = field(default_factory=dict)
     _progress: str = ""
@@ -52,7 +52,7 @@ class Watch:
     _killed_at: float = 0.0
 
     def until_over(self) -> None:
-        """Come back when the training is over, its code in the ledger; MachineLost otherwise."""
+        """Wait until the training is over, with its code in the ledger; else raises MachineLost."""
         self._progress_at = self._seen_at = self._pulled_at = self.clock.time()
         while not self.now():
             try:
@@ -70,7 +70,7 @@ class Watch:
             self.clock.sleep(self.poll, self._is_new_wish)
 
     def _is_new_wish(self) -> int:
-        """Wakes a wait: the first wish to stop is acted on at once."""
+        """Whether a first request to stop is new, which ends a wait immediately."""
         return self.now() or (0 if self._asked_at else self.stop())
 
     def _out_of_reach(self, error: TataraError) -> None:
@@ -81,7 +81,7 @@ class Watch:
         try:
             machine = self.provider.machine(self.ledger.machine)
         except TataraError:
-            pass  # the provider's own trouble says nothing of the machine
+            pass  # a failure of the provider says nothing about the machine
         else:
             if machine is None or machine.status in LOST:
                 raise MachineLost(f"the machine is {machine.status if machine else 'gone'}")
@@ -96,7 +96,7 @@ class Watch:
         stuck = self._killed_at and self.clock.time() - self._killed_at > _TERM
         if code is None and self.facts["alive"] and not stuck:
             return False
-        # Without a code its processes went before they could say: a kill, a reboot.
+        # Without a code its processes ended before they could write one: a kill, a reboot.
         self.ledger.code = -1 if code is None else code
         self.ledger.state = State.ENDED
         self.ledger.save()
@@ -145,7 +145,7 @@ class Watch:
         self._pulled_at, before = now, self.backup.newest
         seconds = _PULL_SECONDS
         if self.ledger.deadline:
-            # The wish to stop must not wait for a copy.
+            # A request to stop must not wait for a copy.
             left = self.ledger.deadline - self.ledger.save_seconds - now
             seconds = max(_TERM, min(seconds, left))
         try:
@@ -167,18 +167,18 @@ class Watch:
 
 
 def look(remote: Remote, ledger: Ledger) -> dict[str, Any]:
-    """How the training is, by its files over there; see probe.py."""
+    """State of the training by its files, from probe.py. Raises TataraError without one."""
     source = Path(probe.__file__).read_text(encoding="utf-8")
     answer = remote.python(source, ledger.run_folder, ledger.job_folder)
     if answer.code:
         raise TataraError(f"{remote.target}: its state cannot be read: {answer.reason}")
-    # A shell over there may greet before.
+    # The shell may print a greeting before.
     found: dict[str, Any] = json.loads(answer.out.strip().splitlines()[-1])
     return found
 
 
 def progress_text(ledger: Ledger, facts: dict[str, Any], now: float) -> str:
-    """Phase, step, what is saved, what it costs."""
+    """Phase, step, saved folders and cost as text."""
     of = f" of {facts['steps']}" if facts.get("steps") else ""
     step = f", step {facts['step']}{of}" if facts.get("step") else ""
     parts = [f"{facts.get('phase') or 'starting'}{step}"]

@@ -1,4 +1,4 @@
-"""The best of a run's checkpoints, by what its model was told on held-out rows."""
+"""The best of a run's checkpoints, by its scores on held-out rows."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -12,10 +12,10 @@ _EARNED = "held_out/"
 
 
 def best_step(run: Run, saved: Collection[int]) -> int | None:
-    """The saved step with the lowest held-out loss, or else the one that earned most rewards.
+    """The saved step with the lowest held-out loss, or else the one with the highest rewards.
 
-    The first of several that lost as little, the last of several that earned as much. What is no
-    number is no evaluation. None where no saved step was evaluated.
+    Of equal losses the first counts, of equal rewards the last. Values that are no numbers do not
+    count. None where no saved step was evaluated.
     """
     weights = _weights(run)
     losses, earned = {}, {}
@@ -39,7 +39,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _weights(run: Run) -> Mapping[str, float]:
-    """Each reward's share in the sum that counts, as the run's settings say."""
+    """Each reward's weight by the run's settings."""
     try:
         rewards = read_json(run.path / "config.json").get("rewards") or {}
     except (OSError, UserError):

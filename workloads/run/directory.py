@@ -31,7 +31,7 @@ def new_id() -> str:
 
 
 def rows_in(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a run's .jsonl file; none without it, and no line that was cut short."""
+    """The rows of a run's .jsonl file; none without the file, and without a line that was cut."""
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
@@ -54,7 +54,7 @@ def _warn(text: str) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's directory; cheap to make, opens nothing by itself."""
+    """One run's directory; cheap to construct, opens nothing."""
 
     path: Path
 
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def samples(self) -> Path:
-        """Held-out questions that a language model answered on the way."""
+        """File of held-out questions that a language model answered during training."""
         return self.evaluation / "samples.jsonl"
 
     @property
@@ -92,7 +92,7 @@ class Run:
         return self.path / "events.jsonl"
 
     def make(self) -> None:
-        """Create the directory and its folders; UserError where that is not possible."""
+        """Create the directory and its folders; raises UserError where that is not possible."""
         try:
             for folder in ("status", "logs", "checkpoints", "evaluation"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ class Run:
                     file.write(b"\n")
 
     def event(self, name: Event, **facts: Any) -> None:
-        """Append one event; a full disk must not end a run that only wanted to tell something."""
+        """Append one event; a full disk must not end a run because of an event."""
         self._append(self.events, {**now(), "event": name, **facts})
 
     def metric(self, row: dict[str, Any]) -> None:
@@ -144,7 +144,7 @@ class Run:
         """Replace a rank's heartbeat."""
         path = self.path / "status" / f"{rank}.json"
         beside = path.with_name(f".{path.name}.{os.getpid()}")
-        # No fsync: a heartbeat is worth nothing after a power cut, and is written every second.
+        # No fsync: a heartbeat is worthless after a power failure, and is written every second.
         beside.write_text(json.dumps(json_ready({**status, **now()})))
         os.replace(beside, path)
 
@@ -161,7 +161,7 @@ class Run:
         return dict(sorted(found.items()))
 
     def resume_point(self, tell: Callable[[str], None] = _warn) -> Path | None:
-        """The newest whole checkpoint; damaged ones are set aside, with an event and a line."""
+        """The newest whole checkpoint; damaged ones are set aside, with an event and a message."""
 
         def damaged(text: str) -> None:
             tell(text)
@@ -175,7 +175,7 @@ class Run:
 
 
 def json_ready(value: Any) -> Any:
-    """JSON has no NaN: write the names that Python, and people, read."""
+    """Values for JSON, which has no NaN: as the names that Python reads."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
@@ -186,7 +186,7 @@ def json_ready(value: Any) -> Any:
 
 
 def outputs(env: dict[str, str] | os._Environ[str]) -> Path:
-    """Where runs are: TATARA_OUTPUTS, or `outputs` here."""
+    """The folder of runs: TATARA_OUTPUTS, or `outputs` here."""
     return Path(env.get("TATARA_OUTPUTS") or "outputs")
 
 

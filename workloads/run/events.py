@@ -1,4 +1,4 @@
-"""The names of what a run tells: phases of a rank, events of the job (docs/run-directory.md)."""
+"""Names of phases of a rank and of events of a job (docs/run-directory.md)."""
 
 from enum import StrEnum
 

@@ -1,4 +1,4 @@
-"""Folders that are whole or do not count: sealed with digests, verified before use or after a copy.
+"""Sealed folders: digests written last, verified before use or after a copy.
 
 Checkpoints are sealed, and exported models.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 SEAL = "complete.json"
 PREFIX = "checkpoint-"
-_OWN = "digest"  # what the seal says of itself
+_OWN = "digest"  # the seal's digest of its own content
 _CHUNK = 8 << 20
 
 
@@ -54,18 +54,18 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Bring every file of a folder to disk and write `complete.json` last.
+    """Sync every file of a folder to disk and write `complete.json` last.
 
     Returns the seal: the facts given, and each file's size in bytes and digest.
     """
     files = {}
     found = files_of(folder)
-    # The disk writes while the digests are taken from memory.
+    # The disk writes while the digests are computed from memory.
     with ThreadPoolExecutor(1) as disk:
         synced = disk.map(_sync, found)
         for path in found:
             files[path.relative_to(folder).as_posix()] = _fact(path)
-        list(synced)  # raises what went wrong there
+        list(synced)  # raises an error of the thread
     for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         _sync(inner)
     return _write_seal(folder, {**facts, "files": files})
@@ -75,7 +75,7 @@ def seal(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 def changing(folder: Path, *names: str) -> Iterator[None]:
     """Change or add the named files of a sealed folder; the digests of all others stay as they are.
 
-    The seal is away meanwhile: a change that is cut short leaves a folder that says so. A folder
+    The seal is removed meanwhile: an interrupted change leaves a folder without one. A folder
     without a seal gets none, and a damaged seal stays as it is.
     """
     try:
@@ -103,7 +103,7 @@ def _write_seal(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_seal(folder: Path) -> dict[str, Any]:
-    """What a seal says; ValueError where it is not one or was changed since it was written."""
+    """Read a seal; raises ValueError where it is none or was changed since it was written."""
     record = json.loads((folder / SEAL).read_text(encoding="utf-8"))
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         raise ValueError("it lists no files")
@@ -113,7 +113,7 @@ def read_seal(folder: Path) -> dict[str, Any]:
 
 
 def _own_digest(record: dict[str, Any]) -> str:
-    """Of all else that a seal says: a changed fact would pass for another number of ranks."""
+    """Digest of a seal's other content: a changed fact could pass for another number of ranks."""
     import xxhash
 
     told = {name: value for name, value in record.items() if name != _OWN}
@@ -121,7 +121,7 @@ def _own_digest(record: dict[str, Any]) -> str:
 
 
 def verify_checkpoint(path: str | os.PathLike[str]) -> list[str]:
-    """Everything wrong with a sealed folder, a sentence each; empty if it is whole."""
+    """Sentences on everything wrong with a sealed folder; empty if it is whole."""
     folder = Path(path)
     try:
         files = read_seal(folder)["files"]
@@ -163,7 +163,7 @@ def sealed(folder: Path) -> list[Path]:
 
 
 def newest_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that verifies; damaged ones are set aside and told of in one line."""
+    """The newest checkpoint that verifies; damaged ones are set aside and reported in one line."""
     for path in reversed(sealed(folder)):
         damage = verify_checkpoint(path)
         if not damage:
@@ -194,7 +194,7 @@ _ASIDE = ("damaged-", "replaced-")  # what a run has set aside, and never uses a
 
 
 def set_aside(folder: Path) -> list[Path]:
-    """Checkpoints that were set aside as damaged or replaced, which only take up room."""
+    """Checkpoints that were set aside as damaged or replaced, which only take disk space."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.name.startswith(_ASIDE))
@@ -208,9 +208,9 @@ def rotate(
 ) -> list[Path]:
     """Delete checkpoints beyond the newest `keep_last`, by number, but never the best one.
 
-    With them go older folders without a seal, which count for nothing, and what was set aside
-    before the oldest that stays. Returns what is gone. What cannot be deleted is reported, a
-    sentence each: housekeeping is no reason to end a training.
+    Also deletes older folders without a seal, which are unusable, and those set aside before the
+    oldest kept one. Returns the deleted ones. Failures are reported, a sentence each: they are no
+    reason to end a training.
     """
     whole = sealed(folder)
     kept = set(whole[-keep_last:]) | {path for path in whole if best and path.name == best.name}
@@ -237,10 +237,10 @@ def step_aside(path: Path) -> int:
 
 
 def delete(path: Path) -> None:
-    """A link as a link: what it leads to is a person's."""
+    """Delete a folder, or a link without its target, which belongs to a person."""
     if path.is_symlink():
         path.unlink()
         return
-    # The seal goes first: a deletion cut short leaves no folder that looks whole.
+    # The seal is deleted first: an interrupted deletion leaves no folder that looks whole.
     (path / SEAL).unlink(missing_ok=True)
     shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""What a run was made with: config.json and manifest.json."""
+"""Facts of a run's start: config.json and manifest.json."""
 
 import importlib.metadata
 import json
@@ -41,7 +41,7 @@ CHOICE = "TATARA_CHOICE"
 
 
 def start(run: Run, config: "Profile", provenance: "Provenance", facts: dict[str, Any]) -> None:
-    """Write what a new run is: its config with provenance and its manifest."""
+    """Write a new run's config with provenance and its manifest."""
     run.make()
     run.end_cut_lines()
     dump = {"format": FORMAT, "config": config.model_dump(), "provenance": dict(provenance)}

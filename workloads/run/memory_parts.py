@@ -1,4 +1,4 @@
-"""The parts of planned memory, as a run's manifest names them, in words for people."""
+"""Labels of the parts of planned memory, by their names in a run's manifest."""
 
 LABELS = {
     "weights": "weights and copies in the compute type",

@@ -1,4 +1,4 @@
-"""A model as people name it: a run, whose exported model it is, a folder, or a name on the hub."""
+"""Finds the model that a user names: a run's exported one, a folder, or a name on the hub."""
 
 import json
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from workloads.run.directory import Run, find
 
 
 def exported_model(wanted: str, root: Path, *workloads: str) -> tuple[str, Run | None]:
-    """The model's folder or hub name, and the run that it comes from, None for one of no run.
+    """The model's folder or hub name, and its run, None for a model without one.
 
     wanted: a run's folder, what `named` takes, or `latest`, the newest run of the workloads, whose
     `final/` is meant; or a model's folder or name on the hub. root: where the runs are. Raises

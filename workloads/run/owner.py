@@ -1,4 +1,4 @@
-"""Who may write a run."""
+"""Exclusive right to write a run."""
 
 import fcntl
 import os

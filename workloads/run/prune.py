@@ -1,4 +1,4 @@
-"""What of a run may go: all but the newest checkpoints of runs that have finished."""
+"""Finds files to remove: old checkpoints of finished runs."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from workloads.run.owner import Owner
 
 @dataclass(frozen=True)
 class Removable:
-    """Something that may go: its kind, where it lies or its name, its size in bytes, and why."""
+    """An item that can be removed: kind, path or name, size in bytes, and reason."""
 
     kind: str
     name: str
@@ -27,7 +27,7 @@ class Removable:
 def old_checkpoints(outputs: Path, keep: int) -> Iterator[Removable]:
     """Checkpoints of finished runs but the newest `keep` and the best, and incomplete ones there.
 
-    A run that goes on, was stopped or failed keeps all: it may be resumed from any.
+    An active, stopped or failed run keeps all: it may be resumed from any.
     """
     for path in sorted(outputs.glob("*/*/checkpoints")):
         run = Run(path.parent)
@@ -53,7 +53,7 @@ def _has_finished(run: Run) -> bool:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove one, where no process has its run; UserError names the one that has."""
+    """Remove a checkpoint; raises UserError where a process has its run."""
     with Owner(Run(folder.parent.parent)):
         remove(folder)
 

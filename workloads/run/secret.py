@@ -1,4 +1,4 @@
-"""The secret that the nodes of a job prove to each other before one believes the other.
+"""The secret that the nodes of a job prove to each other.
 
 TATARA_RENDEZVOUS_SECRET where it is set; else a file in `outputs/` that its owner alone can read
 and the first node makes, so that nodes which share `outputs/` need no setting.
@@ -18,7 +18,7 @@ _LEAST = 16  # characters; ours have 64
 
 
 def rendezvous_secret(env: Mapping[str, str], outputs: Path) -> bytes:
-    """The secret as bytes; UserError where it is too short, or where others can read its file."""
+    """The secret as bytes; raises UserError where it is too short, or others can read its file."""
     given = env.get(VARIABLE)
     if given is None:
         return _from_file(outputs / FILE)
@@ -52,7 +52,7 @@ _INSTEAD = f"delete it, or set {VARIABLE} in .env on every host"
 
 
 def _make(path: Path) -> None:
-    """Written beside and linked: of several nodes that make one at once, one wins for all."""
+    """Create the file by a link: of several nodes that do so at once, one wins for all."""
     beside = path.with_name(f"{FILE}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

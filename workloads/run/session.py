@@ -1,4 +1,4 @@
-"""One rank's life inside a run: its heartbeat, its log, its phase, and the wish to stop."""
+"""One rank's part in a run: its heartbeat, log, phase, and stop requests."""
 
 import faulthandler
 import os
@@ -23,7 +23,7 @@ from workloads.run.events import Event, Phase
 from workloads.signals import Interrupted
 
 BEAT = 1.0  # seconds between two heartbeats
-# Phases that a stop may cut short at once, because nothing would be lost.
+# Phases that a stop may interrupt at once, because nothing would be lost.
 INTERRUPTIBLE = (Phase.STARTING, Phase.PREPARING)
 NOTHING_LOST = "stopped before the first step; nothing was lost"
 
@@ -33,7 +33,7 @@ class Session:
     """Made once by each rank; `phase`, `progress` and `tell` are what training code calls.
 
     A thread writes the heartbeat, so that a rank that waits for its peers still shows as alive;
-    `progress` counts what the main thread has done, so that a rank that hangs is told apart.
+    `progress` counts what the main thread has done, so that a hanging rank can be recognised.
     """
 
     run: Run
@@ -56,7 +56,7 @@ class Session:
 
     @property
     def log(self) -> Path:
-        """What this rank and its libraries print."""
+        """Log file of this rank and its libraries."""
         return self.run.path / "logs" / f"{self.node}-{self.rank}.log"
 
     def begin(self) -> None:
@@ -91,7 +91,7 @@ class Session:
 
     @property
     def console(self) -> TextIO:
-        """Where the person who started the run reads."""
+        """Stream of the person who started the run."""
         return self._console
 
     def tell(self, text: str) -> None:
@@ -114,18 +114,18 @@ class Session:
         try:
             yield
         except BaseException:
-            self.progress(phase=before)  # whoever catches this goes on where it was
+            self.progress(phase=before)  # code that catches this continues in the old phase
             raise
         self.enter(before)
 
     def enter(self, name: Phase) -> None:
-        """Go into a phase; a stop that has been asked for is honoured at the door."""
+        """Enter a phase; a pending stop takes effect before it."""
         self.progress(phase=name)
         if self.stopping and name in INTERRUPTIBLE:
             raise Stopped(NOTHING_LOST)
 
     def progress(self, **facts: Any) -> None:
-        """Note that the main thread got further; written with the next heartbeat."""
+        """Record progress of the main thread; written with the next heartbeat."""
         with self._lock:
             self._status.update(facts)
             self._status["progress"] += 1
@@ -148,7 +148,7 @@ class Session:
             return
         self.stop_signal = number
         if self.may_be_cut_short:
-            # Not an Exception: a library that is being imported would take it for its own.
+            # Not an Exception, which a library that is being imported would catch as its own.
             raise Interrupted(number)
 
     def _beat(self) -> None:
@@ -156,7 +156,7 @@ class Session:
             self._write()
 
     def _write(self) -> None:
-        # Held to the end: a beat that began before the last word must not be written over it.
+        # Lock for the whole write: an older beat must not overwrite the final status.
         with self._writing:
             with self._lock:
                 self._status["beat"] += 1

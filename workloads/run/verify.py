@@ -1,7 +1,7 @@
-"""Whether a run, or a copy of one, is whole: its sealed checkpoints and its exported model.
+"""Verifies a run, or a copy of one: its sealed checkpoints and its exported model.
 
-Of each: `whole`, `damaged`, `missing` (the run's own events name it and it is not there), `no seal`
-(cannot be verified) or `left out` (nothing that a run would use).
+States: `whole`, `damaged`, `missing` (named by the run's events), `no seal` (cannot be verified) or
+`left out` (not used by the run).
 """
 
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ _FINE = ("whole", "left out")
 
 @dataclass(frozen=True)
 class Verified:
-    """One folder: its name below what was verified, its state, its bytes, and what there is to say.
+    """One folder: its relative name, state, bytes, and notes.
 
-    unsealed: files in it that its seal does not list, which nothing vouches for.
+    unsealed: files in it that its seal does not list, which cannot be verified.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Verified:
 
 
 def all_whole(found: list[Verified]) -> bool:
-    """Whether there is something that is whole, and nothing that should be and is not."""
+    """Whether at least one folder is whole, and none is damaged or missing."""
     return all(item.state in _FINE for item in found) and any(
         item.state == "whole" for item in found
     )
 
 
 def verify(folder: Path) -> list[Verified]:
-    """Each checkpoint by step and `final/` of a run, or the one sealed folder that was named.
+    """Verify each checkpoint and `final/` of a run, or one sealed folder.
 
     Raises UserError for a folder that is neither, or that may not be read.
     """
@@ -81,7 +81,7 @@ def _is_checkpoints(folder: Path) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, or any part of a copy; a model has a config.json too."""
+    """Whether a folder is a run's, or a partial copy; a model has a config.json, too."""
     names = ("events.jsonl", "config.json", "checkpoints", "final")
     return any((folder / name).exists() for name in names) and not _is_model(folder)
 
@@ -94,7 +94,7 @@ def _checkpoints(folder: Path, run: Run) -> Iterator[Verified]:
     there = [path for path in folder.iterdir() if step_of(path) >= 0] if folder.is_dir() else []
     for path in sorted(there, key=step_of):
         item = _verified(path, f"{folder.name}/{path.name}")
-        # A training that goes on deletes old ones meanwhile.
+        # A running training deletes old ones meanwhile.
         if path.is_dir():
             yield item
     aside = set_aside(folder)
@@ -103,7 +103,7 @@ def _checkpoints(folder: Path, run: Run) -> Iterator[Verified]:
         yield Verified(f"{folder.name}/{path.name}", "left out", notes=(note,))
     rows = _events(run, Event.CHECKPOINT)
     saved = [row["step"] for row in rows if isinstance(row.get("step"), int)]
-    # Older ones may have been deleted, the newest never.
+    # Older ones may have been deleted, but never the newest.
     if saved and saved[-1] not in {*map(step_of, there), *map(step_aside, aside)}:
         note = "the newest that the run has saved, by events.jsonl"
         yield Verified(f"{folder.name}/{PREFIX}{saved[-1]}", "missing", notes=(note,))
@@ -119,7 +119,7 @@ def _final(run: Run) -> Iterator[Verified]:
 
 
 def _events(run: Run, name: Event) -> list[dict[str, Any]]:
-    """The run's events of one name; what a copy has mangled into something else is none."""
+    """The run's events of one name; lines that a copy has damaged are skipped."""
     return [
         row for row in rows_in(run.events) if isinstance(row, dict) and row.get("event") == name
     ]

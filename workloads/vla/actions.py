@@ -22,7 +22,7 @@ class ActionTokenizer:
 
     `vocab_size` is the tokenizer's own size (32000 for Llama 2), without padding rows. -1 is the
     last id, +1 lies `bins` before it; decoding gives the centres of the `bins - 1` intervals.
-    low, high: values in place of -1 and +1.
+    low, high: values instead of -1 and +1.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ def unnormalize(
 
 
 def _table(stats: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The statistics of one vector, also where a dataset's whole entry is given."""
+    """The statistics of one vector, also from a dataset's whole entry."""
     table: Mapping[str, Any] = stats.get("action", stats)
     return table
 
@@ -114,7 +114,7 @@ def _bounds(mode: str) -> tuple[str, str]:
 
 
 def _column(table: Mapping[str, Any], name: str, values: np.ndarray) -> np.ndarray:
-    """float64 [D]: one kind of number for each dimension of `values`."""
+    """float64 [D]: one statistic, such as q01, for each dimension of `values`."""
     if name not in table:
         raise UserError(f"expected {name!r} in the statistics, found {', '.join(table)}")
     try:

@@ -37,7 +37,7 @@ def shallow(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
 
 
 def _data(source: str) -> Finding:
-    """Whether something lies there; what it is, `deep` finds out by opening it."""
+    """Whether the path exists; `deep` opens it."""
     from workloads.data.robot.opening import is_hub_name
 
     path = Path(source)
@@ -53,7 +53,7 @@ def _data(source: str) -> Finding:
 
 
 def _memory(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
-    """An error that names the recipe that fits, where the plan is far beyond the GPU."""
+    """An error that names a fitting recipe, if the plan is far beyond the GPU."""
     gpus = device.gpus(env)
     if not gpus:
         return []

@@ -16,10 +16,10 @@ from workloads.vla.robovlms.spec import IMAGE_SIDE, HeadSize, parameters
 if TYPE_CHECKING:
     from workloads.plan.shapes import ModelShape
 
-# Tokens of a prompt and its answer, and numbers of an action where no mask counts them: seven
+# Tokens of a prompt and its answer, and the size of an action without a mask: seven
 # joints and a gripper.
 TEXT_TOKENS, _ACTION = 64, 8
-_WINDOW = 8  # as most of RoboVLMs' published settings have it
+_WINDOW = 8  # as in most of RoboVLMs' published settings
 
 
 class ActionPart(Section):
@@ -103,7 +103,7 @@ class Source(Section):
 
 
 class Augmentation(Section):
-    """OpenVLA's own values; inference then crops the centre of the same area."""
+    """Augmentation with OpenVLA's defaults; inference then crops the centre of the same area."""
 
     enabled: bool = Field(True, description="Vary images while training.")
     crop_area: Number = Field(0.9, gt=0, le=1, description="Share of the area that is kept.")
@@ -119,7 +119,7 @@ class Augmentation(Section):
 
 
 class Bounds(Section):
-    """Fixed bounds in place of statistics, as RoboVLMs has them: -0.65 to 0.65 on CALVIN."""
+    """Fixed bounds instead of statistics, as in RoboVLMs: -0.65 to 0.65 on CALVIN."""
 
     low: Number = Field(-1, description="Action value that becomes -1; smaller ones are cut off.")
     high: Number = Field(1, description="Action value that becomes 1; larger ones are cut off.")
@@ -135,8 +135,8 @@ class VlaData(Source):
     """The dataset, those mixed into it, and how its steps become samples.
 
     Actions are normalised from q01..q99 to -1..1 (BOUNDS_Q99), which is what OpenVLA's own tools
-    undo; masked dimensions pass as they are. What is said to be of policy heads is refused with
-    other kinds of `action_head`.
+    undo; masked dimensions pass as they are. Settings of policy heads are refused with other kinds
+    of `action_head`.
     """
 
     mixed_with: tuple[Source, ...] = Field((), description="Further datasets, by weight.")
@@ -251,7 +251,7 @@ class VlaData(Source):
 
 
 class ActionHead(Section):
-    """How actions come out of the model: as 256-bin tokens, as a chunk in one pass (OFT), or from a
+    """Output of actions: as 256-bin tokens, as a chunk in one pass (OFT), or from a
     policy head over the steps of a window (RoboVLMs: lstm, gpt, fc, discrete)."""
 
     kind: Literal["tokens", "oft", "lstm", "gpt", "fc", "discrete"] = Field(
@@ -271,7 +271,7 @@ class ActionHead(Section):
     layers: Whole = Field(4, ge=1, description="Layers of the LSTM.")
     dropout: Number = Field(0, ge=0, lt=1, description="Dropout between the LSTM's layers.")
     latent: Whole = Field(1, ge=1, description="Action tokens a frame (policy heads).")
-    pool: bool = Field(False, description="Max-pool the states that the head is given.")
+    pool: bool = Field(False, description="Max-pool the states for the head.")
     reads: Literal["action_token", "all", "text", "vision"] = Field(
         "action_token",
         description="States that a policy head is given: of learnt action tokens, or, without "
@@ -342,7 +342,7 @@ class VlaConfig(Profile):
         return self
 
     def _check_head(self) -> None:
-        """What belongs to policy heads is refused where there is none, and the other way round."""
+        """Raise ValueError for settings that do not fit the kind of action head."""
         head, data = self.action_head, self.data
         if not head.is_policy_head:
             of_windows = {"window", "stride", "normalise", "shift"}
@@ -389,7 +389,7 @@ class VlaConfig(Profile):
 
     @property
     def chunk(self) -> int:
-        """Actions that belong to each step of a sample."""
+        """Actions for each step of a sample."""
         return 1 if self.action_head.kind == "tokens" else self.action_head.chunk
 
     @property
@@ -431,7 +431,7 @@ class VlaConfig(Profile):
 
     @property
     def fuses_head(self) -> bool:
-        """OpenVLA's own loss makes logits of its few labelled positions alone."""
+        """Whether the loss avoids full logits: OpenVLA's uses those of labelled positions only."""
         return False
 
     @property
@@ -441,11 +441,11 @@ class VlaConfig(Profile):
 
     @property
     def action_size(self) -> int:
-        """Numbers of an action, by its mask or the head where they say so."""
+        """Size of an action, by its mask or the head, if given there."""
         return self.action_head.size or len(self.data.action_mask or ()) or _ACTION
 
     def extra_parameters(self, shape: "ModelShape") -> int:
-        """Numbers of an OFT head and of what projects the robot's state.
+        """Number of parameters of an OFT head and of the projector of the robot's state.
 
         The head is a linear layer on all slots of a step, two residual blocks, a linear layer, and
         a norm before each.

@@ -1,9 +1,9 @@
-"""What a memory is worth, on one CPU: the same policy is trained with and without one.
+"""The value of a memory, on one CPU: the same policy is trained with and without one.
 
     make demo-memory [ARGS="train.seed=7"]        both trainings, then a table
-    make demo-memory ARGS=--resume                go on where it was stopped or killed
+    make demo-memory ARGS=--resume resume after a stop or a kill
 
-Settings go to both. Trained as local processes, whatever engine or GPU there is.
+Settings apply to both. They train as local processes, with any engine or GPU here.
 """
 
 import sys
@@ -20,7 +20,7 @@ _TASK = "recall"
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the trainings that are left, print the table; the exit code of one that did not end."""
+    """Run the remaining trainings and print the table; returns the exit code of a failed one."""
     resume, settings = arguments(REMEMBERS, __doc__, words)
     runs: list[Run] = []
     for profile, text in ((REMEMBERS, "with a memory"), (FORGETS, "each frame seen alone")):
@@ -34,12 +34,12 @@ def main(words: Sequence[str]) -> int:
 
 
 def is_done(run: Run) -> bool:
-    """Whether a training has come to its end: its policy was judged."""
+    """Whether a training is complete: its policy was evaluated."""
     return (run.evaluation / f"{_TASK}.json").is_file()
 
 
 def table(remembers: Run, forgets: Run) -> str:
-    """In how many of the same unseen scenes the goal was reached, and where the images are."""
+    """Table of success on the same unseen scenes, with the path of the image."""
     own, other = (read_json(run.evaluation / f"{_TASK}.json") for run in (remembers, forgets))
     rows = {f"with a memory, {name}": score for name, score in own["scores"].items()}
     rows["without a memory"] = other["scores"]["trained"]

@@ -1,6 +1,6 @@
 """One robot's episode: the policy's memory of it, and the chunk that is being executed.
 
-Serving, the reach simulator and CALVIN drive policies through `act`, so that a policy behaves alike
+Serving, the reach simulator and CALVIN call policies through `act`, so that a policy behaves alike
 in all of them.
 """
 
@@ -17,11 +17,11 @@ from workloads.vla.policy import Observation, Policy
 
 @dataclass(frozen=True)
 class Execution:
-    """How chunks are executed.
+    """Execution of chunks.
 
-    steps: actions of a chunk before the next one counts; None: one where the policy remembers, else
-    the whole chunk. ensemble: carry out the weighted mean of all that was predicted for a moment,
-    the oldest with weight 1, each later one e^-ensemble times the one before, as ACT does.
+    steps: actions of a chunk before the next one is used; None: one if the policy remembers, else
+    the whole chunk. ensemble: execute the weighted mean of all predictions for a moment, the oldest
+    with weight 1, each later one e^-ensemble times the one before, as ACT does.
     """
 
     steps: int | None = None
@@ -40,10 +40,9 @@ class Execution:
 
 @dataclass
 class Episode:
-    """memory: the policy's own; frames: how many it was given.
+    """memory: the policy's own; frames: number of frames so far.
 
-    chunks: float64 [chunk, A] each, the newest last, together with how many frames ago they were
-    predicted.
+    chunks: float64 [chunk, A] each, the newest last, each with its age in frames.
     """
 
     memory: Any
@@ -58,10 +57,10 @@ def act(
     unnorm_key: str | None = None,
     execution: Execution = Execution(),
 ) -> np.ndarray:
-    """What to do now in each of N episodes, float64 [N, A]; each goes on by a frame.
+    """Actions for the current frame of N episodes, float64 [N, A]; each advances by a frame.
 
-    A policy that remembers is given every frame, also where the action is of an earlier chunk.
-    Nothing has changed where it raises UserError.
+    A policy with memory gets every frame, also where the action is from an earlier chunk. After a
+    UserError nothing has changed.
     """
     asked = [
         row
@@ -79,7 +78,7 @@ def act(
 
 
 def _is_over(episode: Episode, steps: int | None) -> bool:
-    """Whether the newest chunk has no action left to carry out."""
+    """Whether the newest chunk has no action left."""
     if not episode.chunks:
         return True
     age, chunk = episode.chunks[-1]
@@ -89,7 +88,7 @@ def _is_over(episode: Episode, steps: int | None) -> bool:
 def _next(
     episode: Episode, chunk: np.ndarray | None, policy: Policy, execution: Execution
 ) -> np.ndarray:
-    """The action of this frame; `chunk` is what was predicted for it, if anything was."""
+    """The action of this frame, [A]; `chunk`: a new prediction for it, if any."""
     chunks, steps = episode.chunks, execution.steps or (1 if policy.remembers else None)
     if chunk is not None and (execution.ensemble is not None or _is_over(episode, steps)):
         chunks.append((0, chunk))
@@ -106,8 +105,8 @@ def _next(
 
 
 def _mean(predicted: np.ndarray, weight: float, binary: tuple[int, ...]) -> np.ndarray:
-    """Predictions [n, A], the oldest first; of two values the one with more weight, of equal ones
-    the newest."""
+    """Weighted mean [A] of predictions [n, A], the oldest first; a binary number has the value with
+    more weight, or of equal ones the newest."""
     weights = np.exp(-weight * np.arange(len(predicted)))
     mean = np.asarray(weights @ predicted / weights.sum())
     for place in binary:

@@ -1,4 +1,4 @@
-"""What training, export and planning need of a kind of policy, as a Protocol with two families."""
+"""The interface of a policy family for training, export and planning, with two families."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ FAMILIES = ("openvla", "robovlms")
 
 
 class Meter(Protocol):
-    """How right predicted actions are, summed over batches where the model runs."""
+    """Errors of predicted actions, summed over batches on the model's device."""
 
     @property
     def logged(self) -> tuple[str, ...]:
-        """Those of the measures that rows of training have; rows of evaluation have all."""
+        """Measures in rows of training; rows of evaluation have all."""
 
     def add(self, outputs: Any, parts: Tensor, inputs: Mapping[str, Any]) -> None:
         """outputs: of the model; parts int64 [B]: the dataset of each sample; inputs: the batch."""
@@ -52,10 +52,10 @@ class EpochSamples(Protocol):
 
 @dataclass(frozen=True)
 class Samples:
-    """What a trainer goes through.
+    """Datasets of a trainer.
 
-    collate: samples to a batch; meters: of training (True) and of held-out samples; in_order: the
-    dataset is in the order of its epoch already, and is dealt out to `streams` readers.
+    collate: samples to a batch; meters: for training (True) and for held-out samples; in_order: the
+    dataset already is in its epoch's order, divided among `streams` readers.
     """
 
     train: EpochSamples
@@ -68,8 +68,8 @@ class Samples:
 class Family(Protocol):
     """One kind of policy.
 
-    labels: the batch's entry that a loss needs; head_file: where the weights of the head lie beside
-    an adapter's.
+    labels: the batch's entry for the loss; head_file: file of the head's weights beside an
+    adapter's.
     """
 
     labels: str
@@ -77,27 +77,27 @@ class Family(Protocol):
 
     @property
     def exporter(self) -> "Exporter[VlaConfig]":
-        """From a run to a model folder."""
+        """The exporter of this family."""
 
     def read(self, model: Model, folder: Path) -> Any:
-        """A base's config, as `engine.pretrained.base.resolve` asks for it."""
+        """Read a base's config, for `engine.pretrained.base.resolve`."""
 
     def load(
         self, config: VlaConfig, base: Base[Any], sources: Sources, tell: Tell
     ) -> PreTrainedModel:
-        """The base with the head that the profile asks for, without an adapter."""
+        """Load the base with the profile's head, without an adapter."""
 
     def trainable(self, model: PreTrainedModel, config: VlaConfig) -> nn.Module:
-        """The model as it is trained: all of it, or under an adapter with the head beside it."""
+        """Prepare the model for training: whole, or under an adapter with the head beside it."""
 
     def is_head(self, name: str) -> bool:
-        """Whether a parameter is of the head, and not of the base or an adapter."""
+        """Whether a parameter belongs to the head, not to the base or an adapter."""
 
     def keep_skeleton(self, base: Base[Any], model: PreTrainedModel, run: Run) -> None:
-        """Keep all of the base but its weights in the run."""
+        """Copy the base's files, except weights, into the run."""
 
     def processor(self, base: Base[Any]) -> ImageProcessor:
-        """What makes the model's pixels of an image."""
+        """The image processor of the model."""
 
     def samples(
         self,
@@ -110,7 +110,7 @@ class Family(Protocol):
         """The datasets of a training."""
 
     def method(self, config: VlaConfig) -> str:
-        """How actions are made, in a few words."""
+        """Short description of how actions are predicted."""
 
     def load_policy(
         self,
@@ -123,10 +123,10 @@ class Family(Protocol):
         four_bit: bool,
         tell: Tell,
     ) -> Policy:
-        """An exported policy ready to act; facts: those of its tatara.json."""
+        """Load an exported policy; facts: those of its tatara.json."""
 
     def fake_step(self, config: VlaConfig, fields: "Fields") -> "FakeStep":
-        """One training step on fake tensors; fields: those of the base's config.json."""
+        """Build one training step on fake tensors; fields: those of the base's config.json."""
 
 
 def family_of(config: VlaConfig) -> Family:

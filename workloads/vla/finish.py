@@ -23,7 +23,7 @@ _LOOKS = (
 
 
 def finish(config: VlaConfig, session: Session, trainer: RunTrainer) -> None:
-    """Look at the held-out episodes, export, and say what got better. All ranks take part."""
+    """Evaluate on held-out episodes, export, and summarise what got better. All ranks take part."""
     _last_look(session, trainer)
     family = family_of(config)
     sources = ", ".join(source.source for source in config.data.sources())
@@ -31,7 +31,7 @@ def finish(config: VlaConfig, session: Session, trainer: RunTrainer) -> None:
     done: engine_finish.Facts = []
 
     def judge() -> None:
-        """Rank 0 lets the exported policy do its task."""
+        """Evaluate the exported policy on its task, on rank 0."""
         task = config.evaluation
         found = distributed.together(
             lambda: (
@@ -54,7 +54,7 @@ def finish(config: VlaConfig, session: Session, trainer: RunTrainer) -> None:
 
 
 def _last_look(session: Session, trainer: RunTrainer) -> None:
-    """Errors of the trained model on held-out episodes, kept as the run's evaluation."""
+    """Evaluate the trained model on held-out episodes and write the run's evaluation."""
     if trainer.eval_dataset is None:
         return
     history = trainer.state.log_history

@@ -1,4 +1,4 @@
-"""Vision-language-action models by family: the checkpoint's config.json says which one."""
+"""Vision-language-action models; the checkpoint's config.json names the family."""
 
 import os
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def load_pretrained(
     is no checkpoint of a known family.
     """
     named = Model(name=os.fspath(path), revision=revision)
-    # What a local folder lacks is named by its family, as it is read.
+    # Missing files of a local folder are reported by its family's reader.
     folder = locate(named, _silent, weights=not Path(path).is_dir())
     load = _family(folder).load_pretrained
     model: OpenVLA = load(folder, dtype, attn, device, oft, quantisation)
@@ -46,7 +46,7 @@ def load_pretrained(
 
 
 def _silent(text: str) -> None:
-    """For a function that is called by programs: it prints nothing."""
+    """Print nothing: programs call this module."""
 
 
 def random_init(

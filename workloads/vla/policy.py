@@ -1,7 +1,7 @@
 """Inference with a trained policy: images and an instruction in, actions out.
 
-`tatara serve` and the evaluations in simulators know a policy by the Protocol here. OpenVLA answers
-each moment by itself; policy heads remember an episode.
+`tatara serve` and the evaluations in simulators use policies by the Protocol here. OpenVLA sees
+each moment alone; policy heads remember an episode.
 """
 
 import os
@@ -33,9 +33,9 @@ class Observation:
 
 
 class Policy(Protocol):
-    """What serving and the evaluations need of a policy; `act` gives actions in the robot's units.
+    """A policy for serving and evaluation; `act` returns actions in the robot's units.
 
-    name: for people; cameras: those it was trained with, in order.
+    name: for people; cameras: those of its training, in order.
     """
 
     name: str
@@ -43,15 +43,15 @@ class Policy(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The model's device."""
 
     @property
     def unnorm_keys(self) -> tuple[str, ...]:
-        """The datasets whose statistics it has."""
+        """Names of the datasets whose statistics it has."""
 
     @property
     def state_size(self) -> int | None:
-        """How many numbers a state has; None for a policy that takes none."""
+        """Size of a state; None for a policy that takes none."""
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -73,7 +73,7 @@ class Policy(Protocol):
         """Numbers of a dataset's actions, such as their mean; UserError for an unknown key."""
 
     def new_memory(self) -> Any:
-        """The memory of an episode that begins now; None of a policy that remembers nothing."""
+        """The memory of a new episode; None for a policy without memory."""
 
     def act(
         self,
@@ -84,13 +84,13 @@ class Policy(Protocol):
         """B observations → float64 [B, chunk, A]; the chunk of a policy with tokens is 1.
 
         unnorm_key: the dataset whose statistics count, needed where there are several. memories:
-        one an observation, of `new_memory`, which takes the observation in; without them each is
-        the first of an episode. Raises UserError for an unknown key, a missing camera, and a state
-        that is not as in training; memories are then as before.
+        one an observation, of `new_memory`, which stores the observation; without them each is the
+        first of an episode. Raises UserError for an unknown key, a missing camera, and a state of
+        another shape than in training; memories are unchanged then.
         """
 
     def untrained(self, run: Run | None, tell: Tell) -> "Policy":
-        """The same policy with the weights that its run began with, or, without one, random."""
+        """The same policy with its run's initial weights, or random ones without a run."""
 
     @classmethod
     def from_pretrained(
@@ -102,7 +102,7 @@ class Policy(Protocol):
         four_bit: bool = False,
         tell: Tell = print,
     ) -> "Policy":
-        """Load what `tatara export` wrote, an adapter's folder too, or a published checkpoint.
+        """Load a folder of `tatara export`, whole or an adapter, or a published checkpoint.
 
         dtype: by default the one it was exported in, float32 on a CPU. attn: sdpa, eager or
         flash_attention_2; auto is sdpa, or what the policy needs. device: by default the GPU where
@@ -111,7 +111,7 @@ class Policy(Protocol):
         """
         from workloads.vla.family import family_named
 
-        # What a local folder lacks is named by its family, as it is read.
+        # Missing files of a local folder are reported by its family's reader.
         folder = Path(path)
         if not folder.is_dir():
             folder, _ = locate_for_use(Model(name=os.fspath(path)), tell)
@@ -122,7 +122,7 @@ class Policy(Protocol):
 
 
 def _kind(folder: Path, facts: Mapping[str, Any]) -> str:
-    """The family of a folder's policy; an adapter's is that of the run that wrote it."""
+    """The family of a folder's policy; for an adapter that of its run."""
     if is_adapter(folder):
         return str(facts.get("family", "openvla"))
     return str(read_json(folder / "config.json").get("model_type"))
@@ -134,7 +134,7 @@ def observed(cameras: Sequence[str], observation: Observation) -> list[np.ndarra
     Raises UserError where an image or the instruction is missing.
     """
     if not observation.instruction.strip():
-        raise UserError("expected an instruction, found none; say what the robot is to do")
+        raise UserError("expected an instruction, found none; send one for the robot")
     missing = [name for name in cameras if name not in observation.images]
     if missing:
         raise UserError(
@@ -156,5 +156,5 @@ def checked_state(state: np.ndarray | None, size: int) -> np.ndarray:
         raise UserError(f"{wanted}, found shape {list(np.shape(state))}; send all joints")
     if not np.isfinite(state).all():
         raise UserError(f"{wanted}, found some that are not finite; send finite numbers")
-    # In training's type: float32 arithmetic, as the recordings are.
+    # In training's dtype: recordings are float32.
     return np.asarray(state, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Images and prompts exactly as OpenVLA was trained on them; one processor trains and serves.
+"""Images and prompts exactly as in OpenVLA's training; one processor trains and serves.
 
 Pixels are resized by Pillow on uint8, cropped, scaled to [0, 1] and normalised once per vision
 tower. Everything here is numpy and Pillow.
@@ -28,7 +28,7 @@ from workloads.vla.openvla.config import (
 FILE = "preprocessor_config.json"
 IGNORE_INDEX = -100
 EOS_TOKEN_ID = 2
-# The blank between "Out:" and the first action token, as Llama's tokenizer writes it.
+# The space between "Out:" and the first action token in Llama's tokenizer.
 SPACE_TOKEN_ID = 29871
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -37,7 +37,7 @@ _HALF = [0.5, 0.5, 0.5]
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image becomes the model's size; all towers share it.
+    """Resize and crop of images; all towers share it.
 
     size: (height, width), or the length of the shorter side; crop: (height, width).
     """
@@ -49,7 +49,7 @@ class Geometry:
 
 
 class ImageProcessor:
-    """An image → what the model's `pixel_values` hold for it, float32 [C, H, W].
+    """Turns an image into the model's `pixel_values`, float32 [C, H, W].
 
     Reads the fields of preprocessor_config.json: the resolved `tvf_*` parameters where they
     stand there, as in the published checkpoint with its rounded statistics, else those that
@@ -131,7 +131,7 @@ def _statistics(tower: Tower) -> tuple[list[float], list[float]]:
 
 
 def _lookup(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """What each byte becomes, float32 [3, 256], rounded as arithmetic on whole images would."""
+    """Value of each byte, float32 [3, 256], rounded as arithmetic on whole images would."""
     scaled = np.arange(256, dtype=np.float32) / np.float32(255)
     means, stds = np.asarray(mean, np.float32)[:, None], np.asarray(std, np.float32)[:, None]
     return (scaled - means) / stds
@@ -256,7 +256,7 @@ def _target(current: tuple[int, int], size: tuple[int, int] | int) -> tuple[int,
 
 
 def _resize(image: Image.Image, target: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """First across, then down: Pillow 13 takes tall images the other way round by itself."""
+    """Resize width first, then height: Pillow 13 itself reverses the order for tall images."""
     across = image.resize((target[0], image.size[1]), resample)
     return across.resize(target, resample)
 
@@ -269,12 +269,12 @@ def _centre_crop(image: Image.Image, crop: tuple[int, int]) -> Image.Image:
 
 
 def _start(length: int, crop: int) -> int:
-    """Where a centred crop begins; before 0, where black is added, if the image is too small."""
+    """Start of a centred crop; below 0, where black is added, if the image is too small."""
     return -((crop - length) // 2) if crop > length else round((length - crop) / 2)
 
 
 class Tokenizer(Protocol):
-    """What is asked of a Llama tokenizer."""
+    """Interface of a Llama tokenizer."""
 
     bos_token_id: int
 
@@ -282,18 +282,18 @@ class Tokenizer(Protocol):
 
 
 def training_prompt(instruction: str) -> str:
-    """The text before the action tokens; it ends with a blank, and has no image placeholder."""
+    """The text before the action tokens; it ends with a space, and has no image placeholder."""
     question = f"What action should the robot take to {instruction.lower()}?"
     return f"In: {question.replace('<image>', '').strip()}\nOut: "
 
 
 def inference_prompt(instruction: str) -> str:
-    """The text to predict from; the model adds the blank, token 29871, itself."""
+    """The text to predict from; the model itself adds the space, token 29871."""
     return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
 
 
 def tokenize_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    """Ids int64 [L] of a prompt: `<s>`, the text, and token 29871 for its final blank."""
+    """Ids int64 [L] of a prompt: `<s>`, the text, and token 29871 for its final space."""
     text = prompt.removesuffix(" ")
     ids = tokenizer.encode(text, add_special_tokens=False)
     blank = [] if ids[-1] == SPACE_TOKEN_ID else [SPACE_TOKEN_ID]

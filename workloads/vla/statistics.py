@@ -1,4 +1,4 @@
-"""dataset_statistics.json, the file that goes with every checkpoint and export of a policy."""
+"""dataset_statistics.json, which is part of every checkpoint and export of a policy."""
 
 import json
 import os
@@ -14,14 +14,14 @@ Statistics = dict[str, dict[str, Any]]
 
 
 def write_statistics(folder: Path, statistics: Mapping[str, Any]) -> None:
-    """Write the file as the field has it, whole or not at all."""
+    """Write the file in its usual format, atomically."""
     partial = folder / f"{STATISTICS}.partial"
     partial.write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder / STATISTICS)
 
 
 def action_stats(norm_stats: Mapping[str, Any], unnorm_key: str | None) -> Mapping[str, Any]:
-    """The action statistics of a dataset; raises UserError listing the keys there are."""
+    """The action statistics of a dataset; raises UserError that lists known keys."""
     known = ", ".join(norm_stats) or "none"
     if unnorm_key is None and len(norm_stats) != 1:
         raise UserError(f"expected an unnorm_key, found none given; choose one of: {known}")
@@ -36,7 +36,7 @@ def action_stats(norm_stats: Mapping[str, Any], unnorm_key: str | None) -> Mappi
 
 
 def action_size(stats: Mapping[str, Any]) -> int:
-    """Numbers in one action, by its statistics.
+    """Size of an action by its statistics.
 
     Raises UserError where the statistics have no list q01.
     """

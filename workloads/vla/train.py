@@ -23,7 +23,7 @@ from workloads.vla.trainer import VlaTrainer
 
 
 def train(config: VlaConfig, session: Session) -> None:
-    """Fine-tune as the config says; Stopped where the run was asked to stop on the way."""
+    """Fine-tune by the config; raises Stopped where the run was asked to stop before its end."""
     session.enter(Phase.PREPARING)
     distributed.join(config.parallel.hang_timeout)
     family = family_of(config)
@@ -47,7 +47,7 @@ def train(config: VlaConfig, session: Session) -> None:
 
 
 def prepare_data(config: VlaConfig, session: Session) -> Sources:
-    """The datasets, split and described, and what there is to say about them."""
+    """The datasets, split and described, and remarks on them."""
     cache = cache_folder(os.environ)
     kept = session.run.path / "dataset_statistics.json"
     sources = open_sources(config, cache, session.progress, kept)
@@ -71,7 +71,7 @@ def build_trainer(
     processor = family.processor(base)
     folder = cache_folder(os.environ) / "frames"
     if config.parallel.nodes > 1:
-        # Memory maps of one file by several machines are not kept alike.
+        # Memory maps of one file are not coherent between machines.
         folder /= f"node-{os.environ.get('GROUP_RANK', '0')}"
     sources, said = with_frames(sources, config, processor, folder)
     for line in said:
@@ -88,7 +88,7 @@ def build_trainer(
 
 
 def arguments(config: VlaConfig, session: Session, has_held_out: bool) -> TrainingArguments:
-    """Our config in transformers' words; no other place names them."""
+    """Translate our config into transformers' arguments; no other place names them."""
     every = config.evaluation.every_steps if has_held_out else None
     return TrainingArguments(
         **trainer_arguments(config, session, every),

@@ -34,13 +34,13 @@ READ_IN = MappingProxyType({"transformers": "5.17"})
 
 
 class PolicyTrainer(Trainer):
-    """transformers' trainer for batches with actions: their errors counted, their epochs told."""
+    """transformers' trainer for batches with actions: counts errors and sets the epoch."""
 
     meters: Mapping[bool, Meter]
     session: Session
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """The library's own, which would take the records of what is damaged apart."""
+        """The library's method, without records of damage, which it would take apart."""
         inputs = dict(inputs)
         damage = inputs.pop("damage")
         return {**super()._prepare_inputs(inputs), "damage": damage}
@@ -48,7 +48,7 @@ class PolicyTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The model's own loss; actions are compared on the way."""
+        """The model's own loss; also compares actions."""
         inputs = dict(inputs)
         parts = inputs.pop("parts")
         self.note_damage(inputs.pop("damage"))
@@ -61,7 +61,7 @@ class PolicyTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def note_damage(self, damage: list[Damage]) -> None:
-        """Tell of images that could not be read; UserError past the budget of their dataset."""
+        """Report unreadable images; raises UserError past the budget of their dataset."""
         for item in damage:
             for part in self.train_dataset.parts:
                 is_new = item not in part.dataset.damage
@@ -95,7 +95,7 @@ class VlaTrainer(RunTrainer, PolicyTrainer):
         self._since = time.monotonic()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add what the meters have; all ranks are here together."""
+        """Add the meters' values; all ranks call it together."""
         if "eval_loss" in logs:
             values = self._measured(training=False)
             values.pop("samples", None)
@@ -114,22 +114,22 @@ class VlaTrainer(RunTrainer, PolicyTrainer):
         )
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        """The library's own, but for samples that are in the order of their epoch already."""
+        """The library's sampler, except for samples that already are in their epoch's order."""
         if self.samples.in_order:
             return SequentialSampler(self.samples.train)
         return super()._get_train_sampler(*args, **kwargs)
 
     def facts(self) -> dict[str, Any]:
         found = {**super().facts(), "data": self.sources.fingerprint}
-        # Readers of windows share the samples between them: as many others see another order.
+        # Readers of windows share the samples: another number of readers sees another order.
         return found | ({"workers": self.profile.train.workers} if self.samples.in_order else {})
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """The library's own, with the statistics that the weights belong to, and the head."""
+        """The library's save, with the statistics of the weights, and the head."""
         super().save_model(output_dir, *args, **kwargs)
         if not self.args.should_save or output_dir is None:
             return
-        # Shards are written after this, and nothing before it makes the folder.
+        # Shards are written after this, and the folder does not exist before.
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         write_statistics(Path(output_dir), self.sources.statistics)
         head = self._head()
@@ -148,7 +148,7 @@ class VlaTrainer(RunTrainer, PolicyTrainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """The library's own, and the head, which lies in a file of its own."""
+        """The library's loading, and the head, which has a file of its own."""
         file = Path(resume_from_checkpoint) / self.family.head_file
         self._head_apart = file.is_file()
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -157,7 +157,7 @@ class VlaTrainer(RunTrainer, PolicyTrainer):
             inside.load_state_dict(load_file(file), strict=False)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A head that lies in a file of its own is not lost."""
+        """Do not warn of a missing head, which has a file of its own."""
         lost = [name for name in load_result.missing_keys if not self.family.is_head(name)]
         if self._head_apart:
             load_result = load_result._replace(missing_keys=lost)
@@ -165,14 +165,14 @@ class VlaTrainer(RunTrainer, PolicyTrainer):
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """The policy inside what an adapter has made of it."""
+    """The policy inside of an adapter's wrapper."""
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 class Epochs(TrainerCallback):
-    """Tells the dataset which epoch comes, before its workers are made."""
+    """Sets the dataset's epoch before its workers are started."""
 
     def __init__(self, samples: EpochSamples) -> None:
         self.samples = samples
@@ -180,7 +180,7 @@ class Epochs(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # A run that goes on in the middle of an epoch is between two whole numbers.
+        # A run that resumes in the middle of an epoch has a fractional epoch.
         self.samples.epoch = int((state.epoch or 0) + 1e-6)
 
 

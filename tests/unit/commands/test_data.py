@@ -1,4 +1,4 @@
-"""`tatara data`: what people and programs are told of a data set, and what becomes of it."""
+"""`tatara data`: what people and programs are told of a dataset, and what becomes of it."""
 
 import json
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_convert_joins_the_vectors_of_rlds(tmp_path: Path) -> None:
         (["look", "."], "unknown action 'look'; valid names: convert"),
         (["inspect", "nowhere"], "found nothing at nowhere"),
         (["inspect", "{logs}", "train.epochs=1"], "unexpected 'train.epochs=1'"),
-        (["convert", "{logs}", "{logs}/out"], "expected OUT beside the data set"),
+        (["convert", "{logs}", "{logs}/out"], "expected OUT beside the dataset"),
         (["convert", "{logs}", "{logs}_out", "--fps", "0"], "expected steps a second above 0"),
         (["convert", "{logs}", "{logs}_out", "--size", "3"], "expected 8 to 4096 pixels, found 3"),
         (["convert", "{logs}", "{logs}_out", "--max-damaged", "0"], "expected at most 0 damaged"),

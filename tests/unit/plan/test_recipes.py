@@ -22,7 +22,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The project's folder, a data set, and a GPU of any size; nothing can be asked or started."""
+    """The project's folder, a dataset, and a GPU of any size; nothing can be asked or started."""
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("nothing may be asked of a network, and nothing started")

@@ -18,7 +18,7 @@ _CURVES_AT_MOST = 40
 _LIMIT_NEAR = 0.25  # of the range of the values: a limit this near to them is drawn
 _STILL = 1e-6  # of a value: changes up to here are the rounding of float32
 _LONGEST_LABEL = 150  # letters
-# What a person tells apart from any image: neither black nor white.
+# Colours that stand out on any image: neither black nor white.
 _PAPER, _MOUNT, _BORDER, _INK, _SOFT = "#f4f4f2", "#c9ccd1", "#5b6067", "#16181b", "#5b6067"
 
 
@@ -76,7 +76,7 @@ def _drawable(text: str) -> str:
 
 
 def _tile(episode: Episode, camera: str, t: int, damage: list[Damage]) -> Image.Image:
-    """An image in the middle of a frame of its own."""
+    """An image centred on a tile."""
     tile = Image.new("RGB", _TILE, _MOUNT)
     pen = ImageDraw.Draw(tile)
     try:
@@ -92,7 +92,7 @@ def _tile(episode: Episode, camera: str, t: int, damage: list[Damage]) -> Image.
 
 
 def fitted(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """The image, uint8 [H, W, 3], as large as fits into `size` (width, height).
+    """The image, uint8 [H, W, 3], scaled to fit into `size` (width, height).
 
     Small images grow by whole numbers without smoothing, so that every pixel shows.
     """
@@ -108,8 +108,8 @@ def fitted(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
 def action_curves(dataset: Dataset, path: str | Path) -> None:
     """Write a PNG with one plot an action dimension: a curve an episode.
 
-    The axis is that of the values; q01 and q99, between which actions are normalised, are dotted,
-    and joint limits dashed where they are near. CRANE-X7's joints are in rad, and in degrees on the
+    The axis spans the values; q01 and q99, the range that is normalised, are dotted, and joint
+    limits near the values dashed. CRANE-X7's joints are in rad, and in degrees on the
     right. Raises UserError where there are no steps to draw.
     """
     # A Figure of its own: pyplot would keep global state and choose a window system.

@@ -1,8 +1,8 @@
 """Episodes and datasets, with one interface for all file formats.
 
 An episode with damaged records keeps all its good ones: the action of a step is stored with the
-step, so its neighbours stay sound. `rows` then jumps, and `segments` are the runs without a jump,
-which is what anything that looks at several steps in a row (action chunks) must stay within.
+step, so its neighbours stay sound. `rows` then jumps, and `segments` are the runs without a jump;
+whatever reads several consecutive steps (action chunks) must stay within one.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
 from workloads.errors import UserError
 
 Progress = Callable[[int, int], None]
-_SAME_RATE = 0.02  # share by which the rate of real clocks may differ from the one stated
+_SAME_RATE = 0.02  # relative difference allowed between a measured rate and the stated one
 
 
 class ImageReader(Protocol):
@@ -80,7 +80,7 @@ class Episode:
 
     @property
     def instruction(self) -> str:
-        """That of the first step, which nearly always is that of all."""
+        """The instruction of the first step, nearly always that of all steps."""
         return self.said.text
 
     @property
@@ -89,7 +89,7 @@ class Episode:
         return tuple(dict.fromkeys(self.said.steps or (self.said.text,)))
 
     def instruction_at(self, t: int) -> str:
-        """What the robot is told to do at step t."""
+        """The instruction at step t."""
         return self.said.text if self.said.steps is None else self.said.steps[t]
 
     def image(self, camera: str, t: int) -> np.ndarray:
@@ -105,7 +105,7 @@ class Episode:
         """
         encoded = self.encoded(camera, t)
         if encoded is not None:
-            with suppress(images.ImageError):  # of a broken one `image` tells the place
+            with suppress(images.ImageError):  # for a broken image, `image` reports the place
                 found = images.decode_image(encoded)
                 is_bgr = self.color_order == "bgr"
                 return Image.merge("RGB", found.split()[::-1]) if is_bgr else found
@@ -150,7 +150,7 @@ class Episode:
         )
 
     def without_placeholder(self) -> "Episode":
-        """Without the last step where its action is its own state: that teaches to stand still.
+        """The episode without a last step whose action is its own state: it teaches to stand still.
 
         Where the last step recorded is damaged, the one before it has a real action and stays.
         Where actions are the states at every step, the last one is like the others and stays too.
@@ -162,7 +162,7 @@ class Episode:
         return self.take(slice(0, len(self) - 1))
 
     def without_reader(self) -> "Episode":
-        """The same episode without its images: readers hold on to the whole dataset."""
+        """The same episode without its images: an image reader references the whole dataset."""
         return replace(self, reader=NoImages())
 
     def verify(self) -> Iterator[Damage]:
@@ -200,12 +200,12 @@ def _damage_of(read: _Read, camera: str, row: int) -> Iterator[Damage]:
 
 
 class Dataset(Sequence[Episode], ABC):
-    """Episodes in a fixed order, read when asked for.
+    """Episodes in a fixed order, read on access.
 
-    format: the files' format; name: the dataset's entry in the statistics; fps: steps a second
-    where the files or the format say so, measured_fps: what the times of the steps say, where they
-    can be trusted; revision: the commit of one from the hub; seen: all steps, lost ones too;
-    damage: what was found wrong so far; notes: what a person should know before training on it;
+    format: the files' format; name: the dataset's entry in the statistics; fps: steps a second as
+    the files or the format state them, measured_fps: by the timestamps, where they can be trusted;
+    revision: the commit of one from the hub; seen: all steps, lost ones too;
+    damage: what was found wrong so far; notes: remarks to read before training on it;
     unused: features in the files that nothing reads, and why; text_keys: features that hold texts;
     action_names, state_names: one for each dimension, None where the files have none; shares_rows:
     rows number the steps of all episodes, which may overlap, not those of each; last_step_pads:
@@ -299,13 +299,13 @@ class Dataset(Sequence[Episode], ABC):
 
     @property
     def rates_differ(self) -> bool:
-        """Whether the files state another rate than the times of their steps have."""
+        """Whether the stated rate differs from that of the timestamps."""
         if self.fps is None or self.measured_fps is None:
             return False
         return abs(self.measured_fps - self.fps) > _SAME_RATE * self.fps
 
     def note(self, text: str) -> None:
-        """Remember what a person should know of the data, once."""
+        """Add a note on the data, once."""
         if text not in self.notes:
             self.notes.append(text)
 

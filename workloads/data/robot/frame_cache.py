@@ -2,8 +2,8 @@
 
 Two files: the frames, uint8, one after the other, and a checksum for each, 0 where there is none
 yet. Any number of processes of a machine read and fill them at once: a frame is written before its
-checksum, and a frame whose checksum does not agree, as after a machine that went down, is decoded
-again. The file system keeps what is used in memory, and lets it go where that is needed.
+checksum, and a frame whose checksum differs, as after a crash of the machine, is decoded again. The
+page cache keeps used frames in memory and drops them under pressure.
 """
 
 import errno
@@ -24,11 +24,11 @@ _VERSION = 1
 
 
 class FrameCache:
-    """Frames uint8 [H, W, 3] by number; picklable, every process maps the files itself."""
+    """Frames uint8 [H, W, 3] by number; picklable: every process maps the files itself."""
 
     def __init__(self, folder: Path, count: int, shape: tuple[int, int, int]) -> None:
-        """folder: where the files are, made where they are not; sparse, so that they take only
-        as much of the disk as is filled."""
+        """folder: of the files, created if missing; they are sparse and take only as much disk as
+        is filled."""
         self.folder = folder
         self.count = count
         self.shape = shape
@@ -40,7 +40,7 @@ class FrameCache:
             with open(folder / name, "ab") as file:
                 if file.tell() < size:
                     file.truncate(size)
-                if name == _SUMS:  # a store to a map has no way to say that the disk is full
+                if name == _SUMS:  # a write to a memory map cannot report a full disk
                     os.posix_fallocate(file.fileno(), 0, max(size, 1))
 
     @property
@@ -49,7 +49,7 @@ class FrameCache:
         return self.count * int(np.prod(self.shape))
 
     def get(self, number: int, load: Callable[[], np.ndarray]) -> np.ndarray:
-        """The frame, uint8 [H, W, 3], as it was kept, else what `load` returns.
+        """The frame, uint8 [H, W, 3], from the cache, else what `load` returns.
 
         What `load` raises goes through.
         """
@@ -66,7 +66,7 @@ class FrameCache:
         return pixels
 
     def _write(self, pixels: np.ndarray, place: int) -> bool:
-        """Whether all of it was written; a disk that is full costs time only."""
+        """Write a frame and return whether that succeeded; a full disk costs time only."""
         try:
             return os.pwrite(self._file, pixels.data, place) == pixels.nbytes
         except OSError as error:
@@ -98,7 +98,7 @@ class FrameCache:
 
 
 def _checksum(pixels: np.ndarray) -> int:
-    """Of a frame's bytes, never 0; a frame is not copied for it."""
+    """Checksum of a frame's bytes, never 0; without a copy of the frame."""
     import google_crc32c
 
     return int(google_crc32c.value(pixels)) or 1

@@ -1,4 +1,4 @@
-"""Decodes images to arrays; errors say what is wrong with an image."""
+"""Decodes images to arrays, with a reason for each image that cannot be decoded."""
 
 import io
 import struct
@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from workloads.data.images import is_deep, to_rgb
 
-# The first bytes of what recorders write: an image that begins otherwise is none.
+# The first bytes of the formats that recorders write; anything else is no image.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"RIFF")
 
 
@@ -51,7 +51,7 @@ def is_deep_grey(encoded: bytes) -> bool:
 
 
 def is_jpeg_or_png(encoded: bytes) -> bool:
-    """Whether the bytes are of a kind that every reader of datasets knows."""
+    """Whether the bytes are JPEG or PNG, which every reader of datasets knows."""
     return encoded.startswith(_SIGNATURES[:2])
 
 
@@ -67,14 +67,14 @@ def as_rgb(pixels: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _opened(encoded: bytes) -> Iterator[Image.Image]:
-    """The image; what Pillow says of a broken one, in here and in the caller, as ImageError."""
+    """Open an image; Pillow's errors, here and in the caller's block, become ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(encoded)) as image:
                 yield image
     except UnidentifiedImageError:
-        # Pillow's own words hold an address, and the same damage is to be told in the same ones.
+        # Pillow's message holds an address; the same damage should give the same message.
         raise ImageError("image decode error: not an image of a known format") from None
     # What Pillow's decoders raise on broken input, each format its own.
     except (
@@ -116,7 +116,7 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each new pixel the two old ones it lies between, and how far it is from the first."""
+    """For each new pixel its two neighbours among the old ones, and its distance from the first."""
     places = (np.arange(new) + 0.5) * (old / new) - 0.5
     first = np.floor(places)
     share = (places - first).astype(np.float32)

@@ -14,7 +14,7 @@ from workloads.data.tfrecord import DamagedRecord
 def inspect(
     dataset: Dataset, verify: bool = True, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """What is in the dataset, as a dictionary ready for JSON.
+    """The contents of a dataset as a dictionary ready for JSON.
 
     Holds episodes, steps, lengths, cameras, instructions with the number of episodes, the range of
     every state and action dimension against the joint limits (CRANE-X7 only, rad), gaps, damage,
@@ -65,9 +65,9 @@ def _spread(lengths: np.ndarray) -> dict[str, float]:
 
 
 def _cameras(episodes: list[Episode], each: bool) -> dict[str, dict[str, Any]]:
-    """Per camera the number of episodes that have it and the size of its first readable image.
+    """For each camera its number of episodes and the size of its first readable image.
 
-    each: look at every episode, and list the other sizes there are.
+    each: read every episode and list the other sizes, too.
     """
     found: dict[str, dict[str, Any]] = {}
     for episode in episodes:

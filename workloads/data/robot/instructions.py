@@ -13,7 +13,7 @@ Origin = Literal["recorded", "option", "default"]
 
 
 class Instruction(NamedTuple):
-    """The text of the first step, that of each step where they differ, and where they are from."""
+    """The text of the first step, those of all steps where they differ, and their origin."""
 
     text: str
     steps: tuple[str, ...] | None

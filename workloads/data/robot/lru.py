@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 
 
 class LruCache(Generic[Key, Value]):
-    """Keeps the `size` values used last; worker processes start with none."""
+    """Keeps the `size` most recently used values; worker processes start empty."""
 
     def __init__(self, size: int, drop: Callable[[Value], None] | None = None) -> None:
         self.size = size
@@ -20,7 +20,7 @@ class LruCache(Generic[Key, Value]):
         return len(self._kept)
 
     def get(self, key: Key, load: Callable[[], Value]) -> Value:
-        """The value kept for `key`, else what `load` returns; what it raises goes through."""
+        """The cached value of `key`, else that of `load`, whose errors pass through."""
         if key not in self._kept:
             self._kept[key] = load()
             while len(self._kept) > self.size:

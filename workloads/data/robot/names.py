@@ -10,6 +10,6 @@ def joint_limits(dataset: Dataset, size: int) -> tuple[tuple[float, float], ...]
 
 
 def dimension_name(dataset: Dataset, what: str, size: int, number: int) -> str:
-    """The name of a dimension of what "action" or "state", or its number where it has none."""
+    """Name of a dimension, or its number; what: "action" or "state"."""
     names = dataset.action_names if what == "action" else dataset.state_names
     return names[number] if names is not None and len(names) == size else f"dimension {number}"

@@ -19,7 +19,7 @@ BAG_METADATA = "metadata.yaml"
 CALVIN_ANNOTATIONS = Path("lang_annotations/auto_lang_ann.npy")
 CALVIN_RECORDINGS = "ep_start_end_ids.npy"
 HDF5 = (".hdf5", ".h5")
-# What one format alone can use: an option given to another is refused, never ignored.
+# Options of single formats: given to another format, they are refused, never ignored.
 _SPECIAL = {
     "LeRobot": ("state_keys", "action_keys", "instruction_key", "revision"),
     "RLDS": ("split", "state_keys", "action_keys", "instruction_key"),
@@ -58,7 +58,7 @@ def open_dataset(
 
 
 def _complete(options: Options) -> Options:
-    """The options with paths and tuples as they are declared, whatever was given."""
+    """The options with paths and tuples in their declared types."""
     if options.color_order not in (None, "rgb", "bgr"):
         raise UserError(
             f"expected a color_order of rgb or bgr, found {options.color_order!r}; set one of them"
@@ -72,7 +72,7 @@ def _complete(options: Options) -> Options:
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether this can be a dataset's name on the hub: owner/name, and nothing lies there."""
+    """Whether this can be a dataset's name on the hub: owner/name, and no such path here."""
     parts = source.split("/")
     return (
         len(parts) == 2
@@ -83,8 +83,7 @@ def is_hub_name(source: str) -> bool:
 
 
 def _local(path: str | os.PathLike[str], options: Options) -> tuple[Path, str | None]:
-    """Where the dataset lies on this machine, and its commit where it was downloaded from the
-    hub."""
+    """Local folder of a dataset, and its commit if it comes from the hub."""
     root = Path(path)
     if root.exists():
         return root, None
@@ -142,7 +141,7 @@ WHAT_IS_READ = (
 
 
 def _contents(root: Path) -> str:
-    """What lies in a folder in place of a dataset, in a few words."""
+    """Short description of a folder that holds no dataset."""
     if root.is_file():
         return f"a file {root.name}"
     names = [file.name for _, file in zip(range(10_000), root.rglob("*"), strict=False)]
@@ -157,14 +156,14 @@ def _contents(root: Path) -> str:
 
 
 def _below(root: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Files below a folder whose name ends so, in plain string order; the file itself."""
+    """Files below a folder with this ending, in plain string order; or the file itself."""
     if root.is_file():
         return [root] if root.name.endswith(endings) else []
     return [Path(file) for file in sorted(recordings.walk(root, endings))]
 
 
 def _refuse(root: Path, format: str, options: Options) -> None:
-    """What a format has no use for is never ignored silently."""
+    """Raise UserError for an option that the format has no use for."""
     values, special = asdict(options), {name for names in _SPECIAL.values() for name in names}
     given = [name for name in values if name in special - {*_SPECIAL[format]} and values[name]]
     if given:
@@ -175,7 +174,7 @@ def _refuse(root: Path, format: str, options: Options) -> None:
 
 
 def _check_map(dataset: Dataset) -> None:
-    """A text that the map translates and no episode has is a typing error."""
+    """Raise UserError for a mapped text that no episode has: a typing error."""
     said = {text for episode in dataset for text in episode.instructions}
     unused = [key for key, text in dataset.options.instruction_map.items() if text not in said]
     if unused:

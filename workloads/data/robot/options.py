@@ -19,7 +19,8 @@ class Options:
     for CRANE-X7 TFRecords, whose recorders exchange red and blue, and "rgb" for all else.
     cache_dir: where indices are kept; without it nothing is written anywhere.
     instruction: for episodes without one; by default "manipulate the object", which is counted and
-    told. instruction_key: the feature that holds instructions; instruction_map: recorded text, or
+    reported. instruction_key: the feature that holds instructions; instruction_map: recorded text,
+    or
     a number as text, to the one that counts.
     damage_budget: damaged records tolerated, by default max(10, 0.1 %); math.inf for any.
     split: for RLDS. state_keys, action_keys: vectors joined in order, for all but CRANE-X7; for a

@@ -1,4 +1,4 @@
-"""A page that plays episodes: frames by a slider, actions beside them, all in one HTML file."""
+"""One HTML file that plays episodes: frames with a slider, and actions beside them."""
 
 import base64
 import html
@@ -42,7 +42,7 @@ def player_page(dataset: Dataset, path: str | Path, episodes: int = 8, frames: i
     title = f"{dataset.name}: {len(chosen)} of {len(dataset)} episodes"
     template = resources.files("workloads.data.robot").joinpath("player.html")
     page = template.read_text(encoding="utf-8")
-    # A text of the data may hold anything, "</script>" too.
+    # A text of the data may hold anything, even "</script>".
     content = json.dumps(facts, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     page = page.replace("{{title}}", html.escape(title)).replace("{{facts}}", content)
     Path(path).write_text(page, encoding="utf-8")

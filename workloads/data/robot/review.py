@@ -14,17 +14,17 @@ from workloads.data.robot.names import dimension_name, joint_limits
 from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
 from workloads.errors import UserError
 
-# Encoders end a little beyond the limits: this much is no finding (rad).
+# Encoders read a little beyond the limits: so much is no finding (rad).
 LIMIT_TOLERANCE = 1e-3
-# A range from q01 to q99 below this share of the whole one leaves no room for what is beyond it.
+# Below this share of the whole range, q01 to q99 cuts off real motion.
 _NARROW = 0.02
-# Angles are taken to wrap where both ends near pi hold so much of them, and the middle hardly any.
+# Angles count as wrapping where both ends near pi hold this share, and the middle hardly any.
 _WRAP_ENDS, _WRAP_MIDDLE, _WRAP_WIDTH = 0.1, 0.05, 0.6
-_MOST_NAMED = 12  # features or episodes that one remark names
+_MOST_NAMED = 12  # features or episodes named in one remark
 
 
 class Remark(NamedTuple):
-    """Something to know, what can be done about it ('' for nothing), and whether it worries."""
+    """A fact to know, its fix ('' for none), and whether it is a warning."""
 
     text: str
     fix: str = ""
@@ -32,7 +32,7 @@ class Remark(NamedTuple):
 
 
 def refusal(dataset: Dataset, damage: Sequence[Damage] = ()) -> str | None:
-    """Why a training with the usual budget of damage would not take the dataset; None if it would.
+    """Why a training with the default damage budget would refuse the dataset; None if it would not.
 
     damage: what reading everything has found, besides what opening did.
     """
@@ -63,7 +63,7 @@ def missing_camera(dataset: Dataset) -> str | None:
 
 
 def missing_instruction(dataset: Dataset) -> str | None:
-    """The sentence that refuses episodes whose instruction nobody has chosen."""
+    """The sentence that refuses episodes for which no instruction was chosen."""
     count = dataset.origins["default"]
     if not count:
         return None
@@ -77,7 +77,7 @@ def missing_instruction(dataset: Dataset) -> str | None:
 
 
 def remarks(dataset: Dataset) -> list[Remark]:
-    """What is unusual in the data, most telling first; what `refusal` says is not repeated."""
+    """Remarks on the data, most important first, without those of `refusal`."""
     episodes = [episode for episode in dataset if len(episode)]
     found = [Remark(note) for note in dataset.notes]
     for text in dataset.lost_cameras.values():
@@ -107,7 +107,7 @@ def _deep_cameras(episodes: Sequence[Episode]) -> list[Remark]:
     found = []
     for episode in episodes:
         for camera in episode.cameras:
-            with suppress(DamagedRecord, ImageError):  # told as damage
+            with suppress(DamagedRecord, ImageError):  # reported as damage
                 if (encoded := episode.encoded(camera, 0)) and is_deep_grey(encoded):
                     text = f"camera {camera} has grey images of more than 8 bits, as depth maps are"
                     found.append(
@@ -130,7 +130,7 @@ def _unused(dataset: Dataset) -> list[Remark]:
 
 
 def _ranges(dataset: Dataset, what: str, episodes: Sequence[Episode]) -> list[Remark]:
-    """Dimensions that normalising loses, angles that wrap, and degrees."""
+    """Remarks on dimensions that normalising cuts off, angles that wrap, and degrees."""
     pieces = [episode.actions if what == "action" else episode.states for episode in episodes]
     if not pieces or len({piece.shape[1] for piece in pieces}) != 1 or not pieces[0].shape[1]:
         return []
@@ -173,7 +173,7 @@ def _wraps(column: np.ndarray) -> bool:
 
 
 def _degrees(dataset: Dataset, what: str, values: np.ndarray) -> list[Remark]:
-    """A robot whose joints are known to be in rad, with values that can only be degrees."""
+    """A remark where values of a robot known to use rad can only be degrees."""
     limits = joint_limits(dataset, values.shape[1])
     if limits is None:
         return []

@@ -1,1 +1,1 @@
-"""What a run publishes: a model folder and its card."""
+"""Export of a run: a model folder and its card."""

@@ -1,6 +1,6 @@
-"""The model card that an exported model carries: what it is, from what, how, and how good.
+"""The model card of an export: what it is, its base and data, training and scores.
 
-Everything comes from the run's own files; what nobody has told is left for a person to fill in.
+Everything comes from the run's own files; unknown facts are left for a person to fill in.
 """
 
 import json
@@ -19,7 +19,7 @@ from workloads.engine.summary import rows_of
 from workloads.run import Run
 
 _LICENCE = "Set the licence: the base's own terms, and those of the data, apply to this model."
-# Settings that a reader asks for; the rest is in the run's config.json.
+# Settings that readers look for; the rest is in the run's config.json.
 _TOLD = ("data.", "optim.", "train.", "adapter.", "parallel.strategy", "parallel.nodes")
 
 
@@ -53,7 +53,7 @@ class ModelCard:
 def card_of(
     run: Run, config: Profile, kind: str, dtype: str, step: int | None, base_folder: Path | None
 ) -> ModelCard:
-    """The card of what was exported from a run at a step; `base_folder` may tell the licence."""
+    """The card of a run's export at a step; `base_folder` may name the licence."""
     manifest = _json(run.path / "manifest.json")
     settings = {
         name: value
@@ -85,7 +85,7 @@ def card_of(
 
 
 def _sources(source: Any) -> str:
-    """One source, or several in words."""
+    """One or several sources as text."""
     if isinstance(source, str):
         return source
     names = (item["source"] if isinstance(item, dict) else item.source for item in source)
@@ -161,7 +161,7 @@ def render(card: ModelCard) -> str:
 
 
 def _front(card: ModelCard) -> dict[str, Any]:
-    """What the hub knows how to read; it refuses names that are no repositories."""
+    """Front matter for the hub, which refuses names that are no repositories."""
     front: dict[str, Any] = {"library_name": "peft" if card.kind == "adapter" else "transformers"}
     front["pipeline_tag"] = card.task
     if card.licence:
@@ -200,7 +200,7 @@ def _usage(card: ModelCard) -> str:
     return (
         f"## Use\n\nWith {needs}:\n\n```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."  # where this file lies\n'
+        'folder = "."  # where this file is\n'
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="{card.dtype}")\n```'
     )
@@ -240,7 +240,7 @@ def _plain(value: Any) -> str:
 
 def _licence(card: ModelCard) -> str:
     if card.random_init:
-        return "No pretrained weights are in it. Set the licence that you give it."
+        return "No pretrained weights are in it. Set the licence under which you publish it."
     if card.licence:
         return f"`{card.licence}`, as the base states it. The terms of the data apply too."
     return _LICENCE

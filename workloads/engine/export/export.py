@@ -25,8 +25,8 @@ from workloads.run.integrity import SEAL, sealed, step_of, verify_checkpoint, wr
 
 SHARD_SIZE = "4GB"
 BEST = Path("best")  # in place of a checkpoint's name
-# Where a run keeps everything of its model but the weights, so that export needs neither hub nor
-# cache, and which model that was.
+# A run keeps the files of its base except weights here, so that export needs neither hub nor
+# cache, with the name of that model.
 SKELETON = "model"
 SOURCE = "source.json"
 _SAVED = re.compile(
@@ -36,7 +36,7 @@ _SAVED = re.compile(
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: `kind` is model, adapter or merged; `difference` of merged logits."""
+    """A written export: `kind` is model, adapter or merged; `difference` of merged logits."""
 
     folder: Path
     kind: str
@@ -51,7 +51,7 @@ class Exported:
 
 
 def silent(text: str) -> None:
-    """For those who want to hear nothing."""
+    """Drop a message."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -59,10 +59,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int | None]:
-    """The checkpoint that was named, or the newest whole one, and its step where its name has one.
+    """The named checkpoint, or the newest whole one, and its step if its name has one.
 
-    A name such as checkpoint-8 means the run's own, and `best` the one that did best on held-out
-    rows. One that was never sealed is taken as it is. Raises UserError for damage, or for none.
+    A name such as checkpoint-8 means the run's own, and `best` the one with the best held-out
+    score. One without a seal is taken as it is. Raises UserError for a damaged one, or for none.
     """
     if checkpoint == BEST:
         checkpoint = best_checkpoint(run)
@@ -85,14 +85,14 @@ def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int 
 
 
 def best_checkpoint(run: Run) -> Path | None:
-    """The whole checkpoint that did best on held-out rows; None where none was evaluated."""
+    """The whole checkpoint with the best held-out score; None where none was evaluated."""
     saved = {step_of(path): path for path in sealed(run.checkpoints)}
     step = best_step(run, saved)
     return None if step is None else saved[step]
 
 
 def used_config(run: Run) -> Any:
-    """The run's config with the model that was truly used, where it had a list to choose from."""
+    """The run's config with the model in use, where it had fallbacks to choose from."""
     config = run.config()
     if not (run.path / SKELETON / SOURCE).is_file():
         return config
@@ -106,12 +106,11 @@ def kept_base(
     tell: Tell,
     read: Callable[[Model, Path], Any] = load_config,
 ) -> Base[Any]:
-    """Config, tokenizer and generation settings of a run: its own where it kept them, else its
-    model's."""
+    """Config, tokenizer and generation settings of a run: those it kept, else its model's."""
     kept = run.path / SKELETON
     model = next(candidates(config.model))
     if (kept / "config.json").is_file():
-        # The tokenizer was kept with the chat template that was asked for.
+        # The tokenizer was kept with the chat template that the profile set.
         own: dict[str, Any] = {"name": str(kept), "revision": None}
         own |= {"chat_template": None, "chat_template_kwargs": {}}
         model = model.model_copy(update=own)
@@ -119,7 +118,7 @@ def kept_base(
 
 
 def keep_base(base: Base[Any], run: Run) -> Path:
-    """The folder in the run that keeps all of the base but its weights; its name and card first."""
+    """Create the run's folder of base files without weights; writes name and card first."""
     folder = run.path / SKELETON
     folder.mkdir(exist_ok=True)
     write_atomically(folder / SOURCE, base.model.model_dump_json(indent=1))
@@ -136,7 +135,7 @@ def _copy_code(source: Path, folder: Path) -> None:
 
 
 def carry_code(base: Base[Any], folder: Path) -> None:
-    """The code that a model needs, beside it; a model of transformers' own names none.
+    """Copy the code that a model needs beside it; a model of transformers' own names none.
 
     A published config.json may name code in its repository for older versions of the library. The
     name would lead nowhere from an export; one that says in which repository the code is stays.
@@ -154,7 +153,7 @@ def carry_code(base: Base[Any], folder: Path) -> None:
 
 
 def describe(folder: Path, card: ModelCard, also: Mapping[str, Any]) -> None:
-    """The card for people, and the facts that a new card and our own tools will need."""
+    """Write the card, and the facts that a later card and our own tools need."""
     write_card(folder, card)
     facts = {"kind": card.kind, "dtype": card.dtype, "step": card.step, "notes": card.notes, **also}
     write_facts(folder, facts)
@@ -194,9 +193,11 @@ def _saved_as(name: str) -> str:
 
 
 def save_adapter(state: dict[str, torch.Tensor], own: Any, base: str, folder: Path) -> None:
-    """An adapter alone, at the folder's root whatever its name was among others.
+    """Write one adapter at the folder's root, whatever its name among others.
 
-    state: as from `adapter_state`. Raises TataraError where what was written is read otherwise.
+    state: A (rank, inputs) and B (outputs, rank) by peft's names, as from `adapter_state`. Raises
+    TataraError where the written file differs from the state
+    when read again.
     """
     from safetensors.torch import save_file
 

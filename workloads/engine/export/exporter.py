@@ -1,7 +1,7 @@
-"""From a run to a model folder: what is the same for every workload, with hooks for what is not.
+"""Export of a run to a model folder: the shared frame, with hooks for each workload.
 
 `export(run)` reads the newest whole checkpoint from disk, whatever strategy wrote it; no GPU and no
-other rank is needed. What it writes takes its name only when the folder has been read back.
+other rank is needed. The folder gets its name only after it has been read back.
 """
 
 from abc import ABC, abstractmethod
@@ -46,7 +46,7 @@ P = TypeVar("P", bound=Profile)
 class ExportJob(Generic[P]):
     """One export: the run and its config, the checkpoint, and the base that the run kept.
 
-    kind: model, merged or adapter. dtype: what the weights are written in.
+    kind: model, merged or adapter. dtype: of the written weights.
     """
 
     run: Run
@@ -63,8 +63,8 @@ class ExportJob(Generic[P]):
 class Whole:
     """A model that is ready to be written.
 
-    state: its weights by name, for what is asked of them before anything is written; save: writes
-    them and the config into a folder.
+    state: its weights by name, for checks before anything is written; save: writes them and the
+    config into a folder.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -73,26 +73,26 @@ class Whole:
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge changed: a line for people, and the largest difference of what is predicted."""
+    """Result of a merge: a line for people, and the largest difference of logits or actions."""
 
     line: str = ""
     difference: float | None = None
 
 
 class Exporter(ABC, Generic[P]):
-    """The frame; a workload's own subclass gives what a model folder of its kind holds."""
+    """The frame of an export; a workload's subclass adds the content of its model folders."""
 
     def read(self, model: Model, folder: Path) -> Any:
-        """What config.json in a base's folder says."""
+        """Read config.json in a base's folder."""
         return load_config(model, folder)
 
     @abstractmethod
     def trained(self, job: ExportJob[P]) -> Whole:
-        """The weights of a run that trained all of them."""
+        """The model of a run that trained all weights."""
 
     @abstractmethod
     def merged(self, job: ExportJob[P], adapter: Path) -> tuple[Whole, Merged]:
-        """Base and adapter in one, after a comparison of what both say; `adapter` is peft's folder.
+        """Base and adapter merged, after a comparison of their outputs; `adapter` is peft's folder.
 
         The base is held in the type of the export, never quantised.
         """
@@ -110,14 +110,14 @@ class Exporter(ABC, Generic[P]):
 
     @abstractmethod
     def check(self, job: ExportJob[P], folder: Path) -> None:
-        """Read a whole model's folder as its user will; TataraError where it does not load."""
+        """Load a whole model's folder as its user will; raises TataraError where that fails."""
 
     def card(self, card: ModelCard, base: Base[Any]) -> ModelCard:
-        """The card with what only this workload knows."""
+        """The card with this workload's additions."""
         return card
 
     def facts(self, job: ExportJob[P]) -> dict[str, Any]:
-        """What else our own tools need to use the model as it was trained."""
+        """Further facts that our own tools need to use the model as it was trained."""
         return {}
 
     def export(
@@ -133,10 +133,10 @@ class Exporter(ABC, Generic[P]):
         """Export a run's checkpoint to `out`, by default its newest whole one to its `final/`.
 
         merge: write an adapter's run as a whole model instead of the adapter alone; by default only
-        where its base are random weights, which nobody else has. adapters: by name, to
-        write their weighted sum in place of the run's own, which is one of them where it has no
-        folder. Weights are in the type that the run computed in. Raises UserError for a run without
-        a whole checkpoint, and for adapters that do not go together.
+        where its base has random weights, which nobody else has. adapters: by name, to
+        write their weighted sum in place of the run's own, which is the one without a folder.
+        Weights are in the type that the run computed in. Raises UserError for a run without
+        a whole checkpoint, and for adapters that cannot be combined.
         """
         config: P = used_config(run)
         if checkpoint is None and config.export.checkpoint == "best":
@@ -202,7 +202,7 @@ class Exporter(ABC, Generic[P]):
             seal(folder, {"kind": job.kind, "step": job.step})
 
     def refresh_card(self, run: Run, folder: Path | None = None) -> None:
-        """Write an exported model's card again, when evaluations have come in since."""
+        """Rewrite an exported model's card, with evaluations that came since."""
         folder = folder or run.final
         facts = read_json(folder / FACTS)
         config: P = used_config(run)
@@ -214,7 +214,7 @@ class Exporter(ABC, Generic[P]):
 
 
 def check_loaded(factory: Any, folder: Path, trust_remote_code: bool) -> Any:
-    """Read a folder as a user of transformers will, without filling the weights in.
+    """Load a folder as a user of transformers will, without reading weights.
 
     Returns the model, on the meta device. Raises TataraError where it does not load whole.
     """

@@ -1,1 +1,1 @@
-"""One training step on fake tensors: what a card would hold, without the card or the weights."""
+"""One training step on fake tensors: GPU memory without a GPU and without weights."""

@@ -1,7 +1,7 @@
-"""What a card does otherwise than the CPU that fake tensors are labelled with.
+"""Differences between a GPU and the CPU that fake tensors are labelled with.
 
 Written against torch 2.13, transformers 5.17, peft 0.21 and TRL 1.16, with CUDA's kernels in mind.
-The label `cuda` is no way out: a build of torch without CUDA dies at the first backward pass.
+The label `cuda` cannot be used: a build of torch without CUDA dies at the first backward pass.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-# What transformers calls the attention of full rows: the flash kernel, by itself or under sdpa.
+# transformers' names of attention without a mask: the flash kernel, by itself or under sdpa.
 FLASH = "sdpa_of_full_rows"
 
 
 @contextlib.contextmanager
 def as_on_a_card() -> Iterator[None]:
-    """Let operations keep and make the tensors that they keep and make on a card."""
+    """Make operations save and allocate the tensors that they would on a card."""
     AttentionInterface.register(FLASH, _attention_of_a_layer)
     AttentionMaskInterface.register(FLASH, _without_mask)
     with contextlib.ExitStack() as stack:
@@ -87,7 +87,7 @@ class _Kernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, is_flash: bool) -> Tensor:
         rows, heads, length, _ = query.shape
-        # Laid out by token, as the projection behind it reads it.
+        # Laid out by token, as the projection after it reads it.
         output = query.new_empty(rows, length, heads, value.shape[-1]).transpose(1, 2)
         padded = length if is_flash else -(-length // 32) * 32
         sums = query.new_empty(rows, heads, padded, dtype=torch.float32)
@@ -111,7 +111,7 @@ class _Kernel(torch.autograd.Function):
 
 
 def _without_mask(*args: Any, **kwargs: Any) -> None:
-    """Full rows need none; on fake tensors transformers cannot see that they are full."""
+    """Drop the mask: full rows need none, which transformers cannot see on fake tensors."""
 
 
 def _attention_of_a_layer(
@@ -144,12 +144,12 @@ def _attention(
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """With a mask of one byte a number; a CPU's has the type of the input."""
+    """Dropout with a mask of one byte a value; a CPU's mask has the type of the input."""
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
 
 
 def _in_fp32(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that CUDA's autocast computes in fp32 and the CPU's does not."""
+    """Wrap a function that CUDA's autocast computes in fp32 and the CPU's does not."""
 
     def wide(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not torch.is_autocast_enabled("cpu"):

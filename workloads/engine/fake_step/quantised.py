@@ -24,7 +24,7 @@ class _Multiplied(torch.autograd.Function):
 
 
 class QuantisedLinear(nn.Linear):
-    """A layer that peft takes for linear, with half a byte or one a weight, and its scales."""
+    """A layer that peft treats as linear, with half a byte or one byte a weight, and scales."""
 
     # bitsandbytes' adapters leave an input's type to autocast.
     cast_input_dtype_enabled = False
@@ -57,7 +57,7 @@ class QuantisedLinear(nn.Linear):
 
 
 def quantise(model: nn.Module, adapter: Adapter, compute: torch.dtype, kept: nn.Module) -> None:
-    """Exchange all linear layers but `kept`, the head."""
+    """Replace all linear layers except `kept`, the head."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and module is not kept:
             parent, _, leaf = name.rpartition(".")

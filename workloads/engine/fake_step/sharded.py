@@ -1,4 +1,4 @@
-"""FSDP2 over a process group that is not there: every collective gives its result at once."""
+"""FSDP2 over a fake process group: every collective returns at once."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,9 +15,9 @@ from workloads.engine.pretrained.files import compute_dtype
 
 @contextlib.contextmanager
 def mesh_of(config: Profile, world: int) -> Iterator[DeviceMesh | None]:
-    """A mesh of so many ranks, of which this process is the first; None where nothing is sharded.
+    """A mesh of `world` ranks, of which this process is rank 0; None where nothing is sharded.
 
-    To be entered before the fake tensors: it looks at values.
+    Enter it before the fake tensors: it reads values.
     """
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -33,7 +33,7 @@ def mesh_of(config: Profile, world: int) -> Iterator[DeviceMesh | None]:
 
 
 def shard(model: nn.Module, config: Profile, mesh: DeviceMesh) -> None:
-    """Shard a model in place as accelerate does it: every block, then what is left."""
+    """Shard a model in place as accelerate does: every block, then the rest."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     compute = compute_dtype(config.train)
@@ -51,7 +51,7 @@ def shard(model: nn.Module, config: Profile, mesh: DeviceMesh) -> None:
 
 @contextlib.contextmanager
 def storages_watched(trace: MemoryTrace) -> Iterator[None]:
-    """Tell the trace where FSDP2 frees and refills the storages of gathered parameters."""
+    """Report to the trace when FSDP2 frees and refills the storages of gathered parameters."""
     from torch.distributed.fsdp._fully_shard import _fsdp_param
 
     def told(change: Callable[[Tensor], None]) -> Callable[[Tensor], None]:

@@ -59,7 +59,7 @@ class MeasuredStep:
 
 
 def fake_model(config: Profile, fields: Fields, kind_of: KindOf) -> PreTrainedModel:
-    """transformers' model of these fields of config.json in the profile's types, without weights.
+    """transformers' model of these config.json fields in the profile's dtypes, without weights.
 
     For a builder, under the fake tensors of `measure`.
     """
@@ -94,7 +94,7 @@ def prepare(config: Profile, model: Any, add_adapter: Callable[[Any], nn.Module]
 
 
 def measure(config: Profile, fields: Fields, build: Builder, world: int = 1) -> MeasuredStep:
-    """One step of a profile on fake tensors; what a real one would allocate on a card.
+    """Run one step of a profile on fake tensors and count what a real one would allocate on a card.
 
     fields: of the model's config.json. world: ranks, of which one is measured.
     """

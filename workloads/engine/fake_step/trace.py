@@ -1,4 +1,4 @@
-"""The memory of a step, storage by storage, as torch's allocator on a card would count it."""
+"""The memory of a step, storage by storage, as torch's CUDA allocator would count it."""
 
 import weakref
 from collections import Counter
@@ -18,7 +18,7 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Peak:
-    """The highest moment: bytes, the phase and the operation that reached it, bytes by phase."""
+    """The peak: bytes, the phase and operation that reached it, and the peak of each phase."""
 
     bytes: int = 0
     phase: str = ""
@@ -29,8 +29,8 @@ class Peak:
 class MemoryTrace(TorchDispatchMode):
     """Live and highest bytes of all storages that operations return, on top of those held.
 
-    A storage belongs to the phase in which it was made. events: what was made and dropped in
-    order, as (number of the storage, bytes) and (number, 0), for a replay of the allocator.
+    A storage belongs to the phase in which it was made. events: allocations (number of the storage,
+    bytes) and releases (number, 0) in order, for a replay of the allocator.
     """
 
     def __init__(self, held: Iterable[torch.Tensor] = ()) -> None:
@@ -56,7 +56,7 @@ class MemoryTrace(TorchDispatchMode):
 
     def add(self, tensor: torch.Tensor, operation: str = "") -> None:
         """Count the storage of a tensor of any shape, if it is new."""
-        # A sharded tensor claims the storage of the whole; what this rank has is its own part.
+        # A sharded tensor reports the storage of the whole; this rank holds only its own part.
         local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
         storage = local.untyped_storage()
         key = storage._cdata
@@ -72,7 +72,7 @@ class MemoryTrace(TorchDispatchMode):
         weakref.finalize(storage, self._drop, key)
 
     def resized(self, tensor: torch.Tensor) -> None:
-        """Count a tensor's storage again; FSDP2 frees and refills storages in place."""
+        """Count a tensor's storage again, of any shape: FSDP2 frees and refills it in place."""
         storage = tensor.untyped_storage()
         known = self._known.pop(storage._cdata, None)
         if known is None:

@@ -1,4 +1,4 @@
-"""Prompts as a model takes them: texts or ids by a tokenizer, texts with images by a processor.
+"""Prompts as a model's input: texts or ids by a tokenizer, texts with images by a processor.
 
 Batches are padded on the left, so that every answer begins at the same place.
 """
@@ -27,7 +27,7 @@ class TextPrompts:
         self._ids = [token_ids(tokenizer, prompt) for prompt in prompts]
 
     def order(self) -> list[int]:
-        """The longest first: what does not fit into memory is found at once."""
+        """The longest first: lack of memory shows at once."""
         return sorted(range(len(self._ids)), key=lambda row: (-len(self._ids[row]), row))
 
     def check_room(self, model: nn.Module, max_new_tokens: int) -> None:
@@ -64,14 +64,14 @@ class ImagePrompts:
         self._images = images or [()] * len(texts)
 
     def order(self) -> list[int]:
-        """As they come: how long they are is known only when their images are read."""
+        """In the given order: lengths are known only when images are read."""
         return list(range(len(self._texts)))
 
     def check_room(self, model: nn.Module, max_new_tokens: int) -> None:
-        """Nothing can be said before the images are read."""
+        """No check: lengths are known only when images are read."""
 
     def batch(self, rows: Sequence[int], pad_id: int, model: nn.Module) -> dict[str, torch.Tensor]:
-        """What the processor makes of the rows, on the model's device, pixels in its type.
+        """The processor's output for the rows, on the model's device, pixels in its type.
 
         input_ids and attention_mask are (rows, tokens), padded on the left; pixel_values as the
         processor has them.
@@ -103,9 +103,9 @@ def encode(
 
 
 def lacks_beginning(speaker: Any, text: str) -> bool:
-    """Whether the start token is to be put before a prompt that a chat template has written.
+    """Whether a chat template's prompt needs the start token put before it.
 
-    As TRL does it: a tokenizer takes such a text as it is, a processor adds what is not there.
+    As in TRL: a tokenizer takes such a text as it is, a processor adds a missing start token.
     """
     begin = getattr(speaker, "tokenizer", speaker).bos_token
     is_whole = bool(begin) and text.startswith(str(begin))

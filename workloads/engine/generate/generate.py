@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 BatchSize: TypeAlias = int | Literal["auto"]
-# Where `auto` begins. A CPU gains nothing by more, and a longer wait for the first answers.
+# Where `auto` begins. On a CPU more rows only delay the first answers.
 _MOST_ON_GPU, _MOST_ON_CPU = 256, 16
 Speaker: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
-# Tokens looked at beyond a stop string's bytes: a tokenizer may cut the first ones differently.
+# Tokens read beyond a stop string's length: the first ones may be split differently.
 _SLACK = 8
 
 
@@ -67,9 +67,9 @@ def stream(
 ) -> Iterator[list[tuple[int, str]]]:
     """Batches of (index of the prompt, continuation) as they are done, the longest prompts first.
 
-    speaker: the model's tokenizer, or its processor, which takes texts that its chat template has
-    written, and `images`, those of each prompt in their order. With a tokenizer a prompt is a text,
-    which gets the start token, or token ids taken as they are. repetition_penalty: None leaves the
+    speaker: the model's tokenizer, or its processor, which takes texts from its chat template and
+    `images`, a list for each prompt. With a tokenizer a prompt is a text, which gets the start
+    token, or token ids as they are. repetition_penalty: None leaves the
     model's own. Greedy continuations do not depend on what else is in the batch; sampled ones do,
     and repeat with `seed`. Where a batch does not fit the GPU's memory, it is halved from then on.
     The model must be whole on this rank, and comes back in the mode it was in. Raises UserError for
@@ -103,7 +103,7 @@ def stream(
 
 
 def first_batch(wanted: BatchSize) -> int:
-    """How many prompts go first; `auto` begins with what a large GPU takes, and is halved."""
+    """Size of the first batch; `auto` begins with what a large GPU holds, and is halved later."""
     if wanted != "auto":
         return wanted
     return _MOST_ON_GPU if torch.cuda.is_available() else _MOST_ON_CPU
@@ -116,11 +116,11 @@ def _rules(
     max_new_tokens: int,
     repetition_penalty: float | None,
 ) -> GenerationConfig:
-    """Every rule of generation spelt out: what is left open is taken from the model's own file."""
+    """A complete generation config: an unset field would come from the model's own file."""
     ends = stop_ids(speaker, model.generation_config)
     if repetition_penalty is None:
         repetition_penalty = model.generation_config.repetition_penalty or 1.0
-    # What fills a row's free places is hidden by the attention mask, so any token will do.
+    # Padding is hidden by the attention mask, so any token will do.
     pad = tokenizer.pad_token_id
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -141,7 +141,7 @@ def _rules(
 
 @contextmanager
 def _ready(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every part gets back the mode it had."""
+    """Evaluation mode without gradients; afterwards every module has its old mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -154,7 +154,7 @@ def _ready(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """Random numbers of our own, which leave training's untouched."""
+    """A random state of its own, which leaves training's untouched."""
     if seed is None:
         yield
         return

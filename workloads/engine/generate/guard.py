@@ -1,7 +1,7 @@
-"""Who may ask a server of text: an ASGI middleware, for our own server and for vLLM's.
+"""Access to a text server: an ASGI middleware, for our own server and for vLLM's.
 
 vLLM's own --api-key covers /v1 alone. A page on the internet can make a browser here ask 127.0.0.1:
-without a token, whatever a browser sends in a page's name is refused.
+without a token, requests that a browser sends for a page are refused.
 """
 
 import hmac
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 TOKEN = "TATARA_SERVE_TOKEN"
-_OPEN = "/health"  # what compose and a trainer ask while the server starts
+_OPEN = "/health"  # asked by compose and a trainer while the server starts
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]

@@ -1,4 +1,4 @@
-"""Text by vLLM (0.31) in this process, in place of transformers: the same prompts and ends."""
+"""Text by vLLM (0.31) in this process instead of transformers: the same prompts and stops."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's kernels for adapte
 
 
 def check_vllm(name: str | None = None) -> None:
-    """UserError where vLLM is not there; name: a model that is to be no adapter alone."""
+    """Raise UserError without vLLM; name: a model, which must not be an adapter alone."""
     if name is not None and is_adapter(Path(name).expanduser()):
         raise UserError(
             f"--engine vllm: expected a whole model, found an adapter in {name}; write one with "
@@ -33,7 +33,7 @@ def check_vllm(name: str | None = None) -> None:
 
 
 def lora_rank(folder: Path) -> int:
-    """The rank to start vLLM with for an adapter; UserError for one that it cannot hold."""
+    """The rank to start vLLM with for an adapter; raises UserError for an unsupported one."""
     own = read_json(folder / ADAPTER_CONFIG)
     fields = ("use_dora", "modules_to_save", "bias")
     odd = [field for field in fields if own.get(field) not in (None, False, "none", [])]
@@ -49,10 +49,10 @@ def lora_rank(folder: Path) -> int:
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """UserError for what vLLM refuses; it prints the cause itself, from another process."""
+    """Turn vLLM's failures into UserError; vLLM prints the cause itself, from another process."""
     try:
         yield
-    except Exception as error:  # vLLM has kinds of its own, and raises the builtin ones too
+    except Exception as error:  # vLLM raises its own exceptions and builtin ones
         found = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{folder}: expected answers of vLLM, found: {found} Its own lines above say why; "
@@ -89,7 +89,7 @@ class VllmEngine:
         """Continuations without special tokens, with the model's own repetition penalty.
 
         prompts: vLLM's, such as {"prompt_token_ids": ids}. stop_ids: tokens that end an answer
-        beside the model's own. adapter: the folder of the one to answer with (`enable_lora`).
+        beside the model's own. adapter: folder of the adapter to use (`enable_lora`).
         """
         from vllm import SamplingParams
 

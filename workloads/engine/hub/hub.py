@@ -1,7 +1,7 @@
-"""The hub: files from it, and what can go wrong with it, told apart within seconds.
+"""The hub: downloads, and its failures, distinguished within seconds.
 
 A mistake of the user's (token, licence, name, offline without a copy) is a UserError that says what
-to do; what may pass by itself (too many requests, a server's fault, no network) is a Retry.
+to do; a failure that may pass (too many requests, a server's fault, no network) is a Retry.
 HF_ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN are read when a function is called.
 """
 
@@ -53,8 +53,8 @@ def probe(
 ) -> Literal["online", "cached"]:
     """Whether a repository can be read: from the hub, or only from the cache.
 
-    Answers within `seconds`, whatever the network does. Raises UserError or Retry as the module
-    says; trouble with the network is no error where a copy is in the cache.
+    Returns within `seconds`, whatever the network does. Raises UserError or Retry as the module
+    says; a network failure is no error where a copy is in the cache.
     """
     check_name(repo_id)
     if kind == "model" and (meant := renamed(repo_id)):
@@ -105,7 +105,7 @@ def fetch(
 def explained(repo_id: str, kind: Kind = "model", revision: str | None = None) -> Iterator[None]:
     """Turn the libraries' exceptions about a repository into UserError or Retry.
 
-    What is not about the hub passes through unchanged.
+    Other exceptions pass through unchanged.
     """
     try:
         yield
@@ -121,7 +121,7 @@ def explained(repo_id: str, kind: Kind = "model", revision: str | None = None) -
 def explain(
     error: BaseException, repo_id: str, kind: Kind = "model", revision: str | None = None
 ) -> TataraError | None:
-    """What an exception, or one that it was raised from, says about the hub; None if nothing."""
+    """The hub error behind an exception or its causes; None if there is none."""
     import httpx
     from huggingface_hub import errors
 
@@ -139,7 +139,7 @@ def explain(
         if isinstance(cause, errors.HFValidationError):
             return _bad_name(repo_id)
     for cause in chain:
-        # hf_xet, which moves large files, raises this for whatever goes wrong on its way (1.8).
+        # hf_xet (1.8), which transfers large files, raises this for any failure.
         if isinstance(cause, ConnectionError | TimeoutError):
             return _unreachable(repo_id, cause)
         if isinstance(cause, errors.LocalEntryNotFoundError | errors.IncompleteSnapshotError):
@@ -203,7 +203,7 @@ def _gated(repo_id: str, kind: Kind, has_token: bool) -> UserError:
 
 
 def _wait(response: Any) -> str:
-    """When to come back, from the headers that servers use for it."""
+    """When to retry, by the headers of the answer."""
     after = response.headers.get("Retry-After", "")
     window = re.search(r"\bt\s*=\s*(\d+)", response.headers.get("RateLimit", ""))
     seconds = after if after.isdigit() else window[1] if window else None
@@ -228,7 +228,7 @@ def token() -> str | None:
 
 
 def nearest_folder(name: str) -> str:
-    """A hint at the local folder that a mistyped name may mean, as the end of a sentence."""
+    """Hint at the local folder that a mistyped name may mean, as the end of a sentence."""
     path = Path(name)
     parent = path.parent
     while not parent.is_dir() and parent != parent.parent:
@@ -276,9 +276,9 @@ def check_name(repo_id: str) -> None:
 
 
 def _touch(repo_id: str, kind: Kind, revision: str | None, seconds: float) -> None:
-    """Ask for one file's header, as a download would; that the file is missing is an answer too.
+    """Request one file's header, as a download would; a missing file is an answer, too.
 
-    The repository's description would not do: of a gated repository anyone may read that.
+    The repository's description is no test: that of a gated repository is public.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -292,7 +292,7 @@ def _touch(repo_id: str, kind: Kind, revision: str | None, seconds: float) -> No
 
 
 def within(seconds: float, action: Callable[[], None], repo_id: str) -> None:
-    """Run an action, but wait no longer: looking up a name knows no time limit of its own.
+    """Run an action with a time limit: name look-ups have none of their own.
 
     Raises what the action raises, Retry after `seconds`. The action goes on in its thread.
     """
@@ -314,7 +314,7 @@ def _keep(action: Callable[[], None], problems: list[Exception]) -> None:
 
 
 def _is_cached(repo_id: str, kind: Kind, revision: str | None) -> bool:
-    """Whether the hub's cache, or for data the `datasets` cache, has something of a repository."""
+    """Whether the hub's cache, or for data the `datasets` cache, has files of a repository."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 

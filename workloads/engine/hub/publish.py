@@ -1,8 +1,8 @@
-"""Pushing to the hub while a training goes on, and at its end.
+"""Pushes to the hub during a training and at its end.
 
 At a save, `tatara export --push-to-hub` runs beside the training, on the host's processors, one at
-a time: a save that comes meanwhile is left to the next. Trouble there is told and costs nothing.
-At the end the model is not safe before it is on the hub, so a push that fails fails the run.
+a time: a save that comes meanwhile is skipped. A failure there is reported and ends nothing. At the
+end the model is not safe before it is on the hub, so a failed push fails the run.
 """
 
 import os
@@ -28,7 +28,7 @@ _WAITS = (5.0, 30.0)  # seconds between attempts at the end
 
 
 def may_push(config: Profile) -> list[Finding]:
-    """Whether the token may push, where the profile wants it: asked before anything is trained."""
+    """Check before training that the token may push, if the profile wants it."""
     if config.export.push == "never":
         return []
     try:
@@ -39,7 +39,7 @@ def may_push(config: Profile) -> list[Finding]:
 
 
 class Publisher:
-    """Pushes checkpoints of a run as exported models; does nothing but on rank 0 and on demand."""
+    """Pushes checkpoints of a run as exported models; only on rank 0, only on demand."""
 
     def __init__(self, profile: Profile, session: Session) -> None:
         self._wanted = session.is_main and profile.export.push == "saves"
@@ -49,7 +49,7 @@ class Publisher:
         self._step = -1
 
     def offer(self, checkpoint: Path) -> None:
-        """Push this checkpoint beside the training, unless an earlier one is still on its way."""
+        """Push this checkpoint beside the training, unless an earlier push is still running."""
         if not self._wanted or self._is_busy():
             return
         run = self._session.run
@@ -67,7 +67,7 @@ class Publisher:
             )
 
     def close(self) -> None:
-        """End what is still on its way; the end of the run pushes something newer."""
+        """End a running push; the end of the run pushes a newer model."""
         if self._is_busy() and self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -76,7 +76,7 @@ class Publisher:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _is_busy(self) -> bool:
-        """Whether an earlier push is running; one that has ended is told of, once."""
+        """Whether an earlier push is running; reports one that has ended, once."""
         if self._process is None:
             return False
         code = self._process.poll()
@@ -106,10 +106,7 @@ def _last_line(path: Path) -> str:
 
 
 def push_final(config: Profile, session: Session) -> TataraError | None:
-    """Push `final/` from rank 0 where the profile wants it; what is wrong where it fails for good.
-
-    The error is for the end of the run, when all else is done.
-    """
+    """Push `final/` from rank 0 if the profile wants it; returns the error if it fails for good."""
     target, private, revision = (
         config.export.hub_model_id,
         config.export.private,
@@ -137,7 +134,7 @@ def push_final(config: Profile, session: Session) -> TataraError | None:
 
 
 def push_card(config: Profile, session: Session) -> None:
-    """Bring a model card that evaluations have come into to the hub; trouble is told, no more."""
+    """Push a model card with new evaluations to the hub; a failure is only reported."""
     target = config.export.hub_model_id
     if config.export.push == "never" or target is None:
         return
@@ -150,7 +147,7 @@ def push_card(config: Profile, session: Session) -> None:
 
 
 def _beside_progress(session: Session, upload: Callable[[], str]) -> str:
-    """Upload on a thread of its own, which may take long: the rank shows that it does not hang."""
+    """Upload on a thread while the rank shows that it does not hang."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         done = pool.submit(upload)
         while not done.done():

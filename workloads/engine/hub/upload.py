@@ -1,4 +1,4 @@
-"""Uploading a model: who may, and that the repository then holds exactly what was exported."""
+"""Upload of a model: permission, and a check that the repository equals the export."""
 
 import hashlib
 import json
@@ -23,8 +23,8 @@ from workloads.errors import Retry, UserError
 from workloads.run.integrity import SEAL
 
 CARD, FACTS = "README.md", "tatara.json"
-# Every file that an export can write, at the root of a repository: one that this export did not
-# write is another model's, and transformers or vLLM would take it for part of this one.
+# Every file that an export can write, at the root of a repository. One that this export did not
+# write belongs to another model, and transformers or vLLM would load it as part of this one.
 _WRITTEN = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -48,7 +48,7 @@ Report = Callable[[str], None]
 
 
 def account(seconds: float = PROBE_SECONDS) -> dict[str, Any]:
-    """What the hub says of the token's account, asked within `seconds`.
+    """The token's account by the hub, asked within `seconds`.
 
     Raises UserError offline and without a token, Retry where no answer comes.
     """
@@ -82,10 +82,10 @@ def push(
 ) -> str:
     """Upload a model's folder as one commit and return its address.
 
-    The commit deletes what an earlier export of another kind left, and leaves alone a card that a
-    person wrote. Files that are there already are not sent again, so that a push that was cut goes
-    on; at the end all are compared by the hub's checksums. private: of a repository that is made
-    for it; an existing one keeps what it is. revision: a branch, made where there is none. Raises
+    The commit deletes files of an earlier export of another kind, and keeps a card that a person
+    wrote. Existing files are not sent again, so that an interrupted push resumes; at the end all
+    are compared by the hub's checksums. private: of a new repository; an existing one stays as it
+    is. revision: a branch, created if missing. Raises
     UserError for a token that may not write, Retry for trouble on the way.
     """
     if not (folder / CARD).is_file():
@@ -99,7 +99,7 @@ def push(
         own_card = _is_own_card(repo_id, revision, there, folder)
         if not own_card:
             report(f"{repo_id}: {CARD} there was written by a person; it stays as it is")
-        # The hub keeps checksums of its own, and lets people change the card.
+        # No seal: the hub keeps checksums of its own. No card that a person has changed.
         mine = _files_of(folder, [SEAL] if own_card else [SEAL, CARD])
         commit = _api().upload_folder(
             repo_id=repo_id,
@@ -160,7 +160,7 @@ def _left_over(there: Iterable[str], mine: Iterable[str]) -> list[str]:
 
 
 def card_digest(text: str) -> str:
-    """What tatara.json says of the card that was exported with it."""
+    """Digest of the exported card, by tatara.json."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -199,7 +199,7 @@ def _read(repo_id: str, name: str, revision: str | None) -> str | None:
 
 
 def _verify(repo_id: str, folder: Path, names: list[str], commit: str, report: Report) -> None:
-    """Compare what the hub has with what was written; Retry where a file is another."""
+    """Compare the hub's files with the written ones; raises Retry where one differs."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:

@@ -64,9 +64,9 @@ def add_adapter(model: nn.Module, adapter: Adapter) -> "PeftModel":
 
 
 def _trains_tied_table(model: nn.Module, adapter: Adapter) -> bool:
-    """Whether embeddings that are also the head are trained whole, which have to stay one.
+    """Whether tied embeddings, which are also the head, are trained whole and must stay tied.
 
-    Raises UserError where peft (0.21) would part the two: it ties modules of some names alone.
+    Raises UserError where peft (0.21) would untie them: it ties only modules of some names.
     """
     from peft.utils.constants import EMBEDDING_LAYER_NAMES
 
@@ -88,7 +88,7 @@ def _trains_tied_table(model: nn.Module, adapter: Adapter) -> bool:
 
 
 def grow_embeddings(model: nn.Module, rows: int) -> None:
-    """Give a model rows for so many tokens where it has fewer; new ones are the mean of the others.
+    """Extend embeddings to so many tokens; new rows are the mean of the others.
 
     The mean's logit is the mean of all logits: a row that nothing trains is never the likeliest.
     """
@@ -103,7 +103,7 @@ def grow_embeddings(model: nn.Module, rows: int) -> None:
 
 
 def lora_config(adapter: Adapter) -> "LoraConfig":
-    """Our section in peft's words; no other place names them."""
+    """Our section as peft's config; no other place names its fields."""
     from peft import LoraConfig
 
     everywhere = adapter.targets == (ALL_LINEAR,)
@@ -123,8 +123,8 @@ def lora_config(adapter: Adapter) -> "LoraConfig":
 def check_targets(model: nn.Module, adapter: Adapter) -> None:
     """Raise UserError for a target that the model lacks, and for its head.
 
-    peft itself is content when one of several targets exists, and the loss reads the head's weights
-    without any adapter on them. The model may lie on the meta device.
+    peft itself accepts a list of which one target exists, and the loss reads the head's weights
+    without an adapter. The model may lie on the meta device.
     """
     names = set(_linear_names(model))
     head = _head_name(model)
@@ -152,12 +152,12 @@ def check_targets(model: nn.Module, adapter: Adapter) -> None:
 
 
 def is_called(name: str, target: str) -> bool:
-    """Whether a module of that full name is meant by a target, as peft reads it."""
+    """Whether a target matches a module's full name, as peft matches it."""
     return name == target or name.endswith(f".{target}")
 
 
 def _head_name(model: nn.Module) -> str | None:
-    """The name of the layer that makes logits, where the model has one of its own."""
+    """Name of the output layer, if the model has one of its own."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return next((name for name, module in model.named_modules() if module is head), None)
 
@@ -172,7 +172,7 @@ def _linear_names(model: nn.Module) -> Iterator[str]:
 
 
 def adapter_folder(folder: Path, name: str) -> Path:
-    """Where in a folder the adapter of that name lies; UserError says which ones there are."""
+    """Folder of the adapter of that name; raises UserError that lists the existing ones."""
     for place in (folder / name, folder):
         if (place / ADAPTER_CONFIG).is_file() and (place / ADAPTER_WEIGHTS).is_file():
             return place
@@ -184,7 +184,7 @@ def adapter_folder(folder: Path, name: str) -> Path:
 
 
 def check_same_base(saved: Path, base: str) -> None:
-    """UserError for an adapter that was trained over another base, by the names of the two."""
+    """Raise UserError for an adapter that was trained over another base, by name."""
     own = str(read_json(saved / ADAPTER_CONFIG).get("base_model_name_or_path"))
     if lasting_name(own) != lasting_name(base):
         raise UserError(
@@ -203,7 +203,7 @@ def saved_adapters(folder: Path) -> dict[str, Path]:
     return found
 
 
-# Fields of adapter_config.json that say nothing about what the weights are, or that a profile sets
+# Fields of adapter_config.json that do not change what the weights mean, or that a profile sets
 # again. fan_in_fan_out: peft corrects it by the kind of layer.
 _MAY_DIFFER = {
     "auto_mapping",
@@ -215,7 +215,7 @@ _MAY_DIFFER = {
     "revision",
     "task_type",
 }
-# Ways to begin that leave the base as it is; the others take something out of its weights.
+# Initialisations that leave the base unchanged; the others subtract from its weights.
 _PLAIN_BEGINNINGS = (True, False, "gaussian")
 _OUR_NAMES = {"lora_alpha": "alpha", "target_modules": "targets"}
 
@@ -223,11 +223,11 @@ _OUR_NAMES = {"lora_alpha": "alpha", "target_modules": "targets"}
 def _check_same_config(saved: Path, adapter: Adapter, config: "LoraConfig") -> None:
     """Every field of the saved adapter's config must be as the profile makes it.
 
-    A field that a profile cannot set is refused by its name: going on without it would compute
-    something else than peft does with the saved adapter.
+    A field that a profile cannot set is refused by name: without it the adapter would compute
+    something else than in peft.
     """
     ours = config.to_dict()
-    # What an older peft did not write had its default.
+    # A field that an older peft did not write had its default.
     own = type(config)().to_dict() | read_json(saved / ADAPTER_CONFIG)
     for name in own:
         there, here = _comparable(own[name]), _comparable(ours.get(name))
@@ -235,7 +235,7 @@ def _check_same_config(saved: Path, adapter: Adapter, config: "LoraConfig") -> N
             continue
         if name == "init_lora_weights" and own[name] in _PLAIN_BEGINNINGS:
             continue
-        # peft writes the modules that `all-linear` stood for.
+        # peft writes `all-linear` as the list of modules.
         if name == "target_modules" and ALL_LINEAR in (there, here) and not _is_pattern(own[name]):
             continue
         setting = _OUR_NAMES.get(name, name)
@@ -251,7 +251,7 @@ def _check_same_config(saved: Path, adapter: Adapter, config: "LoraConfig") -> N
 
 
 def _comparable(value: Any) -> Any:
-    """Lists in one order; peft writes an empty object, an empty list and null for the same."""
+    """Value with lists sorted; peft writes an empty object, an empty list or null for the same."""
     if isinstance(value, set | tuple | list):
         return sorted(value) or None
     return None if value == {} else getattr(value, "value", value)
@@ -289,7 +289,7 @@ def _take_weights(model: "PeftModel", saved: Path, name: str) -> None:
 def load_adapter(
     model: nn.Module, folder: Path, name: str = "default", trainable: bool = False
 ) -> "PeftModel":
-    """The model with a saved adapter, active, of whatever shape it was saved with.
+    """The model with a saved adapter, active, of any saved shape.
 
     Raises UserError for an adapter of another model, or with weights missing.
     """
@@ -321,7 +321,7 @@ def load_adapter(
 
 @contextmanager
 def adapters_alone(model: Any) -> Iterator[None]:
-    """Have a model's `save_pretrained`, which libraries call, write adapters without the base.
+    """Make a model's `save_pretrained`, which libraries call, write adapters without the base.
 
     peft (0.21) writes embeddings that have grown a second time, by names that it does not read.
     """
@@ -343,7 +343,7 @@ def _read_weights(saved: Path) -> dict[str, torch.Tensor]:
 
 
 def _make_room(model: nn.Module, saved: Path) -> None:
-    """Give a base rows for the tokens that a saved adapter has more than it."""
+    """Extend a base's embeddings to the vocabulary of a saved adapter."""
     from peft.utils.constants import EMBEDDING_LAYER_NAMES
 
     tables = tuple(f".{name}.weight" for name in EMBEDDING_LAYER_NAMES)
@@ -359,7 +359,7 @@ def save_adapters(model: "PeftModel", folder: Path) -> None:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """How far merged weights are from the base with its adapter, in logits on a fixed input.
+    """Difference between merged weights and the base with its adapter, in logits on a fixed input.
 
     difference: the largest absolute one; scale: the largest absolute logit; agreement: the share
     of positions where both name the same next token; quantised_difference and
@@ -459,7 +459,7 @@ def _against_quantised(
 
 
 def _probe_inputs(model: nn.Module) -> torch.Tensor:
-    """Token ids that are the same every time, spread over the vocabulary."""
+    """Fixed token ids spread over the vocabulary, (rows, positions)."""
     size = model.get_input_embeddings().num_embeddings
     return torch.randint(size, _PROBE_SHAPE, generator=torch.Generator().manual_seed(0))
 

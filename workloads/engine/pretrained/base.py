@@ -33,10 +33,10 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Base(Generic[C]):
-    """A model whose files are there.
+    """A model whose files are on this machine.
 
-    model: the one that is used, without fallbacks; folder: its files on this machine; config: what
-    its config.json says, as the workload reads it.
+    model: the one in use, without fallbacks; folder: its files on this machine; config: its
+    config.json as the workload reads it.
     """
 
     model: Model
@@ -64,7 +64,7 @@ def load_config(model: Model, folder: Path) -> "PreTrainedConfig":
             f"{model.name}: config.json of type {own.get('model_type')!r} is not one that this "
             f"version of transformers can build: {str(error).splitlines()[0]}"
         ) from error
-    # The folder of a snapshot says nothing to a person, and is another one on the next machine.
+    # A snapshot's folder tells a person nothing, and differs between machines.
     config.name_or_path = model.name
     return config
 
@@ -89,8 +89,8 @@ def resolve(
     """The base of a run, the same model on all ranks: the first of the list that can be used.
 
     Called by all ranks together. Rank 0 chooses, so that no rank takes a fallback alone; the first
-    rank of every other node finds the files for its node, downloading them where needed. Raises on
-    every rank what any of them found wrong, and where code, versions or files of nodes differ.
+    rank of every other node finds the files for its node, downloading them where needed. Raises the
+    error of any rank on all, also where code, versions or files differ between nodes.
     """
     base: Base[Any] | None = None
     problem: TataraError | None = None
@@ -123,7 +123,7 @@ def find_base(
     """The first of `name` and its fallbacks whose files are all there, downloaded where needed.
 
     weights: whether they are needed, where the model does not start from random ones. Reports why
-    each one before it failed. Raises the only one's error, or one that lists them all: Retry where
+    each earlier one failed. Raises the error of a single one, or one that lists all: Retry where
     any may pass by itself, else UserError.
     """
     failures: list[TataraError] = []
@@ -160,7 +160,7 @@ def locate(model: Model, report: Tell, weights: bool) -> Path:
     """The folder with a model's files: a local one, or the hub's snapshot in the cache.
 
     weights: whether the weights are needed too; they are downloaded, and must be there. An
-    adapter's always are: they are small, and nothing else says which adapters there are. Raises
+    adapter's always are: they are small, and only they show which adapters exist. Raises
     UserError for a folder that does not exist or lacks weights, and as `hub.fetch` does.
     """
     folder = Path(model.name).expanduser()
@@ -184,7 +184,7 @@ def locate(model: Model, report: Tell, weights: bool) -> Path:
 
 
 def locate_for_use(model: Model, report: Tell) -> tuple[Path, bool]:
-    """The folder of a whole model or of an adapter, with its weights, and whether it is the latter.
+    """The folder of a whole model or an adapter, with its weights, and whether it is an adapter.
 
     Raises as `locate` does.
     """

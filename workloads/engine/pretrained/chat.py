@@ -1,7 +1,7 @@
-"""What a chat template does, found out by trying it: how answers end, and where the date goes.
+"""Facts of a chat template, found by rendering it: how answers end, and where the date goes.
 
-The same facts serve training, export, evaluation and generation, so that what is learnt as the end
-of an answer is what generation stops at.
+Training, export, evaluation and generation share them, so that generation stops at the token that
+was learnt as the end of an answer.
 """
 
 import copy
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROBE = "Tatara"
 # Some templates write today's date into every prompt. With a fixed one the same rows give the same
-# tokens on every day and node; this is the date those templates fall back on themselves.
+# tokens on every day and node; this is the date that those templates themselves fall back on.
 _FIXED_NOW = datetime(2024, 7, 26)
 FIXED_DATE = _FIXED_NOW.strftime("%d %b %Y")
 
@@ -31,7 +31,7 @@ FIXED: dict[str, Any] = {"date_string": FIXED_DATE, "strftime_now": _FIXED_NOW.s
 
 
 def fixed(speaker: Any) -> dict[str, Any]:
-    """What of FIXED the chat template reads: a processor takes all else for settings of its own."""
+    """The part of FIXED that the template reads: a processor takes others as its own settings."""
     template = str(getattr(speaker, "chat_template", None))
     return {name: value for name, value in FIXED.items() if name in template}
 
@@ -39,9 +39,9 @@ def fixed(speaker: Any) -> dict[str, Any]:
 def chosen_template(model: Model, own: Any, forms: Mapping[str, str] | None = None) -> Any:
     """The chat template that a profile asks for, with its switches as defaults.
 
-    own: the tokenizer's, one or several by name. forms: further ones by name. What is in the
-    tokenizer goes with the export: whoever uses the model renders as training did. Raises UserError
-    for a template or switch that there is not, and where none of several is the default.
+    own: the tokenizer's, one or several by name. forms: further ones by name. The tokenizer's
+    template is exported with it, so that users render as training did. Raises UserError for an
+    unknown template or switch, and where none of several is the default.
     """
     template = own
     if model.chat_template is not None:
@@ -66,7 +66,7 @@ def _named_template(wanted: str, own: Any, forms: Mapping[str, str]) -> str:
 
 
 def _switched(template: Any, switches: Mapping[str, Any]) -> Any:
-    """The template with defaults for its switches, where whoever renders it sets none."""
+    """The template with defaults for switches that the caller does not set."""
     if not switches:
         return template
     if not isinstance(template, str):

@@ -1,4 +1,4 @@
-"""Several adapters over one base, each with a weight, as one adapter."""
+"""Combines several adapters over one base, each with a weight, into one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,20 +14,20 @@ from workloads.errors import UserError
 from workloads.json_files import read_json
 
 _COMBINED = "combined"
-# What is more than products of two matrices, and has no weighted sum of its own.
+# Features beyond the product of two matrices, which have no weighted sum.
 _MORE_THAN_LORA = ("use_dora", "modules_to_save", "bias", "lora_bias")
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """How much of an adapter is taken, and its folder; None where whoever combines knows it."""
+    """Weight of an adapter, and its folder; None for the run's own."""
 
     weight: float
     folder: Path | None = None
 
 
 def check_combinable(adapters: Mapping[str, Weighted], base: str) -> None:
-    """UserError for an adapter of another base, or more than plain LoRA, by its name."""
+    """Raise UserError for an adapter of another base, or one that is more than plain LoRA."""
     for name, adapter in adapters.items():
         saved = _place(name, adapter)
         check_same_base(saved, base)
@@ -43,7 +43,7 @@ def check_combinable(adapters: Mapping[str, Weighted], base: str) -> None:
 def combine(
     model: nn.Module, adapters: Mapping[str, Weighted]
 ) -> tuple[dict[str, torch.Tensor], Any]:
-    """Weights and config of an adapter that adds the weighted sum of what all of them add.
+    """Weights and config of one adapter that adds the weighted sum of several.
 
     Exact for any ranks: peft (0.21) lays the matrices side by side, so that the rank is the sum.
     Raises UserError for adapters that do not fit the model or each other.
@@ -61,7 +61,7 @@ def combine(
             f"--adapters: expected adapters that fit together, found: {error}"
         ) from None
     state = get_peft_model_state_dict(wrapped, adapter_name=_COMBINED, save_embedding_layers=False)
-    # The scales are in the matrices; rsLoRA would divide the new rank by its root once more.
+    # The scales are in the matrices; rsLoRA would divide by the root of the new rank once more.
     own = replace(wrapped.peft_config[_COMBINED], use_rslora=False)
     return {name: value.contiguous() for name, value in state.items()}, own
 

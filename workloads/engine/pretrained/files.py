@@ -21,7 +21,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FILES = (".jsonl", ".json", ".parquet", ".csv")
-# What configs call the longest sequence that a model was made for.
+# Config fields for the longest sequence of a model.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 
 
@@ -36,7 +36,7 @@ def is_path(name: str) -> bool:
 
 
 def is_local(name: str) -> bool:
-    """Whether a name means a file or folder here, there or missing, and not a repository."""
+    """Whether a name means a local path, existing or not, and not a repository."""
     path = Path(name).expanduser()
     return is_path(name) or path.suffix in _FILES or path.exists()
 
@@ -75,7 +75,7 @@ def check_weights(name: str, folder: Path) -> None:
 
 
 def local_model(config: Profile) -> list[Finding]:
-    """Whether a model that is named by its folder can be read: before anything is started."""
+    """Check before any start that a model named by its folder can be read. Raises UserError."""
     model, folder = config.model, Path(config.model.name).expanduser()
     if not folder.is_dir():
         return []
@@ -90,13 +90,13 @@ def local_model(config: Profile) -> list[Finding]:
 
 
 def lasting_name(name: str) -> str:
-    """What a model is called from every folder: the full path of a local one, else its hub id."""
+    """A model's name that is valid in every folder: a local one's full path, else its hub id."""
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name
 
 
 def positions(own: Mapping[str, Any]) -> int | None:
-    """The longest sequence in tokens that a model takes, by its config; None where it says none.
+    """The longest sequence in tokens that a model takes, by its config; None if not given.
 
     own: config.json as an object; models of text and images keep it in the part of the text.
     """
@@ -163,7 +163,7 @@ def quantisation(adapter: Adapter, dtype: "torch.dtype") -> "BitsAndBytesConfig 
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """The implementation to ask for, and why not a faster one."""
+    """The attention implementation, and why not a faster one."""
 
     name: str
     reason: str = ""
@@ -179,7 +179,7 @@ def choose_attention(
     capability: tuple[int, int] | None,
     has_kernel: Callable[[], bool],
 ) -> AttentionChoice:
-    """The first of flash, sdpa and eager that works here; a wish that cannot be met is a UserError.
+    """The first of flash, sdpa and eager that works; raises UserError if the profile's does not.
 
     model_class: None where it is the repository's own code. capability: the GPU's, None without
     one. has_kernel: whether a flash-attention kernel can be loaded; asked last, as it may download.

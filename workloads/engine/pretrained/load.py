@@ -1,6 +1,6 @@
-"""transformers' models, for any task, in the types and with the attention that a profile asks for.
+"""Loads transformers' models with a profile's dtypes and attention.
 
-A workload says which factory a model's config belongs to; everything else is the same for all.
+A workload names the factory for a model's config; everything else is shared.
 """
 
 import copy
@@ -38,7 +38,7 @@ from workloads.json_files import read_json
 
 @dataclass(frozen=True)
 class Kind:
-    """What makes models for a task, and the classes that it makes, by their configs."""
+    """Factory of models for a task, and its classes by config."""
 
     factory: Any
     classes: Any
@@ -67,7 +67,7 @@ def load_model(base: Base[Any], config: Profile, kind_of: KindOf, tell: Tell) ->
 def _arguments(
     base: Base[Any], kind: Kind, compute: torch.dtype, held: torch.dtype, tell: Tell
 ) -> dict[str, Any]:
-    """What transformers is to be asked for: types, attention, and whether code may be run."""
+    """Arguments for transformers: dtypes, attention, and whether code may be run."""
     attention = choose_attention(
         base.model.attention,
         kind.classes.get(type(base.config), None),
@@ -131,8 +131,8 @@ def _pretrained(
 def _keep_layout(model: PreTrainedModel) -> None:
     """Keep 4-bit weights on the CPU as they were quantised.
 
-    In evaluation bitsandbytes (0.50) packs them anew in place where the CPU knows AVX512-BF16: it
-    fails on widths that are no multiple of 64, gives shards another shape, and rounds otherwise.
+    In evaluation mode bitsandbytes (0.50) repacks them in place on CPUs with AVX512-BF16: that
+    fails on widths not divisible by 64, changes the shape of shards, and rounds differently.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -140,7 +140,7 @@ def _keep_layout(model: PreTrainedModel) -> None:
 
 
 def _check_loaded(name: str, found: dict[str, Any], tell: Tell) -> None:
-    """Weights that are missing would silently stay random."""
+    """Raise UserError for missing weights, which would silently stay random."""
     missing = sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
     if missing:
         raise UserError(
@@ -153,7 +153,7 @@ def _check_loaded(name: str, found: dict[str, Any], tell: Tell) -> None:
 
 
 def _known_as(made: PreTrainedModel, base: Base[Any], tell: Tell) -> PreTrainedModel:
-    """Keep the name that people know it by, which adapters and model cards repeat."""
+    """Keep the model's public name, which adapters and model cards repeat."""
     made.name_or_path = base.model.name
     made.config.name_or_path = base.model.name
     if made.generation_config is not None:
@@ -162,7 +162,7 @@ def _known_as(made: PreTrainedModel, base: Base[Any], tell: Tell) -> PreTrainedM
 
 
 def generation_settings(base: Base[Any], tell: Tell) -> GenerationConfig | None:
-    """What generation_config.json in the base's folder says, as it can be written again."""
+    """The base's generation_config.json, without what cannot be written again."""
     if not (base.folder / "generation_config.json").is_file():
         return None
     try:
@@ -175,11 +175,11 @@ def generation_settings(base: Base[Any], tell: Tell) -> GenerationConfig | None:
 def valid_generation(
     generation: GenerationConfig, name: str = "model", tell: Tell = lambda text: None
 ) -> GenerationConfig:
-    """The same settings without flags that have no effect, which are told; `name` is the model's.
+    """The same settings without flags that have no effect, which are reported; name: the model's.
 
     Published files set a temperature without sampling, or rules of beams without beams.
     transformers (5.17) generates from them, but refuses to write them, and every checkpoint with
-    them. Raises UserError for settings that nothing can generate from.
+    them. Raises UserError for settings that cannot be used at all.
     """
     generation = copy.deepcopy(generation)
     try:
@@ -216,7 +216,7 @@ def _unusable(name: str, error: ValueError) -> UserError:
 class Ready:
     """A model ready to generate.
 
-    base: whose weights it has; adapter: the folder of the adapter on it, None for a whole model.
+    base: the source of its weights; adapter: the folder of its adapter, None for a whole model.
     """
 
     model: PreTrainedModel
@@ -225,7 +225,7 @@ class Ready:
 
 
 def load_for_use(wanted: Model, precision: str, kind_of: KindOf, tell: Tell) -> Ready:
-    """A model by hub id or folder for evaluation: whole, or an adapter together with its base.
+    """Load a model by hub id or folder for evaluation: a whole one, or an adapter with its base.
 
     precision: bf16, fp16 or fp32, of the weights and the computation. On the GPU where there is
     one, in evaluation mode.
@@ -250,7 +250,7 @@ def load_for_use(wanted: Model, precision: str, kind_of: KindOf, tell: Tell) -> 
 
 
 def base_of_adapter(folder: Path, tell: Tell) -> Base[Any]:
-    """The base that an adapter names; what is wrong with it is told as the adapter's."""
+    """The base that an adapter names; errors of the base name the adapter."""
     named = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
     try:
         return find_base(Model(name=named), tell)

@@ -1,7 +1,7 @@
-"""`stablelm_epoch`, the first StableLM's kind with code of its own, as transformers' `stablelm`.
+"""Reads `stablelm_epoch`, the first StableLM's type with its own code, as transformers' `stablelm`.
 
-The network and the names of its weights are the same; only fields of config.json are called
-otherwise. No code of the repository is run.
+Network and weight names are the same; only fields of config.json have other names. No code of the
+repository is run.
 """
 
 from collections.abc import Mapping
@@ -29,15 +29,15 @@ _SAME = (
     "use_qkv_bias",
     "vocab_size",
 )
-# Nothing of the network: what the file was written by, and the code that is not run.
+# Not of the network: the version that wrote the file, and code that is not run.
 _IDLE = ("architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version")
 
 
 def native_fields(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a StableLmConfig for a config.json of this kind.
 
-    A field that is not known would become a default in silence: it raises UserError, as does one
-    with a value that transformers' StableLM cannot compute. `name` is the model's, for messages.
+    An unknown field would become a default in silence: it raises UserError, as does a value that
+    transformers' StableLM cannot compute. `name` is the model's, for messages.
     """
     left = {
         field: value

@@ -1,4 +1,4 @@
-"""Weights on disk: read from a checkpoint of any strategy, written as a folder whole or not at all.
+"""Weights on disk: reads checkpoints of any strategy, writes a folder whole or not at all.
 
 A checkpoint holds safetensors (one rank, DDP, DeepSpeed), shards of torch's distributed format
 (FSDP2), or an adapter alone. Reading needs no other rank and no GPU.
@@ -24,7 +24,7 @@ State = dict[str, torch.Tensor]
 
 
 def layout(checkpoint: Path) -> Literal["sharded", "whole", "adapter"]:
-    """How a checkpoint holds its weights; UserError where it holds none."""
+    """The layout of a checkpoint's weights; raises UserError where it holds none."""
     if (checkpoint / SHARDS / ".metadata").is_file():
         return "sharded"
     if all((checkpoint / name).is_file() for name in weight_files(checkpoint)):
@@ -39,7 +39,7 @@ def layout(checkpoint: Path) -> Literal["sharded", "whole", "adapter"]:
 
 
 def read_state(checkpoint: Path, dtype: torch.dtype) -> State:
-    """A checkpoint's weights by the names that the model gives them, floating ones as `dtype`.
+    """A checkpoint's weights by the model's names for them, floating ones as `dtype`.
 
     On the host, whole. Of a `sharded` or `whole` checkpoint.
     """
@@ -82,7 +82,7 @@ def _read_shards(checkpoint: Path, dtype: torch.dtype) -> State:
             state[name] = torch.empty(entry.size, dtype=kind)
     try:
         with warnings.catch_warnings():
-            # It tells everyone who reads alone that they read alone.
+            # It warns any reader without a process group.
             warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
             dcp.load(state, storage_reader=reader, no_dist=True)
     except dcp.api.CheckpointException as error:
@@ -90,7 +90,7 @@ def _read_shards(checkpoint: Path, dtype: torch.dtype) -> State:
             f"{checkpoint / SHARDS}: damaged or incomplete "
             f"({str(error).strip().splitlines()[-1]}); use an older checkpoint"
         ) from error
-    # accelerate files the model under one name of its own, which the planner's paths tell apart.
+    # accelerate stores the model under one key of its own, the first part of the planner's paths.
     paths = reader.read_metadata().planner_data or {}
     return {_inside(name, paths.get(name)): value for name, value in state.items()}
 
@@ -116,7 +116,7 @@ def check_finite(state: Mapping[str, torch.Tensor]) -> None:
 
 
 def size_of(state: Mapping[str, torch.Tensor]) -> int:
-    """Bytes of all tensors, those that share memory counted once."""
+    """Bytes of all tensors, of any shape; shared memory is counted once."""
     storages = {value.data_ptr(): value.numel() * value.element_size() for value in state.values()}
     return sum(storages.values())
 
@@ -135,10 +135,10 @@ def load_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 @contextmanager
 def whole_folder(out: Path, needed: int) -> Iterator[Path]:
-    """A folder to fill, which takes its name `out` only when all of it is on disk.
+    """A folder to fill, which gets its name `out` only when all of it is on disk.
 
-    needed: bytes that will be written. What was there before stays until then. Raises UserError
-    where there is too little room, and leaves nothing half-written behind.
+    needed: bytes that will be written. An earlier folder stays until then. Raises UserError where
+    there is too little room, and leaves nothing half-written behind.
     """
     from safetensors import SafetensorError
 

@@ -1,4 +1,4 @@
-"""From our config to the arguments that every transformers Trainer takes."""
+"""Translates our config into the arguments of every transformers Trainer."""
 
 from typing import Any
 
@@ -77,7 +77,7 @@ def trainer_arguments(config: Profile, session: Session, eval_steps: int | None)
 
 
 def _schedule(optim: Any) -> str:
-    """transformers' name; RunTrainer makes the schedule by epochs, which it has not, itself."""
+    """transformers' name; the schedule by epochs, which it lacks, comes from RunTrainer."""
     if optim.schedule == "constant":
         return "constant_with_warmup" if optim.warmup_steps else "constant"
     return "constant" if optim.schedule == "cosine_epochs" else str(optim.schedule)
@@ -103,7 +103,7 @@ def _deepspeed(config: Profile, stage: int) -> dict[str, Any]:
             "stage3_gather_16bit_weights_on_model_save": True,
             **config.parallel.zero,
         },
-        # It steps by itself: without the check a step with a NaN would be applied.
+        # DeepSpeed applies steps itself: without this check also one with a NaN.
         "bf16": {"enabled": "auto", "check_grad_overflow": True},
         "fp16": {"enabled": "auto", "loss_scale": 0},
         "gradient_accumulation_steps": "auto",

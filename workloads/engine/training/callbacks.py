@@ -1,4 +1,4 @@
-"""What happens at the end of a step: the agreed stop, metrics, progress."""
+"""Callbacks at the end of a step: the agreed stop, metrics, progress."""
 
 import math
 import time
@@ -18,7 +18,7 @@ from workloads.run import write_manifest
 from workloads.run.events import Event
 from workloads.run.session import Session
 
-# Keys of the Trainer's logs that are ours under another name, or of no use in a row of metrics.
+# Keys of the Trainer's logs that we write under other names, or do not need.
 _DROPPED = ("total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
@@ -91,7 +91,7 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """All ranks stop at the same step: they save it and leave the loop."""
+        """Stop all ranks at the same step: they save it and leave the loop."""
         self.session.progress(step=state.global_step)
         if distributed.agree(self.session.stopping) and state.global_step < state.max_steps:
             self.stopping = True
@@ -102,7 +102,7 @@ class RunCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # At the end of `finish` otherwise, when there is a report to hand over.
+        # Otherwise `finish` closes them, after it has handed over the report.
         if self.stopping or not self.profile.tracking.keeps_artifacts:
             self.trackers.close()
         if self.session.is_main:
@@ -131,7 +131,7 @@ class RunCallback(TrainerCallback):
         self._show(state, row)
 
     def _loss(self, step: int, mean: float) -> dict[str, Any]:
-        """The mean over the steps that were applied; NaN where none was."""
+        """Mean loss over the applied steps; NaN where there is none."""
         dropped, self.dropped = self.dropped, 0
         if not dropped:
             return {"loss": mean}
@@ -143,13 +143,13 @@ class RunCallback(TrainerCallback):
         seconds = max(1e-9, time.monotonic() - self._since)
         steps = max(1, step - self._since_step)
         self._since, self._since_step = time.monotonic(), step
-        if self._since - self._weighed >= 1.0:  # short steps do not pay for it every time
+        if self._since - self._weighed >= 1.0:  # short steps would spend too much time on it
             self._memory, self._weighed = resident_bytes(), self._since
         speed = {"seconds_per_step": seconds / steps, "memory": self._memory}
         return speed | ({"tokens_per_second": tokens / seconds} if tokens else {})
 
     def _show(self, state: TrainerState, row: dict[str, Any]) -> None:
-        """One line at a time on a terminal, now and then elsewhere."""
+        """Show progress: one line on a terminal, a line now and then elsewhere."""
         last = state.global_step >= state.max_steps
         live = self.session.console.isatty()
         if not last and time.monotonic() - self._told < (0.2 if live else 5.0):
@@ -161,10 +161,10 @@ class RunCallback(TrainerCallback):
 
 
 def take_rate(optimizer: Any, scheduler: Any, rate: float) -> float | None:
-    """Have the optimizer go on at the peak rate that is set now, and return a checkpoint's other.
+    """Set the optimizer to the current peak rate; returns the checkpoint's rate if it differs.
 
-    A loaded optimizer and its schedule bring their own rate, which would win in silence. Where it
-    is the same nothing is touched, so that a resumed run stays what it was.
+    A loaded optimizer and its schedule bring their own rate, which would win in silence. Equal
+    rates are not touched, so that a resumed run stays identical.
     """
     before = {group.get("initial_lr", rate) for group in optimizer.param_groups}
     if all(math.isclose(item, rate) for item in before):
@@ -179,10 +179,10 @@ def take_rate(optimizer: Any, scheduler: Any, rate: float) -> float | None:
 
 
 def follow_schedule(optimizer: Any, scheduler: Any) -> tuple[float, float] | None:
-    """Have the next step at the rate of the schedule that is set now; it and a checkpoint's other.
+    """Set the next step's rate by the current schedule; returns it and the checkpoint's, if other.
 
-    A loaded optimizer brings the rate that its own schedule had come to, which would hold for one
-    step more. Where it is the same nothing is touched.
+    A loaded optimizer brings the last rate of its own schedule, which would hold for one more step.
+    Equal rates are not touched.
     """
     inner = getattr(scheduler, "scheduler", scheduler)
     lambdas = getattr(inner, "lr_lambdas", None)
@@ -204,7 +204,7 @@ def follow_schedule(optimizer: Any, scheduler: Any) -> tuple[float, float] | Non
 
 
 def _parameters(model: nn.Module) -> dict[str, int]:
-    """How many parameters there are, are trained, and are really split over ranks."""
+    """Numbers of all parameters, of trained ones, and of those really sharded."""
     every = list(model.parameters())
     return {
         "parameters": sum(item.numel() for item in every),
@@ -214,7 +214,7 @@ def _parameters(model: nn.Module) -> dict[str, int]:
 
 
 def progress_line(step: int, steps: int, row: dict[str, Any]) -> str:
-    """`step 12/80  loss 2.41  …` as far as the row has it; with rewards, they come first."""
+    """`step 12/80 loss 2.41 …` with the values of the row; rewards come first."""
     parts = [f"step {step}/{steps}"]
     # TRL names them rewards/accuracy/mean; the loss beside them says little.
     rewards = [name for name in row if name.startswith("rewards/") and name.endswith("/mean")]

@@ -1,4 +1,4 @@
-"""Saving and finding checkpoints as all ranks of a job, with or without a shared disk.
+"""Saves and finds checkpoints on all ranks of a job, with or without a shared disk.
 
 A checkpoint is written under `checkpoints/.staging`, gathered to node 0 where the nodes share no
 disk, sealed with digests, and only then gets its name.
@@ -28,9 +28,9 @@ class SaveFailed(Exception):
 
 
 def save(session: Session, step: int, write: Callable[[], None], facts: dict[str, Any]) -> Path:
-    """Have every rank `write` into the staging folder, then seal and publish the result.
+    """Let every rank `write` into the staging folder, then seal and publish the result.
 
-    Raises SaveFailed on every rank where it failed on any; nothing half-written stays.
+    Raises SaveFailed on all ranks if it failed on one; nothing half-written stays.
     """
     staging = session.run.checkpoints / STAGING
     _clear(session, staging)
@@ -57,7 +57,7 @@ def _publish(session: Session, staged: Path, final: Path, facts: dict[str, Any])
 
 
 def _check_space(session: Session) -> None:
-    """Refuse before writing what the last checkpoint's size says cannot fit."""
+    """Raise before writing if the disk has less room than the last checkpoint took."""
     old = sealed(session.run.checkpoints)
     if not session.is_main or not old:
         return
@@ -71,7 +71,7 @@ def _check_space(session: Session) -> None:
 
 
 def _try(action: Callable[[], None]) -> str | None:
-    """What went wrong while writing; anything else is a fault of ours and ends the run."""
+    """The error of writing as text; any other kind of error is a bug and ends the run."""
     try:
         action()
     except OSError as error:
@@ -92,12 +92,12 @@ def _is_write_error(error: BaseException) -> bool:
 
 
 def _first(problem: str | None) -> str | None:
-    """The first problem that any rank has, the same on all."""
+    """The first problem of any rank, the same on all."""
     return next((text for text in distributed.gather(problem) if text), None)
 
 
 def _clear(session: Session, staging: Path) -> None:
-    """Leave no remains, on each node's own disk where they share none."""
+    """Remove the staging folder, on each node's own disk where they share none."""
     if session.is_main or (not session.shared and session.local_rank == 0):
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True, exist_ok=True)
@@ -111,13 +111,13 @@ def _other_leaders(session: Session) -> list[int]:
 
 
 def gather_files(session: Session, folder: Path) -> None:
-    """Bring what other nodes wrote to node 0's disk."""
+    """Copy files that other nodes wrote to node 0's disk."""
     for leader in _other_leaders(session):
         distributed.send_folder(folder, leader, [0])
 
 
 def spread_files(session: Session, folder: Path) -> None:
-    """Bring node 0's checkpoint to the other nodes' disks."""
+    """Copy node 0's checkpoint to the other nodes' disks."""
     targets = _other_leaders(session)
     if targets:
         distributed.send_folder(folder, 0, targets)
@@ -145,12 +145,12 @@ _SPLIT = ("world_size", "per_device_batch_size", "accumulation_steps")
 def same_shape(
     path: Path, facts: dict[str, Any], strategy: str = "", report: Tell = lambda text: None
 ) -> None:
-    """Refuse to go on where a step could not see the same samples.
+    """Refuse to resume where a step could not see the same samples.
 
     Another number of ranks, or another split of the same global batch, sees the same samples in the
     same steps: states are whole, or resharded by torch where both sides shard. That is reported, as
     dropout then draws other numbers. strategy: how this attempt splits the states. Raises UserError
-    that says what differs.
+    that names the difference.
     """
     record = json.loads((path / "complete.json").read_text())
     for name, now in facts.items():

@@ -16,7 +16,7 @@ def start_measuring() -> None:
 
 
 def memory_facts(config: Profile, world_size: int) -> dict[str, Any]:
-    """What `tatara plan` said of this run, and what this rank's GPU has held since the start.
+    """The memory plan of this run, and the memory that this rank's GPU has held since the start.
 
     Bytes of one GPU: allocated and reserved by torch, and of the whole process, which has CUDA's
     context besides; moments: those of a step as planned, with their parts. measured and card are

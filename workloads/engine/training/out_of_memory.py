@@ -1,4 +1,4 @@
-"""Out of memory: the plan against reality and what to change, or smaller micro-batches at once."""
+"""Out of memory: compares plan and reality, names fixes, or retries with smaller micro-batches."""
 
 import torch
 
@@ -13,7 +13,7 @@ from workloads.run.directory import rows_in
 from workloads.run.events import Event
 from workloads.run.session import Session
 
-# Without a GPU there is none to measure; the advice is then for the smallest usual card.
+# Without a GPU the advice is for the smallest usual card.
 _USUAL = 24 * GIB
 _SIZE = "per_device_batch_size"
 
@@ -21,8 +21,8 @@ _SIZE = "per_device_batch_size"
 def micro_batch(config: Profile, session: Session) -> tuple[int, int]:
     """Rows a rank and micro-batch, and micro-batches an optimizer step.
 
-    With `train.on_out_of_memory=halve` no size is tried again that this run has been out of memory
-    with, and the rows of a step stay the same ones. All ranks call it together.
+    With `train.on_out_of_memory=halve` a size that ran out of memory is not tried again, and the
+    rows of a step stay the same. All ranks call it together.
     """
     train, world = config.train, distributed.world_size()
     size, count = train.per_device_batch_size, config.accumulation_steps(world)
@@ -42,7 +42,7 @@ def micro_batch(config: Profile, session: Session) -> tuple[int, int]:
 
 
 def _too_large(run: Run) -> list[int]:
-    """Rows of the micro-batches that ran out of memory, as the run's events tell."""
+    """Sizes of the micro-batches that ran out of memory, by the run's events."""
     events = (event for event in rows_in(run.events) if event["event"] == Event.OUT_OF_MEMORY)
     return [int(event[_SIZE]) for event in events if _SIZE in event]
 
@@ -50,8 +50,8 @@ def _too_large(run: Run) -> list[int]:
 def out_of_memory(config: Profile, session: Session, size: int, error: Exception) -> TataraError:
     """The error to raise for torch's own: its first sentence, the plan, three concrete fixes.
 
-    size: rows of the micro-batch that did not fit. Where the profile wants smaller ones to be
-    tried, and there are any, it is a Retry.
+    size: rows of the micro-batch that did not fit. Where the profile allows smaller ones, and there
+    are any, it is a Retry.
     """
     config = _as_it_was(config, session.world_size, size)
     breakdown = estimate(config, session.world_size // config.parallel.nodes)
@@ -78,7 +78,7 @@ def out_of_memory(config: Profile, session: Session, size: int, error: Exception
 
 
 def _as_it_was(config: Profile, world: int, size: int) -> Profile:
-    """The config with the micro-batch that was really used, and the global batch as it is."""
+    """The config with the micro-batch in use, and the global batch unchanged."""
     whole = config.train.per_device_batch_size * config.accumulation_steps(world) * world
     batch = {_SIZE: size, "global_batch_size": whole}
     return config.model_copy(update={"train": config.train.model_copy(update=batch)})

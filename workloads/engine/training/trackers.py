@@ -1,7 +1,7 @@
 """TensorBoard and Weights & Biases beside the run's own files, on a thread of their own.
 
-The run's files are the truth. A tracker that cannot be reached is told of once; training neither
-waits for it nor fails with it.
+The run's files are the record. An unreachable tracker is reported once; training neither waits for
+it nor fails with it.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from workloads.run.session import Session
 
 _END_WAIT = 10.0  # seconds that trackers get to flush at the end of a run
 _INIT_WAIT = 20.0
-# Until every tracker has begun: a start that is given up, and a second one offline.
+# seconds until every tracker has begun: one failed start, and a second one offline
 _BEGIN_WAIT = _INIT_WAIT + 25.0
-_LONGEST = 500  # characters of a server's own sentence
+_LONGEST = 500  # characters shown of a server's message
 
 
 class Tracker(Protocol):
-    """One place that rows of metrics go to."""
+    """A destination for rows of metrics."""
 
     def write(self, step: int, row: dict[str, float]) -> None: ...
 
@@ -34,7 +34,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `<run>/tensorboard`; steps that a restart goes over again are shown once."""
+    """Event files in `<run>/tensorboard`; steps that a restart repeats are shown once."""
 
     def __init__(self, folder: Path, done_steps: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -55,8 +55,8 @@ class WandB:
 
     W&B's own variables win over the profile: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME,
     WANDB_RUN_ID, WANDB_RUN_GROUP. An empty one counts as unset. An offline folder holds every row
-    of the run: one that a restart begins again is filled from the run's own files, and takes the
-    place of the one before, so that one folder is to be synced.
+    of the run: a restart fills a new one from the run's own files and replaces the one before, so
+    that only one has to be synced.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class WandB:
         except wandb.Error as error:
             if mode != "online":
                 raise
-            # It keeps the id of the start that failed, and would refuse it to the second.
+            # W&B keeps the id of the failed start, and would refuse it to the second.
             wandb.teardown()
             mode, self._run = "offline", begin("offline")
             reason = " ".join(str(error).split())[:_LONGEST]
@@ -125,7 +125,7 @@ class WandB:
 
 
 def _set_offline_aside(folder: Path, run_id: str) -> None:
-    """Offline folders of earlier attempts of this run, whose rows the next one has all."""
+    """Move aside offline folders of earlier attempts; the next one has all their rows."""
     for path in sorted(folder.glob(f"offline-run-*-{run_id}")):
         aside = folder / "superseded"
         aside.mkdir(exist_ok=True)
@@ -133,7 +133,7 @@ def _set_offline_aside(folder: Path, run_id: str) -> None:
 
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a row that make a curve; which rows a batch had is a digest."""
+    """The numbers of a row that make a curve, without the digest of the batch's rows."""
     kept = {name: value for name, value in row.items() if name not in ("step", "batches")}
     return {name: float(value) for name, value in kept.items() if isinstance(value, int | float)}
 
@@ -152,14 +152,14 @@ class Trackers:
             self._thread.start()
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        """Hand over the numbers of a row; those that nobody takes in time are counted."""
+        """Queue the numbers of a row; those that a full queue drops are counted."""
         if not self._makers:
             return
         kept = numbers(row)
         self._hand_over(lambda tracker: tracker.write(step, kept))
 
     def keep(self, folder: Path, files: Sequence[Path]) -> None:
-        """Hand over files below a folder to the trackers that keep any."""
+        """Pass files below a folder to the trackers that keep files."""
 
         def keep(tracker: Tracker) -> None:
             if isinstance(tracker, WandB):
@@ -175,7 +175,7 @@ class Trackers:
             self._lost += 1
 
     def close(self) -> None:
-        """Flush, within bounds: a tracker may take its time to begin, and a little to end.
+        """Flush with a time limit: long for a tracker that still starts, short for its end.
 
         A second call does nothing.
         """
@@ -183,7 +183,7 @@ class Trackers:
             return
         self._closed = True
         self._begun.wait(_BEGIN_WAIT)
-        with contextlib.suppress(queue.Full):  # a tracker that hangs takes no row any more
+        with contextlib.suppress(queue.Full):  # a hanging tracker accepts no more rows
             self._work_left.put(None, timeout=_END_WAIT)
             self._thread.join(_END_WAIT)
         left = self._lost + self._work_left.qsize()
@@ -209,7 +209,7 @@ class Trackers:
             self._try(name, tracker.close)
 
     def _try(self, name: str, action: Callable[[], None]) -> bool:
-        """Whether it worked; one line where a tracker fails, whose libraries raise anything."""
+        """Call a tracker and return whether it worked; reports any error of its library."""
         try:
             action()
             return True

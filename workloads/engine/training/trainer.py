@@ -1,4 +1,4 @@
-"""What Tatara adds to any transformers Trainer: safe saves, agreed stops, no non-finite update.
+"""Tatara's mixin for any transformers Trainer: safe saves, agreed stops, no non-finite update.
 
 `class LlmTrainer(RunTrainer, SFTTrainer)`: the mixin goes first. The loop stays the library's.
 Private methods of it change without notice: `READ_IN` names the version they were read in.
@@ -39,7 +39,7 @@ def _numbers(rows: Sequence[int]) -> list[str]:
 
 @contextmanager
 def trained_weights_kept(model: nn.Module) -> Iterator[None]:
-    """Trained weights have the type and the values they had, whatever happens to them inside.
+    """Context that restores type and values of trained weights at its end.
 
     TRL (1.16) rounds adapters over a quantised base to bf16, where small updates vanish.
     """
@@ -53,7 +53,7 @@ def trained_weights_kept(model: nn.Module) -> Iterator[None]:
 def offloaded(
     model: nn.Module, tell: Callable[[str], None]
 ) -> AbstractContextManager[object, bool | None]:
-    """Inside it activations wait in host memory for the backward pass; on a CPU they are there."""
+    """Context in which activations wait in host memory for the backward pass; nothing on a CPU."""
     if not torch.accelerator.is_available():
         tell("train.activation_offloading changes nothing here: activations are in host memory")
         return nullcontext()
@@ -97,7 +97,7 @@ class RunTrainer(Trainer):
         promote_fsdp_on_cpu(self)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The library's own, and the cosine that falls once an epoch (`cosine_epochs`)."""
+        """The library's schedules, and the cosine that falls once an epoch (`cosine_epochs`)."""
         if self.profile.optim.schedule == "cosine_epochs" and self.lr_scheduler is None:
             epochs = self.profile.train.epochs
             warmup = self.args.get_warmup_steps(num_training_steps)
@@ -123,7 +123,7 @@ class RunTrainer(Trainer):
             raise Stopped(f"stopped at step {step} of {whole}; checkpoint-{step} saved")
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """The library's own, which would take a step more where a run that is done is resumed."""
+        """The library's epoch, which would take one more step where a finished run is resumed."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -144,18 +144,18 @@ class RunTrainer(Trainer):
         self.session.progress()
         with self._kept_activations:
             loss = super().training_step(model, inputs, *args, **kwargs)
-        # The Trainer sums losses between two logs, and a NaN would stay in that sum for good. The
+        # The Trainer sums losses between two logs, and a NaN would never leave that sum. The
         # callback puts the gap right.
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The library's own; the model sees nothing that only training counts."""
+        """The library's step, without inputs that only training counts."""
         counted = ("row_ids", "tokens")
         own = {name: value for name, value in inputs.items() if name not in counted}
         return super().prediction_step(model, own, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """The library's estimate; it would count all parameters again in every micro-batch."""
+        """Skip the library's estimate, which would count all parameters in every micro-batch."""
         main = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
         if main is None:
             return 0
@@ -176,12 +176,12 @@ class RunTrainer(Trainer):
         return norm
 
     def _is_unfit(self, norm: Any) -> bool:
-        """Whether a step must not be applied. DeepSpeed has taken or left it by now, and knows."""
+        """Whether a step must not be applied; DeepSpeed has decided that by now."""
         if self.is_deepspeed_enabled:
             return not self.args.fp16 and bool(self.accelerator.optimizer_step_was_skipped)
         if bool(torch.isfinite(norm)):
             return False
-        # Too high a scale makes infinities, which the scaler skips and fixes; a low one does not.
+        # Too high a scale makes infinities, which the scaler skips and corrects; a low one none.
         scaler = self.accelerator.scaler
         return scaler is None or scaler.get_scale() < 1
 
@@ -219,7 +219,7 @@ class RunTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """The library's own, where adapters are saved without the base."""
+        """The library's save, with adapters written without the base."""
         with adapters_alone(self.model) if hasattr(self.model, "peft_config") else nullcontext():
             super()._save(output_dir, state_dict)
 
@@ -227,7 +227,7 @@ class RunTrainer(Trainer):
         """Save through the staging folder; a failed save keeps the older ones and goes on."""
         step = self.state.global_step
         if (self.session.run.checkpoints / f"{PREFIX}{step}" / SEAL).is_file():
-            return  # one without a seal counts for nothing, and makes room
+            return  # a checkpoint without a seal is unusable: it makes room
         self._staging = self.session.run.checkpoints / checkpoints.STAGING
         try:
             with self.session.phase(Phase.SAVING):
@@ -242,7 +242,7 @@ class RunTrainer(Trainer):
             self._tell_failed_save(step, str(error))
         else:
             checkpoints.tidy(self.session, self.profile.checkpoints.keep_last, self.best_step())
-            if self.state.global_step < self.state.max_steps:  # the end pushes by itself
+            if self.state.global_step < self.state.max_steps:  # `finish` pushes the last one
                 self.publisher.offer(saved)
         finally:
             self._staging = None
@@ -255,7 +255,7 @@ class RunTrainer(Trainer):
             raise TataraError(f"{text}; free disk space, then resume")
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Weights that a checkpoint does not bring back would silently stay as they were."""
+        """Raise UserError for weights missing in a checkpoint, which would stay unchanged."""
         known = {*self.model.all_tied_weights_keys, *(self.model._keys_to_ignore_on_save or ())}
         lost = sorted(set(load_result.missing_keys) - known)
         if lost:
@@ -266,9 +266,9 @@ class RunTrainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
     def facts(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to see the same samples in the same order.
+        """Facts that must stay equal for a resumed run to see the same samples in the same order.
 
-        As the profile has it: micro-batches halved for want of memory leave a step its samples.
+        Of the profile: micro-batches halved for lack of memory do not change a step's samples.
         """
         world = distributed.world_size()
         return {
@@ -289,7 +289,7 @@ class RunTrainer(Trainer):
             return None
         saved = {step_of(path) for path in sealed(self.session.run.checkpoints)}
         rows = [row for row in self.state.log_history if "eval_loss" in row]
-        # A NaN is lower than nothing and higher than nothing: it would win by its place.
+        # A NaN compares with nothing: it would win by its position.
         rows = [row for row in rows if row["step"] in saved and math.isfinite(row["eval_loss"])]
         return min(rows, key=lambda row: row["eval_loss"])["step"] if rows else None
 

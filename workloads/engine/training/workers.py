@@ -1,4 +1,4 @@
-"""How a data loader's worker processes are started."""
+"""Start method of a data loader's worker processes."""
 
 import multiprocessing
 from multiprocessing.context import ForkContext, ForkProcess
@@ -14,7 +14,7 @@ class _Worker(ForkProcess):
 
 
 class WorkerContext(ForkContext):
-    """Linux's own way, with stop signals blocked: a loader whose worker dies of one ends the rank.
+    """Linux's start method, with stop signals blocked: a worker that dies of one ends its rank.
 
     The rank ends its workers itself, once it has saved.
     """
@@ -22,5 +22,5 @@ class WorkerContext(ForkContext):
     Process = _Worker
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The Trainer pickles its arguments into checkpoints, which are read without this class."""
+        """Pickle as a plain string: checkpoints with it are read without this class."""
         return multiprocessing.get_context, ("fork",)

@@ -1,4 +1,4 @@
-"""The forms in which people write rows for GRPO, told apart by the names of their columns.
+"""Forms in which people write rows for GRPO, distinguished by their columns.
 
     columns        image, problem, solution         R1-V, EasyR1, geometry3k, and CSV files
     conversations  from / value                     VLM-R1, LLaVA
@@ -32,7 +32,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _NONE: tuple[tuple[str, str], ...] = ()
 _TURNS = ("conversations", "messages", "prompt")
 _ROLES = MappingProxyType({"human": "user", "gpt": "assistant"})
-# How other projects and models write the place of an image.
+# Image marks of other projects and models.
 _MARK = re.compile(
     r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>|<image_placeholder>"
     r"|<\|image\|>|<ImageHere>|<image_soft_token>|<start_of_image>|\[IMG\]|<Image>|<IMAGE>|<img>"
@@ -44,7 +44,7 @@ _VIDEO = re.compile(r"<video>|<\|video_pad\|>|<\|video\|>")
 
 @dataclass(frozen=True)
 class Form:
-    """Where a file's rows hold question, solution and images; None where they hold none.
+    """Columns of a file that hold question, solution and images; None for a missing one.
 
     `turns`: the column of a conversation, in place of `problem`. `doubles`: what may stand in two
     columns, as (question, solution or image, the column that is taken, the other). `others`:
@@ -177,7 +177,7 @@ def _refuse(file: Path, names: list[str], wanted: Mapping[str, str], column: str
 
 
 def read_question(row: Mapping[str, Any], form: Form, images: int) -> tuple[Question, Any]:
-    """The question of a row with so many images, and its solution as it stands there.
+    """Question and unprocessed solution of a row with this number of images.
 
     Raises ValueError with what is wrong.
     """
@@ -228,7 +228,7 @@ def _type_of(part: Any) -> str | None:
 
 
 def _conversation(value: Any, column: str) -> tuple[str, tuple[tuple[str, str], ...], str | None]:
-    """The last question of a conversation, the turns before it, and the answer behind it."""
+    """The last question of a conversation, the turns before it, and its answer."""
     turns = _parsed(value)
     if isinstance(turns, str) and not re.match(r"\s*\[\s*\{", turns):
         return turns, (), None
@@ -296,7 +296,7 @@ def _parsed_object(value: str) -> Any:
 
 
 def solutions_of(value: Any, column: str) -> tuple[str, ...]:
-    """The right answers that a cell holds: one, several texts, or numbers such as a box.
+    """The right answers in a cell: one, several texts, or numbers such as a box.
 
     Raises ValueError where there is none.
     """
@@ -318,7 +318,7 @@ def _as_text(value: Any, column: str) -> str:
     if isinstance(value, bool):
         text = str(value)
     elif isinstance(value, int | float):
-        # What pandas writes for a cell without anything in it is no number.
+        # pandas writes empty cells as NaN, which is no number.
         text = str(value) if math.isfinite(value) else None
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"column {column!r}: expected text, found {value!r:.80}")

@@ -27,7 +27,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from workloads.data.images import is_one_colour, to_rgb
 from workloads.errors import UserError
 
-# What turns an image of an EXIF orientation upright; some of them swap width and height.
+# EXIF orientation → the transposition that turns an image upright; some swap width and height.
 _TURNS = MappingProxyType(
     {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,7 +54,7 @@ _NO_IMAGES = (
     ((b"ftypmp4", b"ftypisom", b"ftypqt", b"\x1aE\xdf\xa3"), "a video; take images from it"),
 )
 _BATCH = 256
-# What JPEG, PNG, GIF, WEBP and BMP begin with in base64, longer than any name of a file.
+# The beginnings of JPEG, PNG, GIF, WEBP and BMP in base64; the text is longer than any file name.
 _BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk)[A-Za-z0-9+/=\s]{200,}$")
 
 
@@ -282,7 +282,7 @@ def _decoded(value: str) -> "ImageBytes":
 
 
 def first_blank(images: Iterable[StoredImage]) -> StoredImage | None:
-    """The first image of one colour, which shows nothing; what cannot be opened is passed over."""
+    """The first image of a single colour, which shows nothing; unreadable ones are skipped."""
     for image in images:
         with suppress(ValueError):
             if is_one_colour(image.load()):
@@ -312,7 +312,7 @@ def has_several_frames(stream: IO[bytes]) -> bool:
 
 
 def upright_size(stream: IO[bytes]) -> tuple[int, int]:
-    """(width, height) of the image in `stream` as it is seen, from its header.
+    """Upright (width, height) of the image in `stream`, from its header.
 
     ValueError also for an image that is damaged behind its header, which a training would meet
     hours later; formats that people seldom use are decoded for it.
@@ -326,14 +326,14 @@ def upright_size(stream: IO[bytes]) -> tuple[int, int]:
         else:
             whole = image.format in _WHOLE_WHEN_OPEN
         if not whole:
-            image.load()  # what Pillow reads all the same is good enough
+            image.load()  # an image that Pillow can read nevertheless is good enough
         turned = _orientation(image) in _SIDEWAYS
-        # Pillow turns a TIFF itself, and gives its size as it will be.
+        # Pillow rotates a TIFF itself, and reports the size after that.
         return (height, width) if turned and image.format != "TIFF" else (width, height)
 
 
 def _has_whole_chunks(image: Image.Image, stream: IO[bytes]) -> bool:
-    """Whether a PNG's chunks are as their checksums say; takes an orientation behind the pixels."""
+    """Whether a PNG's chunks match their checksums; also reads an orientation after the pixels."""
     stream.seek(len(_PNG_START))
     while len(head := stream.read(8)) == 8:
         size, kind = int.from_bytes(head[:4], "big"), head[4:]
@@ -348,12 +348,12 @@ def _has_whole_chunks(image: Image.Image, stream: IO[bytes]) -> bool:
 
 
 def _orientation(image: Image.Image) -> Any:
-    # The base's own way: PNG's decodes the whole image first.
+    # getexif of the base class: that of PNG decodes the whole image first.
     return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
 
 
 def _has_end(stream: IO[bytes]) -> bool:
-    """Whether a JPEG's end mark stands where one is to be expected; some write more behind it."""
+    """Whether a JPEG's end mark is near its end; some programs append more."""
     size = stream.seek(0, io.SEEK_END)
     stream.seek(max(0, size - _TAIL))
     return b"\xff\xd9" in stream.read(_TAIL)
@@ -363,7 +363,7 @@ def decode(stream: IO[bytes]) -> Image.Image:
     """The image in `stream`, turned upright and as RGB."""
     with _readable(stream), Image.open(stream) as image:
         image.load()
-        # ImageOps.exif_transpose writes all of the EXIF again, and fails where a camera's is odd.
+        # ImageOps.exif_transpose rewrites all EXIF data, and fails on a camera's odd ones.
         turn = _TURNS.get(_orientation(image))
         return to_rgb(image if turn is None else image.transpose(turn))
 

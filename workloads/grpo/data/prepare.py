@@ -1,4 +1,4 @@
-"""The rows that a profile trains on: read or drawn, counted in tokens, as trainers take them."""
+"""The rows of a profile: read or drawn, counted in tokens, in the form of trainers."""
 
 import hashlib
 import json
@@ -50,13 +50,13 @@ _HUB_FILES = (
 # Models whose image tokens follow from an image's size by known rules.
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
 _SHOWN = 5
-_LOOKED_AT = 200  # images that are opened before a run begins, to see whether they are blank
+_LOOKED_AT = 200  # images opened before a run to find blank ones
 _SHARE = 10  # at most one row in so many is held out
 
 
 @dataclass
 class Prepared:
-    """Rows to train on, what there is to say about all of them, and rows held out of training.
+    """Rows to train on, remarks on all of them, and held-out rows.
 
     `counted`: both kinds of rows as they were read, each with the tokens of its prompt.
     """
@@ -69,7 +69,7 @@ class Prepared:
     counted: list[tuple[Example, RowTokens]] = field(default_factory=list)
 
     def digest(self) -> str:
-        """Of what the rows ask and their solutions, in their order; images by their sizes."""
+        """Digest of questions and solutions in order, and of the sizes of images."""
         state = hashlib.sha256()
         for example in [*self.examples, *self.held_out]:
             row = [example.problem, example.before, example.solution, example.sizes]
@@ -78,7 +78,7 @@ class Prepared:
 
 
 def place_of(data: GrpoData, cache: Path, progress: Callable[[], None] = nothing) -> Path:
-    """The file or folder that holds the rows: downloaded or drawn where it is not there yet.
+    """The file or folder of the rows, downloaded or drawn if it does not exist yet.
 
     Raises UserError where `data.source` is neither a file, a folder nor a hub id.
     """
@@ -132,7 +132,7 @@ def read_source(data: GrpoData, cache: Path, progress: Callable[[], None] = noth
 def prepare(
     config: GrpoConfig, base: Path, cache: Path, progress: Callable[[], None] = nothing
 ) -> Prepared:
-    """Read every row and hold its prompt against the limits, before any GPU is used.
+    """Read every row and compare its prompt with the limits, before any GPU is used.
 
     base: the folder of the model's files. Rows that do not fit end the run with their names, or are
     left out with `data.too_long=drop`. Raises UserError where none is left.
@@ -169,7 +169,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class Counting:
-    """The tokens of all rows, for each whether it fits, and those of the rows that do."""
+    """Tokens of all rows, whether each fits, and tokens of those that fit."""
 
     report: TokenReport
     fits: list[bool]
@@ -177,7 +177,7 @@ class Counting:
 
 
 def count(config: GrpoConfig, base: Path, examples: Sequence[Example]) -> Counting:
-    """The tokens of all prompts, and of what the supervised stage teaches, against the limits."""
+    """Count the tokens of prompts, and of the supervised stage's answers, against the limits."""
     own = _read(base / "config.json")
     rules = _rules(config, base, own, examples)
     limits = _limits(config, own)
@@ -197,7 +197,7 @@ def count(config: GrpoConfig, base: Path, examples: Sequence[Example]) -> Counti
 
 
 def right_answer(config: GrpoConfig, solution: str) -> str:
-    """What the stage is to make the model say: the taught words, or R1's form around a solution."""
+    """The answer that a stage aims at: the taught text, or R1's form around a solution."""
     if config.stage == "sft":
         return config.sft.answer.replace("{solution}", solution)
     return right_completion(solution)
@@ -206,7 +206,7 @@ def right_answer(config: GrpoConfig, solution: str) -> str:
 def _with_answer(
     row: RowTokens | str, example: Example, text: PromptText, config: GrpoConfig
 ) -> RowTokens | str:
-    """The row, or what is wrong with its answer: a cut one would teach never to end."""
+    """The row, or an error for a too long answer: a cut one would teach never to end."""
     size = text.answer(right_answer(config, example.solution))
     longest = config.grpo.max_completion_length
     if isinstance(row, str) or size < longest:
@@ -220,7 +220,7 @@ def _with_answer(
 def _rules(
     config: GrpoConfig, folder: Path, own: Mapping[str, Any], examples: Sequence[Example]
 ) -> ImageRules:
-    """The model's own rules for images; rows of text need none."""
+    """The model's rules for images; rows of text need none."""
     has_images = any(example.images for example in examples)
     if has_images and "vision_config" not in own:
         raise UserError(
@@ -243,7 +243,7 @@ def _fixed_rules(own: Mapping[str, Any]) -> ImageRules:
             f"{own.get('model_type')}: expected a model whose image tokens can be counted ahead "
             f"(Qwen2-VL, Qwen2.5-VL, or a fixed grid), found neither; choose another model"
         )
-    # With the strategy `full` the tower's own summary token stays among the others.
+    # With the strategy `full` the tower's class token is kept, too.
     whole = own.get("vision_feature_select_strategy") == "full"
     return _Grid(tokens_each=(side // patch) ** 2 + whole, side=side)
 
@@ -266,7 +266,7 @@ def _limits(config: GrpoConfig, own: Mapping[str, Any]) -> Limits:
     engine = config.generation
     uses_vllm = config.stage == "grpo" and engine.engine != "transformers"
     context = (engine.max_model_length if uses_vllm else None) or positions(own)
-    # TRL gives a colocated engine this many tokens at once; an image has to fit into them whole.
+    # TRL lets a colocated engine take this many tokens at once; a whole image has to fit.
     image = 4096 if uses_vllm and engine.engine == "vllm_colocate" else None
     grpo = config.grpo
     return Limits(grpo.max_completion_length, grpo.max_prompt_length, context, image)
@@ -292,7 +292,7 @@ def _lines(
 
 
 def turns_of(data: GrpoData) -> prompts.Wording:
-    """How a profile puts questions: by a wording of R1-V's, or by its own template."""
+    """How a profile words questions: as R1-V, or by its own template."""
     known = {"r1v": prompts.TRAINING, "geoqa": prompts.GEOQA, "superclevr": prompts.SUPERCLEVR}
     own = data.prompt_template
     return prompts.Wording(
@@ -305,7 +305,7 @@ def turns_of(data: GrpoData) -> prompts.Wording:
 
 
 def try_on(config: GrpoConfig, example: Example) -> list[str]:
-    """What the profile's rewards say to a right answer to one row; see `try_rewards`."""
+    """Try the profile's rewards on a right answer to one row; see `try_rewards`."""
     row = dict(dataset_of([example], config.data)[0])
     solution = row.pop("solution")
     said = right_answer(config, example.solution)
@@ -313,7 +313,7 @@ def try_on(config: GrpoConfig, example: Example) -> list[str]:
 
 
 def dataset_of(examples: Sequence[Example], data: GrpoData) -> "Dataset":
-    """The rows as trainers take them, in the profile's wording."""
+    """The rows as a dataset for trainers, in the profile's wording."""
     return training_dataset(examples, turns_of(data))
 
 

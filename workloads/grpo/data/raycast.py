@@ -54,7 +54,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Hits:
-    """What rays meet first: distances (inf: nothing), index of the solid (-1: none), normals."""
+    """First hit of each ray: distance (inf: none), index of the solid (-1: none), normal."""
 
     distance: Array
     solid: Indices
@@ -112,7 +112,7 @@ def image(solids: Sequence[Solid], eye: Array, lamp: Array, width: int, height: 
 def _light(
     solids: Sequence[Solid], origins: Array, rays: Array, lamp: Array, mirror: bool
 ) -> Array:
-    """What comes back along each ray; `mirror` follows reflections from metal, once."""
+    """Light along each ray, (rays, 3); `mirror` follows reflections from metal, once."""
     hits = trace(solids, origins, rays)
     light = _SKY_COLOUR * (0.25 + 0.75 * np.abs(rays[:, 2:]))
     floor = np.flatnonzero((hits.solid < 0) & (rays[:, 2] < 0))

@@ -6,15 +6,15 @@ from workloads.grpo.data.images import first_animated, first_blank
 from workloads.grpo.data.rows import Example
 from workloads.grpo.rewards.answers import count_values, extract_answer
 
-_LONG = 80  # characters: no answer, but a text that works one out
+_LONG = 80  # characters: longer texts are a derivation, not an answer
 
 
 def describe_solutions(examples: Sequence[Example]) -> list[str]:
-    """A line for each sort of solution that accuracy rewards seldom pay: how many, which first."""
+    """One line for each kind of solution that accuracy rewards seldom match: number, first row."""
     texts = [extract_answer(example.solution) or example.solution for example in examples]
     values = [count_values(text) for text in texts]
     if not any(values):
-        return []  # choices and words: nothing is amiss
+        return []  # choices and words: fine
     sorts: list[tuple[str, Callable[[int], bool]]] = [
         ("hold several values, all of which an answer has to name", lambda row: values[row] > 1),
         ("hold no value where others do", lambda row: not values[row]),

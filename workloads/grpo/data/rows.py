@@ -1,6 +1,6 @@
 """Rows for GRPO: a question with its images, if any, and a solution.
 
-`read_examples` reads what people have on disk: a folder with images and metadata (imagefolder),
+`read_examples` reads files in common forms: a folder with images and metadata (imagefolder),
 Parquet with images inside, JSON, CSV or Arrow beside image files, in the forms of `forms`.
 `generate_scenes` draws CLEVR-like scenes. Images stay where they are until they are opened.
 """
@@ -77,7 +77,7 @@ class Example:
 
     @property
     def question(self) -> Question:
-        """What a wording makes a prompt of."""
+        """The part of the row that a wording turns into a prompt."""
         return Question(self.problem, len(self.images), self.before, self.is_worded)
 
     @cached_property
@@ -97,7 +97,7 @@ class Example:
 
 
 def greyed(example: Example) -> Example:
-    """The example with nothing to see in its images."""
+    """The example with grey images."""
     return replace(example, images=tuple(GreyImage(image) for image in example.images))
 
 
@@ -135,7 +135,7 @@ def read_examples(
     found by their usual names. Paths of images count from `image_root`, else from the file that
     names them or the folder `images` beside it, with or without their leading folders. A row
     without an image is one of text. Raises UserError past `budget` bad rows, a missing or broken
-    image among them, and for files that cannot be told apart.
+    image among them, and for files of unknown form.
     """
     found, tables = Examples(), _tables(path, split)
     for file in tables:
@@ -152,9 +152,9 @@ def read_examples(
 def training_dataset(
     examples: Sequence[Example], turns: Callable[[Question], Turns] | None = None
 ) -> "Dataset":
-    """The examples as trainers take them: prompt, solution, place, images, and their own columns.
+    """A dataset for trainers: prompt, solution, place, images, and the rows' own columns.
 
-    Images are opened when a row is asked for: `image` where every row has one, else `images`, a
+    Images are opened when a row is read: `image` where every row has one, else `images`, a
     list. Prompts are conversations, in R1-V's wording unless `turns` makes others. A row with
     several right answers has a list as its solution.
     """
@@ -183,7 +183,7 @@ def training_dataset(
 
 
 def solution_column(example: Example) -> str | list[str]:
-    """The solution as rewards see it: a text, or a list where several answers are right."""
+    """The solution in the form of rewards: a text, or a list where several answers are right."""
     if not example.more_solutions:
         return example.solution
     return [example.solution, *example.more_solutions]
@@ -233,7 +233,7 @@ def write_imagefolder(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
 
 
 def write_questions(folder: Path, count: int, seed: int) -> bool:
-    """Write drawn scenes as R1-V's question files are: `prompts.jsonl`, images in `images/`.
+    """Write drawn scenes as R1-V's question files: `prompts.jsonl`, images in `images/`.
 
     Returns False where the same questions are there already. Raises UserError for a folder with
     anything else.
@@ -257,7 +257,7 @@ def write_questions(folder: Path, count: int, seed: int) -> bool:
     images.mkdir(parents=True, exist_ok=True)
     for name, row in zip(names, rows, strict=True):
         row["image"].save(images / name)
-    file.write_text(text, encoding="utf-8")  # last: a folder without it is not whole
+    file.write_text(text, encoding="utf-8")  # written last: a folder without it is not complete
     return True
 
 
@@ -319,7 +319,7 @@ def _read_table(
 ) -> None:
     table = read_rows(file, {}, budget)
     found.bad += table.bad
-    # Of all rows: a first one without an image must not take the others' images away.
+    # Types from all rows: a first row without an image must not drop the images of others.
     present = {name: None for row in table.rows for name in row}
     form = form_of(file, present, columns, table.rows[:_SAMPLE])
     _note(file, form, found)
@@ -409,7 +409,7 @@ def _example(
             question.is_worded,
             columns,
         )
-        _ = example.sizes  # a broken image is found here
+        _ = example.sizes  # finds a broken image
     except ValueError as error:
         return str(error)
     return example
@@ -449,7 +449,7 @@ def _scene_row(
     questions: Questions,
     sizes: Sequence[str],
 ) -> dict[str, Any]:
-    # Each row draws from a generator of its own, so that it does not depend on the others.
+    # Each row has its own generator, so that it does not depend on the others.
     rng = np.random.default_rng([seed, ord(palette), index])
     scene = draw_scene(rng, _count(index, seed, palette, counts), palette, sizes)
     problem, answer = _ask(rng, scene, questions)
@@ -461,7 +461,7 @@ def _scene_row(
 
 
 def _count(index: int, seed: int, palette: Palette, counts: tuple[int, int]) -> int:
-    """How many objects row `index` has: every number once, in an order drawn for each block."""
+    """Number of objects of row `index`: each number once a block, in a random order."""
     numbers = np.arange(counts[0], counts[1] + 1)
     block, place = divmod(index, len(numbers))
     rng = np.random.default_rng([seed, ord(palette), block, len(numbers)])
@@ -469,7 +469,7 @@ def _count(index: int, seed: int, palette: Palette, counts: tuple[int, int]) -> 
 
 
 def _ask(rng: np.random.Generator, scene: Scene, questions: Questions) -> tuple[str, int]:
-    """A question about the scene and its answer, which is never 0."""
+    """Question about the scene and its answer, which is never 0."""
     kinds = ("all", "colour", "shape")
     kind = str(rng.choice(kinds)) if questions == "mixed" else questions
     if kind == "colour":

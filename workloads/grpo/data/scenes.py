@@ -1,9 +1,8 @@
 """Drawn scenes in the manner of CLEVR: cubes, cylinders and spheres on a floor, none hidden.
 
 Colours, sizes, materials and distances follow CLEVR's generator, the colours of each shape the
-conditions A and B of CLEVR-CoGenT (https://cs.stanford.edu/people/jcjohns/clevr/). As the images
-are made ray by ray, it is known of each object how many pixels show it: a scene in which one
-stands too far behind another is drawn again.
+conditions A and B of CLEVR-CoGenT (https://cs.stanford.edu/people/jcjohns/clevr/). Ray casting
+tells how many pixels show each object: a scene in which one is too far hidden is drawn again.
 """
 
 import math
@@ -49,13 +48,13 @@ _COOL = ("red", "green", "purple", "cyan")
 
 _CAMERA = np.array([7.2, -6.4, 5.2])
 _LAMP = np.array([0.5, -7.5, 9.0])
-_JITTER = 0.4  # how far the camera and the lamp stray from their places, each way
+_JITTER = 0.4  # random offset of camera and lamp from their places
 _REACH = 3.0  # objects stand within this square around the middle
 _GAP = 0.25  # between any two objects, on the floor
 _SEEN_SHARE = 0.6  # of an object's own outline must be visible
 _SEEN_PIXELS = 0.0013  # and this share of the image, as in CLEVR
-_RIM = 2  # pixels of _LOOK that stay free of objects all around
-_LOOK = (120, 80)  # pixels of the image in which this is found out
+_RIM = 2  # margin without objects, in pixels of _LOOK
+_LOOK = (120, 80)  # size in pixels of the image for these checks
 _SUPERSAMPLING = 2  # rays a side for each pixel
 _GAMMA = 2.2
 _PLACINGS = 60  # tries for one object before the scene starts again
@@ -138,13 +137,13 @@ def render(scene: Scene, size: tuple[int, int]) -> Image.Image:
 
 
 def visible_pixels(scene: Scene, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """For each object the pixels that show it, and those that would if it stood alone."""
+    """For each object its number of visible pixels, and that if it stood alone."""
     seen, alone = _outlines(scene, size)
     return [(int((seen == index).sum()), int(own.sum())) for index, own in enumerate(alone)]
 
 
 def _outlines(scene: Scene, size: tuple[int, int]) -> tuple[Indices, list[Mask]]:
-    """Which object each pixel shows (-1: none), and which pixels each would cover alone."""
+    """Object shown by each pixel (-1: none), and the pixels that each object would cover alone."""
     width, height = size
     eye = np.array(scene.camera)
     rays = camera_rays(eye, width, height)
@@ -175,7 +174,7 @@ def _triple(point: Array) -> tuple[float, float, float]:
 def _place(
     rng: np.random.Generator, count: int, palette: Palette, sizes: Sequence[str]
 ) -> tuple[Item, ...] | None:
-    """Objects that keep their distance on the floor; None where one found no room."""
+    """Place objects with distance on the floor; None where one found no room."""
     placed: list[Item] = []
     while len(placed) < count:
         for _ in range(_PLACINGS):

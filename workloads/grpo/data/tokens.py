@@ -1,8 +1,9 @@
-"""How many tokens each row's prompt has, before any GPU is used and without torch.
+"""Number of tokens of each row's prompt, before any GPU is used and without torch.
 
 An image's tokens follow from its width and height in the file's header by the rules of Qwen2-VL
-and Qwen2.5-VL; a text's from the model's own chat template and tokenizer. "Image features and
-image tokens do not match" and prompts that an engine cuts or refuses are found here, by row.
+and Qwen2.5-VL; a text's from the model's own chat template and tokenizer. Rows that would fail with
+"Image features and image tokens do not match", or that an engine would cut or refuse, are found
+here.
 """
 
 import json
@@ -116,7 +117,7 @@ def _image_processor(folder: Path) -> tuple[dict[str, Any], Path]:
 
 
 class PromptText:
-    """A checkpoint's chat template and tokenizer, as the model sees a prompt.
+    """A checkpoint's chat template and tokenizer, to render and count prompts.
 
     `encode` gives the token ids of a text, with what stands before a whole prompt or without;
     `render` turns a conversation into that text.
@@ -135,13 +136,13 @@ class PromptText:
         self._image_token_id = image_token_id
 
     def count(self, turns: Turns) -> tuple[int, int]:
-        """Tokens of the prompt besides images, and places that it keeps for images."""
+        """Number of tokens of the prompt without images, and number of image placeholders."""
         ids = self._encode(self._render(turns), True)
         places = sum(token == self._image_token_id for token in ids)
         return len(ids) - places, places
 
     def special_in(self, question: Question) -> list[str]:
-        """The model's own tokens in a question's text, which would become these tokens."""
+        """Special tokens in a question's text, which would be encoded as such."""
         before = (text for _, text in question.before)
         said = " ".join([question.text.replace(IMAGE_MARK, " "), *before])
         return [token for token in self._special if token in said]
@@ -160,8 +161,8 @@ def read_prompt_text(
     """The prompt text of the checkpoint in `folder`: tokenizer.json and its chat template.
 
     A model that sees images has a processor, which puts the start token before a template's text
-    that lacks it; a tokenizer alone takes that text as it is. tools: the schemas that every prompt
-    shows. model: what a profile asks of the template.
+    that lacks it; a tokenizer alone takes that text as it is. tools: schemas shown in every prompt.
+    model: the profile's settings of the template.
     """
     tokenizer, special = _tokenizer(folder), _special_tokens(folder)
     begin = _token(special, "bos_token")
@@ -197,7 +198,7 @@ def _tokenizer(folder: Path) -> Any:
             f"{file}: expected a tokenizer that this version can read, found: {error}; "
             "save it again"
         ) from error
-    # Settings that a training left in the file; transformers sets them again in every call.
+    # Settings that a training left in the file; transformers sets them in every call.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -213,13 +214,13 @@ def _special_tokens(folder: Path) -> dict[str, Any]:
 
 
 def _constants(special: dict[str, Any]) -> dict[str, str]:
-    """The special tokens that a template may name; those that there are not stay undefined."""
+    """The special tokens that a template may name; missing ones stay undefined."""
     found = {name: _token(special, name) for name in special if name.endswith("_token")}
     return {name: token for name, token in found.items() if isinstance(token, str)}
 
 
 def _token(tokenizer_config: dict[str, Any], name: str) -> str | None:
-    """A special token's text, which older files wrap together with its properties."""
+    """A special token's text, which older files wrap in an object."""
     token = tokenizer_config.get(name)
     return token.get("content") if isinstance(token, dict) else token
 
@@ -256,7 +257,7 @@ def _renderer(
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what the model says, for training; the text is the same."""
+        """`{% generation %}` marks the model's turns for training; it does not change the text."""
 
         tags = {"generation"}
 
@@ -329,7 +330,7 @@ def count_rows(
 ) -> Iterator[RowTokens | str]:
     """The tokens of each row's prompt in order, or `place: what is wrong` with the row."""
 
-    @lru_cache(maxsize=4096)  # datasets ask the same few questions of many images
+    @lru_cache(maxsize=4096)  # many images share few questions
     def text_tokens(question: Question) -> tuple[int, int]:
         if own := text.special_in(question):
             raise ValueError(
@@ -357,7 +358,7 @@ def count_rows(
 
 @dataclass(frozen=True)
 class Limits:
-    """What a prompt has to fit into, in tokens; None where there is no such limit.
+    """Limits of a prompt in tokens; None where there is no such limit.
 
     `prompt`: the longest prompt trained on. `context`: the engine's longest sequence (its
     max_model_len or the model's positions), which has to hold `completion` as well. `image`: the
@@ -391,7 +392,7 @@ class TokenReport:
 
 
 def report(counted: Iterable[RowTokens | str], limits: Limits) -> TokenReport:
-    """What `count_rows` found, against `limits`."""
+    """Compare the result of `count_rows` with `limits`."""
     rows, broken = 0, []
     longest: RowTokens | None = None
     largest: RowTokens | None = None

@@ -1,6 +1,6 @@
 """SuperCLEVR counting or GEOQA on the exported model of a run, or on any vision-language model.
 
-Questions, extraction and scores are R1-V's. The same command goes on where it stopped.
+Questions, extraction and scores are R1-V's. The same command resumes where it stopped.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from workloads.errors import EXIT_DONE, UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = add_target(parser, "JSON file of the result")
     what.add_argument(
-        "--rescore", type=Path, metavar="RESULT", help="score the answers of a finished result"
+        "--rescore", type=Path, metavar="RESULT", help="score a finished result's answers again"
     )
     parser.add_argument("--prompts", type=Path, help="JSONL file of the questions")
     parser.add_argument("--images", type=Path, help="their folder, or a zip or tar file of them")
     parser.add_argument(
         "--engine", choices=["transformers", "vllm"], default="transformers",
-        help="what generates the answers (default: %(default)s)",
+        help="engine that generates the answers (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=1, help="questions at a time")
     parser.add_argument("--rows", type=int, help="ask only the first N questions")
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
 
 
 def _identity(target: Target, args: argparse.Namespace) -> str:
-    """What the answers depend on: the model and the step it was exported at, and all settings."""
+    """Identity of the answers: the model, the step of its export, and all settings."""
     name = target.name
     facts = Path(name) / "tatara.json"
     at = ""
@@ -85,7 +85,7 @@ def _identity(target: Target, args: argparse.Namespace) -> str:
 
 
 def image_folder(place: Path) -> Path:
-    """The folder of the images; an archive is unpacked beside itself, once.
+    """The folder of images; an archive is unpacked beside itself, once.
 
     Raises UserError where there is neither a folder nor an archive.
     """
@@ -126,7 +126,7 @@ def _transformers(name: str, precision: str, max_pixels: int | None) -> Callable
 
 
 def _vllm(name: str, precision: str, max_pixels: int | None) -> Callable[..., list[str]]:
-    """Answers by vLLM, greedy too, with the same repetition penalty."""
+    """Answers by vLLM, also greedy, with the same repetition penalty."""
     from workloads.engine.generate.vllm import VllmEngine, check_vllm
 
     check_vllm(name)

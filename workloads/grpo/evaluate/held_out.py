@@ -1,7 +1,7 @@
 """Rewards on held-out rows: greedy answers before and after training, scored.
 
-`evaluation/<when>/rewards.json` holds each reward's mean, and beside it what the commonest answer
-of the training rows would earn if it were given to every question; `rewards.jsonl` the answers.
+`evaluation/<when>/rewards.json` holds each reward's mean, and what the commonest answer of the
+training rows would earn if given to every question; `rewards.jsonl` the answers.
 `when` is before, after, or blank: after training, with every image grey.
 """
 
@@ -32,13 +32,13 @@ from workloads.run.session import Session
 
 @dataclass(frozen=True)
 class Asker:
-    """What answers: a model that is whole on this rank, and its tokenizer or processor."""
+    """A model that is whole on this rank, and its tokenizer or processor."""
 
     model: PreTrainedModel
     processing: Processing
 
     def token_ids(self, text: str) -> list[int]:
-        """An answer in tokens, as a reward may want it."""
+        """Token ids of an answer, which a reward may want."""
         tokenizer = tokenizer_of(self.processing)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -46,7 +46,7 @@ class Asker:
 def measure_before(
     config: GrpoConfig, session: Session, asker: Asker, data: Prepared, resumed: bool
 ) -> None:
-    """Ask the model as training finds it, once a run."""
+    """Evaluate the model before its training, once a run."""
     known = distributed.from_main((session.run.evaluation / BEFORE / FILE).is_file())
     if not (known or resumed):
         measure(config, session, asker, data, BEFORE, step=0)
@@ -60,7 +60,7 @@ def measure(
     when: str,
     step: int,
 ) -> None:
-    """Ask the held-out rows, a share to each rank that has a model; rank 0 writes the scores."""
+    """Evaluate held-out rows, a share on each rank that has a model; rank 0 writes the scores."""
     if not data.held_out:
         return
     able = [rank for rank, has in enumerate(distributed.gather(asker is not None)) if has]
@@ -130,7 +130,7 @@ def _row(index: int, one: Example, text: str, scores: dict[str, Score]) -> dict[
 
 @contextmanager
 def _at_work(model: PreTrainedModel, session: Session) -> Iterator[None]:
-    """The model on this rank's device and in evaluation mode; afterwards as and where it was."""
+    """The model on this rank's device in evaluation mode; afterwards both are restored."""
     was_training, was_at = model.training, model.device
     if torch.cuda.is_available() and was_at.type == "cpu":
         model.to(f"cuda:{session.local_rank}")
@@ -144,7 +144,7 @@ def _at_work(model: PreTrainedModel, session: Session) -> Iterator[None]:
 
 
 def commonest(data: Prepared) -> str:
-    """The solution that most training rows have; the first of several in the order of text."""
+    """The most frequent solution of the training rows; of several the first by text."""
     counted = Counter(example.solution.strip() for example in data.examples)
     return min(counted, key=lambda solution: (-counted[solution], solution))
 
@@ -157,7 +157,7 @@ def _write(
     when: str,
     step: int,
 ) -> None:
-    """Keep answers and scores, and say them in the events and, but for blank, in the metrics."""
+    """Write answers and scores to files, events and, except for blank, to the metrics."""
     scorer = load_scorer(config.rewards, session.tell, session.progress)
     constant = Batch(
         [right_completion(commonest(data))] * len(rows),
@@ -191,6 +191,6 @@ def _write(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of what was given; None where every reward abstained."""
+    """The mean of the given scores; None where every reward abstained."""
     given = [value for value in values if value is not None]
     return round(sum(given) / len(given), 6) if given else None

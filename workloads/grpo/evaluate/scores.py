@@ -21,7 +21,7 @@ def logged_rewards(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def scores_of(run: Run, when: str) -> dict[str, Any]:
-    """What was measured then; empty where nothing was."""
+    """The scores of a stage; empty where nothing was measured."""
     path = run.evaluation / when / FILE
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found

@@ -4,8 +4,8 @@
     result = evaluate(TASKS["superclevr"], questions, generate, Path("out.json"), model="...")
     print(table(TASKS["superclevr"], result, "my model"))
 
-Generation is somebody else's: `generate` takes a batch of prompts and returns as many texts,
-greedily decoded. Prompts, extraction and scoring follow R1-V's two scripts to the letter (commit
+The caller generates: `generate` takes a batch of prompts and returns as many texts, greedily
+decoded. Prompts, extraction and scoring follow R1-V's two scripts to the letter (commit
 bbbbe3d), so that figures compare; results are JSON in the same layout.
 """
 
@@ -49,18 +49,18 @@ def extract_superclevr(output: str) -> int | None:
 
 
 def score_geoqa(output: str, truth: str) -> bool:
-    """Whether math-verify, reading the whole output, takes it to say `truth`."""
+    """Whether math-verify, reading the whole output, finds `truth` in it."""
     return shared_checker().compare(output, truth).match
 
 
 def extract_geoqa(output: str) -> str | None:
-    """What math-verify reads first in the whole output, as text."""
+    """The first value that math-verify reads in the whole output, as text."""
     return shared_checker().compare(output, "").first
 
 
 @dataclass(frozen=True)
 class Task:
-    """An evaluation: how it asks, how long an answer may be, how it scores.
+    """An evaluation: its wording, longest answer, and scoring.
 
     `references`: published accuracies in percent, as (model, accuracy).
     """
@@ -127,7 +127,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What `generate` is given: turns for the chat template, the image, the longest answer."""
+    """Input of `generate`: turns for the chat template, the image, the longest answer."""
 
     turns: prompts.Turns
     image: Image.Image
@@ -152,7 +152,7 @@ def read_questions(task: Task, file: Path, image_root: Path) -> list[Question]:
     other type (`"4"` for a count, `7` for a text).
 
     A path counts from `image_root`, with or without its leading folders. Raises UserError that
-    names the rows which are bad or whose images are missing: an evaluation is of all questions.
+    names rows that are bad or whose images are missing: an evaluation needs all questions.
     """
     columns = {"image_path": str, "question": str, "ground_truth": task.truth}
     rows = read_rows(file, {}, budget=0)
@@ -231,7 +231,7 @@ def _answered(
     batch_size: int,
     progress: Callable[[int, int], None],
 ) -> list[str]:
-    """The answers to all questions: those that are kept, and the rest as they come."""
+    """Answers to all questions: stored ones, and the rest as they come."""
     answers = kept.read()
     if len(answers) > len(questions):
         raise UserError(
@@ -270,7 +270,7 @@ def _scored(task: Task, rows: Sequence[tuple[dict[str, Any], Any, str]]) -> Resu
 def rescore(task: Task, file: Path, output: Path | None) -> tuple[Result, float]:
     """The answers of a finished result scored again, and the accuracy that the file had.
 
-    Nothing is asked. The new result is written to `output` where one is named. Raises UserError.
+    No answer is generated. The new result is written to `output` if one is named. Raises UserError.
     """
     found = read_json(file)
     try:
@@ -293,10 +293,7 @@ def rescore(task: Task, file: Path, output: Path | None) -> tuple[Result, float]
 
 
 def table(task: Task, result: Result, model: str) -> str:
-    """The accuracy beside the published ones, with the range that chance leaves open.
-
-    The range is Wilson's 95 % interval for as many questions.
-    """
+    """The accuracy beside the published ones, with Wilson's 95 % interval."""
     count = len(result.results)
     low, high = (100 * edge for edge in interval(result.accuracy / 100, count))
     own = f"{result.accuracy:6.2f} %  ({low:.1f} to {high:.1f}, {count} questions)"
@@ -316,7 +313,7 @@ def _prompt(task: Task, question: Question) -> Prompt:
 
 
 def _identity(task: Task, questions: Sequence[Question], model: str) -> str:
-    """Stands for everything that the answers depend on; `model` names the settings too."""
+    """Digest of everything that the answers depend on; `model` names the settings, too."""
     rows = [dict(question.row) for question in questions]
     facts = json.dumps([task.name, task.wording, task.max_new_tokens, model, rows], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()
@@ -336,7 +333,7 @@ def _write(output: Path, task: Task, result: Result) -> None:
 
 
 class _Answers:
-    """The answers so far, one line of JSON each, behind a line that says what they belong to."""
+    """File of the answers so far, one line of JSON each, after a line with their identity."""
 
     def __init__(self, output: Path, identity: str) -> None:
         self.path = output.with_name(f"{output.name}.answers.jsonl")
@@ -344,7 +341,7 @@ class _Answers:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the file against another evaluation, whose answers would get between these."""
+        """Lock the file against another evaluation. Raises UserError where one holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             if not taken(file.fileno()):
@@ -355,7 +352,7 @@ class _Answers:
             yield
 
     def read(self) -> list[str]:
-        """The answers kept; UserError where they belong to another model or other questions."""
+        """The stored answers; raises UserError if they are of another model or other questions."""
         whole = [self._text(line) for line in self._whole_lines()]
         if not whole:
             self.append([self._identity])
@@ -379,7 +376,7 @@ class _Answers:
         return text
 
     def _whole_lines(self) -> list[bytes]:
-        """The lines that were written to their end; what is left of a broken one is cut off."""
+        """The complete lines; a broken last one is removed."""
         with self.path.open("rb+") as file:
             whole = file.read()
             whole = whole[: whole.rfind(b"\n") + 1]
@@ -387,12 +384,12 @@ class _Answers:
         return whole.splitlines()
 
     def append(self, texts: Sequence[str]) -> None:
-        """Keep one batch, through a crash of the machine."""
+        """Write one batch so that it survives a crash of the machine."""
         with self.path.open("a", encoding="ascii") as file:
             file.writelines(json.dumps(text) + "\n" for text in texts)
             file.flush()
             os.fsync(file.fileno())
 
     def remove(self) -> None:
-        """Forget the answers: the result holds them."""
+        """Remove the file: the result holds the answers."""
         self.path.unlink()

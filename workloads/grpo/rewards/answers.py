@@ -2,8 +2,8 @@
 
 An answer is brought into one spelling (`tidy`), the part that concludes it is found, and then it
 is compared as a choice (A to H), by all the values that it states (`statements`), or as text.
-Naming several values earns nothing where one was wanted. What none of these can read, such as an
-integral, is left to math-verify.
+Naming several values earns nothing where one was wanted. Anything else, such as an integral, is
+left to math-verify.
 """
 
 import re
@@ -20,8 +20,8 @@ from workloads.grpo.rewards.texts import POLITE, mean_the_same, says_none
 from workloads.grpo.rewards.tidy import argument, plain, trimmed
 
 _TAG = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE)
-LONGEST = 2000  # characters of an answer that are read; a longer one is compared as text
-_LONGEST_MATH = 300  # of what math-verify is asked
+LONGEST = 2000  # longest answer in characters that is parsed; a longer one is compared as text
+_LONGEST_MATH = 300  # longest text in characters for math-verify
 _BOXED = re.compile(r"\\f?boxed\s*(?=\{)")
 
 _LEAD = re.compile(
@@ -118,7 +118,7 @@ _CONTENT = re.compile(r"[^\W_]|[△∠∞∅√π°]")
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and in a few words why."""
+    """Whether an answer is right, and a short reason."""
 
     match: bool
     why: str
@@ -132,7 +132,7 @@ def extract_answer(text: str) -> str | None:
     """
     depth, start, closed = 0, -1, False
     found: str | None = None
-    inside: str | None = None  # within reasoning that nobody closes, it counts
+    inside: str | None = None  # within reasoning that is never closed it counts
     for tag in _TAG.finditer(text):
         closes, name = bool(tag[1]), tag[2].lower()
         if name == "answer" and not closes:
@@ -176,7 +176,7 @@ def compare_answers(answer: str, truth: str) -> Verdict:
 
 
 def count_values(truth: str) -> int:
-    """How many values the part of a solution states that answers are compared with."""
+    """Number of values in the part of a solution that answers are compared with."""
     text = _without_choice(_led(plain(final_part(truth[-LONGEST:])), last=True))
     return len(_stated(text))
 
@@ -300,7 +300,7 @@ def _joined(text: str) -> str:
 
 
 def final_part(truth: str) -> str:
-    """Of a solution that is worked out the part that holds its answer.
+    """The part of a worked-out solution that holds its answer.
 
     What stands behind the last `####`, in the last `\\boxed{}`, behind "the answer is", or what the
     last sentence concludes.
@@ -391,7 +391,7 @@ def _compare_choices(answer: str, truth: str) -> Verdict | None:
 
 
 def _by_math_verify(answer: str, truth: str) -> Verdict:
-    """What only a computer algebra system can read, within its bounds."""
+    """Compare by math-verify what only a computer algebra system can read."""
     if len(answer) > _LONGEST_MATH or len(truth) > _LONGEST_MATH:
         return Verdict(False, "a formula that is too long to be read")
     if not _is_cheap(answer) or not _is_cheap(truth):

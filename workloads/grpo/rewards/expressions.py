@@ -63,7 +63,7 @@ _CLOSING = MappingProxyType({"(": ")", "[": "]", "{": "}"})
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of text; `glued` where nothing stands between it and the one before."""
+    """A piece of text; `glued`: no space between it and the one before."""
 
     kind: str
     text: str
@@ -112,7 +112,7 @@ def _is_product(token: Token, before: Token | None) -> bool:
 
 
 class Unreadable(Exception):
-    """No expression begins here."""
+    """Raised where no expression begins."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Expression:
         return -self.parts[1].endless if is_signed else 0
 
     def value(self, letters: Letters) -> Value | None:
-        """The value where the letters have values; None where it has none or is out of reach."""
+        """The value at given values of the letters; None where it cannot be computed."""
         try:
             value = _evaluate(self, letters)
         except (ArithmeticError, ValueError, RecursionError):
@@ -291,7 +291,7 @@ def _factorial(value: Value) -> Value:
 
 
 class Parser:
-    """Reads expressions from tokens, each as far as it goes; a word that is none ends it."""
+    """Reads expressions from tokens, each as far as possible; an unknown word ends it."""
 
     def __init__(self, tokens: Sequence[Token]) -> None:
         self._tokens = tokens

@@ -3,8 +3,8 @@
 `accuracy` and `format` are R1-V's to the letter (commit bbbbe3d), oddities included.
 math-verify does not see a number that touches a tag, so that `accuracy` reads
 `<think>The answer is 7.</think><answer>8</answer>` as 7. `accuracy_extracted` has no such gap: it
-takes the answer out of its tags first and compares nothing else. `format_tolerant` overlooks what
-`format` does not: white space and an end token around the form.
+takes the answer out of its tags first and compares nothing else. `format_tolerant` accepts white
+space and an end token around the form.
 """
 
 import re
@@ -56,12 +56,12 @@ def judge_format(completion: str, solution: str) -> Verdict:
     if format(completion):
         return Verdict(True, "R1's form")
     if judge_format_tolerant(completion, solution).match:
-        return Verdict(False, "R1's form but for what stands around it; see format_tolerant")
+        return Verdict(False, "R1's form with more text around it; see format_tolerant")
     return Verdict(False, "not <think>…</think> <answer>…</answer>")
 
 
 def format_tolerant(completion: str) -> float:
-    """1.0 for one thought and one answer behind it, whatever white space or end token is around.
+    """1.0 for one thought and one answer after it, with any white space or end token around.
 
     Tags may be in capitals, and the prompt may have opened the thought. Two answers earn nothing.
     """

@@ -1,8 +1,8 @@
 """Whether two texts hold the same answer, by math-verify in a process of its own.
 
 math-verify limits its work with SIGALRM, which works in a main thread only and cannot interrupt
-one long operation inside C. A process of its own gives every caller, whatever thread or worker it
-is, the scores of a main thread, and can be killed when it does not come back.
+one long operation inside C. A process of its own gives every caller, in any thread or worker, the
+scores of a main thread, and can be killed when it hangs.
 """
 
 import json
@@ -32,14 +32,14 @@ _log = logging.getLogger(__name__)
 PHASE_SECONDS = 8.0
 BRIEF_SECONDS = 1  # whole ones: math-verify counts by alarms
 _START_SECONDS = 180.0
-# A model that says the same over and over pays for it once, also where it takes seconds.
+# A repeated answer is compared once, even where that takes seconds.
 _REMEMBERED = 4096
-_ATTEMPTS = 2  # a process that died may have been somebody else's victim
+_ATTEMPTS = 2  # a process may die for an outside reason
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What math-verify says of a pair: `match`, and its first reading of the left text."""
+    """math-verify's result for a pair: `match`, and its first reading of the left text."""
 
     match: bool
     first: str | None
@@ -49,7 +49,7 @@ _NO_MATCH = Verdict(match=False, first=None)
 
 
 class _Silent(Exception):
-    """The process did not answer in time."""
+    """Raised where the process does not answer in time."""
 
 
 class MathChecker:
@@ -65,7 +65,7 @@ class MathChecker:
 
     @property
     def pid(self) -> int | None:
-        """The process that answers, None before the first question."""
+        """Process id of the worker, None before the first question."""
         return self._process.pid if self._process else None
 
     def compare(self, left: str, right: str, brief: bool = False) -> Verdict:
@@ -119,7 +119,7 @@ class MathChecker:
                 'install it with pip install "tatara[grpo]"'
             )
         script = str(Path(__file__).with_name("math_worker.py"))
-        with held_back():  # a stop is for this process to decide on
+        with held_back():  # stop signals are for this process to handle
             process = subprocess.Popen(
                 [sys.executable, "-P", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
@@ -170,5 +170,5 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            with suppress(BrokenPipeError):  # a question was still on its way
+            with suppress(BrokenPipeError):  # a question was still being sent
                 pipe.close()

@@ -1,7 +1,7 @@
 """The process in which math-verify compares texts: lines of JSON in, lines of JSON out.
 
 Started by `math_checker` as a plain script. It imports nothing of this project, so that it starts
-in under a second and keeps a training process's memory out of reach of whatever a model writes.
+in under a second and isolates a training's memory from a model's text.
 """
 
 import json
@@ -58,13 +58,13 @@ def _as_text(parsed: list[Any]) -> str | None:
         return None
     try:
         return str(parsed[0])
-    # Printing may run into any error of the symbolic library: too deep, too many digits, no memory.
+    # Printing may raise any error of the symbolic library: recursion, too many digits, memory.
     except Exception:
         return None
 
 
 def _claim_output() -> TextIO:
-    """Keep the real output for answers; whatever a library prints goes to standard error."""
+    """Keep the real output for answers; prints of libraries go to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
     return answers

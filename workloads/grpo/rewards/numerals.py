@@ -51,7 +51,7 @@ _MYRIADS = MappingProxyType(
     {"万": 10**4, "萬": 10**4, "億": 10**8, "亿": 10**8, "만": 10**4, "억": 10**8}
 )
 _HAN = "".join([*_HAN_DIGITS, *_HAN_SCALES, "万萬億亿"])
-# What may stand before and behind a numeral of kanji: not the rest of a word, as in 一共.
+# Allowed before and after a kanji numeral: not the rest of a word, as in 一共.
 _HAN_RUN = re.compile(
     rf"(?<![\u4e00-\u9fff])[{_HAN}]+(?![\u4e00-\u9fff])"
     rf"|(?<=[是有共约約計计为為第])[{_HAN}]+(?![共般样緒])"
@@ -71,7 +71,7 @@ _AND_HALF = re.compile(
 _TENTHS = re.compile(r"(?<![\d.])(\d)\s*(?:割|成(?![年功人])|할)(?:\s*(\d)\s*[分푼])?")
 _HAN_PART = re.compile(r"(?<!\d)(\d+)\s*分[の之]\s*(\d+)|(?<!\d)(\d+)\s*분의\s*(\d+)")
 _TIMES_MYRIAD = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*([万萬億亿만억])")
-# 1万5千, 1万5000; the digits behind are never the part of another number.
+# 1万5千, 1万5000; digits after it are never part of another number.
 _MYRIAD_AND = re.compile(
     r"(?<![\w.])(\d+)\s*([万萬億亿만억])\s*(\d{1,4})([千百十천백십]?)(?![\d.,])"
 )
@@ -120,9 +120,9 @@ _POINT = re.compile(
 
 
 def in_digits(text: str) -> str:
-    """`text` with the numbers that stand in it as words written in digits.
+    """`text` with its number words replaced by digits.
 
-    Kanji, kana and hangul are read only where no digit stands beside them: 一共7個 is 7.
+    Kanji, kana and hangul are read only without a digit beside them: 一共7個 is 7.
     """
     text = _HALF.sub(" 1/2 ", text)
     text = re.sub(rf"[{_HAN}]+(?=分[の之]|又)|(?<=分[の之])[{_HAN}]+", lambda m: _han(m[0]), text)

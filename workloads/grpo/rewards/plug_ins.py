@@ -1,8 +1,9 @@
 """The user's own rewards, as `module:function`.
 
-Taken are TRL's form, `(prompts, completions, completion_ids, …, **kwargs)` with any column of the
+Accepted are TRL's form, `(prompts, completions, completion_ids, …, **kwargs)` with any column of
+the
 data by its name, `environments` among them, and the short ones `(completion, solution)` and
-`(completion)`. Any may be async. A number a completion comes back, or None to abstain.
+`(completion)`. Any may be async. They return a number for each completion, or None to abstain.
 """
 
 import asyncio
@@ -65,7 +66,7 @@ def import_module(module_name: str, wanted: str) -> ModuleType:
             f"expected to import {module_name} for {wanted}, found no module "
             f'"{error.name}"; install it or run where {module_name.replace(".", "/")}.py lies'
         ) from error
-    # A script without a guard may also end the process.
+    # A script without a main guard may also end the process.
     except (Exception, SystemExit) as error:
         raise UserError(
             f"expected to import {module_name} for {wanted}, found "
@@ -74,15 +75,15 @@ def import_module(module_name: str, wanted: str) -> ModuleType:
 
 
 def adapted(spec: str, function: Callable[..., Any]) -> ScoreBatch:
-    """A function in any of the accepted forms, as a reward that takes a batch.
+    """Wrap a function of any accepted form as a reward that takes a batch.
 
     Raises UserError for a function that takes other arguments.
     """
     try:
         signature = inspect.signature(function)
-    except ValueError as error:  # some functions written in C do not say
+    except ValueError as error:  # some functions written in C have no signature
         raise UserError(
-            f'expected reward "{spec}" to say which arguments it takes, found that it does not; '
+            f'expected reward "{spec}" to state its arguments, found no signature; '
             "wrap it in a function of your own"
         ) from error
     if not signature.parameters.keys().isdisjoint(("completions", "environments")):
@@ -163,7 +164,7 @@ async def _together(results: Sequence[Awaitable[Any]]) -> list[Any]:
 
 
 def _score(value: Any) -> Score:
-    """A number of any library, such as a tensor of one element, as a float; others stay."""
+    """Convert a number of any library, such as a tensor of one element, to float; others stay."""
     if value is None:
         return Score(None, "abstains")
     try:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from workloads.grpo.rewards.expressions import Expression, same_value
 from workloads.grpo.rewards.units import DEGREES, RADIANS, Unit, are_alike
 
-# What the places of a point are called, in two dimensions and in three.
+# Names of a point's coordinates, in two dimensions and in three.
 _COORDINATES = ("x", "y", "z")
 _IN_DEGREES = Fraction(180 / math.pi)  # a radian
 
@@ -53,7 +53,7 @@ def _shown(value: "Expression | Group") -> str:
 
 
 def same_quantities(ours: Sequence[Quantity], theirs: Sequence[Quantity]) -> str:
-    """Empty where an answer's quantities are the wanted ones, else what is different."""
+    """Empty if an answer's quantities are the wanted ones, else the difference."""
     ours, theirs = _distinct(ours), _distinct(theirs)
     if unsound := [our for our in ours if not our.sound]:
         return f"an equation that is false, {unsound[0]}"
@@ -100,7 +100,7 @@ def _amount(quantity: Quantity) -> Fraction | None:
 
 
 def _as_relations(group: list[Quantity], other: list[Quantity]) -> list[Quantity]:
-    """An interval as what it says, [-2, ∞) as ≥ -2, where the other side is relations."""
+    """An interval as relations, [-2, ∞) as ≥ -2, where the other side has relations."""
     interval = _bounds_of(group)
     if interval is None or not other or any(item.relation not in "<>≤≥" for item in other):
         return group
@@ -185,7 +185,7 @@ def _identical(one: Quantity, other: Quantity) -> bool:
 
 
 def difference(ours: Quantity, wanted: Quantity, several: bool = False) -> str:
-    """Empty where two quantities agree, else why not. What only one side names is free."""
+    """Empty if two quantities agree, else why not. A name or unit of one side alone is ignored."""
     if ours.relation.replace("≈", "=") != wanted.relation.replace("≈", "="):
         return f"{ours} where {wanted} was wanted"
     if ours.name and wanted.name and _name(ours.name) != _name(wanted.name):
@@ -210,7 +210,7 @@ def _is_sum(name: str) -> bool:
 
 
 def _other_words(ours: Quantity, wanted: Quantity, several: bool) -> bool:
-    """Whether the words beside two values contradict; one side may say more than the other."""
+    """Whether the words beside two values contradict; one side may have more words."""
     if not ours.words or not wanted.words:
         return False
     return not (ours.words <= wanted.words or wanted.words <= ours.words)

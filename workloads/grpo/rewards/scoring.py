@@ -26,7 +26,7 @@ _SHOWN = 200  # characters of a completion in a message
 
 @dataclass(frozen=True)
 class Score:
-    """What one completion earned, None where the reward abstains, and in a few words why."""
+    """Reward of one completion, None where the reward abstains, and a short reason."""
 
     value: float | None
     why: str = ""
@@ -49,7 +49,7 @@ class Batch:
     log_metric: Callable[[str, float], None] = lambda name, value: None
     log_extra: Callable[[str, list[Any]], None] = lambda column, values: None
     progress: Callable[[], None] = lambda: None
-    deadline: float = math.inf  # by time.monotonic(); what is scored later counts as 0
+    deadline: float = math.inf  # by time.monotonic(); later scores count as 0
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -73,12 +73,12 @@ BUILT_IN: Mapping[str, Judge] = MappingProxyType(
 
 
 class RewardFailed(UserError):
-    """A reward raised, or gave what is no number; the run may go on if its profile says so."""
+    """A reward raised, or returned no number; the run may go on if its profile allows it."""
 
 
 @dataclass(frozen=True)
 class WeightedReward:
-    """A reward under the name it was asked for, and its share in the sum."""
+    """A reward under its name in the profile, and its weight in the sum."""
 
     name: str
     score_batch: ScoreBatch
@@ -90,7 +90,7 @@ class WeightedReward:
             found = list(self.score_batch(batch))
         except TataraError:
             raise
-        # A plug-in is anybody's code: whatever it raises is reported as that reward's failure.
+        # A plug-in is foreign code: anything it raises is reported as that reward's failure.
         except Exception as error:
             raise RewardFailed(
                 f"reward {self.name} failed with {type(error).__name__}: {error}, on "
@@ -143,7 +143,7 @@ def load_reward(spec: str, weight: float = 1.0) -> WeightedReward:
 
 
 def unknown_reward(spec: str) -> str:
-    """What to say of a name that no reward has."""
+    """Message for an unknown reward."""
     near = get_close_matches(spec, BUILT_IN, n=1)
     hint = f'; did you mean "{near[0]}"?' if near else ""
     return (
@@ -184,8 +184,8 @@ class Scorer:
     """All rewards of a run, and what happens where one fails: `on_error`.
 
     `stop` lets RewardFailed out; `abstain` gives None and `zero` 0 for the completions that failed,
-    one by one where the reward can be asked so. `failures` counts them by reward. `problem` is why
-    a reward failed that a trainer asked: all ranks have to hear of it before one of them stops.
+    one by one where the reward can be asked so. `failures` counts them by reward. `problem`: why a
+    reward failed during training; all ranks must learn it before one of them stops.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class Scorer:
         return found
 
     def _one_by_one(self, reward: WeightedReward, batch: Batch) -> Iterator[Score]:
-        """A completion that fails must not cost the others of its batch their scores."""
+        """Score one by one, so that a failing completion does not cost the others their scores."""
         for place in range(len(batch)):
             try:
                 yield reward.scores(part_of(batch, place))[0]
@@ -275,10 +275,10 @@ def try_rewards(
     solution: str,
     columns: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
-    """Rewards asked once before anything is trained, so that a plug-in that fails is named.
+    """Call rewards once before training, so that a failing plug-in is named.
 
-    said: a right answer; columns: the row's own. Gives a line for each reward that it earns
-    nothing from.
+    said: a right answer; columns: the row's own. Returns a line for each reward that gives it
+    nothing.
     """
     turns = [{"role": "assistant", "content": said}]
     rows = {name: [value] for name, value in columns.items()}
@@ -299,9 +299,9 @@ def _first_state() -> Any:
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of a completion as trainers hand it over: a text, or turns with text parts.
+    """The text of a completion as trainers pass it: a text, or turns with text parts.
 
-    Of turns what the model said counts, not what tools answered.
+    Of turns only the model's count, not those of tools.
     """
     if isinstance(completion, str):
         return completion

@@ -1,8 +1,8 @@
 """Rewards from a service over HTTP, asked in batches.
 
 POST to the address, JSON: `{"prompts": […], "completions": […], "solutions": […]}`, each a list of
-texts of one length. The answer: `{"rewards": [number or null, …]}`, and if it likes
-`"why": [text, …]`.
+texts of one length. The answer: `{"rewards": [number or null, …]}`, optionally with `"why": [text,
+…]`.
 """
 
 import json
@@ -22,7 +22,7 @@ _SHOWN = 200
 
 
 class ServiceLost(Retry, RewardFailed):
-    """A service that does not answer: worth another attempt of the run, from its checkpoint."""
+    """A service that does not answer: a Retry, so that the run restarts from its checkpoint."""
 
 
 class RewardService:
@@ -32,7 +32,7 @@ class RewardService:
         self._address = address
 
     def __call__(self, batch: Batch) -> list[Score]:
-        """One score a completion; RewardFailed where the service does not give them."""
+        """One score a completion; raises RewardFailed for an invalid answer."""
         prompts = [completion_text(prompt) for prompt in batch.prompts] or [""] * len(batch)
         scores: list[Score] = []
         for start in range(0, len(batch), _AT_ONCE):

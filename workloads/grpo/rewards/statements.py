@@ -61,7 +61,7 @@ _LEADING_VERB = re.compile(r"\s+(?:is|are|must be|has to be|should be)$|(?:ã¯|ì
 
 
 def read_quantities(text: str) -> list[Quantity]:
-    """Everything that a plain text states; empty where it states no value."""
+    """All quantities in a plain text; empty where it states no value."""
     found: list[Quantity] = []
     text = _FEET.sub(r"\1 feet \2 inches", _AND_UNIT.sub(r"\1 \2", text))
     for part in split_outside(text):
@@ -224,7 +224,7 @@ def _together(large: Quantity, small: Quantity) -> Quantity | None:
 
 
 def _skip(tokens: Sequence[Token], place: int, before: list[Token]) -> int:
-    """Past a token that belongs to no value: a bracket with words in it is a remark."""
+    """Skip a token that belongs to no value; a bracket with words is a remark."""
     if tokens[place].text in "([{":
         depth = 0
         for end in range(place, len(tokens)):

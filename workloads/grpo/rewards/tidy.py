@@ -1,7 +1,7 @@
 """Normalises answers: LaTeX, full-width forms, Unicode signs and money become plain text.
 
 `plain` keeps what a text says and drops how it is set: `\\dfrac{2}{3}`, `2 / 3` and `⅔` are 2/3.
-What it does not know stays as it is, a backslash in front, and is left to math-verify.
+Unknown commands stay as they are, with their backslash, for math-verify.
 """
 
 import re
@@ -228,7 +228,7 @@ def _fractions(text: str) -> str:
 
 
 def argument(text: str, place: int) -> tuple[str | None, int]:
-    """What a LaTeX command takes at `place`, `{…}` or one character, and where it ends."""
+    """The argument of a LaTeX command at `place`, `{…}` or one character, and its end."""
     while place < len(text) and text[place] == " ":
         place += 1
     if place >= len(text):

@@ -1,4 +1,4 @@
-"""Units of measure and money: what a number counts, so that 5 cm is not 5 m, and 60 min is 1 h."""
+"""Units of measure and money, so that 5 cm is not 5 m, and 60 min is 1 h."""
 
 import re
 from collections.abc import Iterator
@@ -103,7 +103,7 @@ cny 1/10: 角
 krw 1: ₩ KRW won 원
 """
 _CURRENCIES = ("usd", "eur", "gbp", "inr", "jpy", "cny", "krw")
-# Counted without saying what: as good as no unit at all.
+# Words of counting without a unit: the same as no unit.
 _COUNTED = (
     "個 个 箇 つ ヶ 개 items item objects object things thing pieces piece units unit pcs pc total "
     "times different distinct altogether overall in the of are there is a an these those all "
@@ -190,5 +190,5 @@ def power_of(word: str) -> int | None:
 
 
 def counts_nothing(word: str) -> bool:
-    """Whether a word behind a number says no more than that something was counted."""
+    """Whether a word after a number only counts, as `items` does."""
     return word.casefold() in _COUNTERS

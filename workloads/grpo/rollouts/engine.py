@@ -24,8 +24,8 @@ from workloads.run.session import Session
 from workloads.signals import held_back
 
 URL_VARIABLE = "TATARA_VLLM_URL"
-# Seconds between looks at an engine's health, for one answer, and of silence until it is given up.
-# A look may take longer than its patience: the name of a dead container is asked for in vain.
+# Seconds between health checks of an engine, for one answer, and of silence until it is given up.
+# A check may take longer than its limit: resolving the name of a dead container takes time.
 _EVERY, _PATIENCE, _SILENCE = 5.0, 5.0, 25.0
 
 
@@ -77,9 +77,9 @@ def check_rows(config: GrpoConfig, rows: int, world_size: int) -> None:
 def arguments(
     config: GrpoConfig, placeholders: Sequence[str], ends: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """The engine's settings in TRL's words.
+    """The engine's settings as arguments of TRL.
 
-    ends: the tokens that a completion ends with; vLLM knows the model's own alone.
+    ends: tokens that end a completion; vLLM knows only the model's own.
 
     placeholders: tokens that stand for images. One in a completion would end the run, because
     image tokens and image features do not match; TRL itself keeps them from transformers alone.
@@ -155,7 +155,7 @@ def address(config: GrpoConfig) -> str:
 
 @contextmanager
 def ready(config: GrpoConfig, session: Session) -> Iterator[None]:
-    """The engine as the profile wants it, from building the trainer to the end of training."""
+    """Context of building a trainer and training: sets up the engine as the profile says."""
     engine = config.generation
     if config.stage != "grpo" or engine.engine == "transformers":
         yield
@@ -170,8 +170,8 @@ def ready(config: GrpoConfig, session: Session) -> Iterator[None]:
 def pixel_limits(grpo: Grpo) -> dict[str, int]:
     """The profile's pixel limits as vLLM's processor arguments.
 
-    Without them an engine applies the model's own, and answers about an image of another size than
-    the trainer's.
+    Without them an engine applies the model's own, and sees an image of another size than the
+    trainer.
     """
     limits = {"min_pixels": grpo.min_pixels, "max_pixels": grpo.max_pixels}
     return {name: pixels for name, pixels in limits.items() if pixels is not None}
@@ -179,7 +179,7 @@ def pixel_limits(grpo: Grpo) -> dict[str, int]:
 
 @contextmanager
 def _made_as_wanted(level: int, pixels: Mapping[str, int]) -> Iterator[None]:
-    """TRL always asks for sleep level 2 and says nothing of pixels; vLLM gets both of the profile.
+    """Give vLLM the profile's sleep level and pixels: TRL always sets level 2 and no pixels.
 
     TRL makes the engine and already sends it to sleep on the way, so that there is no object yet
     whose method could be replaced. With new weights TRL 1.16 resets the cache of prefixes alone;
@@ -210,9 +210,9 @@ def _made_as_wanted(level: int, pixels: Mapping[str, int]) -> Iterator[None]:
 
 @contextmanager
 def _watched(config: GrpoConfig, session: Session) -> Iterator[None]:
-    """Rank 0, which alone talks to the server, ends with exit 75 when the server is gone.
+    """End rank 0, the only one that talks to the server, with 75 when the server is gone.
 
-    A request to a dead engine may wait forever, so the look is taken beside it.
+    A request to a dead engine may wait forever, so a thread checks its health.
     """
     if not session.is_main:
         yield
@@ -229,7 +229,7 @@ def _watched(config: GrpoConfig, session: Session) -> Iterator[None]:
 
 
 def _watch(url: str, session: Session, done: threading.Event) -> None:
-    """Measure the silence from the last good look on: before the first, TRL itself waits."""
+    """Measure the silence since the last good check: before the first one, TRL itself waits."""
     well: float | None = None
     while not done.wait(_EVERY):
         if is_healthy(url):
@@ -242,7 +242,7 @@ def _watch(url: str, session: Session, done: threading.Event) -> None:
 
 
 def is_healthy(url: str) -> bool:
-    """Whether the engine answers that it is well."""
+    """Whether the engine reports that it is healthy."""
     try:
         with urlopen(f"{url}/health", timeout=_PATIENCE) as answer:
             return bool(200 <= answer.status < 300)
@@ -251,7 +251,7 @@ def is_healthy(url: str) -> bool:
 
 
 def gone(url: str) -> str:
-    """What to say of an engine that does not answer."""
+    """Message for an engine that does not answer."""
     return f"the generation engine at {url} is dead or hangs; look at the log of its service"
 
 
@@ -271,7 +271,7 @@ def named_failures(config: GrpoConfig) -> Iterator[None]:
 
 
 def memory_ladder(config: GrpoConfig) -> list[str]:
-    """What helps GRPO when a GPU is out of memory, in the order in which to try it."""
+    """Fixes for GRPO out of memory, in the order in which to try them."""
     grpo, engine = config.grpo, config.generation
     steps = []
     if config.train.per_device_batch_size > 1:
@@ -292,7 +292,7 @@ def memory_ladder(config: GrpoConfig) -> list[str]:
 
 
 def stability_ladder(config: GrpoConfig) -> list[str]:
-    """What helps where rewards fall or the KL runs away."""
+    """Fixes for falling rewards or a growing KL."""
     steps = []
     if config.optim.learning_rate > 5e-7:
         steps.append("optim.learning_rate=5e-7")

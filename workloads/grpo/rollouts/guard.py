@@ -1,7 +1,7 @@
-"""The token that vLLM as a service asks for, since its routes take new weights.
+"""Token for vLLM as a service, whose routes accept new weights.
 
 vLLM's own --api-key covers /v1 alone. The server gets `RequireToken` by --middleware, the trainer's
-client (TRL 1.16) sends the token with every request; both make it of the secret of the runs.
+client (TRL 1.16) sends the token with every request; both derive it from the secret of the runs.
 """
 
 import hmac
@@ -32,7 +32,7 @@ class RequireToken(Guard):
 
 @contextmanager
 def client_sends(secret: str) -> Iterator[None]:
-    """Within: TRL's client sends the token, from its first request that needs one."""
+    """Context in which TRL's client sends the token."""
     from trl.generation.vllm_client import VLLMClient
 
     own = VLLMClient.check_server

@@ -44,7 +44,7 @@ class RolloutLog:
             self._forget_after(done_steps)
 
     def wants(self, step: int) -> bool:
-        """Whether completions of this step are to be kept: the first one, and every n-th."""
+        """Whether completions of this step are kept: the first step's, and every n-th's."""
         return self._most > 0 and (step == 1 or step % self._every == 0)
 
     def write(self, step: int, rollouts: Sequence[Rollout]) -> None:
@@ -86,7 +86,7 @@ class RolloutLog:
         return self._images[one.place]
 
     def _forget_after(self, step: int) -> None:
-        """Steps after the checkpoint are done again; a line that was cut off is dropped too."""
+        """Drop rows of steps after the checkpoint, which are repeated, and a line that was cut."""
         path = self._folder / FILE
         if not path.is_file():
             return

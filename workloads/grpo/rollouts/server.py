@@ -23,7 +23,7 @@ from workloads.grpo.rollouts.guard import VARIABLE, RequireToken, token
 from workloads.host.ports import is_free
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-# The addresses that take new weights are there in this mode alone.
+# Only this mode has the routes that accept new weights.
 _MODE = {"VLLM_SERVER_DEV_MODE": "1"}
 
 
@@ -73,7 +73,7 @@ def main(words: Sequence[str]) -> int:
     except TataraError as error:
         print(f"tatara: {error}", file=sys.stderr)
         return error.exit_code
-    # Where compose names the service, its own network alone leads here.
+    # Under Compose only the service's own network reaches it.
     host = "0.0.0.0" if env.get(URL_VARIABLE) else config.generation.host
     if not is_free(config.generation.port, host):
         print(

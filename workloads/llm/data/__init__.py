@@ -1,1 +1,1 @@
-"""Rows of a language model: read, rendered by the template, made to tokens."""
+"""Rows of a language model: read, rendered by the template, tokenised."""

@@ -1,4 +1,4 @@
-"""Whether a text comes back from its tokens: what a tokenizer drops or rewrites is not learnt."""
+"""Round trip of texts: finds characters that a tokenizer drops or rewrites."""
 
 import json
 import re
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
-_SHOWN = 8  # characters named of a row
+_SHOWN = 8  # characters named for one row
 _FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 class Back:
-    """Decodes what one tokenizer has made; those that keep every byte are not asked at all."""
+    """Compares texts with their decoded tokens; skipped for tokenizers that keep every byte."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._keeps_bytes, self._form = _nature(tokenizer)
         special = sorted(token.content for token in tokenizer.added_tokens_decoder.values())
         joined = "|".join(re.escape(token) for token in special)
-        # Decoders put blanks around special tokens, and take them away in front.
+        # Decoders add spaces around special tokens, and strip leading ones.
         self._around = re.compile(f" *({joined}) *") if joined else None
 
     def lost(self, texts: Sequence[str], ids: Sequence[NDArray[np.int32]]) -> dict[int, str]:
-        """Place of each text that does not come back → the characters that are gone.
+        """Index of each text that does not come back → the lost characters.
 
         ids: the tokens of each text, (tokens,).
         """
@@ -55,7 +55,7 @@ class Back:
 
 
 def _nature(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, str]:
-    """Whether every byte has a token and nothing is rewritten but, if any, to a Unicode form."""
+    """Whether every byte has a token, and the Unicode form that texts are normalised to, if any."""
     if not tokenizer.is_fast:
         return False, ""
     state = json.loads(tokenizer.backend_tokenizer.to_str())

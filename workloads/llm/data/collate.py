@@ -1,4 +1,4 @@
-"""Rows of a prepared data set as one batch for a causal language model.
+"""Rows of a prepared dataset as one batch for a causal language model.
 
 Packed rows carry no attention mask. Position ids that start again with every sample keep samples
 apart in eager and sdpa attention, as long as no cache is used; the cumulative lengths do so in
@@ -17,12 +17,12 @@ from workloads.llm.data.tokenise import IGNORED
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes batches; small and picklable, for the processes of a data loader.
+    """Collates rows; small and picklable, for the processes of a data loader.
 
     Takes rows with input_ids, labels, seq_lengths and row_ids. Returns input_ids and labels
     (batch, longest row); attention_mask for plain rows; position_ids, cu_seq_lens_q and _k,
     max_length_q and _k where a row holds several samples. The first token of every sample has no
-    label: nothing of its sample comes before it. Besides, for the trainer to take out before the
+    label: no token of its sample precedes it. Besides, for the trainer to take out before the
     model is called: row_ids, a list for each row, and tokens, how many are no padding.
     """
 
@@ -55,12 +55,12 @@ def _masked(totals: Sequence[int], longest: int) -> dict[str, Any]:
 
 
 def _apart(lengths: Sequence[Sequence[int]], longest: int) -> dict[str, Any]:
-    """What keeps the samples of packed rows from seeing each other."""
+    """Position ids and cumulative lengths that keep packed samples apart."""
     padded = [[*samples, longest - sum(samples)] for samples in lengths]
     samples = np.array([length for row in padded for length in row if length])
     ends = np.cumsum(samples)
     positions = np.arange(int(ends[-1])) - np.repeat(ends - samples, samples)
-    # Rows are laid end to end in flash attention, so the lengths run on from row to row.
+    # Flash attention joins all rows, so lengths accumulate over rows.
     cumulative = torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32))
     return {
         "position_ids": torch.from_numpy(positions.reshape(len(lengths), longest)),

@@ -1,7 +1,8 @@
-"""Which columns of a row are read: the format that it has, our names for them, and what is left.
+"""Columns of rows: their format, our names for them, and unused ones.
 
 A kept row holds our column names of one format, so that its keys say which one it is. Structures
-that a table can only hold as JSON text are parsed, and numbers in place of texts become texts.
+that a table can only store as JSON text are parsed, and numbers where texts are expected become
+texts.
 """
 
 import difflib
@@ -14,7 +15,7 @@ from workloads.data.rows import described
 from workloads.llm.config import FORMATS, Format, LlmData
 
 Row = dict[str, Any]
-UNFIT = ""  # the only key of a row that has no format, with the reason
+UNFIT = ""  # the only key of a row without a format; its value is the reason
 _NOTHING: tuple[Any, ...] = ("", [], {})
 _STRUCTURES = ("messages", "conversations", "tools", "history")
 # No two formats begin with the same column.
@@ -23,24 +24,24 @@ _FIRST_COLUMNS = tuple((one.needed[0], name) for name, one in FORMATS.items())
 
 @dataclass(frozen=True)
 class _Plan:
-    """How rows with the same columns are read: pairs of our name and theirs; or what is wrong."""
+    """How to read rows with the same columns: pairs of our name and theirs; or an error."""
 
     pairs: tuple[tuple[str, str], ...] = ()
-    left: tuple[str, ...] = ()  # columns that nobody reads
+    left: tuple[str, ...] = ()  # unused columns
     problem: str = ""
 
 
 @dataclass
 class Columns:
-    """Reads rows of one data section and remembers what nobody reads."""
+    """Reads rows of one data section and records unused columns."""
 
     data: LlmData
-    unused: dict[str, None] = field(default_factory=dict)  # columns that hold something
-    numbers: int = 0  # values that were numbers in place of texts
+    unused: dict[str, None] = field(default_factory=dict)  # unused columns with values
+    numbers: int = 0  # numbers read as texts
     _plans: dict[tuple[str, ...], _Plan] = field(default_factory=dict)
 
     def read(self, row: Mapping[str, Any]) -> Row | str:
-        """The row under our names, or what is wrong with its columns."""
+        """The row under our names, or the error of its columns."""
         present = tuple([name for name, value in row.items() if value is not None])
         plan = self._plans.get(present)
         if plan is None:
@@ -64,7 +65,7 @@ class Columns:
         return kept
 
     def choose(self, present: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Of a table's columns those that some row may be read from, and the others."""
+        """Split a table's columns into those that may be read and the others."""
         names = tuple(present)
         used: dict[str, None] = {}
         for layout in self.data.formats.values():
@@ -75,7 +76,7 @@ class Columns:
         return list(used), [name for name in names if name not in known]
 
     def lines(self) -> list[str]:
-        """What to say of the columns, a line each."""
+        """Lines of text about the columns."""
         lines = []
         if self.unused:
             names = ", ".join(self.unused)
@@ -85,7 +86,7 @@ class Columns:
         return lines
 
     def _plan(self, present: tuple[str, ...], row: Mapping[str, Any]) -> _Plan:
-        """Found for the first row with these columns, and kept for all others."""
+        """Plan for rows with these columns, made at the first one and reused."""
         formats = self.data.formats
         for _name, one in formats.items():
             found = {ours: self._theirs(one, ours, present) for ours in one.columns}
@@ -106,7 +107,7 @@ class Columns:
         return _Plan(problem=missing_column(self.data, missing, list(row), row))
 
     def _theirs(self, one: Format, ours: str, present: Sequence[str]) -> str | None:
-        """The data set's name of one of our columns, of those that are there."""
+        """The dataset's name for one of our columns, among the existing ones."""
         if ours in self.data.columns:
             names: tuple[str, ...] = (self.data.columns[ours],)
         else:
@@ -123,7 +124,7 @@ class Columns:
 def missing_column(
     data: LlmData, ours: str, found: Sequence[str], row: Mapping[str, Any] | None = None
 ) -> str:
-    """What to say where a column that the format needs is not there, or holds nothing."""
+    """Message for a required column that is missing or empty."""
     theirs = data.columns.get(ours, ours)
     if row is not None and theirs in row:
         return f"column {theirs!r}: expected text, found {described(row[theirs])}"

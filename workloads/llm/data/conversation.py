@@ -1,4 +1,4 @@
-"""A row as a conversation, whatever its format: turns, which of them are learnt, and the tools."""
+"""A row of any format as a conversation: turns, which of them are learnt, and the tools."""
 
 import string
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns up to the last answer, which of them are to be learnt, and the tools to call.
+    """Turns up to the last answer, which of them are learnt, and the tools to call.
 
-    joint: what stands between question and answer for a model without a template.
-    remarks: as in `template.Rendered`.
+    joint: text between question and answer for a model without a template. remarks: as in
+    `template.Rendered`.
     """
 
     turns: list[Turn]
@@ -70,7 +70,7 @@ def conversation_of(row: Row, data: LlmData, switches: Switches) -> Conversation
 
 
 def _messages(name: str, row: Row, data: LlmData, switches: Switches) -> tuple[list[Message], int]:
-    """The turns of a row of a format, and how many of them are only given and never learnt."""
+    """The turns of a row, and the number of leading ones that are only given, not learnt."""
     ignored = frozenset(data.ignore)
     if name in ("messages", "sharegpt"):
         value = row["messages"] if name == "messages" else row["conversations"]
@@ -84,7 +84,7 @@ def _messages(name: str, row: Row, data: LlmData, switches: Switches) -> tuple[l
     asked: Any = row[names[0]]
     answer: Any = row[names[1]]
     if name == "prompt_completion" and (isinstance(asked, list) or isinstance(answer, list)):
-        # One of the two may be a text: it is what a user asks, or an assistant answers.
+        # Either may be a text: the question of a user, or the answer of an assistant.
         if isinstance(asked, str):
             asked = [{"role": "user", "content": asked}]
         if isinstance(answer, str):
@@ -136,7 +136,7 @@ def filled(template: str, row: Row) -> str:
 
 
 def _dressed(turn: Turn, data: LlmData) -> Turn:
-    """The turn with the texts that a profile puts around every question or answer."""
+    """The turn with the profile's texts around its question or answer."""
     if turn["role"] == "user" and (data.prompt_prefix or data.prompt_suffix):
         return {**turn, "content": data.prompt_prefix + turn["content"] + data.prompt_suffix}
     if turn["role"] == "assistant" and data.answer_prefix and turn["content"]:
@@ -166,7 +166,7 @@ def merges(data: LlmData, switches: Switches) -> bool:
 
 
 def _merged(turns: list[Turn]) -> tuple[list[Turn], int]:
-    """The turns with the system's put before the first question, and how many fewer they are."""
+    """The turns with the system turn in the first question, and how many fewer they are."""
     system, *rest = turns
     place = next((i for i, turn in enumerate(rest) if turn["role"] == "user"), None)
     if place is None:

@@ -1,8 +1,8 @@
-"""Every text of every turn stands in the rendered row, or the row is bad and the turn is named.
+"""Checks that every text of every turn stands in the rendered row; else the row is bad.
 
-A template is tried once with every shape of conversation, each text in it replaced by a word that
-is nowhere else: so a short text is not taken for one of the template's own. Then each row's own
-texts are looked for, since a template may drop a text for what it says.
+A template is tried once with every shape of conversation, each text replaced by a unique word, so
+that a short text is not confused with the template's own. Then each row's own texts are searched,
+since a template may drop a text because of its content.
 """
 
 import json
@@ -26,7 +26,7 @@ class TemplateGuard:
     _shapes: dict[Any, list[Missing]] = field(default_factory=dict)
 
     def check(self, talk: Conversation, text: str) -> list[tuple[str, str]]:
-        """Remarks on what is left out by design; RowError names a turn that is not in the text."""
+        """Remarks on intended omissions; raises RowError that names a turn missing in the text."""
         shape = tuple([_shape(turn) for turn in talk.turns])
         missing = self._shapes.get(shape)
         if missing is None:
@@ -47,7 +47,7 @@ class TemplateGuard:
         return remarks[:1]
 
     def _tried(self, talk: Conversation) -> list[Missing]:
-        """The turns of which the template leaves out a text, whatever it says."""
+        """The turns of which the template leaves out a text, whatever its content."""
         words: list[tuple[str, int]] = []
         turns = []
         for number, turn in enumerate(talk.turns):
@@ -70,7 +70,7 @@ class TemplateGuard:
 
 
 def _shape(turn: Turn) -> Any:
-    """All that tells how a template treats a turn but for what its texts say."""
+    """The structure of a turn without its texts, which decides how a template treats it."""
     if len(turn) == 2:
         return turn["role"], bool(turn["content"])
     return turn["role"], bool(turn["content"]), _structure(turn)
@@ -95,7 +95,7 @@ def _left_out(talk: Conversation, number: int, name: str) -> RowError:
 def _stands(words: str, text: str) -> bool:
     if words.strip() in text:
         return True
-    # As JSON, or with other white space, or line by line: templates put both between marks.
+    # As JSON, with other white space, or line by line, as templates write texts.
     as_json = json.dumps(words, ensure_ascii=False)[1:-1]
     if as_json in text or json.dumps(words)[1:-1] in text:
         return True
@@ -105,7 +105,7 @@ def _stands(words: str, text: str) -> bool:
 
 
 def _without_thoughts(words: str, text: str) -> bool:
-    """Whether only the thoughts of an earlier answer are left out, as reasoning models have it."""
+    """Whether only the thoughts of an earlier answer are left out, as reasoning models do."""
     _, closes, rest = words.rpartition("</think>")
     return bool(closes) and _stands(rest, text)
 

@@ -1,10 +1,10 @@
-"""From a profile's data section to tokenised, packed, cached data sets.
+"""Makes tokenised, packed, cached datasets from a profile's data section.
 
     prepared = prepare(config, tokenizer, Path(".cache"))
 
-Rows are rendered (template.py), encoded (tokenise.py), brought to length, packed, and written as
-Arrow files under a name that stands for the rows, the tokenizer, the settings and this code. What
-is there under its name is only mapped into memory again.
+Rows are rendered (template.py), encoded (tokenise.py), cut to length, packed, and written as Arrow
+files under a digest of rows, tokenizer, settings and this code. Existing files of that name are
+only mapped into memory.
 """
 
 import hashlib
@@ -94,11 +94,11 @@ def prepare(
     progress: Callable[[], None] = nothing,
     positions: int | None = None,
 ) -> Prepared:
-    """Tokenise what the profile names, or map what an earlier call has made of the same.
+    """Tokenise the profile's rows, or map the files of an earlier call.
 
-    All ranks may call it at once: one of each machine builds, the others wait. `progress` is called
-    again and again on the way. positions: the longest row that the model takes, None for any.
-    Raises UserError naming rows by file and line.
+    All ranks may call it at once: one on each machine builds, the others wait. `progress` is called
+    repeatedly meanwhile. positions: the longest row that the model takes, None for any. Raises
+    UserError naming rows by file and line.
     """
     splits = Splits(config.data)
     name = fingerprint(config.data, splits, tokenizer, positions)
@@ -116,7 +116,7 @@ def fingerprint(
     tokenizer: PreTrainedTokenizerBase,
     positions: int | None = None,
 ) -> str:
-    """A name for everything that decides the tokens: rows, tokenizer, settings, code."""
+    """Digest of everything that decides the tokens: rows, tokenizer, settings, code."""
     told = (
         splits.fingerprint(),
         data.model_dump_json(),
@@ -133,7 +133,7 @@ def fingerprint(
 
 
 def _code() -> list[Path]:
-    """The files whose code decides the tokens."""
+    """Digest of the files whose code decides the tokens."""
     others = (packing, file_rows, row_files, chat)
     return [*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(m.__file__)) for m in others)]
 
@@ -149,7 +149,7 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Makes the folder of a prepared data set."""
+    """Makes the folder of a prepared dataset."""
 
     data: LlmData
     splits: Splits
@@ -195,7 +195,7 @@ class _Maker:
     rows: Rows
     report: SplitReport
     limit: int  # tokens of the longest row: data.max_length, or the model's positions
-    # Rows over the limit: their names and lengths, the first few.
+    # Names and lengths of the first rows over the limit.
     _over: list[str] = field(default_factory=list)
     _formats: list[str] = field(default_factory=list)  # of the rows that are kept
     _seen: set[int] = field(default_factory=set)  # hashes of rows, to count repeated ones
@@ -225,7 +225,7 @@ class _Maker:
     def _write_flat(
         self, ids: BinaryIO, labels: BinaryIO, progress: Callable[[], None]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """All tokens one behind the other; returns the numbers and lengths of their rows."""
+        """Write all tokens one after the other; returns the numbers and lengths of their rows."""
         numbers, lengths = [], []
         for batch, rows in self.rows.batches(_BATCH):
             progress()
@@ -267,7 +267,7 @@ class _Maker:
         self._seen.add(told)
 
     def _fitting(self, number: int, tokens: Tokens) -> Tokens | None:
-        """The row within max_length, as the policy has it; None where it is left out."""
+        """The row cut to max_length by the policy; None where it is left out."""
         found, limit = len(tokens.ids), self.limit
         self.report.longest = max(self.report.longest, found)
         if found > limit:
@@ -277,7 +277,7 @@ class _Maker:
                     self._over.append(f"{self.rows.place(number)}: {found:,} tokens")
                 return None
             tokens = Tokens(tokens.ids[:limit], tokens.labels[:limit])
-        # The first token of a row follows on nothing, so it cannot be learnt.
+        # The first token of a row follows no token, so it cannot be learnt.
         if not np.any(tokens.labels[1:] != IGNORED):
             cut = f"cutting it to {limit} tokens leaves nothing of the answer; raise max_length"
             self._bad(number, cut if found > limit else "the answer has no tokens")
@@ -368,7 +368,7 @@ def _write_sequences(
 
 
 def _digest_of(files: Sequence[Path], groups: list[list[int]]) -> str:
-    """Of what a resumed run must find again: tokens, labels, and which rows share a sequence."""
+    """Digest of what a resumed run must find again: tokens, labels, and rows of each sequence."""
     told = hashlib.blake2b(digest_size=8)
     for file in files:
         told.update(digest(file).encode())

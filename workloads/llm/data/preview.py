@@ -1,6 +1,6 @@
-"""What becomes of rows: given and learnt text in colour, tokens, and statistics as table and image.
+"""Preview of rows: given and learnt text in colour, tokens, and statistics as table and chart.
 
-On a terminal what is learnt is green; elsewhere it stands between [[ and ]].
+On a terminal learnt text is green; elsewhere it stands between [[ and ]].
 """
 
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def show(data: Prepared, tokenizer: PreTrainedTokenizerBase, count: int, console
 
 
 def measure(data: Prepared) -> tuple[Counts, Counts]:
-    """Tokens of every row, and how many of them are learnt, in the order of the sequences."""
+    """Tokens of every row and how many are learnt, (rows,) each, in the order of the sequences."""
     lengths, learnt = [], []
     for batch in data.train.with_format("arrow").iter(1000):
         own = batch["seq_lengths"].combine_chunks().flatten().to_numpy()
@@ -67,7 +67,7 @@ def measure(data: Prepared) -> tuple[Counts, Counts]:
 
 
 def statistics(report: SplitReport, lengths: Counts, learnt: Counts) -> Table:
-    """Lengths of rows, and what was cut, dropped, repeated or told of."""
+    """Lengths of rows, and numbers of cut, dropped, repeated and remarked rows."""
     table = Table(title="training rows", title_justify="left")
     for name in ("", "rows", "least", "half", "90 %", "99 %", "most", "all"):
         table.add_column(name, justify="right" if name else "left")
@@ -103,7 +103,7 @@ def draw(lengths: Counts, learnt: Counts, path: Path) -> None:
 
 
 def _chosen(data: Prepared, lengths: Counts, formats: dict[int, str], count: int) -> dict[str, int]:
-    """Title → place of a row among all rows of the sequences; none twice."""
+    """Title → index of a row among all rows of the sequences; none twice."""
     numbers = data.row_numbers()
     order = np.argsort(numbers, kind="stable")
     found = {f"row {rank + 1}": int(place) for rank, place in enumerate(order[:count])}
@@ -176,7 +176,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, row: PreviewRow, marks: bool) ->
 
 
 def _piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """A token as people read it, with its white space to be seen."""
+    """A token as readable text, with visible white space."""
     words = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
     if not words or "\ufffd" in words:
         words = str(tokenizer.convert_ids_to_tokens(token))

@@ -1,4 +1,4 @@
-"""What preparing the data has found: for the terminal, the manifest, and `check --deep`."""
+"""Report of data preparation: for the terminal, the manifest, and `check --deep`."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -8,7 +8,7 @@ from workloads.data.row_files import told_left_out
 from workloads.data.rows import by_reason
 
 _SHOWN = 5
-# What may be told of rows, by the keys that `template.Rendered` and `tokenise.Tokens` use.
+# Remarks on rows, by the keys that `template.Rendered` and `tokenise.Tokens` use.
 REMARKS = {
     "trailing": "end with turns behind the last answer, which are left out",
     "own_system": "have a system turn of their own, so data.system_prompt is left out there",
@@ -34,7 +34,7 @@ class SplitReport:
     packing_efficiency: float | None = None  # share of the sequences' room that holds tokens
     twins: int = 0  # training rows left out since they equal a held-out one
     repeated: int = 0  # rows whose tokens an earlier row has too
-    rebuilt: int = 0  # rows whose template reads differently once they are answered
+    rebuilt: int = 0  # rows that the template writes differently once they are answered
     parted: int = 0  # rows whose tokens would span the end of the prompt
     digest: str = ""  # of all tokens and labels, and of which rows share a sequence
     bad_rows: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class SplitReport:
     remarked: dict[str, list[str]] = field(default_factory=dict)
 
     def remark(self, key: str, place: str, detail: str) -> None:
-        """Count a row of which something is to be told."""
+        """Count a row with a remark."""
         self.remarks[key] = self.remarks.get(key, 0) + 1
         first = self.remarked.setdefault(key, [])
         if len(first) < _SHOWN:
@@ -53,7 +53,7 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """Both splits, the policy for long rows, and what else there is to say."""
+    """Both splits, the policy for long rows, and further remarks."""
 
     max_length: int
     too_long: str
@@ -75,11 +75,11 @@ class Report:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; `from_dict` takes it back."""
+        """As plain values for JSON; `from_dict` reads them."""
         return asdict(self)
 
     def lines(self, whole: bool = True) -> list[str]:
-        """For people, a line each; whole: with bad rows and the files that are left out."""
+        """Lines for people; whole: with bad rows and the files that are left out."""
         lines = list(self._split("training rows", self.train, whole))
         if self.evaluation is not None:
             lines += self._split("held-out rows", self.evaluation, whole)

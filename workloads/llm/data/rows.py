@@ -1,4 +1,4 @@
-"""Rows from where a profile says they are: local files or the hub, and the ones held out.
+"""Rows of a profile's sources, local files or the hub, and the held-out ones.
 
 load_rows(config.data, "train")    load_rows(config.data, "eval")
 """
@@ -39,17 +39,17 @@ class Table(Protocol):
         """`file:line`, or the like, of a row."""
 
     def lines(self) -> list[str]:
-        """What there is to say of what was read and what was not, a line each."""
+        """Lines of text about rows and columns that were read or not."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split. `numbers` are their places among all rows of the source."""
+    """The rows of one split. `numbers` are their indices among all rows of the source."""
 
     table: Table
     numbers: Sequence[int]
-    bad: Sequence[str] = ()  # what could not be read, each as `file:line: reason`
-    twins: int = 0  # rows left out of training since they equal a held-out one
+    bad: Sequence[str] = ()  # unreadable rows, each as `file:line: reason`
+    twins: int = 0  # training rows left out because they equal a held-out one
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -62,7 +62,7 @@ class Rows:
         return self.table.take([self.numbers[index]])[0]
 
     def place(self, number: int) -> str:
-        """Where the row of this number is: `file:line`, for messages."""
+        """Place of the row of this number: `file:line`, for messages."""
         return self.table.place(number)
 
     def batches(self, size: int) -> Iterator[tuple[Sequence[int], list[dict[str, Any]]]]:
@@ -74,7 +74,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """A local file, folder or pattern, or one split of a data set on the hub."""
+    """A local file, folder or pattern, or one split of a dataset on the hub."""
 
     name: str
     subset: str | None = None
@@ -94,7 +94,7 @@ class Source:
 
 
 def load_rows(data: LlmData, split: Split) -> Rows:
-    """The rows to train on or the held-out ones; no held-out rows is an empty answer.
+    """The rows to train on or the held-out ones, which may be none.
 
     Rows come under our column names. Raises UserError for what is missing, malformed or refused,
     Retry where the network is at fault.
@@ -103,7 +103,7 @@ def load_rows(data: LlmData, split: Split) -> Rows:
 
 
 def train_sources(data: LlmData) -> list[Source]:
-    """Where the rows to train on are, in the order of the profile."""
+    """The sources of training rows, in the order of the profile."""
     return [
         Source(
             source.source, source.subset, source.revision, source.split or data.split, source.weight
@@ -113,7 +113,7 @@ def train_sources(data: LlmData) -> list[Source]:
 
 
 def eval_sources(data: LlmData) -> list[Source]:
-    """Where the held-out rows have places of their own; none where they have not.
+    """The sources of held-out rows; empty where they are part of the training rows.
 
     Raises UserError for data.eval_split beside a local source, which has no splits.
     """
@@ -137,18 +137,18 @@ def eval_sources(data: LlmData) -> list[Source]:
 
 @dataclass
 class Splits:
-    """The splits of one data section, each source read once and only when it is asked for."""
+    """The splits of one data section; each source is read once, on first use."""
 
     data: LlmData
     _opened: dict[Source, Any] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """A digest of what the rows hold, without reading local rows one by one."""
+        """Digest of the rows' content, without reading local rows one by one."""
         sources = [*train_sources(self.data), *eval_sources(self.data)]
         return " ".join(self._digest(source) for source in sources)
 
     def left_out(self) -> list[str]:
-        """The files of local folders that hold no rows we can read."""
+        """The files of local folders that hold no readable rows."""
         sources = [*train_sources(self.data), *eval_sources(self.data)]
         folders = dict.fromkeys(source.path for source in sources if source.is_local)
         return [str(file) for folder in folders for file in row_files.left_out(folder)]
@@ -207,7 +207,7 @@ def held_out(total: int, count: int) -> list[int]:
 
 
 def _all_but(table: Table, held: list[int]) -> Rows:
-    """The other rows, without those that say the same as a held-out one."""
+    """The other rows, without those that equal a held-out one."""
     known = {_digest_of(row) for row in table.take(held)}
     apart = set(held)
     rest = [number for number in range(len(table)) if number not in apart]
@@ -252,9 +252,9 @@ class _Joined:
         return [line for table in self._tables for line in table.lines()]
 
     def weighted(self, numbers: Sequence[int], weights: Sequence[float]) -> list[int]:
-        """The numbers as an epoch takes them: each as often as its source's weight says.
+        """The numbers of an epoch: each as often as its source's weight.
 
-        Of the part of a weight behind the point so many rows are taken once more, evenly spread.
+        For the fraction of a weight, that share of rows, evenly spread, is taken once more.
         """
         found: list[int] = []
         for source, run in groupby(numbers, key=self._source):
@@ -295,7 +295,7 @@ class _LocalTable:
 
 
 class _HubTable:
-    """Rows of one split of a data set on the hub, memory-mapped from the cache."""
+    """Rows of one split of a dataset on the hub, memory-mapped from the cache."""
 
     def __init__(self, data: LlmData, source: Source) -> None:
         self.bad: list[str] = []
@@ -327,7 +327,7 @@ class _HubTable:
 
 
 def _download(source: Source) -> Any:
-    """The split, from the hub or from the cache where there is no network."""
+    """Load the split from the hub, or from the cache where there is no network."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -343,13 +343,13 @@ def _download(source: Source) -> Any:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(
                 f"{source.name}: {reason}; "
-                "set data.subset, data.split and data.eval_split to what the data set has"
+                "set data.subset, data.split and data.eval_split to what the dataset has"
             ) from error
 
 
 @contextmanager
 def _only_cached(offline: bool) -> Iterator[None]:
-    """Keep `datasets` from asking a hub that does not answer: it would try for half a minute."""
+    """Keep `datasets` off a hub that does not answer: it would try for half a minute."""
     from datasets import config
 
     before = config.HF_HUB_OFFLINE
@@ -361,7 +361,7 @@ def _only_cached(offline: bool) -> Iterator[None]:
 
 
 def _fingerprint(dataset: Any, source: Source) -> str:
-    """A digest of the cache's files, whose folders carry the version and commit of the data."""
+    """Digest of the cache's files, whose folders name the version and commit of the data."""
     names = ["/".join(Path(file["filename"]).parts[-5:]) for file in dataset.cache_files]
     told = repr((source, len(dataset), names))
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()

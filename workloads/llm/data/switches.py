@@ -1,4 +1,4 @@
-"""What one chat template does, found out by trying it: its markers, its end, what it takes."""
+"""Facts of one chat template, found by rendering it: markers, end, supported turns."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from workloads.engine.pretrained.chat import FIXED, PROBE, answer_end
 from workloads.llm.data.turns import Turn
 
-# What a template raises that does not take a conversation.
+# Errors of a template that does not accept a conversation.
 REFUSALS = (TemplateError, TypeError, ValueError)
 # For tokenizers without a chat template: questions as they are, each answer with its end token.
 PLAIN_TEMPLATE = (
@@ -20,7 +20,7 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}"
     "{% elif message['role'] == 'user' %}{{ joint }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
 )
-# What other models' special tokens look like; cut into pieces they teach nothing of the kind.
+# The look of other models' special tokens, which this tokenizer would cut into pieces.
 MARKER = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:eos|bos|pad|start_of_turn|end_of_turn|NL)>|\[/?INST\]"
 )
@@ -29,7 +29,7 @@ _CALL = {"type": "function", "function": {"name": PROBE, "arguments": {PROBE: PR
 
 
 class Switches:
-    """A tokenizer's chat template and what is known about it; each fact is tried once."""
+    """A tokenizer's chat template and its facts, each found once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -42,9 +42,9 @@ class Switches:
         tools: Sequence[Any] | None = None,
         joint: str = "\n",
     ) -> list[str]:
-        """Conversations as text; asks: with what the template writes to let an assistant speak.
+        """Render conversations; asks: with the generation prompt.
 
-        joint: what stands between a question and its answer where no template says it.
+        joint: text between a question and its answer without a template.
         """
         if not talks:
             return []
@@ -71,13 +71,13 @@ class Switches:
 
     @cached_property
     def writes_text(self) -> bool:
-        """Whether a plain text gets into the prompt; some templates for images drop it."""
+        """Whether plain text content is rendered; some templates for images drop it."""
         text = self.tried([{"role": "user", "content": PROBE}])
-        return text is None or PROBE in text  # each row says what is wrong
+        return text is None or PROBE in text  # each row reports its own error
 
     @cached_property
     def end(self) -> str:
-        """The tokens that end an answer, as the template writes them; empty if it writes none."""
+        """The tokens that end an answer in the template; empty if there are none."""
         if self.own:
             return answer_end(self.tokenizer)
         return self.tokenizer.eos_token or ""
@@ -88,7 +88,7 @@ class Switches:
 
     @cached_property
     def markers(self) -> set[str]:
-        """What looks like a special token and is one, or is what the template itself writes."""
+        """Texts of special tokens, and of similar markers that the template itself writes."""
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
         system = {"role": "system", "content": PROBE}
         texts = [self.tried(turns), self.tried([system, *turns]), self.tried(turns, False)]
@@ -96,7 +96,7 @@ class Switches:
 
     @cached_property
     def opening(self) -> str:
-        """What the template writes to let an assistant speak; empty where that is not clear."""
+        """The generation prompt of the template; empty where that is not clear."""
         turns: list[Turn] = [{"role": "user", "content": PROBE}]
         told, asked = self.tried(turns, False), self.tried(turns)
         if told is None or asked is None:
@@ -105,7 +105,7 @@ class Switches:
 
     @cached_property
     def begin(self) -> str:
-        """The token that the tokenizer puts before every text, if it does."""
+        """The token that the tokenizer puts before every text, if any."""
         begin = self.tokenizer.bos_token
         if begin is None:
             return ""
@@ -114,27 +114,27 @@ class Switches:
 
     @cached_property
     def newline(self) -> str:
-        """What the template writes for a line break inside a turn; some models have a token."""
+        """Rendering of a line break inside a turn; some models have a token for it."""
         text = self.tried([{"role": "user", "content": f"{PROBE}\n{PROBE}"}])
         between = (text or "").split(PROBE)[1:-1]
         return between[0] if len(between) == 1 and between[0] else "\n"
 
     @cached_property
     def takes_system(self) -> bool:
-        """Whether a system turn gets into the prompt."""
+        """Whether system turns are rendered."""
         turns = [{"role": "system", "content": PROBE}, {"role": "user", "content": "?"}]
         text = self.tried(turns)
         return text is not None and PROBE in text
 
     @cached_property
     def takes_input(self) -> bool:
-        """Whether the template writes an input beside a question, as Alpaca's forms do."""
+        """Whether the template renders an input beside a question, as Alpaca's forms do."""
         text = self.tried([{"role": "user", "content": "?", "input": PROBE}])
         return text is not None and PROBE in text
 
     @cached_property
     def takes_tools(self) -> bool:
-        """Whether the template writes the tools that a model may call."""
+        """Whether the template renders tools that a model may call."""
         inner = {"name": PROBE, "description": PROBE, "parameters": {"type": "object"}}
         tools = [{"type": "function", "function": inner}]
         text = self.tried([{"role": "user", "content": "?"}], True, tools)
@@ -142,7 +142,7 @@ class Switches:
 
     @cached_property
     def arguments_as_text(self) -> bool:
-        """Whether the arguments of a call have to be JSON text: some templates join texts."""
+        """Whether arguments of a call must be JSON text: some templates concatenate texts."""
         turns: list[Turn] = [{"role": "user", "content": "?"}]
         call = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
         fixed: dict[str, Any] = {"tokenize": False, **FIXED}

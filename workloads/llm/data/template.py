@@ -1,8 +1,8 @@
-"""Rows as text: what a model reads, and which characters of it the model is to learn.
+"""Renders rows as text, with the characters that the model is to learn.
 
 The model's own chat template renders a row twice, once in full and once up to the question with
-the generation prompt behind it. What the full text has beyond that prompt is the answer, with the
-token that ends it. Nothing is guessed about a template's markers; `switches.py` tries them out.
+the generation prompt behind it. The text beyond that prompt is the answer, with the token that ends
+it. A template's markers are never guessed; `switches.py` finds them.
 """
 
 import re
@@ -25,14 +25,15 @@ Row = Mapping[str, Any]
 _OPENED = re.compile(r"(<[^<>\s]+>)(\s*)\Z")
 _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>(\s*)\Z")
 _LONGEST_TAG = 40  # characters of a tag with white space behind it
-_COMPARED = 4  # conversations of a batch whose earlier answers are looked for in both ways
+_COMPARED = 4  # conversations of a batch whose earlier answers are located in both ways
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A row as text. `spans`: begin and end of what the model is to learn, in characters.
+    """A row as text.
 
-    remarks: what is to be told of the row, by a key of `report.REMARKS`, with a detail.
+    `spans`: begin and end of learnt parts, in characters. remarks: by a key of `report.REMARKS`,
+    with a detail.
     """
 
     text: str
@@ -43,7 +44,7 @@ class Rendered:
 
 
 class Template:
-    """Renders the rows of a data set for one tokenizer. Holds no state besides its settings."""
+    """Renders the rows of a dataset for one tokenizer. Holds no state besides its settings."""
 
     def __init__(self, data: LlmData, tokenizer: PreTrainedTokenizerBase) -> None:
         self.data = data
@@ -52,7 +53,7 @@ class Template:
         self._guard = TemplateGuard(self.switches)
 
     def notes(self) -> list[str]:
-        """What to tell about how rows are rendered."""
+        """Remarks on how rows are rendered."""
         notes = []
         if not self.switches.own and self.data.format != "text":
             notes.append(
@@ -63,7 +64,7 @@ class Template:
         return notes
 
     def prompt(self, row: Row) -> str:
-        """The text that a model is given to answer a row; special tokens are in it already.
+        """The prompt of a row as text, special tokens included.
 
         Raises RowError where the row is unfit.
         """
@@ -76,13 +77,16 @@ class Template:
         return prompt + self.data.answer_prefix
 
     def last_pair(self, row: Row) -> tuple[str, str]:
-        """The last question of a row and its answer, for people; RowError where it is unfit."""
+        """The last question of a row and its answer, for people.
+
+        Raises RowError for an unfit row.
+        """
         talk = conversation_of(row, self.data, self.switches)
         asked = [turn for turn in talk.turns[: talk.answers[-1]] if turn["role"] == "user"]
         return said(asked[-1]) if asked else "", said(talk.turns[talk.answers[-1]])
 
     def render(self, rows: Sequence[Row]) -> list[Rendered | RowError]:
-        """Each row as text, or what is wrong with it."""
+        """Each row as text, or its error."""
         found: list[Rendered | RowError | None] = [None] * len(rows)
         groups: dict[str, list[tuple[int, Conversation]]] = {}
         for place, row in enumerate(rows):
@@ -113,7 +117,7 @@ class Template:
         return Rendered(text, ((0, len(text)),), remarks=tuple(self._foreign([text])))
 
     def _group(self, talks: list[Conversation]) -> Iterable[Rendered | RowError]:
-        """Conversations of one kind with the same tools, at once where the template takes all."""
+        """Render conversations with the same tools, at once if the template accepts all."""
         try:
             rendered = self._talks(talks)
         except REFUSALS:
@@ -121,7 +125,7 @@ class Template:
         return [_caught(self._checked, pair) for pair in zip(talks, rendered, strict=True)]
 
     def _alone(self, talk: Conversation) -> Rendered | RowError:
-        """One conversation by itself, where rendering many has failed."""
+        """Render one conversation, after rendering many has failed."""
         try:
             return self._checked((talk, self._talks([talk])[0]))
         except RowError as error:
@@ -130,7 +134,7 @@ class Template:
             return _refused(error)
 
     def _checked(self, pair: tuple[Conversation, Rendered]) -> Rendered:
-        """The row with what is to be told of it; RowError where something is not in its text."""
+        """The row with its remarks. Raises RowError where a turn's text is missing."""
         talk, rendered = pair
         more = [*talk.remarks, *self._guard.check(talk, rendered.text)]
         more += self._foreign([turn["content"] for turn in talk.turns])
@@ -157,7 +161,7 @@ class Template:
         ]
 
     def _may_scan(self, talks: Sequence[Conversation], whole: Sequence[str]) -> bool:
-        """Whether looking for earlier answers finds what rendering each prompt does, on some."""
+        """Whether searching for earlier answers equals rendering each prompt, on a few rows."""
         pairs = zip(talks, whole, strict=True)
         some = [pair for pair in pairs if len(pair[0].answers) > 1][:_COMPARED]
         return all(self._scanned(*pair) == self._asked(*pair) for pair in some)
@@ -167,7 +171,7 @@ class Template:
         last = talk.answers[-1]
         spans = self._all_spans(talk, text, prompt, scans) if follows else None
         if spans is None and follows:
-            # Only the last answer then, in the template's own words.
+            # Then only the last answer is learnt, as the template writes it.
             spans = self._spans(replace(talk, answers=[last]), text, [len(prompt)])
             rebuilt = True
         else:
@@ -175,7 +179,7 @@ class Template:
         thought = _THOUGHT.search(prompt[-_LONGEST_TAG:])
         if spans is not None and not (thought and not _closes(text[spans[-1][0] :], thought[1])):
             return self._cut(text, spans, rebuilt)
-        # Behind the prompt exactly as a model will be given it.
+        # After the prompt exactly as a model will get it.
         answer = _behind_opened_tag(prompt, self._written(talk.turns[last]))
         remarks = []
         if thought and not _closes(answer, thought[1]):
@@ -199,7 +203,7 @@ class Template:
         return Rendered(text, tuple(spans), rebuilt)
 
     def _behind_prefix(self, text: str, begin: int, end: int) -> int:
-        """Where an answer begins to be learnt, behind the text that the profile puts before it."""
+        """Where learning an answer begins: after the profile's prefix of answers."""
         prefix = self.data.answer_prefix
         found = text.find(prefix.strip(), begin, end)
         if found < 0:
@@ -209,7 +213,7 @@ class Template:
         return found + len(tail) if text.startswith(tail, found) else found
 
     def _asked(self, talk: Conversation, text: str) -> list[int] | None:
-        """Where all answers but the last begin, by rendering the prompt of each.
+        """Starts of all answers but the last, by rendering the prompt of each.
 
         None where the full text does not begin with those prompts. The time is quadratic in turns.
         """
@@ -219,7 +223,7 @@ class Template:
         return [len(prompt) for prompt in prompts] if held else None
 
     def _scanned(self, talk: Conversation, text: str) -> list[int] | None:
-        """The same by looking through the text; None where that finds nothing."""
+        """The same by searching the text; None where that fails."""
         starts = []
         place = 0
         opening = self.switches.opening
@@ -239,7 +243,7 @@ class Template:
     def _spans(
         self, talk: Conversation, text: str, starts: list[int]
     ) -> list[tuple[int, int]] | None:
-        """Where the answers begin and end in the full text; None where one is not in it."""
+        """Begin and end of the answers in the full text; None where one is missing."""
         spans = []
         for answer, start, limit in zip(
             talk.answers, starts, [*starts[1:], len(text)], strict=True
@@ -252,7 +256,7 @@ class Template:
             if end is None and answer == talk.answers[-1]:
                 end = len(text)
             elif end is None and talk.turns[answer].get("tool_calls"):
-                # A call stands behind the words, in the template's own form.
+                # A call follows the content, in the template's own form.
                 turns = [talk.turns[: answer + 1]]
                 whole = self.switches.render(turns, False, talk.tools, talk.joint)[0].rstrip()
                 if not text.startswith(whole) or len(whole) <= start:
@@ -264,25 +268,25 @@ class Template:
         return spans
 
     def _written(self, turn: Turn) -> str:
-        """What a turn says, with line breaks as the template writes them."""
+        """A turn's content, with line breaks as the template writes them."""
         words = said(turn)
         return (
             words if self.switches.newline == "\n" else words.replace("\n", self.switches.newline)
         )
 
     def _closed(self, text: str, end: int, limit: int) -> int | None:
-        """Where what closes an answer ends, which ends itself at `end`; None where nothing does."""
+        """End of the marker that closes an answer ending at `end`; None where there is none."""
         closing = self.switches.end
         marker = text.find(closing, end, limit) if closing else -1
         if marker >= 0:
             return marker + len(closing)
-        # Some templates close the last answer in a way of its own, or twice.
+        # Some templates close the last answer differently, or twice.
         place = limit - len(text[end:limit].lstrip())
         sizes = [len(token) for token in self.switches.special if text.startswith(token, place)]
         return place + max(sizes) if sizes else None
 
     def _ended(self, text: str, spans: list[tuple[int, int]]) -> str:
-        """The text with the end token where the template gives the last answer none."""
+        """The text with an end token, if the template writes none after the last answer."""
         end = self.tokenizer.eos_token
         if self.switches.end or not end or text.endswith(end):
             return text
@@ -307,7 +311,7 @@ def _closes(answer: str, tag: str) -> bool:
 
 
 def _behind_opened_tag(prompt: str, words: str) -> str:
-    """An answer without the tag, such as <think>, that the end of its prompt has opened already."""
+    """An answer without the tag, such as <think>, that its prompt has already opened."""
     opened = _OPENED.search(prompt)
     if opened is None or not words.startswith(opened[1]):
         return words

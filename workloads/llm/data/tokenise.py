@@ -1,8 +1,8 @@
-"""Text to tokens, with a label for every token of an answer and for no other.
+"""Tokenises text, with a label for every token of an answer and for no other.
 
-A row is encoded once, as a whole, and its answers are found again by their place in the text.
-That is right only where the tokens of the prompt are those that the prompt has by itself, which is
-what a model is given later. Where a token spans the end of the prompt, or the text behind it
+A row is encoded once, as a whole, and its answers are located by their offsets in the text. That is
+right only if the tokens of the prompt are those of the prompt alone, which a model is given later.
+Where a token spans the end of the prompt, or the text behind it
 changes how it is cut, the row is encoded in parts instead, so that training and asking agree.
 """
 
@@ -21,7 +21,7 @@ from workloads.llm.data.template import Rendered
 IGNORED = -100  # a label that no loss counts
 Ints = NDArray[np.int32]
 
-# Ends of prompts are mostly the same few markers; longer ones are whole prompts, each another.
+# Ends of prompts mostly are the same few markers; longer texts are whole, different prompts.
 _LONGEST_KEPT = 64
 
 
@@ -31,15 +31,15 @@ class Tokens:
 
     ids: Ints
     labels: Ints
-    # Encoded in parts, since its tokens do not end where its prompt does.
+    # Encoded in parts, because a token would span the end of the prompt.
     parted: bool = False
-    # What is to be told of the row, by a key of `report.REMARKS`, with a detail.
+    # Remarks on the row, by a key of `report.REMARKS`, with a detail.
     remarks: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Whole:
-    """A row encoded as a whole: its answers in tokens, and each prompt's end to be checked."""
+    """A row encoded as a whole: its answers in tokens, and the ends of prompts to check."""
 
     ids: Ints
     spans: list[tuple[int, int]]
@@ -60,7 +60,7 @@ class Encoder:
     def encode(self, rows: Sequence[Rendered]) -> list[Tokens]:
         """The tokens of each row; the text holds its special tokens already.
 
-        Rows whose text does not come back from their tokens say so in their remarks.
+        Rows whose text cannot be decoded from their tokens get a remark.
         """
         found = self._encoded(rows)
         lost = self._back.lost([row.text for row in rows], [tokens.ids for tokens in found])
@@ -95,9 +95,9 @@ class Encoder:
         return _Whole(np.array(ids, dtype=np.int32), spans, ends, fits=True)
 
     def _last_special(self, ids: list[int], start: int) -> int:
-        """Where the last special token before `start` is; 0 where there is none.
+        """Start of the last special token before `start`; 0 where there is none.
 
-        A special token cuts the text: nothing before it depends on what comes behind it.
+        A special token splits the text: nothing before it depends on what follows.
         """
         for place in range(start - 1, 0, -1):
             if ids[place] in self._special:
@@ -135,14 +135,14 @@ class Encoder:
 
 
 def _bare(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy that neither cuts, pads nor frames, and whose offsets keep leading spaces."""
+    """A copy without truncation, padding and special tokens, whose offsets keep leading spaces."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state |= {"truncation": None, "padding": None, "post_processor": None}
     return Tokenizer.from_str(json.dumps(state))
 
 
 def _token_span(encoding: Encoding, length: int, begin: int, end: int) -> tuple[int, int] | None:
-    """Tokens of the characters from begin to end; None where no token starts or ends there."""
+    """Token span of the characters from begin to end; None where no token starts or ends there."""
     first = _token_from(encoding, length, begin)
     behind = _token_from(encoding, length, end)
     if first >= behind:
@@ -159,7 +159,7 @@ def _closed(encoding: Encoding, token: int, place: int) -> bool:
 
 def _chars(encoding: Encoding, token: int) -> tuple[int, int]:
     found = encoding.token_to_chars(token)
-    assert found is not None  # only tokens put around a text have no place in it
+    assert found is not None  # only tokens put around a text have no offsets
     return found
 
 

@@ -1,8 +1,8 @@
-"""Turns as chat templates want them, from what widely shared data sets hold.
+"""Turns in the form of chat templates, from the forms of common datasets.
 
-Every field of a turn is either understood here (role, content, calls of tools, marks that it is not
-to be learnt) or goes to the template as it is. `texts_of` names all that a turn says, so that what
-a template leaves out can be told.
+Every field of a turn is either handled here (role, content, tool calls, marks not to learn it) or
+passed to the template unchanged. `texts_of` lists all texts of a turn, so that omissions of a
+template can be reported.
 """
 
 import json
@@ -21,19 +21,19 @@ _ROLES = {
 _OWN_ROLES = ("system", "user", "assistant", "tool")
 _CALL_ROLES = ("function_call", "tool_call")  # an assistant's call, its text is JSON
 _PLAIN_TURN = {"role", "content"}
-# Marks of whether a turn is to be learnt, as several libraries call them.
+# Names of marks in several libraries for turns to learn.
 _MARKS = ("weight", "train", "trainable", "loss_mask", "loss")
-# Fields that say nothing: names by which calls and results find each other, and kinds.
+# Fields without text to learn: ids that link calls and results, and types.
 _IDENTIFIERS = frozenset(("role", "id", "type", "tool_call_id", "call_id", "index"))
 
 
 class RowError(ValueError):
-    """A row that cannot be learnt from, with the reason."""
+    """The reason why a row cannot be learnt from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A turn for the template, and whether the data says to learn it; None where it is silent."""
+    """A turn for the template, and whether the data marks it as learnt; None without a mark."""
 
     turn: Turn
     learn: bool | None = None
@@ -47,7 +47,7 @@ def messages_of(value: Any, ignored: frozenset[str] = frozenset()) -> list[Messa
 
 
 def said(turn: Turn) -> str:
-    """What a turn says, without white space around it."""
+    """The text of a turn, without white space around it."""
     return str(turn["content"]).strip()
 
 
@@ -62,7 +62,7 @@ def texts_of(turn: Turn) -> Iterator[tuple[str, str]]:
         if name == "content" or name in _IDENTIFIERS:
             continue
         if name == "name" and turn["role"] == "tool":
-            continue  # of the function, as the call has it
+            continue  # of the function, as in the call
         if name == "tool_calls":
             for call in value:
                 yield from ((name, text) for text in _texts_of_call(call))
@@ -138,7 +138,7 @@ def _leaves(value: Any, with_keys: bool) -> Iterator[str]:
 def _message(turn: Any, number: int, ignored: frozenset[str]) -> Message:
     message = Message(dict(turn)) if _is_plain(turn) else _unified(turn, number, ignored)
     fitting = message.turn
-    # A system turn or a tool's result may be empty; a question or an answer says something.
+    # A system turn or a tool's result may be empty; a question or an answer may not.
     empty = not fitting["content"] or fitting["content"].isspace()
     if empty and fitting["role"] not in ("system", "tool") and not fitting.get("tool_calls"):
         if fitting["role"] == "assistant" and len(fitting) == 2:
@@ -149,17 +149,17 @@ def _message(turn: Any, number: int, ignored: frozenset[str]) -> Message:
 
 
 def _is_plain(turn: Any) -> bool:
-    """Whether a turn is as templates want it; nearly all are."""
+    """Whether a turn already has the form of templates; nearly all have."""
     if not isinstance(turn, dict) or turn.keys() != _PLAIN_TURN:
         return False
     return isinstance(turn["content"], str) and turn["role"] in _OWN_ROLES
 
 
 def _unified(turn: Any, number: int, ignored: frozenset[str]) -> Message:
-    """A turn with `role` and `content`; what else it holds goes to the template as it is."""
+    """A turn with `role` and `content`; other fields go to the template unchanged."""
     if not isinstance(turn, dict):
         raise RowError("expected a message as an object with role and content")
-    # Tables fill in fields that a turn does not have.
+    # Tables add null fields to turns that lack them.
     kept = {name: value for name, value in turn.items() if value is not None}
     kept = {name: value for name, value in kept.items() if name not in ignored}
     role = kept.pop("role", kept.pop("from", None))
@@ -191,7 +191,7 @@ def _unified(turn: Any, number: int, ignored: frozenset[str]) -> Message:
 
 
 def _mark(kept: dict[str, Any], number: int) -> bool | None:
-    """Whether the data says to learn the turn; the marks are taken out of it."""
+    """Whether the data marks the turn as learnt; the marks are removed from it."""
     found = {name: kept.pop(name) for name in _MARKS if name in kept}
     for name, value in found.items():
         if value not in (0, 1):
@@ -221,7 +221,7 @@ def _call(call: Any, number: int) -> Turn:
     if isinstance(arguments, str):
         arguments = _json(arguments, number) if arguments.strip() else {}
     elif isinstance(arguments, dict):
-        # Tables fill in the arguments of all other calls.
+        # Tables add null arguments of all other calls.
         arguments = {name: value for name, value in arguments.items() if value is not None}
     known = ("function", "type", "name", "arguments", "parameters")
     more = {name: value for name, value in {**inner, **call}.items() if name not in known}
@@ -241,7 +241,7 @@ def _json(text: str, number: int) -> Any:
 
 
 def _joined(parts: list[Any]) -> str:
-    """The text of a message that comes in parts; one that is no text would be lost in silence."""
+    """Join the text parts of a message. Raises RowError for other parts, which would be lost."""
     texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise RowError("expected texts as the parts of a message, found others, such as an image")

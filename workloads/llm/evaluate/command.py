@@ -1,6 +1,6 @@
 """GSM8K on the exported model of a run, or on any model by folder or hub id.
 
-Scores are counted as lm-evaluation-harness counts them. The same command goes on where it stopped.
+Scores are those of lm-evaluation-harness. The same command resumes where it stopped.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from workloads.errors import EXIT_DONE, UserError
 from workloads.llm.config import LlmData, LlmEvaluation
 from workloads.signals import Stop, handled_by, interrupt
 
-# The public data set, asked the way verl asks it.
+# The public dataset, with verl's prompt.
 GSM8K = LlmData(source="openai/gsm8k", subset="main", eval_split="test")
 _NUMBERS = {
     "shots": "worked examples before each few_shot question",
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser, "folder of the answers")
     parser.add_argument("--data", help="JSONL, Parquet or CSV file, or hub id (default: the run's)")
     parser.add_argument(
-        "--style", choices=["chat", "few_shot"], help="how a question is put (default: the run's)"
+        "--style", choices=["chat", "few_shot"], help="form of the prompts (default: the run's)"
     )
     for name, text in _NUMBERS.items():
         flag = f"--{name.replace('_', '-')}"
@@ -41,7 +41,7 @@ def _size(text: str) -> int | str:
 
 
 def main(args: argparse.Namespace, env: dict[str, str]) -> int:
-    """Ask, score and print a table."""
+    """Generate answers, score them and print a table."""
     target = target_of(args, env, "llm")
     config = target.run.config() if target.run else None
     if config:

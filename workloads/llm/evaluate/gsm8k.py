@@ -1,4 +1,4 @@
-"""GSM8K: how a question is put to a model, and what its answer is worth.
+"""GSM8K: prompts, and scores of answers.
 
 Scores follow three references to the letter, oddities included, so that figures compare:
 lm-evaluation-harness 0.4.13 tasks `gsm8k` (version 3.0) and `gsm8k_cot_llama` (version 4.0, the
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from random import Random
 
-INVALID = "[invalid]"  # what the harness puts where nothing was found
+INVALID = "[invalid]"  # the harness's value where nothing was found
 STOP_STRINGS = ("Question:", "</s>", "<|im_end|>")
 CHAT_SUFFIX = 'Let\'s think step by step and output the final answer after "####".'
 
@@ -18,7 +18,7 @@ _MARKED = re.compile(r"#### (-?[0-9.,]+)")  # exactly one space
 _LAST_NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _FINAL_ANSWER = re.compile(r"The final answer is ((-?[$0-9.,]{2,})|(-?[0-9]+))")
 _VERL_NUMBER = re.compile(r"-?[0-9.,]+")
-_VERL_TAIL = 300  # characters at the end that verl looks at
+_VERL_TAIL = 300  # characters at the end that verl reads
 # Removed from both sides before they are compared, in this order.
 _IGNORED = tuple(re.compile(pattern) for pattern in (",", r"\$", r"(?s).*#### ", r"\.$"))
 
@@ -26,7 +26,7 @@ _IGNORED = tuple(re.compile(pattern) for pattern in (",", r"\$", r"(?s).*#### ",
 def score_gsm8k(output: str, answer: str) -> dict[str, bool]:
     """Whether `output` is right by the harness's task `gsm8k`: `strict` and `flexible`.
 
-    `answer` is the data set's full answer text, `…#### 18`; an answer text that ends in white
+    `answer` is the dataset's full answer text, `…#### 18`; an answer text that ends in white
     space can never be matched, there as here.
     """
     return _exact_matches(extract_gsm8k(output), answer)
@@ -50,7 +50,7 @@ def extract_gsm8k_cot_llama(output: str) -> dict[str, str]:
 
 
 def cot_llama_target(answer: str) -> str:
-    """The right answer as `gsm8k_cot_llama` takes it from the data set's answer text."""
+    """The right answer as `gsm8k_cot_llama` takes it from the dataset's answer text."""
     return answer.split("####")[-1].strip()
 
 
@@ -109,7 +109,7 @@ def few_shot_examples(
 
 
 def chat_prompt(question: str) -> list[dict[str, str]]:
-    """The question as verl puts it: one user turn that asks for the answer after `####`."""
+    """The question in verl's form: one user turn that asks for the answer after `####`."""
     return [{"role": "user", "content": f"{question} {CHAT_SUFFIX}"}]
 
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness (lm_eval 0.4) on a model that is loaded here; scores as files of a run."""
+"""Runs lm-evaluation-harness (lm_eval 0.4) on a loaded model; scores are files of a run."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from workloads.errors import TataraError, UserError, did_you_mean
 from workloads.llm.evaluate.task_files import OwnTask
 from workloads.llm.speaker import Speaker
 
-_RESAMPLED = 1000  # for errors that no formula gives
+_RESAMPLED = 1000  # for standard errors without a formula
 _OWN = "lm_eval/tasks/"  # where the package keeps its task files
 
 
@@ -24,7 +24,7 @@ _OWN = "lm_eval/tasks/"  # where the package keeps its task files
 class Scores:
     """One task, or a group's mean: measures by name from 0 to 1 with their standard errors.
 
-    answers: a row a question: what was asked, what came, what was expected, whether it was right.
+    answers: one row a question: question, output, expected answer, whether it was right.
     """
 
     task: str
@@ -35,7 +35,7 @@ class Scores:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As the summary file and `--json` have it."""
+        """The scores as in the summary file and `--json`."""
         errors = {f"{name}_stderr": error for name, error in self.errors.items()}
         return {"task": self.task, "rows": self.rows, **self.measures, **errors}
 
@@ -54,14 +54,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Harness:
-    """The model for lm_eval, with how many questions are put at once; limit: of each task."""
+    """The model for lm_eval, with its batch size; limit: questions of each task."""
 
     speaker: Speaker
     batch_size: int
     limit: int | None = None
 
     def own(self, tasks: Sequence[OwnTask], most: int) -> list[Scores]:
-        """Tasks of rows, each question as training put its rows; most: tokens of an answer."""
+        """Evaluate tasks from rows, with prompts as in training; most: tokens of an answer."""
 
         def prompt(question: str) -> str:
             return self.speaker.prompt([{"role": "user", "content": question}])
@@ -69,19 +69,19 @@ class Harness:
         return self._scores([task.config(prompt, most) for task in tasks], chat=False, shots=None)
 
     def named(self, tasks: Sequence[Any], shots: int | None, plain: bool) -> list[Scores]:
-        """Tasks and groups of lm_eval; in the chat template where there is one and not `plain`."""
+        """Evaluate tasks and groups of lm_eval; in the chat template, if any, unless `plain`."""
         chat = bool(self.speaker.tokenizer.chat_template) and not plain
         return self._scores(list(tasks), chat=chat, shots=shots)
 
     def _scores(self, tasks: list[Any], chat: bool, shots: int | None) -> list[Scores]:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        # It would win over the length that a task sets.
+        # It would override the length that a task sets.
         self.speaker.model.generation_config.max_new_tokens = None
         model = HFLM(
             pretrained=self.speaker.model,
             tokenizer=self.speaker.tokenizer,
             batch_size=self.batch_size,
-            # A rendered prompt begins with the model's own first token.
+            # A rendered prompt already has the start token.
             add_bos_token=False if not chat else None,
         )
         try:
@@ -106,7 +106,7 @@ def _read(found: Any) -> Iterator[Scores]:
             measure, _, way = key.partition(",")
             if not way or not isinstance(value, int | float):
                 continue
-            # Several filters of one measure are told apart by the filter's name.
+            # Several filters of one measure are distinguished by the filter's name.
             name_of = measure if way in ("none", "stripped") else f"{measure} ({way})"
             if measure.endswith("_stderr"):
                 errors[name_of.replace("_stderr", "")] = float(value)
@@ -137,7 +137,7 @@ def _answer(sample: Any) -> dict[str, Any]:
 
 
 def named_tasks(names: Sequence[str]) -> list[Any]:
-    """Tasks and groups by name or file, with their data sets; UserError for what is not there."""
+    """Load tasks and groups by name or file, with their datasets; raises UserError if missing."""
     manager = _manager(names)
     built: list[Any] = []
     for name in names:
@@ -148,12 +148,12 @@ def named_tasks(names: Sequence[str]) -> list[Any]:
             known = hub.explain(error, _dataset(manager, name), "dataset")
             if known is None:
                 raise TataraError(f"task {name}: {str(error).strip().splitlines()[0]}") from error
-            raise type(known)(f"task {name}: its data set cannot be had: {known}") from error
+            raise type(known)(f"task {name}: its dataset cannot be loaded: {known}") from error
     return built
 
 
 def task_list(names: Sequence[str]) -> Iterator[str]:
-    """Each name with its file and data set, and the tasks of a group below it; without network."""
+    """Lines for each name with its file and dataset, and the tasks of a group; without network."""
     manager = _manager(names)
     for name in names:
         yield from _lines(manager, name, "")
@@ -163,7 +163,7 @@ def _lines(manager: TaskManager, name: str, indent: str) -> Iterator[str]:
     entry = manager.task_index.get(name)
     below = _below(manager, name)
     path = str(entry.yaml_path or "") if entry else name
-    kind = f"group of {len(below)}" if below else f"data set {_dataset(manager, name)}"
+    kind = f"group of {len(below)}" if below else f"dataset {_dataset(manager, name)}"
     yield f"{indent}{name}: {kind}" + (f", {path[max(0, path.find(_OWN)) :]}" if path else "")
     for task in below:
         yield from _lines(manager, task, f"{indent}  ")
@@ -190,7 +190,7 @@ def _dataset(manager: TaskManager, name: str) -> str:
 
 
 def _manager(names: Sequence[str]) -> TaskManager:
-    """An index of all that lm_eval brings, where a name needs it; UserError for unknown names."""
+    """Index of lm_eval's tasks, if a name needs it; raises UserError for unknown names."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     by_name = [name for name in names if not Path(name).is_file()]
     manager = TaskManager(include_defaults=bool(by_name))

@@ -1,8 +1,8 @@
-"""GSM8K on a model: every answer written as it comes, so that a stopped evaluation goes on.
+"""GSM8K on a model: answers are written as they come, so that a stopped evaluation resumes.
 
 In the folder given: `gsm8k-<fingerprint>.jsonl`, a row an answer (index, question, output, answer,
 strict, flexible), and `gsm8k.json`, the summary. The fingerprint covers the weights, the questions
-and the settings: whatever differs goes to a file of its own.
+and the settings: anything different goes to a file of its own.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 DEFAULT_DATA = LlmData(source="openai/gsm8k", prompt_suffix=f" {CHAT_SUFFIX}")
 TASK = "gsm8k"
 Row = Mapping[str, Any]
-# Values of every weight that go into the fingerprint: a trained weight differs in all of them.
+# Values of each weight in the fingerprint: training changes all of them.
 _SAMPLED = 16
 
 
@@ -78,11 +78,11 @@ def evaluate_gsm8k(
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Score:
-    """Ask the model the rows' questions and score its answers; rows answered before are kept.
+    """Generate and score answers to the rows' questions; earlier answers are kept.
 
-    rows: `question` and `answer`, the data set's full answer text. data: how questions were put in
-    training, for style chat; by default as verl puts them. examples: solved rows that the few-shot
-    examples are drawn from. shard: (rank, number of ranks); each rank asks its part with its own
+    rows: `question` and `answer`, the dataset's full answer text. data: the form of prompts in
+    training, for style chat; by default verl's. examples: solved rows that the few-shot
+    examples are drawn from. shard: (rank, number of ranks); each rank answers its part with its own
     whole model, and when all are done one calls `merge_shards`; a single rank does so by itself.
     Returns this shard's score. Raises Stopped between two batches where `should_stop` gives a
     signal's number.
@@ -174,7 +174,7 @@ def _prompts(
 def _chat_prompts(
     tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], data: LlmData
 ) -> "list[Prompt]":
-    """Questions exactly as training puts them."""
+    """Prompts exactly as in training."""
     from workloads.llm.data.template import RowError, Template
 
     template = Template(data.model_copy(update={"format": "qa", "prompt": None}), tokenizer)
@@ -184,7 +184,7 @@ def _chat_prompts(
             text = template.prompt(_texts(row))
         except RowError as error:
             raise UserError(f"held-out row {number} cannot be asked: {error}") from None
-        # The template has put every special token into the text already.
+        # The text from the template already has every special token.
         prompts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
     return prompts
 
@@ -202,7 +202,7 @@ def _texts(row: Row) -> dict[str, str]:
 def _fingerprint(
     model: "nn.Module", prompts: "Sequence[Prompt]", rows: Sequence[Row], settings: LlmEvaluation
 ) -> str:
-    """Of all that decides the answers; the batch size and the number of ranks do not."""
+    """Digest of all that decides the answers; batch size and number of ranks do not."""
     digest = hashlib.blake2b(digest_size=4)
     answers = [row["answer"] for row in rows]
     decisive = [settings.style, settings.max_new_tokens, list(prompts), answers]
@@ -227,7 +227,7 @@ def _tell_new_file(out: Path, fingerprint: str, tell: Callable[[str], None] | No
 
 
 class _Answers:
-    """One rank's answers, appended a batch at a time and brought to disk."""
+    """One rank's answers, appended a batch at a time and synced to disk."""
 
     def __init__(self, out: Path, fingerprint: str, shard: tuple[int, int]) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ class _Answers:
 
     def __enter__(self) -> "_Answers":
         self._file = self._path.open("ab")
-        # A line cut short by a kill must not swallow the next one.
+        # A line cut short by a kill must not merge with the next one.
         if self._file.tell():
             self._file.write(b"\n")
         return self

@@ -1,4 +1,4 @@
-"""Own tasks from a file of rows: multiple choice where rows have choices, else free answers."""
+"""Tasks from a file of rows: multiple choice where rows have choices, else free answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +27,10 @@ class OwnTask:
     choices: tuple[tuple[str, ...], ...] = ()
 
     def config(self, prompt: Callable[[str], str], most: int) -> dict[str, Any]:
-        """The task as lm-evaluation-harness takes it.
+        """The task as a config of lm-evaluation-harness.
 
-        prompt: a question as the model is to read it; most: the longest free-form answer in tokens.
+        prompt: turns a question into the model's prompt; most: the longest free-form answer in
+        tokens.
         """
         rows: list[dict[str, Any]] = [
             {"question": prompt(question), "answer": answer}
@@ -78,7 +79,7 @@ def _splits(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def read_task(path: Path, most_rows: int | None = None) -> OwnTask:
-    """The task of a file of rows; UserError that names the row where one is of no use."""
+    """Read a task from a file of rows. Raises UserError that names an unusable row."""
     rows = read_rows(path, {}, budget=0).rows[:most_rows]
     if not rows:
         raise UserError(f"{path}: expected rows with a question and an answer, found none")

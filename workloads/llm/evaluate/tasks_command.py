@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness on a run or a model: by name, or own ones from a file.
+"""Tasks of lm-evaluation-harness on a run or a model: by name, or your own from a file.
 
-A file of rows (question, answer, and choices for multiple choice) is put as training put its rows;
-a YAML file is a task of the harness's own form. Scores and answers go into the run.
+Prompts of a file of rows (question, answer, and choices for multiple choice) are as in training; a
+YAML file is a task in the harness's own form. Scores and answers go into the run.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--list",
         action="store_true",
-        help="print the task files and data sets that the names stand for, and run nothing",
+        help="print the task files and datasets that the names stand for, and run nothing",
     )
     parser.add_argument(
         "--tasks",
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, env: dict[str, str]) -> int:
-    """Score and print a table; UserError for a task that is not there, or cannot be had."""
+    """Score and print a table. Raises UserError for a task that is missing or cannot be loaded."""
     for flag in ("limit", "shots", "batch_size", "max_new_tokens"):
         value = getattr(args, flag)
         if value is not None and value < (0 if flag == "shots" else 1):
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
 
 
 def _tasks(text: str, limit: int | None) -> tuple[list[str], list[OwnTask]]:
-    """Names for the harness, its own files among them, and tasks from files of rows."""
+    """Split into names for the harness, with its YAML files, and tasks from files of rows."""
     names, own = list[str](), list[OwnTask]()
     for name in filter(None, (part.strip() for part in text.split(","))):
         path = Path(name).expanduser()

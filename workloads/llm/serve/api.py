@@ -2,7 +2,7 @@
 
 `transformers serve` (5.17) loads any model that a client names, drops fields of a request that
 it does not know how to follow, answers beyond a model's positions, and lists what lies in the hub's
-cache. Its chat handler is taken here, with one model that is there already, and nothing else of it.
+cache. Only its chat handler is used here, with one model that is loaded already.
 """
 
 import json
@@ -33,15 +33,15 @@ from workloads.llm.speaker import Speaker
 from workloads.signals import handled_by
 
 ROUTES = "POST /v1/chat/completions, GET /v1/models or GET /health"
-_LONGEST_ANSWER = 1024  # tokens, where a request says nothing
+_LONGEST_ANSWER = 1024  # default length of an answer in tokens
 _LAST_ANSWERS = 20  # seconds that a stop waits for the model
-# What the handler is given of a request.
+# Fields of a request that are passed to the handler.
 _FOLLOWED = {"messages", "stream", "temperature", "top_p", "seed", "stop", "tools", "logit_bias"}
-_UNKNOWN_ROUTE = ("Not Found", "Method Not Allowed")  # Starlette's words
+_UNKNOWN_ROUTE = ("Not Found", "Method Not Allowed")  # Starlette's text
 
 
 class Part(BaseModel):
-    """A piece of what a turn says; text is all that these models read."""
+    """A part of a turn; these models read only text."""
 
     model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
@@ -49,7 +49,7 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """A turn. `developer` is what newer clients call the system's."""
+    """A turn. `developer` is newer clients' name for the system role."""
 
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -65,7 +65,7 @@ class Format(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """What may be asked; a field that would be dropped may only hold what it does not change."""
+    """A request; a field without effect here may only hold its neutral value."""
 
     model_config = ConfigDict(extra="forbid")
     messages: list[Message] = Field(min_length=1)
@@ -79,13 +79,13 @@ class ChatRequest(BaseModel):
     stop: str | list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     logit_bias: dict[int, float] | None = None
-    # These say nothing about the answer.
+    # These do not affect the answer.
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
     stream_options: dict[str, Any] | None = None
-    # What the handler cannot do, with the values that ask for nothing.
+    # Unsupported fields, with their neutral values.
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     frequency_penalty: float | None = Field(None, ge=0, le=0)
@@ -95,7 +95,7 @@ class ChatRequest(BaseModel):
 
 
 class _OneModel(ModelManager):
-    """The manager of a model that is there: it loads none, and lets go of none."""
+    """Model manager of one loaded model: loads and unloads none."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class _OneModel(ModelManager):
 
 
 class _Handler(ChatCompletionHandler):
-    """transformers' handler, for requests that have been looked at."""
+    """transformers' handler, for validated requests."""
 
     def _resolve_model(self, body: dict[str, Any]) -> tuple[str, Any, Any]:
         return (self.model_manager.force_model, *self.model_manager.load_model_and_processor())
@@ -121,7 +121,7 @@ class _Handler(ChatCompletionHandler):
 
 
 class ChatService:
-    """One model that answers as in training: its template, its ends, an adapter merged into it."""
+    """One model that answers as in training: its template, its stop tokens, a merged adapter."""
 
     def __init__(self, name: str, speaker: Speaker) -> None:
         speaker.merge()
@@ -139,7 +139,7 @@ class ChatService:
         return {"object": "list", "data": [{**own, "max_model_len": self._limit}]}
 
     async def answer(self, asked: ChatRequest, request_id: str) -> Response:
-        """An answer, whole or in pieces; HTTPException for what this model cannot do."""
+        """Answer a request, whole or streamed; raises HTTPException for unsupported requests."""
         if asked.model not in (None, self.name):
             raise HTTPException(
                 404, f"model: expected {self.name}, the only one here, found {asked.model}"
@@ -179,7 +179,7 @@ class ChatService:
 
 
 def application(service: ChatService, token: str | None = None) -> FastAPI:
-    """The routes of one model, and no others; with a token, for those who send it."""
+    """The routes of one model; with a token, only for requests that send it."""
     app = FastAPI(title="tatara serve", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, token=token)
 
@@ -213,7 +213,7 @@ def application(service: ChatService, token: str | None = None) -> FastAPI:
 
 
 def _said(errors: Sequence[Any]) -> str:
-    """The first thing that is wrong with a request."""
+    """The first error of a request as text."""
     first = errors[0]
     place = ".".join(str(part) for part in first["loc"][1:] if not str(part)[:1].isupper())
     if first["type"] == "extra_forbidden":
@@ -230,14 +230,14 @@ def _refusal(request: Request, status: int, text: str) -> JSONResponse:
 
 
 def serve(taken: socket.socket, service: ChatService, token: str | None) -> int:
-    """Answer at a port that is taken until SIGTERM or Ctrl-C; who is being answered still is."""
+    """Serve at a bound socket until SIGTERM or Ctrl-C; running answers are completed."""
     settings = uvicorn.Config(
         application(service, token),
         log_level="warning",
         timeout_graceful_shutdown=_LAST_ANSWERS,
         server_header=False,
     )
-    # uvicorn ends by itself, and then sends the signal again to the handler that was there before.
+    # uvicorn shuts down, and then sends the signal again to the earlier handler.
     with handled_by(lambda number, frame: None):
         uvicorn.Server(settings).run(sockets=[taken])
     print("stopped", flush=True)

@@ -1,4 +1,4 @@
-"""The chat template of a served model: it puts a question as training did, wherever it is rendered.
+"""The chat template of a served model, which renders prompts as in training anywhere.
 
 A server renders the template itself and knows nothing of a profile. What `Speaker.prompt` does in
 Python (texts around a question, the system turn, the fixed date) is written into the template here.
@@ -17,8 +17,8 @@ from workloads.llm.data.switches import PLAIN_TEMPLATE, Switches
 
 _NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _COLUMN = "\0"
-# Every turn as training dressed it; what is learnt of a template's own white space stays as it is,
-# since nothing but expressions touch its first and its last character.
+# Every turn with the texts that training put around it. White space of the template is kept,
+# since its first and last characters are only next to expressions.
 _DRESSED = """\
 {%- set put = namespace(turns=[]) -%}
 {%- for turn in messages -%}
@@ -54,9 +54,10 @@ _MERGED = """\
 
 
 def served_template(tokenizer: PreTrainedTokenizerBase, data: LlmData) -> str:
-    """A Jinja template that writes for a conversation what `Speaker.prompt` gives for it.
+    """A Jinja template that renders a conversation as `Speaker.prompt` does.
 
-    data: how training put a question. Raises UserError for a tokenizer with several templates and
+    data: the form of prompts in training. Raises UserError for a tokenizer with several templates
+    and
     none of them the default.
     """
     switches = Switches(tokenizer)
@@ -78,7 +79,7 @@ def served_template(tokenizer: PreTrainedTokenizerBase, data: LlmData) -> str:
         head += _MERGED if merging else ""
         head += "{%- set messages = put.turns -%}"
     if prefix:
-        # Jinja leaves out a template's last line break, which is the last no longer.
+        # Jinja drops a template's last line break, which is no longer last here.
         template = template.removesuffix("\n")
         template += f"{{{{ {_literal(prefix)} if add_generation_prompt else '' }}}}"
     return f"{head}{{{{- '' }}}}{template}" if head else template
@@ -92,7 +93,7 @@ def _own(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _fixed(template: str) -> tuple[str, str]:
-    """The date of training, as a head and in the template itself: tokens depend on no day."""
+    """The date of training as a head and in the template, so that prompts are the same any day."""
     head = f"{{%- set date_string = {_literal(FIXED['date_string'])} -%}}"
     return (
         head if "date_string" in template else "",
@@ -101,7 +102,7 @@ def _fixed(template: str) -> tuple[str, str]:
 
 
 def _asked(data: LlmData) -> str:
-    """What a question becomes, as a Jinja expression of the turn."""
+    """The rendered question, as a Jinja expression of the turn."""
     asked = "turn.content"
     columns = template_columns(data.prompt or "")
     if len(columns) == 1:
@@ -113,7 +114,7 @@ def _asked(data: LlmData) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text as Jinja writes one: its escapes are Python's, and JSON's are among them."""
+    """A text as a Jinja literal, whose escapes are Python's and include JSON's."""
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""`vllm serve` (0.31) for a base and any number of adapters over it, as training put questions."""
+"""`vllm serve` (0.31) for a base and any number of adapters, with the prompts of training."""
 
 import hashlib
 import os
@@ -20,16 +20,16 @@ from workloads.llm.serve.template import served_template
 from workloads.llm.speaker import data_of
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-# With these clients could load adapters of theirs, or change the server.
+# With these, clients could load their own adapters or change the server.
 _CLOSED = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE")
 
 
 @dataclass(frozen=True)
 class Served:
-    """What is served: a whole model's folder, and adapters over it by their names.
+    """The served model: its folder, and adapters over it by name.
 
-    files: the folder with the tokenizer, whose template puts questions, and with generation
-    settings, whose end tokens count; None for a model of images, which has its own beside it.
+    files: the folder with tokenizer and template for prompts, and with generation settings for stop
+    tokens; None for a model of images, which has its own.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Served:
 def prepare(
     name: str, called: str, adapters: Mapping[str, Path], data: LlmData | None, place: Path
 ) -> Served:
-    """Find a model by folder or hub name, and write what vLLM is to read in place of its own.
+    """Find a model by folder or hub name, and write the files that vLLM reads instead of its own.
 
-    called: what clients name the model, or the adapter that it is. place: where to write. Raises
+    called: the clients' name of the model or adapter. place: the folder to write to. Raises
     UserError where something is missing or belongs to another base.
     """
     found = find_for_use(name, tell)
@@ -63,7 +63,7 @@ def prepare(
 
 
 def command(served: Served, host: str, port: int, precision: str) -> list[str]:
-    """The words that start vLLM; UserError for an adapter that it cannot hold."""
+    """The command line that starts vLLM; raises UserError for an unsupported adapter."""
     options: dict[str, Any] = {
         "--served-model-name": served.name,
         "--dtype": _DTYPES[precision],
@@ -88,7 +88,7 @@ def command(served: Served, host: str, port: int, precision: str) -> list[str]:
 
 
 def become(words: list[str], token: str | None) -> NoReturn:
-    """Replace this process by vLLM, which reads nothing from the hub; it answers until a signal."""
+    """Replace this process by vLLM, which reads nothing from the hub and runs until a signal."""
     env = {name: value for name, value in os.environ.items() if name not in _CLOSED}
     env |= {"HF_HUB_OFFLINE": "1", TOKEN: token or ""}
     print(shlex.join(words), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The style and the script of the pages: files beside this one, for the browser as they are."""
+"""Style and script of the pages: files beside this one."""
 
 from functools import cache
 from pathlib import Path

@@ -16,12 +16,12 @@ from workloads.monitor.reading.settings import (
 )
 from workloads.monitor.reading.snapshot import Snapshot
 
-MOST = COLOURS  # runs that are told apart by colour
+MOST = COLOURS  # runs that can be distinguished by colour
 _SHOWN = 12  # charts
 
 
 def metrics_of(runs: Sequence[Snapshot]) -> list[str]:
-    """What can be drawn of at least one run; the held-out loss has a chart of its own here."""
+    """Metrics of at least one run; the held-out loss has a chart of its own here."""
     every = {name: curve for run in runs for name, curve in run.curves.items() if len(curve) > 1}
     names = metric_names(every)
     if "eval_loss" in every:
@@ -40,7 +40,7 @@ def legend(runs: Sequence[Snapshot]) -> str:
 
 
 def warnings(runs: Sequence[Snapshot]) -> str:
-    """What is still being read, and what is wrong with a run."""
+    """Progress of reading, and alerts of the runs."""
     found = [
         (f"{run.name}: reading {run.reading:.0%}; its curves are not whole yet", False)
         for run in runs
@@ -53,7 +53,7 @@ def warnings(runs: Sequence[Snapshot]) -> str:
 
 
 def charts(runs: Sequence[Snapshot], values: bool = False) -> str:
-    """A chart a metric, a line a run."""
+    """One chart a metric, with one line a run."""
     figures = []
     for name in metrics_of(runs):
         lines = [Line(_points(run, name), run.name) for run in runs]
@@ -69,7 +69,7 @@ def _points(run: Snapshot, name: str) -> list[Point]:
 
 
 def results(runs: Sequence[RunFacts]) -> str:
-    """What came of each run, side by side."""
+    """Results of the runs, side by side."""
     rows = [[esc(label), *map(esc, texts)] for label, texts in _results(runs) if any(texts)]
     return f"<h2>Results</h2>{table(_head(runs), rows, right=range(1, len(runs) + 1))}"
 
@@ -116,14 +116,14 @@ def _lowest(run: Snapshot, name: str) -> str:
 
 
 def settings(runs: Sequence[RunFacts]) -> str:
-    """The settings that are not the same in all runs."""
+    """Table of settings that differ between runs."""
     title = "<h2>Settings that differ</h2>"
     body = _differences(runs, differing_settings(runs))
     return title + (body or '<p class="soft">none: all runs have the same settings</p>')
 
 
 def environment(runs: Sequence[RunFacts]) -> str:
-    """Where code, packages or machines differ; empty where they do not."""
+    """Table of differing code, packages and machines; empty without a difference."""
     body = _differences(runs, differing_environment(runs))
     return f"<h2>Code, packages and machines that differ</h2>{body}" if body else ""
 
@@ -137,7 +137,7 @@ def _differences(runs: Sequence[RunFacts], found: list[tuple[str, list[str]]]) -
 
 
 def parts(runs: Sequence[RunFacts]) -> dict[str, str]:
-    """The view of several runs, but for the charts."""
+    """The view of several runs, except charts."""
     shots = [run.snapshot for run in runs]
     return {
         "heading": legend(shots),

@@ -21,7 +21,7 @@ Answers = dict[int, dict[str, Any]]
 
 @dataclass
 class EvaluatedTask:
-    """One task: a summary and the answers for each time it was asked."""
+    """One task: summary and answers of each evaluation."""
 
     name: str
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def scores_of(run: Run) -> dict[str, str]:
 
 
 def scores_table(task: EvaluatedTask) -> str:
-    """A row a number, a column a time, and what changed between the first and the last."""
+    """One row a number, one column an evaluation, and the change from first to last."""
     times = task.times
     names = dict.fromkeys(
         name
@@ -114,7 +114,7 @@ def _signed(name: str, value: float) -> str:
 
 
 def examples(task: EvaluatedTask) -> str:
-    """Some questions with the answers given each time: those whose verdict changed come first."""
+    """Some questions with the answers of each evaluation; changed verdicts come first."""
     times = [when for when in task.times if task.answers.get(when)]
     if not times:
         return ""
@@ -131,7 +131,7 @@ def _changed(task: EvaluatedTask, times: Sequence[str], index: int) -> bool:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    """What the row was found to be: `strict no, marked yes`."""
+    """Verdict on an answer: `strict no, marked yes`."""
     facts = [(name, value) for name, value in row.items() if isinstance(value, bool)]
     return ", ".join(f"{name} {'yes' if value else 'no'}" for name, value in facts)
 
@@ -157,7 +157,7 @@ def _text(value: object) -> str:
 
 
 def sampled(run: Run, most: int) -> str:
-    """Held-out questions with their answers as the training went on, at most so many steps each."""
+    """Held-out questions with their answers during training, at most so many steps each."""
     return "".join(_sampled(sample, most) for sample in samples(run))
 
 

@@ -1,7 +1,7 @@
 """Images of an evaluation, and rollouts of a GRPO run, as HTML.
 
-Formats: `<run>/evaluation/**/*.png`, and `<run>/rollouts/rollouts.jsonl` as docs/run-directory.md
-has them. Images go into the page itself, so that it stands alone.
+Formats: `<run>/evaluation/**/*.png`, and `<run>/rollouts/rollouts.jsonl` as in
+docs/run-directory.md. Images are embedded, so that the page is self-contained.
 """
 
 import base64
@@ -32,7 +32,7 @@ def images(run: Run) -> Iterator[str]:
 
 
 def rollouts(run: Run) -> Iterator[str]:
-    """Completions of a few steps, from the first to the last, with what they earned."""
+    """Completions of a few steps, from the first to the last, with their rewards."""
     folder = run.path / "rollouts"
     by_step: dict[int, list[Row]] = {}
     for row in Follower(folder / "rollouts.jsonl", forget=by_step.clear).rows(limit=_READ):
@@ -82,7 +82,7 @@ def _group(rows: Sequence[Row], folder: Path) -> str:
 
 
 def _embedded(path: Path, folder: Path) -> str:
-    """A PNG of that folder as part of the page; empty where it is none, too large or elsewhere."""
+    """A PNG of that folder as embedded image; empty if it is no PNG, too large or elsewhere."""
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
         if not inside or not path.is_file() or path.stat().st_size > _LARGEST:

@@ -1,4 +1,4 @@
-"""Memory of a GPU in a run's report: as planned beside as measured, and a step's by moment."""
+"""GPU memory in a run's report: planned and measured, and by moment of a step."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
 def section(facts: RunFacts) -> Iterator[str]:
-    """Memory of a GPU as `tatara plan` said it, beside what was measured."""
+    """GPU memory by `tatara plan`, beside the measured one."""
     memory = mapping(facts.manifest.get("memory"))
     planned, measured = mapping(memory.get("planned")), mapping(memory.get("measured"))
     rows = []
@@ -31,7 +31,7 @@ def section(facts: RunFacts) -> Iterator[str]:
 
 
 def _by_moment(moments: Any, measured: Any) -> Iterator[str]:
-    """The planned parts of a step as a stacked curve; nothing for a run that has none."""
+    """The planned parts of a step as a stacked chart; empty for a run without a plan."""
     steps = [mapping(moment) for moment in moments] if isinstance(moments, list) else []
     parts = [mapping(step.get("parts")) for step in steps]
     drawn = [name for name in LABELS if any(_size(part, name) for part in parts)]
@@ -86,7 +86,7 @@ def _scale(highest: int, bytes_of_unit: int, names: Sequence[str]) -> Iterator[s
 
 
 def _areas(parts: Sequence[Mapping[str, Any]], drawn: Sequence[str], highest: int) -> Iterator[str]:
-    """One area a part, on top of those before it; its sizes under the pointer."""
+    """One stacked area a part, with its size as a tooltip."""
     below = [0] * len(parts)
     for at, name in enumerate(drawn):
         above = [low + _size(part, name) for low, part in zip(below, parts, strict=True)]

@@ -1,6 +1,6 @@
 """A snapshot as HTML: parts that the browser view and the report share.
 
-Whatever comes from a file goes through `esc`: a prompt with a tag in it is shown, never obeyed.
+All text of files goes through `esc`: a prompt with a tag in it is shown, never interpreted.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +48,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[in
 
 
 class TableRow(list[str]):
-    """Cells of a table's row that has a class of its own."""
+    """Cells of a row with a class of its own."""
 
     def __init__(self, cells: Iterable[str], kind: str) -> None:
         super().__init__(cells)
@@ -92,7 +92,7 @@ def heading(snapshot: Snapshot) -> str:
 
 
 def warnings(snapshot: Snapshot) -> str:
-    """Everything to warn of, a paragraph each; first, that a long run is still being read."""
+    """All warnings, a paragraph each; first, that a long run is still being read."""
     reading = ""
     if snapshot.reading is not None:
         reading = (
@@ -128,7 +128,7 @@ def tiles(snapshot: Snapshot) -> str:
 def charts(snapshot: Snapshot, most: int = SHOWN, values: bool = False) -> str:
     """The loss large, with the held-out losses; the other metrics small, at most so many.
 
-    values: show exact values under the pointer, which needs no script.
+    values: show exact values as tooltips, without a script.
     """
     held_out = list(snapshot.curves.get("eval_loss", ()))
     figures = []
@@ -155,7 +155,7 @@ _NODE_HEAD = ("node", "host", "ranks", "phase", "step", "memory", "heartbeat", "
 
 
 def ranks(snapshot: Snapshot, logs: str = "") -> str:
-    """Every rank, or every node and the ranks in trouble, those in red.
+    """Every rank, or every node and the ranks in trouble, in red.
 
     logs: the address of a rank's log up to its number; empty where there is none.
     """
@@ -230,7 +230,7 @@ def _heard(rank: RankStatus) -> str:
 
 
 def error(snapshot: Snapshot) -> str:
-    """The end of the log that tells why the run, or a rank of it, has failed."""
+    """The end of the log with the failure of the run or a rank."""
     tail = error_log(snapshot, _LOG)
     return log(tail) if tail else ""
 
@@ -276,7 +276,7 @@ def events(snapshot: Snapshot, most: int) -> str:
 
 
 def parts(snapshot: Snapshot, here: MachineReading, logs: str) -> dict[str, str]:
-    """The browser's view of a run, but for its charts."""
+    """The browser's view of a run, except charts."""
     return {
         "heading": heading(snapshot),
         "warnings": warnings(snapshot),

@@ -1,6 +1,6 @@
-"""One page that tells a run: curves, scores, settings, where and on what it ran, what happened.
+"""One page on a run: curves, scores, settings, machine, data and events.
 
-A file that stands alone, without scripts: it can be kept, sent, or opened years later.
+A self-contained file without scripts: it can be kept, sent, or opened years later.
 """
 
 import time
@@ -22,7 +22,7 @@ from workloads.run.integrity import write_atomically
 _BAD_ROWS = 200
 _CHARTS = 24
 _SAMPLED = 6  # steps of a held-out question that are shown
-# No script runs and nothing is fetched, even if a text should slip through as markup.
+# No script runs and nothing is loaded, even if a text should slip through as markup.
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
@@ -30,7 +30,7 @@ _POLICY = (
 
 
 def write(runs: Sequence[Run], output: Path) -> Path:
-    """Write the page of a run, or of several ones side by side; UserError where that cannot be."""
+    """Write the page of one run, or of several side by side; raises UserError on failure."""
     facts = [read_facts(run) for run in runs]
     page_text = render(facts[0]) if len(facts) == 1 else render_comparison(facts)
     try:
@@ -44,7 +44,7 @@ def write(runs: Sequence[Run], output: Path) -> Path:
 
 
 def render(facts: RunFacts) -> str:
-    """The page; a section that has nothing to say is left out."""
+    """The page, without empty sections."""
     parts = [page.heading(facts.snapshot), page.warnings(facts.snapshot), _opening(facts)]
     for title, body in SECTIONS:
         if text := "".join(body(facts)):
@@ -90,7 +90,7 @@ def _results(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
         points = list(snapshot.curves.get(name, ()))
         if points:
             first, last = number_text(points[0].mean), number_text(points[-1].mean)
-            # One value is no change: nothing was measured before.
+            # With one value there is no change: nothing was measured before.
             yield label, last if len(points) == 1 else f"{first} → {last}"
     if snapshot.speed is not None:
         yield snapshot.unit, number_text(snapshot.speed)
@@ -122,7 +122,7 @@ def _rollouts(facts: RunFacts) -> Iterator[str]:
 
 
 def _data(facts: RunFacts) -> Iterator[str]:
-    """What preparing the data found; parts with the same facts stand side by side."""
+    """Report of data preparation; parts with the same facts are side by side."""
     data = mapping(facts.manifest.get("data"))
     parts = {name: value for name, value in data.items() if isinstance(value, dict)}
     plain = {name: value for name, value in data.items() if name not in parts}
@@ -151,7 +151,7 @@ def _list(title: str, values: list[Any]) -> str:
 
 
 def _settings(facts: RunFacts) -> Iterator[str]:
-    """What was set first; what was left as it is, folded."""
+    """Settings that were set, then the defaults, folded."""
     chosen: list[list[str]] = []
     left: list[list[str]] = []
     for name, value in flat(facts.config):
@@ -165,7 +165,7 @@ def _settings(facts: RunFacts) -> Iterator[str]:
 
 
 def _environment(facts: RunFacts) -> Iterator[str]:
-    """The manifest but for the data: where, with what, from which code."""
+    """The manifest without the data: code, packages and machine."""
     manifest = {
         name: value for name, value in facts.manifest.items() if name not in ("data", "memory")
     }
@@ -243,7 +243,7 @@ SECTIONS: tuple[tuple[str, Section], ...] = (
     ("Error", _log),
     ("Curves", _curves),
     ("Evaluation", _evaluation),
-    ("Held-out questions as the training went on", _samples),
+    ("Held-out questions during training", _samples),
     ("Rollouts", _rollouts),
     ("Data", _data),
     ("Settings", _settings),

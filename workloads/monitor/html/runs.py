@@ -8,9 +8,9 @@ from workloads.monitor.reading.snapshot import Snapshot
 
 
 def listing(runs: Sequence[Snapshot], names: Sequence[str], links: Sequence[str]) -> str:
-    """All runs; `names` are what they are asked for by, `links` their pages' addresses.
+    """Table of all runs; `names` for requests, `links`: addresses of their pages.
 
-    What a row is sorted and searched by stands beside its text, for the script.
+    Keys for sorting and searching are attributes of a row, for the script.
     """
     if not runs:
         return "<p>none yet</p>"

@@ -1,7 +1,7 @@
-"""An HTTP server that many and slow clients cannot take from the others.
+"""An HTTP server that many or slow clients cannot block.
 
-A thread a connection, at most so many at once. Where one more comes, the connection that has
-waited longest for its request to become whole is closed, so that an honest browser always gets in.
+One thread a connection, up to a limit. For one more, the connection that has waited longest for its
+request to become complete is closed, so that a normal browser always gets in.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MOST = 64  # connections at once
-HEAD_SECONDS = 30.0  # for a whole request, and for a connection without one
-_SEND_SECONDS = 30.0  # for a whole answer
+HEAD_SECONDS = 30.0  # seconds for a complete request, and for an idle connection
+_SEND_SECONDS = 30.0  # seconds for a complete answer
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
     b"Connection: close\r\n\r\n"
@@ -23,7 +23,7 @@ _BUSY = (
 
 
 class BoundedServer(ThreadingHTTPServer):
-    """Threads end with the process."""
+    """A threading server with limits; its threads end with the process."""
 
     daemon_threads = True
     request_queue_size = 128  # connections that the system holds until they are accepted
@@ -31,7 +31,7 @@ class BoundedServer(ThreadingHTTPServer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._lock = threading.Lock()
         self.open_connections = 0
-        self.waiting: dict[socket.socket, None] = {}  # for a whole request, the oldest first
+        self.waiting: dict[socket.socket, None] = {}  # waiting for a request, the oldest first
         super().__init__(*arguments, **options)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -57,30 +57,30 @@ class BoundedServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def note(self, request: socket.socket, waiting: bool) -> None:
-        """Whether a connection waits for a whole request, or is being answered."""
+        """Record whether a connection waits for a complete request, or is being answered."""
         with self._lock:
             self.waiting.pop(request, None)
             if waiting:
                 self.waiting[request] = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away in the middle of an answer is no error of the view."""
+        """Ignore browsers that disconnect in the middle of an answer."""
 
 
 def _send_if_possible(connection: socket.socket, content: bytes) -> None:
-    with contextlib.suppress(OSError):  # it is gone, or reads nothing
+    with contextlib.suppress(OSError):  # it has disconnected, or reads nothing
         connection.send(content)
 
 
 class _HeadReader(io.RawIOBase):
-    """What comes of a connection, up to a moment for all of it together."""
+    """Reads a connection, with one deadline for a whole request."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self.begin()
 
     def begin(self) -> None:
-        """A new request may come, from now on."""
+        """Start the deadline of a new request."""
         self._until = time.monotonic() + HEAD_SECONDS
         self.received = 0
         self.is_late = False
@@ -103,7 +103,7 @@ class _HeadReader(io.RawIOBase):
 
 
 class BoundedHandler(BaseHTTPRequestHandler):
-    """Reads a whole request within a time, and answers GET and HEAD by `do_GET`."""
+    """Reads a complete request within a time limit; answers GET and HEAD by `do_GET`."""
 
     protocol_version = "HTTP/1.1"
     server: BoundedServer
@@ -125,7 +125,7 @@ class BoundedHandler(BaseHTTPRequestHandler):
         self.server.note(self.connection, waiting=False)
         self.connection.settimeout(_SEND_SECONDS)
         if is_whole and ("Content-Length" in self.headers or "Transfer-Encoding" in self.headers):
-            self.close_connection = True  # a body, which nobody reads
+            self.close_connection = True  # a body, which is not read
         return is_whole
 
     def do_HEAD(self) -> None:
@@ -135,7 +135,7 @@ class BoundedHandler(BaseHTTPRequestHandler):
         raise NotImplementedError
 
     def answer(self, status: HTTPStatus, kind: str, text: str, headers: dict[str, str]) -> None:
-        """Send a text; to HEAD what would be sent but the text itself."""
+        """Send a text; to HEAD only its headers."""
         content = text.encode("utf-8", "replace")
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
@@ -150,4 +150,4 @@ class BoundedHandler(BaseHTTPRequestHandler):
         return "tatara"
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """A line for every request of every browser would tell nobody anything."""
+        """Print nothing: a line for every request would be of no use."""

@@ -1,4 +1,4 @@
-"""Curves as inline SVG: no script, nothing from elsewhere, coloured by the page's style."""
+"""Curves as inline SVG, without scripts, coloured by the page's style."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from workloads.monitor.reading.curve import Point, course
 from workloads.monitor.reading.curve_view import point_text
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 24
-_HITS = 240  # places of a chart that show their value under the pointer
-COLOURS = 8  # that the style has for several runs
+_HITS = 240  # points of a chart with a tooltip
+COLOURS = 8  # colours of the style for several runs
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def chart(
     smoothed: bool = True,
     values: bool = False,
 ) -> str:
-    """One metric of one run or more: the rows, their smoothed course, and marks.
+    """One metric of one or more runs: rows, smoothed course, and marks.
 
-    A single run has the band that its rows lie in. Empty where no line has two points. `title` is
-    what a screen reader says; `values` shows exact ones under the pointer.
+    A single run has a band of its rows. Empty where no line has two points. `title` is for screen
+    readers; `values` adds tooltips.
     """
     drawn = [(at, line) for at, line in enumerate(lines) if len(line.points) > 1]
     if not drawn:
@@ -120,7 +120,7 @@ def _marks(marks: Sequence[Point], axes: Axes, size: Size) -> Iterable[str]:
 
 
 def _hits(lines: Sequence[Line], axes: Axes, size: Size) -> Iterable[str]:
-    """Upright strips without colour: the browser itself shows a strip's title under the pointer."""
+    """Invisible vertical strips, whose titles browsers show as tooltips."""
     longest = max((line.points for line in lines), key=len)
     every = -(-len(longest) // _HITS)
     steps = [point.step for point in longest[::every]]

@@ -1,4 +1,4 @@
-"""What all requests share: each run is read once for all browsers, and none waits for another's."""
+"""State that requests share: each run is read once for all browsers, and none waits for another."""
 
 import threading
 import time
@@ -16,9 +16,9 @@ from workloads.monitor.reading.settings import RunFacts
 from workloads.monitor.reading.snapshot import Snapshot
 from workloads.run import Run
 
-_FRESH = 0.8  # seconds that what was read is shown to several browsers
-_READERS = 8  # runs whose curves are held
-_SAMPLED = 3  # steps of a held-out question that are shown
+_FRESH = 0.8  # seconds for which a reading is reused
+_READERS = 8  # runs whose curves are kept
+_SAMPLED = 3  # steps shown of a held-out question
 _SAMPLE = 2.0  # seconds between two measurements of this machine, with a browser or without
 Value = TypeVar("Value")
 
@@ -26,13 +26,13 @@ Value = TypeVar("Value")
 class Shared(Generic[Value]):
     """A value that is read again once it is old.
 
-    One request reads; the others take what is known meanwhile, and wait only where nothing is.
+    One request reads; others use the old value meanwhile, and wait only where there is none.
     """
 
     def __init__(
         self, read: Callable[[], Value], is_partial: Callable[[Value], bool] = lambda value: False
     ) -> None:
-        """is_partial: whether there is more to read at once."""
+        """is_partial: whether there is more to read immediately."""
         self._read, self._is_partial = read, is_partial
         self._lock = threading.Lock()
         self._known: tuple[float, Value] | None = None
@@ -53,10 +53,10 @@ class Shared(Generic[Value]):
 
 
 class Views:
-    """The readers of the runs that were asked for, of the list, and of this machine."""
+    """Readers of requested runs, of the list, and of this machine."""
 
     def __init__(self, root: Path, first: Run | None, name_of: Callable[[Run], str]) -> None:
-        """first: a run that is found though it lies elsewhere."""
+        """first: a run that is found even outside of the root."""
         self._root, self._first, self._name_of = root, first, name_of
         self._hardware = Hardware()
         self._run_list = find.RunList()
@@ -76,11 +76,11 @@ class Views:
             self.machine.get()
 
     def history(self) -> dict[str, Curve]:
-        """This machine since the server was started."""
+        """Curves of this machine since the start of the server."""
         return {name: curve.copy() for name, curve in list(self._hardware.history.items())}
 
     def find(self, name: str) -> Run | None:
-        """A run by `profile/id`, among those there are: a name never becomes a path."""
+        """Find a run by `profile/id` among the existing ones: a name never becomes a path."""
         known = [*([self._first] if self._first else []), *find.runs(self._root)]
         return next((run for run in known if self._name_of(run) == name), None)
 
@@ -100,7 +100,7 @@ class Views:
         return RunFacts(shared.get(), reader.config, {}, reader.manifest)
 
     def samples(self, run: Run) -> str:
-        """The held-out questions with their answers, read again only where there are new ones."""
+        """The held-out questions with their answers, read again only when there are new ones."""
         try:
             written = run.samples.stat().st_mtime_ns
         except OSError:

@@ -1,8 +1,8 @@
-"""The view in a browser: pages on 127.0.0.1 that only read, and need nothing but this server.
+"""The view in a browser: read-only pages on 127.0.0.1, served without other files.
 
-A page on the internet can make a browser on this machine ask 127.0.0.1. It is kept out by the name
-it asks for (the Host header, against DNS rebinding) and by sending no permission to read across
-origins; nothing can be changed through this server in any case.
+A page on the internet can make a browser on this machine ask 127.0.0.1. It is kept out by a check
+of the Host header (against DNS rebinding) and by sending no CORS headers; nothing can be changed
+through this server in any case.
 """
 
 import json
@@ -53,7 +53,7 @@ def name_of(run: Run) -> str:
 
 
 def answer(views: Views, address: str) -> Answer:
-    """Status, media type and text for a path with its query; what is not there is a 404."""
+    """Status, media type and text for a path with its query; 404 for an unknown one."""
     url = urlsplit(address)
     fixed: dict[str, Callable[[], Answer]] = {
         "/": lambda: _page("Runs", "/parts", "", _sections(_list_parts(views))),
@@ -111,7 +111,7 @@ def _parts_of(views: Views, run: Run) -> dict[str, str]:
     logs = f"/log/{quote(name_of(run))}?rank="
     parts = page.parts(views.live(run).get(), views.machine.get(), logs)
     asked = views.samples(run)
-    title = "<h2>Held-out questions as the training goes on</h2>"
+    title = "<h2>Held-out questions during training</h2>"
     return {**parts, "samples": title + asked if asked else ""}
 
 
@@ -126,7 +126,7 @@ def _run_data(views: Views, run: Run) -> Answer:
 def _several(
     views: Views, kind: str, chosen: Sequence[Run], steps: tuple[float, float] | None
 ) -> Answer:
-    """Several runs over each other: the page, its parts, or the curves of one run or more."""
+    """Several runs: the page, its parts, or the curves of one run or more."""
     facts = [views.facts(run) for run in chosen]
     shots = [run.snapshot for run in facts]
     if kind == "curves":
@@ -143,7 +143,7 @@ def _several(
 
 
 def _steps(query: dict[str, list[str]]) -> tuple[float, float] | None:
-    """The range of steps that is asked for, None for all."""
+    """The requested range of steps, None for all."""
     try:
         first, last = (float(query[name][0]) for name in ("from", "to"))
     except (KeyError, ValueError):
@@ -154,7 +154,7 @@ def _steps(query: dict[str, list[str]]) -> tuple[float, float] | None:
 def _curves(
     views: Views, shots: Sequence[Snapshot], steps: tuple[float, float] | None
 ) -> dict[str, object]:
-    """What the script draws: rows of step, mean, lowest, highest, first step, number of rows."""
+    """Curves for the script: rows of step, mean, lowest, highest, first step, number of rows."""
     names = compare.metrics_of(shots)
     if len(shots) == 1 and "loss" in names and "eval_loss" in names:
         names.remove("eval_loss")  # drawn with the loss
@@ -177,7 +177,7 @@ def _curves(
 
 
 def _version(shots: Sequence[Snapshot]) -> str:
-    """Differs where there is something new to draw."""
+    """Version that changes when there is something new to draw."""
     curves = [curve for shot in shots for curve in shot.curves.values()]
     return " ".join(f"{curve.rows}-{curve.newest_step}" for curve in curves)
 
@@ -228,7 +228,7 @@ def _json(value: object) -> Answer:
 
 
 def handler(views: Views) -> type[BoundedHandler]:
-    """The class that a server makes an instance of for every connection."""
+    """The handler class that a server instantiates for every connection."""
 
     class ViewHandler(BoundedHandler):
         def do_GET(self) -> None:
@@ -243,7 +243,7 @@ def handler(views: Views) -> type[BoundedHandler]:
 
 
 def is_ours(host: str) -> bool:
-    """Whether a Host header names this machine as itself; any port, since ports are forwarded."""
+    """Whether a Host header is localhost or 127.0.0.1, with any port, since ports are forwarded."""
     name, colon, port = host.rpartition(":")
     if not colon or not port.isdigit():
         name = host
@@ -251,7 +251,7 @@ def is_ours(host: str) -> bool:
 
 
 class ViewServer(BoundedServer):
-    """Measures this machine meanwhile, with a browser or without."""
+    """The server, which also measures this machine, with a browser or without."""
 
     def __init__(self, address: tuple[str, int], views: Views) -> None:
         self._views = views

@@ -1,1 +1,1 @@
-"""Run directories read as they grow: the only reader behind text and HTML."""
+"""Reads run directories as they grow: the only reader behind text and HTML."""

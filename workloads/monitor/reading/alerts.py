@@ -1,4 +1,4 @@
-"""What a person should know of at once: one function a kind of alert."""
+"""Alerts on a run: one function for each kind."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from workloads.run.events import Event
 _LEAST_DISK = 1 << 30
 _CHECKPOINTS_TO_COME = 2
 _BAD = (Event.OUT_OF_MEMORY, Event.CHECKPOINT_FAILED)
-_NAMED = 3  # ranks of one state that have a line each
+_NAMED = 3  # ranks of one state that get a line each
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Alert:
 
 
 def alerts(snapshot: Snapshot) -> list[Alert]:
-    """Everything there is to warn of, the worst first."""
+    """All alerts, the worst first."""
     found = [alert for check in CHECKS for alert in check(snapshot)]
     return sorted(found, key=lambda alert: not alert.bad)
 
@@ -39,7 +39,7 @@ def _ended(snapshot: Snapshot) -> Iterator[Alert]:
     if snapshot.phase == LOST:
         heard = min((rank.age for rank in snapshot.ranks), default=None)
         since = "" if heard is None else f" for {span_text(heard)}"
-        yield Alert(f"no sign of life{since}, and it never said that it ended", bad=True)
+        yield Alert(f"no sign of life{since}, and no end was written", bad=True)
 
 
 def _ranks(snapshot: Snapshot) -> Iterator[Alert]:
@@ -96,7 +96,7 @@ def _non_finite(snapshot: Snapshot) -> Iterator[Alert]:
 
 
 def _is_policy_gradient(snapshot: Snapshot) -> bool:
-    """Whether the loss says nothing by its height."""
+    """Whether the value of the loss is no measure of progress."""
     known = WORKLOADS.get(snapshot.workload)
     return known is not None and known.is_policy_gradient
 
@@ -113,7 +113,7 @@ def _rising(snapshot: Snapshot) -> Iterator[Alert]:
 
 
 def _rises(curve: Curve, recent: Sequence[float]) -> bool:
-    """Whether the newest rows are higher than those before and clearly above the best stretch."""
+    """Whether the newest rows are higher than those before and clearly above the best window."""
     if len(recent) < RECENT:
         return False
     half = RECENT // 2
@@ -136,7 +136,7 @@ def _held_out(snapshot: Snapshot) -> Iterator[Alert]:
 
 
 def _written(snapshot: Snapshot) -> Iterator[Alert]:
-    """Troubles that the run itself wrote down."""
+    """Alerts by events that the run itself wrote."""
     if snapshot.restarts:
         last = _last(snapshot, Event.RESTARTED)
         reason = f": {last.facts.get('reason')}" if last else ""

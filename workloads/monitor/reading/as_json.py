@@ -57,7 +57,7 @@ def _curve(curve: Curve) -> list[list[float]]:
 
 
 def rows_of(curve: Curve) -> list[list[float]]:
-    """All there is of each point: step, mean, lowest, highest, first step, number of rows."""
+    """All fields of each point: step, mean, lowest, highest, first step, number of rows."""
     return [
         [point.step, point.mean, point.low, point.high, point.first, point.count] for point in curve
     ]
@@ -69,7 +69,7 @@ def _event(event: RunEvent) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Python reads NaN from a file of JSON; others do not."""
+    """Replace values that are not finite by None: only Python reads NaN in JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

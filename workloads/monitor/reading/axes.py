@@ -1,4 +1,4 @@
-"""Where a point lies on a plot, whatever draws it."""
+"""Positions of points on a plot, for any renderer."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ XY = tuple[float, float]
 
 @dataclass(frozen=True)
 class Axes:
-    """What a plot spans; on a log scale `low` and `high` are above 0."""
+    """Ranges of a plot; on a log scale `low` and `high` are above 0."""
 
     left: float
     right: float
@@ -20,9 +20,9 @@ class Axes:
     log: bool = False
 
     def share(self, point: XY) -> XY:
-        """How far right and how far down a point lies, 0 to 1 inside of the plot.
+        """Position of a point, right and down, 0 to 1 inside of the plot.
 
-        What has no logarithm lies at the bottom.
+        Values without a logarithm are at the bottom.
         """
         low, value, high = self.low, point[1], self.high
         if self.log:

@@ -1,7 +1,7 @@
-"""How old something is that another process, perhaps on another machine, has written.
+"""Age of what another process, perhaps on another machine, has written.
 
-Wall clocks jump and differ between machines. A `monotonic` time counts where it is this machine's
-since it was started; otherwise only changes that were seen here do, by this process's own clock.
+Wall clocks jump and differ between machines. A `monotonic` time counts if it is of this machine's
+current boot; otherwise only changes observed here do, by this process's own clock.
 """
 
 import socket
@@ -18,7 +18,7 @@ def _boot_time() -> float:
 
 @dataclass(frozen=True)
 class Now:
-    """This moment by both clocks, this machine's name, and when it was started."""
+    """The current time by both clocks, this machine's name, and its boot time."""
 
     monotonic: float = field(default_factory=time.monotonic)
     wall: float = field(default_factory=time.time)
@@ -28,11 +28,10 @@ class Now:
     def age(self, monotonic: float | None, written: float, host: str) -> float | None:
         """Seconds since a `monotonic` time in a file that was written at `written` (mtime).
 
-        None where that time is another machine's, or this one's before it was started again. A
-        container's host name is its own while its clocks are this machine's: then the ages by both
-        clocks agree.
+        None for a time of another machine, or of an earlier boot. A container has its own host name
+        but this machine's clocks: then the ages by both clocks agree.
         """
-        # A little later than now: written, or rounded up, since this moment was taken.
+        # Slightly in the future: written, or rounded up, after `now` was taken.
         if monotonic is None or monotonic > self.monotonic + _AGREE:
             return None
         if written < self.booted - _AGREE:
@@ -44,14 +43,14 @@ class Now:
 
 @dataclass
 class LastChange:
-    """When a value was last seen to change; the first sight of it is no change."""
+    """Time of the last observed change of a value; its first observation is none."""
 
     changed: bool = False
     _value: object = None
     _at: float | None = None
 
     def age(self, value: object, now: float) -> float:
-        """Seconds since the last change, or since the first sight; 0 where it changes now."""
+        """Seconds since the last change, or since the first observation; 0 where it changes now."""
         if self._at is None:
             self._value, self._at = value, now
         elif value != self._value:

@@ -10,7 +10,7 @@ CAPACITY = 512
 
 @dataclass(frozen=True)
 class Point:
-    """Some neighbouring rows: the last one's step, their mean, lowest and highest value."""
+    """Consecutive rows: the last one's step, their mean, lowest and highest value."""
 
     step: int
     mean: float
@@ -23,12 +23,12 @@ class Point:
 class Curve:
     """At most `capacity` points; when they are full, two neighbours become one.
 
-    A step that comes again, after a restart, takes back what was known from there on. Where several
+    A step that comes again, after a restart, discards all from there on. Where several
     rows share a point this is exact to that point's width.
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self.capacity = capacity // 2 * 2  # two become one, with none left over
+        self.capacity = capacity // 2 * 2  # points are merged in pairs
         self.rows = 0
         self.width = 1  # rows of one whole point
         self.last: float | None = None
@@ -76,7 +76,7 @@ class Curve:
             start = end
 
     def copy(self) -> "Curve":
-        """The same curve, which stays as it is while this one goes on."""
+        """A copy that does not change while this curve grows."""
         found = Curve(self.capacity)
         found.rows, found.width, found.last = self.rows, self.width, self.last
         for column, own in zip(found._columns(), self._columns(), strict=True):
@@ -117,7 +117,7 @@ class Curve:
 
 
 def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential mean, corrected at the start as Adam's moments are; it comes late by its span."""
+    """Exponential mean with bias correction, as of Adam's moments; it lags by its span."""
     mean, found = 0.0, []
     for count, value in enumerate(values, start=1):
         mean = weight * mean + (1 - weight) * value
@@ -126,7 +126,7 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
 
 
 def course(values: Sequence[float]) -> list[float]:
-    """The same from both sides, so that it is not late; its span is a share of the whole."""
+    """The same from both sides, without lag; its span is a share of the whole."""
     span = max(3.0, len(values) / 50)
     weight = 1 - 2 / (span + 1)
     return smooth(smooth(values, weight)[::-1], weight)[::-1]

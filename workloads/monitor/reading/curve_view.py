@@ -1,4 +1,4 @@
-"""What a person looks at of a curve: which metric, which steps, which scale, which point."""
+"""A view of a curve: metric, steps, scale and selected point."""
 
 import math
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ _LEAST_SHOWN = 8  # points that zooming in leaves
 
 @dataclass(frozen=True)
 class CurveView:
-    """`steps`: the range that is shown, None for all; `cursor`: the step of the point asked for."""
+    """`steps`: the shown range, None for all; `cursor`: the step of the selected point."""
 
     metric: str = "loss"
     log: bool = False
@@ -39,7 +39,7 @@ class CurveView:
         return min(self.points(snapshot), key=lambda point: abs(point.step - step), default=None)
 
     def moved(self, snapshot: Snapshot, by: int) -> "CurveView":
-        """The cursor so many points further; the first move puts it on the newest point."""
+        """Move the cursor by so many points; the first move puts it on the newest point."""
         points = self.points(snapshot)
         selected = self.selected(snapshot)
         if not points:
@@ -50,7 +50,7 @@ class CurveView:
         return replace(self, cursor=points[at].step)
 
     def zoomed(self, snapshot: Snapshot, factor: float) -> "CurveView":
-        """So much less shown around the cursor, or of the end; more than there is means all."""
+        """Zoom around the cursor, or the end; beyond the whole range means all."""
         points = list(snapshot.curves.get(self.metric, ()))
         shown = self.points(snapshot)
         selected = self.selected(snapshot)

@@ -1,4 +1,4 @@
-"""Which runs there are, and which one is meant."""
+"""Finds runs, by name or the newest."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,14 +51,14 @@ def some_runs(root: Path) -> list[Run]:
 
 
 class RunList:
-    """Reads many runs, a little of each; what has ended and did not change is not read again."""
+    """Reads many runs, a little of each; an ended run without a change is not read again."""
 
     def __init__(self) -> None:
         self._readers: dict[Path, RunReader] = {}
         self._ended: dict[Path, tuple[int, Snapshot]] = {}
 
     def read(self, runs: Sequence[Run]) -> list[Snapshot]:
-        """One for each run, in their order."""
+        """Snapshots of the runs, in their order."""
         here = {run.path for run in runs}
         self._readers = {path: reader for path, reader in self._readers.items() if path in here}
         self._ended = {path: known for path, known in self._ended.items() if path in here}
@@ -72,7 +72,7 @@ class RunList:
         if run.path not in self._readers:
             self._readers[run.path] = RunReader(run, _POINTS, _TAIL, most_events=_EVENTS)
         snapshot = self._readers[run.path].read()
-        # A lost one may still come back; of a half-read one the rest is to come.
+        # A lost run may still come back; a half-read one has more to read.
         if not snapshot.active and snapshot.phase != "lost" and snapshot.reading is None:
             self._ended[run.path] = (changed, snapshot)
             del self._readers[run.path]
@@ -80,7 +80,7 @@ class RunList:
 
 
 def newest_active(root: Path) -> Run:
-    """The newest run that is going on, else the newest of all; UserError where there is none."""
+    """The newest active run, else the newest of all; raises UserError where there is none."""
     known = some_runs(root)
     listed = RunList()
     return next((run for run in known[:MOST] if listed.read_one(run).active), known[0])

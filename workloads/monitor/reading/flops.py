@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation of a running job, where its model and its GPUs are known.
+"""Model FLOPs utilisation of a running job, if its model and GPUs are known.
 
 `python -m workloads.monitor.reading.flops RUN` prints the useful FLOPs of one trained token of a
 run: a process of its own, so that the schema does not stay in the monitor's memory.
@@ -20,15 +20,15 @@ from workloads.run import Run
 
 @dataclass
 class Flops:
-    """Asks once for a run's FLOPs a token, and for its GPUs' peak, and never waits for either."""
+    """Computes a run's FLOPs a token and its GPUs' peak once, in the background."""
 
     run: Run
     _process: subprocess.Popen[str] | None = None
-    _answer: tuple[int, float] | None = None  # of one token; of one GPU a second
+    _answer: tuple[int, float] | None = None  # FLOPs of one token; FLOP/s of one GPU
 
     @property
     def pending(self) -> bool:
-        """Whether the answer is still on its way."""
+        """Whether the result is still pending."""
         return self._process is not None and self._process.poll() is None
 
     def utilisation(
@@ -66,7 +66,7 @@ def main(words: Sequence[str]) -> int:
 def flops_per_token(run: Run, manifest: Mapping[str, Any]) -> int | None:
     """Useful FLOPs of one trained token; None where the model's shape is not known on this machine.
 
-    Nothing is asked of the network: the monitor only reads files.
+    The network is never used: the monitor only reads files.
     """
     from workloads.plan.known_shapes import UnknownShape, shape_of
     from workloads.plan.speed import mfu_flops_per_token

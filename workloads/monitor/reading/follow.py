@@ -1,4 +1,4 @@
-"""Reading files that another process is writing: never waiting, never in its way."""
+"""Reads files that another process is writing, without waiting or locking."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 Row = dict[str, Any]
 CHUNK = 1 << 18  # bytes read at a time; a longer line is no row of ours and is passed over
 LIMIT = 4 << 20  # bytes of one call where none are named: a tenth of a second's work
-# What json.loads does in the end; its search for an encoding and for blanks costs a third more.
+# The core of json.loads, whose detection of encoding and white space costs a third more.
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
@@ -22,24 +22,24 @@ class Follower:
     """
 
     def __init__(self, path: Path, forget: Callable[[], None], tail: int | None = None) -> None:
-        """tail: begin with the lines that lie in the file's last so many bytes."""
+        """tail: begin with the lines in the file's last so many bytes."""
         self.path = path
         self.offset = 0  # bytes that were read
         self.batch_start = 0  # where the last batch began
         self.damaged = 0  # whole lines that are no JSON object
-        self.behind = 0  # bytes that the last call left for the next one
+        self.behind = 0  # unread bytes after the last call
         self._forget = forget
         self._tail = tail
         self._known: tuple[int, int, int] | None = None
         self._skipping = False
 
     def rows(self, limit: int | None = None) -> Iterator[Row]:
-        """What is new since the last call, up to about `limit` bytes; nothing where no file is."""
+        """New rows since the last call, up to about `limit` bytes; none without a file."""
         for batch in self.batches(limit):
             yield from batch
 
     def batches(self, limit: int | None = None) -> Iterator[list[Row]]:
-        """The same in the parts in which it is read."""
+        """The same rows in batches, as they are read."""
         try:
             file = self.path.open("rb")
         except OSError:
@@ -61,7 +61,7 @@ class Follower:
             self.behind = max(0, fact.st_size - self.offset) if end < fact.st_size else 0
 
     def again(self, start: int, end: int) -> Iterator[list[Row]]:
-        """The rows between two places that were read before; those to come are not touched."""
+        """Read the rows between two earlier offsets again, without moving on."""
         other = Follower(self.path, forget=lambda: None)
         other.offset = start
         with contextlib.suppress(OSError), self.path.open("rb") as file:
@@ -106,7 +106,7 @@ class Follower:
 
 
 def _line_start(file: int, near: int) -> int:
-    """Where the first whole line behind a place begins."""
+    """Start of the first whole line after an offset."""
     return near + os.pread(file, CHUNK, near).find(b"\n") + 1 if near > 0 else 0
 
 
@@ -129,7 +129,7 @@ def read_object(path: Path) -> Row:
 
 
 def number(value: Any) -> float | None:
-    """A finite number of a row; None for words, truth values, nan, inf and what is missing."""
+    """A finite number of a row; None for text, booleans, nan, inf and missing values."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -140,13 +140,13 @@ def number(value: Any) -> float | None:
 
 
 def is_broken(value: Any) -> bool:
-    """Whether a row says that a number was not finite, in a word or as Python's JSON does."""
+    """Whether a value of a row was not finite, as text or in Python's JSON."""
     if isinstance(value, float):
         return value != value or abs(value) == float("inf")
     return value in ("nan", "inf", "-inf")
 
 
 def whole(value: Any) -> int | None:
-    """A number of a row as a whole one."""
+    """A value of a row as int; None where it is none."""
     found = number(value)
     return None if found is None else int(found)

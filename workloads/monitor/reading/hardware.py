@@ -1,4 +1,4 @@
-"""This machine, now and since it is watched: its GPUs by NVML, its processors and memory."""
+"""Readings of this machine, current and past: GPUs by NVML, processors and memory."""
 
 import contextlib
 import socket
@@ -12,11 +12,11 @@ from workloads.monitor.reading.curve import Curve
 
 @dataclass(frozen=True)
 class GpuReading:
-    """One GPU; None for what it, or its driver, does not tell (a MIG slice has no power)."""
+    """One GPU; None for values that its driver does not report (a MIG slice has no power)."""
 
     index: int
     name: str
-    utilisation: int | None = None  # per cent of the last moments in which something ran
+    utilisation: int | None = None  # per cent of the last moments in which a kernel ran
     used: int | None = None  # bytes
     total: int | None = None
     temperature: int | None = None  # degrees Celsius
@@ -26,7 +26,7 @@ class GpuReading:
 
 @dataclass(frozen=True)
 class MachineReading:
-    """The machine; `cpu` in per cent of all processors, None before there was a span to measure."""
+    """The machine; `cpu` in per cent of all processors, None for the first reading."""
 
     host: str
     gpus: tuple[GpuReading, ...]
@@ -36,14 +36,14 @@ class MachineReading:
     memory_total: int
 
 
-_HISTORY = 360  # points of each curve of this machine, however long it is watched
-_LEAST_SPAN = 0.1  # seconds of all processors together, below which a share says nothing
+_HISTORY = 360  # points at most of each curve of this machine
+_LEAST_SPAN = 0.1  # CPU seconds of all processors, below which a share means nothing
 
 
 class Hardware:
-    """Opens NVML once, reads it again and again; without GPUs only processors and memory.
+    """Opens NVML once and reads it repeatedly; without GPUs only processors and memory.
 
-    `history` is what was read so far: a step of its curves is a second.
+    `history` has all readings so far: a step of its curves is a second.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Hardware:
                 self.history.setdefault(name, Curve(_HISTORY)).add(second, value)
 
     def _measure(self) -> None:
-        """psutil's own percentage counts for each thread apart; a server has many."""
+        """Measure CPU use; psutil's own percentage is per thread, and a server has many."""
         busy, whole = _times(self._psutil)
         span = whole - self._before[1]
         if span >= _LEAST_SPAN:
@@ -102,7 +102,7 @@ def _times(psutil: Any) -> tuple[float, float]:
     """Seconds that the processors were busy, and all their seconds, since the machine started."""
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
-    whole = sum(times[:8])  # what is spent for guests is counted under user and nice too
+    whole = sum(times[:8])  # time for guests is included in user and nice
     return whole - idle, whole
 
 

@@ -1,4 +1,4 @@
-"""The end of a rank's log, to stand beside its error."""
+"""The end of a rank's log, to be shown with its error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _WIDEST = 2000  # characters of a line that are kept
 
 @dataclass(frozen=True)
 class LogTail:
-    """The last lines of a log, without what would steer a terminal; `whole` if they are all."""
+    """The last lines of a log without control characters; `whole` if they are all."""
 
     path: Path
     lines: tuple[str, ...]
@@ -29,7 +29,7 @@ def log_of(snapshot: Snapshot, rank: RankStatus) -> Path:
 def telling_ranks(snapshot: Snapshot) -> list[RankStatus]:
     """The ranks whose logs are of interest: those in trouble, else the first one."""
     in_trouble = [rank for rank in snapshot.ranks if rank.state in TROUBLE]
-    # What failed by itself comes before those that only lost their peer.
+    # Ranks that failed themselves come before those that only lost their peer.
     failed = [rank for rank in in_trouble if rank.state == "failed"]
     return [*failed, *(rank for rank in in_trouble if rank not in failed)] or list(
         snapshot.ranks[:1]
@@ -37,12 +37,12 @@ def telling_ranks(snapshot: Snapshot) -> list[RankStatus]:
 
 
 def error_log(snapshot: Snapshot, most: int) -> LogTail | None:
-    """The log that tells why the run, or a rank of it, has failed; None where none has."""
+    """The log with the failure of the run or a rank; None where none has failed."""
     failed = [rank for rank in telling_ranks(snapshot) if rank.state in ("failed", "gone")]
     if snapshot.phase != Event.FAILED and not (failed and snapshot.active):
         return None
     ranks = [log_of(snapshot, rank) for rank in failed or telling_ranks(snapshot)]
-    # Without heartbeats, or where they are elsewhere: what was written last.
+    # Without heartbeats, or where they are elsewhere: the newest log.
     others = sorted((snapshot.run.path / "logs").glob("*.log"), key=_written, reverse=True)
     tails = (log_tail(path, most) for path in (*ranks, *others))
     return next((tail for tail in tails if tail), None)
@@ -73,5 +73,5 @@ def log_tail(path: Path, most: int) -> LogTail | None:
 
 
 def _as_shown(lines: Sequence[str]) -> list[str]:
-    """Of a line that was written over again and again, as progress bars are, the last state."""
+    """The last state of a line that was overwritten, as progress bars are."""
     return [clean(line.rpartition("\r")[2])[:_WIDEST].rstrip() for line in lines]

@@ -1,4 +1,4 @@
-"""Which metrics of a run are drawn, in which order, and what they are called."""
+"""Selection, order and labels of a run's drawn metrics."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ _FIRST = (
     "seconds_per_step",
     "memory",
 )
-# What is drawn with the loss, or says nothing as a curve.
+# Drawn with the loss, or of no use as a curve.
 _DULL = {
     "eval_loss",
     "epoch",
@@ -31,7 +31,7 @@ _LABELS = {
 
 
 def metric_names(curves: Mapping[str, Curve]) -> list[str]:
-    """The metrics that can be drawn, the telling ones first."""
+    """The metrics that can be drawn, the most important first."""
     drawable = [name for name, curve in curves.items() if len(curve) > 1]
     known = [name for name in _FIRST if name in drawable]
     return [*known, *sorted(set(drawable) - set(known) - _DULL)]

@@ -1,4 +1,4 @@
-"""Many ranks as the nodes that they run on."""
+"""Many ranks, grouped by nodes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from workloads.monitor.reading.ranks import TROUBLE, RankStatus
 
-_SMALL = 16  # ranks that are shown one by one; of more, a line a node and those in trouble
+_SMALL = 16  # ranks that are shown one by one; for more, a line a node and the ranks in trouble
 
 
 def are_shown(ranks: Sequence[RankStatus]) -> bool:
-    """Whether there are so many ranks that nodes are shown in their place."""
+    """Whether there are so many ranks that nodes are shown instead."""
     return len(ranks) > _SMALL
 
 
@@ -50,7 +50,7 @@ class NodeStatus:
 
     @property
     def state(self) -> str:
-        """`ok`, or how many ranks are in which trouble: `1 stalled`."""
+        """`ok`, or the number of ranks in trouble: `1 stalled`."""
         states = " ".join(dict.fromkeys(rank.state for rank in self.trouble))
         return f"{len(self.trouble)} {states}" if states else self.ranks[0].state
 
@@ -64,7 +64,7 @@ def nodes_of(ranks: Sequence[RankStatus]) -> list[NodeStatus]:
 
 
 def short_hosts(ranks: Sequence[RankStatus]) -> dict[str, str]:
-    """The hosts' names without their domains, where that is enough to tell them apart."""
+    """The hosts' names without their domains, if they stay distinct."""
     hosts = {rank.host for rank in ranks}
     short = {host: host if _is_address(host) else host.partition(".")[0] for host in hosts}
     return short if len(set(short.values())) == len(hosts) else {host: host for host in hosts}

@@ -1,4 +1,4 @@
-"""The ranks of a run, as their heartbeats and, on this machine, their processes show them."""
+"""The ranks of a run by their heartbeats and, on this machine, their processes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from workloads.run.events import Phase
 from workloads.run.session import BEAT
 
 LATE, STALLED = 4.0, 10.0  # seconds without a heartbeat; one is written every second
-_GUESSED = 60.0  # seconds that a file's date must be past, where it is all there is to go by
+_GUESSED = 60.0  # seconds of a file's age, where that is the only sign
 _STUCK = 60.0  # seconds between two steps without progress, and at least so many steps' time:
 _STUCK_STEPS = 20
 _EVERY = 2.0  # seconds between two searches through all processes
@@ -24,7 +24,7 @@ TROUBLE = ("suspended", "stalled", "gone", "failed", "stuck", "behind", "slow")
 
 @dataclass(frozen=True)
 class RankStatus:
-    """One rank. `age`: seconds since its heartbeat; `sure` says whether that is more than a guess.
+    """One rank. `age`: seconds since its heartbeat; `sure`: whether that is more than an estimate.
 
     state: ok, late, stalled, suspended, gone (its process ended without a word), stuck (alive, but
     it gets no further), behind (it is some steps behind the others), slow (its steps take a third
@@ -43,11 +43,11 @@ class RankStatus:
     age: float
     sure: bool
     here: bool  # its clock is this machine's
-    idle: float  # seconds that it was seen not to get further
+    idle: float  # seconds without progress
     state: str
     code: int | None = None
     reason: str = ""
-    beaten: float | None = None  # the monotonic time of its heartbeat, by its own clock
+    beaten: float | None = None  # monotonic time of its heartbeat, by its own clock
     pace: float | None = None  # seconds a step, as its heartbeats show
     lag: int = 0  # steps behind the others
 
@@ -65,7 +65,7 @@ class _Seen:
 
 @dataclass
 class Heartbeats:
-    """Reads status/*.json again and again and remembers what changed when."""
+    """Reads status/*.json repeatedly and remembers the times of changes."""
 
     run: Path
     _seen: dict[int, _Seen] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Heartbeats:
     def _rank(self, rank: int, path: Path, now: Now) -> RankStatus | None:
         status = read_object(path)
         if not status:
-            return None  # replaced at this moment, or damaged: the next look has it
+            return None  # being replaced, or damaged: the next read gets it
         try:
             written = path.stat().st_mtime
         except OSError:
@@ -97,7 +97,7 @@ class Heartbeats:
         idle = seen.progress.age(progress, now.monotonic)
         known = now.age(number(status.get("monotonic")), written, _text(status.get("host")))
         if known is None and not seen.beat.changed:
-            # Another machine's, and not seen to change yet: the file's date is all there is.
+            # From another machine, without a change so far: the file's date is the only sign.
             guess = max(silence, now.wall - written)
             sure = silence > STALLED or (silence > 2 * BEAT and guess > _GUESSED)
             return _described(rank, status, guess, sure, idle)
@@ -105,7 +105,7 @@ class Heartbeats:
         return replace(_described(rank, status, age, True, idle), here=known is not None)
 
     def _with_processes(self, ranks: list[RankStatus], now: Now) -> list[RankStatus]:
-        """Find the ranks' processes: in a container they have other numbers than they say."""
+        """Find the ranks' processes: in a container their pids differ from their own view."""
         if now.monotonic - self._searched > _EVERY:
             self._searched = now.monotonic
             self._pids = {
@@ -116,7 +116,7 @@ class Heartbeats:
         return [self._with_process(rank, now) for rank in ranks]
 
     def _with_process(self, rank: RankStatus, now: Now) -> RankStatus:
-        """What a silent rank's process tells; nothing where it is not this machine's."""
+        """The state of a silent rank by its process; unchanged on another machine."""
         if rank.state not in _SILENT:
             return rank
         pid = self._pids.get(rank.rank)
@@ -128,7 +128,7 @@ class Heartbeats:
 
 
 def _is_ours(pid: int) -> bool:
-    """Whether a process of that number is there and is one of this platform's."""
+    """Whether a process of that number exists and is one of Tatara's."""
     try:
         return b"workloads" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -182,13 +182,13 @@ def _with_stuck(ranks: Iterable[RankStatus], seconds_per_step: float | None) -> 
     if not live or any(not _between_steps(rank) or rank.idle < patience for rank in live):
         return every
     if any(rank.state in TROUBLE for rank in live):
-        return every  # there is a better explanation
+        return every  # another rank's state explains it
     behind = min(live, key=lambda rank: rank.progress)
     return [replace(rank, state="stuck") if rank is behind else rank for rank in every]
 
 
 def _between_steps(rank: RankStatus) -> bool:
-    """Evaluations, saves and a first step that compiles take minutes without a word."""
+    """Whether a rank evaluates, saves or compiles, which takes minutes without progress."""
     return rank.phase == Phase.TRAINING and rank.step > 0
 
 

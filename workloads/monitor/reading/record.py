@@ -1,4 +1,4 @@
-"""What a run has written so far: its metrics as curves, its events, and what follows from them."""
+"""A run's files so far: metrics as curves, events, and derived facts."""
 
 import math
 from collections import deque
@@ -38,9 +38,9 @@ _NO_METRICS = ("step", "time", "monotonic", "batches")
 _MOST_METRICS = 64
 _LONG = ("param_groups", "rows_by_rank", "path", "fingerprint")
 _NUMBERS = {int, float}
-_WINDOW = 8 << 20  # bytes that are read again for a closer look
+_WINDOW = 8 << 20  # bytes that are read again at most for a zoomed view
 TAIL = 1 << 16  # bytes at a file's end that hold the newest rows
-RECENT = 40  # training rows that trends and speeds are taken from
+RECENT = 40  # training rows for trends and speeds
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunEvent:
     facts: Mapping[str, Any]
 
     def text(self, between: str = "  ") -> str:
-        """What it says beside its name, in a line; the long facts are left to the report."""
+        """Its fields besides the name, in a line; long ones are left to the report."""
         shown = [(name, value) for name, value in self.facts.items() if name not in _LONG]
         return between.join(_fact(name, value) for name, value in shown if value not in ("", None))
 
@@ -71,7 +71,7 @@ def _fact(name: str, value: Any) -> str:
 
 
 class _Place(NamedTuple):
-    """Rows of metrics.jsonl: their lowest and highest step, and the bytes they lie in."""
+    """A range of metrics.jsonl: its lowest and highest step, and its byte range."""
 
     low: int
     high: int
@@ -87,7 +87,7 @@ class Newest:
     evaluations: deque[Row] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def take(self, rows: Sequence[Row]) -> None:
-        """Rows as they come; a step that comes again takes back what was known from there on."""
+        """Add rows; a step that comes again discards all from there on."""
         for row in rows:
             kept = self.training if "loss" in row else self.evaluations
             while kept and kept[-1]["step"] >= row["step"]:
@@ -120,7 +120,7 @@ class Metrics:
         self._places: list[_Place] = []
 
     def _begin_again(self) -> None:
-        """One file was replaced: forget both, since their numbers are not kept apart."""
+        """Forget both files after one was replaced, since their numbers are stored together."""
         self.curves.clear()
         self.broken.clear()
         self._in_order.clear()
@@ -154,7 +154,7 @@ class Metrics:
         return sum(follower.damaged for follower in self.followers)
 
     def read(self) -> None:
-        """What is new, up to about `LIMIT` bytes of each file."""
+        """Read new rows, up to about `LIMIT` bytes of each file."""
         for follower in self.followers:
             for batch in follower.batches():
                 for rows in _rising(batch):
@@ -174,7 +174,7 @@ class Metrics:
             self._ahead.take(list(filter(_has_step, tail.rows())))
 
     def _remember(self, rows: Sequence[Row], start: int, end: int) -> None:
-        """Where in the file these rows lie; neighbours are put together up to a chunk's size."""
+        """Remember the byte range of these rows; neighbours are joined up to a chunk's size."""
         place = _Place(rows[0]["step"], rows[-1]["step"], start, end)
         last = self._places[-1] if self._places else None
         if last and place.end - last.start <= CHUNK and last.start <= start:
@@ -184,9 +184,9 @@ class Metrics:
             self._places.append(place)
 
     def window(self, first: float, last: float) -> dict[str, Curve]:
-        """The curves of training between two steps, read again as exactly as there is room for.
+        """The curves of training between two steps, read again at full detail.
 
-        Empty where these steps take more of the file than is read at once.
+        Empty where these steps span more bytes than are read at once.
         """
         places = [place for place in self._places if place.low <= last and place.high >= first]
         if sum(place.end - place.start for place in places) > _WINDOW:
@@ -206,14 +206,14 @@ class Metrics:
             self.broken.extend(row["step"] for row in broken)
 
     def typical(self, name: str, rows: int = 20) -> float | None:
-        """Median of a metric over the newest training rows: one slow step is no speed."""
+        """Median of a metric over the newest training rows, which one slow step does not change."""
         found = [number(row.get(name)) for row in list(self.newest.training)[-rows:]]
         known = [value for value in found if value is not None]
         return median(known) if known else None
 
 
 def _add_rows(rows: Sequence[Row], curves: dict[str, Curve], capacity: int) -> None:
-    """Rows whose steps rise; those with the same names are one table."""
+    """Add rows with rising steps; consecutive ones with the same names as one table."""
     for names, group in groupby(rows, key=tuple):
         table = dict(zip(names, zip(*(row.values() for row in group), strict=True), strict=True))
         is_training = "loss" in table
@@ -253,7 +253,7 @@ def _has_step(row: Row) -> bool:
 
 
 def _rising(batch: Iterable[Row]) -> Iterator[list[Row]]:
-    """The rows with a step, cut where a step is not above the one before: there a restart was."""
+    """The rows with a step, split at restarts, where a step is not above the one before."""
     part: list[Row] = []
     for row in filter(_has_step, batch):
         if part and row["step"] <= part[-1]["step"]:
@@ -265,7 +265,7 @@ def _rising(batch: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _all_finite(values: Sequence[Any]) -> bool:
-    """Whether all are finite numbers; looks at them in C."""
+    """Whether all are finite numbers; checked in C."""
     try:
         return set(map(type, values)) <= _NUMBERS and math.isfinite(sum(values))
     except OverflowError:
@@ -274,7 +274,7 @@ def _all_finite(values: Sequence[Any]) -> bool:
 
 @dataclass
 class Events:
-    """events.jsonl: the newest ones whole, and what the run is from all of them.
+    """events.jsonl: the newest events, and the state of the run by all of them.
 
     Until a long file is read, the newest events and the end of the run come from the file's end.
     """
@@ -311,7 +311,7 @@ class Events:
         return self._ahead.ended if self._ahead else self._ended
 
     def read(self) -> None:
-        """What is new, up to about `LIMIT` bytes."""
+        """Read new events, up to about `LIMIT` bytes."""
         for row in self.follower.rows():
             name = row.pop("event", None)
             if isinstance(name, str):
@@ -332,7 +332,7 @@ class Events:
             self._ended = None
             if self.launched is None or not whole(event.facts.get("attempt")):
                 self.launched = event
-                self.counts.pop(Event.RESTARTED, None)  # those of an earlier launch
+                self.counts.pop(Event.RESTARTED, None)  # events of an earlier launch
         elif event.name == Event.TRAINING:
             self.training = event.facts
         elif event.name == Event.EVALUATED:
@@ -344,7 +344,7 @@ class Events:
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A checkpoint that is in the run's folder; `size` in bytes where it is whole."""
+    """A checkpoint in the run's folder; `size` in bytes if it is whole."""
 
     step: int
     name: str
@@ -352,7 +352,7 @@ class SavedCheckpoint:
 
 
 def checkpoints(run: Run) -> Iterator[SavedCheckpoint]:
-    """The checkpoints there are, by step; whole ones are those with a seal."""
+    """The existing checkpoints by step; whole ones have a seal."""
     found = []
     for path in run.checkpoints.glob(f"{PREFIX}*"):
         step = path.name.removeprefix(PREFIX)

@@ -1,4 +1,4 @@
-"""Reads a run directory again and again as the run goes on."""
+"""Reads a run directory repeatedly during a run."""
 
 import shutil
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from workloads.run import Run
 from workloads.run.directory import FORMAT
 from workloads.run.events import Event, Phase
 
-_SILENT = 90.0  # seconds without any word, after which a run that never ended counts as lost
-_STANDSTILL = 10  # times the usual pace
+_SILENT = 90.0  # seconds of silence after which a run without an end counts as lost
+_STANDSTILL = 10  # factor on the usual pace
 _UNITS = {"tokens_per_second": "tokens/s", "samples_per_second": "samples/s"}
 
 
@@ -49,13 +49,13 @@ class RunReader:
 
     @property
     def pending(self) -> bool:
-        """Whether a next reading may know more, though the run has written nothing new."""
+        """Whether a next reading may find more, even without new writes of the run."""
         return self._flops.pending
 
     def read(self, gpus: Sequence[GpuReading] = ()) -> Snapshot:
-        """The run now; `gpus` are this machine's, for the share of their peak that is used.
+        """Snapshot of the run; `gpus` of this machine, for the utilisation of their peak.
 
-        Of a long run that is new to this reader only a part is read: see `Snapshot.reading`.
+        Of a long run only a part is read at first: see `Snapshot.reading`.
         """
         now = Now()
         self._read_settings()
@@ -73,14 +73,14 @@ class RunReader:
         return self.metrics.window(first, last)
 
     def read_all(self) -> Snapshot:
-        """The run now, with all its files read to their ends."""
+        """Snapshot of the run, with all its files read to their ends."""
         snapshot = self.read()
         while snapshot.reading is not None:
             snapshot = self.read()
         return snapshot
 
     def _read_settings(self) -> None:
-        """config.json never changes; the manifest grows while the data are prepared."""
+        """Read config.json, which never changes, and the manifest, which grows meanwhile."""
         if not self.config:
             dump = read_object(self.run.path / "config.json")
             self.config = _mapping(dump.get("config"))
@@ -102,7 +102,7 @@ class RunReader:
         return (ENDING if first.code is not None else first.phase or Phase.STARTING), True
 
     def _since_event(self, now: Now) -> float:
-        """Seconds since the newest event, as well as that can be known here."""
+        """Seconds since the newest event, as far as they are known here."""
         newest = self.events.newest[-1] if self.events.newest else None
         if newest is None:
             written = _written(self.run.path / "config.json")
@@ -114,7 +114,7 @@ class RunReader:
         age = now.age(newest.monotonic, written, self._host)
         if age is not None:
             return age
-        # Another machine's, or from before this one was started: the file's date is a guess.
+        # From another machine or an earlier boot: the file's date is an estimate.
         return silence if self._event_change.changed else max(silence, now.wall - written)
 
     @property
@@ -195,12 +195,12 @@ class RunReader:
         usual = self.metrics.typical("seconds_per_step")
         if usual is None or steps is None:
             return None
-        # A row after a standstill says nothing of the steps to come.
+        # A row after a standstill does not predict the next steps.
         known = [min(pace, _STANDSTILL * usual) for pace in paces if pace is not None]
         return max(0, steps - step) * sum(known) / len(known)
 
     def _elapsed(self, now: Now, active: bool) -> float | None:
-        """Seconds since this launch began, up to now or to its last word."""
+        """Seconds since this launch began, up to now or to its last event."""
         launched, ended = self.events.launched, self.events.ended
         if launched is None or launched.monotonic is None:
             return None
@@ -211,7 +211,7 @@ class RunReader:
         return span if span is not None and span >= 0 else None
 
     def _mfu(self, gpus: Sequence[GpuReading], ranks: Sequence[RankStatus]) -> float | None:
-        """As the run has measured it; else from its tokens, where it is on this machine's GPUs."""
+        """MFU as measured by the run; else from its tokens, if it runs on this machine's GPUs."""
         measured = self.metrics.typical("mfu")
         if measured is not None:
             return measured

@@ -13,7 +13,7 @@ SortKey = float | str | None
 
 @dataclass(frozen=True)
 class RunColumn:
-    """A column: its text for a run, and what it is sorted by; runs without that come last."""
+    """A column: its text and sort key for a run; runs without a key come last."""
 
     title: str
     text: Callable[[Snapshot], str]
@@ -46,7 +46,7 @@ COLUMNS = (
 
 
 def first_alert(snapshot: Snapshot) -> Alert | None:
-    """What the list says of a run beside its numbers: the worst of those that matter there."""
+    """The note on a run in the list: its worst alert that matters there."""
     if snapshot.reading is not None:
         return Alert(f"reading {snapshot.reading:.0%}")
     if snapshot.active or snapshot.phase in (Event.FAILED, LOST):
@@ -55,7 +55,7 @@ def first_alert(snapshot: Snapshot) -> Alert | None:
 
 
 def search_text(snapshot: Snapshot) -> str:
-    """All that a search may find a run by."""
+    """All texts of a run that a search covers."""
     alert = first_alert(snapshot)
     facts = (
         snapshot.name,
@@ -77,7 +77,7 @@ def search(runs: Sequence[Snapshot], query: str) -> list[Snapshot]:
 
 
 def sort(runs: Sequence[Snapshot], title: str, descending: bool) -> list[Snapshot]:
-    """The runs by a column; those that have nothing in it come last either way."""
+    """Sort runs by a column; those without a key come last in both directions."""
     column = next(column for column in COLUMNS if column.title == title)
     known = [run for run in runs if column.key(run) is not None]
     rest = [run for run in runs if column.key(run) is None]

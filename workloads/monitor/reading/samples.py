@@ -11,7 +11,7 @@ _QUESTIONS = 24
 
 @dataclass
 class Sample:
-    """One question, the answer that its row has, and what the model said at each step."""
+    """One question, its reference answer, and the model's answer at each step."""
 
     place: str
     asked: str
@@ -19,7 +19,7 @@ class Sample:
     outputs: dict[int, str] = field(default_factory=dict)
 
     def some(self, most: int) -> list[tuple[int, str]]:
-        """The first, the last and some between; a step that came again has its last answer."""
+        """The first, the last and some between; a repeated step has its last answer."""
         steps = sorted(self.outputs)
         if len(steps) > most:
             steps = [steps[round(at * (len(steps) - 1) / (most - 1))] for at in range(most)]

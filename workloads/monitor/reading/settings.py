@@ -1,4 +1,4 @@
-"""The settings of runs, and where they differ."""
+"""The settings of runs, and their differences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from workloads.run import Run
 
 _POINTS = 1000
 _EVENTS = 500
-# Of the manifest, what differs between any two runs and explains nothing.
+# Fields of the manifest that differ between any two runs and explain nothing.
 _OWN = ("created", "run", "id", "data", "format")
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run with the settings it was started with."""
+    """A run with its settings."""
 
     snapshot: Snapshot
     config: Mapping[str, Any]
@@ -30,7 +30,7 @@ class RunFacts:
 
 
 def read_facts(run: Run) -> RunFacts:
-    """All there is of a run, which may be going on or never have ended."""
+    """Read all of a run, which may still be active or never have ended."""
     snapshot = RunReader(run, capacity=_POINTS, most_events=_EVENTS).read_all()
     dump = read_object(run.path / "config.json")
     manifest = read_object(run.path / "manifest.json")
@@ -53,12 +53,12 @@ def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 
 def differing_settings(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
-    """Each setting that is not the same in all runs, with its value in each of them."""
+    """Settings that differ between the runs, with the value of each run."""
     return _differing([dict(flat(run.config)) for run in runs])
 
 
 def differing_environment(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
-    """The same of code, packages and machines."""
+    """The same for code, packages and machines."""
     facts = [
         {name: value for name, value in run.manifest.items() if name not in _OWN} for run in runs
     ]
@@ -79,7 +79,7 @@ _MISSING = "not set"
 
 
 def value_text(value: Any) -> str:
-    """A setting or fact as people read it."""
+    """A setting or fact as readable text."""
     if isinstance(value, list):
         return ", ".join(value_text(inner) for inner in value) or "-"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A run at one moment: everything that any view of it shows."""
+"""A run at one moment: all data of its views."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from workloads.monitor.reading.record import RunEvent
 from workloads.run import Run
 
 LOST = "lost"  # the phase of a run that neither ended nor gives a sign of life
-ENDING = "ending"  # rank 0 has ended; whether the run has, the supervisor says in a moment
+ENDING = "ending"  # rank 0 has ended; the supervisor will write the run's end
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Times in seconds, sizes in bytes; None for what is not known. It never changes.
+    """Times in seconds, sizes in bytes; None for unknown values. Immutable.
 
-    phase: what rank 0 does (starting, preparing, training, …, ending), how the run ended
-    (finished, stopped, failed), or lost: it neither ended nor gives a sign of life.
+    phase: that of rank 0 (starting, preparing, training, …, ending), the run's end (finished,
+    stopped, failed), or lost: no end and no sign of life.
     """
 
     run: Run
@@ -53,9 +53,9 @@ class Snapshot:
     recent: tuple[float, ...]  # losses of the newest training rows
     broken: tuple[int, ...]  # steps whose row is not finite
     damaged: int  # lines that are no JSON object
-    reading: float | None  # share of the run's files read, while there is more to read
+    reading: float | None  # share of the run's files read so far, while there is more
     has_settings: bool  # whether config.json is there and can be read
-    newer_format: int | None  # of config.json, where this tatara is older than the run
+    newer_format: int | None  # format of config.json, where this tatara is older than the run
     disk_free: int | None
     disk_total: int | None
 

@@ -1,4 +1,4 @@
-"""Ranks that go on and yet are behind the others, or slower than they are."""
+"""Finds ranks that progress but are behind the others, or slower."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -8,12 +8,12 @@ from statistics import median
 from workloads.monitor.reading.ranks import RankStatus
 from workloads.run.events import Phase
 
-# Heartbeats are written every second and read at any moment: what they explain is no lag.
+# Heartbeats are written every second and read at any moment: such a difference is no lag.
 _EXPLAINED = 3.0  # seconds
 _LEAST_LAG = 2  # steps
-_LAG_UNTIMED = 10  # steps that count as a lag where nobody knows how long a step takes
-_SLOWER = 4 / 3  # times the median's time of a step
-# A speed is taken from heartbeats that lie at least so far apart, and at most so many seconds back.
+_LAG_UNTIMED = 10  # steps of a lag, while the duration of a step is unknown
+_SLOWER = 4 / 3  # factor on the median time of a step
+# Seconds between heartbeats for a speed: at least, and at most.
 _LEAST_STEPS, _LEAST_SECONDS, _WINDOW = 10, 10.0, 120.0
 
 
@@ -24,7 +24,7 @@ class Stragglers:
     _steps: dict[tuple[int, int, int], deque[tuple[float, int]]] = field(default_factory=dict)
 
     def mark(self, ranks: Sequence[RankStatus], usual: float | None) -> list[RankStatus]:
-        """The same ranks, those that lag named as `behind` or `slow`; `usual`: seconds a step."""
+        """The same ranks, with lagging ones marked `behind` or `slow`; `usual`: seconds a step."""
         going = [rank for rank in ranks if rank.code is None and rank.phase == Phase.TRAINING]
         self._remember(going)
         timed = [replace(rank, pace=self._pace(rank)) for rank in going]
@@ -45,7 +45,7 @@ class Stragglers:
                 steps.popleft()
 
     def _pace(self, rank: RankStatus) -> float | None:
-        """Seconds a step of one rank, None while too little was seen of it."""
+        """Seconds a step of one rank, None while there are too few heartbeats."""
         steps = self._steps[rank.rank, rank.attempt, rank.pid]
         if not steps:
             return None

@@ -1,4 +1,4 @@
-"""A snapshot as text: each part is a function of the snapshot and the room it has."""
+"""A snapshot as text: each part is a function of the snapshot and its width and height."""
 
 import re
 import textwrap
@@ -41,7 +41,7 @@ PHASES: dict[str, str] = {
 
 
 def flow(parts: Iterable[tuple[str, str]], width: int) -> Text:
-    """`label value` pairs, three blanks apart, on as many lines as they need."""
+    """`label value` pairs, three spaces apart, on as many lines as they need."""
     found, column = Text(), 0
     for label, value in parts:
         size = cell_len(label) + 1 + cell_len(value)
@@ -57,7 +57,7 @@ def flow(parts: Iterable[tuple[str, str]], width: int) -> Text:
 
 
 def header(snapshot: Snapshot, width: int) -> Text:
-    """Which run, what it does, how far it is."""
+    """Name, phase and progress of the run."""
     facts = [snapshot.workload, _ranks_word(snapshot), snapshot.strategy]
     aside = " · ".join(clean(fact) for fact in facts if fact)
     name = clean(snapshot.name)
@@ -129,7 +129,7 @@ def warnings(snapshot: Snapshot, width: int, found: Sequence[Alert] | None = Non
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of a text; what stands in backticks is to be copied and stays in one line."""
+    """Wrap a text; text in backticks is to be copied and stays in one line."""
     joined = re.sub("`[^`]*`", lambda found: found[0].replace(" ", _JOIN), text)
     return [line.replace(_JOIN, " ") for line in textwrap.wrap(joined, max(10, width))]
 
@@ -172,7 +172,7 @@ def _append_cells(
 
 
 def curve_title(snapshot: Snapshot, view: CurveView = LOSS) -> str:
-    """What the plot shows, with the newest value or the one under the cursor."""
+    """Title of the plot, with the newest value or the one under the cursor."""
     title = metric_label(view.metric)
     scale = f"{title}, log scale" if view.log else title
     selected = view.selected(snapshot)
@@ -197,7 +197,7 @@ _SPARKS = {
 
 
 def sparks(snapshot: Snapshot, here: Hardware, width: int) -> Text:
-    """Learning rate, throughput and this machine's load, a line each."""
+    """Learning rate, throughput and this machine's load, a sparkline each."""
     shown = [
         *((label, snapshot.curves.get(name)) for name, label in _SPARKS.items()),
         *here.history.items(),

@@ -21,11 +21,11 @@ from workloads.monitor.text.table import Cell, column_sizes, shortened
 from workloads.run import Run
 
 _EVERY = 3.0
-_LEAST_ALERT = 12  # columns; where there are fewer, the table can be scrolled
+_LEAST_ALERT = 12  # columns; with fewer, the table can be scrolled
 
 
 class OpenRun(Message):
-    """A run was chosen."""
+    """Message: a run was chosen."""
 
     def __init__(self, run: Run) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class ListScreen(Screen[None]):
         self._list = find.RunList()
         self._known: list[Snapshot] = []
         self._runs: dict[str, Run] = {}
-        self._sorted_by: str | None = None  # None: as they come, the newest first
+        self._sorted_by: str | None = None  # None: the newest first
         self._descending = False
 
     def compose(self) -> ComposeResult:
@@ -74,7 +74,7 @@ class ListScreen(Screen[None]):
         self.draw()
 
     def draw(self) -> None:
-        """Show what is known, in the order and by the search that were asked for."""
+        """Show the list in the chosen order, filtered by the search."""
         shown = search(self._known, self.query_one(Input).value)
         if self._sorted_by is not None:
             shown = sort(shown, self._sorted_by, self._descending)
@@ -104,7 +104,7 @@ class ListScreen(Screen[None]):
         self.query_one(Panel).show(Text(f"{count} in {self._root}, {going} going on", "bold"))
 
     def _marked(self, title: str) -> str:
-        """A column's title, with the way it is sorted."""
+        """A column's title, with its sort direction."""
         arrow = "↓" if self._descending else "↑"
         return f"{title}{arrow}" if title and title == self._sorted_by else title
 
@@ -125,13 +125,13 @@ class ListScreen(Screen[None]):
         self.draw()
 
     def action_search(self) -> None:
-        """Show the search's field."""
+        """Show the search field."""
         field = self.query_one(Input)
         field.display = True
         field.focus()
 
     def action_all(self) -> None:
-        """Forget the search."""
+        """Clear the search."""
         field = self.query_one(Input)
         field.value = ""
         field.display = False

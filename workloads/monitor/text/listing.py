@@ -1,4 +1,4 @@
-"""All runs in a table, a line each."""
+"""All runs as a table, one line each."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,18 @@ from workloads.monitor.reading.snapshot import Snapshot
 from workloads.monitor.text.frame import PHASES
 from workloads.monitor.text.table import Cell, table
 
-_NAME = 22  # columns that a run's name is shortened to at most
-# Left out where there is little room, so that the alerts are seen.
+_NAME = 22  # columns to which a run's name may be shortened
+# Left out on narrow terminals, so that alerts are visible.
 _WIDE = (("held-out", 80), ("duration", 110), ("started", 110))
 
 
 def listing(runs: Sequence[Snapshot], width: int) -> Text:
-    """The runs as they come, with the first alert of those that go on."""
+    """The runs in their order, with the first alert of active ones."""
     return table(rows_of(runs, width), width)
 
 
 def rows_of(runs: Sequence[Snapshot], width: int) -> list[list[Cell]]:
-    """The titles and a row a run; what there is no room for is left out of all."""
+    """Titles, and one row a run; columns without room are left out of all."""
     left_out = {title for title, room in _WIDE if width <= room}
     shown = [at for at, column in enumerate(COLUMNS) if column.title not in left_out]
     rows = [head(), *(row(run) for run in runs)]

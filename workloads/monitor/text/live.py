@@ -51,7 +51,7 @@ DataTable { height: 1fr; background: $background; }
 class Monitor(App[str]):
     """The application; it begins with `run`, or with the list where that is None.
 
-    Its result is the name of the run that was watched last, if that goes on.
+    Its result is the name of the run that was watched last, if it is still active.
     """
 
     TITLE = "tatara monitor"
@@ -81,16 +81,16 @@ class Monitor(App[str]):
         self.switch_screen(RunScreen(message.run))
 
     def announce(self, text: str) -> None:
-        """Show a line over the view for some time; called from another thread."""
+        """Show a notification; called from another thread."""
         if self.is_running:
             self.call_from_thread(self.notify, clean(text), timeout=30.0, markup=False)
 
     def _end_without_terminal(self) -> None:
-        """A closed terminal usually ends its programs; one that it forgets would spin forever."""
+        """End when the terminal is gone; otherwise this process could loop forever."""
         watched = select.poll()
         watched.register(sys.__stdin__ or 0, 0)
         if any(state & (select.POLLHUP | select.POLLERR) for _, state in watched.poll(0)):
-            os._exit(EXIT_DONE)  # there is nothing left to draw on, or to give back
+            os._exit(EXIT_DONE)  # there is no terminal left to draw on or to restore
 
     def action_detach(self) -> None:
         """Leave; the training goes on."""

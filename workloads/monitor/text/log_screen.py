@@ -18,7 +18,7 @@ _LINES = 1000
 
 
 class LogScreen(Screen[None]):
-    """The log of one rank; it begins with the one in trouble."""
+    """The log of one rank; first that of a rank in trouble."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,o", "back", "back to the run"),

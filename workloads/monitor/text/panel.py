@@ -5,18 +5,18 @@ from textual.widgets import Static
 
 
 class Panel(Static):
-    """Text that is drawn again only where it differs from what is there."""
+    """Text that is drawn again only if it has changed."""
 
     shown: Text | None = None
 
     def show(self, text: Text) -> None:
         before, self.shown = self.shown, text
         if before is None or before != text:
-            # Arranging all parts again costs more than all else; most texts keep their height.
+            # A new layout costs more than all else; most texts keep their height.
             same_height = before is not None and before.plain.count("\n") == text.plain.count("\n")
             self.update(text, layout=not same_height)
 
     @property
     def room(self) -> int:
-        """Columns that its text may take."""
+        """Columns for its text."""
         return self.content_size.width or self.container_size.width

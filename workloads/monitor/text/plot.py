@@ -28,7 +28,7 @@ class Canvas:
             self._cells[key] = self._cells.get(key, 0) | _BITS[y % 4][x % 2]
 
     def line(self, x0: int, y0: int, x1: int, y1: int) -> None:
-        """Dots from one place to another, as straight as they can be."""
+        """Draw a straight line of dots between two points."""
         length = max(abs(x1 - x0), abs(y1 - y0), 1)
         for at in range(length + 1):
             share = at / length
@@ -101,7 +101,7 @@ def plot(
 
 
 def _steps(axes: Axes, gutter: int, inner: int) -> str:
-    """The axis below: round steps under their columns, as many as there is room for."""
+    """The horizontal axis: round steps under their columns, as many as fit."""
     line = [" "] * (gutter + inner)
     free = 0
     for value in ticks(axes.left, axes.right, max(1, inner // 12)):

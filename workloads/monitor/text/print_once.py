@@ -1,4 +1,4 @@
-"""One frame and no more: for scripts, pipes, and terminals that cannot show a live view."""
+"""Prints one frame: for scripts, pipes, and terminals without support for the live view."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ from workloads.monitor.text import frame
 from workloads.monitor.text.listing import listing
 from workloads.run import Run
 
-_PATIENCE = 2.6  # seconds to see whether heartbeats of other machines change; one comes each second
+_PATIENCE = 2.6  # seconds to observe heartbeats of other machines, which come once a second
 _PAUSE = 0.2
 _ASCII = str.maketrans(
     {"━": "=", "─": "-", "█": "#", "░": ".", "·": "-", "…": "~", "●": "o", "°": " "}
@@ -24,7 +24,7 @@ _ASCII = str.maketrans(
 
 
 def read(run: Run) -> tuple[Snapshot, MachineReading]:
-    """A run with all its metrics read, watched until it is sure which of its ranks are alive."""
+    """A run with all its metrics, read until the state of all ranks is certain."""
     hardware, reader = Hardware(), RunReader(run)
     begun = time.monotonic()
     here = hardware.read()
@@ -34,7 +34,7 @@ def read(run: Run) -> tuple[Snapshot, MachineReading]:
     ):
         time.sleep(_PAUSE if snapshot.reading is None else 0)
         snapshot = reader.read(here.gpus)
-    time.sleep(max(0.0, begun + _PAUSE - time.monotonic()))  # a span to measure the processors in
+    time.sleep(max(0.0, begun + _PAUSE - time.monotonic()))  # an interval to measure CPU use in
     here = hardware.read()
     hardware.close()
     return reader.read(here.gpus), here
@@ -50,7 +50,7 @@ def read_list(root: Path) -> list[Snapshot]:
 
 
 def _unsure(snapshot: Snapshot) -> bool:
-    """Whether some rank's last word has another machine's date, and no newer one came yet."""
+    """Whether a heartbeat is dated by another machine, and no newer one has come yet."""
     live = [rank for rank in snapshot.ranks if rank.code is None]
     return snapshot.phase not in ENDED and any(not rank.sure for rank in live)
 
@@ -63,9 +63,9 @@ def as_dict(root: Path, run: Run | None) -> dict[str, Any]:
 
 
 def show(root: Path, run: Run | None) -> None:
-    """Print the same for people, as wide as the terminal is."""
+    """Print the same as text, as wide as the terminal."""
     console = Console(highlight=False)
-    # A legacy encoding has no braille: the same curve in dots and colons.
+    # A legacy encoding has no braille: draw the curve with dots and colons.
     ascii = "utf" not in console.encoding.lower()
     if run is None:
         text = listing(read_list(root), console.width)

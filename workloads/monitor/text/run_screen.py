@@ -25,8 +25,8 @@ from workloads.monitor.text.log_screen import LogScreen
 from workloads.monitor.text.panel import Panel
 from workloads.run import Run
 
-# Seconds between two readings. Heartbeats come every second, but drawing anew takes 30 ms of a
-# processor, and a training on two shall not lose more than half a percent to it.
+# Seconds between two readings. Heartbeats come every second, but redrawing takes 30 ms of a
+# processor, and a training on two should not lose more than half a percent to it.
 EVERY = 3.0
 _READING = 0.05  # the same while there is more to read
 _EVENTS = 50
@@ -34,7 +34,7 @@ _LOG = 6  # lines of a log beside its error
 
 
 class AllRuns(Message):
-    """The list is asked for, with the cursor on the run that was shown."""
+    """Message: show the list, with the cursor on this run."""
 
     def __init__(self, before: Run) -> None:
         super().__init__()
@@ -96,19 +96,19 @@ class RunScreen(Screen[None]):
         self.call_after_refresh(self.draw)
 
     def read(self) -> None:
-        """Read what is new and show it."""
+        """Read new data and show it."""
         here = self.hardware.read()
         first = self._seen is None
         snapshot = self._reader.read(here.gpus)
         self._seen = snapshot, here
         self.draw()
         if first:
-            self.call_after_refresh(self.draw)  # now the parts know their room
+            self.call_after_refresh(self.draw)  # the sizes of all parts are known now
         if snapshot.reading is not None:
             self.set_timer(_READING, self.read)
 
     def draw(self) -> None:
-        """Show the last reading again, in the room there is."""
+        """Show the last reading again, in the current size."""
         if self._seen is None or not self.is_current:
             return
         snapshot, here = self._seen
@@ -132,7 +132,7 @@ class RunScreen(Screen[None]):
         panel.show(text)
         if panel.display != bool(text):
             panel.display = bool(text)
-            self.call_after_refresh(self.draw)  # the other parts have more room now, or less
+            self.call_after_refresh(self.draw)  # the other parts changed their size
 
     def _draw_curve(self, snapshot: Snapshot) -> None:
         panel = self._panel("curve")
@@ -142,11 +142,11 @@ class RunScreen(Screen[None]):
         panel.show(frame.curve(snapshot, size.width, size.height, self._view))
 
     def _closer(self, snapshot: Snapshot) -> Snapshot:
-        """With what is zoomed into read again: points of several rows are taken apart."""
+        """The snapshot with the zoomed range read again at full detail."""
         if self._view.steps is None:
             return snapshot
         first, last = self._view.steps
-        # Read again where a fiftieth more has come, not with every step.
+        # Read again after 2 % of new steps, not with every step.
         grown = int(50 * math.log(max(1, snapshot.step - first)))
         key = (first, last, grown if last > snapshot.step else 0)
         if self._window is None or self._window[0] != key:

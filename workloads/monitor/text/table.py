@@ -7,7 +7,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 _GAP = 2
-_LEGIBLE = 5  # a name in fewer columns says nothing and is left out
+_LEGIBLE = 5  # a shorter name is useless and is left out
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Cell:
 
 
 def table(rows: Sequence[Sequence[Cell]], width: int) -> Text:
-    """Rows of cells in columns two blanks apart, cut at the width."""
+    """Rows of cells in columns two spaces apart, cut at the width."""
     sizes = column_sizes(rows, width)
     found = Text(no_wrap=True, overflow="ellipsis")
     for number, row in enumerate(rows):
@@ -60,7 +60,7 @@ def column_sizes(rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
 
 
 def shortened(text: str, room: int) -> str:
-    """A name in so many columns, without its middle: both of its ends tell it from others."""
+    """A name shortened in its middle: both of its ends distinguish it."""
     if cell_len(text) <= room:
         return text
     if room < _LEGIBLE:

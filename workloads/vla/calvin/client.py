@@ -23,12 +23,12 @@ _END = 5.0  # seconds that a process has to end
 
 
 class SimulatorEnded(TataraError):
-    """The simulator's process is gone, silent, or sends something else."""
+    """The simulator's process has ended, is silent, or sent an invalid message."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What is seen after a step: images uint8 by camera, `static` [200, 200, 3] and `gripper`
+    """Observation after a step: images uint8 by camera, `static` [200, 200, 3] and `gripper`
     [84, 84, 3]; robot_obs float64 [15] and scene_obs [24]; whether the task is done."""
 
     images: Mapping[str, np.ndarray]
@@ -39,7 +39,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Place:
-    """Where simulators come from: a command that is one, or an address that has them."""
+    """Source of simulators: a command to start, or an address."""
 
     command: tuple[str, ...] = ()
     address: tuple[str, int] | None = None
@@ -50,7 +50,7 @@ class Simulator:
     refuses."""
 
     def __init__(self, place: Place, log: Path) -> None:
-        """log: what its process prints."""
+        """log: file for its process's output."""
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         if place.address is not None:
@@ -108,11 +108,11 @@ class Simulator:
         return _frame(*self._ask("reset", arrays))
 
     def begin(self, task: str) -> Frame:
-        """From here on the task counts as done once it is so compared with now."""
+        """Start a task: it counts as done by comparison with the current scene."""
         return _frame(*self._ask("task", name=task))
 
     def step(self, action: np.ndarray) -> Frame:
-        """A thirtieth of a second under an action, float [7]: six of the arm, gripper −1 or 1."""
+        """Simulate 1/30 s with an action, float [7]: six of the arm, gripper −1 or 1."""
         return _frame(*self._ask("step", {"action": np.asarray(action, np.float64)}))
 
     def _ask(

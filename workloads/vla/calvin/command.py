@@ -1,6 +1,6 @@
 """CALVIN's evaluation in its own simulator: five tasks in a row, the published protocol.
 
-The same command goes on where it stopped.
+The same command resumes where it stopped.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         precision=False,
     )
     what.add_argument(
-        "--scripted", action="store_true", help="a script in place of a policy: tries the simulator"
+        "--scripted", action="store_true", help="a script instead of a policy: tests the simulator"
     )
     parser.add_argument(
         "--sequences", type=int, default=SEQUENCES, metavar="N",
@@ -98,7 +98,7 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def _policy(target: Target, args: argparse.Namespace) -> tuple[Callable[[], Pilot], dict[str, Any]]:
-    """What makes a pilot of the policy, and what its answers depend on."""
+    """A factory of pilots, and the facts that the policy's answers depend on."""
     from workloads.vla.calvin.rollout import PolicyPilot, check_policy
     from workloads.vla.episodes import Execution
     from workloads.vla.policy import Policy
@@ -117,7 +117,7 @@ def _policy(target: Target, args: argparse.Namespace) -> tuple[Callable[[], Pilo
 
 
 def _step(folder: Path) -> int | None:
-    """The step that a run's model was exported at."""
+    """The step of a run's exported model."""
     from workloads.json_files import read_json
 
     file = folder / "tatara.json"

@@ -1,5 +1,5 @@
-"""Many sequences by several simulators, kept one by one, so that an evaluation goes on where it was
-stopped."""
+"""Evaluates many sequences with several simulators; results are stored one by one, so that a
+stopped evaluation resumes."""
 
 import json
 import threading
@@ -41,7 +41,7 @@ class Videos:
 
 
 class _Stopped(Exception):
-    """Another simulator failed, or the person asked to stop."""
+    """Another simulator failed, or a stop was requested."""
 
 
 def evaluate(
@@ -54,11 +54,11 @@ def evaluate(
     videos: Videos = Videos(),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Result], dict[str, Any]]:
-    """The first `count` official sequences, in order, and the facts of the evaluation.
+    """Evaluate the first `count` official sequences; returns results in order and the facts.
 
-    facts: what the results depend on; those that lie in `folder` already count where they were made
-    under the same facts, by the same simulator. new_pilot: one for each simulator. Raises UserError
-    where other results lie there, SimulatorEnded where a simulator ends twice in a sequence.
+    facts: that the results depend on; earlier results in `folder` count if they have the same facts
+    and simulator. new_pilot: makes one for each simulator. Raises UserError where other results lie
+    there, SimulatorEnded where a simulator ends twice in a sequence.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = sequences(count)
@@ -100,7 +100,7 @@ def evaluate(
 
 
 class _Worker:
-    """A simulator with the pilot that drives its robot; the simulator starts when it is needed."""
+    """A simulator with its robot's pilot; the simulator is started on first use."""
 
     def __init__(self, place: Place, log: Path, pilot: Pilot, stop: threading.Event) -> None:
         self._place, self._log, self._pilot, self._stop = place, log, pilot, stop
@@ -117,7 +117,7 @@ class _Worker:
             self._simulator = None
 
     def drive(self, sequence: Sequence, films: bool) -> Rollout:
-        """A simulator that ends in the middle is started once more, and the sequence with it."""
+        """Drive a sequence; a simulator that ends meanwhile is restarted once with it."""
         try:
             return drive(self.start(), sequence, self._pilot, films, self._check_stop)
         except SimulatorEnded:
@@ -130,7 +130,7 @@ class _Worker:
 
 
 def _known(folder: Path, facts: Mapping[str, Any], count: int) -> dict[int, Result]:
-    """The results that are there already; the facts are written where there are none yet."""
+    """Earlier results in the folder; writes the facts if there are none yet."""
     file = folder / RESULTS
     if not file.is_file():
         (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -144,7 +144,7 @@ def _known(folder: Path, facts: Mapping[str, Any], count: int) -> dict[int, Resu
             "give another --output"
         )
     text = file.read_text(encoding="utf-8")
-    if not text.endswith("\n"):  # killed while it wrote a line
+    if not text.endswith("\n"):  # a line that was cut by a kill
         file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
     rows = [
         Result(row["number"], tuple(row["tasks"]), row["solved"], tuple(row["steps"]))

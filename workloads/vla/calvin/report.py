@@ -11,7 +11,7 @@ from workloads.vla.calvin.scoring import success_rates
 from workloads.vla.calvin.sequences import COUNT
 
 FILE = "calvin.json"
-# Share of the 1000 sequences with at least 1 to 5 tasks in a row where it was published, and the
+# Published shares of the 1000 sequences with at least 1 to 5 tasks in a row, and the
 # mean length. The data was drawn with EGL.
 PUBLISHED: Sequence[tuple[str, str, tuple[float, ...], float]] = (
     ("RoboVLMs (Kosmos-2)", "ABCD → D", (0.967, 0.930, 0.899, 0.865, 0.826), 4.49),

@@ -14,25 +14,25 @@ from workloads.vla.calvin.tasks import TASKS
 from workloads.vla.episodes import Episode, Execution, act
 from workloads.vla.policy import Observation, Policy
 
-STEPS = 360  # a task has so many, 12 s
+STEPS = 360  # steps of a task, 12 s
 CAMERAS = ("static", "gripper")
 ACTION, STATE = 7, 15
 
 
 class Pilot(Protocol):
-    """What drives the robot: a policy, or a script."""
+    """Controls the robot: a policy, or a script."""
 
     def begin(self, task: str) -> None:
-        """A task begins: nothing is remembered of the one before."""
+        """Begin a task: forget the one before."""
 
     def act(self, frame: Frame) -> np.ndarray:
-        """What to send, float64 [7], for what is seen; six of the arm, gripper −1 or 1."""
+        """The action for an observation, float64 [7]: six of the arm, gripper −1 or 1."""
 
 
 @dataclass
 class PolicyPilot:
-    """A policy, which hears the task in words and sees its own cameras. lock: of the policy, where
-    several drive with it."""
+    """A policy with the task's instruction and its own cameras. lock: of the policy, if several
+    pilots share it."""
 
     policy: Policy
     unnorm_key: str
@@ -48,13 +48,13 @@ class PolicyPilot:
         seen = Observation(frame.images, self._instruction, state)
         with self.lock:
             sent = act(self.policy, [self._episode], [seen], self.unnorm_key, self.execution)[0]
-        # The simulator takes an open or a closed gripper, nothing between.
+        # The simulator accepts only an open or a closed gripper.
         sent[-1] = 1.0 if sent[-1] > 0 else -1.0
         return sent
 
 
 def check_policy(policy: Policy, unnorm_key: str | None) -> str:
-    """The key of the statistics that give the policy's actions their units.
+    """The key of the statistics for the units of the policy's actions.
 
     Raises UserError for an unknown key, and for a policy of another robot or other cameras.
     """

@@ -1,4 +1,4 @@
-"""The scene that the simulator is reset to, from an initial state of CALVIN's evaluation."""
+"""Scenes for the simulator's reset, from initial states of CALVIN's evaluation."""
 
 from math import pi
 
@@ -29,8 +29,8 @@ def scene_of(state: State) -> np.ndarray:
     """The simulator's scene_obs for an initial state, float64 [24].
 
     Slider, drawer, button, switch, bulb, LED, then position (m) and Euler angles (rad) of the red,
-    the blue and the pink block. Which place on the table comes first, and how blocks are turned, is
-    drawn under `seed_of`.
+    the blue and the pink block. The order of places on the table and the rotation of blocks are
+    drawn with `seed_of`.
     """
     random = np.random.RandomState(seed_of(state))
     places = list(_ON_TABLE)
@@ -52,7 +52,7 @@ def scene_of(state: State) -> np.ndarray:
 def _place(
     places: list[tuple[float, float, float]], state: State, block: str
 ) -> tuple[float, float, float]:
-    """Red takes the first place, pink the second, blue what red leaves."""
+    """Place of a block: red takes the first, pink the second, blue the remaining one."""
     second = block == "pink_block" or (block == "blue_block" and state["red_block"] == "table")
     return places[second]
 
@@ -66,5 +66,5 @@ def seed_of(state: State) -> int:
 
 
 def hashed_text(state: State) -> str:
-    """What the seed is made of."""
+    """The text that the seed is hashed from."""
     return str(dict(state).values())

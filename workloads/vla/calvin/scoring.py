@@ -7,7 +7,7 @@ import numpy as np
 from workloads.errors import UserError
 from workloads.vla.calvin.sequences import LENGTH
 
-# By places in scene_obs: (task, place, how far it has to move, m).
+# By index in scene_obs: (task, index, distance to move, m).
 _DOORS = (
     ("move_slider_left", 0, 0.15),
     ("move_slider_right", 0, -0.15),
@@ -33,7 +33,7 @@ def success_rates(solved: Sequence[int]) -> tuple[list[float], float]:
 def seen_tasks(start: np.ndarray, end: np.ndarray) -> set[str]:
     """The tasks of doors and lights between two scenes, `scene_obs` float [24] each.
 
-    Those of blocks need to know what touches what, which only the simulator does.
+    Tasks of blocks depend on contacts, which only the simulator knows.
     """
     moved = np.asarray(end, np.float64) - np.asarray(start, np.float64)
     doors = {

@@ -1,7 +1,7 @@
-"""A script in place of a policy, with known positions of the table's parts, to test the simulator.
+"""A script instead of a policy, with known positions of the table's parts, to test the simulator.
 
-It presses the button, pushes the slider, opens and closes the drawer, and does nothing about a
-block or the switch. What it reaches says that simulator and protocol work, nothing else.
+It presses the button, pushes the slider, opens and closes the drawer, and ignores blocks and the
+switch. Its successes only show that simulator and protocol work.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import numpy as np
 
 from workloads.vla.calvin.client import Frame
 
-_STEP = 0.02  # m that a number of 1 moves the target pose by
+_STEP = 0.02  # m that an action of 1 moves the target pose
 _NEAR = 0.012  # m
 _BUTTON = np.array([-0.12, -0.12, 0.46])  # m, its upper face when nobody presses it
 _HANDLE = np.array([0.04, 0.0, 0.54])  # of the slider at its right end, 0.28 m from the left one
@@ -27,9 +27,9 @@ class Script:
         self._target: np.ndarray | None = None
 
     def act(self, frame: Frame) -> np.ndarray:
-        """The action towards the next way point, float64 [7]; the arm rests where there is none."""
+        """The action towards the next way point, float64 [7]; the arm rests after the last one."""
         if self._target is None:
-            # What the simulator adds to is the pose that it was sent to, which the arm is near to.
+            # The simulator adds to the target pose, which the arm is close to.
             self._target = frame.robot_obs[:3].copy()
             self._points = _way(self._task, frame)
             self._next = next(self._points, None)

@@ -2,7 +2,7 @@
 
 Each of 192 first states has five or six sequences, drawn at random under the state's number until
 they can be done, and all of them are shuffled once. Drawing takes seconds a sequence, so the result
-lies here as a table of numbers; `drawn` makes it anew.
+is stored here as a table; `drawn` computes it again.
 """
 
 from collections.abc import Iterator
@@ -25,19 +25,19 @@ _PLACES = ("table", "slider_right", "slider_left")
 
 
 class Sequence(NamedTuple):
-    """One of the evaluation's sequences: how the scene begins, and the tasks in order."""
+    """One of the evaluation's sequences: its initial state, and the tasks in order."""
 
     initial_state: State
     sequence: tuple[str, ...]
 
     @property
     def instructions(self) -> list[str]:
-        """What the policy is told, task by task."""
+        """The instructions for the policy, task by task."""
         return [TASKS[name].instruction for name in self.sequence]
 
     @property
     def scene_obs(self) -> np.ndarray:
-        """float64 [24]: what the simulator is reset to."""
+        """The scene for the simulator's reset, float64 [24]."""
         return scene_of(self.initial_state)
 
 
@@ -96,7 +96,7 @@ def _drawn(number: int, state: State) -> Iterator[tuple[str, ...]]:
     random = np.random.RandomState(number)
     categories = [TASKS[name].category for name in _NAMES]
     while True:
-        # The same as a choice of five without putting back.
+        # The same as drawing five without replacement.
         tasks = random.permutation(len(_NAMES))[:LENGTH].tolist()
         if len({categories[task] for task in tasks}) == LENGTH:
             names = tuple(_NAMES[task] for task in tasks)

@@ -1,12 +1,12 @@
 """CALVIN's simulator behind messages: `python simulator.py --calvin FOLDER`.
 
-This file stands alone, with numpy and what calvin_env needs: it runs in an environment, or an
-image, of its own, since calvin_env asks for older packages than a training does. `tatara eval
-calvin` starts it and speaks to it over its standard input and output, or over a connection:
+This file is self-contained, with numpy and calvin_env's packages: it runs in its own environment or
+image, since calvin_env requires older packages than a training. `tatara eval calvin` starts it and
+sends messages over its standard input and output, or a connection:
 
     hello                            → version, renderer, commit, scene
     reset robot_obs[15] scene_obs[24] → rgb_static, rgb_gripper, robot_obs, scene_obs
-    task name                        → the same; what is so now is where the task begins
+    task name → the same; the current scene is the task's start
     step action[7]                   → the same, and solved: whether the task is done
 
 A message is a length of 4 bytes, JSON of that length with the arrays' names, types and shapes, and
@@ -77,7 +77,7 @@ def _exactly(stream, size):
 
 
 def commit_of(path):
-    """The commit of the clone, or of the archive, that a path is in; None where nothing says it."""
+    """The commit of the clone, or of the archive, that a path is in; None if unknown."""
     for folder in (path, *path.parents):
         if (folder / "COMMIT").is_file():
             return (folder / "COMMIT").read_text().strip()
@@ -114,7 +114,7 @@ class Calvin:
         from calvin_env.envs import play_table_env
         from omegaconf import OmegaConf
 
-        # It asks for a whole git repository, only to log its commit.
+        # It requires a git repository, only to log its commit.
         play_table_env.get_git_commit_hash = commit_of
 
         self.root = Path(calvin_env.__file__).resolve().parents[1]
@@ -152,8 +152,8 @@ class Calvin:
     def reset(self, fields, arrays):
         self.task = None
         given = {name: self._vector(arrays, name, size) for name, (size,) in STATES.items()}
-        # Made anew in a quarter of a second: nothing of the sequence before is left, whatever order
-        # sequences are driven in.
+        # Built again in a quarter of a second: nothing of the sequence before is left, in any order
+        # of sequences.
         self.env.load()
         return {}, self._seen(self.env.reset(**given))
 
@@ -217,14 +217,14 @@ def answer(new_simulator, inward, outward):
 
 
 def own_output():
-    """Where messages go; what libraries print, also from C, goes to standard error from here on."""
+    """Stream of messages; prints of libraries, also from C, go to standard error from here on."""
     outward = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return outward
 
 
 def listen(address, words):
-    """A process for each connection, as inetd does; `words` start one over its standard input."""
+    """Start a process for each connection, as inetd does; `words`: its command."""
     host, _, port = address.rpartition(":")
     running: list[subprocess.Popen[bytes]] = []
     with socket.create_server((host, int(port))) as server:
@@ -249,7 +249,7 @@ def main():
         metavar="FOLDER",
         help="clone of calvin_env, or the folder that has it, where it is not installed",
     )
-    parser.add_argument("--egl", action="store_true", help="draw with the GPU")
+    parser.add_argument("--egl", action="store_true", help="render with the GPU")
     parser.add_argument("--listen", metavar="HOST:PORT", help="serve connections")
     args = parser.parse_args()
     if args.listen:

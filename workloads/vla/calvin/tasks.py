@@ -1,4 +1,4 @@
-"""The 34 tasks of CALVIN: what each needs, what it changes, and how it is said."""
+"""The 34 tasks of CALVIN: conditions, effects, and instructions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +13,7 @@ _IN_SLIDER = ("slider_right", "slider_left")
 
 @dataclass(frozen=True)
 class Way:
-    """One way a task can be done: what has to be so (one value, or any of several), and what is so
-    afterwards."""
+    """One way to do a task: its conditions (one value, or any of several), and its effects."""
 
     needs: Needs
     changes: Mapping[str, int | str]
@@ -29,7 +28,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Task:
-    """category: a sequence has no two tasks of one; instruction: what the policy is told."""
+    """category: a sequence has no two tasks of one; instruction: for the policy."""
 
     category: int
     instruction: str

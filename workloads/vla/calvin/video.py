@@ -1,4 +1,4 @@
-"""A sequence as a moving image: GIF, which every page shows, or MP4."""
+"""Videos of sequences: GIF, which every page shows, or MP4."""
 
 import textwrap
 from pathlib import Path
@@ -19,7 +19,7 @@ _SOLVED, _FAILED = (20, 130, 50), (190, 40, 40)
 def write_video(rollout: Rollout, sequence: Sequence, file: Path, kind: str) -> Path:
     """Write the static camera's images with the task's text below; returns the file.
 
-    The last image of each task says how the task ended. file: without its ending.
+    The last image of each task shows its result. file: without its ending.
     """
     frames = list(_captioned(rollout, sequence))
     target = file.with_suffix(f".{kind}")

@@ -1,1 +1,1 @@
-"""Steps of robot episodes, made ready for a policy: sources, statistics, augmentation."""
+"""Steps of robot episodes for a policy: sources, statistics, augmentation."""

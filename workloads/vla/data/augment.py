@@ -31,7 +31,7 @@ def augment(pixels: np.ndarray, how: Augmentation, random: np.random.Generator) 
 
 
 def centre_crop(pixels: np.ndarray, area: float) -> np.ndarray:
-    """The centre of an image, `area` of it, at the same size: what an augmented model expects.
+    """The centre of an image with share `area`, at the same size, as an augmented model expects.
 
     pixels: uint8 [H, W, 3] → uint8 [H, W, 3].
     """
@@ -47,7 +47,7 @@ def as_served(processor: ImageProcessor, image: np.ndarray, crop_area: float) ->
 
 
 def _cropped(pixels: np.ndarray, area: float, left: float, top: float) -> np.ndarray:
-    """left, top: 0..1, where in the room that is left over the crop lies."""
+    """left, top: 0..1, position of the crop in the remaining space."""
     if area >= 1:
         return pixels
     height, width = pixels.shape[:2]
@@ -65,7 +65,7 @@ def recoloured(values: np.ndarray, saturation: float, turn: float) -> np.ndarray
     hue = _hue(values, high, np.where(spread > 0, spread, 1))
     share = np.where(high > 0, spread / np.where(high > 0, high, 1), 0)
     share = np.clip(share * saturation, 0, 1)
-    # Every channel is the value less a share of it that depends on how far its own hue is away.
+    # Each channel is the value minus a share that depends on the distance to its own hue.
     around = (np.array([5, 3, 1], np.float32) + 6 * ((hue + turn) % 1)[..., None]) % 6
     away = np.clip(np.minimum(around, 4 - around), 0, 1)
     return np.asarray(high[..., None] * (1 - share[..., None] * away), dtype=np.float32)

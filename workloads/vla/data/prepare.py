@@ -28,7 +28,7 @@ _INSTRUCTIONS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Frames:
-    """Where the frames of a dataset are kept; starts int64 [episodes + 1]: first step of each."""
+    """Cached frames of a dataset; starts int64 [episodes + 1]: first step of each episode."""
 
     cache: FrameCache
     starts: np.ndarray
@@ -36,7 +36,7 @@ class Frames:
     def get(
         self, camera: int, episode: int, step: int, load: Callable[[], np.ndarray]
     ) -> np.ndarray:
-        """The frame of a step, uint8 [H, W, 3]; camera: its number among those that are used."""
+        """The frame of a step, uint8 [H, W, 3]; camera: its index among the used ones."""
         steps = int(self.starts[-1])
         return self.cache.get(camera * steps + int(self.starts[episode]) + step, load)
 
@@ -54,16 +54,16 @@ class Part:
     frames: "Frames | None" = None
 
     def row_id(self, place: int) -> str:
-        """Where a sample comes from, for people."""
+        """Place of a sample, for messages."""
         episode, step = (int(number) for number in self.places[place])
         return f"{self.name}/{self.dataset[episode].name}:{step}"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """All datasets, opened: parts to train on and parts held out, and the numbers of both.
+    """All opened datasets: training and held-out parts, and statistics.
 
-    lines: what is trained on; notes: what a person should know of it.
+    lines: on the training data; notes: remarks on it.
     """
 
     train: tuple[Part, ...]
@@ -85,7 +85,7 @@ class Sources:
         return 0 if proprio is None else len(proprio["q01"])
 
     def as_dict(self) -> dict[str, Any]:
-        """For the run's manifest."""
+        """As plain values for the run's manifest."""
         return {
             "fingerprint": self.fingerprint,
             "train_samples": sum(len(part.places) for part in self.train),
@@ -109,10 +109,10 @@ def open_sources(
 ) -> Sources:
     """Open every dataset, split it by episode and describe its actions and states.
 
-    kept: a run's own dataset_statistics.json, which wins where it is there, so that a resumed run
+    kept: a run's own dataset_statistics.json, which wins if it exists, so that a resumed run
     normalises as before. Raises UserError for nothing to train on, an unknown camera, an episode
-    without an instruction, actions that their tokens cannot hold, datasets that do not fit
-    together, and damage past the budget.
+    without an instruction, actions out of the tokens' range, incompatible datasets, and damage past
+    the budget.
     """
     lost = config.data.missing_datasets()
     if lost is not None:
@@ -198,10 +198,7 @@ def _split(
 
 
 def _split_apart(dataset: Dataset, order: np.ndarray, count: int) -> tuple[list[int], list[int]]:
-    """As `_split`, with episodes that share steps on one side: no held-out step is trained on.
-
-    Nothing is held out where all of them hang together.
-    """
+    """As `_split`, but episodes that share steps stay together; nothing is held out if all do."""
     spans = sorted((*dataset[int(number)].rows[[0, -1]].tolist(), int(number)) for number in order)
     groups: list[list[int]] = []
     end = -1
@@ -261,7 +258,7 @@ def _part(
 
 
 def window_options(config: VlaConfig, cameras: tuple[str, ...]) -> WindowOptions:
-    """How the windows of a policy head are cut."""
+    """Options of a policy head's windows."""
     data = config.data
     return WindowOptions(
         window=config.window,
@@ -275,7 +272,7 @@ def window_options(config: VlaConfig, cameras: tuple[str, ...]) -> WindowOptions
 def _usable_steps(dataset: Dataset, number: int, chunk: int) -> list[int]:
     """Steps whose chunk of actions is known.
 
-    At an episode's end its last action is repeated, as published; across a gap nothing is known.
+    At an episode's end its last action is repeated, as published; a chunk never spans a gap.
     """
     if chunk == 1:
         return list(range(int(dataset.lengths[number])))
@@ -325,7 +322,7 @@ def with_frames(
 
 
 def _worth_keeping(config: VlaConfig, sources: Sources) -> bool:
-    """Whether frames are asked for again in this run: there is a second pass over the data."""
+    """Whether the run reads frames again: whether it makes a second pass over the data."""
     if config.data.cache_frames != "auto":
         return bool(config.data.cache_frames)
     if config.train.max_steps is None:
@@ -335,7 +332,7 @@ def _worth_keeping(config: VlaConfig, sources: Sources) -> bool:
 
 
 def _statistics(config: VlaConfig, parts: Sequence[Part], kept: Path | None) -> Statistics:
-    """By name, over the episodes to train on; datasets of one name are described together."""
+    """Statistics by name, over the training episodes; datasets of one name are joined."""
     data, names = config.data, list(dict.fromkeys(part.name for part in parts))
     file = kept if kept is not None and kept.is_file() else None
     if file is None and data.statistics is not None:
@@ -360,7 +357,7 @@ def _statistics(config: VlaConfig, parts: Sequence[Part], kept: Path | None) -> 
 
 
 def _check_numbers(where: str, entry: Any, what: str, size: int | None) -> None:
-    """Whether what normalising needs is there, `size` numbers each; None for any."""
+    """Raise UserError unless statistics for normalisation have `size` numbers each; None: any."""
     numbers = entry.get(what) if isinstance(entry, dict) else None
     for key in ("min", "max", "q01", "q99"):
         found = numbers.get(key) if isinstance(numbers, dict) else None
@@ -402,7 +399,7 @@ def _described(name: str, parts: Sequence[Part], mask: tuple[bool, ...] | None) 
 
 
 def _fingerprint(parts: Sequence[Part]) -> str:
-    """Changes with the samples, their order, and their actions."""
+    """Digest of the samples, their order, and their actions."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(json.dumps([part.name, part.weight, part.cameras]).encode())
@@ -413,7 +410,7 @@ def _fingerprint(parts: Sequence[Part]) -> str:
 
 
 def _lines(train: Part, held_out: Part) -> list[str]:
-    """What is trained on: episodes, cameras, instructions, and what is left out."""
+    """Lines on the training data: episodes, cameras, instructions, and omissions."""
     dataset = train.dataset
     left_out = [camera for camera in dataset.cameras if camera not in train.cameras]
     cameras = f"cameras used: {', '.join(train.cameras)}"
@@ -429,7 +426,7 @@ def _lines(train: Part, held_out: Part) -> list[str]:
 
 
 def _notes(part: Part) -> list[str]:
-    """What a person should know of the data."""
+    """Remarks on the data."""
     return [
         f"{part.name}: {remark.text}{f'; {remark.fix}' if remark.fix else ''}"
         for remark in remarks(part.dataset)

@@ -28,7 +28,7 @@ from workloads.vla.processing import (
 )
 from workloads.vla.statistics import Statistics
 
-# A step that cannot be read is replaced by the next that can, at most so many further on.
+# An unreadable step is replaced by the next readable one, at most so many further on.
 _TRIES = 64
 
 
@@ -87,7 +87,7 @@ class Maker:
         return self.processor.normalize(augment(pixels, how, random))
 
     def _actions(self, episode: Episode, step: int) -> np.ndarray:
-        """[chunk, A]; past the end of the episode its last action again."""
+        """Actions float32 [chunk, A]; past the end of the episode its last action is repeated."""
         steps = np.minimum(np.arange(step, step + self.chunk), len(episode) - 1)
         return episode.actions[steps]
 
@@ -118,7 +118,7 @@ class Steps(TorchDataset[dict[str, Any]]):
         return int(self._ends[-1])
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """The sample, with `part`, `row_id` and `damage`: what could not be read on the way."""
+        """The sample, with `part`, `row_id` and `damage`, the damaged steps that were skipped."""
         which = int(np.searchsorted(self._ends, number, side="right"))
         within = number - (int(self._ends[which - 1]) if which else 0)
         part, damage = self.parts[which], []
@@ -139,7 +139,7 @@ class Steps(TorchDataset[dict[str, Any]]):
         )
 
     def _place(self, which: int, within: int) -> int:
-        """Whole passes go through all places; a part of a pass draws other ones each epoch."""
+        """Part and place of a sample: a pass uses all places, a partial one new ones each epoch."""
         part = self.parts[which]
         passes, place = divmod(within, len(part.places))
         whole = round(part.weight * len(part.places)) // len(part.places)
@@ -155,7 +155,7 @@ class Steps(TorchDataset[dict[str, Any]]):
 
 
 def _thinned(parts: Sequence[Part], most: int | None) -> list[Part]:
-    """The parts with at most so many places in all, evenly spread."""
+    """The parts with at most so many places in total, evenly spread."""
     total = sum(len(part.places) for part in parts)
     if most is None or total <= most:
         return list(parts)
@@ -175,7 +175,7 @@ class Collate:
 
     Tensors: input_ids, labels, attention_mask int64 [B, L]; pixel_values float32 [B, C, H, W];
     for an OFT head actions [B, chunk, A] and proprio [B, P]. Besides, for the trainer to take out:
-    parts int64 [B], row_ids, damage, and tokens, how many positions the model computes.
+    parts int64 [B], row_ids, damage, and tokens, the number of positions that the model computes.
     """
 
     pad_token_id: int

@@ -14,7 +14,7 @@ from workloads.vla.actions import ActionTokenizer
 from workloads.vla.data.prepare import Part
 from workloads.vla.statistics import Statistics
 
-# What is summed before the columns of the dimensions; `compared` counts tokens, `steps` actions.
+# The sums before those of the dimensions; `compared` counts tokens, `steps` actions.
 _SAMPLES, _RIGHT, _COMPARED, _STEPS, _HEAD = range(5)
 
 

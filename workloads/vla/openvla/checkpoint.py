@@ -77,7 +77,7 @@ def random_init(
 ) -> OpenVLA:
     """A model with random weights from the fields of config.json, the same for the same seed.
 
-    They are drawn on `device`, each kind of which has numbers of its own.
+    They are drawn on `device`; random numbers differ between kinds of devices.
     """
     model = empty(parse(raw), attn, oft)
     model.to_empty(device=device)
@@ -91,7 +91,7 @@ def random_init(
 
 
 def _draw(name: str, parameter: Tensor, generator: torch.Generator) -> None:
-    """Norms are 1, biases 0, matrices keep the scale of what they multiply, tables are small."""
+    """Draw weights: norms 1, biases 0, matrices that keep their input's scale, small tables."""
     if name.endswith("bias"):
         parameter.zero_()
     elif parameter.ndim == 1:
@@ -163,13 +163,13 @@ def _fill(
     device: torch.device,
     expected: set[str],
 ) -> None:
-    """Put every tensor of the files in its place."""
+    """Assign every tensor of the files to its parameter."""
     found: set[str] = set()
     for file in files:
         for name, tensor in _tensors(file, device):
             found.add(name)
             if name in expected:
-                # A copy, because a mapped file may be written over while the model lives.
+                # A copy, because a mapped file may be overwritten during the model's life.
                 copied = tensor.to(dtype, copy=device.type == "cpu")
                 _assign(model, name, copied, file, device)
     check_names(expected, found, str(files[0].parent))
@@ -200,9 +200,9 @@ def _assign(model: OpenVLA, name: str, tensor: Tensor, file: Path, device: torch
 
 
 def _materialise_rest(model: OpenVLA, dtype: torch.dtype, device: torch.device) -> None:
-    """Give storage to what no file holds: the rotary table, and an OFT head that starts fresh."""
+    """Allocate parameters that no file holds: the rotary table, and a new OFT head."""
     llama = model.language_model.model
-    # Made after every cast of the model: it stays in float32 whatever the weights are.
+    # Made after every cast of the model, so that it stays float32 with any dtype of weights.
     llama.rotary_emb = LlamaRotaryEmbedding(config=model.language_model.config).to(device)
     if isinstance(model, OpenVLAOft):
         model.reset_empty_heads(dtype, device)

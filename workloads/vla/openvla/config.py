@@ -132,7 +132,7 @@ _KNOWN = (
 )
 TOWERS: Mapping[str, Tower] = {tower.timm_id: tower for tower in _KNOWN}
 
-# Where config.json names only the pair of towers, as early checkpoints do.
+# For a config.json that names only the pair of towers, as early checkpoints do.
 BACKBONES: Mapping[str, tuple[str, ...]] = {
     "dinosiglip-vit-so-224px": (
         "vit_large_patch14_reg4_dinov2.lvd142m",
@@ -163,7 +163,7 @@ _OVERRIDES = {
 def with_published_code(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields, with `auto_map` naming the repository whose code the original tools run.
 
-    A checkpoint that we write carries no code, so a bare module name would lead nowhere.
+    A checkpoint that we write has no code, so a bare module name would be invalid.
     """
     names = fields.get("auto_map")
     if not isinstance(names, Mapping):

@@ -44,7 +44,7 @@ def keep_skeleton(base: Base[OpenVLASpec], model: OpenVLA, run: Run) -> None:
 
 
 class OpenVLAExporter(Exporter[VlaConfig]):
-    """OpenVLA's published layout, so that its own tools load what is written."""
+    """Writes OpenVLA's published layout, which its own tools load."""
 
     def read(self, model: Model, folder: Path) -> OpenVLASpec:
         return spec_of(folder)
@@ -54,7 +54,7 @@ class OpenVLAExporter(Exporter[VlaConfig]):
         return self._whole(job, {**state, **_head(job)})
 
     def merged(self, job: ExportJob[VlaConfig], adapter: Path) -> tuple[Whole, Merged]:
-        """The base with the adapter merged into it, and how far its predictions differ.
+        """The base with the adapter merged into it, and the difference of predictions.
 
         Raises UserError where the predictions differ by more than rounding.
         """
@@ -108,7 +108,7 @@ class OpenVLAExporter(Exporter[VlaConfig]):
         return replace(card, task="robotics", use=_USE_ADAPTER if card.kind == "adapter" else _USE)
 
     def facts(self, job: ExportJob[VlaConfig]) -> dict[str, Any]:
-        """What our own tools need to use the policy as it was trained."""
+        """Facts that our own tools need to use the policy as it was trained."""
         data = job.config.data
         manifest = read_json(job.run.path / "manifest.json")
         return {
@@ -143,7 +143,7 @@ def _base(job: ExportJob[VlaConfig]) -> OpenVLA:
 
 
 def _head(job: ExportJob[VlaConfig]) -> dict[str, torch.Tensor]:
-    """The trained OFT head in the type of the export; empty where there is none of its own."""
+    """The trained OFT head in the type of the export; empty where there is none."""
     file = job.source / layout.OFT_WEIGHTS
     if _oft(job) is None or not (file.is_file() or job.kind != "model"):
         return {}
@@ -171,7 +171,7 @@ trained with; an OFT head lies beside it in `oft.safetensors`."""
 
 @torch.no_grad()
 def _probe(model: Any, inner: OpenVLA) -> torch.Tensor:
-    """What a model predicts on inputs that are the same every time, in fp32."""
+    """Predictions of a model on fixed inputs, in fp32."""
     generator = torch.Generator().manual_seed(0)
     tower = inner.spec.towers[0]
     slots = inner.oft.slots if inner.oft is not None else 8

@@ -1,6 +1,6 @@
 """One step of the vla workload on fake tensors; see `workloads.engine.fake_step`.
 
-What training selects by a mask of the labels is sliced here: fake tensors have no values.
+Training's selections by a mask of labels are slices here: fake tensors have no values.
 """
 
 from types import MethodType
@@ -20,7 +20,7 @@ from workloads.vla.openvla.loading import oft_spec, plain, trainable
 from workloads.vla.openvla.modeling import OpenVLA, OpenVLAOutput, token_loss
 from workloads.vla.openvla.oft import OpenVLAOft
 
-# The L1 loss of an OFT head is made of numbers, not of tokens.
+# The L1 loss of an OFT head compares numbers, not tokens.
 _END = 1
 
 

@@ -83,7 +83,7 @@ def _write_weights(folder: Path, state: Mapping[str, Tensor], max_shard_size: st
     for name, keys in plan.filename_to_tensors.items():
         shard = _plain({key: state[key] for key in keys})
         save_file(shard, folder / name, metadata={"format": "pt"})
-    # What an earlier save with other shards left here would be taken for part of this one.
+    # Files of an earlier save with other shards would be loaded as part of this one.
     for file in folder.glob("model*.safetensors"):
         if file.name not in plan.filename_to_tensors:
             file.unlink()
@@ -97,7 +97,7 @@ def _write_weights(folder: Path, state: Mapping[str, Tensor], max_shard_size: st
 def _config_fields(
     state: Mapping[str, Tensor], spec: OpenVLASpec, norm_stats: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """config.json as it was read, with the statistics and the type of the weights as they are."""
+    """The fields of config.json as read, with current statistics and dtype of weights."""
     kind = _FLOATS[state["language_model.lm_head.weight"].dtype]
     fields = with_published_code(spec.raw)
     fields |= {"norm_stats": dict(norm_stats), "torch_dtype": kind}

@@ -29,12 +29,12 @@ Tell = Callable[[str], None]
 
 
 def spec_of(folder: Path) -> OpenVLASpec:
-    """What config.json in a base's folder says."""
+    """Read config.json in a base's folder."""
     return parse(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def image_processor(folder: Path) -> ImageProcessor:
-    """The base's own, or, where its folder has none, the one that belongs to its towers."""
+    """The base's own image processor, or that of its towers if its folder has none."""
     if (folder / FILE).is_file():
         return ImageProcessor.from_pretrained(folder)
     return ImageProcessor(preprocessor_fields(spec_of(folder)))
@@ -56,7 +56,7 @@ def oft_spec(config: VlaConfig, action_dim: int, proprio_dim: int) -> OftSpec | 
 def load_model(
     config: VlaConfig, folder: Path, oft: OftSpec | None, statistics: Statistics, tell: Tell
 ) -> OpenVLA:
-    """The base with the head, in the types that the profile asks for, without an adapter.
+    """Load the base with the head, in the profile's dtypes, without an adapter.
 
     On the CPU, except for a quantised base. Random parts follow from `train.seed`.
     """
@@ -108,9 +108,10 @@ def _pretrained(
 
 
 def trainable(model: OpenVLA, config: VlaConfig) -> nn.Module:
-    """The model as it is trained: all of it, or under an adapter with the OFT head beside it.
+    """Prepare the model for training: all of it, or under an adapter with the OFT head beside it.
 
-    What the forward pass never uses stays frozen. Adapter and head are fp32 whatever the base is.
+    Modules that the forward pass never uses stay frozen. Adapter and head are fp32 whatever the
+    base is.
     """
     if config.adapter.method == "full":
         model.freeze_unused()
@@ -130,7 +131,7 @@ def _adapted(model: OpenVLA, config: VlaConfig) -> nn.Module:
     if adapter.resume_from:
         return load_adapter(model, Path(adapter.resume_from), adapter.name, trainable=True)
     own = lora_config(adapter)
-    # For peft a causal model takes text alone.
+    # For peft a causal model takes only text.
     own.task_type = None
     own.base_model_name_or_path = lasting_name(config.model.name)
     own.target_modules = set(_targets(model, config))
@@ -138,7 +139,7 @@ def _adapted(model: OpenVLA, config: VlaConfig) -> nn.Module:
         # What belongs to the name in OpenVLA's own recipe.
         own.init_lora_weights = "gaussian"
     wrapped = get_peft_model(model, own, adapter_name=adapter.name)
-    # As a set they would be written in another order by every process.
+    # Sorted: a set would be written in a different order by every process.
     own.target_modules = sorted(own.target_modules)
     return wrapped
 
@@ -160,7 +161,7 @@ def _targets(model: OpenVLA, config: VlaConfig) -> list[str]:
 
 
 def plain(model: nn.Module) -> OpenVLA:
-    """The OpenVLA module inside what an adapter has made of it."""
+    """The OpenVLA module inside of an adapter's wrapper."""
     from peft import PeftModel
 
     inner = model.get_base_model() if isinstance(model, PeftModel) else model

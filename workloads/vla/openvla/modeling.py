@@ -31,7 +31,7 @@ ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
 
 class OpenVLAConfig(PreTrainedConfig):
-    """What transformers' own tools want to know of the model; the truth is in `OpenVLASpec`."""
+    """Config for transformers' own tools; the model is defined by `OpenVLASpec`."""
 
     model_type = "openvla"
     sub_configs = {"text_config": LlamaConfig}
@@ -89,7 +89,7 @@ class OpenVLA(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _no_split_modules = ["LlamaDecoderLayer", "Block"]
-    # The loss is divided by `num_items_in_batch` where the trainer gives it.
+    # The loss is divided by `num_items_in_batch` if the trainer gives it.
     accepts_loss_kwargs = True
 
     def __init__(self, spec: OpenVLASpec, attn: str) -> None:
@@ -129,7 +129,7 @@ class OpenVLA(PreTrainedModel):
         return [module for name, module in self.named_children() if name in layout.HEADS]
 
     def freeze_unused(self) -> None:
-        """Take the parameters that can never get a gradient out of training."""
+        """Freeze the parameters that never get a gradient."""
         for name in self.unused_modules():
             self.get_submodule(name).requires_grad_(False)
 
@@ -232,7 +232,7 @@ class OpenVLA(PreTrainedModel):
     ) -> np.ndarray:
         """The actions of B prompts of one length: float64 [B, action_dim] in the robot's units.
 
-        Token 29871 is added to prompts that do not end with it. `norm_stats` stands in for the
+        Token 29871 is added to prompts that do not end with it. `norm_stats` replaces the
         checkpoint's own; `unnorm_key` may be left out where there is only one dataset. Raises
         UserError for an unknown key, a padded prompt, or a model that ends the action early.
         """
@@ -320,7 +320,7 @@ def prompt_ids(input_ids: Any, attention_mask: Any = None) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode, and back into training if it was there."""
+    """Context with the model in evaluation mode; restores training mode."""
     training = model.training
     model.eval()
     try:

@@ -28,7 +28,7 @@ from workloads.vla.openvla.modeling import (
 from workloads.vla.processing import EOS_TOKEN_ID, IGNORE_INDEX
 from workloads.vla.statistics import action_stats
 
-# What stands in the slots at inference; their embeddings are zeroed, so only the length matters.
+# Id in the slots at inference; their embeddings are zeroed, so only the length matters.
 PLACEHOLDER_ID = 1
 
 
@@ -113,7 +113,7 @@ class OpenVLAOft(OpenVLA):
         hidden = self.language_model.config.hidden_size
         if oft.head == "l1":
             self.action_head = ActionHead(oft, hidden)
-            # The L1 loss never reaches it; DDP would wait for its gradient.
+            # The L1 loss never uses it; DDP would wait for its gradient.
             self.language_model.lm_head.requires_grad_(False)
         if oft.proprio_dim is not None:
             self.proprio_projector = ProprioProjector(oft.proprio_dim, hidden)
@@ -200,7 +200,7 @@ class OpenVLAOft(OpenVLA):
         return hidden, count
 
     def _attention(self, mask: Tensor, inserted: int, dtype: torch.dtype) -> Tensor | None:
-        """A mask under which every position sees every position that is no padding."""
+        """Attention mask under which every position sees every position that is no padding."""
         mask = multimodal_mask(mask, inserted)
         if self.language_model.config._attn_implementation == "flash_attention_2":
             return mask

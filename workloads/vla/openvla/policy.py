@@ -35,10 +35,10 @@ _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class OpenVLAPolicy(Policy):
-    """OpenVLA with all that belongs to it; see `workloads.vla.policy.Policy`.
+    """OpenVLA with tokenizer, processor and statistics; see `workloads.vla.policy.Policy`.
 
-    cameras: the names it was trained with, in order; crop_area: what is left of an image, 1 where
-    training did not vary images. The statistics are the model's own `norm_stats`.
+    cameras: the names in training, in order; crop_area: share of an image, 1 if training did not
+    vary images. The statistics are the model's own `norm_stats`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class OpenVLAPolicy(Policy):
 
     @property
     def state_size(self) -> int | None:
-        """How many numbers a state has; None for a policy that takes none."""
+        """Size of a state; None for a policy that takes none."""
         return None if self.model.oft is None else self.model.oft.proprio_dim
 
     @property
@@ -94,7 +94,7 @@ class OpenVLAPolicy(Policy):
         return action_stats(self.model.norm_stats, unnorm_key)
 
     def new_memory(self) -> None:
-        """Each moment is answered by itself."""
+        """None: the policy has no memory."""
 
     def act(
         self,
@@ -139,7 +139,7 @@ class OpenVLAPolicy(Policy):
         return found
 
     def untrained(self, run: Run | None, tell: Tell) -> "OpenVLAPolicy":
-        """With a run's own model at step 0, where an adapter changes nothing, or random weights."""
+        """The policy with its run's model at step 0, or without one random weights."""
         model = _random(self.model) if run is None else _initial(run, tell)
         return OpenVLAPolicy(
             model.to(self.model.device, self.model.dtype).eval(),
@@ -169,7 +169,7 @@ def load_policy(
     four_bit: bool,
     tell: Tell,
 ) -> OpenVLAPolicy:
-    """An exported OpenVLA, an adapter's folder too, or a published checkpoint."""
+    """Load an exported OpenVLA, whole or an adapter, or a published checkpoint."""
     kind = dtype or _dtype(folder, facts, device)
     quantisation = Quantisation(compute=kind) if four_bit else None
     if is_adapter(folder):
@@ -187,7 +187,7 @@ def load_policy(
 
 
 def _dtype(folder: Path, facts: Mapping[str, Any], place: torch.device) -> torch.dtype:
-    """A CPU computes in float32 whatever the weights are; a GPU in the type they were written."""
+    """The dtype of computation: float32 on a CPU, that of the written weights on a GPU."""
     if place.type == "cpu":
         return torch.float32
     if "dtype" in facts:
@@ -204,7 +204,7 @@ def _with_adapter(
     quantisation: Quantisation | None,
     tell: Tell,
 ) -> OpenVLA:
-    """An exported adapter over its base, with its OFT head and its own statistics."""
+    """Load an exported adapter over its base, with its OFT head and its own statistics."""
     if not facts.get("base"):
         raise UserError(f"{folder}: expected {FACTS} to name the base; export the run once more")
     base = Model(name=facts["base"], revision=facts.get("revision"))

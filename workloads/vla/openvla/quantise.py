@@ -28,7 +28,7 @@ class Quantisation:
 
 
 def replace_linears(model: Any, quantisation: Quantisation) -> None:
-    """Exchange the linear layers for quantised ones without storage.
+    """Replace the linear layers by quantised ones without storage.
 
     `lm_head` and the OFT heads keep full precision: they are small or decide the result.
     """

@@ -1,4 +1,4 @@
-"""Llama's tokenizer from its tokenizer.json, without asking anyone what class it is."""
+"""Llama's tokenizer from its tokenizer.json, without transformers."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from workloads.errors import UserError
 from workloads.vla.processing import EOS_TOKEN_ID, SPACE_TOKEN_ID
 
 FILE = "tokenizer.json"
-# Whatever of these a base has goes with what is exported, so that its own tools find it.
+# Files of a base that are exported, too, so that its own tools find them.
 COMPANIONS = (
     FILE,
     "tokenizer.model",
@@ -21,7 +21,7 @@ _SPACE, _BEGIN, _END = "▁", "<s>", "</s>"
 
 
 class LlamaTokenizer:
-    """What `processing.tokenize_prompt` asks for; raises UserError where ids are not Llama's."""
+    """Tokenizer for `processing.tokenize_prompt`; raises UserError where ids are not Llama's."""
 
     def __init__(self, folder: Path) -> None:
         file = folder / FILE
@@ -31,7 +31,7 @@ class LlamaTokenizer:
             )
         try:
             self._inner = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library has no type of its own for this
+        except Exception as error:  # the library raises no more special type
             raise UserError(f"{file}: expected a tokenizer, found: {error}") from error
         self.bos_token_id = self._id(file, _BEGIN, 1)
         self._id(file, _END, EOS_TOKEN_ID)

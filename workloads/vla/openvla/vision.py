@@ -2,7 +2,7 @@
 
 Features are the patch tokens after the second-to-last block, without the final norm. The last
 block, the final norm and SigLIP's pooling belong to the published checkpoint and are never
-computed; they are kept so that what is loaded can be saved again, and they take no gradient.
+computed; they are kept so that a loaded model can be saved again, and get no gradient.
 """
 
 import torch
@@ -168,7 +168,7 @@ class VisionTower(nn.Module):
                 f"expected pixel values of {size}x{size}, found "
                 f"{pixels.shape[-2]}x{pixels.shape[-1]}; use the checkpoint's image processor"
             )
-        # Positions belong to the patches alone: class and register tokens are added after them.
+        # Only patches have positions: class and register tokens are added after them.
         x = self.patch_embed(pixels.to(self.pos_embed.dtype)) + self.pos_embed
         prefix = []
         if self.tower.class_token:

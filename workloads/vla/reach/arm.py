@@ -16,7 +16,7 @@ FOREARM = 0.25
 HAND = 0.15  # wrist to fingertip
 # Folded above the table, hand down.
 HOME = np.array([0.0, 0.2, 0.0, -2.0, 0.0, -1.3, 0.0, 0.3])
-# What a joint turns at most from one step to the next: 4.5 rad/s at 5 steps a second.
+# The largest rotation of a joint in one step: 4.5 rad/s at 5 steps a second.
 MAX_TURN = 0.9
 
 _LOW, _HIGH = np.asarray(JOINT_LIMITS, np.float64).T
@@ -24,12 +24,12 @@ _PAN, _TILT, _TWIST, _ELBOW, _LOWER_TWIST, _PITCH, _WRIST = range(7)
 
 
 def within_limits(joints: np.ndarray) -> np.ndarray:
-    """Joint positions [..., 8] moved to the nearest ones that the robot can take."""
+    """Joint positions [..., 8] clipped to the robot's limits."""
     return np.clip(joints, _LOW, _HIGH)
 
 
 def moved(joints: np.ndarray, goals: np.ndarray) -> np.ndarray:
-    """Where the joints [..., 8] are one step after they were sent to `goals` [..., 8]."""
+    """Joint positions [..., 8] one step after `joints` [..., 8] were sent to `goals` [..., 8]."""
     turn = np.clip(within_limits(goals) - joints, -MAX_TURN, MAX_TURN)
     return np.asarray(joints + turn)
 
@@ -51,7 +51,7 @@ def points(joints: np.ndarray) -> np.ndarray:
 
 
 def fingertip(joints: np.ndarray) -> np.ndarray:
-    """[..., 3] of joint positions [..., 8]."""
+    """Position [..., 3] in m of the fingertip at joint positions [..., 8]."""
     return points(joints)[..., -1, :]
 
 

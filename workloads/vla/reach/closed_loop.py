@@ -1,7 +1,7 @@
 """The loop of camera, policy and arm, over many scenes at once.
 
-A scene is won where the fingertip is at the named cube when the steps are over: within
-`REACHED` of the middle of its upper face. Passing by does not count.
+A scene is solved if the fingertip is at the named cube after the last step: within `REACHED` of the
+middle of its upper face. Passing by does not count.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ Act = Callable[[np.ndarray, Sequence[str], np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What became of N scenes: distances [N] in m at the end; images [shown, steps + 1, H, W, 3]
+    """Results of N scenes: distances [N] in m at the end; images [shown, steps + 1, H, W, 3]
     of the first scenes."""
 
     distances: np.ndarray
@@ -41,9 +41,9 @@ def roll_out(
     shown: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> Rollouts:
-    """Let a policy move the arm in every scene; a chunk of actions is carried out whole.
+    """Let a policy move the arm in every scene; whole chunks of actions are executed.
 
-    instructions: what the policy is told instead of the scenes' own.
+    instructions: instead of the scenes' own.
     """
     told = [scene.instruction for scene in scenes] if instructions is None else instructions
     cameras = [Camera(scene) for scene in scenes]
@@ -63,7 +63,7 @@ def roll_out(
 
 
 def distances_of(scenes: Sequence[Scene], joints: np.ndarray) -> np.ndarray:
-    """How far the fingertips of joint positions [N, 8] are from the goals, [N] in m."""
+    """Distances [N] in m of the fingertips at joint positions [N, 8] from the goals."""
     goals = np.stack([scene.goal for scene in scenes])
     return np.asarray(np.linalg.norm(arm.fingertip(joints) - goals, axis=1))
 

@@ -17,7 +17,7 @@ from workloads.vla.reach.expert import demonstration
 from workloads.vla.reach.render import SIZE, Camera
 from workloads.vla.reach.scene import COLOURS, CUBES, Scene, recall_scene, scene
 
-# Written last: a folder with it is whole, and says how it was made.
+# Written last: a folder with it is complete, with the facts of its generation.
 FACTS = "reach.json"
 CAMERA = "primary"
 STEPS = 4
@@ -26,12 +26,12 @@ _QUALITY = 95
 CUES = 2  # frames that show the goal lit, the arm still
 RECALL_STEPS = 8
 Task = Literal["reach", "recall"]
-# Raised where the same arguments no longer give the same episodes.
+# Incremented when the same arguments no longer give the same episodes.
 _VERSIONS: dict[Task, int] = {"reach": 2, "recall": 3}
 
 
 def facts(episodes: int, seed: int, task: Task = "reach") -> dict[str, Any]:
-    """How demonstrations are made; the same for the same images and joints."""
+    """Facts of the generation; the same for the same images and joints."""
     return {
         "task": task,
         "version": _VERSIONS[task],
@@ -50,12 +50,12 @@ def generate(
     progress: Callable[[int, int], None],
     task: Task = "reach",
 ) -> bool:
-    """Write so many episodes to `folder`, whole or not at all; False where they are there already.
+    """Write episodes to `folder`, all or none; returns False where they exist already.
 
     task: reach, the cube that the instruction names; recall, the cube that is lit in the first
     frames.
 
-    Raises UserError where something else is there.
+    Raises UserError where the folder holds something else.
     """
     wanted = facts(episodes, seed, task)
     if (folder / FACTS).is_file() and read_json(folder / FACTS) == wanted:
@@ -87,18 +87,18 @@ def generate(
 
 
 def _write(folder: Path, one: Scene) -> None:
-    """One episode; its last step is the placeholder that recorders write."""
+    """Write one episode; its last step is the placeholder that recorders write."""
     joints = demonstration(one, STEPS)
     frames = {CAMERA: Camera(one).images(joints)}
     write_episode(folder, joints, frames, one.instruction, fps=FPS, quality=_QUALITY)
 
 
 def _write_recall(folder: Path, one: Scene, pushed_to: int) -> None:
-    """One episode that begins with the cue; the arm is still until it is gone.
+    """Write one episode that begins with the cue; the arm is still until it ends.
 
-    The action is always the goal's posture, yet the arm is pushed to the cube of that number, each
-    one as often: an arm that went to the goal would show it, and a policy would follow the arm that
-    it sees in place of remembering.
+    The action is always the goal's posture, but the arm is pushed to a cube by the episode's
+    number: an arm that went to the goal would reveal it, and a policy would follow the visible arm
+    instead of remembering.
     """
     moving = demonstration(one, RECALL_STEPS - 1, pushed_to)
     joints = np.concatenate([np.repeat(moving[:1], CUES, axis=0), moving])

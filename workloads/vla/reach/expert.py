@@ -5,7 +5,7 @@ import numpy as np
 from workloads.vla.reach import arm
 from workloads.vla.reach.scene import Scene
 
-# Share of the way left that is gone in a step: fast at first, gentle at the end.
+# Share of the remaining distance moved in a step: fast at first, gentle at the end.
 _SHARE = 0.6
 
 

@@ -1,4 +1,4 @@
-"""The reach or the recall task after a training: before, after, controls, and an image."""
+"""The reach or recall task after a training: scores before and after, controls, an image."""
 
 from workloads.run.events import Event
 from workloads.run.session import Session

@@ -1,8 +1,8 @@
 """Success rates of a policy beside controls without image, instruction or training.
 
 The controls are the same model before training, the mean of all demonstrated actions, the trained
-policy with a blank image, and the trained policy told of another cube of the scene. A policy that
-has understood image and instruction wins, and none of them does.
+policy with a blank image, and the trained policy with the instruction for another cube. A policy
+that uses image and instruction succeeds, while no control does.
 """
 
 import json
@@ -23,7 +23,7 @@ TRAINED, UNTRAINED = "trained", "untrained"
 MEAN, BLANK, SHUFFLED = "mean action", "blank image", "shuffled instruction"
 CONTROLS = (UNTRAINED, MEAN, BLANK, SHUFFLED)
 SHOWN = 8
-# Observations that go through the model together.
+# Observations in one forward pass.
 _BATCH = 50
 _GREY = 127
 
@@ -43,7 +43,7 @@ class Score:
 
     @property
     def range(self) -> tuple[float, float]:
-        """What chance leaves open, 0..1: Wilson's 95 % interval."""
+        """Wilson's 95 % interval of the success rate, 0..1."""
         return interval(self.success, self.scenes)
 
 
@@ -61,11 +61,11 @@ class Verdict:
 
     @property
     def best_control(self) -> str:
-        """The control that won most; the first of them where several did."""
+        """The control with the most solved scenes; of several the first."""
         return max(self.controls, key=lambda name: self.scores[name].won)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """As plain values for JSON."""
         scores = {
             name: {
                 "success": one.success,
@@ -97,7 +97,7 @@ def judge(
 ) -> Verdict:
     """Let the policy and its controls act in `count` scenes that no demonstration has.
 
-    progress: called with the steps done and all there are. Raises UserError as `statistics_key`.
+    progress: called with the steps done and their total. Raises UserError as `statistics_key`.
     """
     scenes = tuple(scene(seed, number, "evaluation") for number in range(count))
     done = 0
@@ -120,7 +120,7 @@ def judge(
 
 
 def acting(policy: Policy) -> Act:
-    """A policy as one roll-out asks it, in its own statistics of a CRANE-X7.
+    """A policy as a function for one roll-out, with its CRANE-X7 statistics.
 
     Each scene is an episode, with a memory of its own from the first call on.
     """
@@ -152,18 +152,18 @@ def _blinded(act: Act) -> Act:
 
 
 def _another(one: Scene) -> str:
-    """The instruction for a cube of the scene that is not the named one."""
+    """The instruction for another cube of the scene than the named one."""
     return instruction(one.colours[1])
 
 
 def score(rollouts: Rollouts) -> Score:
-    """Of rollouts that are over."""
+    """The score of finished rollouts."""
     won = rollouts.won
     return Score(int(won.sum()), len(won), float(np.median(rollouts.distances)))
 
 
 def table(verdict: Verdict) -> str:
-    """Success of the policy and of each control, with the range that chance leaves open."""
+    """Table of the success of the policy and each control, with 95 % intervals."""
     wide = max(len(name) for name in verdict.scores)
     lines = [f"{'':<{wide}}  success  95 % range        off by (median)"]
     for name, one in verdict.scores.items():

@@ -1,4 +1,4 @@
-"""The policies that are compared: the trained policy, and the same before training."""
+"""The compared policies: the trained one, and the same before training."""
 
 from pathlib import Path
 
@@ -32,10 +32,10 @@ def statistics_key(policy: Policy) -> str:
 
 
 def pair(folder: Path, tell: Tell) -> tuple[Policy, Policy]:
-    """The policy in an exported folder, and the same with the weights that its run began with.
+    """The policy in an exported folder, and the same with its run's initial weights.
 
-    A folder without a run of ours beside it is compared with random weights of its shape. Raises
-    UserError as `statistics_key`, before any weights are drawn.
+    A folder without a run is compared with random weights of its shape. Raises UserError as
+    `statistics_key`, before any weights are drawn.
     """
     trained = Policy.from_pretrained(folder, tell=tell)
     statistics_key(trained)

@@ -33,7 +33,7 @@ def judge_recall(
 ) -> Verdict:
     """Let the policy and its controls act in `count` scenes that no demonstration has.
 
-    progress: called with the steps done and all there are. Raises UserError as `statistics_key`.
+    progress: called with the steps done and their total. Raises UserError as `statistics_key`.
     """
     scenes = tuple(recall_scene(seed, number, "evaluation") for number in range(count))
     done = 0
@@ -64,7 +64,7 @@ def roll_out(
 ) -> Rollouts:
     """Let a policy move the arm in every scene, each an episode of its own.
 
-    lit: which cube is, in the first frames; forgets: every frame is the first of an episode.
+    lit: the cube that is lit in the first frames; forgets: every frame is the first of an episode.
     """
     key = statistics_key(policy)
     cues = [Camera(scene, lit=lit) for scene in scenes]
@@ -88,7 +88,7 @@ def roll_out(
                 for at in range(0, len(seen), _BATCH)
             ]
         )
-        if step >= CUES:  # until then the arm is held
+        if step >= CUES:  # until then the arm does not move
             joints = arm.moved(joints, actions)
         progress()
     last = zip(cameras[:shown], joints[:shown], strict=True)

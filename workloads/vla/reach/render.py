@@ -21,7 +21,7 @@ _SHADES = (1.0, 0.8, 0.62)  # upper face, face towards the camera, faces aside
 
 
 class Camera:
-    """Images of one scene; what does not move is drawn once. lit: the number of a cube that stands
+    """Images of one scene; its static part is drawn once. lit: the number of a cube that stands
     in a bright field."""
 
     def __init__(self, scene: Scene, size: int = SIZE, lit: int | None = None) -> None:
@@ -70,7 +70,7 @@ def _still(scene: Scene, size: int, lit: int | None) -> Image.Image:
         field = [(x - half, y - half, 0), (x - half, y + half, 0)]
         field += [(x + half, y + half, 0), (x + half, y - half, 0)]
         _polygon(pen, np.array(field), _LIT, size)
-    # The farthest from the camera first: a nearer cube may hide a part of it.
+    # The farthest from the camera first: a nearer cube may hide part of it.
     for number in np.argsort(scene.places[:, 0]):
         _draw_cube(pen, scene.places[number], COLOURS[scene.colours[number]], size)
     return canvas

@@ -1,7 +1,7 @@
-"""A table with coloured cubes, and which of them the arm is to reach.
+"""A table with coloured cubes, and the cube to reach.
 
-Everything follows from (seed, number); the seeds of demonstrations and of scenes to be judged on
-are kept apart by `purpose`.
+Everything follows from (seed, number); seeds of demonstrations and of evaluation scenes are
+separated by `purpose`.
 """
 
 from dataclasses import dataclass
@@ -17,31 +17,31 @@ COLOURS = {
     "green": (25, 190, 25),
     "blue": (25, 25, 225),
 }
-# A scene to be judged on has a cube of every colour, and asks for all alike. Demonstrations have
-# one, two or three cubes and ask for red most: a small model learns to find one colour first, and
-# from there to listen. Where all are asked for alike it goes between the cubes for very long.
+# An evaluation scene has a cube of every colour, each equally often the goal. Demonstrations have
+# one, two or three cubes, and mostly a red goal: a small model first learns to find one colour, and
+# then to use the instruction. With equal goals it moves between the cubes for very long.
 CUBES = 3
 _CUBES_SHOWN = (0.2, 0.3, 0.5)  # share of the demonstrations with one, two, three
 _ASKED = {"red": 0.5, "green": 0.3, "blue": 0.2}
 CUBE = 0.06  # edge, m
-# Where cubes lie: distance from the robot's axis in m, angle in rad. All of it can be reached.
+# Area of cubes: distance from the robot's axis in m, angle in rad. All of it can be reached.
 NEAR, FAR, SIDE = 0.20, 0.36, 0.85
 APART = 0.12  # between the middles of two cubes, m
-# How far the start may lie from home, rad.
+# Largest offset of the start from home, rad.
 START_SPREAD = np.array([0.5, 0.15, 0.0, 0.2, 0.0, 0.2, 0.0, 0.1])
 _RECALL = "reach the cube that was lit"
 _PURPOSES = {"demonstrations": 0, "evaluation": 1}
-# Where the goal has to be remembered, cubes lie near the corners of a triangle, whose middle, where
-# a policy goes that knows no better, is near none of them. x and y in m.
+# For recall, cubes lie near the corners of a triangle, whose middle, where a policy
+# without memory moves, is near none of them. x and y in m.
 CORNERS = np.array([[0.24, 0.17], [0.24, -0.17], [0.36, 0.0]])
-_OFF_CORNER = 0.025  # m, at most, either way
+_OFF_CORNER = 0.025  # m, largest offset
 
 
 @dataclass(frozen=True)
 class Scene:
     """colours: one a cube; places: their middles on the table, [cubes, 2] in m; start [8] in rad.
 
-    The first cube is the goal. told: what the robot is told, where it does not name that cube.
+    The first cube is the goal. told: an instruction that does not name the goal.
     """
 
     colours: tuple[str, ...]
@@ -64,12 +64,12 @@ class Scene:
 
 
 def instruction(colour: str) -> str:
-    """What the robot is told."""
+    """The instruction for the robot."""
     return f"reach the {colour} cube"
 
 
 def scene(seed: int, number: int, purpose: Purpose) -> Scene:
-    """The scene of that number: the same for the same arguments."""
+    """The scene of a number: the same for the same arguments."""
     random = np.random.default_rng([seed, _PURPOSES[purpose], number])
     judged = purpose == "evaluation"
     cubes = CUBES if judged else int(random.choice(CUBES, p=_CUBES_SHOWN)) + 1
@@ -95,7 +95,7 @@ def recall_scene(seed: int, number: int, purpose: Purpose) -> Scene:
 
 
 def _places(random: np.random.Generator, cubes: int) -> np.ndarray:
-    """Middles of the cubes, drawn evenly over the area until none is near another."""
+    """Positions of the cubes [cubes, 2], drawn evenly over the area until none is near another."""
     while True:
         distance = np.sqrt(random.uniform(NEAR**2, FAR**2, cubes))
         angle = random.uniform(-SIDE, SIDE, cubes)

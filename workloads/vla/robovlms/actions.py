@@ -1,4 +1,4 @@
-"""Actions as the policy heads see them."""
+"""Actions of policy heads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from workloads.vla.actions import normalize, unnormalize
 def normalise(actions: np.ndarray, low: float, high: float) -> np.ndarray:
     """Actions [..., 7] as they are trained on, in the type given.
 
-    The arm is cut off at `low` and `high` and scaled to -1 to 1; the gripper, -1 closed and 1 open
-    as recorded, becomes 0 and 1. What is neither becomes closed, as in the published code, which
-    rounds down.
+    The arm is clipped to `low` and `high` and scaled to -1 to 1; the gripper, -1 closed and 1 open
+    as recorded, becomes 0 and 1. Other values become closed, as in the published code, which rounds
+    down.
     """
     arm = (np.clip(actions[..., :-1], low, high) - low) / (high - low) * 2 - 1
     gripper = np.floor((actions[..., -1:] + 1) / 2)
@@ -22,7 +22,7 @@ def normalise(actions: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def command(arm: np.ndarray, gripper_logit: np.ndarray, low: float, high: float) -> np.ndarray:
-    """What the robot is sent: arm [..., 6] of −1..1 back to `low` to `high`, gripper −1 or 1.
+    """The command for the robot: arm [..., 6] of −1..1 scaled to `low` to `high`, gripper −1 or 1.
 
     gripper_logit [..., 1]; open (1) where its sigmoid is above one half.
     """
@@ -33,9 +33,9 @@ def command(arm: np.ndarray, gripper_logit: np.ndarray, low: float, high: float)
 
 @dataclass(frozen=True)
 class ActionScale:
-    """From a dataset's actions to what is trained on, and back.
+    """Converts between a dataset's actions and normalised ones.
 
-    statistics: the dataset's numbers of its actions; bounds: in place of q01 to q99; gripper:
+    statistics: the dataset's numbers of its actions; bounds: instead of q01 to q99; gripper:
     whether the last number is one, closed at its smallest value and open at its largest.
     """
 
@@ -85,5 +85,5 @@ class ActionScale:
         return np.where(mask, (high - low) / 2, 1.0)
 
     def _gripper(self) -> tuple[float, float]:
-        """Its values closed and open."""
+        """The gripper's values closed and open."""
         return float(self.statistics["min"][-1]), float(self.statistics["max"][-1])

@@ -1,7 +1,7 @@
 """Vision-language models that a policy head can sit on: one adapter a family.
 
-An adapter knows how its model makes image tokens, how it takes embeddings in place of ids, and what
-its prompts look like; everything else is the same for all.
+An adapter knows how its model computes image tokens, how it takes embeddings instead of ids, and
+the form of its prompts; everything else is shared.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class Backbone(Protocol):
         """
 
     def features(self, config: Any) -> int:
-        """Features of a token, by the model's config."""
+        """Width of a token's features, by the model's config."""
 
     def unused(self, model: nn.Module) -> list[str]:
         """Modules whose parameters a policy never uses."""
@@ -48,7 +48,7 @@ class Backbone(Protocol):
         """Ids [..., L] → [..., L, width], as the language model takes them."""
 
     def language(self, model: nn.Module) -> nn.Module:
-        """The layers that `read` goes through."""
+        """The layers that `read` runs."""
 
     def read(self, model: nn.Module, tokens: TokenSequence, cache: Any = None) -> Tensor:
         """The states [N, T, width] after the last layer, of the embeddings; cache: of the tokens
@@ -67,11 +67,11 @@ class Backbone(Protocol):
         """Pixels of a side."""
 
     def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and deviation of the pixels, where preprocessor_config.json does not say them."""
+        """Mean and deviation of pixels, if not in preprocessor_config.json."""
 
 
 class _Usual:
-    """What most of them have in common; every token sees earlier ones only."""
+    """Shared code of most adapters; every token sees earlier ones only."""
 
     closing = 0
 
@@ -79,7 +79,7 @@ class _Usual:
         return None
 
     def prepare(self, model: Any) -> None:
-        """Nothing is to be corrected."""
+        """Nothing to correct."""
 
     def features(self, config: Any) -> int:
         return int(config.text_config.hidden_size)
@@ -143,7 +143,7 @@ class Kosmos(_Usual):
     closing = 1
 
     def prepare(self, model: Any) -> None:
-        # Under sdpa, transformers 5.17 takes this cross-attention for a causal one: the first
+        # With sdpa, transformers 5.17 runs this cross-attention as a causal one: the first
         # queries would see the first pixels only.
         model.image_to_text_projection.x_attn.is_causal = False
 

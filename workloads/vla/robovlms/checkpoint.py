@@ -29,8 +29,8 @@ from workloads.vla.statistics import write_statistics
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _OF_MODEL = ("model", "act_head", "act_encoder", "use_vision_resampler")
 _PREFIX = "model."
-_SHARDED = "_forward_module."  # as Lightning before 2.1 names what DeepSpeed shards
-# The head a second time; a GPT's causal mask, which is no weight.
+_SHARDED = "_forward_module."  # prefix of Lightning before 2.1 for DeepSpeed's shards
+# A copy of the head; a GPT's causal mask, which is no weight.
 _REPEATED = "lm_head."
 _MASKS = (".attn.bias", ".attn.masked_bias")
 
@@ -38,7 +38,7 @@ _MASKS = (".attn.bias", ".attn.masked_bias")
 def load_pretrained(
     path: str | Path, dtype: torch.dtype = torch.float32, attn: str = "auto"
 ) -> PolicyModel:
-    """A policy in evaluation mode, from an exported folder or a checkpoint of RoboVLMs.
+    """Load a policy in evaluation mode, from an exported folder or a checkpoint of RoboVLMs.
 
     A checkpoint of RoboVLMs is a folder with one file of weights and its JSON config. The
     backbone's config is the one that `model_config` names, from the working directory or the
@@ -119,7 +119,7 @@ def write_policy(
 
 
 def _bounds(spec: PolicySpec) -> dict[str, list[float]]:
-    """Statistics that turn actions back as the bounds do; a gripper is -1 closed and 1 open."""
+    """Statistics equivalent to the bounds; a gripper is -1 closed and 1 open."""
     assert spec.bounds is not None
     arm = spec.head.size - spec.head.gripper
     low, high = ([bound] * arm for bound in spec.bounds)
@@ -197,7 +197,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _own(stored: Mapping[str, Tensor], policy: PolicyModel) -> dict[str, Tensor]:
-    """Names below the policy: `module.` and `model.` go, and what is there a second time."""
+    """Weights by names below the policy: without `module.`, `model.` and copies."""
     names = {}
     for name in stored:
         names[name] = name

@@ -1,4 +1,4 @@
-"""RoboVLMs' JSON configs with what they inherit."""
+"""RoboVLMs' JSON configs, merged with their parents."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ def inherited(path: str | Path) -> Inherited:
 
 
 def _parent_file(child: Path, parent: str) -> Path:
-    """From the working directory, as RoboVLMs has it, or else from the child's folder."""
+    """Path of a parent: in the working directory, as in RoboVLMs, else in the child's folder."""
     for candidate in (Path(parent), child.parent / parent):
         if candidate.is_file():
             return candidate

@@ -37,7 +37,7 @@ def keep_skeleton(base: Base[Any], model: PolicyModel, run: Run) -> None:
 
 
 class PolicyExporter(Exporter[VlaConfig]):
-    """RoboVLMs' names below `model.`, one config.json for backbone and head."""
+    """Writes RoboVLMs' names below `model.`, and one config.json for backbone and head."""
 
     def read(self, model: Model, folder: Path) -> Any:
         return loading.read(model, folder)
@@ -46,7 +46,7 @@ class PolicyExporter(Exporter[VlaConfig]):
         return self._whole(job, weights.read_state(job.source, job.dtype))
 
     def merged(self, job: ExportJob[VlaConfig], adapter: Path) -> tuple[Whole, Merged]:
-        """The policy with the adapter merged into it, and how far its predictions differ.
+        """The policy with the adapter merged into it, and the difference of predictions.
 
         Raises UserError where the predictions differ by more than rounding.
         """
@@ -99,7 +99,7 @@ class PolicyExporter(Exporter[VlaConfig]):
         return replace(card, task="robotics", use=use)
 
     def facts(self, job: ExportJob[VlaConfig]) -> dict[str, Any]:
-        """What our own tools need to use the policy as it was trained."""
+        """Facts that our own tools need to use the policy as it was trained."""
         data = job.config.data
         manifest = read_json(job.run.path / "manifest.json")
         return {
@@ -165,7 +165,7 @@ takes the folder as it is, and `tatara export RUN --merge` writes the whole poli
 
 @torch.no_grad()
 def _probe(model: Any, inner: PolicyModel) -> torch.Tensor:
-    """What a model predicts on inputs that are the same every time, in fp32."""
+    """Predictions of a model on fixed inputs, in fp32."""
     generator = torch.Generator().manual_seed(0)
     spec = inner.spec
     size = loading.side(spec)

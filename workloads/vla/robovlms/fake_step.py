@@ -60,7 +60,7 @@ def build(config: VlaConfig, fields: Fields) -> FakeStep:
     states = torch.empty(rows, steps, state) if state else None
 
     def loss(model: nn.Module) -> Tensor:
-        # In training Kosmos-2 draws for each layer whether to skip it, which asks for a value.
+        # In training Kosmos-2 randomly skips layers, which needs a value.
         adapter.language(backbone).training = False
         mask = torch.ones_like(ids)
         found: Tensor = model(pixels, ids, mask, states, actions, valid, ids).loss

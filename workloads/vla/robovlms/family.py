@@ -148,13 +148,13 @@ class RoboVLMsFamily:
 
 
 def _pad(tokenizer: Any) -> int:
-    """What fills a row up; it is masked, so that any id does where there is none for it."""
+    """Id for padding; it is masked, so that any id will do if there is none."""
     own = tokenizer.pad_token_id
     return int(tokenizer.eos_token_id if own is None else own)
 
 
 def _image_tokens(model: PolicyModel, processor: ImageProcessor) -> int:
-    """How many tokens an image becomes, by trying one."""
+    """Number of tokens of an image, found with a test image."""
     height, width = processor.geometry.crop
     pixels = torch.zeros(1, 3, height, width, dtype=model.dtype, device=model.device)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How each field of a RoboVLMs config is mapped, kept or refused.
+"""Rules for each field of a RoboVLMs config: mapped, kept or refused.
 
 A rule maps a field to a setting, keeps it for reference with the reason, or refuses a value that
 would train something else. No field is without one: an unknown one is refused.
@@ -16,16 +16,19 @@ _HUB = "https://huggingface.co/"
 
 
 class Refused(Exception):
-    """Why a value cannot be taken over."""
+    """The reason why a value cannot be mapped."""
 
 
 class Kept(Exception):
-    """Why a value of a field that usually maps is kept for reference only."""
+    """The reason why a value of a mapped field is kept for reference only."""
 
 
 @dataclass(frozen=True)
 class Maps:
-    """To a setting; `convert` gives its value, or raises Refused or Kept. note: said with it."""
+    """Maps to a setting; `convert` returns its value, or raises Refused or Kept.
+
+    note: in the table.
+    """
 
     setting: str
     convert: Convert = lambda value, _: value
@@ -39,7 +42,7 @@ class Keeps:
 
 @dataclass(frozen=True)
 class Refuses:
-    """Any value but `harmless` ones, which are kept."""
+    """Refuses any value except `harmless` ones, which are kept."""
 
     why: str
     harmless: tuple[Any, ...] = (False, None)
@@ -447,7 +450,7 @@ RULES: Mapping[str, Rule] = {
     "qwen": _SIDE,
 }  # fmt: skip
 
-# What RoboVLMs takes where a config leaves a field out, and a profile would take something else.
+# RoboVLMs' defaults that differ from those of a profile.
 DEFAULTS: Mapping[str, Any] = {
     "scheduler": "constant",
     "act_head.action_space": "continuous",

@@ -32,7 +32,7 @@ class Branch(nn.Module):
 
 
 class Head(nn.Module):
-    """Arm and gripper on what a subclass makes of the states of a window."""
+    """Branches of arm and gripper on a subclass's features of a window."""
 
     remembers = True
 
@@ -50,7 +50,7 @@ class Head(nn.Module):
             least = torch.finfo(states.dtype).min
             by_feature = states.flatten(0, 1).transpose(1, 2)
             largest = functional.adaptive_max_pool1d(by_feature, self.size.latent)
-            # A stretch of masked states alone has no largest one.
+            # A part in which all states are masked has no maximum.
             largest = largest.masked_fill(largest == least, 0)
             states = largest.transpose(1, 2).unflatten(0, states.shape[:2])
         return states.flatten(2)
@@ -68,7 +68,7 @@ class Head(nn.Module):
 
 
 class FcHead(Head):
-    """No memory of its own: each step by itself."""
+    """No memory: each step by itself."""
 
     remembers = False
 
@@ -109,7 +109,7 @@ class GptHead(Head):
         width = size.hidden * size.latent
         config = GPT2Config(n_layer=GPT_LAYERS, n_head=8, n_embd=width, n_positions=size.window)
         self.gpt = GPT2Model(config)
-        del self.gpt.wte  # states come in, no tokens
+        del self.gpt.wte  # its input is states, no tokens
         same = size.features == size.hidden
         self.fc = nn.Identity() if same else nn.Linear(size.features, size.hidden)
 
@@ -126,7 +126,7 @@ class History:
     """The memory of a head over an episode, one step at a time.
 
     The first `window` steps carry an LSTM's state on; later ones replay the last `window` steps
-    from a zero state, so that what is older is forgotten. A GPT replays them always.
+    from a zero state, so that older ones are forgotten. A GPT replays them always.
     """
 
     def __init__(self, head: LstmHead | GptHead, window: int) -> None:

@@ -29,9 +29,9 @@ from workloads.vla.robovlms.backbones import Backbone, backbone_of, usable_token
 from workloads.vla.robovlms.modeling import PolicyModel
 from workloads.vla.robovlms.spec import MODEL_TYPE, HeadSize, PolicySpec, parse
 
-SPEC = "policy.json"  # beside the base's files that a run keeps
+SPEC = "policy.json"  # beside the base's files in a run
 HEAD_FILE = "head.safetensors"
-# What a tokenizer and an image processor consist of, in any of the published forms.
+# Files of tokenizers and image processors in the published forms.
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "tokenizer.model",
@@ -40,7 +40,7 @@ COMPANIONS = (
 
 
 def read(model: Model, folder: Path) -> Any:
-    """A base's config: a vision-language model's, or the PolicySpec of a trained policy."""
+    """Read a base's config: a vision-language model's, or the PolicySpec of a trained policy."""
     fields = read_json(folder / "config.json")
     if fields.get("model_type") == MODEL_TYPE:
         return parse(fields, str(folder / "config.json"))
@@ -70,7 +70,7 @@ def tokenizer(folder: Path) -> Any:
 
 
 def image_processor(folder: Path, backbone: Mapping[str, Any]) -> ImageProcessor:
-    """The image processor: the backbone's size, by Pillow's bicubic filter, whatever the aspect.
+    """The image processor: resizes to the backbone's square by Pillow's bicubic filter.
 
     Mean and deviation are those of preprocessor_config.json, or else those the backbone was trained
     with.
@@ -139,7 +139,7 @@ def spec_of(config: VlaConfig, base: Base[Any], sources: Sources) -> PolicySpec:
 
 
 def build(config: VlaConfig, base: Base[Any], spec: PolicySpec, tell: Tell) -> PolicyModel:
-    """The base with the head, in the types that the profile asks for, without an adapter.
+    """Build the base with the head, in the profile's dtypes, without an adapter.
 
     On the CPU. Random parts follow from `train.seed`. Raises UserError where the base is a policy
     with another head.
@@ -171,7 +171,7 @@ def chosen_attention(model: Model, adapter: Backbone, config: Any) -> Model:
 
 
 def _check_same(found: PolicySpec, wanted: PolicySpec, name: str) -> None:
-    """A trained head goes on as it is."""
+    """Raise UserError where a trained head differs from the profile's."""
     settings = {
         "action_head.kind": (found.kind, wanted.kind),
         "action_head.history": (found.history, wanted.history),
@@ -195,7 +195,7 @@ def _check_same(found: PolicySpec, wanted: PolicySpec, name: str) -> None:
 
 
 def freeze_unused(model: PolicyModel) -> None:
-    """Take the parameters that can never get a gradient out of training: DDP waits for them."""
+    """Freeze the parameters that never get a gradient: DDP would wait for them."""
     out, table = model.get_output_embeddings(), model.get_input_embeddings()
     if not model.spec.is_discrete and out is not None and out.weight is not table.weight:
         out.requires_grad_(False)
@@ -229,7 +229,10 @@ def random_policy(spec: PolicySpec, seed: int, attn: str = "auto") -> PolicyMode
 def load_exported(
     folder: Path, dtype: torch.dtype, attn: str, spec: PolicySpec | None = None
 ) -> PolicyModel:
-    """What `tatara export` wrote, in evaluation mode; UserError for missing or foreign weights."""
+    """Load an exported policy in evaluation mode.
+
+    Raises UserError for missing or unknown weights.
+    """
     where = folder / "config.json"
     spec = parse(read_json(where), str(where)) if spec is None else spec
     model = empty(spec, attn, dtype)
@@ -282,7 +285,7 @@ def check(model: PolicyModel, stored: Mapping[str, Tensor], where: str) -> None:
 
 
 def initial(run: Run, tell: Tell) -> PolicyModel:
-    """A run's own model at step 0."""
+    """The run's own model at step 0."""
     config: VlaConfig = run.config()
     skeleton = run.path / SKELETON
     folder = skeleton if config.model.random_init else locate(config.model, tell, weights=True)
@@ -291,9 +294,9 @@ def initial(run: Run, tell: Tell) -> PolicyModel:
 
 
 def trainable(model: PolicyModel, config: VlaConfig) -> nn.Module:
-    """The model as it is trained: whole, or the backbone under an adapter.
+    """Prepare the model for training: whole, or the backbone under an adapter.
 
-    The head beside an adapter is fp32 whatever the base is.
+    The head beside an adapter is fp32 over any base.
     """
     adapter = config.adapter
     if adapter.method == "full":
@@ -315,18 +318,18 @@ def _adapted(model: PolicyModel, config: VlaConfig) -> nn.Module:
     from peft import get_peft_model
 
     own = lora_config(config.adapter)
-    # For peft a causal model takes text alone.
+    # For peft a causal model takes only text.
     own.task_type = None
     own.base_model_name_or_path = lasting_name(config.model.name)
     own.target_modules = set(_targets(model, config.adapter.targets))
     wrapped = get_peft_model(model, own, adapter_name=config.adapter.name)
-    # As a set they would be written in another order by every process.
+    # Sorted: a set would be written in a different order by every process.
     own.target_modules = sorted(own.target_modules)
     return wrapped
 
 
 def _targets(model: PolicyModel, wanted: tuple[str, ...]) -> list[str]:
-    """Full names of the backbone's linear layers to adapt; the output layer is none of them."""
+    """Full names of the backbone's linear layers to adapt, without the output layer."""
     out = model.get_output_embeddings()
     unused = tuple(f"backbone.{name}." for name in model.adapter.unused(model.backbone))
     there = [

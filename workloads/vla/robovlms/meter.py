@@ -13,7 +13,7 @@ from workloads.vla.data.prepare import Part
 from workloads.vla.processing import IGNORE_INDEX
 from workloads.vla.robovlms.actions import ActionScale
 
-# What is summed before the columns of the arm's numbers.
+# The sums before those of the arm's numbers.
 _SAMPLES, _STEPS, _HUBER, _CROSSED, _MET, _RIGHT, _TOKENS, _HEAD = range(8)
 
 
@@ -76,7 +76,7 @@ class HeadMeter:
     def _decoded(
         self, outputs: Any, inputs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """What predicted ids stand for, in the places of the labels; which ids are right."""
+        """Decoded predictions at the places of the labels, and which ids are right."""
         assert self._discrete is not None
         labels, actions = inputs["labels"], inputs["actions"]
         found = torch.full_like(labels, IGNORE_INDEX)

@@ -33,7 +33,7 @@ _MAX_SHARD = "5GB"
 
 
 class PolicyConfig(PreTrainedConfig):
-    """What transformers' own tools want to know of the model; the truth is in `PolicySpec`."""
+    """Config for transformers' own tools; the model is defined by `PolicySpec`."""
 
     model_type = MODEL_TYPE
 
@@ -42,9 +42,9 @@ class PolicyConfig(PreTrainedConfig):
 class PolicyOutput(ModelOutput):
     """The result for B windows of W frames.
 
-    arm [B, W, chunk, numbers] in −1..1; gripper_logits [B, W, chunk, 1]; action_states
-    [B, W, tokens, D]: what the head was given; attention_mask int64 [sequences, tokens]: what the
-    language model was given; logits [n, vocabulary] and targets [n]: of discrete actions; loss and
+    arm [B, W, chunk, numbers] in −1..1; gripper_logits [B, W, chunk, 1]; action_states [B, W,
+    tokens, D]: input of the head; attention_mask int64 [sequences, tokens]: of the language model;
+    logits [n, vocabulary] and targets [n]: of discrete actions; loss and
     its parts where there were labels.
     """
 
@@ -88,13 +88,13 @@ class PolicyModel(PreTrainedModel):
         if spec.state_size:
             self.state_projector = nn.Linear(spec.state_size, width)
         self.post_init()
-        # transformers gathers these from all parts' classes; FSDP refuses those that are not there.
+        # transformers collects these from the classes of all parts; FSDP refuses missing ones.
         there = {type(module).__name__ for module in self.modules()}
         gathered: set[str] = set(backbone._no_split_modules or ())
         self._no_split_modules = sorted(there & gathered)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """The backbone and the head come with their weights."""
+        """Do nothing: backbone and head have their weights already."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -141,7 +141,7 @@ class PolicyModel(PreTrainedModel):
             attention_mask = attention_mask.repeat_interleave(steps, dim=0)
         ids, mask = input_ids.flatten(0, -2), attention_mask.flatten(0, -2)
         words = self.adapter.embed(self.backbone, ids)
-        # The first camera stands next to the text.
+        # The first camera is next to the text.
         seen = [
             self.image_tokens(pixel_values[:, :, camera].flatten(0, 1))
             for camera in reversed(range(cameras))
@@ -198,7 +198,7 @@ class PolicyModel(PreTrainedModel):
         attention_mask: Tensor,
         states: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """What the head is given [B, W, tokens, D], and the mask that the language model used.
+        """The head's input [B, W, tokens, D], and the mask of the language model.
 
         states: the robot's, normalised, [B, W, P].
         """
@@ -235,7 +235,7 @@ class PolicyModel(PreTrainedModel):
         valid: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> PolicyOutput:
-        """See `embedded` and `states` for what is given.
+        """See `embedded` and `states` for the inputs.
 
         actions: normalised [B, W, chunk, A], a gripper 0 or 1; valid bool [B, W, chunk]: which of
         them count; labels int64 [B, W, L]: of discrete actions, −100 where nothing is learnt.
@@ -261,7 +261,7 @@ class PolicyModel(PreTrainedModel):
     def _head(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.spec.history == "head":
             return self.act_head(states)
-        # No step sees another one here: what has to be seen is in the sequence, or nowhere.
+        # Steps do not see each other in the head: history is in the sequence, or nowhere.
         samples, steps = states.shape[:2]
         arm, gripper = self.act_head(states.flatten(0, 1).unsqueeze(1))
         arm = arm.unflatten(0, (samples, steps)).squeeze(2)
@@ -325,7 +325,7 @@ def write(
     plan = split_torch_state_dict_into_shards(own, max_shard_size=_MAX_SHARD)
     for name, keys in plan.filename_to_tensors.items():
         save_file({key: own[key] for key in keys}, folder / name, metadata={"format": "pt"})
-    # What an earlier save with other shards left here would be taken for part of this one.
+    # Files of an earlier save with other shards would be loaded as part of this one.
     for file in folder.glob("model*.safetensors"):
         if file.name not in plan.filename_to_tensors:
             file.unlink()

@@ -49,7 +49,7 @@ class FrameMemory:
 
 
 class HeadPolicy(Policy):
-    """A policy with a head and all that belongs to it; see `workloads.vla.policy.Policy`."""
+    """A policy with a head, tokenizer and processor; see `workloads.vla.policy.Policy`."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class HeadPolicy(Policy):
         memories: Sequence[Any] | None = None,
     ) -> np.ndarray:
         scale = self.scale(unnorm_key)
-        # All of them are looked at before a memory takes anything in.
+        # All of them are checked before a memory changes.
         inputs = [self.inputs(observation, unnorm_key) for observation in observations]
         if memories is None:
             memories = [self.new_memory() for _ in observations]
@@ -136,7 +136,7 @@ class HeadPolicy(Policy):
             before = memory.tokens if isinstance(memory, FrameMemory) else 0
             by_length.setdefault((given["input_ids"].shape[-1], before), []).append(row)
         found: dict[int, np.ndarray] = {}
-        # Nothing is padded: texts of one length behind histories of one length go together.
+        # Nothing is padded: batches have texts and histories of equal lengths.
         for rows in by_length.values():
             batch = {
                 name: torch.stack([inputs[row][name] for row in rows]) for name in inputs[rows[0]]
@@ -146,7 +146,7 @@ class HeadPolicy(Policy):
         return np.stack([found[row] for row in range(len(inputs))])
 
     def scale(self, unnorm_key: str | None) -> ActionScale:
-        """Between the dataset's actions and the head's."""
+        """Scale between the dataset's actions and the head's."""
         spec = self.model.spec
         return ActionScale(self.action_statistics(unnorm_key), spec.bounds, spec.head.gripper)
 
@@ -234,10 +234,10 @@ class HeadPolicy(Policy):
         return scale.actions(values[..., :-1], values[..., -1] > middle)
 
     def untrained(self, run: Run | None, tell: Tell) -> "HeadPolicy":
-        """The policy before training, to compare with.
+        """The policy before training, for comparison.
 
-        With a run, the run's own model at step 0, where an adapter changes nothing; else a model
-        with newly drawn weights.
+        With a run, its model at step 0, where an adapter has no effect; else a model with new
+        random weights.
         """
         model = self.model
         made = loading.initial(run, tell) if run else loading.random_policy(model.spec, 0)
@@ -275,7 +275,7 @@ def load_policy(
     device: torch.device,
     tell: Tell,
 ) -> HeadPolicy:
-    """What `tatara export` wrote of a policy with a head, an adapter's folder too.
+    """Load an exported policy with a head, whole or an adapter.
 
     Raises UserError where tatara.json does not name the cameras.
     """
@@ -300,7 +300,7 @@ def load_policy(
 
 
 def _dtype(facts: Mapping[str, Any], device: torch.device) -> torch.dtype:
-    """A CPU computes in float32 whatever the weights are; a GPU in the type they were written."""
+    """The dtype of computation: float32 on a CPU, that of the written weights on a GPU."""
     if device.type == "cpu":
         return torch.float32
     return _TYPES.get(str(facts.get("dtype")), torch.bfloat16)
@@ -309,7 +309,7 @@ def _dtype(facts: Mapping[str, Any], device: torch.device) -> torch.dtype:
 def _with_adapter(
     folder: Path, facts: Mapping[str, Any], dtype: torch.dtype, attn: str, tell: Tell
 ) -> PolicyModel:
-    """An exported adapter over its base, with the head of its training."""
+    """Load an exported adapter over its base, with the head of its training."""
     model = loading.under_adapter(folder, facts, dtype, attn, tell)
     wrapped: Any = load_adapter(model, folder, facts.get("adapter") or "default").eval()
     merged: PolicyModel = wrapped.merge_and_unload()

@@ -22,7 +22,7 @@ from workloads.vla.processing import IGNORE_INDEX, ImageProcessor
 from workloads.vla.robovlms.actions import ActionScale
 from workloads.vla.robovlms.backbones import Backbone
 
-# A window that cannot be read is replaced by the next that can, at most so many further on.
+# An unreadable window is replaced by the next readable one, at most so many further on.
 _TRIES = 64
 
 
@@ -128,11 +128,11 @@ def shifted(pixels: np.ndarray, most: int, random: np.random.Generator) -> np.nd
 
 
 class WindowSamples(TorchDataset[dict[str, Any]]):
-    """The windows of one epoch over all parts, each part by its weight, in the order in which they
-    are to be read: shuffled so that a step's images are decoded once. `epoch` is set before each.
+    """The windows of one epoch over all parts, by weight, in reading order: shuffled so that a
+    step's images are decoded once. `epoch` is set before each.
 
-    readers: how many processes read side by side, `batch` samples at a time; each gets a stretch of
-    the order to itself, so that no two decode the same images.
+    readers: number of parallel processes, which read `batch` samples at a time; each gets its own
+    stretch of the order, so that no two decode the same images.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class WindowSamples(TorchDataset[dict[str, Any]]):
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        """Workers are forked or pickled after this: the order is made before them."""
+        """The epoch; setting it makes the order, before workers are forked or pickled."""
         self._epoch = epoch
         if self._order is None or (self.varied and self._order[0] != epoch):
             self._order = (epoch, self._drawn() if self.varied else self._thinned())
@@ -173,7 +173,7 @@ class WindowSamples(TorchDataset[dict[str, Any]]):
         return len(self._order[1])
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """The sample, with `part`, `row_id` and `damage`: what could not be read on the way."""
+        """The sample, with `part`, `row_id` and `damage`, the damaged windows that were skipped."""
         assert self._order is not None
         which, first = (int(value) for value in self._order[1][number])
         part, windows, damage = self.parts[which], self._windows[which], []
@@ -227,7 +227,7 @@ class WindowSamples(TorchDataset[dict[str, Any]]):
 def dealt(count: int, readers: int, batch: int) -> np.ndarray:
     """An order of `count` samples, int64 [count], for readers that take batches in turn.
 
-    Each reader goes through a stretch of its own, and the remainder comes last.
+    Each reader gets a stretch of its own, and the remainder comes last.
     """
     turns = count // (readers * batch)
     whole = turns * readers * batch
@@ -236,7 +236,7 @@ def dealt(count: int, readers: int, batch: int) -> np.ndarray:
 
 
 def _keep(part: Part) -> Keep | None:
-    """Where decoded images outlive an epoch."""
+    """Cache of decoded images that outlives an epoch."""
     frames = part.frames
     if frames is None:
         return None
@@ -252,7 +252,7 @@ class WindowCollate:
     Tensors: pixel_values float32 [B, W, cameras, 3, S, S]; input_ids, attention_mask int64 [B, L],
     or with discrete actions [B, W, L] and labels beside them; actions [B, W, chunk, A]; valid
     [B, W, chunk]; states [B, W, P]. Besides, for the trainer to take out: parts int64 [B], row_ids,
-    damage, and tokens, how many positions the model computes.
+    damage, and tokens, the number of positions that the model computes.
     """
 
     pad_token_id: int
@@ -286,6 +286,6 @@ class WindowCollate:
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
-    """int64 [rows, longest]."""
+    """Pad rows of ids to int64 [rows, longest]."""
     longest = max(len(row) for row in rows)
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])

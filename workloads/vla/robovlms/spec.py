@@ -8,7 +8,7 @@ from workloads.errors import UserError
 
 MODEL_TYPE = "robovlms"
 HistoryKind = Literal["none", "head", "interleaved"]
-BRANCH = (1024, 512, 256)  # widths of the layers that make an arm's or a gripper's numbers
+BRANCH = (1024, 512, 256)  # widths of the layers of an arm's or a gripper's branch
 GPT_LAYERS = 8
 IMAGE_SIDE = 224  # pixels, at most, where a backbone takes images of any size
 
@@ -17,8 +17,8 @@ IMAGE_SIDE = 224  # pixels, at most, where a backbone takes images of any size
 class HeadSize:
     """features: of the state given; hidden: of the head; size: numbers of an action, a gripper
     last; chunk: actions at once; latent: action tokens a frame; layers, dropout: of the LSTM;
-    window: steps that the GPT has positions for; pool: take the largest of the states given,
-    `latent` of them, in place of all; gripper: whether it has a branch of its own."""
+    window: steps that the GPT has positions for; pool: max-pool the states to `latent` ones;
+    gripper: whether it has a branch of its own."""
 
     features: int
     hidden: int = 1024
@@ -36,8 +36,8 @@ class HeadSize:
 class PolicySpec:
     """A backbone's config.json and the head on it.
 
-    kind: lstm, gpt, fc or discrete; reads: the states that the head is given; state_size: numbers
-    of the robot's state, 0 where it is not given; bounds: of the arm's actions in place of the
+    kind: lstm, gpt, fc or discrete; reads: the states that the head is given; state_size: size of
+    the robot's state, 0 where it is not used; bounds: of the arm's actions instead of the
     statistics' q01 to q99; bins, low, high, usable: of discrete actions, the last one how many ids
     of the vocabulary are neither special nor reserved; action_before_eos: false puts the action
     token of a padded row behind eos and all pads but one, as RoboVLMs trained.
@@ -59,7 +59,7 @@ class PolicySpec:
 
     @property
     def window(self) -> int:
-        """Steps that are remembered."""
+        """Number of remembered steps."""
         return self.head.window
 
     @property
@@ -67,12 +67,12 @@ class PolicySpec:
         return self.kind == "discrete"
 
     def as_fields(self) -> dict[str, Any]:
-        """config.json's."""
+        """The fields of config.json."""
         return {"model_type": MODEL_TYPE, "architectures": ["PolicyModel"], **asdict(self)}
 
 
 def parameters(kind: str, size: HeadSize) -> int:
-    """Numbers of a head; 0 of discrete actions, which are the language model's own tokens."""
+    """Number of parameters of a head; 0 for discrete actions, the language model's own tokens."""
     if kind == "discrete":
         return 0
     width, features = size.hidden * size.latent, size.features * size.latent

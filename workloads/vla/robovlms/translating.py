@@ -1,4 +1,4 @@
-"""A RoboVLMs config in this project's settings, with a row for each of its fields."""
+"""Translates a RoboVLMs config into our settings, with a row for each of its fields."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ _SEVERAL = "several datasets: RoboVLMs trains on the first batch only; name one"
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one field: mapped to `text`, or kept or refused because of it."""
+    """Result for one field: mapped to `text`, or kept or refused with it as reason."""
 
     field: str
     value: Any
@@ -38,7 +38,7 @@ def translate(found: Inherited) -> tuple[dict[str, Any], list[Row]]:
             row = _row(config, field, value, settings)
             text = f"{row.text} (left out: RoboVLMs' default)"
             rows.append(Row(row.field, row.value, row.outcome, text))
-    # Its trainings vary no colours; a profile would.
+    # Its trainings do not vary colours; a profile would by default.
     settings.setdefault("data", {})["augmentation"] = {"enabled": False}
     for section in found.overridden:
         why = "the section replaces the parent's; training there merges the two all the same"
@@ -62,7 +62,7 @@ def _row(config: Mapping[str, Any], field: str, value: Any, settings: dict[str, 
         return Row(field, value, "kept", rule.why)
     if isinstance(rule, Maps):
         return _mapped(config, rule, field, value, settings)
-    # 0 is no False here, nor 1 a True.
+    # Here 0 is not False, nor 1 True.
     if any(value == other and type(value) is type(other) for other in rule.harmless):
         return Row(field, value, "kept", "as it is here")
     return Row(field, value, "refused", rule.why)

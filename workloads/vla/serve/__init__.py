@@ -1,1 +1,1 @@
-"""A policy as a service: HTTP server, messages, and a client that stands alone."""
+"""A policy as a service: HTTP server, messages, and a self-contained client."""

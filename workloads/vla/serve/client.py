@@ -1,7 +1,7 @@
 """Ask a served policy: `python -m workloads.vla.serve.client --image X.jpg --instruction TEXT`.
 
-This file stands alone, with numpy and Pillow only: copy it beside a robot's own program. It speaks
-to `tatara serve`, and with `send="json-numpy"` to OpenVLA's and OpenVLA-OFT's own servers too.
+This file only needs numpy and Pillow: copy it beside a robot's own program. It works with `tatara
+serve`, and with `send="json-numpy"` with OpenVLA's and OpenVLA-OFT's own servers, too.
 """
 
 import argparse
@@ -27,12 +27,12 @@ URL = "http://127.0.0.1:8000/act"
 TOKEN = "TATARA_SERVE_TOKEN"
 WAYS = ("jpeg", "png", "json-numpy")
 _MARK = "__numpy__"
-# What a number may be written as: no objects, no text, no records.
+# Allowed dtypes of numbers: no objects, text or records.
 _NUMBERS = re.compile(r"[<>=|]?(?:[iu][1248]|f[248]|b1)|u?int(?:8|16|32|64)|float(?:16|32|64)|bool")
 
 
 class ServerError(RuntimeError):
-    """The server refused or failed: `status` is HTTP's, the text its own sentence."""
+    """The server refused or failed: `status` is HTTP's, the text the server's message."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"{text} (status {status})")
@@ -40,10 +40,10 @@ class ServerError(RuntimeError):
 
 
 class PolicyClient:
-    """A connection that is kept; `act` may be called for every frame.
+    """A persistent connection; `act` may be called for every frame.
 
-    token: by default what the environment's TATARA_SERVE_TOKEN holds. send: images as "jpeg"
-    (small), "png" (without loss) or as arrays in "json-numpy". Not for several threads at once.
+    token: default: TATARA_SERVE_TOKEN of the environment. send: images as "jpeg" (small), "png"
+    (without loss) or as arrays in "json-numpy". Not for several threads at once.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class PolicyClient:
         self._path = parts.path if parts.path not in ("", "/") else "/act"
         self._token = token or os.environ.get(TOKEN)
         self._send = send
-        self.latency: float | None = None  # seconds that the last answer took the server
-        self.frame: int | None = None  # which frame of its episode the last answer was for
+        self.latency: float | None = None  # seconds that the server took for the last answer
+        self.frame: int | None = None  # index of the last answer's frame in its episode
 
     def act(
         self,
@@ -76,8 +76,8 @@ class PolicyClient:
         """The action [A] in the robot's units, or the steps [chunk, A] of a policy with chunks.
 
         images: uint8 [H, W, 3] RGB, one or by camera. episode: a name of your own, sent with every
-        frame of it, for a policy that remembers; the answer is then the one action to carry out
-        now. reset: this frame begins the episode anew. Raises ServerError where the server refuses
+        frame of it, for a policy that remembers; the answer is then the one action to execute now.
+        reset: restart the episode with this frame. Raises ServerError where the server refuses
         or its answer is no action, and OSError or HTTPException where no server answers.
         """
         named = {"image": images} if isinstance(images, np.ndarray) else dict(images)
@@ -97,13 +97,13 @@ class PolicyClient:
         return _actions(self._asked("POST", self._path, body, kind))
 
     def reset(self, episode: str) -> None:
-        """Let the server forget an episode."""
+        """End an episode on the server."""
         body = json.dumps({"episode": episode}).encode()
         path = self._path.removesuffix("/act") + "/reset"
         self._asked("POST", path, body, "application/json")
 
     def health(self) -> dict[str, Any]:
-        """What the server says of itself."""
+        """The server's status."""
         content = self._asked("GET", "/health", b"", "")
         try:
             found: dict[str, Any] = json.loads(content)
@@ -122,7 +122,7 @@ class PolicyClient:
         try:
             response = self._response(method, path, body, headers)
         except (ConnectionError, http.client.RemoteDisconnected):
-            # A server may have closed a connection that was kept too long: once more, again.
+            # The server may have closed an idle connection: try once more.
             self._connection.close()
             if not kept:
                 raise
@@ -203,8 +203,8 @@ def multipart(
 
 
 def _actions(content: bytes) -> np.ndarray:
-    """One action, or a list of them, in any of the ways that servers write them; ServerError where
-    the answer is none, or holds numbers that are not finite."""
+    """One action or a list of them, [A] or [chunk, A], in any server's format. Raises ServerError
+    for other answers, and for numbers that are not finite."""
     try:
         found = json.loads(content)
         if is_encoded(found):
@@ -228,7 +228,7 @@ def _sentence(content: bytes) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print the answer as JSON, one line for each time it was asked."""
+    """Print each answer as a line of JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m workloads.vla.serve.client",
         description="Ask a served policy for an action.",
@@ -273,7 +273,7 @@ def _image(word: str) -> tuple[str, np.ndarray]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """As `workloads/data/images.py`, which this file stands without: white where transparent."""
+    """As `to_rgb` of `workloads/data/images.py`, which this file must not import."""
     if image.has_transparency_data:
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")

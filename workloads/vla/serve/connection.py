@@ -7,10 +7,10 @@ from typing import Any
 
 
 class DeadlineReader(io.RawIOBase):
-    """A connection's bytes until a moment that `allow` sets; TimeoutError after it.
+    """Reads a connection until a deadline that `allow` sets; TimeoutError after it.
 
-    A socket's own timeout begins again with every piece: a client that sends a byte now and then
-    would hold a thread forever.
+    A socket's own timeout restarts with every piece: a client that sends a byte now and then would
+    block a thread forever.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -18,7 +18,7 @@ class DeadlineReader(io.RawIOBase):
         self._until = time.monotonic()
 
     def allow(self, seconds: float) -> None:
-        """What is read from now on has to come within so many seconds."""
+        """Set the deadline of the following reads, in seconds from now."""
         self._until = time.monotonic() + seconds
 
     def readable(self) -> bool:

@@ -1,7 +1,7 @@
-"""The open episodes of a server, by the names that clients give.
+"""The open episodes of a server, by clients' names.
 
-Their number is bounded: the one that was silent longest makes room, unless its robot may still be
-moving. A robot whose episode is gone is told so, and never answered as if it had just begun.
+Their number is bounded: the longest idle one is dropped, unless its robot may still be moving.
+Frames of a dropped episode are refused, never answered as if it had just begun.
 """
 
 import time
@@ -18,8 +18,8 @@ from workloads.vla.serve.messages import Question
 from workloads.vla.serve.refusal import Refused
 
 MOST = 64
-_MOVING = 30.0  # seconds without a frame after which an episode may make room
-_REMEMBERED = 1000  # names of those that had to
+_MOVING = 30.0  # seconds without a frame after which an episode may be dropped
+_REMEMBERED = 1000  # names of dropped episodes to remember
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Episodes:
             raise UserError(f"expected room for at least 1 episode, found {most}")
         self.most = most
         self._clock = clock
-        self._held: OrderedDict[str, _Held] = OrderedDict()  # the longest silent first
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # the longest idle first
         self._forgotten: deque[str] = deque(maxlen=_REMEMBERED)
 
     def __len__(self) -> int:
@@ -45,10 +45,10 @@ class Episodes:
 
     @contextmanager
     def of(self, question: Question, policy: Policy) -> Iterator[Episode]:
-        """The episode of a frame, kept where the frame was answered.
+        """The episode of a frame, stored once the frame was answered.
 
-        It begins with its first frame, where the frame says reset, and where the instruction is a
-        new one. Refused where it had to make room meanwhile, and where there is none.
+        It begins with its first frame, a frame with reset, or a new instruction. Raises Refused
+        where it was dropped meanwhile, and where there is no room.
         """
         name = question.episode or ""
         told = (question.observation.instruction, question.unnorm_key)
@@ -69,7 +69,7 @@ class Episodes:
         self._held.move_to_end(name)
 
     def end(self, name: str) -> int | None:
-        """Forget an episode; how many frames it had, None where there is none."""
+        """End an episode and return its number of frames, None where there is none."""
         held = self._held.pop(name, None)
         return None if held is None else held.episode.frames
 

@@ -1,8 +1,8 @@
 """Requests of a served policy's clients as observations, and answers in each client's format.
 
-Three ways are known: json-numpy (`{"image": array, "instruction": …}` as OpenVLA's clients send
+Three formats are known: json-numpy (`{"image": array, "instruction": …}` as OpenVLA's clients send
 it, `full_image`, `wrist_image` and `state` as OpenVLA-OFT's), the same once more inside of
-`{"encoded": "…"}`, and multipart/form-data with JPEG or PNG files. Nothing that comes in is ever
+`{"encoded": "…"}`, and multipart/form-data with JPEG or PNG files. No code in a request is ever
 run: arrays hold numbers of checked size, images are JPEG or PNG of checked size.
 """
 
@@ -26,7 +26,7 @@ MOST_NAME = 200  # characters of an episode's name
 _MOST_PARTS = 32
 _JPEG_OR_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _STATES = ("state", "proprio")
-# What the first camera is called by those who have one, or do not know its name.
+# Names of the first camera for clients with one camera, or without its name.
 _FIRST = ("image", "full_image")
 
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -39,7 +39,7 @@ Writer = Callable[[np.ndarray, bool], str]
 class Question:
     """An observation, the format of the answer, and the names of unused fields.
 
-    episode: whose frame it is; None stands for a frame by itself. reset: begin the episode anew.
+    episode: name of the frame's episode; None for a single frame. reset: restart the episode.
     """
 
     observation: Observation
@@ -51,23 +51,22 @@ class Question:
 
 
 class UnknownKind(UserError):
-    """A body that is neither JSON nor a form."""
+    """Error for a body that is neither JSON nor a form."""
 
 
 def read(
     content_type: str, body: bytes, cameras: Sequence[str], takes_state: bool = True
 ) -> Question:
-    """A request's body as a question to a policy with these cameras.
+    """Parse a request's body as a question to a policy with these cameras.
 
-    takes_state: whether the policy uses the robot's state. Raises UserError that says what is wrong
-    with the body.
+    takes_state: whether the policy uses the robot's state. Raises UserError for an invalid body.
     """
     fields, write = _fields(content_type, body)
     return _question(fields, cameras, takes_state, write)
 
 
 def _fields(content_type: str, body: bytes) -> tuple[Fields, Writer]:
-    """A body's fields, and how its sender reads actions."""
+    """A body's fields, and the format of actions for its client."""
     header = Message()
     header["Content-Type"] = content_type
     kind = header.get_content_type()
@@ -93,7 +92,7 @@ def _as_list(actions: np.ndarray, chunked: bool) -> str:
 
 
 def _as_arrays(actions: np.ndarray, chunked: bool) -> str:
-    """OpenVLA's server answers with an array, OpenVLA-OFT's with a list of one for each step."""
+    """Whether to answer with arrays: OpenVLA's server sends one, OpenVLA-OFT's a list by steps."""
     return dumps([encode(row) for row in actions] if chunked else encode(actions[0]))
 
 
@@ -124,10 +123,7 @@ def _question(fields: Fields, cameras: Sequence[str], takes_state: bool, write: 
 
 
 def ended(content_type: str, body: bytes) -> str:
-    """The episode that a request to end one names, in JSON or a form.
-
-    Raises UserError where it names none.
-    """
+    """The name of the episode to end, in JSON or a form. Raises UserError without a name."""
     fields, _ = _fields(content_type, body)
     episode = episode_of(fields)
     if episode is None:
@@ -159,8 +155,8 @@ def _flag(fields: Fields, name: str) -> bool:
 
 
 def _images(fields: Fields, cameras: Sequence[str]) -> tuple[dict[str, np.ndarray], set[str]]:
-    """Images by camera, and the fields they came in. An image is never taken for one of a
-    camera that it does not name, but for the first camera, which is often just `image`."""
+    """Images by camera, and their fields. An image is only used for the camera that it names,
+    except the first camera, which is often just `image`."""
     images, used = {}, set()
     for number, camera in enumerate(cameras):
         names = (camera, f"image_{camera}", f"{camera}_image", *(_FIRST if number == 0 else ()))
@@ -193,7 +189,7 @@ def _image(value: Any, name: str) -> np.ndarray:
 
 
 def _decoded(encoded: bytes, name: str) -> np.ndarray:
-    """A JPEG or PNG; its size is looked at before it is unpacked."""
+    """Decode a JPEG or PNG after a check of its size."""
     if not encoded.startswith(_JPEG_OR_PNG):
         raise UserError(f"{name}: expected a JPEG or PNG file, found something else")
     try:
@@ -212,7 +208,7 @@ def _check_size(name: str, height: int, width: int) -> None:
 
 
 def _state(value: Any, name: str) -> np.ndarray:
-    """A list of numbers, or an array; in a form `[0.1, 0.2]` or `0.1,0.2`."""
+    """A state [P] from a list of numbers or an array; in a form `[0.1, 0.2]` or `0.1,0.2`."""
     if isinstance(value, bytes):
         text = _as_text(value, name).strip()
         try:
@@ -232,7 +228,7 @@ def _state(value: Any, name: str) -> np.ndarray:
 
 
 def _is_number(value: Any) -> bool:
-    """JSON knows whole numbers that no float can hold."""
+    """Whether a value is a number that fits a float; integers of JSON may not."""
     return type(value) is float or (type(value) is int and abs(value) < 1 << 64)
 
 
@@ -265,7 +261,7 @@ def _form(body: bytes, boundary: Any) -> dict[str, bytes]:
     """The parts of a multipart/form-data body by name."""
     if not isinstance(boundary, str) or not 0 < len(boundary) <= 70 or not boundary.isascii():
         raise UserError("expected a boundary in the Content-Type of the form, found none")
-    # The line break before a boundary belongs to it; the first one has none.
+    # The line break before a boundary belongs to it; the first boundary has none.
     pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode())
     if len(pieces) < 3 or not pieces[-1].startswith(b"--"):
         raise UserError("expected a form that ends with its boundary, found it cut off")

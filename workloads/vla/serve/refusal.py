@@ -1,4 +1,4 @@
-"""An answer of a served policy that refuses a request."""
+"""The refusal of a request by a served policy."""
 
 from http import HTTPStatus
 

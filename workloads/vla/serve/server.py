@@ -1,8 +1,8 @@
 """The policy's service over HTTP: `POST /act` for actions, `POST /reset` to end an episode,
-`GET /health` for how it does.
+`GET /health` for its status.
 
 Bound to this machine alone unless there is a token. A page on the internet can make a browser here
-ask 127.0.0.1: without a token, whatever a browser sends in a page's name is refused.
+ask 127.0.0.1: without a token, requests that a browser sends for a page are refused.
 """
 
 import io
@@ -33,12 +33,12 @@ from workloads.vla.serve.service import Service
 MOST_BYTES = 32 << 20
 _LIMIT = f"expected a body of at most {MOST_BYTES >> 20} MiB"
 # Seconds for a whole body, for a whole head, and between the requests of a kept connection. An
-# image that takes longer to arrive says nothing about where the robot is by then.
+# image that takes longer to arrive no longer shows where the robot is.
 _BODY_SECONDS, _HEAD_SECONDS, _IDLE_SECONDS = 20.0, 10.0, 30.0
 _CHUNK = 1 << 16
 _MOST_CONNECTIONS = 256
 _BACKLOG = 128
-_LINGER = 5.0  # seconds that a refused client may go on sending
+_LINGER = 5.0  # seconds for which a refused client may continue to send
 _LAST_ANSWERS = 20.0  # seconds that a stop waits for the model
 
 
@@ -50,14 +50,14 @@ _FULL = (
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection; made by the server, whose service it asks."""
+    """Handler of one connection."""
 
     server: "Server"
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_SECONDS
     reader: DeadlineReader
     buffered: io.BufferedReader
-    # Without this a kept connection waits for the other side between header and body.
+    # Otherwise a persistent connection waits for the other side between header and body.
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile = self.buffered = io.BufferedReader(self.reader)
 
     def handle_one_request(self) -> None:
-        """The library's own, with a limit for the whole head in place of one for each line."""
+        """The library's method, with a limit for the whole head instead of each line."""
         self.reader.allow(_IDLE_SECONDS)
         try:
             is_over = not self.buffered.peek(1)
@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self._routed(routes)()
         except (TimeoutError, ConnectionError):
-            # Nobody is there any more to be answered.
+            # The client has disconnected.
             self.close_connection = True
         except Refused as refusal:
             self._refuse(refusal.status, str(refusal))
@@ -138,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
     def _act(self) -> None:
         self._check_token()
         service = self.server.service
-        # Whoever sends slowly takes no turn of those whose question is here.
+        # A slow sender must not take the turn of complete requests.
         with self._body() as body, service.turn():
             kind = self.headers.get("Content-Type", "")
             question = messages.read(
@@ -156,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @contextmanager
     def _body(self) -> Iterator[bytes]:
-        """The request's body, counted among those that the server holds."""
+        """The request's body, counted in the server's memory limit."""
         length = self.headers.get("Content-Length")
         if length is None or not re.fullmatch("[0-9]{1,12}", length):
             text = "expected a Content-Length; chunked bodies are not taken"
@@ -194,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _linger(self) -> None:
-        """Let the client finish what it sends, or it would never read why it was refused."""
+        """Let the client finish sending, otherwise it would never read the refusal."""
         if not self._unread:
             return
         self.connection.shutdown(socket.SHUT_WR)
@@ -206,7 +206,7 @@ class Handler(BaseHTTPRequestHandler):
         self, status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None
     ) -> None:
         self.connection.settimeout(_IDLE_SECONDS)
-        # What was not read would be taken for the next request.
+        # An unread body would be parsed as the next request.
         self.close_connection = self.close_connection or self._unread
         content = text.encode("utf-8", "replace")
         seconds = time.monotonic() - self._began
@@ -229,19 +229,19 @@ class Handler(BaseHTTPRequestHandler):
         return "tatara"
 
     def log_message(self, format: str, *args: object) -> None:
-        """A line for every frame would tell nobody anything; refusals have one of their own."""
+        """Print nothing for answered frames; refusals have a line of their own."""
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a client's own word may stand in a header."""
+    """Whether a client's text may be sent in a header."""
     return name.isascii() and name.isidentifier() and len(name) < 50
 
 
 class Server(ThreadingHTTPServer):
-    """Threads end with the process; a client that hangs does not delay others."""
+    """A threading server: threads end with the process; a hanging client does not delay others."""
 
     daemon_threads = True
-    # The library's own of 5 refuses clients that come at once before anybody looks at them.
+    # The library's default of 5 refuses simultaneous clients.
     request_queue_size = _BACKLOG
     service: Service
 
@@ -252,7 +252,7 @@ class Server(ThreadingHTTPServer):
         super().__init__((host, port), Handler, bind_and_activate=False)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for the connection, or the answer that there are too many."""
+        """Start a thread for the connection, or answer that there are too many."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
             return
@@ -268,18 +268,18 @@ class Server(ThreadingHTTPServer):
             self._free.release()
 
     def server_bind(self) -> None:
-        # The library's own asks the network for this machine's name, which may take seconds.
+        # The library's method looks up this machine's name, which may take seconds.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle is no news."""
+        """Ignore clients that disconnect in the middle."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 def claim(host: str, port: int, token: str | None) -> Server:
-    """Take the port, without answering yet; UserError where that is not possible or not safe."""
+    """Bind the port, without answering yet; raises UserError where that is impossible or unsafe."""
     check_exposed(host, token)
     server = Server(host, port)
     try:
@@ -291,7 +291,7 @@ def claim(host: str, port: int, token: str | None) -> Server:
 
 
 def serve(server: Server, service: Service) -> int:
-    """Answer until SIGTERM or Ctrl-C; those who are being answered still are."""
+    """Serve until SIGTERM or Ctrl-C; running answers are completed."""
     server.service = service
     server.server_activate()
 

@@ -1,6 +1,6 @@
 """One policy for many clients: one model call at a time, a bounded queue, access by token.
 
-What waits is bounded, since an answer to an old image is worth nothing to a robot.
+The queue is bounded, since an answer to an old image is useless to a robot.
 """
 
 import hmac
@@ -24,13 +24,13 @@ from workloads.vla.serve.messages import Question
 from workloads.vla.serve.refusal import Refused
 
 _MOST_WAITING = 8
-_MOST_HELD = 512 << 20  # bytes of bodies that are being read, or wait
-_REMEMBERED = 1000  # answers whose latency makes the percentiles
+_MOST_HELD = 512 << 20  # bytes of bodies that are being read or waiting
+_REMEMBERED = 1000  # newest answers, for latency percentiles
 
 
 @dataclass
 class Service:
-    """What all connections share: the policy, who may ask, and how it went so far."""
+    """State that all connections share: the policy, the token, and counters."""
 
     policy: Policy
     token: str | None = None
@@ -48,7 +48,7 @@ class Service:
     _warned: bool = False
 
     def warm_up(self) -> float:
-        """Predict one action on grey images, so that no request waits for the first one.
+        """Predict one action on grey images, so that no request waits for the warm-up.
 
         Returns the seconds it took. Raises UserError for a policy without statistics.
         """
@@ -65,7 +65,7 @@ class Service:
         return time.monotonic() - began
 
     def may(self, authorization: str | None) -> bool:
-        """Whether a request's Authorization header holds the token, where there is one."""
+        """Whether a request's Authorization header holds the token, if one is set."""
         if self.token is None:
             return True
         scheme, _, given = (authorization or "").partition(" ")
@@ -74,7 +74,7 @@ class Service:
 
     @contextmanager
     def memory(self) -> Iterator["Held"]:
-        """Counts the bytes of a body while it is read and answered."""
+        """Context that counts the bytes of a body while it is read and answered."""
         held = Held(self)
         try:
             yield held
@@ -84,7 +84,7 @@ class Service:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """A place among those who are answered; Refused where there are too many, or at the end."""
+        """Context of one turn in the queue; raises Refused for a full queue, or while stopping."""
         with self._changed:
             if self.stopping:
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping")
@@ -100,10 +100,10 @@ class Service:
                 self._changed.notify_all()
 
     def act(self, question: Question) -> tuple[str, int | None]:
-        """The answer's text, and which frame of its episode was answered, counted from 1.
+        """The answer's text, and the index of its frame in the episode, from 1.
 
-        A frame by itself is answered with all that the policy predicts, a frame of an episode with
-        the one action that is to be carried out now. UserError for what the policy cannot take.
+        A single frame is answered with the whole prediction, a frame of an episode with the one
+        action to execute now. Raises UserError for an invalid observation.
         """
         policy, observation, key = self.policy, question.observation, question.unnorm_key
         with self._model:
@@ -119,7 +119,7 @@ class Service:
         return question.write(actions, is_chunked), frame
 
     def warn_once(self) -> None:
-        """Tell that a policy with memory was asked without an episode."""
+        """Warn once that a policy with memory got a request without an episode."""
         if not self._warned:
             self._warned = True
             print(
@@ -164,7 +164,7 @@ class Service:
         }
 
     def drain(self, seconds: float) -> None:
-        """Take nobody new, and wait for those who are being answered."""
+        """Refuse new requests, and wait for running answers."""
         with self._changed:
             self.stopping = True
             self._changed.wait_for(lambda: self._waiting == 0, seconds)
@@ -172,13 +172,13 @@ class Service:
 
 @dataclass
 class Held:
-    """What one request holds of the memory for bodies."""
+    """Share of one request in the memory for bodies."""
 
     service: Service
     bytes: int = 0
 
     def add(self, count: int) -> None:
-        """Hold so many bytes more; Refused where all requests together would hold too many."""
+        """Add bytes; raises Refused where all requests together would hold too many."""
         with self.service._changed:
             if self.service._held + count > _MOST_HELD:
                 text = "too much is being sent at once; ask again with a new image"

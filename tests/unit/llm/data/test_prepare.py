@@ -1,4 +1,4 @@
-"""Prepared data sets: lengths, bad rows, held-out rows, packing, and the cache over many ranks."""
+"""Prepared datasets: lengths, bad rows, held-out rows, packing, and the cache over many ranks."""
 
 import json
 import multiprocessing

@@ -99,7 +99,7 @@ def test_a_task_of_the_harness_own_form(model: Path, tmp_path: Path) -> None:
 def test_groups_by_name_lead_to_their_files_without_network(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No data set is asked for: only names and files."""
+    """No dataset is asked for: only names and files."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("nothing may be asked of a network")
@@ -108,7 +108,7 @@ def test_groups_by_name_lead_to_their_files_without_network(
     assert main(["eval", "tasks", "--list", "--tasks", "japanese_leaderboard,ai2_arc"]) == 0
     said = capsys.readouterr().out
     assert "japanese_leaderboard: group of 8, lm_eval/tasks/japanese_leaderboard/" in said
-    assert "  ja_leaderboard_jcommonsenseqa: data set Rakuten/JGLUE JCommonsenseQA" in said
+    assert "  ja_leaderboard_jcommonsenseqa: dataset Rakuten/JGLUE JCommonsenseQA" in said
     assert "ai2_arc: group of 2" in said
     assert main(["eval", "tasks", "--list", "--tasks", "japanese_leaderbord"]) == 2
     assert "did you mean 'japanese_leaderboard'?" in capsys.readouterr().err
@@ -122,4 +122,4 @@ def test_a_data_set_that_cannot_be_had_is_named_before_the_model_is_loaded(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     assert main(["eval", "tasks", "no/model", "--tasks", "ja_leaderboard_jcommonsenseqa"]) != 0
     said = capsys.readouterr().err
-    assert "task ja_leaderboard_jcommonsenseqa: its data set cannot be had" in said
+    assert "task ja_leaderboard_jcommonsenseqa: its dataset cannot be loaded" in said

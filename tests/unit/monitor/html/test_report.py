@@ -260,7 +260,7 @@ def test_held_out_questions_stand_with_their_answers_over_the_steps(written: Wri
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows) + "damaged\n"
     (written.run.evaluation / "samples.jsonl").write_text(text)
-    shown = section(page(written), "Held-out questions as the training went on")
+    shown = section(page(written), "Held-out questions during training")
     assert shown.count("<details>") == 3 and "eval.jsonl:2" in shown
     steps = re.findall("<th>step ([0-9,]+)</th>", shown)
     assert len(steps) == 3 * 6 and (steps[0], steps[5]) == ("0", "990")

@@ -33,7 +33,7 @@ STATE = np.linspace(-0.5, 0.5, 8)
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    """Chunks of 4, two cameras, a state, statistics of two data sets."""
+    """Chunks of 4, two cameras, a state, statistics of two datasets."""
     oft = OftSpec(action_dim=8, action_chunk=4, proprio_dim=8)
     folder = tmp_path_factory.mktemp("policy") / "oft"
     table = statistics(("crane_x7", "other"))
@@ -43,7 +43,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    """Action tokens, one camera, one data set."""
+    """Action tokens, one camera, one dataset."""
     folder = policy_folder(tmp_path_factory.mktemp("policy") / "tokens")
     return Policy.from_pretrained(folder, device="cpu", tell=lambda text: None)
 

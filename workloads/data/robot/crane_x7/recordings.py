@@ -48,9 +48,9 @@ def walk(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
 
 
 def _refuse(error: OSError) -> None:
-    """A folder that cannot be looked into may be full of episodes."""
+    """Raise UserError for an unreadable folder: it may be full of episodes."""
     raise UserError(
-        f"expected a folder to look into, found {error.filename}: {error.strerror}; check its "
+        f"expected a readable folder, found {error.filename}: {error.strerror}; check its "
         "permissions"
     ) from error
 
@@ -92,7 +92,7 @@ class Recordings(Dataset):
         reader: ImageReader
         if isinstance(recording, tfrecords.Recording):
             reader = tfrecords.TFRecordImages(recording, meta.depth_shape)
-            # Pixels that no encoder has seen are as the camera gave them.
+            # Raw pixels never passed the recorder's BGR encoder.
             default = NPZ_COLOR_ORDER if recording.is_raw else TFRECORD_COLOR_ORDER
             rows, timesteps = recording.records, recording.timesteps
         else:
@@ -107,7 +107,7 @@ class Recordings(Dataset):
             rows=rows,
             reader=reader,
             file=str(self.files[number]),
-            # What the episode itself says, else the option, else what the recorders do.
+            # First the episode's meta.json, then the option, then the recorders' usual order.
             color_order=meta.color_order or self.options.color_order or default,
             timesteps=timesteps,
             timestamps=recording.timestamps,
@@ -116,7 +116,7 @@ class Recordings(Dataset):
         return episode.take(slice(0, 0)) if self._odd(recording) else episode
 
     def _describe(self) -> None:
-        """Joint names where the robot is known, texts there are, and features nothing reads."""
+        """Set joint names of a known robot, keys of texts, and unused features."""
         known = self.name == tfrecords.DATASET_NAME
         states, actions = self._sizes
         self.state_names = tfrecords.JOINTS if known and states == len(tfrecords.JOINTS) else None
@@ -142,7 +142,7 @@ class Recordings(Dataset):
             )
 
     def _empty_folders(self) -> dict[str, str]:
-        """Folders of episodes that hold files, but no episode, as after a copy that broke off."""
+        """Report folders with files but without an episode, as an interrupted copy leaves."""
         if not self.path.is_dir():
             return {}
         full = {folder for file in self.files for folder in file.parents}
@@ -153,7 +153,7 @@ class Recordings(Dataset):
         }
 
     def _weigh_damage(self) -> None:
-        """A file of which nothing can be read weighs what the others hold."""
+        """Count an unreadable file as many steps as the others hold on average."""
         lengths = [one.seen for one in self._recordings if len(one.states)]
         usual = int(np.median(lengths)) if lengths else 1
         for recording in self._recordings:
@@ -165,7 +165,7 @@ class Recordings(Dataset):
             self.seen += usual if whole else recording.seen
 
     def _odd(self, recording: Recording) -> list[Damage]:
-        """Every step of a file whose vectors have not the size that most steps have."""
+        """Damage for every step of a file whose vectors differ in size from most steps."""
         sizes = _sizes(recording)
         if len(recording.states) == 0 or sizes == self._sizes:
             return []
@@ -182,7 +182,7 @@ def _sizes(recording: Recording) -> tuple[int, int]:
 
 
 def _load(root: Path, files: Sequence[Path], options: Options) -> list[Recording]:
-    """What is known of every file without its images, in the files' order."""
+    """Read every file without its images, in the files' order."""
     indexed = [file for file in files if file.suffix in TFRECORD]
     found = tfrecords.load(root, indexed, options.cache_dir, options.instruction_key)
     loaded = {item.path: item for item in found}

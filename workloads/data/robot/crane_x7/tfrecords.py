@@ -1,6 +1,6 @@
 """CRANE-X7 recordings as TFRecord: one file an episode, one tf.train.Example a step.
 
-Two schemas are in the field and told apart by their keys: v1 (`observation/state`,
+Two schemas are in use, distinguished by their keys: v1 (`observation/state`,
 `observation/image`) and v2 (`observation/proprio`, `observation/image_<camera>`).
 """
 
@@ -81,7 +81,7 @@ class _Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """What is known of a file without its images; arrays hold the good records only.
+    """A file without its images; arrays hold the good records only.
 
     texts: the distinct instructions, which int32 [T]: the one of each record; features: all keys,
     text_keys: those that hold text.
@@ -110,9 +110,9 @@ class Recording:
 def load(
     root: Path, files: Sequence[Path], cache_dir: Path | None, text_key: str | None = None
 ) -> list[Recording]:
-    """Read files of `root` once, checksums included, or take what `cache_dir` knows of them.
+    """Read files of `root` once, checksums included, or take their entries from `cache_dir`.
 
-    text_key: the feature that holds the instructions, where it is none of INSTRUCTION_KEYS.
+    text_key: the feature that holds the instructions, if not one of INSTRUCTION_KEYS.
     """
     keys = (text_key,) if text_key else INSTRUCTION_KEYS
     version = f"{_VERSION} {text_key or ''}".strip()

@@ -1,4 +1,4 @@
-"""Write demonstrations as CRANE-X7 TFRecords of schema v2, colours right and said so."""
+"""Write demonstrations as CRANE-X7 TFRecords of schema v2, with colours marked as RGB."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ def write_episode(
     states [T, D] in rad, D = 0 for none; images: camera → T images uint8 [H, W, 3] RGB, written as
     JPEG, or encoded ones, written as they are; instruction: for all steps, or one a step. Actions
     [T, A] are by default the next state, and the last its own as a placeholder, as the robot's
-    recorder has it. A meta.json beside it says that the colours are in order. Raises UserError
+    recorder has it. A meta.json beside it states the order of colours. Raises UserError
     where actions, images or instructions are not as many as the states.
     """
     vectors = np.asarray(states, np.float32)

@@ -28,7 +28,7 @@ _ENDING = re.compile(r"_(?:rgb|image)$")
 
 @dataclass(frozen=True)
 class Camera:
-    """Where images of a camera lie; encoded: each is a JPEG or PNG, padded with zeros."""
+    """Path of a camera's images; encoded: each is a JPEG or PNG, padded with zeros."""
 
     key: str
     encoded: bool
@@ -44,7 +44,7 @@ def demonstrations(file: Any) -> list[str]:
 
 
 def _by_numbers(name: str) -> list[Any]:
-    """demo_10 after demo_2."""
+    """Sort key: demo_10 after demo_2."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
@@ -58,7 +58,7 @@ def datasets(group: Any) -> dict[str, Any]:
 
 
 def cameras(found: Mapping[str, Any]) -> tuple[dict[str, Camera], dict[str, str]]:
-    """Colour cameras by name, and the images that are none with the reason."""
+    """Colour cameras by name, and other images with the reason why they are none."""
     colour: dict[str, Camera] = {}
     other: dict[str, str] = {}
     for key, item in found.items():
@@ -77,7 +77,7 @@ def cameras(found: Mapping[str, Any]) -> tuple[dict[str, Camera], dict[str, str]
 
 
 def _is_encoded(item: Any) -> bool:
-    """Whether each row is the bytes of a file: of any length, or padded to one."""
+    """Whether each row holds an image file's bytes, of variable length or padded."""
     if item.ndim == 1 and item.dtype.kind == "O" and len(item):
         value = item[0]
         return isinstance(value, np.ndarray) and value.dtype == np.uint8
@@ -87,7 +87,7 @@ def _is_encoded(item: Any) -> bool:
 def texts(
     file: Any, group: Any, found: Mapping[str, Any], wanted: str | None
 ) -> Iterator[tuple[str, list[str]]]:
-    """Names and values of what may be an instruction: one value, or one a step.
+    """Names and values of possible instructions: one value, or one a step.
 
     Attributes of the demonstration and of the file, LIBERO's problem_info, and datasets of text.
     """

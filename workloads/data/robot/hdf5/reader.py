@@ -25,7 +25,7 @@ _BROKEN = (OSError, KeyError, ValueError, RuntimeError, TypeError)
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What is known of one without its images; arrays hold all steps, `sound` those of use."""
+    """A demonstration without its images; arrays hold all steps, `sound` the usable ones."""
 
     file: Path
     group: str
@@ -79,7 +79,7 @@ class Hdf5(Dataset):
         return episode.take(demonstration.sound)
 
     def _read(self, file: Path) -> list[Damage]:
-        """Add the demonstrations of a file; gives back what cannot be used of it."""
+        """Add the demonstrations of a file and return the damage in it."""
         if missing_files.is_pointer(file):
             return [Damage(str(file), 0, None, f"bad_file: {missing_files.WHAT_TO_DO}")]
         lost = []
@@ -153,7 +153,7 @@ class Hdf5(Dataset):
         return [], None
 
     def _weigh(self, lost: list[Damage]) -> None:
-        """A lost demonstration weighs as many steps as the others have."""
+        """Count a lost demonstration as many steps as the others have on average."""
         lengths = [len(demonstration.actions) for demonstration in self.found]
         usual = int(np.median(lengths)) if lengths else 1
         self.damage += [item._replace(lost=max(usual, 1)) for item in lost]
@@ -195,7 +195,7 @@ def _vectors(found: dict[str, Any], keys: tuple[str, ...]) -> np.ndarray:
 
 
 class Handles:
-    """The files last used stay open; every process has its own."""
+    """LRU cache of open files; every process opens its own."""
 
     def __init__(self) -> None:
         self._open: LruCache[Path, Any] = LruCache(_FILES_OPEN, _close)

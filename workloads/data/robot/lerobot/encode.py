@@ -1,4 +1,4 @@
-"""Encodes frames to mp4 as LeRobot does, and decodes them again to check that none is missing."""
+"""Encodes frames to mp4 as LeRobot does, and decodes them again as a check."""
 
 import contextlib
 import os
@@ -14,18 +14,18 @@ from workloads.errors import UserError
 Codec = Literal["h264", "av1"]
 CODECS: tuple[Codec, ...] = ("h264", "av1")
 _ENCODERS = {"h264": "libx264", "av1": "libsvtav1"}
-# Quality as LeRobot records it: AV1 30, which for H.264 is about 23; every second frame can be
-# found without those before it.
+# LeRobot's quality: CRF 30 of AV1, which for H.264 is about 23; every second frame can be
+# decoded without those before it.
 _OPTIONS = {"h264": {"crf": "23", "g": "2"}, "av1": {"crf": "30", "g": "2", "preset": "8"}}
-_MOST_OFF = 16.0  # levels that a frame may be off by in the mean, of 255
+_MOST_OFF = 16.0  # mean difference allowed between a frame and its decoded copy, of 255
 
 
 def encode_video(file: Path, frames: Sequence[np.ndarray], fps: float, codec: Codec) -> None:
     """Write frames uint8 [H, W, 3] RGB and check by decoding that all are there and look alike.
 
-    Raises UserError where the encoder is missing or a frame comes back as another one.
+    Raises UserError where the encoder is missing or a decoded frame differs.
     """
-    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder tells of every start otherwise
+    os.environ.setdefault("SVT_LOG", "1")  # otherwise the AV1 encoder logs every start
     import av
 
     height, width = frames[0].shape[:2]

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from workloads.data.robot.lerobot.reader import LeRobot
 
 _INDEX_VERSION = "video-frames-1"
-_NEAR = 0.25  # frames that a time may be off
+_NEAR = 0.25  # tolerance of a time, in frames
 
 
 @dataclass(frozen=True)
 class Tie:
-    """How the rows of a video file find their frames.
+    """How rows are matched to frames of a video file.
 
-    starts: number of the first frame of each episode in it; None where times count, and `said` how
-    many frames there are. damage: why no frame of the file can be used.
+    starts: number of each episode's first frame; None where times count. damage: why no frame of
+    the file can be used.
     """
 
     starts: dict[int, int] | None
@@ -44,7 +44,7 @@ class Tie:
 
 
 def tie_videos(dataset: "LeRobot") -> dict[Path, Tie]:
-    """For every video file of the dataset, how its episodes' rows find their frames."""
+    """For every video file of the dataset, how its episodes' rows are matched to frames."""
     holders: dict[Path, list[tuple[float, int, str]]] = defaultdict(list)
     for number, entry in enumerate(dataset.meta.entries):
         for key, span in entry.videos.items():
@@ -66,7 +66,7 @@ def tie_videos(dataset: "LeRobot") -> dict[Path, Tie]:
 
 
 def _counted(file: Path) -> Arrays:
-    """How many frames a video has, and what is wrong with it ('' for nothing)."""
+    """Number of frames of a video, and what is wrong with it ('' for nothing)."""
     try:
         return {"frames": np.array(count_frames(file)), "problem": np.array("")}
     except VideoError as error:
@@ -103,14 +103,14 @@ def _tie(
 
 
 def _rows_of(dataset: "LeRobot", number: int) -> int:
-    """How many rows an episode has: those found, or those said where its file cannot be read."""
+    """Number of an episode's rows: those found, or by the meta data for an unreadable file."""
     return len(dataset.rows[number].rows) or dataset.meta.entries[number].length
 
 
 def _misplaced(
     dataset: "LeRobot", file: Path, episodes: list[tuple[float, int, str]]
 ) -> tuple[int, int]:
-    """How many rows have a time that is no frame's, and how many share a frame with another."""
+    """Number of rows whose time matches no frame, and of rows that share a frame."""
     times = frame_times(file)
     spacing = (times[-1] - times[0]) / max(len(times) - 1, 1)
     wanted = np.concatenate(
@@ -187,7 +187,7 @@ class EpisodeImages:
         raise UserError(f"{self.entry.file}: expected depth of {camera!r}, found none")
 
     def _read(self, key: str, path: str) -> bytes:
-        """An image that lies beside the parquet files, by its path or by its bare name."""
+        """Read an image file beside the parquet files, by its path or its bare name."""
         root, index = self.dataset.path, self.entry.index
         folder = root / "images" / key
         places = [root / path, folder / path]

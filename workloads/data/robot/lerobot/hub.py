@@ -9,10 +9,10 @@ log = logging.getLogger(__name__)
 
 
 def download(name: str, revision: str | None, mark: Path) -> Path:
-    """The folder of a dataset's snapshot; the revision it is of is logged.
+    """Download a dataset and return the folder of its snapshot; the revision is logged.
 
-    Raises UserError where the hub does not answer or has no such dataset, and where it is no
-    LeRobot dataset (no `mark`).
+    Raises UserError where the hub does not answer, has no such dataset, or it is not LeRobot's (no
+    `mark`).
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

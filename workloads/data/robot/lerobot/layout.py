@@ -15,7 +15,7 @@ VERSION = "v3.0"
 CHUNK_SIZE = 1000
 DATA_FILE_MEGABYTES = 100
 DATA_FILE_BYTES = DATA_FILE_MEGABYTES * 1024 * 1024
-# Who asks for one image has to read those of a whole row group.
+# Reading one image means reading those of its whole row group.
 ROWS_AT_ONCE = 8
 VIDEO_FILE_MEGABYTES = 200
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

@@ -16,13 +16,13 @@ from workloads.json_files import read_json, read_json_lines
 
 BROKEN = (pa.ArrowException, OSError, KeyError, ValueError)
 _DEPTH_NAME = re.compile(r"(^|[._/-])depth($|[._/-])", re.IGNORECASE)
-# What every dataset has, or what no policy here learns from.
+# Features that every dataset has, or that no policy here learns from.
 _BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 
 
 @dataclass(frozen=True)
 class VideoSpan:
-    """Where in a video file an episode lies, by the meta data: seconds, `end` None if unsaid."""
+    """Span of an episode in a video file by the meta data: seconds; `end` None if not given."""
 
     file: Path
     start: float
@@ -31,7 +31,7 @@ class VideoSpan:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the meta data says of an episode: its rows' file, and its videos by feature."""
+    """The meta data of an episode: the file of its rows, and its videos by feature."""
 
     index: int
     length: int
@@ -93,13 +93,13 @@ class Meta:
 
     @property
     def totals(self) -> tuple[int, int]:
-        """Episodes and rows by info.json; those of the list of episodes where it does not say."""
+        """Numbers of episodes and rows by info.json, else by the list of episodes."""
         episodes = self.info.get("total_episodes", len(self.entries))
         rows = self.info.get("total_frames", sum(entry.length for entry in self.entries))
         return int(episodes), int(rows)
 
     def names(self, keys: tuple[str, ...]) -> tuple[str, ...]:
-        """The names that info.json gives the dimensions of the features side by side."""
+        """Names of the dimensions of the joined features, by info.json."""
         return tuple(name for key in keys for name in _names(self.features[key].get("names")))
 
     def unused(self, used: set[str]) -> dict[str, str]:
@@ -218,7 +218,7 @@ def _known_version(root: Path, version: str) -> str:
 def _cameras(
     features: Mapping[str, Mapping[str, Any]],
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Colour cameras with their features, and the images that are none with the reason."""
+    """Colour cameras with their features, and other images with the reason why they are none."""
     colour, other = {}, {}
     for key, facts in features.items():
         if facts.get("dtype") not in ("image", "video", "depth"):
@@ -233,7 +233,7 @@ def _cameras(
 
 
 def _no_colour(key: str, facts: Mapping[str, Any]) -> str | None:
-    """Why images of a feature are not of a colour camera; None where they are."""
+    """Why a feature's images are not of a colour camera; None where they are."""
     said = {**facts, **(facts.get("video_info") or {}), **(facts.get("info") or {})}
     if facts["dtype"] == "depth" or said.get("video.is_depth_map") or said.get("is_depth_map"):
         return "depth"
@@ -260,7 +260,7 @@ def _names(stated: Any) -> list[str]:
 
 
 def _read_table(file: Path, without: str | None = None) -> pa.Table:
-    """A whole file but for the columns `without…`: statistics are most of some and not needed."""
+    """A whole file without the columns `without…`: statistics take most of some files."""
     try:
         names = pq.read_schema(file).names
         wanted = [name for name in names if without is None or not name.startswith(without)]

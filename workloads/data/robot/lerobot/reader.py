@@ -45,7 +45,7 @@ class LeRobot(Dataset):
         self.text_key = self._known((options.instruction_key or _TASK_KEY,), "instruction_key")[0]
         texts = [key for key, facts in self.meta.features.items() if facts.get("dtype") == "string"]
         self.text_keys = ("task", *texts)
-        # A step looks through every camera: with fewer, each image would cost a whole group.
+        # A step reads every camera: with fewer groups kept, each image would cost a whole group.
         self.columns = ImageColumns(max(_GROUPS_KEPT, len(self.meta.cameras)))
         self.videos = Videos(len(self.meta.cameras))
         self._name_what_is_unused()
@@ -92,7 +92,7 @@ class LeRobot(Dataset):
             self.unused[f"observation.images.{camera}"] = f"no colour camera: {reason}"
 
     def _read_all(self) -> list["_Rows"]:
-        """The rows of every episode; what is wrong with them becomes damage."""
+        """Read the rows of every episode and record damage."""
         files: LruCache[Path, pa.Table] = LruCache(_FILES_KEPT)
         broken: dict[Path, str] = {}
         found = [self._read(entry, files, broken) for entry in self.meta.entries]
@@ -127,7 +127,7 @@ class LeRobot(Dataset):
         return None
 
     def _compare_with_meta(self, found: list["_Rows"]) -> None:
-        """Note where the rows are other than the meta data says, and are used all the same."""
+        """Note where the rows contradict the meta data and are used nevertheless."""
         pairs = list(zip(self.meta.entries, found, strict=True))
         longer = [(entry, len(rows.rows)) for entry, rows in pairs if len(rows.rows) > entry.length]
         if longer:
@@ -166,7 +166,7 @@ class LeRobot(Dataset):
     def _read(
         self, entry: Entry, files: LruCache[Path, pa.Table], broken: dict[Path, str]
     ) -> "_Rows":
-        """The episode's rows; a file that cannot be read loses what the meta data says is in it."""
+        """Rows of an episode; of an unreadable file all rows by the meta data count as lost."""
         lost, cause = entry.length, broken.get(entry.file)
         try:
             if cause is None:
@@ -220,7 +220,7 @@ class _Rows:
 
     @property
     def disorder(self) -> str:
-        """The first row that does not come after the one before it; '' where all do."""
+        """Description of the first row out of order; '' where there is none."""
         back = np.flatnonzero(np.diff(self.frames) <= 0)
         if len(back):
             before, here = self.frames[back[0] : back[0] + 2]
@@ -263,7 +263,7 @@ class _Rows:
 def _texts(
     table: pa.Table, entry: Entry, dataset: LeRobot
 ) -> tuple[list[str], np.ndarray | None, bool]:
-    """The texts of an episode, which each row has, and whether they are numbers."""
+    """The texts of an episode, the text of each row, and whether texts are numbers."""
     key = dataset.text_key
     if key not in table.column_names:
         return list(entry.tasks), None, False

@@ -1,4 +1,4 @@
-"""Statistics of LeRobot features, an episode at a time and over all."""
+"""Statistics of LeRobot features, for each episode and over all."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ NAMES = ("min", "max", "mean", "std", "count", *QUANTILES)
 
 
 class Described(ABC):
-    """What can be summed up and described: min, max, mean, std, count and quantiles."""
+    """A summary that can be added up: min, max, mean, std, count and quantiles."""
 
     @abstractmethod
     def describe(self) -> dict[str, np.ndarray]: ...
@@ -22,7 +22,7 @@ class Described(ABC):
 
 
 class VectorStats(Described):
-    """Values [steps, size] of one feature, kept: they are small."""
+    """All values [steps, size] of one feature: they are small enough to keep."""
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = values

@@ -19,7 +19,7 @@ class VideoError(ValueError):
 
 
 def count_frames(path: Path) -> int:
-    """How many frames a video has, by its header where that says so; raises VideoError."""
+    """Number of frames of a video, by its header if given there; raises VideoError."""
     import av
 
     if missing_files.is_pointer(path):
@@ -41,9 +41,9 @@ def frame_times(path: Path) -> np.ndarray:
 
 
 class Videos:
-    """The videos last used stay open, each with its last frames; every process has its own.
+    """LRU cache of open videos, each with its last frames; every process opens its own.
 
-    cameras: how many videos a step is looked for in, all of which stay open.
+    cameras: videos read for one step, all of which stay open.
     """
 
     def __init__(self, cameras: int = 1) -> None:
@@ -136,7 +136,7 @@ class _Video:
         raise VideoError("frame cannot be decoded: the video ends before it")
 
     def _ahead(self, wanted: int) -> bool:
-        """Whether decoding on reaches the frame as soon as a new start at its key frame would."""
+        """Whether decoding forward is as short as a seek to the frame's key frame."""
         if self._decoder is None or self._last is None or self._last >= wanted:
             return False
         return bisect_right(self._keys, self._last) == bisect_right(self._keys, wanted)

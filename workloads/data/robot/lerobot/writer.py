@@ -1,4 +1,4 @@
-"""Any dataset to LeRobot v3.0: images inside parquet, encoded as they were, or as videos."""
+"""Converts any dataset to LeRobot v3.0: images inside parquet as they were, or as videos."""
 
 import json
 import os
@@ -104,7 +104,7 @@ class _Writer:
             self._add_run(prepared, at, run)
 
     def finish(self, target: Path) -> Converted:
-        """Write the meta data."""
+        """Write the meta data. Raises UserError where no step was written."""
         if self._open is None or self._sizes is None:
             raise UserError(
                 f"{self.dataset.path}: expected steps to convert, found none; run data inspect"
@@ -159,7 +159,7 @@ class _Writer:
         self.frames += len(run)
 
     def _place_videos(self, files: dict[str, Path], length: int) -> dict[str, Any]:
-        """Give an episode's videos their names; each is a file of its own."""
+        """Move an episode's videos to their final names; each is its own file."""
         chunk, number = divmod(len(self.rows), layout.CHUNK_SIZE)
         places: dict[str, Any] = {}
         for camera, file in files.items():
@@ -176,7 +176,7 @@ class _Writer:
         return places
 
     def _columns(self, episode: Episode, run: np.ndarray) -> dict[str, np.ndarray]:
-        """Everything but images, [steps, size] each."""
+        """All columns except images, [steps, size] each."""
         frames = np.arange(len(run), dtype=np.int64)
         said = [episode.instruction_at(int(t)) for t in run]
         columns = {
@@ -193,7 +193,7 @@ class _Writer:
         return {name: values.reshape(len(run), -1) for name, values in columns.items()}
 
     def _write(self, columns: dict[str, np.ndarray], cells: dict[str, list[Any]]) -> int:
-        """Append an episode and return the number of the file it went to."""
+        """Append an episode and return the number of its file."""
         states = columns.get("observation.state")
         sizes = (0 if states is None else states.shape[1], columns["action"].shape[1])
         if self._sizes not in (None, sizes):

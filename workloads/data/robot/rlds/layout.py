@@ -71,7 +71,7 @@ class Features:
 
 
 def read_features(path: Path, options: Options) -> Features:
-    """What the features.json of a folder has of what `options` ask for; UserError if nothing."""
+    """Read a folder's features.json by `options`; raises UserError where a feature is missing."""
     steps, episode = _specs(read_json(path / "features.json"), path)
     usual = STATE_KEYS if any(_is_vector(steps.get(key)) for key in STATE_KEYS) else ()
     states: tuple[tuple[str, int], ...] = ()

@@ -48,7 +48,7 @@ class Rlds(Dataset):
         self.report([])
 
     def _weigh_damage(self, shards: Sequence[Path], stated: list[int] | None) -> None:
-        """A lost episode weighs as many steps as the others have, a lost shard its episodes."""
+        """Count a lost episode as the others' average steps, a lost shard by its episodes."""
         lengths = [int(n) for shard in self._shards for n in np.diff(shard.starts)]
         usual = max(1, int(np.median(lengths))) if lengths else 1
         known = {shard.path: shard for shard in self._shards}
@@ -95,7 +95,7 @@ class Rlds(Dataset):
 
 @dataclass(frozen=True)
 class _Shard:
-    """What is known of a file without its images; steps of all its episodes in one row.
+    """A file without its images; the steps of all its episodes are joined.
 
     texts: the distinct instructions; damage: of single steps; lost: episodes that cannot be used.
     """
@@ -233,7 +233,7 @@ def _episode_vectors(
 
 
 def _image_count(feature: Feature, shape: tuple[int, ...] | None) -> int:
-    """How many images a feature holds: one each value, or of pixels one after the other."""
+    """Number of images of a feature: one a value, or raw pixels one after the other."""
     if isinstance(feature.values, np.ndarray):
         return 0 if shape is None else len(feature.values) // int(np.prod(shape))
     return len(feature.values)
@@ -311,7 +311,7 @@ def _spelled(feature: Feature, letters: int, key: str) -> list[str]:
 
 
 class _Records:
-    """The episodes last used: a record is read and checked as a whole."""
+    """LRU cache of episodes: a record is read and checked as a whole."""
 
     def __init__(self) -> None:
         self._cache: LruCache[tuple[Path, int], dict[str, Feature]] = LruCache(_EPISODES_KEPT)

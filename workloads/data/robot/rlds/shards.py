@@ -56,7 +56,7 @@ def find_shards(path: Path, split: str | None) -> tuple[str, str, list[Path]]:
 
 
 def shard_lengths(path: Path, split: str, count: int) -> list[int] | None:
-    """How many episodes each shard has by dataset_info.json; None where it does not say."""
+    """Episodes of each shard by dataset_info.json; None where it does not tell."""
     file = path / "dataset_info.json"
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""ROS 2 messages as vectors, images and texts; which types are read, and which are not."""
+"""ROS 2 messages as vectors, images and texts, by message type."""
 
 from typing import Any
 
@@ -41,13 +41,13 @@ CRANE_X7 = (
 
 
 def joint_names(message: Any) -> tuple[str, ...]:
-    """Names in the order that vectors are made in: a CRANE-X7's own, else the message's."""
+    """Joint names in the order of vectors: CRANE-X7's own order, else the message's."""
     names = tuple(str(name) for name in message.name)
     return CRANE_X7 if set(CRANE_X7) <= set(names) else names
 
 
 def vector(kind: str, message: Any, names: tuple[str, ...]) -> np.ndarray | None:
-    """float32 [D]; None where a joint of `names` is not in it, as in those of another part."""
+    """float32 [D]; None where a joint of `names` is missing, as in messages of another part."""
     if kind == JOINTS:
         found = dict(zip(message.name, message.position, strict=False))
         if any(name not in found for name in names):

@@ -1,8 +1,8 @@
 """ROS 2 bags as demonstrations: one bag an episode, topics sampled at a steady rate.
 
 A step is a moment of the recording: it has the newest message of every topic at or before it, by
-the time that the recorder received it. Nothing of the future is looked at, and nothing is made up
-between two messages. A step without a message of the last half second is left out.
+the time that the recorder received it. Later messages are never used, and nothing is interpolated.
+A step without a message of the last half second is left out.
 """
 
 import os
@@ -27,7 +27,7 @@ from workloads.errors import UserError
 
 RATE = 10.0
 STATE_TOPIC = "/joint_states"
-_OLD = 0.5  # seconds after which a message says nothing about a step
+_OLD = 0.5  # seconds after which a message is too old for a step
 _BAGS_OPEN = 4
 _NANOSECONDS = 1e-9
 
@@ -49,7 +49,7 @@ class Recording:
 
 
 class Rosbags(Dataset):
-    """Vectors are read at opening, images when asked for: convert a bag before training much."""
+    """Vectors are read at opening, images on access: convert a bag before a long training."""
 
     format = "rosbag"
 
@@ -120,7 +120,7 @@ class Rosbags(Dataset):
         return list(wanted)
 
     def _cameras(self, reader: Any, topics: dict[str, str]) -> dict[str, str]:
-        """Colour cameras: their topics without what all of them end with."""
+        """Colour cameras, named by their topics without their common ending."""
         found: dict[str, str] = {}
         for connection in reader.connections:
             if connection.msgtype not in (messages.IMAGE, messages.COMPRESSED):
@@ -158,7 +158,7 @@ class Rosbags(Dataset):
         vectors: set[str],
         said: str | None,
     ) -> dict[str, tuple[list[int], list[Any]]]:
-        """Times and values of every topic that is used; of images only the times."""
+        """Times and values of every topic in use; for images the times alone."""
         streams: dict[str, tuple[list[int], list[Any]]] = defaultdict(lambda: ([], []))
         names: dict[str, tuple[str, ...]] = {}
         wanted = [connection for connection in reader.connections if connection.topic in used]
@@ -237,7 +237,7 @@ class Rosbags(Dataset):
         return texts, numbers[np.maximum(at, 0)]
 
     def _weigh(self, lost: list[Damage]) -> None:
-        """A lost bag weighs as many steps as the others have; sizes have to be alike."""
+        """Count a lost bag as many steps as the others have; all sizes must agree."""
         usual = int(np.median([element.moments for element in self.found])) if self.found else 1
         self.damage += [item._replace(lost=max(usual, 1)) for item in lost]
         sizes = [(element.states.shape[1], element.actions.shape[1]) for element in self.found]
@@ -274,14 +274,14 @@ def _stacked(folder: Path, topic: str, values: list[Any], latest: np.ndarray) ->
 
 
 class Bags:
-    """The bags last used stay open; every process has its own."""
+    """LRU cache of open bags; every process opens its own."""
 
     def __init__(self) -> None:
         self._open: LruCache[Path, Any] = LruCache(_BAGS_OPEN, _close)
         self._process = os.getpid()
 
     def get(self, folder: Path) -> Any:
-        """An open reader; raises what rosbags raises as _Unusable."""
+        """Open a reader; raises _Unusable for errors of rosbags."""
         if self._process != os.getpid():  # a forked worker must not share file positions
             self._open, self._process = LruCache(_BAGS_OPEN, _close), os.getpid()
         return self._open.get(folder, lambda: _opened(folder))
@@ -294,7 +294,7 @@ def _opened(folder: Path) -> Any:
         if missing_files.is_pointer(file):
             raise _Unusable(f"bad_file: {file.name}: {missing_files.WHAT_TO_DO}")
     try:
-        # Recordings of before ROS 2 Jazzy name their types, and do not carry them.
+        # Recordings from before ROS 2 Jazzy name their message types without defining them.
         store = types.get_typestore(types.Stores.ROS2_HUMBLE)
         reader = highlevel.AnyReader([folder], default_typestore=store)
         reader.open()

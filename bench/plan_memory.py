@@ -81,7 +81,7 @@ class Case:
         fused = {"fused_lm_head": True} if config.train.fused_cross_entropy else {}
         return {"use_cache": False, **fused}
 
-    def accelerate_says(self, config: Any) -> int | None:
+    def accelerate_estimate(self, config: Any) -> int | None:
         """What `accelerate estimate-memory` says for training with Adam: its own two functions."""
         from accelerate.commands.estimate import estimate_training_usage
         from accelerate.utils import calculate_maximum_sizes
@@ -136,7 +136,7 @@ class PolicyCase:
     def arguments(self, config: Any) -> dict[str, Any]:
         return {}
 
-    def accelerate_says(self, config: Any) -> int | None:
+    def accelerate_estimate(self, config: Any) -> int | None:
         """Nothing: the model is none of transformers'."""
         return None
 
@@ -359,7 +359,7 @@ def row(case: AnyCase) -> tuple[str, float, float | None]:
         raise RuntimeError(found.unknown)
     ours = found.allocated / measured.peak - 1
     states = predicted_states(found) / measured.states - 1
-    said = case.accelerate_says(config)
+    said = case.accelerate_estimate(config)
     peer = None if said is None else said / measured.peak - 1
     cells = [case.name, f"{measured.states / MIB:.1f}", f"{states:+.1%}"]
     cells += [f"{measured.peak / MIB:.1f}", f"{found.allocated / MIB:.1f}", f"{ours:+.1%}"]

@@ -59,10 +59,10 @@ def _direct(env: Mapping[str, str]) -> dict[str, str]:
     """NO_PROXY for the job's own hosts, which no proxy reaches."""
     if not any(env.get(name) for name in _PROXIES):
         return {}
-    told = env.get("NO_PROXY") or env.get("no_proxy") or ""
+    listed = env.get("NO_PROXY") or env.get("no_proxy") or ""
     own = ["localhost", "127.0.0.1", env.get("MASTER_ADDR", "")]
     own.append(urlsplit(env.get("TATARA_VLLM_URL", "")).hostname or "")
-    hosts = ",".join(dict.fromkeys(filter(None, [*told.split(","), *own])))
+    hosts = ",".join(dict.fromkeys(filter(None, [*listed.split(","), *own])))
     return {"NO_PROXY": hosts, "no_proxy": hosts}
 
 

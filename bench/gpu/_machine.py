@@ -67,7 +67,7 @@ def outside_ranges() -> list[str]:
     return told
 
 
-def tell() -> None:
+def report() -> None:
     """Print what is here; end with 2 where the run cannot begin."""
     device = sys.argv[1]
     missing = [name for name in NEEDED if not version(name)]

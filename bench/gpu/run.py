@@ -155,7 +155,7 @@ def _installed(work: Path) -> list[str]:
 
 def _has_what_is_needed(env: Mapping[str, str], device: str) -> bool:
     """Say what this Python lacks, and whether torch sees the GPU that is asked for."""
-    code = "import bench.gpu._machine as machine; machine.tell()"
+    code = "import bench.gpu._machine as machine; machine.report()"
     command = [sys.executable, "-c", code, device]
     return subprocess.run(command, env=dict(env), cwd=ROOT).returncode == 0
 

@@ -322,7 +322,7 @@ def test_a_checkpoint_becomes_a_policy(tmp_path: Path, capsys: pytest.CaptureFix
     io, policy = _stored("window_io"), load_pretrained(tmp_path / "mine")
     out = policy(_seen(io["rgb"], io["hand_rgb"]), io["text"], io["text_mask"])
     _close(out.arm, io["both_cameras.arm"], 1e-6)
-    acting = Policy.from_pretrained(tmp_path / "mine", device="cpu", tell=lambda text: None)
+    acting = Policy.from_pretrained(tmp_path / "mine", device="cpu", report=lambda text: None)
     assert acting.cameras == ("static", "gripper") and acting.unnorm_keys == ("calvin",)
     arm, opens = np.array([[-1.0, 0.0, 1.0, 0.5, 0.0, 0.0]]), np.array([True])
     sent = acting.scale(None).actions(arm, opens)  # type: ignore[attr-defined]

@@ -83,7 +83,7 @@ def test_it_trains_on_two_ranks_sharded_and_exports(tmp_path: Path, data: Path) 
     last = sharded.checkpoints / "checkpoint-6"
     assert weights.layout(last) == "sharded"
     _same_logits(sharded, load_pretrained(sharded.final), weights.read_state(last, torch.float32))
-    policy = Policy.from_pretrained(sharded.final, device="cpu", tell=lambda text: None)
+    policy = Policy.from_pretrained(sharded.final, device="cpu", report=lambda text: None)
     assert policy.cameras == ("static", "gripper") and policy.remembers
     assert acted(policy, frames(data, 6)).shape == (6, 3, 7)
 
@@ -125,7 +125,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert state(resumed) == state(straight)
     seen = frames(data, 6)
     both = [
-        Policy.from_pretrained(run.final, device="cpu", tell=lambda text: None)
+        Policy.from_pretrained(run.final, device="cpu", report=lambda text: None)
         for run in (straight, resumed)
     ]
     assert np.array_equal(acted(both[0], seen), acted(both[1], seen))

@@ -330,14 +330,14 @@ def test_an_adapter_over_a_quantised_base_is_compared_with_it(
     for has_library in (True, False):
         methods: list[str] = []
         monkeypatch.setattr(export, "find_spec", lambda name, found=has_library: found or None)
-        monkeypatch.setattr(export, "find_base", lambda model, tell: None)
-        monkeypatch.setattr(export, "load_model", lambda base, config, tell, to=methods: to.append(
+        monkeypatch.setattr(export, "find_base", lambda model, report: None)
+        monkeypatch.setattr(export, "load_model", lambda base, config, _, to=methods: to.append(
             config.adapter.method))  # fmt: skip
         monkeypatch.setattr(export, "merge_into", lambda *args, **kwargs: (make_model(), report))
         monkeypatch.setattr(export, "whole_model", lambda state, base: "whole")
         told: list[str] = []
         config = profile(tmp_path, "adapter.method=qlora")
-        job: Any = SimpleNamespace(config=config, tell=told.append, base=None)
+        job: Any = SimpleNamespace(config=config, report=told.append, base=None)
         assert export.EXPORTER.merged(job, tmp_path)[0] == "whole"
         assert methods == (["lora", "qlora"] if has_library else ["lora"])
         assert bool(told) is not has_library

@@ -52,10 +52,10 @@ class StandInNode:
         return SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=int(self.seconds * 1e9)))
 
     def get_logger(self) -> Any:
-        def tell(text: str, throttle_duration_sec: float) -> None:
+        def report(text: str, throttle_duration_sec: float) -> None:
             self.told.append(text)
 
-        return SimpleNamespace(warning=tell, error=tell)
+        return SimpleNamespace(warning=report, error=report)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Policy]]:
     oft = OftSpec(action_dim=8, action_chunk=2, proprio_dim=8)
     folder = policy_folder(tmp_path_factory.mktemp("policy") / "oft", oft=oft)
-    policy = Policy.from_pretrained(folder, device="cpu", tell=lambda text: None)
+    policy = Policy.from_pretrained(folder, device="cpu", report=lambda text: None)
     server = claim("127.0.0.1", 0, None)
     server.service = Service(policy)
     server.server_activate()

@@ -68,7 +68,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         checkpoint=args.checkpoint,
         merge=args.merge or None,
         adapters=adapters,
-        tell=_tell,
+        report=_report,
     )
     print(exported.folder)
     if args.ollama:
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         print(f"ollama create {config.name} -f {write_modelfile(exported.folder)}")
     if pushes and target:
         wanted = config.export
-        print(push(exported.folder, target, wanted.private, wanted.revision, _tell))
+        print(push(exported.folder, target, wanted.private, wanted.revision, _report))
     return EXIT_DONE
 
 
@@ -130,5 +130,5 @@ def _adapter_place(word: str, own: str, root: Path) -> tuple[str, Path]:
     return re.sub(r"\W", "_", word.strip("/")), folder
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

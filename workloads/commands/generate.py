@@ -19,9 +19,9 @@ from workloads.commands.speaking import (
     add_sampling,
     add_speaker,
     engine_of,
+    report,
     sampling_of,
     speaker_of,
-    tell,
     vllm_speaker_of,
 )
 from workloads.errors import EXIT_DONE, UserError

@@ -15,8 +15,8 @@ from workloads.commands.speaking import (
     add_engine,
     add_speaker,
     engine_of,
+    report,
     speaker_of,
-    tell,
 )
 from workloads.errors import UserError
 from workloads.host.ports import check_exposed, claim, is_free, unusable, url_of
@@ -89,7 +89,7 @@ def _workload_of(name: str, run: "Run | None") -> str:
         from workloads.config.sections import Model
         from workloads.engine.pretrained.base import locate
 
-        folder = locate(Model(name=name), tell, weights=False)
+        folder = locate(Model(name=name), report, weights=False)
     from workloads.vla.openvla.checkpoint import STATISTICS
 
     return "vla" if (folder / STATISTICS).is_file() else "llm"
@@ -114,9 +114,9 @@ def _serve_policy(args: argparse.Namespace, token: str | None, name: str) -> int
     from workloads.vla.policy import Policy
     from workloads.vla.serve.service import Service
 
-    policy = Policy.from_pretrained(name, four_bit=args.four_bit, tell=tell)
+    policy = Policy.from_pretrained(name, four_bit=args.four_bit, report=report)
     service = Service(policy, token, execution, episodes)
-    tell(f"{name}: first action after {service.warm_up():.1f} s on {policy.device}")
+    report(f"{name}: first action after {service.warm_up():.1f} s on {policy.device}")
     return serve(server, service)
 
 

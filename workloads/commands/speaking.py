@@ -153,8 +153,8 @@ def vllm_speaker_of(args: argparse.Namespace, env: dict[str, str]) -> "VllmSpeak
     config = run.config() if run else None
     precision = args.precision or (config.train.precision if config else "bf16")
     data = config.data if config is not None and config.workload == "llm" else None
-    return VllmSpeaker(name, precision, data, adapters_of(args), tell)
+    return VllmSpeaker(name, precision, data, adapters_of(args), report)
 
 
-def tell(text: str) -> None:
+def report(text: str) -> None:
     print(f"tatara: {text}", file=sys.stderr, flush=True)

@@ -42,11 +42,11 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     job = Job(config, provenance, env, ["train", str(path), *words], args.resume, gpus)
     if not job.is_spoken_for:
         report_ignored(str(path), provenance)
-        _tell_learning_rate(config.optim.learning_rate, provenance["optim.learning_rate"])
+        _show_learning_rate(config.optim.learning_rate, provenance["optim.learning_rate"])
         before_start(job)
     return launch(job)
 
 
-def _tell_learning_rate(rate: float, source: str) -> None:
+def _show_learning_rate(rate: float, source: str) -> None:
     if source == "default" or source.startswith(BY_METHOD):
         print(f"optim.learning_rate = {rate:g}   ({source})", flush=True)

@@ -110,7 +110,7 @@ def _of_match(match: Path) -> list[Path]:
     return data_files(match)
 
 
-def told_left_out(files: Sequence[str]) -> list[str]:
+def left_out_lines(files: Sequence[str]) -> list[str]:
     """Message about files of a source that are not read; '' where there are none."""
     if not files:
         return []

@@ -82,8 +82,8 @@ def _push(facts: Facts, target: str) -> Finding:
     base, token = (facts.env.get("HF_ENDPOINT") or HUB).rstrip("/"), _token(facts)
     needed = f"a token that may write to {target}"
 
-    def bad(told: str, fix: str, level: Level = "error") -> Finding:
-        return Finding("push", level, told, fix, needed)
+    def bad(text: str, fix: str, level: Level = "error") -> Finding:
+        return Finding("push", level, text, fix, needed)
 
     new = f"a token from {base}/settings/tokens as HF_TOKEN in .env"
     if not _is_name(target):
@@ -96,13 +96,13 @@ def _push(facts: Facts, target: str) -> Finding:
     if reply.status in (401, 403):
         return bad(f"a token that the hub refuses ({reply.status})", new)
     if reply.status != 200:
-        told = reply.problem or f"{base} answers {reply.status}: trouble that may pass"
-        return bad(told, "check network, proxy and HF_ENDPOINT, or try again later", "warning")
+        text = reply.problem or f"{base} answers {reply.status}: trouble that may pass"
+        return bad(text, "check network, proxy and HF_ENDPOINT, or try again later", "warning")
     try:
         name = check_writer(json.loads(reply.body), target, base)
     except UserError as error:
-        told, _, fix = str(error).rpartition("; ")
-        return bad(told, fix)
+        text, _, fix = str(error).rpartition("; ")
+        return bad(text, fix)
     except ValueError:
         return bad(f"{base} answers something else than JSON", "correct HF_ENDPOINT", "warning")
     return Finding("push", "ok", f"as {name} to {target}", needed=needed)
@@ -133,18 +133,18 @@ def _own_proxy(facts: Facts) -> list[Finding]:
     for name in names:
         host = urlsplit(facts.env.get(name, "")).hostname or ""
         if host == "localhost" or host.startswith("127."):
-            told = f"{name} names {host}, which in a container is the container itself"
+            text = f"{name} names {host}, which in a container is the container itself"
             fix = "an address of this host that containers reach, such as that of docker0"
-            return [Finding("proxy", "warning", told, fix)]
+            return [Finding("proxy", "warning", text, fix)]
     return []
 
 
 def _offline(name: str, cached: bool) -> Finding:
     if cached:
         return Finding("hub", "ok", f"HF_HUB_OFFLINE is set and {name} is in the cache")
-    told = f"HF_HUB_OFFLINE is set and {name} is not in the cache"
+    text = f"HF_HUB_OFFLINE is set and {name} is not in the cache"
     return Finding(
-        "hub", "error", told, needed="a copy, or the network", fix="unset HF_HUB_OFFLINE once"
+        "hub", "error", text, needed="a copy, or the network", fix="unset HF_HUB_OFFLINE once"
     )
 
 
@@ -166,14 +166,14 @@ def judge(reply: Reply, name: str, base: str, has_token: bool, cached: bool) -> 
     licence = f"accept the licence at {base}/{name}"
     token = f"a new token from {base}/settings/tokens as HF_TOKEN in .env"
 
-    def bad(told: str, fix: str, level: Level = "error") -> Finding:
-        return Finding("hub", level, told, needed=needed, fix=fix)
+    def bad(text: str, fix: str, level: Level = "error") -> Finding:
+        return Finding("hub", level, text, needed=needed, fix=fix)
 
     if status is None or status in (408, 429) or status >= 500:
-        told = reply.problem or f"{base} answers {status}: trouble that may pass"
+        text = reply.problem or f"{base} answers {status}: trouble that may pass"
         if cached:
-            return Finding("hub", "ok", f"{told}; {name} is in the cache", needed=needed)
-        return bad(told, "check network, proxy and HF_ENDPOINT, or try again later", "warning")
+            return Finding("hub", "ok", f"{text}; {name} is in the cache", needed=needed)
+        return bad(text, "check network, proxy and HF_ENDPOINT, or try again later", "warning")
     if status < 400 or code == "EntryNotFound":
         return Finding("hub", "ok", f"{base} answers; the model can be read", needed=needed)
     if code == "GatedRepo":
@@ -298,19 +298,19 @@ def offset(reply: Reply) -> Finding | None:
     except (KeyError, ValueError, TypeError):
         return None
     away = round(time.time() - there)
-    told = f"{abs(away)} s {'ahead of' if away > 0 else 'behind'} the hub's"
+    text = f"{abs(away)} s {'ahead of' if away > 0 else 'behind'} the hub's"
     if abs(away) > _OFFSET:
         fix = "sudo timedatectl set-ntp true"
-        return Finding("clock offset", "warning", told, needed=f"within {_OFFSET} s", fix=fix)
-    return Finding("clock offset", "ok", told, needed=f"within {_OFFSET} s")
+        return Finding("clock offset", "warning", text, needed=f"within {_OFFSET} s", fix=fix)
+    return Finding("clock offset", "ok", text, needed=f"within {_OFFSET} s")
 
 
 def _wandb(facts: Facts) -> Finding:
     if facts.env.get("WANDB_API_KEY") or (not facts.in_docker and _in_netrc()):
         return Finding("Weights & Biases", "ok", "a key", needed="WANDB_API_KEY")
-    told = "tracking.wandb=online and no key: the run goes on without it"
+    text = "tracking.wandb=online and no key: the run goes on without it"
     fix = "set WANDB_API_KEY in .env, or USE_WANDB=offline"
-    return Finding("Weights & Biases", "warning", told, needed="WANDB_API_KEY", fix=fix)
+    return Finding("Weights & Biases", "warning", text, needed="WANDB_API_KEY", fix=fix)
 
 
 def _in_netrc() -> bool:

@@ -29,10 +29,10 @@ def checks(facts: Facts) -> list[Finding]:
 def _project(facts: Facts) -> Finding:
     """Two checkouts on one engine are two projects; a copied `.env` would make them one."""
     name = facts.env.get("COMPOSE_PROJECT_NAME") or "tatara"
-    told = f"{name}, images tagged {facts.env.get('TATARA_TAG') or 'local'}"
+    text = f"{name}, images tagged {facts.env.get('TATARA_TAG') or 'local'}"
     why = checkout.belongs(Path.cwd().resolve())
     if not why:
-        return Finding("project", "ok", told)
+        return Finding("project", "ok", text)
     if why == checkout.NOT_SET_UP:
         return Finding("project", "skipped", f"{why}: a start does it")
     # Scripts set it up again; `docker compose` by hand refuses.
@@ -52,8 +52,8 @@ def _links(facts: Facts) -> Finding | None:
     ]
     if not lost:
         return None
-    told = ", ".join(f"{link} is a link to {os.readlink(link)}" for link in lost[:4])
-    told += f" and {len(lost) - 4} more" if len(lost) > 4 else ""
+    text = ", ".join(f"{link} is a link to {os.readlink(link)}" for link in lost[:4])
+    text += f" and {len(lost) - 4} more" if len(lost) > 4 else ""
     needed = [link for link in lost if str(link) in facts.asked]
     level: Level = "error" if needed else "warning"
     target = (needed or lost)[0]
@@ -61,7 +61,7 @@ def _links(facts: Facts) -> Finding | None:
         f"mount it, with -v {target.resolve()}:/workspace/{target}:ro or in an override of "
         "compose.yaml; or set TATARA_DATA to the folder itself"
     )
-    return Finding("links", level, f"{told}, which a container does not see", fix)
+    return Finding("links", level, f"{text}, which a container does not see", fix)
 
 
 def _links_below(folder: Path, depth: int) -> Iterator[Path]:
@@ -116,5 +116,5 @@ def _board(facts: Facts) -> Finding | None:
     port = facts.env.get("BOARD_PORT") or "6006"
     if facts.profile is not None or not is_port(port) or is_free(int(port), "127.0.0.1"):
         return None
-    told = f"port {port} of 127.0.0.1 is taken: by TensorBoard already, or by another program"
-    return Finding("TensorBoard", "warning", told, "BOARD_PORT=6007 in .env, if it is another")
+    text = f"port {port} of 127.0.0.1 is taken: by TensorBoard already, or by another program"
+    return Finding("TensorBoard", "warning", text, "BOARD_PORT=6007 in .env, if it is another")

@@ -62,9 +62,9 @@ def _toolkit(facts: Facts, engine: Engine) -> Finding:
             "container toolkit", "ok", f"{version or 'a version unknown'}, {how}", needed=needed
         )
     runtimes = ", ".join(name for name in engine.runtimes if "." not in name)
-    told = f"{version or 'none'}; the engine's runtimes are: {runtimes}"
+    text = f"{version or 'none'}; the engine's runtimes are: {runtimes}"
     fix = _REGISTER if version else _TOOLKIT
-    return Finding("container toolkit", "error", told, needed=needed, fix=fix)
+    return Finding("container toolkit", "error", text, needed=needed, fix=fix)
 
 
 def _handed(facts: Facts) -> Finding | None:
@@ -78,11 +78,11 @@ def _handed(facts: Facts) -> Finding | None:
     if answer.is_good:
         here = len(facts.smi.cards)
         return Finding("GPU in containers", "ok", f"{len(seen)} of {here} GPUs seen", needed=needed)
-    told = answer.problem
-    if "Unknown Error" in answer.out + told:
-        told += " (the engine's cgroups hide the devices)"
-    fix = "sudo systemctl restart docker" if "Unknown Error" in told else _TOOLKIT
-    return Finding("GPU in containers", "error", told, needed=needed, fix=fix)
+    text = answer.problem
+    if "Unknown Error" in answer.out + text:
+        text += " (the engine's cgroups hide the devices)"
+    fix = "sudo systemctl restart docker" if "Unknown Error" in text else _TOOLKIT
+    return Finding("GPU in containers", "error", text, needed=needed, fix=fix)
 
 
 def cgroups(engine: Engine, devices: Path = Path("/dev/char")) -> Finding:
@@ -97,7 +97,7 @@ def cgroups(engine: Engine, devices: Path = Path("/dev/char")) -> Finding:
         return Finding("cgroups", "ok", found, needed=needed)
     if docker.has_device_links(devices):
         return Finding("cgroups", "ok", f"{found}, devices linked in /dev/char", needed=needed)
-    told = f"{found}, no links in /dev/char: a daemon-reload ends a training with 'Unknown Error'"
+    text = f"{found}, no links in /dev/char: a daemon-reload ends a training with 'Unknown Error'"
     return Finding(
-        "cgroups", "warning", told, needed=needed, fix=f"{_LINKS} (at each boot); or {_CGROUPFS}"
+        "cgroups", "warning", text, needed=needed, fix=f"{_LINKS} (at each boot); or {_CGROUPFS}"
     )

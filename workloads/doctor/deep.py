@@ -36,7 +36,7 @@ def _run(facts: Facts, words: list[str], seconds: float) -> ProgramResult:
     return run_program([sys.executable, *words], env, seconds)
 
 
-def _told(answer: ProgramResult) -> dict[str, str]:
+def _result(answer: ProgramResult) -> dict[str, str]:
     """The JSON object that a trial printed; libraries print other lines around it."""
     for line in reversed(answer.out.splitlines()):
         if line.startswith("{"):
@@ -48,24 +48,24 @@ def _told(answer: ProgramResult) -> dict[str, str]:
 def packages(facts: Facts, names: Sequence[str]) -> Finding:
     """Import them, and name the versions."""
     answer = _run(facts, ["-m", "workloads.doctor.trial", "imports", *names], _IMPORT_SECONDS)
-    told = _told(answer)
-    failed = {name: what for name, what in told.items() if not re.match(r"\d", what)}
-    if not told or failed:
+    result = _result(answer)
+    failed = {name: what for name, what in result.items() if not re.match(r"\d", what)}
+    if not result or failed:
         found = "; ".join(f"{name}: {what}" for name, what in failed.items()) or answer.problem
         return Finding("packages", "error", found, needed=", ".join(names), fix="make setup")
-    found = ", ".join(f"{name} {version}" for name, version in told.items())
+    found = ", ".join(f"{name} {version}" for name, version in result.items())
     return Finding("packages", "ok", found, needed="imports without errors")
 
 
 def compute(facts: Facts) -> Finding:
     """Compare a small layer on the device with the same on the CPU."""
     answer = _run(facts, ["-m", "workloads.doctor.trial", "compute"], _COMPUTE_SECONDS)
-    told = _told(answer)
+    result = _result(answer)
     needed = "finite gradients that agree with the CPU's"
-    if not answer.is_good or not told:
+    if not answer.is_good or not result:
         fix = "compare driver and compute capability above with torch's build"
         return Finding("forward and backward", "error", answer.problem, needed=needed, fix=fix)
-    found = f"{told['device']}, {told['dtype']}: off by {told['error']}"
+    found = f"{result['device']}, {result['dtype']}: off by {result['error']}"
     return Finding("forward and backward", "ok", found, needed=needed)
 
 
@@ -75,9 +75,9 @@ def collective(facts: Facts) -> Finding:
     here = ["--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
     words = ["-m", "torch.distributed.run", *here, "-m", "workloads.doctor.trial", "collective"]
     answer = _run(facts, words, _SPEAK_SECONDS)
-    told = _told(answer)
+    result = _result(answer)
     needed = "2 ranks that add up their numbers"
-    if not told:
+    if not result:
         fix = "NCCL_DEBUG=INFO shows where they wait; see the rows on P2P and interfaces"
         return Finding("collective", "error", answer.problem, needed=needed, fix=fix)
-    return Finding("collective", "ok", f"{told['backend']} on {told['device']}", needed=needed)
+    return Finding("collective", "ok", f"{result['backend']} on {result['device']}", needed=needed)

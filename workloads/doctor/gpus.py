@@ -9,7 +9,7 @@ from workloads.doctor.facts import Facts, PlannedNode
 from workloads.doctor.nvidia import InstalledCard
 from workloads.findings import Finding, Level
 
-_TELL_NCCL = "printf 'NCCL_P2P_DISABLE=1\\nNCCL_IB_DISABLE=1\\n' >>.env"
+_DISABLE_P2P = "printf 'NCCL_P2P_DISABLE=1\\nNCCL_IB_DISABLE=1\\n' >>.env"
 
 
 def checks(facts: Facts) -> list[Finding]:
@@ -29,22 +29,22 @@ _HIDDEN = "CUDA_VISIBLE_DEVICES is set to nothing"
 
 def _driver_missing(facts: Facts) -> Finding:
     plugged = nvidia.on_the_bus()
-    told = facts.smi.problem
+    text = facts.smi.problem
     needed = f"driver {nvidia.dotted(_needed_driver(facts))} or newer" if facts.build.cuda else ""
     level: Level = "error" if facts.needs_gpu or plugged else "warning"
-    if "version mismatch" in told:
-        return Finding("NVIDIA driver", "error", told, needed=needed, fix="sudo reboot")
+    if "version mismatch" in text:
+        return Finding("NVIDIA driver", "error", text, needed=needed, fix="sudo reboot")
     if plugged:
-        told = f"an NVIDIA card on the bus, but {told}"
-        return Finding("NVIDIA driver", level, told, needed=needed, fix=_install_driver())
+        text = f"an NVIDIA card on the bus, but {text}"
+        return Finding("NVIDIA driver", level, text, needed=needed, fix=_install_driver())
     if facts.needs_gpu:
         fix = f"run {facts.profile} on a machine with an NVIDIA GPU, or try `make train` here"
-        return Finding("NVIDIA driver", level, f"no NVIDIA GPU: {told}", needed=needed, fix=fix)
+        return Finding("NVIDIA driver", level, f"no NVIDIA GPU: {text}", needed=needed, fix=fix)
     config = facts.config
     if config is not None and config.train.precision == "fp32":
         return Finding("GPU", "ok", "none: trains on the CPU", needed="none")
     rest = f"{facts.profile or 'all but the demo'} would take the CPU, slowly"
-    return Finding("GPU", level, f"no NVIDIA GPU ({told}): {rest}", needed="an NVIDIA GPU")
+    return Finding("GPU", level, f"no NVIDIA GPU ({text}): {rest}", needed="an NVIDIA GPU")
 
 
 def _install_driver() -> str:
@@ -73,9 +73,9 @@ def _driver(facts: Facts) -> Finding:
     if nvidia.numbers(found) < oldest:
         return Finding("NVIDIA driver", "error", found, needed=needed, fix=_newer_driver(found))
     if own and nvidia.numbers(found) < own:
-        told = f"{found}: older than {nvidia.dotted(own)}, which came with this CUDA; code that is "
-        told += "compiled at run time (torch.compile, kernels) may fail"
-        return Finding("NVIDIA driver", "warning", told, needed=needed, fix=_install_driver())
+        text = f"{found}: older than {nvidia.dotted(own)}, which came with this CUDA; code that is "
+        text += "compiled at run time (torch.compile, kernels) may fail"
+        return Finding("NVIDIA driver", "warning", text, needed=needed, fix=_install_driver())
     return Finding("NVIDIA driver", "ok", found, needed=needed)
 
 
@@ -92,13 +92,13 @@ def _capability(facts: Facts) -> Finding | None:
     """Whether torch's binaries hold code for every card in use."""
     if facts.build.cuda is None:
         return None
-    told = {card.name: card.capability for card in facts.used_cards or facts.cards}
+    text = {card.name: card.capability for card in facts.used_cards or facts.cards}
     needed = f"one of {nvidia.served(facts.build.cuda)}, or a later minor version"
-    unknown = [name for name, capability in told.items() if capability is None]
+    unknown = [name for name, capability in text.items() if capability is None]
     if unknown:
         return Finding("compute capability", "skipped", f"not known of {', '.join(unknown)}")
-    found = ", ".join(f"{name} {cap[0]}.{cap[1]}" for name, cap in told.items() if cap)
-    left_out = [cap for cap in told.values() if cap and not nvidia.is_served(cap, facts.build.cuda)]
+    found = ", ".join(f"{name} {cap[0]}.{cap[1]}" for name, cap in text.items() if cap)
+    left_out = [cap for cap in text.values() if cap and not nvidia.is_served(cap, facts.build.cuda)]
     if not left_out:
         return Finding("compute capability", "ok", found, needed=needed)
     return Finding("compute capability", "error", found, needed=needed, fix=_other_build(left_out))
@@ -127,9 +127,9 @@ def _bf16(facts: Facts) -> Finding | None:
     old = {card.name for card in facts.used_cards if card.capability and card.capability < (8, 0)}
     if not old:
         return None
-    told = f"{', '.join(sorted(old))}: no bf16 units"
+    text = f"{', '.join(sorted(old))}: no bf16 units"
     return Finding(
-        "precision", "warning", told, needed="8.0 or newer for bf16", fix="train.precision=fp16"
+        "precision", "warning", text, needed="8.0 or newer for bf16", fix="train.precision=fp16"
     )
 
 
@@ -144,9 +144,9 @@ def _count(facts: Facts) -> Finding:
     wanted = "; ".join(_wanted(node) for node in facts.nodes)
     double = _shared(facts.nodes)
     if double:
-        told = f"GPU {', '.join(double)} given to two nodes"
+        text = f"GPU {', '.join(double)} given to two nodes"
         return Finding(
-            "GPUs", "error", told, needed="each GPU to one node: NCCL refuses two ranks on one"
+            "GPUs", "error", text, needed="each GPU to one node: NCCL refuses two ranks on one"
         )
     if all(len(node.cards) >= _need(node) for node in facts.nodes):
         return Finding("GPUs", "ok", found, needed=wanted)
@@ -229,19 +229,19 @@ def _p2p(facts: Facts) -> Finding | None:
         return Finding("P2P between GPUs", "skipped", "nvidia-smi does not tell (topo -p2p r)")
     is_off = facts.setting("NCCL_P2P_DISABLE") == "1"
     if pairs or pairs is None:
-        told = (
+        text = (
             "no" if pairs is None else f"no, for {len(pairs)} of {math.comb(len(cards), 2)} pairs"
         )
         needed = "NCCL_P2P_DISABLE=1"
         if is_off:
-            return Finding("P2P between GPUs", "ok", f"{told}; NCCL has been told", needed=needed)
+            return Finding("P2P between GPUs", "ok", f"{text}; NCCL has been told", needed=needed)
         # With P2P on, NCCL between GeForce cards hangs or crashes; other cards it probes first.
         level: Level = "error" if _is_geforce(cards) else "warning"
-        return Finding("P2P between GPUs", level, told, needed=needed, fix=_TELL_NCCL)
+        return Finding("P2P between GPUs", level, text, needed=needed, fix=_DISABLE_P2P)
     if is_off:
-        told = "yes, but NCCL_P2P_DISABLE=1 keeps NCCL from it: slower"
+        text = "yes, but NCCL_P2P_DISABLE=1 keeps NCCL from it: slower"
         fix = "echo NCCL_P2P_DISABLE=0 >>.env"
-        return Finding("P2P between GPUs", "warning", told, needed="NCCL_P2P_DISABLE=0", fix=fix)
+        return Finding("P2P between GPUs", "warning", text, needed="NCCL_P2P_DISABLE=0", fix=fix)
     return Finding("P2P between GPUs", "ok", "yes, between all")
 
 

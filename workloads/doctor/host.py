@@ -72,8 +72,8 @@ def _interfaces(facts: Facts) -> list[Finding]:
             needed = f"one of {', '.join(there)}, {where}"
             fix = f"take {name} out of .env: `launch` finds the right one"
             found.append(Finding(name, "error", value, needed=needed, fix=fix))
-    told = [facts.setting(name) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")]
-    text = ", ".join(dict.fromkeys(filter(None, told))) or "not set: chosen at the start of a run"
+    shown = [facts.setting(name) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")]
+    text = ", ".join(dict.fromkeys(filter(None, shown))) or "not set: chosen at the start of a run"
     return found or [Finding("network interface", "ok", text)]
 
 
@@ -102,9 +102,9 @@ def _shared_memory(facts: Facts) -> Finding | None:
     config = facts.config
     workers = config.train.workers if config else 0
     ranks = sum(node.ranks or 1 for node in facts.nodes) if facts.used_cards else 1
-    told = f"{size / MIB:.0f} MiB" if size < GIB else f"{size / GIB:.1f} GiB"
+    shown = f"{size / MIB:.0f} MiB" if size < GIB else f"{size / GIB:.1f} GiB"
     if size >= _SHARED or (ranks < 2 and not workers):
-        return Finding("/dev/shm", "ok", told)
+        return Finding("/dev/shm", "ok", shown)
     level: Level = "error" if size <= _SHARED_BY_ENGINE else "warning"
     fix = "sudo mount -o remount,size=16g /dev/shm"
     if facts.in_docker:
@@ -112,7 +112,7 @@ def _shared_memory(facts: Facts) -> Finding | None:
     elif Path("/.dockerenv").exists():
         fix = "start this container with --shm-size=16g"
     needed = f"1 GiB for {ranks} GPU ranks and {workers} loader processes each"
-    return Finding("/dev/shm", level, told, needed=needed, fix=fix)
+    return Finding("/dev/shm", level, shown, needed=needed, fix=fix)
 
 
 def existing(folder: Path) -> Path:
@@ -234,9 +234,9 @@ def _ports(facts: Facts) -> Finding | None:
     needed = f"{first} and {first + 1} free"
     if not busy:
         return Finding("ports", "ok", "both free", needed=needed)
-    told = f"{' and '.join(map(str, busy))} taken"
+    shown = f"{' and '.join(map(str, busy))} taken"
     return Finding(
-        "ports", "error", told, needed=needed, fix=f"MASTER_PORT={_free_pair(first)} on all nodes"
+        "ports", "error", shown, needed=needed, fix=f"MASTER_PORT={_free_pair(first)} on all nodes"
     )
 
 
@@ -260,10 +260,10 @@ def _folders(facts: Facts) -> Finding:
     bad = [place for place in map(existing, folders) if not may_write(place, uid, gid)]
     if not bad:
         return Finding("folders", "ok", f"{facts.outputs} and {facts.cache} are yours to write")
-    told = ", ".join(f"{place} (of uid {place.stat().st_uid})" for place in dict.fromkeys(bad))
+    shown = ", ".join(f"{place} (of uid {place.stat().st_uid})" for place in dict.fromkeys(bad))
     fix = f"sudo chown -R {uid}:{gid} {' '.join(map(str, dict.fromkeys(bad)))}"
     return Finding(
-        "folders", "error", f"not writable by uid {uid}: {told}", needed="yours to write", fix=fix
+        "folders", "error", f"not writable by uid {uid}: {shown}", needed="yours to write", fix=fix
     )
 
 
@@ -285,9 +285,9 @@ def _user(facts: Facts) -> Finding | None:
     own = ":".join(map(str, _caller(facts)))
     if users == {own}:
         return Finding("user of containers", "ok", own, needed=own)
-    told = f"{', '.join(sorted(users))} where `docker compose` is called by hand"
+    shown = f"{', '.join(sorted(users))} where `docker compose` is called by hand"
     fix = "scripts/setup_environment.sh    (writes UID and GID into .env)"
-    return Finding("user of containers", "warning", told, needed=own, fix=fix)
+    return Finding("user of containers", "warning", shown, needed=own, fix=fix)
 
 
 def _dotenv(path: Path = Path(".env")) -> Finding:
@@ -295,8 +295,8 @@ def _dotenv(path: Path = Path(".env")) -> Finding:
         return Finding(".env", "ok", "none: every variable has a default")
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
-        told = f"mode {mode:o}: others on this machine can read your tokens"
-        return Finding(".env", "warning", told, needed="mode 600", fix=f"chmod 600 {path}")
+        shown = f"mode {mode:o}: others on this machine can read your tokens"
+        return Finding(".env", "warning", shown, needed="mode 600", fix=f"chmod 600 {path}")
     return Finding(".env", "ok", f"mode {mode:o}", needed="yours alone to read")
 
 

@@ -109,8 +109,8 @@ def smi(env: Mapping[str, str]) -> Smi:
         found = _from_table(answer.out)
     if found.cards:
         return found
-    told = answer.problem or _first_line(answer.out) or "nothing"
-    return Smi(driver=found.driver, problem=f"nvidia-smi says: {told}")
+    text = answer.problem or _first_line(answer.out) or "nothing"
+    return Smi(driver=found.driver, problem=f"nvidia-smi says: {text}")
 
 
 def _query(fields: str, env: Mapping[str, str]) -> ProgramResult:
@@ -131,8 +131,8 @@ def _from_rows(text: str) -> Smi:
             continue
         driver = parts[3]
         memory = int(parts[4]) * MIB if parts[4].isdigit() else None
-        told = numbers(parts[5]) if len(parts) == 6 else ()
-        capability = (told[0], told[1]) if len(told) == 2 else _by_name(parts[2])
+        version = numbers(parts[5]) if len(parts) == 6 else ()
+        capability = (version[0], version[1]) if len(version) == 2 else _by_name(parts[2])
         cards.append(InstalledCard(int(parts[0]), parts[1], parts[2], memory, capability))
     return Smi(driver, tuple(cards))
 

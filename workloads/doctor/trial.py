@@ -36,14 +36,14 @@ def main(words: list[str]) -> int:
 
 def imports(names: list[str]) -> int:
     """Import each module; print its version, or what went wrong."""
-    told = {}
+    versions = {}
     for name in names:
         try:
             importlib.import_module(name)
-            told[name] = metadata.version(_PACKAGES.get(name, name.replace("_", "-")))
+            versions[name] = metadata.version(_PACKAGES.get(name, name.replace("_", "-")))
         except Exception as error:  # whatever a broken package raises is the finding
-            told[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    print(json.dumps(told))
+            versions[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    print(json.dumps(versions))
     return 0
 
 

@@ -72,14 +72,14 @@ class Progress:
     """Progress of an evaluation: one line on a terminal, in a log a line for each tenth."""
 
     def __init__(self, unit: str) -> None:
-        self._unit, self._told = unit, 0
+        self._unit, self._reported = unit, 0
 
     def __call__(self, done: int, total: int) -> None:
         tenth = 10 * done // max(1, total)
         if sys.stderr.isatty():
             print(f"\r\x1b[K{done} of {total} {self._unit}", end="", file=sys.stderr, flush=True)
-        elif tenth > self._told:
-            self._told = tenth
+        elif tenth > self._reported:
+            self._reported = tenth
             say(f"{done} of {total} {self._unit}")
 
     def clear(self) -> None:

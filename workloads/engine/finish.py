@@ -56,7 +56,7 @@ def finish(
                 if not not_pushed:
                     push_card(config, session)
         elif evaluate is not None:
-            session.tell(
+            session.report(
                 "no evaluation after training: it needs the exported model (export.enabled)"
             )
         if session.is_main:
@@ -84,7 +84,7 @@ def hand_over_report(session: Session, trackers: Trackers) -> None:
     command = [sys.executable, "-m", "workloads.cli", "report", str(folder)]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
-        session.tell(f"no report for Weights & Biases: {made.stderr.strip()}")
+        session.report(f"no report for Weights & Biases: {made.stderr.strip()}")
     report = folder / "report.html"
     images = [*sorted(folder.glob("*.png")), *sorted(session.run.evaluation.rglob("*.png"))]
     trackers.keep(folder, [*([report] if report.is_file() else []), *images])
@@ -115,7 +115,7 @@ def export_final(session: Session, exporter: Exporter[Any]) -> None:
 
     def write() -> None:
         if session.is_main:
-            exporter.export(session.run, tell=session.tell)
+            exporter.export(session.run, report=session.report)
             session.event(Event.EXPORTED, path=str(session.run.final))
 
     with session.phase(Phase.EXPORTING):

@@ -91,16 +91,16 @@ def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     from workloads.grpo.data.prepare import count, read_source, try_on
     from workloads.grpo.data.remarks import describe_images, describe_solutions
 
-    told: list[str] = []
+    reported: list[str] = []
     try:
-        base = find_base(config.model, told.append, weights=False)
+        base = find_base(config.model, reported.append, weights=False)
         found = read_source(config.data, cache_folder(env))
         counted = count(config, base.folder, found.rows)
         useless = try_on(config, found.rows[0])
     except TataraError as error:
         return [Finding("rows", "error", str(error))]
     tokens = counted.report
-    findings = [Finding("model", "ok", line) for line in told]
+    findings = [Finding("model", "ok", line) for line in reported]
     findings += [Finding("bad row", "warning", str(row)) for row in found.bad]
     findings += [Finding("rewards", "warning", line) for line in useless]
     findings += [Finding("rows", "ok", note) for note in found.notes]

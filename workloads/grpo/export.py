@@ -88,8 +88,8 @@ class GrpoExporter(Exporter[GrpoConfig]):
 
     def merged(self, job: ExportJob[GrpoConfig], adapter: Path) -> tuple[Whole, Merged]:
         plain = job.config.adapter.model_copy(update={"method": "lora"})
-        base = find_base(job.config.model, job.tell)
-        model = load_model(base, job.config.model_copy(update={"adapter": plain}), job.tell)
+        base = find_base(job.config.model, job.report)
+        model = load_model(base, job.config.model_copy(update={"adapter": plain}), job.report)
         merged, report = merge_into(model, adapter)
         whole = _whole_model(cast(PreTrainedModel, merged), job)
         return whole, Merged(report.line(), report.difference)

@@ -54,7 +54,7 @@ def _ask_exported(config: GrpoConfig, session: Session, data: Prepared, step: in
         if not session.run.final.is_dir():
             return None
         precision = config.train.precision
-        loaded = load_for_use(str(session.run.final), precision, config.grpo, session.tell)
+        loaded = load_for_use(str(session.run.final), precision, config.grpo, session.report)
         return held_out.Asker(loaded.model, loaded.processing)
 
     asker = distributed.together(load, "evaluation")

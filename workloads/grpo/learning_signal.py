@@ -71,7 +71,7 @@ class LearningSignal:
         for name, sign in now.items():
             if name not in self.found:
                 self.found[name] = sign
-                self._session.tell(f"step {step}: this run may not learn: {sign}")
+                self._session.report(f"step {step}: this run may not learn: {sign}")
                 facts = {"sign": name, "seen": sign.seen, "change": sign.change}
                 self._session.event(Event.NO_SIGNAL, step=step, **facts)
         lasting = max(self._since.values(), default=0) + SOON - 1

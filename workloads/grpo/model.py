@@ -26,7 +26,7 @@ from workloads.engine.generate import Prompt, generate
 from workloads.engine.pretrained import load
 from workloads.engine.pretrained.base import Base
 from workloads.engine.pretrained.chat import chosen_template, fixed
-from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.files import Reporter
 from workloads.errors import UserError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.objective import Grpo
@@ -157,9 +157,11 @@ def _limit_pixels(name: str, processor: ProcessorMixin, limits: Grpo) -> None:
     images.size = {**dict(images.size), **given}
 
 
-def load_model(base: Base[PreTrainedConfig], config: GrpoConfig, tell: Tell) -> PreTrainedModel:
+def load_model(
+    base: Base[PreTrainedConfig], config: GrpoConfig, report: Reporter
+) -> PreTrainedModel:
     """The base as the config asks for it; see `engine.pretrained.load.load_model`."""
-    return load.load_model(base, config, kind_of, tell)
+    return load.load_model(base, config, kind_of, report)
 
 
 def learner(model: PreTrainedModel, config: GrpoConfig) -> Any:
@@ -208,7 +210,7 @@ class Loaded:
     adapter: Path | None = None
 
 
-def load_for_use(name: str, precision: str, limits: Grpo, tell: Tell) -> Loaded:
+def load_for_use(name: str, precision: str, limits: Grpo, report: Reporter) -> Loaded:
     """A model by hub id or folder for evaluation; see `engine.pretrained.load.load_for_use`."""
-    ready = load.load_for_use(Model(name=name), precision, kind_of, tell)
+    ready = load.load_for_use(Model(name=name), precision, kind_of, report)
     return Loaded(ready.model, load_processing(ready.base, limits), ready.adapter)

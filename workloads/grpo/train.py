@@ -48,7 +48,7 @@ def train(config: GrpoConfig, session: Session) -> None:
     """Train by the config; raises Stopped where the run was asked to stop before its end."""
     session.enter(Phase.PREPARING)
     distributed.join(config.parallel.hang_timeout)
-    base = resolve(config, session.tell)
+    base = resolve(config, session.report)
     config = config.model_copy(update={"model": base.model})
     config.check_groups(distributed.world_size())
     engine.check(config, sees_images(base.config), session.is_main)
@@ -58,7 +58,7 @@ def train(config: GrpoConfig, session: Session) -> None:
     check_alike(lambda: {"rows": data.digest()})
     engine.check_rows(config, len(data.examples), distributed.world_size())
     resume = checkpoints.resume_point(session)
-    model = load_model(base, config, session.tell)
+    model = load_model(base, config, session.report)
     if session.is_main:
         keep_skeleton(config, base, model, processing, session.run)
     build = build_trainer if config.stage == "grpo" else build_sft_trainer
@@ -67,7 +67,7 @@ def train(config: GrpoConfig, session: Session) -> None:
         trainer = build(config, session, base, model, processing, data, done_steps)
         if resume is not None:
             trainer.check_resume(resume)
-            session.tell(f"going on from {resume.name}")
+            session.report(f"going on from {resume.name}")
         asker = held_out.Asker(trainer.model, processing)
         held_out.measure_before(config, session, asker, data, resume is not None)
         trainer.fit(resume)
@@ -97,7 +97,7 @@ def prepare_data(
     distributed.all_or_none(problem, "data")
     data = data or prepare(config, base.folder, cache, session.progress)
     for line in data.lines:
-        session.tell(line)
+        session.report(line)
     if session.is_main:
         write_manifest(session.run, {"data": data.facts})
     return data
@@ -114,7 +114,7 @@ def build_trainer(
 ) -> GrpoTrainer:
     """The GRPO trainer of this rank, which resumes after `done_steps`."""
     tools = load_tools(config.tools)
-    scorer = load_scorer(config.rewards, session.tell, session.progress)
+    scorer = load_scorer(config.rewards, session.report, session.progress)
 
     def ask_held_out(model: Any, step: int) -> None:
         asker = held_out.Asker(model, processing)

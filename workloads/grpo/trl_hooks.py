@@ -232,7 +232,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         if self.state.global_step > 0:
             set_random_state(self.handed.random_state)
             self._save_checkpoint(self.model_wrapped, trial=None)
-            self.session.tell(
+            self.session.report(
                 f"checkpoint-{self.state.global_step} saved: `--resume` goes on there"
             )
 

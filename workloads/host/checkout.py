@@ -172,14 +172,14 @@ def compose_environment(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
     if not belongs(folder):
         write_build_settings(folder, env)
     uid, gid = caller(env)
-    told = {**env, "UID": str(uid), "GID": str(gid), "TATARA_SHELL_ENV": _SHELL_ENV}
-    told["GIT_COMMIT"] = commit(folder)
-    told["TATARA_HOSTNAME"] = socket.gethostname()
+    made = {**env, "UID": str(uid), "GID": str(gid), "TATARA_SHELL_ENV": _SHELL_ENV}
+    made["GIT_COMMIT"] = commit(folder)
+    made["TATARA_HOSTNAME"] = socket.gethostname()
     if (folder / ".env").is_file():
-        told["TATARA_DOTENV"] = ".env"
+        made["TATARA_DOTENV"] = ".env"
     if bundle := authorities({**env_file.read(folder / ".env"), **env}):
-        told["TATARA_CA_FILE"] = bundle
-    return told
+        made["TATARA_CA_FILE"] = bundle
+    return made
 
 
 def authorities(env: Mapping[str, str]) -> str:

@@ -17,8 +17,8 @@ def unused(root: Path, env: Mapping[str, str]) -> Iterator[tuple[str, int]]:
         return
     words = ["docker", "images", "--no-trunc", "--quiet", "--filter", f"label={CHECKOUT}={root}"]
     ids = dict.fromkeys(run_program(words, env).out.split())
-    told = run_program(["docker", "ps", "--all", "--quiet", "--no-trunc"], env).out.split()
-    used = _inspected("container", told, env)
+    containers = run_program(["docker", "ps", "--all", "--quiet", "--no-trunc"], env).out.split()
+    used = _inspected("container", containers, env)
     in_use = {container["Image"] for container in used}
     for image in _inspected("image", list(ids), env):
         if image["Id"] not in in_use:

@@ -45,7 +45,7 @@ def run_program(words: Sequence[str], env: Mapping[str, str], seconds: float = 2
         start_new_session=True,
     )
     try:
-        out, told = program.communicate(timeout=seconds)
+        out, errors = program.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         # Its children hold the pipes open: the whole group has to be ended.
         os.killpg(program.pid, signal.SIGKILL)
@@ -54,7 +54,7 @@ def run_program(words: Sequence[str], env: Mapping[str, str], seconds: float = 2
             None, problem=f"{Path(words[0]).name} gave no answer within {seconds:g} s"
         )
     return ProgramResult(
-        program.returncode, out, _complaint(told or out) if program.returncode else ""
+        program.returncode, out, _complaint(errors or out) if program.returncode else ""
     )
 
 

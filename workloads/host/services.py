@@ -65,8 +65,8 @@ def services(profile: str, env: Mapping[str, str]) -> tuple[Service, ...] | str:
     answer = run_program(words, env, seconds=30)
     if not answer.is_good:
         return answer.problem
-    told = parse_object(answer.out).get("services") or {}
-    every = [_service(name, facts) for name, facts in told.items()]
+    listed = parse_object(answer.out).get("services") or {}
+    every = [_service(name, facts) for name, facts in listed.items()]
     found = tuple(
         sorted(
             (service for service in every if is_for(profile, service.profiles)),

@@ -80,17 +80,17 @@ class Coordinator:
         except (OSError, ValueError) as error:
             link.close()
             if isinstance(error, WrongSecretError):
-                self._tell_wrong_secret(host)
+                self._report_wrong_secret(host)
             return
         finally:
             with contextlib.suppress(ValueError):
                 self._unseated.remove(link)
         self._seat(hello, Connection(link, self.terms.peer_timeout / 5))
 
-    def _tell_wrong_secret(self, host: str) -> None:
+    def _report_wrong_secret(self, host: str) -> None:
         if host not in self._strangers and len(self._strangers) < _MOST_UNSEATED:
             self._strangers.add(host)
-            self.terms.tell(f"{host} does not know the secret of this run and was not let in")
+            self.terms.report(f"{host} does not know the secret of this run and was not let in")
 
     def _seat(self, hello: Hello, connection: Connection) -> None:
         # A node that lost its connection may be back before this side has noticed.
@@ -142,13 +142,13 @@ class Coordinator:
     def meet(self, attempt: int) -> Meeting:
         """Wait for every node, compare settings, start all; Retry names the missing ones."""
         until = time.monotonic() + self.terms.node_timeout
-        told = time.monotonic() - 12  # the first line after 3 s, further ones every 15 s
+        reported = time.monotonic() - 12  # the first line after 3 s, further ones every 15 s
         while missing := self.missing():
             self._heed_stop()
-            if time.monotonic() - told > 15:
-                told = time.monotonic()
+            if time.monotonic() - reported > 15:
+                reported = time.monotonic()
                 how = f"; {start_of_node(missing[0])}" if attempt else ""
-                self.terms.tell(f"waiting for {_names(missing)} of {self.nodes} nodes{how}")
+                self.terms.report(f"waiting for {_names(missing)} of {self.nodes} nodes{how}")
             if not self.terms.pause(until):
                 raise Retry(
                     f"{_names(missing)} did not come within {self.terms.node_timeout:.0f} s; "

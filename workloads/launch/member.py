@@ -58,7 +58,7 @@ class Member:
     def _connected(self, until: float) -> Connection:
         if self._connection is not None and not self._connection.lost(self.terms.peer_timeout):
             return self._connection
-        self.terms.tell(f"looking for node 0 at {self.address}:{self.port}")
+        self.terms.report(f"looking for node 0 at {self.address}:{self.port}")
         while True:
             try:
                 sock = socket.create_connection((self.address, self.port), timeout=5)

@@ -75,7 +75,7 @@ class Terms:
     node_timeout: float
     peer_timeout: float
     stopping: Callable[[], int]
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
 
     def pause(self, until: float, seconds: float = 0.1) -> bool:
         """Wait a moment; False once `until` (monotonic seconds) has passed; Stopped on a stop."""

@@ -116,25 +116,25 @@ def launch(job: Job) -> int:
     job.config.accumulation_steps(job.nodes * job.ranks)  # refuses a batch that cannot be split
     if job.is_local:
         job = replace(job, env={**job.env, "MASTER_ADDR": "127.0.0.1", **_free_port(job)})
-    tell = _teller(job)
+    report = _reporter(job)
     if job.node != 0:
-        code = _take_part(job, None, stop, tell)
+        code = _take_part(job, None, stop, report)
     else:
         target = _target(job)
         with Owner(target):
             if (target.path / "config.json").is_file():
                 _same_run(job, target)
-            code = _take_part(job, target, stop, tell)
+            code = _take_part(job, target, stop, report)
     signals.ignore()  # a third Ctrl-C does not change the exit code
     return code
 
 
-def _take_part(job: Job, target: Run | None, stop: Stop, tell: Callable[[str], None]) -> int:
+def _take_part(job: Job, target: Run | None, stop: Stop, report: Callable[[str], None]) -> int:
     """Meet the other nodes and train; node 0 has the run and writes its events."""
-    rendezvous = _open_rendezvous(job, target, stop, tell)
+    rendezvous = _open_rendezvous(job, target, stop, report)
     children = _start_local_nodes(job) if job.is_local else []
     try:
-        outcome = _supervise(job, rendezvous, stop, tell)
+        outcome = _supervise(job, rendezvous, stop, report)
     except TataraError as error:
         outcome = Outcome(error.exit_code, str(error))
         if target is not None and outcome.code in STOPS:
@@ -147,18 +147,18 @@ def _take_part(job: Job, target: Run | None, stop: Stop, tell: Callable[[str], N
     finally:
         rendezvous.close()
         _wait_for(children)
-    return _report(job, outcome, target, tell)
+    return _report(job, outcome, target, report)
 
 
-def _teller(job: Job) -> Callable[[str], None]:
+def _reporter(job: Job) -> Callable[[str], None]:
     """Function that prints messages; silent on further local nodes, which would repeat them."""
     name = "" if job.nodes == 1 else f" node {job.node}"
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         if not job.is_spoken_for:
             print(f"tatara{name}: {text}", file=sys.stderr, flush=True)
 
-    return tell
+    return report
 
 
 def _free_port(job: Job) -> dict[str, str]:
@@ -234,11 +234,11 @@ def _digest(config: Profile) -> str:
 
 
 def _open_rendezvous(
-    job: Job, target: Run | None, stop: Stop, tell: Callable[[str], None]
+    job: Job, target: Run | None, stop: Stop, report: Callable[[str], None]
 ) -> Rendezvous:
     host = socket.gethostname()
     parallel = job.config.parallel
-    terms = Terms(parallel.node_timeout, parallel.peer_timeout, stop, tell)
+    terms = Terms(parallel.node_timeout, parallel.peer_timeout, stop, report)
     address, port = _master(job)
     if job.nodes == 1 and target is not None:
         if job.env.get("MASTER_PORT"):
@@ -292,7 +292,7 @@ def _wait_for(children: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _supervise(
-    job: Job, rendezvous: Rendezvous, stop: Stop, tell: Callable[[str], None]
+    job: Job, rendezvous: Rendezvous, stop: Stop, report: Callable[[str], None]
 ) -> Outcome:
     """Attempt after attempt, until the job is done, stopped, failed, or out of restarts."""
     budget = job.config.parallel.restarts
@@ -313,7 +313,7 @@ def _supervise(
             return outcome
         if job.node == 0:
             run.event(Event.RESTARTED, reason=outcome.reason, restart=restarts + 1, budget=budget)
-        tell(f"{outcome.reason}; restart {restarts + 1} of {budget} in {delay:.0f} s")
+        report(f"{outcome.reason}; restart {restarts + 1} of {budget} in {delay:.0f} s")
         _pause(delay, stop)
         delay *= 2
     return outcome
@@ -376,7 +376,7 @@ def _rank_env(job: Job, run: Run, meeting: Meeting) -> dict[str, str]:
     return env
 
 
-def _report(job: Job, outcome: Outcome, target: Run | None, tell: Callable[[str], None]) -> int:
+def _report(job: Job, outcome: Outcome, target: Run | None, report: Callable[[str], None]) -> int:
     if target is not None:
         target.event(_ending(outcome.code), code=outcome.code, reason=outcome.reason)
     if outcome.code == EXIT_DONE:
@@ -385,9 +385,9 @@ def _report(job: Job, outcome: Outcome, target: Run | None, tell: Callable[[str]
         saved = bool(sealed(target.checkpoints))
         arguments = [*job.words, *(["--resume", target.id] if saved else [])]
         again = "go on with" if saved else "start again with"
-        tell(f"{outcome.reason}; {again}: {own_command(*arguments)}")
+        report(f"{outcome.reason}; {again}: {own_command(*arguments)}")
     else:
-        tell(outcome.reason)
+        report(outcome.reason)
     return outcome.code
 
 

@@ -30,7 +30,7 @@ class StopEarly(TrainerCallback):
             return
         since = len(losses) - 1 - losses.index(min(losses))
         if since >= self._patience:
-            self._session.tell(
+            self._session.report(
                 f"stopping early: the held-out loss has not fallen below {min(losses):.4f} for "
                 f"{since} evaluations (evaluation.patience)"
             )
@@ -69,7 +69,7 @@ class Samples(TrainerCallback):
                 progress=lambda done, of: self._session.progress(),
             )
         except UserError as error:
-            self._session.tell(f"no samples: {error}")
+            self._session.report(f"no samples: {error}")
             self._questions = []
             return
         path = self._session.run.samples
@@ -108,7 +108,7 @@ def callbacks(config: LlmConfig, session: Session, tokenizer: Any) -> list[Train
         if strategy in ("single", "ddp"):
             made.append(Samples(config, session, tokenizer))
         else:
-            session.tell(f"no samples: under {strategy} no rank has the whole model")
+            session.report(f"no samples: under {strategy} no rank has the whole model")
     if wanted.patience is not None:
         made.append(StopEarly(wanted.patience, session))
     return made

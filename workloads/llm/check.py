@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from workloads.data.row_files import data_files, left_out, told_left_out
+from workloads.data.row_files import data_files, left_out, left_out_lines
 from workloads.data.rows import by_reason
 from workloads.engine.hub.publish import may_push
 from workloads.engine.keep_best import keep_best
@@ -85,7 +85,7 @@ def _left_out(source: str) -> list[Finding]:
     place = Source(source)
     files = left_out(place.path) if place.is_local else []
     fix = "convert them, or name the files to read"
-    lines = told_left_out([str(file) for file in files])
+    lines = left_out_lines([str(file) for file in files])
     return [Finding("data.source", "warning", line, fix) for line in lines]
 
 
@@ -126,13 +126,13 @@ def _data(name: str, source: str) -> Finding:
 def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
     """Read and tokenise every row, as the first phase of training does; the cache keeps it."""
     try:
-        data, _, told = prepared(config, env)
+        data, _, reported = prepared(config, env)
     except UserError as error:
         return [Finding("rows", "error", str(error))]
     splits = [data.report.train, data.report.evaluation]
     skipped = [row for split in splits if split for row in split.bad_rows]
     bad = [Finding("bad row", "warning", line) for line in by_reason(skipped)]
-    notes = [Finding("model", "ok", line) for line in told]
+    notes = [Finding("model", "ok", line) for line in reported]
     lines = [Finding("rows", "ok", line) for line in data.report.lines(whole=False)]
     return [*notes, *bad, *lines, *_planned_steps(config, data.report.train.sequences)]
 
@@ -146,14 +146,14 @@ def prepared(
     from workloads.llm.data.prepare import prepare
     from workloads.llm.model import load_tokenizer
 
-    told: list[str] = []
-    base = find_base(config.model, told.append, weights=False)
-    tokenizer = load_tokenizer(base, told.append)
+    reported: list[str] = []
+    base = find_base(config.model, reported.append, weights=False)
+    tokenizer = load_tokenizer(base, reported.append)
     if config.adapter.method != "full":
         _check_adapter(base.config, config)
     cache = cache_folder(env)
     data = prepare(config, tokenizer, cache, positions=positions(base.config.to_dict()))
-    return data, tokenizer, told
+    return data, tokenizer, reported
 
 
 def _check_adapter(own: "PreTrainedConfig", config: LlmConfig) -> None:

@@ -50,10 +50,10 @@ class LlmExporter(Exporter[LlmConfig]):
     def merged(self, job: ExportJob[LlmConfig], adapter: Path) -> tuple[Whole, Merged]:
         model, quantised = self.unmerged(job), None
         if job.config.adapter.method == "qlora" and find_spec("bitsandbytes") is None:
-            job.tell("merge: bitsandbytes is not installed; not compared with the quantised base")
+            job.report("merge: bitsandbytes is not installed; not compared with the quantised base")
         elif job.config.adapter.method == "qlora":
-            base = find_base(job.config.model, job.tell)
-            quantised = load_model(base, job.config, job.tell)
+            base = find_base(job.config.model, job.report)
+            quantised = load_model(base, job.config, job.report)
         merged, report = merge_into(model, adapter, quantised=quantised)
         whole = whole_model(merged.state_dict(), job.base)
         return whole, Merged(report.line(), report.difference)
@@ -61,7 +61,7 @@ class LlmExporter(Exporter[LlmConfig]):
     def unmerged(self, job: ExportJob[LlmConfig]) -> PreTrainedModel:
         plain = job.config.adapter.model_copy(update={"method": "lora"})
         config = job.config.model_copy(update={"adapter": plain})
-        return load_model(find_base(job.config.model, job.tell), config, job.tell)
+        return load_model(find_base(job.config.model, job.report), config, job.report)
 
     def accompany(self, job: ExportJob[LlmConfig], folder: Path) -> None:
         tokenizer = load_tokenizer(job.base, silent)

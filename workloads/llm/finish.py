@@ -62,7 +62,7 @@ def _ask_exported(config: LlmConfig, session: Session) -> None:
     def load() -> Loaded | None:
         if not session.run.final.is_dir():
             return None
-        return load_for_use(str(session.run.final), config.train.precision, session.tell)
+        return load_for_use(str(session.run.final), config.train.precision, session.report)
 
     loaded = distributed.together(load, "evaluation")
     ask(config, session, loaded and loaded.model, loaded and loaded.tokenizer, AFTER)

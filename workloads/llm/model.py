@@ -13,18 +13,20 @@ from transformers import (
 from workloads.config.sections import Model
 from workloads.engine.pretrained import load
 from workloads.engine.pretrained.base import Base, load_config, locate_for_use
-from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.files import Reporter
 from workloads.llm.config import LlmConfig
 from workloads.llm.new_tokens import check_trained, grow, new_rows
 from workloads.llm.tokenizer import choose_padding, load_tokenizer
 
 
-def load_model(base: Base[PreTrainedConfig], config: LlmConfig, tell: Tell) -> PreTrainedModel:
+def load_model(
+    base: Base[PreTrainedConfig], config: LlmConfig, report: Reporter
+) -> PreTrainedModel:
     """The base as the config asks for it, with rows for new tokens.
 
     See `engine.pretrained.load.load_model`; also raises UserError where those rows would not learn.
     """
-    model, rows = load.load_model(base, config, _kind, tell), new_rows(base)
+    model, rows = load.load_model(base, config, _kind, report), new_rows(base)
     if rows:
         check_trained(model, config.adapter)
         grow(model, rows)
@@ -45,14 +47,16 @@ class Loaded:
     adapter: Path | None = None
 
 
-def load_for_use(name: str, precision: str, tell: Tell, revision: str | None = None) -> Loaded:
+def load_for_use(
+    name: str, precision: str, report: Reporter, revision: str | None = None
+) -> Loaded:
     """A model by hub id or folder for evaluation; see `engine.pretrained.load.load_for_use`."""
-    ready = load.load_for_use(Model(name=name, revision=revision), precision, _kind, tell)
+    ready = load.load_for_use(Model(name=name, revision=revision), precision, _kind, report)
     base = ready.base
     if ready.adapter and (ready.adapter / "tokenizer_config.json").is_file():
         # The adapter's own tokenizer, which has the adapter's new tokens.
         base = replace(base, folder=ready.adapter, config=ready.model.config)
-    return Loaded(ready.model, load_tokenizer(base, tell), ready.base, ready.adapter)
+    return Loaded(ready.model, load_tokenizer(base, report), ready.base, ready.adapter)
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,12 @@ class FoundModel:
     settings: GenerationConfig | None
 
 
-def find_for_use(name: str, tell: Tell) -> FoundModel:
+def find_for_use(name: str, report: Reporter) -> FoundModel:
     """Find a model by hub id or folder with all files, for another program. Raises UserError."""
     wanted = Model(name=name)
-    folder, is_adapter = locate_for_use(wanted, tell)
+    folder, is_adapter = locate_for_use(wanted, report)
     if is_adapter:
-        base = load.base_of_adapter(folder, tell)
+        base = load.base_of_adapter(folder, report)
     else:
         base = Base(wanted, folder, load_config(wanted, folder))
     if hasattr(base.config, "vision_config"):
@@ -83,8 +87,8 @@ def find_for_use(name: str, tell: Tell) -> FoundModel:
     own = replace(base, folder=folder)
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     has_settings = (folder / "generation_config.json").is_file()
-    tokenizer = load_tokenizer(own if has_tokenizer else base, tell)
-    settings = load.generation_settings(own if has_settings else base, tell)
+    tokenizer = load_tokenizer(own if has_tokenizer else base, report)
+    settings = load.generation_settings(own if has_settings else base, report)
     return FoundModel(base, folder, is_adapter, tokenizer, settings)
 
 

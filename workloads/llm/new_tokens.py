@@ -9,13 +9,13 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedConfig, PreTrained
 from workloads.config.sections import Adapter
 from workloads.engine.pretrained.adapter import grow_embeddings, is_called
 from workloads.engine.pretrained.base import Base
-from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.files import Reporter
 from workloads.errors import UserError
 from workloads.llm.config import LlmModel
 
 
 def add_tokens(
-    tokenizer: PreTrainedTokenizerBase, model: LlmModel, tell: Tell
+    tokenizer: PreTrainedTokenizerBase, model: LlmModel, report: Reporter
 ) -> dict[int, list[int]]:
     """Add the profile's tokens to the tokenizer; returns each new id → the tokens it was cut into.
 
@@ -28,7 +28,7 @@ def add_tokens(
     pieces = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text, _ in wanted}
     there = [text for text, _ in wanted if text in known]
     if there:
-        tell(f"model.add_tokens: the tokenizer has {', '.join(map(repr, there))} already")
+        report(f"model.add_tokens: the tokenizer has {', '.join(map(repr, there))} already")
     for text, special in wanted:
         if text in known:
             continue
@@ -42,7 +42,7 @@ def add_tokens(
             )
         found[number] = pieces[text]
     if found:
-        tell(f"tokenizer: {len(found)} new tokens, {len(tokenizer)} in all")
+        report(f"tokenizer: {len(found)} new tokens, {len(tokenizer)} in all")
     return found
 
 

@@ -15,7 +15,7 @@ from workloads.engine.generate import generate
 from workloads.engine.hub.upload import FACTS
 from workloads.engine.pretrained.adapter import adapter_folder, check_same_base, load_adapter
 from workloads.engine.pretrained.chat import with_stops
-from workloads.engine.pretrained.files import Tell, positions
+from workloads.engine.pretrained.files import Reporter, positions
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.llm.config import PUT, LlmData, template_columns
@@ -126,7 +126,7 @@ class Speaker:
         talks: Sequence[Sequence[Turn]],
         sampling: Sampling,
         batch_size: int,
-        tell: Tell | None = None,
+        report: Reporter | None = None,
     ) -> list[str]:
         """Answers to many conversations, in their order, as many at a time as fit."""
         texts = [self.prompt(turns) for turns in talks]
@@ -143,7 +143,7 @@ class Speaker:
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 seed=sampling.seed,
-                tell=tell,
+                report=report,
             )
 
     def check(self, turns: Sequence[Turn], most: int) -> None:
@@ -209,7 +209,7 @@ def load(name: str, precision: str, tell: Tell, data: LlmData | None = None) -> 
     data: the form of prompts; default: the export's, else the chat template alone.
     """
     disable_progress_bar()
-    loaded = load_for_use(name, precision, tell)
+    loaded = load_for_use(name, precision, report)
     speaker = Speaker(
         loaded.model, loaded.tokenizer, data or data_of(Path(name)), name, loaded.base.model.name
     )

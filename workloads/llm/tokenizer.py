@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from workloads.engine.pretrained.base import Base
 from workloads.engine.pretrained.chat import PROBE, chosen_template
-from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.files import Reporter
 from workloads.errors import UserError
 from workloads.llm.config import LlmModel
 from workloads.llm.new_tokens import add_tokens
@@ -33,7 +33,7 @@ _WORDS = 60  # pieces of the vocabulary for test lines that distinguish tokenize
 _A_LINE = 12
 
 
-def load_tokenizer(base: Base[PreTrainedConfig], tell: Tell) -> PreTrainedTokenizerBase:
+def load_tokenizer(base: Base[PreTrainedConfig], report: Reporter) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a padding token that never stands for the end of an answer.
 
     Raises UserError where there is none, where it has more tokens than the model, and where it
@@ -60,12 +60,12 @@ def load_tokenizer(base: Base[PreTrainedConfig], tell: Tell) -> PreTrainedTokeni
         )
     _check_pieces(name, tokenizer, base.folder)
     if isinstance(base.model, LlmModel):
-        add_tokens(tokenizer, base.model, tell)
+        add_tokens(tokenizer, base.model, report)
     own = tokenizer.chat_template
     tokenizer.chat_template = chosen_template(base.model, own, _forms(tokenizer))
     note = choose_padding(tokenizer)
     if note:
-        tell(note)
+        report(note)
     return tokenizer
 
 

@@ -32,13 +32,13 @@ def train(config: LlmConfig, session: Session) -> None:
     """Fine-tune by the config; raises Stopped where the run was asked to stop before its end."""
     session.enter(Phase.PREPARING)
     distributed.join(config.parallel.hang_timeout)
-    base = resolve(config, session.tell)
+    base = resolve(config, session.report)
     config = config.model_copy(update={"model": base.model})
-    tokenizer = load_tokenizer(base, session.tell)
+    tokenizer = load_tokenizer(base, session.report)
     data = prepare_data(config, session, tokenizer, positions(base.config.to_dict()))
     check_alike(lambda: {"rows": data.report.train.digest})
     resume = checkpoints.resume_point(session)
-    model = load_model(base, config, session.tell)
+    model = load_model(base, config, session.report)
     if session.is_main:
         keep_skeleton(base, model, tokenizer, session.run)
     evaluate_before(config, session, model, tokenizer)
@@ -47,7 +47,7 @@ def train(config: LlmConfig, session: Session) -> None:
     trainer.args.eval_on_start = config.evaluation.before and is_first
     if resume is not None:
         trainer.check_resume(resume)
-        session.tell(f"going on from {resume.name}")
+        session.report(f"going on from {resume.name}")
     trainer.fit(resume)
     finish(config, session, trainer)
     distributed.leave()
@@ -63,7 +63,7 @@ def prepare_data(
     cache = cache_folder(os.environ)
     data = prepare(config, tokenizer, cache, session.progress, longest)
     for line in data.report.lines():
-        session.tell(line)
+        session.report(line)
     if session.is_main:
         write_manifest(session.run, {"data": data.report.as_dict()})
     return data

@@ -7,7 +7,7 @@ from workloads.config.sections import Train
 from workloads.engine.generate.vllm import VllmEngine, lora_rank
 from workloads.engine.pretrained.adapter import check_same_base
 from workloads.engine.pretrained.chat import stop_ids
-from workloads.engine.pretrained.files import Tell, compute_dtype, positions
+from workloads.engine.pretrained.files import Reporter, compute_dtype, positions
 from workloads.errors import UserError
 from workloads.llm.config import LlmData
 from workloads.llm.model import find_for_use
@@ -26,9 +26,9 @@ class VllmSpeaker:
         precision: str,
         data: LlmData | None,
         adapters: Mapping[str, Path],
-        tell: Tell,
+        report: Reporter,
     ) -> None:
-        found = find_for_use(name, tell)
+        found = find_for_use(name, report)
         if found.tokenizer is None:
             raise UserError(f"{name}: expected a language model, found one of images")
         self._adapter = found.folder if found.is_adapter else None
@@ -55,7 +55,7 @@ class VllmSpeaker:
         talks: Sequence[Sequence[Turn]],
         sampling: Sampling,
         batch_size: int,
-        tell: Tell | None = None,
+        report: Reporter | None = None,
     ) -> list[str]:
         """Answers to many conversations, in their order; vLLM makes its own batches of them."""
         texts = [self._asker.prompt(turns) for turns in talks]

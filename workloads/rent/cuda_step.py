@@ -27,8 +27,8 @@ def fault(wanted: int) -> str:
     if count.value < wanted:
         return f"expected {wanted} GPUs that CUDA can use, found {count.value}"
     for number in range(count.value):
-        if told := _fault_of(cuda, number):
-            return f"GPU {number}: {told}"
+        if problem := _fault_of(cuda, number):
+            return f"GPU {number}: {problem}"
     return ""
 
 
@@ -53,7 +53,7 @@ def _fault_of(cuda: ctypes.CDLL, number: int) -> str:
 
 
 if __name__ == "__main__":
-    told = fault(int(sys.argv[1]))
-    if told:
-        sys.exit(told)
+    problem = fault(int(sys.argv[1]))
+    if problem:
+        sys.exit(problem)
     print("every GPU computes")

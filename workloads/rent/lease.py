@@ -329,8 +329,8 @@ class Lease:
             ledger.verified = backup.newest
             whole = ", ".join(item.name for item in found if item.state == "whole")
             self.say(f"saved in {ledger.copy}, every digest verified: {whole or 'no checkpoint'}")
-            if told := _pushed(Run(Path(ledger.copy))):
-                self.say(told)
+            if pushed := _pushed(Run(Path(ledger.copy))):
+                self.say(pushed)
         else:
             log = logs / "log"
             lines = log.read_text(errors="replace").splitlines()[-12:] if log.is_file() else []

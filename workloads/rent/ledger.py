@@ -195,7 +195,7 @@ def load(folder: Path) -> Ledger:
     return ledger
 
 
-def ledgers(outputs: Path, tell: Callable[[str], None] | None = None) -> list[Ledger]:
+def ledgers(outputs: Path, report: Callable[[str], None] | None = None) -> list[Ledger]:
     """Every lease that was begun here, oldest first.
 
     Raises UserError for an unreadable one; with `report`, that gets the message instead.
@@ -205,7 +205,7 @@ def ledgers(outputs: Path, tell: Callable[[str], None] | None = None) -> list[Le
         try:
             found.append(load(path.parent))
         except UserError as error:
-            if tell is None:
+            if report is None:
                 raise
-            tell(str(error))
+            report(str(error))
     return sorted(found, key=lambda ledger: ledger.begun)

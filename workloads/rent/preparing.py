@@ -18,7 +18,7 @@ from workloads.rent.payload import Payload
 from workloads.rent.remote import Remote, RemoteAnswer
 
 _PUSH_SECONDS, _SET_UP_SECONDS, _LOOK_SECONDS = 3600.0, 3600.0, 900.0
-_TOLD = 12  # lines shown of an error
+_SHOWN = 12  # lines shown of an error
 
 
 class BrokenMachine(TataraError):
@@ -92,7 +92,7 @@ def examine(remote: Remote, ledger: Ledger, preparation: Preparation) -> str:
     if ledger.gpus:
         script = f"{before}{job.python(ledger)} -m workloads.doctor.trial compute"
         answer = remote.run(script, _LOOK_SECONDS)
-        device = _told(answer).get("device", "CPU")
+        device = _last_json(answer).get("device", "CPU")
         if answer.code or device == "CPU":
             raise BrokenMachine(
                 f"torch does not compute on its GPU: {answer.reason if answer.code else device}"
@@ -100,11 +100,11 @@ def examine(remote: Remote, ledger: Ledger, preparation: Preparation) -> str:
     profile = shlex.quote(job.profile(ledger))
     script = f"{before}{job.python(ledger)} -m workloads.cli doctor {profile} --brief"
     answer = remote.run(script, _LOOK_SECONDS)
-    told = without_secrets(answer.out + answer.err, preparation.secrets).strip()
+    output = without_secrets(answer.out + answer.err, preparation.secrets).strip()
     if answer.code:
-        lines = "\n  ".join(told.splitlines()[-_TOLD:])
+        lines = "\n  ".join(output.splitlines()[-_SHOWN:])
         raise UserError(f"the doctor found what stops {ledger.profile} over there:\n  {lines}")
-    warnings = "".join(f"\n  {line}" for line in told.splitlines())
+    warnings = "".join(f"\n  {line}" for line in output.splitlines())
     return f"doctor: it can train{warnings}"
 
 
@@ -112,7 +112,7 @@ def start(remote: Remote, ledger: Ledger, preparation: Preparation) -> None:
     _demand(remote.run(job.start(ledger, preparation.names)), "the start")
 
 
-def _told(answer: RemoteAnswer) -> dict[str, str]:
+def _last_json(answer: RemoteAnswer) -> dict[str, str]:
     for line in reversed(answer.out.splitlines()):
         if line.startswith("{"):
             found: dict[str, str] = json.loads(line)
@@ -122,6 +122,6 @@ def _told(answer: RemoteAnswer) -> dict[str, str]:
 
 def _demand(answer: RemoteAnswer, what: str) -> None:
     if answer.code:
-        lines = (answer.err or answer.out).strip().splitlines()[-_TOLD:]
+        lines = (answer.err or answer.out).strip().splitlines()[-_SHOWN:]
         text = "\n  ".join(lines) or "no word of why"
         raise TataraError(f"{what}: ended with {answer.code} over there:\n  {text}")

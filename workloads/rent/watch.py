@@ -18,7 +18,7 @@ from workloads.rent.ledger import Ledger, State
 from workloads.rent.provider import LOST, Provider, dollars
 from workloads.rent.remote import HostKeyChanged, OutOfTime, Remote, Unreachable
 
-_POLL, _PULL, _TELL = 20.0, 300.0, 60.0  # seconds between two checks, copies and lines
+_POLL, _PULL, _REPORT = 20.0, 300.0, 60.0  # seconds between two checks, copies and lines
 _GONE = 900.0  # seconds without ssh after which a machine is given up
 _TERM = 120.0  # seconds for a hanging training after SIGTERM
 _PULL_SECONDS = 3600.0
@@ -46,7 +46,7 @@ class Watch:
     _progress: str = ""
     _progress_at: float = 0.0
     _seen_at: float = 0.0
-    _told_at: float = 0.0
+    _reported_at: float = 0.0
     _pulled_at: float = 0.0
     _asked_at: float = 0.0  # to stop
     _killed_at: float = 0.0
@@ -66,7 +66,7 @@ class Watch:
                 self._note_progress()
                 self._ask_to_stop()
                 self._pull()
-                self._tell()
+                self._report()
             self.clock.sleep(self.poll, self._is_new_wish)
 
     def _is_new_wish(self) -> int:
@@ -75,9 +75,9 @@ class Watch:
 
     def _out_of_reach(self, error: TataraError) -> None:
         now = self.clock.time()
-        if now - self._told_at >= _TELL:
+        if now - self._reported_at >= _REPORT:
             self.say(f"{error}; tried again")
-            self._told_at = now
+            self._reported_at = now
         try:
             machine = self.provider.machine(self.ledger.machine)
         except TataraError:
@@ -159,10 +159,10 @@ class Watch:
             self.ledger.save()
             self.say(f"copied and verified: {self.backup.newest}")
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         now = self.clock.time()
-        if now - self._told_at >= _TELL:
-            self._told_at = now
+        if now - self._reported_at >= _REPORT:
+            self._reported_at = now
             self.say(progress_text(self.ledger, self.facts, now))
 
 

@@ -160,11 +160,11 @@ class Run:
                 found[int(path.stem)] = status
         return dict(sorted(found.items()))
 
-    def resume_point(self, tell: Callable[[str], None] = _warn) -> Path | None:
+    def resume_point(self, report: Callable[[str], None] = _warn) -> Path | None:
         """The newest whole checkpoint; damaged ones are set aside, with an event and a message."""
 
         def damaged(text: str) -> None:
-            tell(text)
+            report(text)
             self.event(Event.CHECKPOINT_DAMAGED, text=text)
 
         return newest_whole(self.checkpoints, damaged)

@@ -116,8 +116,8 @@ def _own_digest(record: dict[str, Any]) -> str:
     """Digest of a seal's other content: a changed fact could pass for another number of ranks."""
     import xxhash
 
-    told = {name: value for name, value in record.items() if name != _OWN}
-    return str(xxhash.xxh3_128(json.dumps(told, sort_keys=True).encode()).hexdigest())
+    content = {name: value for name, value in record.items() if name != _OWN}
+    return str(xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest())
 
 
 def verify_checkpoint(path: str | os.PathLike[str]) -> list[str]:
@@ -162,7 +162,7 @@ def sealed(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def newest_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
+def newest_whole(folder: Path, report: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that verifies; damaged ones are set aside and reported in one line."""
     for path in reversed(sealed(folder)):
         damage = verify_checkpoint(path)
@@ -170,7 +170,7 @@ def newest_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
             return path
         aside = _free_name(path.with_name(f"damaged-{path.name}"))
         path.rename(aside)
-        tell(f"{path.name} is damaged ({damage[0]}); set aside as {aside.name}")
+        report(f"{path.name} is damaged ({damage[0]}); set aside as {aside.name}")
     return None
 
 

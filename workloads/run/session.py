@@ -94,7 +94,7 @@ class Session:
         """Stream of the person who started the run."""
         return self._console
 
-    def tell(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Say something once for the whole job: rank 0 prints, every rank logs; never a secret."""
         text = without_secrets(text, os.environ)
         print(text, file=sys.stderr, flush=True)

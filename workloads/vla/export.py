@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from workloads.engine.export.export import Exported, silent
-from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.files import Reporter
 from workloads.run import Run
 from workloads.vla.family import family_of
 
@@ -18,11 +18,11 @@ class VlaExporter:
         *,
         checkpoint: Path | None = None,
         merge: bool | None = None,
-        tell: Tell = silent,
+        report: Reporter = silent,
     ) -> Exported:
         """See `Exporter.export`."""
         exporter = family_of(run.config()).exporter
-        return exporter.export(run, out, checkpoint=checkpoint, merge=merge, tell=tell)
+        return exporter.export(run, out, checkpoint=checkpoint, merge=merge, report=report)
 
 
 EXPORTER = VlaExporter()

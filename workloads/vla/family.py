@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from workloads.config.sections import Model
 from workloads.engine.pretrained.base import Base
-from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.files import Reporter
 from workloads.errors import UserError
 from workloads.run import Run
 from workloads.vla.config import VlaConfig
@@ -83,7 +83,7 @@ class Family(Protocol):
         """Read a base's config, for `engine.pretrained.base.resolve`."""
 
     def load(
-        self, config: VlaConfig, base: Base[Any], sources: Sources, tell: Tell
+        self, config: VlaConfig, base: Base[Any], sources: Sources, report: Reporter
     ) -> PreTrainedModel:
         """Load the base with the profile's head, without an adapter."""
 
@@ -121,7 +121,7 @@ class Family(Protocol):
         attn: str,
         device: torch.device,
         four_bit: bool,
-        tell: Tell,
+        report: Reporter,
     ) -> Policy:
         """Load an exported policy; facts: those of its tatara.json."""
 

@@ -16,7 +16,7 @@ import torch
 from workloads.config.sections import Model
 from workloads.engine.hub.upload import FACTS
 from workloads.engine.pretrained.base import locate_for_use
-from workloads.engine.pretrained.files import Tell, is_adapter
+from workloads.engine.pretrained.files import Reporter, is_adapter
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.run import Run
@@ -89,7 +89,7 @@ class Policy(Protocol):
         another shape than in training; memories are unchanged then.
         """
 
-    def untrained(self, run: Run | None, tell: Tell) -> "Policy":
+    def untrained(self, run: Run | None, report: Reporter) -> "Policy":
         """The same policy with its run's initial weights, or random ones without a run."""
 
     @classmethod
@@ -100,7 +100,7 @@ class Policy(Protocol):
         attn: str = "auto",
         device: str | torch.device | None = None,
         four_bit: bool = False,
-        tell: Tell = print,
+        report: Reporter = print,
     ) -> "Policy":
         """Load a folder of `tatara export`, whole or an adapter, or a published checkpoint.
 
@@ -114,11 +114,11 @@ class Policy(Protocol):
         # Missing files of a local folder are reported by its family's reader.
         folder = Path(path)
         if not folder.is_dir():
-            folder, _ = locate_for_use(Model(name=os.fspath(path)), tell)
+            folder, _ = locate_for_use(Model(name=os.fspath(path)), report)
         facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         family = family_named(_kind(folder, facts), folder)
-        return family.load_policy(folder, facts, str(path), dtype, attn, place, four_bit, tell)
+        return family.load_policy(folder, facts, str(path), dtype, attn, place, four_bit, report)
 
 
 def _kind(folder: Path, facts: Mapping[str, Any]) -> str:

@@ -27,11 +27,11 @@ def train(config: VlaConfig, session: Session) -> None:
     session.enter(Phase.PREPARING)
     distributed.join(config.parallel.hang_timeout)
     family = family_of(config)
-    base = resolve(config, session.tell, family.read)
+    base = resolve(config, session.report, family.read)
     sources = prepare_data(config, session)
     check_alike(lambda: {"episodes": sources.fingerprint})
     resume = checkpoints.resume_point(session)
-    model = family.load(config, base, sources, session.tell)
+    model = family.load(config, base, sources, session.report)
     if session.is_main:
         family.keep_skeleton(base, model, session.run)
     trainer = build_trainer(config, session, base, model, sources)
@@ -40,7 +40,7 @@ def train(config: VlaConfig, session: Session) -> None:
     )
     if resume is not None:
         trainer.check_resume(resume)
-        session.tell(f"going on from {resume.name}")
+        session.report(f"going on from {resume.name}")
     trainer.fit(resume)
     finish(config, session, trainer)
     distributed.leave()
@@ -52,7 +52,7 @@ def prepare_data(config: VlaConfig, session: Session) -> Sources:
     kept = session.run.path / "dataset_statistics.json"
     sources = open_sources(config, cache, session.progress, kept)
     for line in (*sources.lines, *sources.notes):
-        session.tell(f"data: {line}")
+        session.report(f"data: {line}")
     if session.is_main:
         write_statistics(session.run.path, sources.statistics)
         write_manifest(session.run, {"data": sources.as_dict()})
@@ -75,7 +75,7 @@ def build_trainer(
         folder /= f"node-{os.environ.get('GROUP_RANK', '0')}"
     sources, said = with_frames(sources, config, processor, folder)
     for line in said:
-        session.tell(f"data: {line}")
+        session.report(f"data: {line}")
     samples = family.samples(config, base, model, sources, processor)
     return VlaTrainer(
         profile=config,

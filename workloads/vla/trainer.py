@@ -67,7 +67,7 @@ class PolicyTrainer(Trainer):
                 is_new = item not in part.dataset.damage
                 if is_new and Path(item.file).is_relative_to(part.dataset.path):
                     self.session.run.event(Event.DAMAGED_RECORD, text=str(item))
-                    self.session.tell(f"left out, and another step taken for it: {item}")
+                    self.session.report(f"left out, and another step taken for it: {item}")
                     part.dataset.report([item])
 
 

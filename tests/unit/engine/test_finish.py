@@ -74,7 +74,7 @@ class Stage:
         self.done.append("push")
         return self.refused
 
-    def export(self, run: Run, tell: Callable[[str], None]) -> None:
+    def export(self, run: Run, report: Callable[[str], None]) -> None:
         self.done.append("export")
 
     def keep(self, folder: Path, files: list[Path]) -> None:

@@ -26,7 +26,7 @@ class FakeSession(SimpleNamespace):
     def __init__(self, run: Run) -> None:
         super().__init__(run=run, is_main=True, world_size=1, told=[])
 
-    def tell(self, text: str) -> None:
+    def report(self, text: str) -> None:
         self.told.append(text)
 
     def progress(self) -> None:

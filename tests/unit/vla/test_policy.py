@@ -31,7 +31,7 @@ def quiet(text: str) -> None:
 
 
 def loaded(folder: Path, **options: Any) -> Policy:
-    return Policy.from_pretrained(folder, device="cpu", tell=quiet, **options)
+    return Policy.from_pretrained(folder, device="cpu", report=quiet, **options)
 
 
 def seen(*, instruction: str = "take the cube", **more: Any) -> Observation:

@@ -34,11 +34,11 @@ def instruction_of(
     spoken = np.array([bool(text.strip()) for text in known], bool)
     if which is None:
         which = np.flatnonzero(spoken)[:1]
-    told = spoken[which] if len(which) else np.empty(0, bool)
-    if not told.any():
+    recorded = spoken[which] if len(which) else np.empty(0, bool)
+    if not recorded.any():
         chosen = (options.instruction or "").strip()
         return Instruction(chosen or DEFAULT_INSTRUCTION, None, "option" if chosen else "default")
-    latest = np.maximum.accumulate(np.where(told, np.arange(len(which)), told.argmax()))
+    latest = np.maximum.accumulate(np.where(recorded, np.arange(len(which)), recorded.argmax()))
     steps = tuple(known[number] for number in which[latest].tolist())
     return Instruction(steps[0], steps if len(set(steps)) > 1 else None, "recorded")
 

@@ -16,7 +16,7 @@ from workloads.engine.hub.upload import FACTS, card_digest
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.adapter import ADAPTER_WEIGHTS, adapter_folder, lora_config
 from workloads.engine.pretrained.base import Base, candidates, find_base, load_config
-from workloads.engine.pretrained.files import Tell, lasting_name
+from workloads.engine.pretrained.files import Reporter, lasting_name
 from workloads.errors import TataraError, UserError
 from workloads.json_files import read_json
 from workloads.run import Run
@@ -58,7 +58,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int | None]:
+def source_of(run: Run, checkpoint: Path | None, report: Reporter) -> tuple[Path, int | None]:
     """The named checkpoint, or the newest whole one, and its step if its name has one.
 
     A name such as checkpoint-8 means the run's own, and `best` the one with the best held-out
@@ -75,7 +75,7 @@ def source_of(run: Run, checkpoint: Path | None, tell: Tell) -> tuple[Path, int 
         checkpoint = run.checkpoints / checkpoint.name
     if checkpoint and (checkpoint / SEAL).is_file() and (damage := verify_checkpoint(checkpoint)):
         raise UserError(f"{checkpoint}: damaged ({damage[0]}); choose another checkpoint")
-    source = checkpoint or run.resume_point(tell)
+    source = checkpoint or run.resume_point(report)
     if source is None:
         raise UserError(
             f"{run.path}: expected a whole checkpoint to export, found none; train first"
@@ -103,7 +103,7 @@ def used_config(run: Run) -> Any:
 def kept_base(
     run: Run,
     config: Profile,
-    tell: Tell,
+    report: Reporter,
     read: Callable[[Model, Path], Any] = load_config,
 ) -> Base[Any]:
     """Config, tokenizer and generation settings of a run: those it kept, else its model's."""
@@ -114,7 +114,7 @@ def kept_base(
         own: dict[str, Any] = {"name": str(kept), "revision": None}
         own |= {"chat_template": None, "chat_template_kwargs": {}}
         model = model.model_copy(update=own)
-    return find_base(model, tell, weights=False, read=read)
+    return find_base(model, report, weights=False, read=read)
 
 
 def keep_base(base: Base[Any], run: Run) -> Path:

@@ -33,7 +33,7 @@ from workloads.engine.hub.upload import CARD, FACTS
 from workloads.engine.pretrained import weights
 from workloads.engine.pretrained.base import Base, load_config
 from workloads.engine.pretrained.combine import Weighted, check_combinable, combine
-from workloads.engine.pretrained.files import Tell, compute_dtype
+from workloads.engine.pretrained.files import Reporter, compute_dtype
 from workloads.errors import TataraError, UserError
 from workloads.json_files import read_json
 from workloads.run import Run
@@ -56,7 +56,7 @@ class ExportJob(Generic[P]):
     kind: str
     dtype: torch.dtype
     base: Base[Any]
-    tell: Tell
+    report: Reporter
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Exporter(ABC, Generic[P]):
         checkpoint: Path | None = None,
         merge: bool | None = None,
         adapters: Mapping[str, Weighted] | None = None,
-        tell: Tell = silent,
+        report: Reporter = silent,
     ) -> Exported:
         """Export a run's checkpoint to `out`, by default its newest whole one to its `final/`.
 
@@ -142,15 +142,15 @@ class Exporter(ABC, Generic[P]):
         if checkpoint is None and config.export.checkpoint == "best":
             checkpoint = best_checkpoint(run)
             if checkpoint is None:
-                tell("export: no checkpoint was evaluated; taking the newest one")
-        source, step = source_of(run, checkpoint, tell)
+                report("export: no checkpoint was evaluated; taking the newest one")
+        source, step = source_of(run, checkpoint, report)
         kind = "adapter"
         if config.adapter.method == "full":
             kind = "model"
         elif merge or (merge is None and config.model.random_init):
             kind = "merged"
-        base = kept_base(run, config, tell, self.read)
-        job = ExportJob(run, config, source, step, kind, compute_dtype(config.train), base, tell)
+        base = kept_base(run, config, report, self.read)
+        job = ExportJob(run, config, source, step, kind, compute_dtype(config.train), base, report)
         out, done = out or run.final, Merged()
         if kind == "model":
             whole = self.trained(job)
@@ -161,10 +161,10 @@ class Exporter(ABC, Generic[P]):
             with TemporaryDirectory(prefix="tatara-") as spare:
                 whole.save(Path(spare))
                 whole, done = self.merged(job, Path(spare))
-            tell(done.line)
+            report(done.line)
         self._write(job, whole, out, done)
         exported = Exported(out, kind, step, dtype_name(job.dtype), done.difference)
-        tell(exported.line())
+        report(exported.line())
         return exported
 
     def _adapter(self, job: ExportJob[P], adapters: Mapping[str, Weighted]) -> tuple[Any, Any]:
@@ -183,7 +183,7 @@ class Exporter(ABC, Generic[P]):
             check_combinable(found, named)
             state, own = combine(self.unmerged(job), found)
         listed = ", ".join(f"{adapter.weight:g} {name}" for name, adapter in adapters.items())
-        job.tell(f"combined: {listed}, of rank {own.r}")
+        job.report(f"combined: {listed}, of rank {own.r}")
         return state, own
 
     def _write(self, job: ExportJob[P], whole: Whole, out: Path, done: Merged) -> None:

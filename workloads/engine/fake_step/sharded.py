@@ -54,7 +54,7 @@ def storages_watched(trace: MemoryTrace) -> Iterator[None]:
     """Report to the trace when FSDP2 frees and refills the storages of gathered parameters."""
     from torch.distributed.fsdp._fully_shard import _fsdp_param
 
-    def told(change: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    def counted(change: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
         def changed(tensor: Tensor) -> None:
             change(tensor)
             trace.resized(tensor)
@@ -63,6 +63,6 @@ def storages_watched(trace: MemoryTrace) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for name in ("free_storage", "alloc_storage"):
-            replacement = told(getattr(_fsdp_param, name))
+            replacement = counted(getattr(_fsdp_param, name))
             stack.enter_context(mock.patch.object(_fsdp_param, name, replacement))
         yield

@@ -63,7 +63,7 @@ def stream(
     top_k: int = 50,
     repetition_penalty: float | None = 1.0,
     seed: int | None = None,
-    tell: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Iterator[list[tuple[int, str]]]:
     """Batches of (index of the prompt, continuation) as they are done, the longest prompts first.
 
@@ -95,8 +95,8 @@ def stream(
         if texts is None:
             size = max(1, len(rows) // 2)
             torch.cuda.empty_cache()
-            if tell is not None:
-                tell(f"generation ran out of memory; going on with batches of {size}")
+            if report is not None:
+                report(f"generation ran out of memory; going on with batches of {size}")
             continue
         yield list(zip(rows, texts, strict=True))
         start += len(rows)

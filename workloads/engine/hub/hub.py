@@ -80,14 +80,14 @@ def fetch(
     patterns: Iterable[str],
     revision: str | None = None,
     kind: Kind = "model",
-    tell: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Path:
     """Download the files that match `patterns`, unless cached, and return the snapshot's folder."""
     from huggingface_hub import snapshot_download
 
     cached = probe(repo_id, kind, revision) == "cached"
-    if cached and not is_offline() and tell is not None:
-        tell(f"{repo_id}: {endpoint()} cannot be reached; using the copy in the cache")
+    if cached and not is_offline() and report is not None:
+        report(f"{repo_id}: {endpoint()} cannot be reached; using the copy in the cache")
     with explained(repo_id, kind, revision):
         folder = snapshot_download(
             repo_id,

@@ -88,7 +88,7 @@ class Publisher:
         else:
             reason = _last_line(self._log)
             self._session.event(Event.PUSH_FAILED, step=self._step, reason=reason)
-            self._session.tell(f"step {self._step}: not pushed to the hub: {reason}")
+            self._session.report(f"step {self._step}: not pushed to the hub: {reason}")
         return False
 
     @property
@@ -119,17 +119,19 @@ def push_final(config: Profile, session: Session) -> TataraError | None:
             try:
                 address = _beside_progress(
                     session,
-                    lambda: upload.push(session.run.final, target, private, revision, session.tell),
+                    lambda: upload.push(
+                        session.run.final, target, private, revision, session.report
+                    ),
                 )
                 break
             except TataraError as error:
                 if pause is None or not isinstance(error, Retry):
                     session.event(Event.PUSH_FAILED, reason=str(error))
                     return _not_pushed(session, error)
-                session.tell(f"not pushed yet: {error}; again in {pause:.0f} s")
+                session.report(f"not pushed yet: {error}; again in {pause:.0f} s")
                 time.sleep(pause)
     session.event(Event.PUSHED, repository=target, address=address)
-    session.tell(f"pushed to {address}")
+    session.report(f"pushed to {address}")
     return None
 
 
@@ -143,7 +145,7 @@ def push_card(config: Profile, session: Session) -> None:
             final, revision = session.run.final, config.export.revision
             _beside_progress(session, lambda: upload.push_card(final, target, revision))
         except TataraError as error:
-            session.tell(f"the card on the hub is the one from before the evaluation: {error}")
+            session.report(f"the card on the hub is the one from before the evaluation: {error}")
 
 
 def _beside_progress(session: Session, upload: Callable[[], str]) -> str:

@@ -15,7 +15,7 @@ from workloads.engine.nodes import check_alike, model_files, software
 from workloads.engine.pretrained import stablelm_epoch
 from workloads.engine.pretrained.files import (
     ADAPTER_CONFIG,
-    Tell,
+    Reporter,
     check_weights,
     is_adapter,
     is_path,
@@ -84,7 +84,7 @@ def _check_code(model: Model, own: dict[str, Any]) -> None:
 
 
 def resolve(
-    config: Profile, report: Tell, read: Callable[[Model, Path], Any] = load_config
+    config: Profile, report: Reporter, read: Callable[[Model, Path], Any] = load_config
 ) -> Base[Any]:
     """The base of a run, the same model on all ranks: the first of the list that can be used.
 
@@ -116,7 +116,7 @@ def resolve(
 
 def find_base(
     model: Model,
-    report: Tell,
+    report: Reporter,
     weights: bool = True,
     read: Callable[[Model, Path], Any] = load_config,
 ) -> Base[Any]:
@@ -156,7 +156,7 @@ def candidates(model: Model) -> Iterator[Model]:
         yield model.model_copy(update=own)
 
 
-def locate(model: Model, report: Tell, weights: bool) -> Path:
+def locate(model: Model, report: Reporter, weights: bool) -> Path:
     """The folder with a model's files: a local one, or the hub's snapshot in the cache.
 
     weights: whether the weights are needed too; they are downloaded, and must be there. An
@@ -174,7 +174,7 @@ def locate(model: Model, report: Tell, weights: bool) -> Path:
             f"exist; correct the path{hub.nearest_folder(model.name)}"
         )
     patterns = _LIGHT + (("*.py",) if model.trust_remote_code else ())
-    folder = hub.fetch(model.name, patterns, model.revision, tell=report)
+    folder = hub.fetch(model.name, patterns, model.revision, report=report)
     if is_adapter(folder):
         hub.fetch(model.name, (*patterns, "*.safetensors"), model.revision)
     elif weights:
@@ -183,7 +183,7 @@ def locate(model: Model, report: Tell, weights: bool) -> Path:
     return folder
 
 
-def locate_for_use(model: Model, report: Tell) -> tuple[Path, bool]:
+def locate_for_use(model: Model, report: Reporter) -> tuple[Path, bool]:
     """The folder of a whole model or an adapter, with its weights, and whether it is an adapter.
 
     Raises as `locate` does.

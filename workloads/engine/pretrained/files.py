@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig
 
-Tell = Callable[[str], None]
+Reporter = Callable[[str], None]
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"

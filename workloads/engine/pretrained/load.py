@@ -25,7 +25,7 @@ from workloads.config.sections import Model, Profile, Train
 from workloads.engine.pretrained.base import Base, find_base, load_config, locate_for_use
 from workloads.engine.pretrained.files import (
     ADAPTER_CONFIG,
-    Tell,
+    Reporter,
     choose_attention,
     compute_dtype,
     has_flash_kernel,
@@ -49,7 +49,9 @@ IMAGES = Kind(AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
 KindOf = Callable[[PreTrainedConfig], Kind]
 
 
-def load_model(base: Base[Any], config: Profile, kind_of: KindOf, tell: Tell) -> PreTrainedModel:
+def load_model(
+    base: Base[Any], config: Profile, kind_of: KindOf, report: Reporter
+) -> PreTrainedModel:
     """The base in the types and with the attention that the config asks for.
 
     On the CPU, except for a quantised base, which is made on this rank's GPU where there is one.
@@ -57,15 +59,15 @@ def load_model(base: Base[Any], config: Profile, kind_of: KindOf, tell: Tell) ->
     """
     kind, compute = kind_of(base.config), compute_dtype(config.train)
     held = weights_dtype(config.train, config.adapter)
-    arguments = _arguments(base, kind, compute, held, tell)
+    arguments = _arguments(base, kind, compute, held, report)
     if base.model.random_init:
-        return _random(base, config, kind, arguments, tell)
+        return _random(base, config, kind, arguments, report)
     arguments["quantization_config"] = quantisation(config.adapter, compute)
-    return _pretrained(base, kind, arguments, tell)
+    return _pretrained(base, kind, arguments, report)
 
 
 def _arguments(
-    base: Base[Any], kind: Kind, compute: torch.dtype, held: torch.dtype, tell: Tell
+    base: Base[Any], kind: Kind, compute: torch.dtype, held: torch.dtype, report: Reporter
 ) -> dict[str, Any]:
     """Arguments for transformers: dtypes, attention, and whether code may be run."""
     attention = choose_attention(
@@ -75,7 +77,7 @@ def _arguments(
         torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
         has_flash_kernel,
     )
-    tell(attention.line())
+    report(attention.line())
     return {
         "dtype": held,
         "attn_implementation": attention.name,
@@ -84,7 +86,7 @@ def _arguments(
 
 
 def _random(
-    base: Base[Any], config: Profile, kind: Kind, arguments: dict[str, Any], tell: Tell
+    base: Base[Any], config: Profile, kind: Kind, arguments: dict[str, Any], report: Reporter
 ) -> PreTrainedModel:
     if config.adapter.method == "qlora":
         raise UserError(
@@ -94,12 +96,12 @@ def _random(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         made: PreTrainedModel = kind.factory.from_config(base.config, **arguments)
-    made.generation_config = generation_settings(base, tell) or made.generation_config
-    return _known_as(made, base, tell)
+    made.generation_config = generation_settings(base, report) or made.generation_config
+    return _known_as(made, base, report)
 
 
 def _pretrained(
-    base: Base[Any], kind: Kind, arguments: dict[str, Any], tell: Tell
+    base: Base[Any], kind: Kind, arguments: dict[str, Any], report: Reporter
 ) -> PreTrainedModel:
     from safetensors import SafetensorError
 
@@ -122,10 +124,10 @@ def _pretrained(
         raise UserError(
             f"{name}: its weights cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from error
-    _check_loaded(name, found, tell)
+    _check_loaded(name, found, report)
     if arguments.get("quantization_config") is not None and not torch.cuda.is_available():
         _keep_layout(made)
-    return _known_as(made, base, tell)
+    return _known_as(made, base, report)
 
 
 def _keep_layout(model: PreTrainedModel) -> None:
@@ -139,7 +141,7 @@ def _keep_layout(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _check_loaded(name: str, found: dict[str, Any], tell: Tell) -> None:
+def _check_loaded(name: str, found: dict[str, Any], report: Reporter) -> None:
     """Raise UserError for missing weights, which would silently stay random."""
     missing = sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
     if missing:
@@ -149,19 +151,19 @@ def _check_loaded(name: str, found: dict[str, Any], tell: Tell) -> None:
         )
     if found["unexpected_keys"]:
         extra = sorted(found["unexpected_keys"])
-        tell(f"model {name}: {len(extra)} weights in its files are not used, such as {extra[0]}")
+        report(f"model {name}: {len(extra)} weights in its files are not used, such as {extra[0]}")
 
 
-def _known_as(made: PreTrainedModel, base: Base[Any], tell: Tell) -> PreTrainedModel:
+def _known_as(made: PreTrainedModel, base: Base[Any], report: Reporter) -> PreTrainedModel:
     """Keep the model's public name, which adapters and model cards repeat."""
     made.name_or_path = base.model.name
     made.config.name_or_path = base.model.name
     if made.generation_config is not None:
-        made.generation_config = valid_generation(made.generation_config, base.model.name, tell)
+        made.generation_config = valid_generation(made.generation_config, base.model.name, report)
     return made
 
 
-def generation_settings(base: Base[Any], tell: Tell) -> GenerationConfig | None:
+def generation_settings(base: Base[Any], report: Reporter) -> GenerationConfig | None:
     """The base's generation_config.json, without what cannot be written again."""
     if not (base.folder / "generation_config.json").is_file():
         return None
@@ -169,11 +171,11 @@ def generation_settings(base: Base[Any], tell: Tell) -> GenerationConfig | None:
         found = GenerationConfig.from_pretrained(base.folder)
     except ValueError as error:
         raise _unusable(base.model.name, error) from error
-    return valid_generation(found, base.model.name, tell)
+    return valid_generation(found, base.model.name, report)
 
 
 def valid_generation(
-    generation: GenerationConfig, name: str = "model", tell: Tell = lambda text: None
+    generation: GenerationConfig, name: str = "model", report: Reporter = lambda text: None
 ) -> GenerationConfig:
     """The same settings without flags that have no effect, which are reported; name: the model's.
 
@@ -197,7 +199,7 @@ def valid_generation(
         generation.validate(strict=True)
     except ValueError as error:
         raise _unusable(name, error) from error
-    tell(
+    report(
         f"{name}: generation settings without effect are left out of what is saved: "
         f"{', '.join(left_out)}"
     )
@@ -224,21 +226,21 @@ class Ready:
     adapter: Path | None
 
 
-def load_for_use(wanted: Model, precision: str, kind_of: KindOf, tell: Tell) -> Ready:
+def load_for_use(wanted: Model, precision: str, kind_of: KindOf, report: Reporter) -> Ready:
     """Load a model by hub id or folder for evaluation: a whole one, or an adapter with its base.
 
     precision: bf16, fp16 or fp32, of the weights and the computation. On the GPU where there is
     one, in evaluation mode.
     """
-    folder, is_adapter = locate_for_use(wanted, tell)
+    folder, is_adapter = locate_for_use(wanted, report)
     if is_adapter:
-        base = base_of_adapter(folder, tell)
+        base = base_of_adapter(folder, report)
     else:
         base = Base(wanted, folder, load_config(wanted, folder))
     kind = kind_of(base.config)
     dtype = compute_dtype(Train.model_validate({"precision": precision}))
-    arguments = _arguments(base, kind, dtype, dtype, tell)
-    model: Any = _pretrained(base, kind, arguments, tell)
+    arguments = _arguments(base, kind, dtype, dtype, report)
+    model: Any = _pretrained(base, kind, arguments, report)
     if is_adapter:
         from workloads.engine.pretrained.adapter import load_adapter
 
@@ -249,11 +251,11 @@ def load_for_use(wanted: Model, precision: str, kind_of: KindOf, tell: Tell) -> 
     return Ready(model.to(device).eval(), base, folder if is_adapter else None)
 
 
-def base_of_adapter(folder: Path, tell: Tell) -> Base[Any]:
+def base_of_adapter(folder: Path, report: Reporter) -> Base[Any]:
     """The base that an adapter names; errors of the base name the adapter."""
     named = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
     try:
-        return find_base(Model(name=named), tell)
+        return find_base(Model(name=named), report)
     except TataraError as error:
         raise type(error)(
             f"{folder}: expected the base model of this adapter as {named!r} "

@@ -33,7 +33,7 @@ class RunCallback(TrainerCallback):
         self.dropped = 0
         self._since = time.monotonic()
         self._since_step = 0
-        self._told = 0.0
+        self._shown_at = 0.0
         self._memory, self._weighed = 0, -math.inf
         self.trackers = Trackers(session, {})
 
@@ -57,10 +57,10 @@ class RunCallback(TrainerCallback):
         before = take_rate(optimizer, kwargs["lr_scheduler"], args.learning_rate)
         if before is not None:
             rate = f"{args.learning_rate:g}"
-            self.session.tell(f"learning rate {rate} from here on; the checkpoint has {before:g}")
+            self.session.report(f"learning rate {rate} from here on; the checkpoint has {before:g}")
         if (rates := follow_schedule(optimizer, kwargs["lr_scheduler"])) is not None:
             now, then = rates
-            self.session.tell(
+            self.session.report(
                 f"learning rate {now:g} from step {state.global_step + 1} on, as the schedule is "
                 f"set now; the checkpoint has {then:g}"
             )
@@ -152,9 +152,9 @@ class RunCallback(TrainerCallback):
         """Show progress: one line on a terminal, a line now and then elsewhere."""
         last = state.global_step >= state.max_steps
         live = self.session.console.isatty()
-        if not last and time.monotonic() - self._told < (0.2 if live else 5.0):
+        if not last and time.monotonic() - self._shown_at < (0.2 if live else 5.0):
             return
-        self._told = time.monotonic()
+        self._shown_at = time.monotonic()
         line = progress_line(state.global_step, state.max_steps, row)
         end = "\n" if last or not live else ""
         print(f"\r\x1b[K{line}" if live else line, end=end, file=self.session.console, flush=True)

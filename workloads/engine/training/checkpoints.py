@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.engine import distributed
-from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.files import Reporter
 from workloads.engine.pretrained.weights import SHARDS
 from workloads.errors import UserError
 from workloads.run.events import Event
@@ -125,11 +125,11 @@ def spread_files(session: Session, folder: Path) -> None:
 
 def resume_point(session: Session) -> Path | None:
     """The checkpoint to go on from, present on every node; the same on all ranks."""
-    found = session.run.resume_point(session.tell) if session.is_main else None
+    found = session.run.resume_point(session.report) if session.is_main else None
     name = distributed.from_main(found.name if found else None)
     if name is None:
         if session.is_main and session.run.metrics.is_file():
-            session.tell(f"no whole checkpoint in {session.run.checkpoints}: again from step 0")
+            session.report(f"no whole checkpoint in {session.run.checkpoints}: again from step 0")
         return None
     path = session.run.checkpoints / name
     if not session.shared:
@@ -143,7 +143,7 @@ _SPLIT = ("world_size", "per_device_batch_size", "accumulation_steps")
 
 
 def same_shape(
-    path: Path, facts: dict[str, Any], strategy: str = "", report: Tell = lambda text: None
+    path: Path, facts: dict[str, Any], strategy: str = "", report: Reporter = lambda text: None
 ) -> None:
     """Refuse to resume where a step could not see the same samples.
 
@@ -165,9 +165,9 @@ def same_shape(
     if before == now:
         return
     if len(known) < len(_SPLIT) or math.prod(before) != math.prod(now):
-        told = ", ".join(f"{name} {record[name]}" for name in known)
+        written = ", ".join(f"{name} {record[name]}" for name in known)
         raise UserError(
-            f"{path.name} was written with {told}, found "
+            f"{path.name} was written with {written}, found "
             f"{', '.join(f'{name} {facts[name]}' for name in known)}: another global batch; set "
             f"train.global_batch_size={math.prod(before)}, or start a new run"
         )
@@ -191,6 +191,6 @@ def tidy(session: Session, keep_last: int, best_step: int | None) -> None:
 
         def report(problem: str) -> None:
             session.event(Event.CLEANUP_FAILED, reason=problem)
-            session.tell(f"{folder}: {problem}; the training goes on")
+            session.report(f"{folder}: {problem}; the training goes on")
 
         rotate(folder, keep_last, best, report)

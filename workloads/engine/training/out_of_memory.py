@@ -34,7 +34,7 @@ def micro_batch(config: Profile, session: Session) -> tuple[int, int]:
         return size, count
     most = max(1, min(failed) // 2)
     smaller = next(part for part in range(min(size, most), 0, -1) if size % part == 0)
-    session.tell(
+    session.report(
         f"out of memory before: {smaller} rows a rank and micro-batch instead of {size}, "
         f"{size * count // smaller} micro-batches a step instead of {count}"
     )

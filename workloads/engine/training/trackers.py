@@ -98,7 +98,7 @@ class WandB:
             mode, self._run = "offline", begin("offline")
             reason = " ".join(str(error).split())[:_LONGEST]
             session.event(Event.TRACKER_FAILED, tracker="wandb", reason=reason)
-            session.tell(
+            session.report(
                 f"wandb: {reason}; every row is kept in {session.run.path}/wandb, to be sent by "
                 "wandb sync"
             )
@@ -190,7 +190,7 @@ class Trackers:
         if self._thread.is_alive() or left:
             reason = f"did not end in time; the last {max(left, 1)} rows may not have reached it"
             for name in self._makers:
-                self._tell(name, reason)
+                self._report(name, reason)
 
     def _work(self) -> None:
         live: dict[str, Tracker] = {}
@@ -214,11 +214,11 @@ class Trackers:
             action()
             return True
         except Exception as error:
-            self._tell(name, " ".join(str(error).split())[:_LONGEST] or type(error).__name__)
+            self._report(name, " ".join(str(error).split())[:_LONGEST] or type(error).__name__)
             return False
 
-    def _tell(self, name: str, reason: str) -> None:
-        self._session.tell(f"{name}: {reason}; going on without it, metrics.jsonl has all rows")
+    def _report(self, name: str, reason: str) -> None:
+        self._session.report(f"{name}: {reason}; going on without it, metrics.jsonl has all rows")
         self._session.event(Event.TRACKER_FAILED, tracker=name, reason=reason)
 
 

@@ -51,11 +51,11 @@ def trained_weights_kept(model: nn.Module) -> Iterator[None]:
 
 
 def offloaded(
-    model: nn.Module, tell: Callable[[str], None]
+    model: nn.Module, report: Callable[[str], None]
 ) -> AbstractContextManager[object, bool | None]:
     """Context in which activations wait in host memory for the backward pass; nothing on a CPU."""
     if not torch.accelerator.is_available():
-        tell("train.activation_offloading changes nothing here: activations are in host memory")
+        report("train.activation_offloading changes nothing here: activations are in host memory")
         return nullcontext()
     from trl.models.activation_offloading import get_act_offloading_ctx_manager
 
@@ -89,7 +89,9 @@ class RunTrainer(Trainer):
         with trained_weights_kept(kwargs["model"]):
             super().__init__(*args, **kwargs)
         offloads = profile.train.activation_offloading
-        self._kept_activations = offloaded(self.model, session.tell) if offloads else nullcontext()
+        self._kept_activations = (
+            offloaded(self.model, session.report) if offloads else nullcontext()
+        )
         self.add_callback(self.watch)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -201,7 +203,7 @@ class RunTrainer(Trainer):
             rows_by_rank=every,
             places_by_rank=[self.places(item) for item in every],
         )
-        self.session.tell(f"step {step}: non-finite loss or gradient; the step was not applied")
+        self.session.report(f"step {step}: non-finite loss or gradient; the step was not applied")
         if self._nonfinite_steps > self.profile.train.max_nonfinite_steps:
             raise TataraError(
                 f"{self._nonfinite_steps} steps had a non-finite loss or gradient, the last one "
@@ -239,7 +241,7 @@ class RunTrainer(Trainer):
                     self.facts(),
                 )
         except checkpoints.SaveFailed as error:
-            self._tell_failed_save(step, str(error))
+            self._report_failed_save(step, str(error))
         else:
             checkpoints.tidy(self.session, self.profile.checkpoints.keep_last, self.best_step())
             if self.state.global_step < self.state.max_steps:  # `finish` pushes the last one
@@ -247,10 +249,10 @@ class RunTrainer(Trainer):
         finally:
             self._staging = None
 
-    def _tell_failed_save(self, step: int, reason: str) -> None:
+    def _report_failed_save(self, step: int, reason: str) -> None:
         self.session.event(Event.CHECKPOINT_FAILED, step=step, reason=reason)
         text = f"step {step}: the checkpoint could not be saved: {reason}; older ones are untouched"
-        self.session.tell(text)
+        self.session.report(text)
         if self.control.should_training_stop:
             raise TataraError(f"{text}; free disk space, then resume")
 
@@ -281,7 +283,7 @@ class RunTrainer(Trainer):
     def check_resume(self, resume: Path) -> None:
         """Raise UserError where this attempt cannot go on from a checkpoint."""
         strategy = self.profile.strategy(distributed.world_size())
-        checkpoints.same_shape(resume, self.facts(), strategy, self.session.tell)
+        checkpoints.same_shape(resume, self.facts(), strategy, self.session.report)
 
     def best_step(self) -> int | None:
         """The saved step with the lowest evaluation loss that is a number, if any has one."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from workloads.data.row_files import data_files, is_data, told_left_out, visible_files
+from workloads.data.row_files import data_files, is_data, left_out_lines, visible_files
 from workloads.data.rows import BadRow, by_reason, indented, read_rows
 from workloads.errors import UserError
 from workloads.grpo.data.forms import (
@@ -145,7 +145,7 @@ def read_examples(
             _read_table(file, columns or {}, image_root, budget, found, progress)
     _keep_within(budget, path, found)
     found.notes += _marks(found.rows)
-    found.notes += told_left_out(_left_out(path, split, tables, found.rows))
+    found.notes += left_out_lines(_left_out(path, split, tables, found.rows))
     return found
 
 

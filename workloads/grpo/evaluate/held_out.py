@@ -89,7 +89,7 @@ def _rows(
     blank: bool,
 ) -> Iterator[dict[str, Any]]:
     """The answers to this rank's share of the questions, with their rewards."""
-    scorer = load_scorer(config.rewards, session.tell, session.progress)
+    scorer = load_scorer(config.rewards, session.report, session.progress)
     turns, size = turns_of(config.data), first_batch(config.evaluation.batch_size)
     with _at_work(asker.model, session):
         for start in range(0, len(share), size):
@@ -158,7 +158,7 @@ def _write(
     step: int,
 ) -> None:
     """Write answers and scores to files, events and, except for blank, to the metrics."""
-    scorer = load_scorer(config.rewards, session.tell, session.progress)
+    scorer = load_scorer(config.rewards, session.report, session.progress)
     constant = Batch(
         [right_completion(commonest(data))] * len(rows),
         [row["answer"] for row in rows],

@@ -192,11 +192,11 @@ class Scorer:
         self,
         rewards: Sequence[WeightedReward],
         on_error: OnError = "stop",
-        tell: Callable[[str], None] = lambda text: None,
+        report: Callable[[str], None] = lambda text: None,
         progress: Callable[[], None] = lambda: None,
         step_seconds: float = math.inf,
     ) -> None:
-        self.rewards, self.on_error, self._tell = tuple(rewards), on_error, tell
+        self.rewards, self.on_error, self._report = tuple(rewards), on_error, report
         self._progress, self._step_seconds = progress, step_seconds
         self.problem: TataraError | None = None
         self.failures: dict[str, int] = {}
@@ -216,11 +216,11 @@ class Scorer:
             )
             count = sum(score.why.startswith("failed: ") for score in found)
             if reward.name not in self.failures:
-                self._tell(f"{error}; it {self._outcome()} (rewards.on_error={self.on_error})")
+                self._report(f"{error}; it {self._outcome()} (rewards.on_error={self.on_error})")
             self.failures[reward.name] = self.failures.get(reward.name, 0) + count
         overdue = sum(score.why == OVERDUE for score in found)
         if overdue:
-            self._tell(
+            self._report(
                 f"reward {reward.name}: {overdue} of {len(found)} completions count as 0, they "
                 f"would take longer than rewards.step_seconds={self._step_seconds:g}"
             )
@@ -261,12 +261,12 @@ def part_of(batch: Batch, place: int) -> Batch:
 
 def load_scorer(
     rewards: "Rewards",
-    tell: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
     progress: Callable[[], None] = lambda: None,
 ) -> Scorer:
     """The rewards of a profile; UserError for one that does not exist."""
     loaded = [load_reward(function.name, function.weight) for function in rewards.functions]
-    return Scorer(loaded, rewards.on_error, tell, progress, rewards.step_seconds)
+    return Scorer(loaded, rewards.on_error, report, progress, rewards.step_seconds)
 
 
 def try_rewards(

@@ -236,7 +236,7 @@ def _watch(url: str, session: Session, done: threading.Event) -> None:
             well = time.monotonic()
         elif well is not None and (silence := time.monotonic() - well) > _SILENCE:
             reason = f"{gone(url)} (no answer for {silence:.0f} s)"
-            session.tell(f"error: {reason}")
+            session.report(f"error: {reason}")
             session.finish(Phase.FAILED, EXIT_RETRY, reason)
             os._exit(EXIT_RETRY)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from workloads.data.row_files import told_left_out
+from workloads.data.row_files import left_out_lines
 from workloads.data.rows import by_reason
 
 _SHOWN = 5
@@ -83,7 +83,7 @@ class Report:
         lines = list(self._split("training rows", self.train, whole))
         if self.evaluation is not None:
             lines += self._split("held-out rows", self.evaluation, whole)
-        return lines + self.notes + (told_left_out(self.left_out) if whole else [])
+        return lines + self.notes + (left_out_lines(self.left_out) if whole else [])
 
     def _split(self, name: str, split: SplitReport, whole: bool) -> Iterator[str]:
         yield (

@@ -363,8 +363,8 @@ def _only_cached(offline: bool) -> Iterator[None]:
 def _fingerprint(dataset: Any, source: Source) -> str:
     """Digest of the cache's files, whose folders name the version and commit of the data."""
     names = ["/".join(Path(file["filename"]).parts[-5:]) for file in dataset.cache_files]
-    told = repr((source, len(dataset), names))
-    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    state = repr((source, len(dataset), names))
+    return hashlib.blake2b(state.encode(), digest_size=16).hexdigest()
 
 
 __all__ = ["Rows", "Source", "Split", "Splits", "Table", "held_out", "load_rows"]

@@ -98,10 +98,10 @@ class Switches:
     def opening(self) -> str:
         """The generation prompt of the template; empty where that is not clear."""
         turns: list[Turn] = [{"role": "user", "content": PROBE}]
-        told, asked = self.tried(turns, False), self.tried(turns)
-        if told is None or asked is None:
+        closed, opened = self.tried(turns, False), self.tried(turns)
+        if closed is None or opened is None:
             return ""
-        return asked.removeprefix(told) if asked.startswith(told) else ""
+        return opened.removeprefix(closed) if opened.startswith(closed) else ""
 
     @cached_property
     def begin(self) -> str:

@@ -96,7 +96,7 @@ def _ask(target: Target, data: LlmData, settings: LlmEvaluation) -> int:
             examples=examples,
             should_stop=stop,
             progress=progress,
-            tell=say,
+            report=say,
         )
     progress.clear()
     Console().print(table({target.name: score}))

@@ -76,7 +76,7 @@ def evaluate_gsm8k(
     shard: tuple[int, int] = (0, 1),
     should_stop: Callable[[], int] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    tell: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Score:
     """Generate and score answers to the rows' questions; earlier answers are kept.
 
@@ -91,13 +91,13 @@ def evaluate_gsm8k(
     rows = rows[: settings.rows]
     prompts = _prompts(tokenizer, rows, settings, data or DEFAULT_DATA, examples)
     fingerprint = _fingerprint(model, prompts, rows, settings)
-    _tell_new_file(out, fingerprint, tell)
+    _report_new_file(out, fingerprint, report)
     done = read_answers(out, fingerprint)
     rank, world = shard
     mine = range(rank, len(rows), world)
     left = [index for index in mine if index not in done]
     finished = len(mine) - len(left)
-    batches = _outputs(model, tokenizer, [prompts[index] for index in left], settings, tell)
+    batches = _outputs(model, tokenizer, [prompts[index] for index in left], settings, report)
     with _Answers(out, fingerprint, shard) as answers:
         while finished < len(mine):
             if should_stop is not None and (number := should_stop()):
@@ -123,7 +123,7 @@ def _outputs(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: "Sequence[Prompt]",
     settings: LlmEvaluation,
-    tell: Callable[[str], None] | None,
+    report: Callable[[str], None] | None,
 ) -> Iterator[list[tuple[int, str]]]:
     from workloads.engine.generate import stream
 
@@ -134,7 +134,7 @@ def _outputs(
         settings.max_new_tokens,
         settings.batch_size,
         stop=STOP_STRINGS if settings.style == "few_shot" else (),
-        tell=tell,
+        report=report,
     )
 
 
@@ -215,12 +215,12 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def _tell_new_file(out: Path, fingerprint: str, tell: Callable[[str], None] | None) -> None:
-    if tell is None or any(out.glob(f"{TASK}-{fingerprint}.*")):
+def _report_new_file(out: Path, fingerprint: str, report: Callable[[str], None] | None) -> None:
+    if report is None or any(out.glob(f"{TASK}-{fingerprint}.*")):
         return
     others = sorted(out.glob(f"{TASK}-*.jsonl"), key=lambda path: path.stat().st_mtime)
     if others:
-        tell(
+        report(
             f"evaluation: model, questions or settings differ from those of {others[-1].name}; "
             f"starting {TASK}-{fingerprint}.jsonl"
         )

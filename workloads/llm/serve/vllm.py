@@ -46,7 +46,7 @@ def prepare(
     called: the clients' name of the model or adapter. place: the folder to write to. Raises
     UserError where something is missing or belongs to another base.
     """
-    found = find_for_use(name, tell)
+    found = find_for_use(name, report)
     base, folder = found.base, found.folder
     held = {called: folder, **adapters} if found.is_adapter else dict(adapters)
     for own in adapters.values():
@@ -95,7 +95,7 @@ def become(words: list[str], token: str | None) -> NoReturn:
     os.execve(words[0], words, env)
 
 
-def tell(text: str) -> None:
+def report(text: str) -> None:
     print(f"tatara: {text}", file=sys.stderr, flush=True)
 
 

@@ -26,7 +26,7 @@ def log_of(snapshot: Snapshot, rank: RankStatus) -> Path:
     return snapshot.run.path / "logs" / f"{rank.node}-{rank.rank}.log"
 
 
-def telling_ranks(snapshot: Snapshot) -> list[RankStatus]:
+def notable_ranks(snapshot: Snapshot) -> list[RankStatus]:
     """The ranks whose logs are of interest: those in trouble, else the first one."""
     in_trouble = [rank for rank in snapshot.ranks if rank.state in TROUBLE]
     # Ranks that failed themselves come before those that only lost their peer.
@@ -38,10 +38,10 @@ def telling_ranks(snapshot: Snapshot) -> list[RankStatus]:
 
 def error_log(snapshot: Snapshot, most: int) -> LogTail | None:
     """The log with the failure of the run or a rank; None where none has failed."""
-    failed = [rank for rank in telling_ranks(snapshot) if rank.state in ("failed", "gone")]
+    failed = [rank for rank in notable_ranks(snapshot) if rank.state in ("failed", "gone")]
     if snapshot.phase != Event.FAILED and not (failed and snapshot.active):
         return None
-    ranks = [log_of(snapshot, rank) for rank in failed or telling_ranks(snapshot)]
+    ranks = [log_of(snapshot, rank) for rank in failed or notable_ranks(snapshot)]
     # Without heartbeats, or where they are elsewhere: the newest log.
     others = sorted((snapshot.run.path / "logs").glob("*.log"), key=_written, reverse=True)
     tails = (log_tail(path, most) for path in (*ranks, *others))

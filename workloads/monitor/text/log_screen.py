@@ -9,7 +9,7 @@ from textual.containers import VerticalScroll
 from textual.screen import Screen
 from textual.widgets import Footer
 
-from workloads.monitor.reading.logs import log_of, log_tail, telling_ranks
+from workloads.monitor.reading.logs import log_of, log_tail, notable_ranks
 from workloads.monitor.reading.snapshot import Snapshot
 from workloads.monitor.text.panel import Panel
 
@@ -29,7 +29,7 @@ class LogScreen(Screen[None]):
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__()
         self._snapshot = snapshot
-        self._rank = next(iter(telling_ranks(snapshot)), None)
+        self._rank = next(iter(notable_ranks(snapshot)), None)
 
     def compose(self) -> ComposeResult:
         yield Panel(id="top")

@@ -78,7 +78,7 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from workloads.vla.calvin.report import summary, table, write
 
     progress = Progress("sequences")
-    results, told = evaluate(
+    results, facts = evaluate(
         args.sequences,
         place,
         new_pilot,
@@ -89,10 +89,10 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         progress,
     )
     progress.clear()
-    found = summary(results, told)
+    found = summary(results, facts)
     print(table(found, name))
-    if told["simulator"]["calvin_env"] != COMMIT:
-        print(f"calvin_env: {told['simulator']['calvin_env']}, tried with {COMMIT}")
+    if facts["simulator"]["calvin_env"] != COMMIT:
+        print(f"calvin_env: {facts['simulator']['calvin_env']}, tried with {COMMIT}")
     print(f"results: {write(found, folder)}")
     return EXIT_DONE
 
@@ -104,7 +104,7 @@ def _policy(target: Target, args: argparse.Namespace) -> tuple[Callable[[], Pilo
     from workloads.vla.policy import Policy
 
     execution = Execution(args.execute, args.ensemble)
-    policy = Policy.from_pretrained(Path(target.name), tell=say)
+    policy = Policy.from_pretrained(Path(target.name), report=say)
     key = check_policy(policy, args.unnorm_key)
     facts = {
         "policy": target.name,

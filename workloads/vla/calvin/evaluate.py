@@ -66,8 +66,8 @@ def evaluate(
     with ExitStack() as opened:
         first = _Worker(place, folder / "simulator-0.log", new_pilot(), stop)
         opened.callback(first.close)
-        told = {**facts, "simulator": first.start().facts}
-        known = _known(folder, told, count)
+        own_facts = {**facts, "simulator": first.start().facts}
+        known = _known(folder, own_facts, count)
         progress(len(known), count)
         left = [number for number in range(count) if number not in known]
         free: SimpleQueue[_Worker] = SimpleQueue()
@@ -96,7 +96,7 @@ def evaluate(
                 file.write(json.dumps(asdict(result)) + "\n")
             known[result.number] = result
             progress(len(known), count)
-    return [known[number] for number in range(count)], told
+    return [known[number] for number in range(count)], own_facts
 
 
 class _Worker:

@@ -38,8 +38,8 @@ _MOST_SIMULATORS = 64
 def write_message(stream, fields, arrays=()):
     """Send `fields` as JSON with arrays by name."""
     arrays = {name: np.ascontiguousarray(array) for name, array in dict(arrays).items()}
-    told = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
-    header = json.dumps({**fields, "arrays": told}).encode()
+    shapes = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
+    header = json.dumps({**fields, "arrays": shapes}).encode()
     stream.write(_LENGTH.pack(len(header)) + header)
     for array in arrays.values():
         stream.write(array.tobytes())
@@ -52,11 +52,11 @@ def read_message(stream):
     if length > _MOST_HEADER:
         raise ValueError("expected a message of the simulator, found something else")
     fields = json.loads(_exactly(stream, length))
-    told = fields.pop("arrays", {}) if isinstance(fields, dict) else None
-    if not isinstance(told, dict):
+    shapes = fields.pop("arrays", {}) if isinstance(fields, dict) else None
+    if not isinstance(shapes, dict):
         raise ValueError("expected a message with named arrays, found something else")
     arrays = {}
-    for name, (kind, shape) in told.items():
+    for name, (kind, shape) in shapes.items():
         if kind not in _TYPES or any(type(size) is not int or size < 0 for size in shape):
             raise ValueError(f"{name}: expected an array of numbers, found {kind} {shape}")
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize

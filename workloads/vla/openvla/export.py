@@ -139,7 +139,7 @@ def _base(job: ExportJob[VlaConfig]) -> OpenVLA:
     model, oft = job.config.model, _oft(job)
     if model.random_init:
         return random_init(job.base.folder, job.config.train.seed, job.dtype, "sdpa", oft)
-    return load_pretrained(locate(model, job.tell, weights=True), job.dtype, "sdpa", oft=oft)
+    return load_pretrained(locate(model, job.report, weights=True), job.dtype, "sdpa", oft=oft)
 
 
 def _head(job: ExportJob[VlaConfig]) -> dict[str, torch.Tensor]:

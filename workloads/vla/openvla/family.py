@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from workloads.config.sections import Model
 from workloads.engine.pretrained.base import Base
-from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.files import Reporter
 from workloads.run import Run
 from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Sources
@@ -50,10 +50,10 @@ class OpenVLAFamily:
         return spec_of(folder)
 
     def load(
-        self, config: VlaConfig, base: Base[OpenVLASpec], sources: Sources, tell: Tell
+        self, config: VlaConfig, base: Base[OpenVLASpec], sources: Sources, report: Reporter
     ) -> OpenVLA:
         oft = oft_spec(config, sources.action_dim, sources.proprio_dim)
-        return load_model(config, base.folder, oft, sources.statistics, tell)
+        return load_model(config, base.folder, oft, sources.statistics, report)
 
     def trainable(self, model: PreTrainedModel, config: VlaConfig) -> nn.Module:
         assert isinstance(model, OpenVLA)
@@ -118,7 +118,7 @@ class OpenVLAFamily:
         attn: str,
         device: torch.device,
         four_bit: bool,
-        tell: Tell,
+        report: Reporter,
     ) -> OpenVLAPolicy:
         kind = "sdpa" if attn == "auto" else attn
         return load_policy(folder, facts, name, dtype, kind, device, four_bit, tell)

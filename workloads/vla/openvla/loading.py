@@ -25,7 +25,7 @@ from workloads.vla.openvla.quantise import Quantisation
 from workloads.vla.processing import FILE, ImageProcessor, preprocessor_fields
 from workloads.vla.statistics import Statistics
 
-Tell = Callable[[str], None]
+Reporter = Callable[[str], None]
 
 
 def spec_of(folder: Path) -> OpenVLASpec:
@@ -54,7 +54,7 @@ def oft_spec(config: VlaConfig, action_dim: int, proprio_dim: int) -> OftSpec | 
 
 
 def load_model(
-    config: VlaConfig, folder: Path, oft: OftSpec | None, statistics: Statistics, tell: Tell
+    config: VlaConfig, folder: Path, oft: OftSpec | None, statistics: Statistics, report: Reporter
 ) -> OpenVLA:
     """Load the base with the head, in the profile's dtypes, without an adapter.
 
@@ -68,7 +68,7 @@ def load_model(
         torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
         has_flash_kernel,
     )
-    tell(attention.line())
+    report(attention.line())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         if config.model.random_init:

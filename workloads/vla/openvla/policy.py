@@ -12,7 +12,7 @@ from workloads.engine.export.export import SKELETON
 from workloads.engine.hub.upload import FACTS
 from workloads.engine.pretrained.adapter import load_adapter
 from workloads.engine.pretrained.base import locate
-from workloads.engine.pretrained.files import Tell, is_adapter
+from workloads.engine.pretrained.files import Reporter, is_adapter
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.run import Run
@@ -138,9 +138,9 @@ class OpenVLAPolicy(Policy):
             found["proprio"] = normalize(values, stats[key]["proprio"]).astype(np.float32)
         return found
 
-    def untrained(self, run: Run | None, tell: Tell) -> "OpenVLAPolicy":
+    def untrained(self, run: Run | None, report: Reporter) -> "OpenVLAPolicy":
         """The policy with its run's model at step 0, or without one random weights."""
-        model = _random(self.model) if run is None else _initial(run, tell)
+        model = _random(self.model) if run is None else _initial(run, report)
         return OpenVLAPolicy(
             model.to(self.model.device, self.model.dtype).eval(),
             self.processor,
@@ -167,13 +167,13 @@ def load_policy(
     attn: str,
     device: torch.device,
     four_bit: bool,
-    tell: Tell,
+    report: Reporter,
 ) -> OpenVLAPolicy:
     """Load an exported OpenVLA, whole or an adapter, or a published checkpoint."""
     kind = dtype or _dtype(folder, facts, device)
     quantisation = Quantisation(compute=kind) if four_bit else None
     if is_adapter(folder):
-        model = _with_adapter(folder, facts, kind, attn, device, quantisation, tell)
+        model = _with_adapter(folder, facts, kind, attn, device, quantisation, report)
     else:
         model = load_pretrained(folder, kind, attn, device, quantisation=quantisation)
     return OpenVLAPolicy(
@@ -202,14 +202,14 @@ def _with_adapter(
     attn: str,
     device: torch.device,
     quantisation: Quantisation | None,
-    tell: Tell,
+    report: Reporter,
 ) -> OpenVLA:
     """Load an exported adapter over its base, with its OFT head and its own statistics."""
     if not facts.get("base"):
         raise UserError(f"{folder}: expected {FACTS} to name the base; export the run once more")
     base = Model(name=facts["base"], revision=facts.get("revision"))
     oft = saved_oft(folder)
-    where = locate(base, tell, weights=True)
+    where = locate(base, report, weights=True)
     model = load_pretrained(where, dtype, attn, device, oft=oft, quantisation=quantisation)
     if oft is not None:
         from safetensors.torch import load_file
@@ -222,7 +222,7 @@ def _with_adapter(
     return plain(wrapped if quantisation else wrapped.merge_and_unload())
 
 
-def _initial(run: Run, tell: Tell) -> OpenVLA:
+def _initial(run: Run, report: Reporter) -> OpenVLA:
     config: VlaConfig = run.config()
     statistics = read_json(run.path / STATISTICS)
     first = next(iter(statistics.values()))
@@ -230,8 +230,8 @@ def _initial(run: Run, tell: Tell) -> OpenVLA:
         config, len(first["action"]["q01"]), len(first.get("proprio", {}).get("q01", ()))
     )
     is_random = config.model.random_init
-    folder = run.path / SKELETON if is_random else locate(config.model, tell, weights=True)
-    return load_model(config, folder, oft, statistics, tell)
+    folder = run.path / SKELETON if is_random else locate(config.model, report, weights=True)
+    return load_model(config, folder, oft, statistics, report)
 
 
 def _random(trained: OpenVLA) -> OpenVLA:

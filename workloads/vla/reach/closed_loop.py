@@ -45,7 +45,9 @@ def roll_out(
 
     instructions: instead of the scenes' own.
     """
-    told = [scene.instruction for scene in scenes] if instructions is None else instructions
+    instruction_texts = (
+        [scene.instruction for scene in scenes] if instructions is None else instructions
+    )
     cameras = [Camera(scene) for scene in scenes]
     joints = np.stack([scene.start for scene in scenes])
     kept: list[list[np.ndarray]] = []
@@ -53,7 +55,7 @@ def roll_out(
     for _ in range(STEPS):
         if not chunk:
             images = _images(cameras, joints)
-            actions = act(images, told, joints.astype(np.float32))
+            actions = act(images, instruction_texts, joints.astype(np.float32))
             chunk = list(np.moveaxis(actions, 1, 0))
         kept.append(_shown(cameras, joints, shown))
         joints = arm.moved(joints, chunk.pop(0))

@@ -11,13 +11,13 @@ from workloads.vla.reach.sheet import draw
 def judge_exported(session: Session, task: str, scenes: int, seed: int) -> list[tuple[str, str]]:
     """Judge the policy in `final/`, keep scores and image; returns lines for people."""
     run = session.run
-    trained, untrained = pair(run.final, session.tell)
+    trained, untrained = pair(run.final, session.report)
     judging = judge_recall if task == "recall" else judge
     verdict = judging(trained, untrained, scenes, seed, lambda done, total: session.progress())
     write(verdict, run.evaluation)
     image = draw(verdict, run.evaluation)
     session.event(Event.EVALUATED, when="after", **verdict.as_dict())
-    session.tell(table(verdict))
+    session.report(table(verdict))
     return [*_changes(verdict), ("rollouts", str(image))]
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from workloads.data.robot.crane_x7.tfrecords import DATASET_NAME
-from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.files import Reporter
 from workloads.errors import UserError
 from workloads.run import Run
 from workloads.vla.policy import Policy
@@ -31,14 +31,14 @@ def statistics_key(policy: Policy) -> str:
     return key
 
 
-def pair(folder: Path, tell: Tell) -> tuple[Policy, Policy]:
+def pair(folder: Path, report: Reporter) -> tuple[Policy, Policy]:
     """The policy in an exported folder, and the same with its run's initial weights.
 
     A folder without a run is compared with random weights of its shape. Raises UserError as
     `statistics_key`, before any weights are drawn.
     """
-    trained = Policy.from_pretrained(folder, tell=tell)
+    trained = Policy.from_pretrained(folder, report=report)
     statistics_key(trained)
     run = Run(folder.parent)
     own = folder == run.final and (run.path / "manifest.json").is_file()
-    return trained, trained.untrained(run if own else None, tell)
+    return trained, trained.untrained(run if own else None, report)

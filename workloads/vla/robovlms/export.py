@@ -127,8 +127,8 @@ def _base(job: ExportJob[VlaConfig]) -> PolicyModel:
     """The base in the type that the run computed in."""
     config, spec = job.config, _spec(job)
     if config.model.random_init:
-        return loading.initial(job.run, job.tell).to(job.dtype)
-    folder = locate(config.model, job.tell, weights=True)
+        return loading.initial(job.run, job.report).to(job.dtype)
+    folder = locate(config.model, job.report, weights=True)
     if isinstance(loading.read(config.model, folder), PolicySpec):
         model = loading.load_exported(folder, job.dtype, "auto")
         model.spec = spec

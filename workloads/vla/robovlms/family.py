@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from workloads.config.sections import Model
 from workloads.engine import distributed
 from workloads.engine.pretrained.base import Base
-from workloads.engine.pretrained.files import Tell
+from workloads.engine.pretrained.files import Reporter
 from workloads.errors import UserError
 from workloads.run import Run
 from workloads.vla.actions import ActionTokenizer
@@ -44,8 +44,10 @@ class RoboVLMsFamily:
     def read(self, model: Model, folder: Path) -> Any:
         return loading.read(model, folder)
 
-    def load(self, config: VlaConfig, base: Base[Any], sources: Sources, tell: Tell) -> PolicyModel:
-        model = loading.build(config, base, loading.spec_of(config, base, sources), tell)
+    def load(
+        self, config: VlaConfig, base: Base[Any], sources: Sources, report: Reporter
+    ) -> PolicyModel:
+        model = loading.build(config, base, loading.spec_of(config, base, sources), report)
         model.norm_stats = sources.statistics
         return model
 
@@ -128,7 +130,7 @@ class RoboVLMsFamily:
         attn: str,
         device: torch.device,
         four_bit: bool,
-        tell: Tell,
+        report: Reporter,
     ) -> HeadPolicy:
         """The policy of an exported folder.
 
@@ -139,7 +141,7 @@ class RoboVLMsFamily:
                 "--four-bit: expected OpenVLA, found a policy with a head, "
                 "which is served as exported; leave it out"
             )
-        return load_policy(folder, facts, name, dtype, attn, device, tell)
+        return load_policy(folder, facts, name, dtype, attn, device, report)
 
     def fake_step(self, config: VlaConfig, fields: "Fields") -> "FakeStep":
         from workloads.vla.robovlms.fake_step import build

@@ -16,7 +16,7 @@ from workloads.config.sections import Model
 from workloads.engine.export.export import SKELETON
 from workloads.engine.pretrained.adapter import ALL_LINEAR, load_adapter, lora_config
 from workloads.engine.pretrained.base import Base, load_config, locate
-from workloads.engine.pretrained.files import Tell, lasting_name, weight_files, weights_dtype
+from workloads.engine.pretrained.files import Reporter, lasting_name, weight_files, weights_dtype
 from workloads.engine.pretrained.load import IMAGES
 from workloads.engine.pretrained.load import load_model as load_backbone
 from workloads.errors import UserError
@@ -138,7 +138,7 @@ def spec_of(config: VlaConfig, base: Base[Any], sources: Sources) -> PolicySpec:
     )
 
 
-def build(config: VlaConfig, base: Base[Any], spec: PolicySpec, tell: Tell) -> PolicyModel:
+def build(config: VlaConfig, base: Base[Any], spec: PolicySpec, report: Reporter) -> PolicyModel:
     """Build the base with the head, in the profile's dtypes, without an adapter.
 
     On the CPU. Random parts follow from `train.seed`. Raises UserError where the base is a policy
@@ -284,13 +284,13 @@ def check(model: PolicyModel, stored: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def initial(run: Run, tell: Tell) -> PolicyModel:
+def initial(run: Run, report: Reporter) -> PolicyModel:
     """The run's own model at step 0."""
     config: VlaConfig = run.config()
     skeleton = run.path / SKELETON
-    folder = skeleton if config.model.random_init else locate(config.model, tell, weights=True)
+    folder = skeleton if config.model.random_init else locate(config.model, report, weights=True)
     spec = parse(read_json(skeleton / SPEC), str(skeleton / SPEC))
-    return build(config, Base(config.model, folder, read(config.model, folder)), spec, tell)
+    return build(config, Base(config.model, folder, read(config.model, folder)), spec, report)
 
 
 def trainable(model: PolicyModel, config: VlaConfig) -> nn.Module:
@@ -351,7 +351,7 @@ def _targets(model: PolicyModel, wanted: tuple[str, ...]) -> list[str]:
 
 
 def under_adapter(
-    folder: Path, facts: Mapping[str, Any], dtype: torch.dtype, attn: str, tell: Tell
+    folder: Path, facts: Mapping[str, Any], dtype: torch.dtype, attn: str, report: Reporter
 ) -> PolicyModel:
     """The base that an exported adapter names, with the head of its training.
 
@@ -362,7 +362,7 @@ def under_adapter(
             f"{folder}: expected tatara.json to name the base; export the run once more"
         )
     base = Model(name=facts["base"], revision=facts.get("revision"))
-    where = locate(base, tell, weights=True)
+    where = locate(base, report, weights=True)
     spec = parse(read_json(folder / SPEC), str(folder / SPEC))
     if isinstance(read(base, where), PolicySpec):
         model = load_exported(where, dtype, attn)

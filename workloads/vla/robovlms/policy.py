@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workloads.engine.pretrained.adapter import load_adapter
-from workloads.engine.pretrained.files import Tell, is_adapter
+from workloads.engine.pretrained.files import Reporter, is_adapter
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.run import Run
@@ -233,14 +233,14 @@ class HeadPolicy(Policy):
         middle = (self.discrete.edges[0] + self.discrete.edges[-1]) / 2
         return scale.actions(values[..., :-1], values[..., -1] > middle)
 
-    def untrained(self, run: Run | None, tell: Tell) -> "HeadPolicy":
+    def untrained(self, run: Run | None, report: Reporter) -> "HeadPolicy":
         """The policy before training, for comparison.
 
         With a run, its model at step 0, where an adapter has no effect; else a model with new
         random weights.
         """
         model = self.model
-        made = loading.initial(run, tell) if run else loading.random_policy(model.spec, 0)
+        made = loading.initial(run, report) if run else loading.random_policy(model.spec, 0)
         made.norm_stats = model.norm_stats
         return HeadPolicy(
             made.to(model.device, model.dtype).eval(),
@@ -273,7 +273,7 @@ def load_policy(
     dtype: torch.dtype | None,
     attn: str,
     device: torch.device,
-    tell: Tell,
+    report: Reporter,
 ) -> HeadPolicy:
     """Load an exported policy with a head, whole or an adapter.
 
@@ -281,7 +281,7 @@ def load_policy(
     """
     kind = dtype or _dtype(facts, device)
     if is_adapter(folder):
-        model = _with_adapter(folder, facts, kind, attn, tell)
+        model = _with_adapter(folder, facts, kind, attn, report)
     else:
         model = loading.load_exported(folder, kind, attn)
     model.norm_stats = read_json(folder / STATISTICS)
@@ -307,10 +307,10 @@ def _dtype(facts: Mapping[str, Any], device: torch.device) -> torch.dtype:
 
 
 def _with_adapter(
-    folder: Path, facts: Mapping[str, Any], dtype: torch.dtype, attn: str, tell: Tell
+    folder: Path, facts: Mapping[str, Any], dtype: torch.dtype, attn: str, report: Reporter
 ) -> PolicyModel:
     """Load an exported adapter over its base, with the head of its training."""
-    model = loading.under_adapter(folder, facts, dtype, attn, tell)
+    model = loading.under_adapter(folder, facts, dtype, attn, report)
     wrapped: Any = load_adapter(model, folder, facts.get("adapter") or "default").eval()
     merged: PolicyModel = wrapped.merge_and_unload()
     return merged

@@ -25,7 +25,7 @@ _REMEMBERED = 1000  # names of dropped episodes to remember
 @dataclass
 class _Held:
     episode: Episode
-    told: tuple[str, str | None]  # instruction and unnorm_key
+    task: tuple[str, str | None]  # instruction and unnorm_key
     last: float  # when its last frame came, s
 
 
@@ -51,7 +51,7 @@ class Episodes:
         where it was dropped meanwhile, and where there is no room.
         """
         name = question.episode or ""
-        told = (question.observation.instruction, question.unnorm_key)
+        task = (question.observation.instruction, question.unnorm_key)
         held = self._held.get(name)
         if held is None and not question.reset and name in self._forgotten:
             raise Refused(
@@ -60,12 +60,12 @@ class Episodes:
             )
         if held is None:
             self._make_room()
-        goes_on = held is not None and not question.reset and held.told == told
+        goes_on = held is not None and not question.reset and held.task == task
         episode = held.episode if held and goes_on else Episode(policy.new_memory())
         yield episode
         if name in self._forgotten:
             self._forgotten.remove(name)
-        self._held[name] = _Held(episode, told, self._clock())
+        self._held[name] = _Held(episode, task, self._clock())
         self._held.move_to_end(name)
 
     def end(self, name: str) -> int | None:

@@ -87,7 +87,7 @@ def test_a_plain_checkpoint(tmp_path: Path, precision: str, dtype: torch.dtype) 
     checkpoint(run, 5, whole(make_model(seed=1)))
     checkpoint(run, 20, whole(make_model(seed=2)))
     told: list[str] = []
-    done = export(run, tell=told.append)
+    done = export(run, report=told.append)
     assert (done.folder, done.kind, done.step) == (run.final, "model", 20)
     same_weights(run.final, make_model(seed=2), dtype)
     tokenizer = AutoTokenizer.from_pretrained(run.final)

@@ -62,7 +62,7 @@ def test_auto_begins_with_many_and_halves_what_does_not_fit(
     expected = ask(model)
     monkeypatch.setattr(model, "generate", tight)
     told: list[str] = []
-    assert generate(model, make_tokenizer(), PROMPTS, 24, "auto", tell=told.append) == expected
+    assert generate(model, make_tokenizer(), PROMPTS, 24, "auto", report=told.append) == expected
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
     assert "batches of 1" in told[-1]
 
@@ -151,7 +151,7 @@ def test_out_of_memory_halves_the_batch(model: LlamaForCausalLM) -> None:
     small.load_state_dict(model.state_dict())
     small.rows = []
     told: list[str] = []
-    assert ask(small, size=6, tell=told.append) == ask(model)
+    assert ask(small, size=6, report=told.append) == ask(model)
     assert small.rows[0] == 6 and small.rows[1] == 3 and set(small.rows[2:]) <= {1, 2}
     assert len(told) == 2 and "batches of 1" in told[1]
 

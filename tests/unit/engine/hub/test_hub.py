@@ -119,11 +119,11 @@ def test_what_is_cached_needs_no_network(server: FakeHub, monkeypatch: pytest.Mo
     folder = hub.fetch(NAME, ["*.json"])
     server.mood = "broken"
     told: list[str] = []
-    assert hub.fetch(NAME, ["*.json"], tell=told.append) == folder
+    assert hub.fetch(NAME, ["*.json"], report=told.append) == folder
     assert "copy in the cache" in told[0]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     server.requests.clear()
-    assert hub.fetch(NAME, ["*.json"], tell=told.append) == folder
+    assert hub.fetch(NAME, ["*.json"], report=told.append) == folder
     assert server.requests == [] and len(told) == 1
 
 

@@ -20,7 +20,7 @@ from tests.support.tiny_llama import make_model, make_tokenizer, write_tiny
 from workloads.config.sections import Adapter, Model, Train
 from workloads.engine.pretrained.adapter import add_adapter, save_adapters
 from workloads.engine.pretrained.base import Base, candidates, find_base, locate, resolve
-from workloads.engine.pretrained.files import Tell, choose_attention, weights_dtype
+from workloads.engine.pretrained.files import Reporter, choose_attention, weights_dtype
 from workloads.errors import Retry, UserError
 from workloads.llm import model as llm_model
 from workloads.llm.config import LlmConfig
@@ -41,8 +41,8 @@ def config_for(name: object, **changes: Any) -> LlmConfig:
     return LlmConfig.model_validate(settings)
 
 
-def load_model(config: LlmConfig, tell: Tell) -> PreTrainedModel:
-    return llm_model.load_model(find_base(config.model, tell), config, tell)
+def load_model(config: LlmConfig, report: Reporter) -> PreTrainedModel:
+    return llm_model.load_model(find_base(config.model, report), config, report)
 
 
 def load_tokenizer(name: object) -> PreTrainedTokenizerBase:

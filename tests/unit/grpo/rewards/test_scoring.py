@@ -126,11 +126,13 @@ def test_a_step_has_a_limit_and_tells_its_progress() -> None:
     """G-F14: a limit for a step, and a sign of life for each completion."""
     told: list[str] = []
     steps: list[None] = []
-    scorer = Scorer([load_reward("format")], tell=told.append, progress=lambda: steps.append(None))
+    scorer = Scorer(
+        [load_reward("format")], report=told.append, progress=lambda: steps.append(None)
+    )
     batch = Batch(["<think></think><answer></answer>"] * 3, ["1"] * 3)
     assert [score.value for score in scorer.score(scorer.rewards[0], batch)] == [1.0] * 3
     assert len(steps) == 3 and not told
-    late = Scorer([load_reward("format")], tell=told.append, step_seconds=-1.0)
+    late = Scorer([load_reward("format")], report=told.append, step_seconds=-1.0)
     found = late.score(late.rewards[0], batch)
     assert {(score.value, score.why) for score in found} == {(0.0, OVERDUE)}
     assert told == [

@@ -167,12 +167,12 @@ def test_other_settings_or_weights_start_a_file_of_their_own(
     model: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     told: list[str] = []
-    first = ask(model, tmp_path, tell=told.append)
+    first = ask(model, tmp_path, report=told.append)
     assert told == []
-    ask(model, tmp_path, settings=settings(batch_size=5), tell=told.append)
+    ask(model, tmp_path, settings=settings(batch_size=5), report=told.append)
     assert told == []  # how many at a time decides nothing
     with Counting(model) as counting:
-        shorter = ask(model, tmp_path, settings=settings(max_new_tokens=2), tell=told.append)
+        shorter = ask(model, tmp_path, settings=settings(max_new_tokens=2), report=told.append)
     assert counting.rows == 5 and shorter.strict == 0 and "differ from" in told[0]
     with torch.no_grad():
         model.lm_head.weight += 1e-3

@@ -38,14 +38,14 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     folder = tmp_path_factory.mktemp("policy") / "oft"
     table = statistics(("crane_x7", "other"))
     policy_folder(folder, table, oft=oft, cameras=("primary", "wrist"))
-    return Policy.from_pretrained(folder, device="cpu", tell=lambda text: None)
+    return Policy.from_pretrained(folder, device="cpu", report=lambda text: None)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """Action tokens, one camera, one dataset."""
     folder = policy_folder(tmp_path_factory.mktemp("policy") / "tokens")
-    return Policy.from_pretrained(folder, device="cpu", tell=lambda text: None)
+    return Policy.from_pretrained(folder, device="cpu", report=lambda text: None)
 
 
 class Served:
@@ -307,7 +307,7 @@ def test_a_kept_connection_that_was_closed_is_made_anew(policy: Policy) -> None:
 def test_no_policy_is_served_without_statistics(tmp_path: Path) -> None:
     folder = policy_folder(tmp_path / "model")
     (folder / "dataset_statistics.json").write_text("{}")
-    policy = Policy.from_pretrained(folder, device="cpu", tell=lambda text: None)
+    policy = Policy.from_pretrained(folder, device="cpu", report=lambda text: None)
     with pytest.raises(UserError, match="expected statistics to give actions their units"):
         Service(policy).warm_up()
 

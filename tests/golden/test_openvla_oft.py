@@ -10,7 +10,7 @@ from torch.nn import functional
 from tests.support.openvla_golden import complete_model, json_of, largest, tensors_of
 from workloads.vla.model import load_pretrained, save_pretrained
 from workloads.vla.openvla.config import OftSpec
-from workloads.vla.openvla.oft import ActionHead
+from workloads.vla.openvla.oft import L1ActionHead
 
 pytestmark = pytest.mark.golden
 SAMPLES = [
@@ -63,7 +63,7 @@ def training_batch(proprio: bool) -> dict[str, torch.Tensor]:
 
 def test_head_alone() -> None:
     data, expected = tensors_of("oft.safetensors"), json_of("oft.json")["head_only"]
-    head = ActionHead(sizes(proprio=False), data["head_only.hidden_states"].shape[-1])
+    head = L1ActionHead(sizes(proprio=False), data["head_only.hidden_states"].shape[-1])
     head.load_state_dict(recorded_head("action_head."))
     predicted = head(data["head_only.hidden_states"])
     truth = data["head_only.ground_truth_actions"]

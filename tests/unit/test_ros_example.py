@@ -17,7 +17,7 @@ from workloads.vla.openvla.config import OftSpec
 from workloads.vla.policy import Observation, Policy
 from workloads.vla.serve import client
 from workloads.vla.serve.server import claim
-from workloads.vla.serve.service import Service
+from workloads.vla.serve.service import PolicyService
 
 pytestmark = pytest.mark.unit
 FILE = Path(__file__).resolve().parents[2] / "docs/examples/crane_x7_policy_node.py"
@@ -93,7 +93,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Poli
     folder = policy_folder(tmp_path_factory.mktemp("policy") / "oft", oft=oft)
     policy = Policy.from_pretrained(folder, device="cpu", report=lambda text: None)
     server = claim("127.0.0.1", 0, None)
-    server.service = Service(policy)
+    server.service = PolicyService(policy)
     server.server_activate()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()

@@ -112,10 +112,10 @@ def _serve_policy(args: argparse.Namespace, token: str | None, name: str) -> int
     # The port first: who waits a minute for the model does not want to hear that it was taken.
     server = claim_server(args.host, args.port, token)
     from workloads.vla.policy import Policy
-    from workloads.vla.serve.service import Service
+    from workloads.vla.serve.service import PolicyService
 
     policy = Policy.from_pretrained(name, four_bit=args.four_bit, report=report)
-    service = Service(policy, token, execution, episodes)
+    service = PolicyService(policy, token, execution, episodes)
     report(f"{name}: first action after {service.warm_up():.1f} s on {policy.device}")
     return serve(server, service)
 

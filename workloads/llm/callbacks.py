@@ -47,7 +47,7 @@ class HeldOutQuestion:
     answer: str
 
 
-class Samples(TrainerCallback):
+class SamplesCallback(TrainerCallback):
     """Writes answers to some held-out questions into the run, at each evaluation, on rank 0."""
 
     def __init__(self, config: LlmConfig, session: Session, tokenizer: Any) -> None:
@@ -106,7 +106,7 @@ def callbacks(config: LlmConfig, session: Session, tokenizer: Any) -> list[Train
     if wanted.samples:
         strategy = config.strategy(session.world_size)
         if strategy in ("single", "ddp"):
-            made.append(Samples(config, session, tokenizer))
+            made.append(SamplesCallback(config, session, tokenizer))
         else:
             session.report(f"no samples: under {strategy} no rank has the whole model")
     if wanted.patience is not None:

@@ -39,7 +39,7 @@ class Execution:
 
 
 @dataclass
-class Episode:
+class PolicyEpisode:
     """memory: the policy's own; frames: number of frames so far.
 
     chunks: float64 [chunk, A] each, the newest last, each with its age in frames.
@@ -52,7 +52,7 @@ class Episode:
 
 def act(
     policy: Policy,
-    episodes: Sequence[Episode],
+    episodes: Sequence[PolicyEpisode],
     observations: Sequence[Observation],
     unnorm_key: str | None = None,
     execution: Execution = Execution(),
@@ -77,7 +77,7 @@ def act(
     )
 
 
-def _is_over(episode: Episode, steps: int | None) -> bool:
+def _is_over(episode: PolicyEpisode, steps: int | None) -> bool:
     """Whether the newest chunk has no action left."""
     if not episode.chunks:
         return True
@@ -86,7 +86,7 @@ def _is_over(episode: Episode, steps: int | None) -> bool:
 
 
 def _next(
-    episode: Episode, chunk: np.ndarray | None, policy: Policy, execution: Execution
+    episode: PolicyEpisode, chunk: np.ndarray | None, policy: Policy, execution: Execution
 ) -> np.ndarray:
     """The action of this frame, [A]; `chunk`: a new prediction for it, if any."""
     chunks, steps = episode.chunks, execution.steps or (1 if policy.remembers else None)

@@ -11,7 +11,7 @@ from transformers import TrainerControl, TrainerState
 from tests.support.tiny_llama import make_model, make_tokenizer
 from workloads.engine.export.export import BEST, best_checkpoint, source_of
 from workloads.errors import UserError
-from workloads.llm.callbacks import Samples, StopEarly
+from workloads.llm.callbacks import SamplesCallback, StopEarly
 from workloads.llm.config import LlmConfig
 from workloads.run import Run
 from workloads.run.integrity import SEAL
@@ -69,7 +69,7 @@ def test_samples_of_held_out_questions_are_kept_in_the_run(tmp_path: Path) -> No
         }
     )
     session: Any = FakeSession(Run(tmp_path / "run"))
-    samples = Samples(config, session, make_tokenizer())
+    samples = SamplesCallback(config, session, make_tokenizer())
     model = make_model().train()
     for step in (1, 2):
         samples.on_evaluate(ARGS, TrainerState(global_step=step), TrainerControl(), model=model)

@@ -21,7 +21,7 @@ from workloads.plan.estimate import Breakdown, estimate
 from workloads.plan.gpu_memory import job_of
 from workloads.plan.known_shapes import shape_of
 from workloads.vla.openvla.config import OftSpec
-from workloads.vla.openvla.oft import ActionHead, ProprioProjector
+from workloads.vla.openvla.oft import L1ActionHead, ProprioProjector
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[3]
@@ -241,7 +241,7 @@ def test_a_policy_that_plans_ahead_has_slots_and_a_head() -> None:
     chunks = policy("action_head.kind=oft", "action_head.chunk=8")
     assert chunks.tokens - plain.tokens == 8 * (8 * 8 + 1)
     with torch.device("meta"):
-        head, state = ActionHead(OftSpec(8, 8, 8), 4096), ProprioProjector(8, 4096)
+        head, state = L1ActionHead(OftSpec(8, 8, 8), 4096), ProprioProjector(8, 4096)
     counts = [
         sum(parameter.numel() for parameter in module.parameters()) for module in (head, state)
     ]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from workloads.errors import UserError
-from workloads.vla.episodes import Episode, Execution, act
+from workloads.vla.episodes import Execution, PolicyEpisode, act
 from workloads.vla.policy import Observation
 
 pytestmark = pytest.mark.unit
@@ -43,7 +43,7 @@ class Counting:
 
 def drive(policy: Any, frames: int, execution: Execution | None = None) -> list[list[float]]:
     execution = execution or Execution()
-    episode = Episode(policy.new_memory())
+    episode = PolicyEpisode(policy.new_memory())
     found = [act(policy, [episode], [SEEN], None, execution)[0].tolist() for _ in range(frames)]
     assert episode.frames == frames
     return found
@@ -81,7 +81,7 @@ def test_ensembling_weighs_what_was_predicted_for_this_moment() -> None:
 
 def test_episodes_go_on_side_by_side() -> None:
     policy = Counting()
-    one, other = Episode(policy.new_memory()), Episode(policy.new_memory())
+    one, other = PolicyEpisode(policy.new_memory()), PolicyEpisode(policy.new_memory())
     act(policy, [one], [SEEN])
     both = act(policy, [one, other], [SEEN, SEEN])
     assert both[:, 0].tolist() == [20, 10] and policy.calls == 2

@@ -58,7 +58,7 @@ class Recipe:
 
 
 @dataclass
-class Prepared:
+class PreparedEpisode:
     """An episode ready to be written: runs of sound steps, and what each step's images became.
 
     encoded and histograms by step and camera; shapes by camera; videos: for every run and camera
@@ -77,7 +77,7 @@ class Prepared:
 
 def prepared_episodes(
     dataset: Dataset, recipe: Recipe, workers: int | None = None
-) -> Iterator[Prepared]:
+) -> Iterator[PreparedEpisode]:
     """Every episode in order, prepared by `workers` processes (all cores by default)."""
     total = int(dataset.lengths.sum()) * len(recipe.cameras)
     count = min(workers or len(os.sched_getaffinity(0)), len(dataset))
@@ -87,7 +87,7 @@ def prepared_episodes(
     # Not forked: threads of the libraries in use would not come along, but their locks would.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, context, _start, (dataset, recipe)) as pool:
-        waiting: deque[Future[Prepared]] = deque()
+        waiting: deque[Future[PreparedEpisode]] = deque()
         try:
             for number in range(len(dataset)):
                 waiting.append(pool.submit(_prepare_here, number))
@@ -109,14 +109,14 @@ def _start(dataset: Dataset, recipe: Recipe) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _prepare_here(number: int) -> Prepared:
+def _prepare_here(number: int) -> PreparedEpisode:
     assert _work is not None
     return _prepare(*_work, number)
 
 
-def _prepare(dataset: Dataset, recipe: Recipe, number: int) -> Prepared:
+def _prepare(dataset: Dataset, recipe: Recipe, number: int) -> PreparedEpisode:
     episode = dataset[number]
-    done = Prepared(episode, [])
+    done = PreparedEpisode(episode, [])
     for t in range(len(episode)):
         try:
             frames = {camera: _frame(episode, recipe, camera, t) for camera in recipe.cameras}
@@ -145,7 +145,12 @@ def _frame(episode: Episode, recipe: Recipe, camera: str, step: int) -> np.ndarr
 
 
 def _encoded(
-    episode: Episode, recipe: Recipe, done: Prepared, camera: str, step: int, pixels: np.ndarray
+    episode: Episode,
+    recipe: Recipe,
+    done: PreparedEpisode,
+    camera: str,
+    step: int,
+    pixels: np.ndarray,
 ) -> bytes:
     """The image's own bytes where its pixels stay as they are, else encoded again."""
     if recipe.size is None and episode.color_order == "rgb":

@@ -26,7 +26,7 @@ from workloads.grpo.data.rows import (
 )
 from workloads.grpo.data.tokens import (
     ImageRules,
-    Limits,
+    PromptLimits,
     PromptText,
     RowTokens,
     TokenReport,
@@ -262,14 +262,14 @@ class _Grid(ImageRules):
         return self.tokens_each
 
 
-def _limits(config: GrpoConfig, own: Mapping[str, Any]) -> Limits:
+def _limits(config: GrpoConfig, own: Mapping[str, Any]) -> PromptLimits:
     engine = config.generation
     uses_vllm = config.stage == "grpo" and engine.engine != "transformers"
     context = (engine.max_model_length if uses_vllm else None) or positions(own)
     # TRL lets a colocated engine take this many tokens at once; a whole image has to fit.
     image = 4096 if uses_vllm and engine.engine == "vllm_colocate" else None
     grpo = config.grpo
-    return Limits(grpo.max_completion_length, grpo.max_prompt_length, context, image)
+    return PromptLimits(grpo.max_completion_length, grpo.max_prompt_length, context, image)
 
 
 def _lines(

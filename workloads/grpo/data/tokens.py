@@ -256,7 +256,7 @@ def _renderer(
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(Extension):
+    class GenerationTag(Extension):
         """`{% generation %}` marks the model's turns for training; it does not change the text."""
 
         tags = {"generation"}
@@ -269,7 +269,7 @@ def _renderer(
         raise jinja2.TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag]
     )
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = refuse
@@ -357,7 +357,7 @@ def count_rows(
 
 
 @dataclass(frozen=True)
-class Limits:
+class PromptLimits:
     """Limits of a prompt in tokens; None where there is no such limit.
 
     `prompt`: the longest prompt trained on. `context`: the engine's longest sequence (its
@@ -391,7 +391,7 @@ class TokenReport:
         )
 
 
-def report(counted: Iterable[RowTokens | str], limits: Limits) -> TokenReport:
+def report(counted: Iterable[RowTokens | str], limits: PromptLimits) -> TokenReport:
     """Compare the result of `count_rows` with `limits`."""
     rows, broken = 0, []
     longest: RowTokens | None = None
@@ -408,7 +408,7 @@ def report(counted: Iterable[RowTokens | str], limits: Limits) -> TokenReport:
     return TokenReport(rows, longest, largest, broken)
 
 
-def _breaches(row: RowTokens, limits: Limits) -> Iterator[str]:
+def _breaches(row: RowTokens, limits: PromptLimits) -> Iterator[str]:
     if limits.prompt is not None and row.prompt > limits.prompt:
         yield f"expected at most {limits.prompt} prompt tokens, found {row}"
     if limits.context is not None and row.prompt + limits.completion > limits.context:

@@ -38,14 +38,14 @@ _ATTEMPTS = 2  # a process may die for an outside reason
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MathVerdict:
     """math-verify's result for a pair: `match`, and its first reading of the left text."""
 
     match: bool
     first: str | None
 
 
-_NO_MATCH = Verdict(match=False, first=None)
+_NO_MATCH = MathVerdict(match=False, first=None)
 
 
 class _Silent(Exception):
@@ -61,14 +61,14 @@ class MathChecker:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: weakref.finalize | None = None
         self._unread = b""
-        self._known: dict[tuple[str, str, bool], Verdict] = {}
+        self._known: dict[tuple[str, str, bool], MathVerdict] = {}
 
     @property
     def pid(self) -> int | None:
         """Process id of the worker, None before the first question."""
         return self._process.pid if self._process else None
 
-    def compare(self, left: str, right: str, brief: bool = False) -> Verdict:
+    def compare(self, left: str, right: str, brief: bool = False) -> MathVerdict:
         """math-verify's `verify(parse(left), parse(right))`, and its first reading of `left`.
 
         `brief` gives every phase a second, where scores need not be those of math-verify's own
@@ -88,7 +88,7 @@ class MathChecker:
             self._end()
         self._process, self._end, self._unread = None, None, b""
 
-    def _answer(self, left: str, right: str, brief: bool) -> Verdict:
+    def _answer(self, left: str, right: str, brief: bool) -> MathVerdict:
         for _ in range(_ATTEMPTS):
             try:
                 return self._ask(left, right, brief)
@@ -101,7 +101,7 @@ class MathChecker:
         _log.warning("math-verify crashed on %r; counted as no match", left[:200])
         return _NO_MATCH
 
-    def _ask(self, left: str, right: str, brief: bool) -> Verdict:
+    def _ask(self, left: str, right: str, brief: bool) -> MathVerdict:
         process = self._process or self._start()
         assert process.stdin is not None
         seconds = BRIEF_SECONDS if brief else None
@@ -110,7 +110,7 @@ class MathChecker:
         limit = 2.0 * BRIEF_SECONDS if brief else self._phase_seconds
         while (answer := self._line(process, limit)) == PHASE_DONE:
             pass
-        return Verdict(**answer)
+        return MathVerdict(**answer)
 
     def _start(self) -> subprocess.Popen[bytes]:
         if find_spec("math_verify") is None:

@@ -27,7 +27,7 @@ class SimulatorEnded(TataraError):
 
 
 @dataclass(frozen=True)
-class Frame:
+class SimulatorFrame:
     """Observation after a step: images uint8 by camera, `static` [200, 200, 3] and `gripper`
     [84, 84, 3]; robot_obs float64 [15] and scene_obs [24]; whether the task is done."""
 
@@ -38,7 +38,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Place:
+class SimulatorPlace:
     """Source of simulators: a command to start, or an address."""
 
     command: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Simulator:
     """One simulator; a context manager. Raises SimulatorEnded where it fails, UserError where it
     refuses."""
 
-    def __init__(self, place: Place, log: Path) -> None:
+    def __init__(self, place: SimulatorPlace, log: Path) -> None:
         """log: file for its process's output."""
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -102,16 +102,16 @@ class Simulator:
                     end()
             self._process.wait()
 
-    def reset(self, scene_obs: np.ndarray) -> Frame:
+    def reset(self, scene_obs: np.ndarray) -> SimulatorFrame:
         """A sequence's first scene, float [24], with the robot where all sequences begin."""
         arrays = {"robot_obs": np.array(ROBOT_OBS), "scene_obs": np.asarray(scene_obs)}
         return _frame(*self._ask("reset", arrays))
 
-    def begin(self, task: str) -> Frame:
+    def begin(self, task: str) -> SimulatorFrame:
         """Start a task: it counts as done by comparison with the current scene."""
         return _frame(*self._ask("task", name=task))
 
-    def step(self, action: np.ndarray) -> Frame:
+    def step(self, action: np.ndarray) -> SimulatorFrame:
         """Simulate 1/30 s with an action, float [7]: six of the arm, gripper −1 or 1."""
         return _frame(*self._ask("step", {"action": np.asarray(action, np.float64)}))
 
@@ -143,7 +143,7 @@ class Simulator:
         return f"; it said last: {said[:200]} (all of it: {self._log})"
 
 
-def _frame(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Frame:
+def _frame(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> SimulatorFrame:
     shapes: Sequence[tuple[str, tuple[int, ...]]] = [
         *simulator.IMAGES.items(),
         *simulator.STATES.items(),
@@ -153,4 +153,6 @@ def _frame(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Frame
         if found != shape:
             raise SimulatorEnded(f"expected {name} {list(shape)} of the simulator, found {found}")
     images = {name.removeprefix("rgb_"): arrays[name] for name in simulator.IMAGES}
-    return Frame(images, arrays["robot_obs"], arrays["scene_obs"], bool(fields.get("solved")))
+    return SimulatorFrame(
+        images, arrays["robot_obs"], arrays["scene_obs"], bool(fields.get("solved"))
+    )

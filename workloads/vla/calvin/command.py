@@ -74,7 +74,7 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         name, folder = target.name, args.output or target.folder / "calvin"
         place = place_of(args, env)
         new_pilot, facts = _policy(target, args)
-    from workloads.vla.calvin.evaluate import Videos, evaluate
+    from workloads.vla.calvin.evaluate import VideoOptions, evaluate
     from workloads.vla.calvin.report import summary, table, write
 
     progress = Progress("sequences")
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         folder,
         facts,
         args.processes,
-        Videos(args.videos, args.video),
+        VideoOptions(args.videos, args.video),
         progress,
     )
     progress.clear()

@@ -13,8 +13,8 @@ from typing import Any
 
 from workloads.errors import UserError
 from workloads.json_files import read_json, read_json_lines
-from workloads.vla.calvin.client import Place, Simulator, SimulatorEnded
-from workloads.vla.calvin.rollout import Pilot, Rollout, drive
+from workloads.vla.calvin.client import Simulator, SimulatorEnded, SimulatorPlace
+from workloads.vla.calvin.rollout import Pilot, SequenceRollout, drive
 from workloads.vla.calvin.sequences import Sequence, sequences
 from workloads.vla.calvin.video import write_video
 
@@ -22,7 +22,7 @@ RESULTS, FACTS = "sequences.jsonl", "evaluation.json"
 
 
 @dataclass(frozen=True)
-class Result:
+class SequenceResult:
     """One sequence: its number among the 1000, its tasks, how many were solved before the first
     failure, and the steps of each that was begun."""
 
@@ -33,7 +33,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Videos:
+class VideoOptions:
     """The first so many sequences are filmed, as `gif` or `mp4`."""
 
     count: int = 0
@@ -46,14 +46,14 @@ class _Stopped(Exception):
 
 def evaluate(
     count: int,
-    place: Place,
+    place: SimulatorPlace,
     new_pilot: Callable[[], Pilot],
     folder: Path,
     facts: Mapping[str, Any],
     processes: int = 1,
-    videos: Videos = Videos(),
+    videos: VideoOptions = VideoOptions(),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[Result], dict[str, Any]]:
+) -> tuple[list[SequenceResult], dict[str, Any]]:
     """Evaluate the first `count` official sequences; returns results in order and the facts.
 
     facts: that the results depend on; earlier results in `folder` count if they have the same facts
@@ -77,7 +77,7 @@ def evaluate(
             opened.callback(worker.close)
             free.put(worker)
 
-        def drive_one(number: int) -> Result:
+        def drive_one(number: int) -> SequenceResult:
             worker = free.get()
             try:
                 rollout = worker.drive(wanted[number], number < videos.count)
@@ -85,7 +85,9 @@ def evaluate(
                 free.put(worker)
             if rollout.images:
                 write_video(rollout, wanted[number], folder / f"sequence-{number:04d}", videos.kind)
-            return Result(number, wanted[number].sequence, rollout.solved, tuple(rollout.steps))
+            return SequenceResult(
+                number, wanted[number].sequence, rollout.solved, tuple(rollout.steps)
+            )
 
         pool = opened.enter_context(ThreadPoolExecutor(max(1, processes)))
         opened.callback(pool.shutdown, cancel_futures=True)
@@ -102,7 +104,9 @@ def evaluate(
 class _Worker:
     """A simulator with its robot's pilot; the simulator is started on first use."""
 
-    def __init__(self, place: Place, log: Path, pilot: Pilot, stop: threading.Event) -> None:
+    def __init__(
+        self, place: SimulatorPlace, log: Path, pilot: Pilot, stop: threading.Event
+    ) -> None:
         self._place, self._log, self._pilot, self._stop = place, log, pilot, stop
         self._simulator: Simulator | None = None
 
@@ -116,7 +120,7 @@ class _Worker:
             self._simulator.close()
             self._simulator = None
 
-    def drive(self, sequence: Sequence, films: bool) -> Rollout:
+    def drive(self, sequence: Sequence, films: bool) -> SequenceRollout:
         """Drive a sequence; a simulator that ends meanwhile is restarted once with it."""
         try:
             return drive(self.start(), sequence, self._pilot, films, self._check_stop)
@@ -129,7 +133,7 @@ class _Worker:
             raise _Stopped
 
 
-def _known(folder: Path, facts: Mapping[str, Any], count: int) -> dict[int, Result]:
+def _known(folder: Path, facts: Mapping[str, Any], count: int) -> dict[int, SequenceResult]:
     """Earlier results in the folder; writes the facts if there are none yet."""
     file = folder / RESULTS
     if not file.is_file():
@@ -147,7 +151,7 @@ def _known(folder: Path, facts: Mapping[str, Any], count: int) -> dict[int, Resu
     if not text.endswith("\n"):  # a line that was cut by a kill
         file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
     rows = [
-        Result(row["number"], tuple(row["tasks"]), row["solved"], tuple(row["steps"]))
+        SequenceResult(row["number"], tuple(row["tasks"]), row["solved"], tuple(row["steps"]))
         for row in read_json_lines(file)
     ]
     return {row.number: row for row in rows if row.number < count}

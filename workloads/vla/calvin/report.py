@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.engine.summary import interval
-from workloads.vla.calvin.evaluate import Result
+from workloads.vla.calvin.evaluate import SequenceResult
 from workloads.vla.calvin.scoring import success_rates
 from workloads.vla.calvin.sequences import COUNT
 
@@ -30,7 +30,7 @@ PUBLISHED: Sequence[tuple[str, str, tuple[float, ...], float]] = (
 )
 
 
-def summary(results: Sequence[Result], facts: Mapping[str, Any]) -> dict[str, Any]:
+def summary(results: Sequence[SequenceResult], facts: Mapping[str, Any]) -> dict[str, Any]:
     """The results as JSON: success rates and successes by task.
 
     Shares of sequences with at least 1 to 5 tasks in a row, their mean number, and for each task

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from workloads.errors import UserError
-from workloads.vla.calvin.client import Frame, Simulator
+from workloads.vla.calvin.client import Simulator, SimulatorFrame
 from workloads.vla.calvin.sequences import Sequence
 from workloads.vla.calvin.tasks import TASKS
-from workloads.vla.episodes import Episode, Execution, act
+from workloads.vla.episodes import Execution, PolicyEpisode, act
 from workloads.vla.policy import Observation, Policy
 
 STEPS = 360  # steps of a task, 12 s
@@ -25,7 +25,7 @@ class Pilot(Protocol):
     def begin(self, task: str) -> None:
         """Begin a task: forget the one before."""
 
-    def act(self, frame: Frame) -> np.ndarray:
+    def act(self, frame: SimulatorFrame) -> np.ndarray:
         """The action for an observation, float64 [7]: six of the arm, gripper −1 or 1."""
 
 
@@ -40,10 +40,10 @@ class PolicyPilot:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, task: str) -> None:
-        self._episode = Episode(self.policy.new_memory())
+        self._episode = PolicyEpisode(self.policy.new_memory())
         self._instruction = TASKS[task].instruction
 
-    def act(self, frame: Frame) -> np.ndarray:
+    def act(self, frame: SimulatorFrame) -> np.ndarray:
         state = None if self.policy.state_size is None else frame.robot_obs
         seen = Observation(frame.images, self._instruction, state)
         with self.lock:
@@ -83,7 +83,7 @@ def check_policy(policy: Policy, unnorm_key: str | None) -> str:
 
 
 @dataclass
-class Rollout:
+class SequenceRollout:
     """tasks solved before the first failure; steps of every task that was begun; the static
     camera's images [200, 200, 3], where they are kept."""
 
@@ -98,12 +98,12 @@ def drive(
     pilot: Pilot,
     keep_images: bool = False,
     progress: Callable[[], None] = lambda: None,
-) -> Rollout:
+) -> SequenceRollout:
     """One sequence by CALVIN's protocol.
 
     The scene is set up once, each task has 360 steps, and the first failure ends the sequence.
     """
-    found = Rollout()
+    found = SequenceRollout()
     simulator.reset(sequence.scene_obs)
     for task in sequence.sequence:
         frame = simulator.begin(task)

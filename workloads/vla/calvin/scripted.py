@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from workloads.vla.calvin.client import Frame
+from workloads.vla.calvin.client import SimulatorFrame
 
 _STEP = 0.02  # m that an action of 1 moves the target pose
 _NEAR = 0.012  # m
@@ -26,7 +26,7 @@ class Script:
         self._task = task
         self._target: np.ndarray | None = None
 
-    def act(self, frame: Frame) -> np.ndarray:
+    def act(self, frame: SimulatorFrame) -> np.ndarray:
         """The action towards the next way point, float64 [7]; the arm rests after the last one."""
         if self._target is None:
             # The simulator adds to the target pose, which the arm is close to.
@@ -43,7 +43,7 @@ class Script:
         return sent
 
 
-def _way(task: str, frame: Frame) -> Iterator[np.ndarray]:
+def _way(task: str, frame: SimulatorFrame) -> Iterator[np.ndarray]:
     here, over = frame.robot_obs[:3], np.array([0.0, 0.0, 0.1])
     if task.endswith("_led"):
         yield _BUTTON + over

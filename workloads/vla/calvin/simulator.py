@@ -96,7 +96,7 @@ def commit_of(path):
     return None
 
 
-class Calvin:
+class CalvinEnvironment:
     """calvin_env with its oracle; images by EGL where `egl` is set, else by TinyRenderer."""
 
     def __init__(self, folder, egl):

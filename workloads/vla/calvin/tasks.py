@@ -27,7 +27,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Task:
+class CalvinTask:
     """category: a sequence has no two tasks of one; instruction: for the policy."""
 
     category: int
@@ -49,7 +49,7 @@ def _block(colour: str) -> str:
     return f"{colour}_block"
 
 
-def _moved() -> dict[str, Task]:
+def _moved() -> dict[str, CalvinTask]:
     """Turning and pushing, which leave a block on the table."""
     found = {}
     for verb, category, text in (
@@ -60,17 +60,17 @@ def _moved() -> dict[str, Task]:
             for side in _SIDES:
                 name, block = f"{verb}_{colour}_block_{side}", _block(colour)
                 way = _free({block: "table"}, {block: "table"})
-                found[name] = Task(category, text.format(colour, side), (way,))
+                found[name] = CalvinTask(category, text.format(colour, side), (way,))
     return found
 
 
 def _switched(
     name: str, category: int, text: str, part: str, old: int | str, new: int | str
-) -> dict[str, Task]:
-    return {name: Task(category, text, (_free({part: old}, {part: new}),))}
+) -> dict[str, CalvinTask]:
+    return {name: CalvinTask(category, text, (_free({part: old}, {part: new}),))}
 
 
-def _lifted() -> dict[str, Task]:
+def _lifted() -> dict[str, CalvinTask]:
     """From the table, from the side of the slider that is open, from the open drawer."""
     found = {}
     for colour in _COLOURS:
@@ -88,11 +88,11 @@ def _lifted() -> dict[str, Task]:
         )
         for place, category, text, needs in places:
             ways = tuple(_free(need, taken) for need in needs)
-            found[f"lift_{colour}_block_{place}"] = Task(category, text, ways)
+            found[f"lift_{colour}_block_{place}"] = CalvinTask(category, text, ways)
     return found
 
 
-def _put_down() -> dict[str, Task]:
+def _put_down() -> dict[str, CalvinTask]:
     """A grasped block into the slider, where it goes to the side of the door, or the drawer."""
     slider, drawer = [], []
     for block in map(_block, _COLOURS):
@@ -101,35 +101,37 @@ def _put_down() -> dict[str, Task]:
             slider.append(Way({**held, "slider": side}, {block: f"slider_{side}", "grasped": 0}))
         drawer.append(Way({**held, "drawer": "open"}, {block: "drawer", "grasped": 0}))
     return {
-        "place_in_slider": Task(7, "store the grasped block in the sliding cabinet", tuple(slider)),
-        "place_in_drawer": Task(7, "store the grasped block in the drawer", tuple(drawer)),
+        "place_in_slider": CalvinTask(
+            7, "store the grasped block in the sliding cabinet", tuple(slider)
+        ),
+        "place_in_drawer": CalvinTask(7, "store the grasped block in the drawer", tuple(drawer)),
     }
 
 
-def _stacked() -> dict[str, Task]:
+def _stacked() -> dict[str, CalvinTask]:
     on, off = [], []
     for top, bottom in permutations(map(_block, _COLOURS), 2):
         tower: State = {top: "stacked_top", bottom: "stacked_bottom"}
         on.append(Way({top: "grasped", bottom: "table", "grasped": 1}, {**tower, "grasped": 0}))
         off.append(_free(tower, {top: "table", bottom: "table"}))
     return {
-        "stack_block": Task(10, "stack the grasped block", tuple(on)),
-        "unstack_block": Task(11, "remove the stacked block", tuple(off)),
+        "stack_block": CalvinTask(10, "stack the grasped block", tuple(on)),
+        "unstack_block": CalvinTask(11, "remove the stacked block", tuple(off)),
     }
 
 
-def _pushed_into_drawer() -> dict[str, Task]:
+def _pushed_into_drawer() -> dict[str, CalvinTask]:
     """The one block on the table, while both others are in the slider."""
     ways = []
     for block in map(_block, _COLOURS):
         others = {other: _IN_SLIDER for other in map(_block, _COLOURS) if other != block}
         ways.append(_free({block: "table", **others, "drawer": "open"}, {block: "drawer"}))
     text = "slide the block that it falls into the drawer"
-    return {"push_into_drawer": Task(9, text, tuple(ways))}
+    return {"push_into_drawer": CalvinTask(9, text, tuple(ways))}
 
 
 # The order is that of the evaluation's random choices.
-TASKS: Mapping[str, Task] = {
+TASKS: Mapping[str, CalvinTask] = {
     **_moved(),
     **_switched(
         "move_slider_left", 2, "push the sliding door to the left side", "slider", "right", "left"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from workloads.vla.calvin.rollout import Rollout
+from workloads.vla.calvin.rollout import SequenceRollout
 from workloads.vla.calvin.sequences import Sequence
 from workloads.vla.calvin.tasks import TASKS
 
@@ -16,7 +16,7 @@ _WORDS, _LINE = 32, 12  # characters of a line below an image, and its height in
 _SOLVED, _FAILED = (20, 130, 50), (190, 40, 40)
 
 
-def write_video(rollout: Rollout, sequence: Sequence, file: Path, kind: str) -> Path:
+def write_video(rollout: SequenceRollout, sequence: Sequence, file: Path, kind: str) -> Path:
     """Write the static camera's images with the task's text below; returns the file.
 
     The last image of each task shows its result. file: without its ending.
@@ -34,7 +34,7 @@ def write_video(rollout: Rollout, sequence: Sequence, file: Path, kind: str) -> 
     return target
 
 
-def _captioned(rollout: Rollout, sequence: Sequence) -> list[Image.Image]:
+def _captioned(rollout: SequenceRollout, sequence: Sequence) -> list[Image.Image]:
     frames = []
     images = iter(rollout.images)
     for number, steps in enumerate(rollout.steps):

@@ -74,7 +74,7 @@ class MlpResNet(nn.Module):
         return out
 
 
-class ActionHead(nn.Module):
+class L1ActionHead(nn.Module):
     """Hidden states [B, slots, hidden] → normalised actions [B, chunk, action_dim]."""
 
     def __init__(self, oft: OftSpec, hidden: int) -> None:
@@ -112,7 +112,7 @@ class OpenVLAOft(OpenVLA):
         self.oft: OftSpec = oft
         hidden = self.language_model.config.hidden_size
         if oft.head == "l1":
-            self.action_head = ActionHead(oft, hidden)
+            self.action_head = L1ActionHead(oft, hidden)
             # The L1 loss never uses it; DDP would wait for its gradient.
             self.language_model.lm_head.requires_grad_(False)
         if oft.proprio_dim is not None:

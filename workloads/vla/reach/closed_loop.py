@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workloads.vla.reach import arm
-from workloads.vla.reach.render import Camera
+from workloads.vla.reach.render import SceneCamera
 from workloads.vla.reach.scene import Scene
 
 STEPS = 8
@@ -21,7 +21,7 @@ Act = Callable[[np.ndarray, Sequence[str], np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Rollouts:
+class SceneRollouts:
     """Results of N scenes: distances [N] in m at the end; images [shown, steps + 1, H, W, 3]
     of the first scenes."""
 
@@ -40,7 +40,7 @@ def roll_out(
     instructions: Sequence[str] | None = None,
     shown: int = 0,
     progress: Callable[[], None] = lambda: None,
-) -> Rollouts:
+) -> SceneRollouts:
     """Let a policy move the arm in every scene; whole chunks of actions are executed.
 
     instructions: instead of the scenes' own.
@@ -48,7 +48,7 @@ def roll_out(
     instruction_texts = (
         [scene.instruction for scene in scenes] if instructions is None else instructions
     )
-    cameras = [Camera(scene) for scene in scenes]
+    cameras = [SceneCamera(scene) for scene in scenes]
     joints = np.stack([scene.start for scene in scenes])
     kept: list[list[np.ndarray]] = []
     chunk: list[np.ndarray] = []
@@ -61,7 +61,7 @@ def roll_out(
         joints = arm.moved(joints, chunk.pop(0))
         progress()
     kept.append(_shown(cameras, joints, shown))
-    return Rollouts(distances_of(scenes, joints), np.swapaxes(np.array(kept), 0, 1))
+    return SceneRollouts(distances_of(scenes, joints), np.swapaxes(np.array(kept), 0, 1))
 
 
 def distances_of(scenes: Sequence[Scene], joints: np.ndarray) -> np.ndarray:
@@ -70,9 +70,9 @@ def distances_of(scenes: Sequence[Scene], joints: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.norm(arm.fingertip(joints) - goals, axis=1))
 
 
-def _images(cameras: Sequence[Camera], joints: np.ndarray) -> np.ndarray:
+def _images(cameras: Sequence[SceneCamera], joints: np.ndarray) -> np.ndarray:
     return np.stack([camera.image(now) for camera, now in zip(cameras, joints, strict=True)])
 
 
-def _shown(cameras: Sequence[Camera], joints: np.ndarray, count: int) -> list[np.ndarray]:
+def _shown(cameras: Sequence[SceneCamera], joints: np.ndarray, count: int) -> list[np.ndarray]:
     return [camera.image(now) for camera, now in list(zip(cameras, joints, strict=True))[:count]]

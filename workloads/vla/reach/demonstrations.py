@@ -14,7 +14,7 @@ from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.reach import arm
 from workloads.vla.reach.expert import demonstration
-from workloads.vla.reach.render import SIZE, Camera
+from workloads.vla.reach.render import SIZE, SceneCamera
 from workloads.vla.reach.scene import COLOURS, CUBES, Scene, recall_scene, scene
 
 # Written last: a folder with it is complete, with the facts of its generation.
@@ -89,7 +89,7 @@ def generate(
 def _write(folder: Path, one: Scene) -> None:
     """Write one episode; its last step is the placeholder that recorders write."""
     joints = demonstration(one, STEPS)
-    frames = {CAMERA: Camera(one).images(joints)}
+    frames = {CAMERA: SceneCamera(one).images(joints)}
     write_episode(folder, joints, frames, one.instruction, fps=FPS, quality=_QUALITY)
 
 
@@ -102,7 +102,7 @@ def _write_recall(folder: Path, one: Scene, pushed_to: int) -> None:
     """
     moving = demonstration(one, RECALL_STEPS - 1, pushed_to)
     joints = np.concatenate([np.repeat(moving[:1], CUES, axis=0), moving])
-    images = Camera(one, lit=0).images(joints[:CUES]) + Camera(one).images(joints[CUES:])
+    images = SceneCamera(one, lit=0).images(joints[:CUES]) + SceneCamera(one).images(joints[CUES:])
     actions = np.tile(arm.reaching(one.goal), (len(joints), 1))
     frames = {CAMERA: images}
     write_episode(

@@ -2,7 +2,7 @@
 
 from workloads.run.events import Event
 from workloads.run.session import Session
-from workloads.vla.reach.judge import TRAINED, UNTRAINED, Verdict, judge, table, write
+from workloads.vla.reach.judge import TRAINED, UNTRAINED, TaskVerdict, judge, table, write
 from workloads.vla.reach.policies import pair
 from workloads.vla.reach.recall import judge_recall
 from workloads.vla.reach.sheet import draw
@@ -21,7 +21,7 @@ def judge_exported(session: Session, task: str, scenes: int, seed: int) -> list[
     return [*_changes(verdict), ("rollouts", str(image))]
 
 
-def _changes(verdict: Verdict) -> list[tuple[str, str]]:
+def _changes(verdict: TaskVerdict) -> list[tuple[str, str]]:
     before, after = verdict.scores[UNTRAINED], verdict.scores[TRAINED]
     best = verdict.best_control
     low, high = after.range

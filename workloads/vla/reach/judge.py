@@ -15,7 +15,7 @@ import numpy as np
 
 from workloads.engine.summary import interval
 from workloads.vla.policy import Observation, Policy
-from workloads.vla.reach.closed_loop import REACHED, STEPS, Act, Rollouts, roll_out
+from workloads.vla.reach.closed_loop import REACHED, STEPS, Act, SceneRollouts, roll_out
 from workloads.vla.reach.policies import statistics_key
 from workloads.vla.reach.scene import Scene, instruction, scene
 
@@ -48,12 +48,12 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TaskVerdict:
     """Scores by name, the trained policy's first, and its rollouts over `scenes`."""
 
     scores: Mapping[str, Score]
     scenes: tuple[Scene, ...]
-    rollouts: Rollouts
+    rollouts: SceneRollouts
     seed: int
     task: str = "reach"
     controls: tuple[str, ...] = CONTROLS
@@ -94,7 +94,7 @@ def judge(
     count: int,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Verdict:
+) -> TaskVerdict:
     """Let the policy and its controls act in `count` scenes that no demonstration has.
 
     progress: called with the steps done and their total. Raises UserError as `statistics_key`.
@@ -116,7 +116,7 @@ def judge(
         SHUFFLED: roll_out(scenes, acting(trained), others, progress=step),
     }
     scores = {name: score(one) for name, one in rollouts.items()}
-    return Verdict(scores, scenes, rollouts[TRAINED], seed)
+    return TaskVerdict(scores, scenes, rollouts[TRAINED], seed)
 
 
 def acting(policy: Policy) -> Act:
@@ -156,13 +156,13 @@ def _another(one: Scene) -> str:
     return instruction(one.colours[1])
 
 
-def score(rollouts: Rollouts) -> Score:
+def score(rollouts: SceneRollouts) -> Score:
     """The score of finished rollouts."""
     won = rollouts.won
     return Score(int(won.sum()), len(won), float(np.median(rollouts.distances)))
 
 
-def table(verdict: Verdict) -> str:
+def table(verdict: TaskVerdict) -> str:
     """Table of the success of the policy and each control, with 95 % intervals."""
     wide = max(len(name) for name in verdict.scores)
     lines = [f"{'':<{wide}}  success  95 % range        off by (median)"]
@@ -179,7 +179,7 @@ def table(verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
-def write(verdict: Verdict, folder: Path) -> Path:
+def write(verdict: TaskVerdict, folder: Path) -> Path:
     """Write the scores as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{verdict.task}.json"

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from workloads.vla.episodes import Episode, act
+from workloads.vla.episodes import PolicyEpisode, act
 from workloads.vla.policy import Observation, Policy
 from workloads.vla.reach import arm
-from workloads.vla.reach.closed_loop import Rollouts, distances_of
+from workloads.vla.reach.closed_loop import SceneRollouts, distances_of
 from workloads.vla.reach.demonstrations import CUES, RECALL_STEPS
-from workloads.vla.reach.judge import SHOWN, TRAINED, UNTRAINED, Verdict, score
+from workloads.vla.reach.judge import SHOWN, TRAINED, UNTRAINED, TaskVerdict, score
 from workloads.vla.reach.policies import statistics_key
-from workloads.vla.reach.render import Camera
+from workloads.vla.reach.render import SceneCamera
 from workloads.vla.reach.scene import Scene, recall_scene
 
 OTHER_CUE, NO_CUE, FORGETS = "another cube lit", "no cube lit", "memory emptied each step"
@@ -30,7 +30,7 @@ def judge_recall(
     count: int,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Verdict:
+) -> TaskVerdict:
     """Let the policy and its controls act in `count` scenes that no demonstration has.
 
     progress: called with the steps done and their total. Raises UserError as `statistics_key`.
@@ -51,7 +51,9 @@ def judge_recall(
         FORGETS: roll_out(scenes, trained, 0, forgets=True, progress=step),
     }
     scores = {name: score(one) for name, one in rollouts.items()}
-    return Verdict(scores, scenes, rollouts[TRAINED], seed, "recall", CONTROLS, CUES + RECALL_STEPS)
+    return TaskVerdict(
+        scores, scenes, rollouts[TRAINED], seed, "recall", CONTROLS, CUES + RECALL_STEPS
+    )
 
 
 def roll_out(
@@ -61,23 +63,23 @@ def roll_out(
     forgets: bool = False,
     shown: int = 0,
     progress: Callable[[], None] = lambda: None,
-) -> Rollouts:
+) -> SceneRollouts:
     """Let a policy move the arm in every scene, each an episode of its own.
 
     lit: the cube that is lit in the first frames; forgets: every frame is the first of an episode.
     """
     key = statistics_key(policy)
-    cues = [Camera(scene, lit=lit) for scene in scenes]
-    cameras = [Camera(scene) for scene in scenes]
+    cues = [SceneCamera(scene, lit=lit) for scene in scenes]
+    cameras = [SceneCamera(scene) for scene in scenes]
     joints = np.stack([scene.start for scene in scenes])
-    episodes = [Episode(policy.new_memory()) for _ in scenes]
+    episodes = [PolicyEpisode(policy.new_memory()) for _ in scenes]
     kept: list[list[np.ndarray]] = []
     for step in range(CUES + RECALL_STEPS):
         seeing = cues if step < CUES else cameras
         images = [camera.image(now) for camera, now in zip(seeing, joints, strict=True)]
         kept.append(images[:shown])
         if forgets:
-            episodes = [Episode(policy.new_memory()) for _ in scenes]
+            episodes = [PolicyEpisode(policy.new_memory()) for _ in scenes]
         seen = [
             Observation({policy.cameras[0]: image}, scene.instruction, now.astype(np.float32))
             for image, scene, now in zip(images, scenes, joints, strict=True)
@@ -93,4 +95,4 @@ def roll_out(
         progress()
     last = zip(cameras[:shown], joints[:shown], strict=True)
     kept.append([camera.image(now) for camera, now in last])
-    return Rollouts(distances_of(scenes, joints), np.swapaxes(np.array(kept), 0, 1))
+    return SceneRollouts(distances_of(scenes, joints), np.swapaxes(np.array(kept), 0, 1))

@@ -20,7 +20,7 @@ _LIT, _FIELD = (250, 220, 60), 0.17  # a field on the table around a cube, and i
 _SHADES = (1.0, 0.8, 0.62)  # upper face, face towards the camera, faces aside
 
 
-class Camera:
+class SceneCamera:
     """Images of one scene; its static part is drawn once. lit: the number of a cube that stands
     in a bright field."""
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from workloads.vla.reach.closed_loop import REACHED, Rollouts
-from workloads.vla.reach.judge import Verdict
+from workloads.vla.reach.closed_loop import REACHED, SceneRollouts
+from workloads.vla.reach.judge import TaskVerdict
 from workloads.vla.reach.scene import Scene
 
 _LABEL = 150
@@ -13,7 +13,7 @@ _GAP = 4
 _WON, _LOST = (20, 130, 50), (190, 40, 40)
 
 
-def draw(verdict: Verdict, folder: Path) -> Path:
+def draw(verdict: TaskVerdict, folder: Path) -> Path:
     """Write the trained policy's first scenes as PNG."""
     rows = [
         _row(scene, verdict.rollouts, number)
@@ -29,7 +29,7 @@ def draw(verdict: Verdict, folder: Path) -> Path:
     return target
 
 
-def _row(scene: Scene, rollouts: Rollouts, number: int) -> Image.Image:
+def _row(scene: Scene, rollouts: SceneRollouts, number: int) -> Image.Image:
     frames = rollouts.images[number]
     size = frames.shape[1]
     row = Image.new("RGB", (_LABEL + (size + _GAP) * len(frames), size), "white")

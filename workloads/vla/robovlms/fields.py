@@ -15,11 +15,11 @@ Convert = Callable[[Any, Config], Any]
 _HUB = "https://huggingface.co/"
 
 
-class Refused(Exception):
+class RefusedField(Exception):
     """The reason why a value cannot be mapped."""
 
 
-class Kept(Exception):
+class KeptField(Exception):
     """The reason why a value of a mapped field is kept for reference only."""
 
 
@@ -55,7 +55,7 @@ def _choice(choices: Mapping[Any, Any], why: str = "") -> Convert:
     def convert(value: Any, _: Config) -> Any:
         if isinstance(value, list | dict) or value not in choices:
             known = ", ".join(str(choice) for choice in choices)
-            raise Refused(why or f"known are {known}")
+            raise RefusedField(why or f"known are {known}")
         return choices[value]
 
     return convert
@@ -68,71 +68,71 @@ def _section(config: Config, name: str) -> Config:
 
 def _whole(value: Any, _: Config) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise Refused("expected a whole number of at least 1")
+        raise RefusedField("expected a whole number of at least 1")
     return value
 
 
 def _number(value: Any, _: Config) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Refused("expected a number")
+        raise RefusedField("expected a number")
     return value
 
 
 def _repository(value: Any, _: Config) -> str:
     if not isinstance(value, str) or not value.startswith(_HUB):
-        raise Refused(f"expected an address that begins with {_HUB}")
+        raise RefusedField(f"expected an address that begins with {_HUB}")
     return value.removeprefix(_HUB).strip("/")
 
 
 def _local_model(value: Any, config: Config) -> Any:
     if config.get("model_url"):
-        raise Kept("a local copy; model_url names the model")
+        raise KeptField("a local copy; model_url names the model")
     return value
 
 
 def _batch(value: Any, config: Config) -> int:
     if isinstance(value, list):
-        raise Refused("several datasets: RoboVLMs trains on the first batch only")
+        raise RefusedField("several datasets: RoboVLMs trains on the first batch only")
     return _whole(value, config)
 
 
 def _accumulated(value: Any, config: Config) -> int:
     batch = config.get("batch_size")
     if value == 1:
-        raise Kept("every micro-batch is a step: train.global_batch_size is left out")
+        raise KeptField("every micro-batch is a step: train.global_batch_size is left out")
     if not isinstance(batch, int):
-        raise Refused("expected a batch_size that is one number")
+        raise RefusedField("expected a batch_size that is one number")
     return _whole(value, config) * batch
 
 
 def _warmup(value: Any, config: Config) -> float:
     epochs = _section(config, "trainer").get("max_epochs")
     if not value:
-        raise Kept("no warm-up by epochs")
+        raise KeptField("no warm-up by epochs")
     if config.get("warmup_steps"):
-        raise Refused("expected warmup_epochs or warmup_steps; their sum has no setting")
+        raise RefusedField("expected warmup_epochs or warmup_steps; their sum has no setting")
     if not isinstance(epochs, int | float) or not 0 < _number(value, config) < epochs:
-        raise Refused("expected fewer epochs than trainer.max_epochs")
+        raise RefusedField("expected fewer epochs than trainer.max_epochs")
     return round(value / epochs, 6)  # a share of all steps
 
 
 def _warmup_steps(value: Any, config: Config) -> int:
     if not value:
-        raise Kept("no warm-up by steps")
+        raise KeptField("no warm-up by steps")
     if config.get("warmup_epochs"):
-        raise Refused("expected warmup_epochs or warmup_steps; their sum has no setting")
+        raise RefusedField("expected warmup_epochs or warmup_steps; their sum has no setting")
     return _whole(value, config)
 
 
 def _clipping(value: Any, config: Config) -> float:
     if not value:
-        raise Kept("nothing was clipped; optim.max_grad_norm is 1.0 unless set")
+        raise KeptField("nothing was clipped; optim.max_grad_norm is 1.0 unless set")
     return _number(value, config)
 
 
 def _trainer_clipping(value: Any, config: Config) -> Any:
     used = config.get("gradient_clip_val") or 0
-    raise Kept(
+    raise KeptField(
         f"overwritten by the gradient_clip_val outside of trainer, here {used}: gradients were "
         f"{'clipped to that' if used else 'never clipped'} there"
     )
@@ -140,19 +140,19 @@ def _trainer_clipping(value: Any, config: Config) -> Any:
 
 def _setup_precision(value: Any, config: Config) -> Any:
     used = _section(config, "trainer").get("precision")
-    raise Kept(f"overwritten by trainer.precision, here {used!r}")
+    raise KeptField(f"overwritten by trainer.precision, here {used!r}")
 
 
 def _overwritten_by(field: str) -> Convert:
     def convert(value: Any, config: Config) -> Any:
-        raise Kept(f"overwritten by {field} outside of act_head, here {config.get(field)!r}")
+        raise KeptField(f"overwritten by {field} outside of act_head, here {config.get(field)!r}")
 
     return convert
 
 
 def _max_steps(value: Any, config: Config) -> int:
     if value == -1:
-        raise Kept("no bound: epochs count")
+        raise KeptField("no bound: epochs count")
     return _whole(value, config)
 
 
@@ -217,7 +217,7 @@ def _mixture(value: Any, config: Config) -> Any:
 def _of_discrete(setting: str) -> Maps:
     def convert(value: Any, config: Config) -> Any:
         if _section(config, "act_head").get("action_space") != "discrete":
-            raise Kept("of discrete actions only")
+            raise KeptField("of discrete actions only")
         return _number(value, config)
 
     return Maps(setting, convert)
@@ -225,7 +225,7 @@ def _of_discrete(setting: str) -> Maps:
 
 def _action_space(value: Any, config: Config) -> str:
     if value == "discrete":
-        raise Kept("act_head.type says it")
+        raise KeptField("act_head.type says it")
     if value != "down_sample":
         return str(_choice({"continuous": "action_token"}, "known are continuous, down_sample, "
                            "discrete")(value, config))  # fmt: skip
@@ -250,13 +250,13 @@ def _history(value: Any, config: Config) -> str:
 
 def _token_source(value: Any, config: Config) -> Any:
     if _section(config, "act_head").get("action_space") != "down_sample":
-        raise Kept("of action_space down_sample only")
-    raise Kept("action_head.reads, from act_head.action_space")
+        raise KeptField("of action_space down_sample only")
+    raise KeptField("action_head.reads, from act_head.action_space")
 
 
 def _model(value: Any, config: Config) -> Any:
     _choice({"kosmos": "", "paligemma": ""}, _OTHER_CODE)(value, config)
-    raise Kept("the config.json of model.name says it")
+    raise KeptField("the config.json of model.name says it")
 
 
 _NOT_READ = Keeps("nothing of RoboVLMs reads it")

@@ -7,7 +7,15 @@ from typing import Any, Literal
 
 from workloads.errors import did_you_mean
 from workloads.vla.robovlms.config import Inherited
-from workloads.vla.robovlms.fields import DEFAULTS, RULES, Keeps, Kept, Maps, Refused, Rule
+from workloads.vla.robovlms.fields import (
+    DEFAULTS,
+    RULES,
+    Keeps,
+    KeptField,
+    Maps,
+    RefusedField,
+    Rule,
+)
 
 _SEVERAL = "several datasets: RoboVLMs trains on the first batch only; name one"
 
@@ -73,9 +81,9 @@ def _mapped(
 ) -> Row:
     try:
         setting = rule.convert(value, config)
-    except Refused as error:
+    except RefusedField as error:
         return Row(field, value, "refused", str(error))
-    except Kept as error:
+    except KeptField as error:
         return Row(field, value, "kept", str(error))
     *sections, name = rule.setting.split(".")
     place = settings

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from workloads.errors import UserError
-from workloads.vla.episodes import Episode
+from workloads.vla.episodes import PolicyEpisode
 from workloads.vla.policy import Policy
-from workloads.vla.serve.messages import Question
+from workloads.vla.serve.messages import ActRequest
 from workloads.vla.serve.refusal import Refused
 
 MOST = 64
@@ -24,7 +24,7 @@ _REMEMBERED = 1000  # names of dropped episodes to remember
 
 @dataclass
 class _Held:
-    episode: Episode
+    episode: PolicyEpisode
     task: tuple[str, str | None]  # instruction and unnorm_key
     last: float  # when its last frame came, s
 
@@ -44,7 +44,7 @@ class Episodes:
         return len(self._held)
 
     @contextmanager
-    def of(self, question: Question, policy: Policy) -> Iterator[Episode]:
+    def of(self, question: ActRequest, policy: Policy) -> Iterator[PolicyEpisode]:
         """The episode of a frame, stored once the frame was answered.
 
         It begins with its first frame, a frame with reset, or a new instruction. Raises Refused
@@ -61,7 +61,7 @@ class Episodes:
         if held is None:
             self._make_room()
         goes_on = held is not None and not question.reset and held.task == task
-        episode = held.episode if held and goes_on else Episode(policy.new_memory())
+        episode = held.episode if held and goes_on else PolicyEpisode(policy.new_memory())
         yield episode
         if name in self._forgotten:
             self._forgotten.remove(name)

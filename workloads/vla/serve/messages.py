@@ -36,7 +36,7 @@ Writer = Callable[[np.ndarray, bool], str]
 
 
 @dataclass(frozen=True)
-class Question:
+class ActRequest:
     """An observation, the format of the answer, and the names of unused fields.
 
     episode: name of the frame's episode; None for a single frame. reset: restart the episode.
@@ -56,7 +56,7 @@ class UnknownKind(UserError):
 
 def read(
     content_type: str, body: bytes, cameras: Sequence[str], takes_state: bool = True
-) -> Question:
+) -> ActRequest:
     """Parse a request's body as a question to a policy with these cameras.
 
     takes_state: whether the policy uses the robot's state. Raises UserError for an invalid body.
@@ -106,7 +106,9 @@ def _object(text: bytes | str) -> dict[str, Any]:
     return payload
 
 
-def _question(fields: Fields, cameras: Sequence[str], takes_state: bool, write: Writer) -> Question:
+def _question(
+    fields: Fields, cameras: Sequence[str], takes_state: bool, write: Writer
+) -> ActRequest:
     images, used = _images(fields, cameras)
     used |= {"instruction", "unnorm_key", "episode", "reset"}
     state = None
@@ -119,7 +121,7 @@ def _question(fields: Fields, cameras: Sequence[str], takes_state: bool, write: 
     episode, reset = episode_of(fields), _flag(fields, "reset")
     if reset and episode is None:
         raise UserError("reset: expected an episode to begin anew, found none; name it")
-    return Question(observation, _text(fields, "unnorm_key"), write, ignored, episode, reset)
+    return ActRequest(observation, _text(fields, "unnorm_key"), write, ignored, episode, reset)
 
 
 def ended(content_type: str, body: bytes) -> str:

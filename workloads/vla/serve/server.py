@@ -28,7 +28,7 @@ from workloads.signals import Stop, handled_by, interrupt
 from workloads.vla.serve import messages
 from workloads.vla.serve.connection import DeadlineReader
 from workloads.vla.serve.refusal import Refused
-from workloads.vla.serve.service import Service
+from workloads.vla.serve.service import PolicyService
 
 MOST_BYTES = 32 << 20
 _LIMIT = f"expected a body of at most {MOST_BYTES >> 20} MiB"
@@ -243,7 +243,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     # The library's default of 5 refuses simultaneous clients.
     request_queue_size = _BACKLOG
-    service: Service
+    service: PolicyService
 
     def __init__(self, host: str, port: int) -> None:
         if ":" in host:
@@ -290,7 +290,7 @@ def claim(host: str, port: int, token: str | None) -> Server:
     return server
 
 
-def serve(server: Server, service: Service) -> int:
+def serve(server: Server, service: PolicyService) -> int:
     """Serve until SIGTERM or Ctrl-C; running answers are completed."""
     server.service = service
     server.server_activate()

@@ -20,7 +20,7 @@ from workloads.errors import UserError
 from workloads.vla.episodes import Execution, act
 from workloads.vla.policy import Observation, Policy
 from workloads.vla.serve.episodes import Episodes
-from workloads.vla.serve.messages import Question
+from workloads.vla.serve.messages import ActRequest
 from workloads.vla.serve.refusal import Refused
 
 _MOST_WAITING = 8
@@ -29,7 +29,7 @@ _REMEMBERED = 1000  # newest answers, for latency percentiles
 
 
 @dataclass
-class Service:
+class PolicyService:
     """State that all connections share: the policy, the token, and counters."""
 
     policy: Policy
@@ -99,7 +99,7 @@ class Service:
                 self._waiting -= 1
                 self._changed.notify_all()
 
-    def act(self, question: Question) -> tuple[str, int | None]:
+    def act(self, question: ActRequest) -> tuple[str, int | None]:
         """The answer's text, and the index of its frame in the episode, from 1.
 
         A single frame is answered with the whole prediction, a frame of an episode with the one
@@ -174,7 +174,7 @@ class Service:
 class Held:
     """Share of one request in the memory for bodies."""
 
-    service: Service
+    service: PolicyService
     bytes: int = 0
 
     def add(self, count: int) -> None:

@@ -19,7 +19,7 @@ from tests.support.robot_data import (
     video,
 )
 from workloads.data.robot import DamagedRecord, open_dataset
-from workloads.data.robot.lerobot.video import VideoError, Videos
+from workloads.data.robot.lerobot.video import OpenVideos, VideoError
 from workloads.data.robot.lerobot.writer import to_lerobot_v3
 from workloads.errors import UserError
 
@@ -89,7 +89,7 @@ def test_a_video_shorter_than_its_episode(tmp_path: Path) -> None:
 
 def test_a_time_between_two_frames_is_refused_only_outside(tmp_path: Path) -> None:
     file = video(tmp_path / "v.mp4", [picture(t) for t in range(10)])
-    videos = Videos()
+    videos = OpenVideos()
     assert step_of(videos.frame(file, 0.31)) == 3
     assert step_of(videos.frame(file, 0.28)) == 3
     with pytest.raises(VideoError, match=r"no frame at 1\.500 s"):
@@ -100,14 +100,14 @@ def test_a_time_between_two_frames_is_refused_only_outside(tmp_path: Path) -> No
 
 def test_frames_handed_out_are_the_callers_own(tmp_path: Path) -> None:
     file = video(tmp_path / "v.mp4", [picture(t) for t in range(3)])
-    videos = Videos()
+    videos = OpenVideos()
     videos.frame(file, 0.1)[...] = 0
     assert step_of(videos.frame(file, 0.1)) == 1
 
 
 def test_many_videos_keep_few_open(tmp_path: Path) -> None:
     files = [video(tmp_path / f"{n}.mp4", [picture(n), picture(n)]) for n in range(7)]
-    videos = Videos()
+    videos = OpenVideos()
     for _ in range(2):
         assert [step_of(videos.frame(file, 0.1)) for file in files] == list(range(7))
     assert len(videos._open) == 4

@@ -309,7 +309,7 @@ def test_rows_that_would_break_a_run_are_named(checkpoint: Path, tmp_path: Path)
     counted = list(tokens.count_rows(rows, text, rules))
     first = counted[0]
     assert isinstance(first, tokens.RowTokens) and first.image == 4
-    limits = tokens.Limits(
+    limits = tokens.PromptLimits(
         completion=100, prompt=first.prompt + 300, context=first.prompt + 450, image=200
     )
     found = tokens.report(counted, limits)

@@ -20,7 +20,7 @@ from workloads.errors import TataraError, UserError
 from workloads.grpo import prompts
 from workloads.grpo.rewards import answers, scoring
 from workloads.grpo.rewards import functions as rewards
-from workloads.grpo.rewards.math_checker import MathChecker, Verdict, shared_checker
+from workloads.grpo.rewards.math_checker import MathChecker, MathVerdict, shared_checker
 
 pytestmark = pytest.mark.unit
 
@@ -75,7 +75,7 @@ def test_what_does_not_come_back_is_killed(caplog: pytest.LogCaptureFixture) -> 
     first = checker.pid
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
-        assert checker.compare(ENDLESS, "$7$") == Verdict(match=False, first=None)
+        assert checker.compare(ENDLESS, "$7$") == MathVerdict(match=False, first=None)
     assert time.monotonic() - started < 4
     assert "timed out" in caplog.text
     assert first is not None and not Path(f"/proc/{first}").exists()
@@ -97,7 +97,7 @@ def test_a_killed_process_is_replaced_within_the_question() -> None:
 def test_the_same_question_costs_once(caplog: pytest.LogCaptureFixture) -> None:
     checker = MathChecker(phase_seconds=1.0)
     verdicts = [checker.compare(ENDLESS, "$7$") for _ in range(50)]
-    assert verdicts == [Verdict(match=False, first=None)] * 50
+    assert verdicts == [MathVerdict(match=False, first=None)] * 50
     assert caplog.text.count("timed out") == 1
     checker.close()
 

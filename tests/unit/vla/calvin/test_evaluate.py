@@ -19,8 +19,8 @@ from tests.support.waiting import until
 from workloads.cli import main
 from workloads.errors import UserError
 from workloads.vla.calvin import sequences, simulator
-from workloads.vla.calvin.client import Frame, Place, Simulator, SimulatorEnded
-from workloads.vla.calvin.evaluate import RESULTS, Videos, evaluate
+from workloads.vla.calvin.client import Simulator, SimulatorEnded, SimulatorFrame, SimulatorPlace
+from workloads.vla.calvin.evaluate import RESULTS, VideoOptions, evaluate
 from workloads.vla.calvin.report import summary, table
 from workloads.vla.calvin.rollout import PolicyPilot, Rollout, check_policy, drive
 from workloads.vla.calvin.scripted import Script
@@ -29,8 +29,8 @@ from workloads.vla.calvin.video import write_video
 pytestmark = pytest.mark.unit
 
 
-def recorded(*flags: object) -> Place:
-    return Place((sys.executable, recorded_calvin.__file__, *map(str, flags)))
+def recorded(*flags: object) -> SimulatorPlace:
+    return SimulatorPlace((sys.executable, recorded_calvin.__file__, *map(str, flags)))
 
 
 class Player:
@@ -38,13 +38,13 @@ class Player:
 
     def __init__(self, actions: np.ndarray) -> None:
         self.actions = actions
-        self.seen: list[Frame] = []
+        self.seen: list[SimulatorFrame] = []
         self.tasks: list[str] = []
 
     def begin(self, task: str) -> None:
         self.tasks.append(task)
 
-    def act(self, frame: Frame) -> np.ndarray:
+    def act(self, frame: SimulatorFrame) -> np.ndarray:
         self.seen.append(frame)
         return np.asarray(self.actions[(len(self.seen) - 1) % len(self.actions)])
 
@@ -77,13 +77,13 @@ def test_a_sequence_ends_with_its_first_failure(tmp_path: Path) -> None:
     assert len(rollout.images) == 3 + 1 + 360 + 1
 
 
-def run(folder: Path, count: int, place: Place | None = None, **settings: Any) -> Any:
+def run(folder: Path, count: int, place: SimulatorPlace | None = None, **settings: Any) -> Any:
     facts = {"policy": "player"}
     return evaluate(count, place or recorded(), lambda: Script(), folder, facts, **settings)
 
 
 def test_several_simulators_give_what_one_gives_and_a_killed_one_goes_on(tmp_path: Path) -> None:
-    results, facts = run(tmp_path / "one", 4, videos=Videos(1))
+    results, facts = run(tmp_path / "one", 4, videos=VideoOptions(1))
     assert [result.number for result in results] == [0, 1, 2, 3]
     assert facts["simulator"]["renderer"] == "recording"
     assert run(tmp_path / "three", 4, processes=3)[0] == results
@@ -148,7 +148,7 @@ def test_what_starts_no_simulator(tmp_path: Path) -> None:
     with pytest.raises(SimulatorEnded, match="No module named"):
         Simulator(Place((sys.executable, "-c", "import absent")), tmp_path / "log")
     with pytest.raises(UserError, match=r"expected simulators at 127\.0\.0\.1:1"):
-        Simulator(Place(address=("127.0.0.1", 1)), tmp_path / "log")
+        Simulator(SimulatorPlace(address=("127.0.0.1", 1)), tmp_path / "log")
 
 
 @pytest.fixture

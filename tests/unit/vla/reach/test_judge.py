@@ -72,18 +72,18 @@ def _mean_of_demonstrations() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def verdict() -> judge.Verdict:
+def verdict() -> judge.TaskVerdict:
     return judge.judge(Looking(), Looking(seeing=False), COUNT, 0)
 
 
-def test_who_looks_and_listens_wins_and_no_control_does(verdict: judge.Verdict) -> None:
+def test_who_looks_and_listens_wins_and_no_control_does(verdict: judge.TaskVerdict) -> None:
     assert verdict.scores[judge.TRAINED].success >= 0.9
     assert list(verdict.scores) == [judge.TRAINED, *judge.CONTROLS]
     for name in judge.CONTROLS:
         assert verdict.scores[name].success <= 0.15, name
 
 
-def test_the_same_seed_gives_the_same_verdict(verdict: judge.Verdict) -> None:
+def test_the_same_seed_gives_the_same_verdict(verdict: judge.TaskVerdict) -> None:
     again = judge.judge(Looking(), Looking(seeing=False), COUNT, 0)
     assert again.as_dict() == verdict.as_dict()
     other = judge.judge(Looking(), Looking(seeing=False), COUNT, 1)
@@ -95,7 +95,7 @@ def test_ranges_are_wilsons() -> None:
     assert interval(0.0, 100) == pytest.approx((0.0, 0.0370), abs=1e-4)
 
 
-def test_the_table_says_success_and_range_of_each(verdict: judge.Verdict) -> None:
+def test_the_table_says_success_and_range_of_each(verdict: judge.TaskVerdict) -> None:
     text = judge.table(verdict)
     for name, score in verdict.scores.items():
         line = next(one for one in text.splitlines() if one.startswith(name))
@@ -104,7 +104,7 @@ def test_the_table_says_success_and_range_of_each(verdict: judge.Verdict) -> Non
     assert f"{COUNT} scenes" in text
 
 
-def test_scores_and_picture_are_written(verdict: judge.Verdict, tmp_path: Path) -> None:
+def test_scores_and_picture_are_written(verdict: judge.TaskVerdict, tmp_path: Path) -> None:
     kept = json.loads(judge.write(verdict, tmp_path / "evaluation").read_text())
     assert kept["scores"][judge.TRAINED]["won"] == sum(kept["won"])
     assert len(kept["distances"]) == COUNT

@@ -13,7 +13,7 @@ from workloads.vla.reach.closed_loop import REACHED, STEPS, roll_out
 from workloads.vla.reach.demonstrations import CAMERA, generate
 from workloads.vla.reach.demonstrations import STEPS as RECORDED
 from workloads.vla.reach.expert import command, demonstration
-from workloads.vla.reach.render import SIZE, Camera, project
+from workloads.vla.reach.render import SIZE, SceneCamera, project
 from workloads.vla.reach.scene import APART, COLOURS, CUBE, CUBES, instruction, scene
 
 pytestmark = pytest.mark.unit
@@ -109,7 +109,7 @@ def test_chunks_are_carried_out_whole_and_the_policy_sees_the_present() -> None:
 
     def act(pictures: np.ndarray, told: object, states: np.ndarray) -> np.ndarray:
         asked.append(states)
-        assert np.array_equal(pictures[1], Camera(scenes[1]).image(states[1].astype(float)))
+        assert np.array_equal(pictures[1], SceneCamera(scenes[1]).image(states[1].astype(float)))
         return np.stack([states + 0.01 * (at + 1) for at in range(4)], axis=1)
 
     roll_out(scenes, act)
@@ -120,7 +120,7 @@ def test_chunks_are_carried_out_whole_and_the_policy_sees_the_present() -> None:
 def test_pictures_show_every_cube_and_the_fingertip_where_they_are() -> None:
     for number in range(20):
         one = scene(0, number, "evaluation")
-        picture = Camera(one).image(one.start).astype(int)
+        picture = SceneCamera(one).image(one.start).astype(int)
         pixels, _ = project(np.column_stack([one.places, np.full(CUBES, CUBE)]), SIZE)
         tip, _ = project(arm.fingertip(one.start), SIZE)
         assert ((tip > 1) & (tip < SIZE - 1)).all()
@@ -132,7 +132,7 @@ def test_pictures_show_every_cube_and_the_fingertip_where_they_are() -> None:
 
 
 def test_the_arm_shows_in_the_picture() -> None:
-    camera = Camera(scene(0, 0, "evaluation"))
+    camera = SceneCamera(scene(0, 0, "evaluation"))
     first, second = (camera.image(arm.reaching(np.array([0.3, y, 0.1]))) for y in (-0.1, 0.1))
     assert np.abs(first.astype(int) - second).max() > 60
 
@@ -150,7 +150,7 @@ def test_demonstrations_are_crane_x7_recordings(tmp_path: Path) -> None:
         assert np.array_equal(episode.states, joints[:-1])
         assert np.array_equal(episode.actions, joints[1:])
         assert episode.instruction == one.instruction
-        seen, drawn = episode.image(CAMERA, 2), Camera(one).image(joints[2].astype(float))
+        seen, drawn = episode.image(CAMERA, 2), SceneCamera(one).image(joints[2].astype(float))
         assert np.abs(seen.astype(int) - drawn).mean() < 8
 
 

@@ -14,7 +14,7 @@ from workloads.vla.episodes import Execution
 from workloads.vla.policy import Observation
 from workloads.vla.serve.client import PolicyClient, ServerError, decode
 from workloads.vla.serve.episodes import Episodes
-from workloads.vla.serve.messages import Question
+from workloads.vla.serve.messages import ActRequest
 from workloads.vla.serve.refusal import Refused
 
 pytestmark = pytest.mark.unit
@@ -150,8 +150,8 @@ def test_an_end_without_a_name_and_of_nobody(served: Served) -> None:
     assert served.ask("GET", "/reset")[0] == HTTPStatus.METHOD_NOT_ALLOWED
 
 
-def asked(name: str, reset: bool = False) -> Question:
-    return Question(Observation({}, TASK), None, lambda *_: "", (), name, reset)
+def asked(name: str, reset: bool = False) -> ActRequest:
+    return ActRequest(Observation({}, TASK), None, lambda *_: "", (), name, reset)
 
 
 def test_room_is_bounded_and_a_robot_whose_episode_went_is_told(policy: GoldenKosmos) -> None:

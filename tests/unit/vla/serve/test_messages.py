@@ -12,7 +12,7 @@ from PIL import Image
 
 from workloads.errors import UserError
 from workloads.vla.serve.client import decode, dumps, encode, multipart
-from workloads.vla.serve.messages import Question, read
+from workloads.vla.serve.messages import ActRequest, read
 
 pytestmark = pytest.mark.unit
 CAMERAS = ("primary", "wrist")
@@ -23,7 +23,7 @@ def picture(seed: int = 0, size: tuple[int, int] = (20, 30)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def asked(payload: dict[str, Any], cameras: tuple[str, ...] = CAMERAS) -> Question:
+def asked(payload: dict[str, Any], cameras: tuple[str, ...] = CAMERAS) -> ActRequest:
     return read(JSON, dumps(payload).encode(), cameras)
 
 

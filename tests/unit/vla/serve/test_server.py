@@ -24,7 +24,7 @@ from workloads.vla.serve import client as clients
 from workloads.vla.serve import server as serve
 from workloads.vla.serve.client import PolicyClient, ServerError, decode, dumps
 from workloads.vla.serve.server import Server, claim
-from workloads.vla.serve.service import Service
+from workloads.vla.serve.service import PolicyService
 
 pytestmark = pytest.mark.unit
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -53,7 +53,7 @@ class Served:
 
     def __init__(self, policy: Policy, token: str | None = None) -> None:
         self.server: Server = claim("127.0.0.1", 0, token)
-        self.service = self.server.service = Service(policy, token)
+        self.service = self.server.service = PolicyService(policy, token)
         self.server.server_activate()
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
@@ -309,7 +309,7 @@ def test_no_policy_is_served_without_statistics(tmp_path: Path) -> None:
     (folder / "dataset_statistics.json").write_text("{}")
     policy = Policy.from_pretrained(folder, device="cpu", report=lambda text: None)
     with pytest.raises(UserError, match="expected statistics to give actions their units"):
-        Service(policy).warm_up()
+        PolicyService(policy).warm_up()
 
 
 def test_a_blank_token_is_none(

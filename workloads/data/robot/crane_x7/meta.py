@@ -13,7 +13,7 @@ _COLOR_ORDERS: dict[str, ColorOrder] = {"rgb": "rgb", "bgr": "bgr", "bgr_swapped
 
 
 @dataclass(frozen=True)
-class Meta:
+class EpisodeMeta:
     """Steps a second, (height, width) of depth images, order of colours; None where not said."""
 
     fps: float | None = None
@@ -21,11 +21,11 @@ class Meta:
     color_order: ColorOrder | None = None
 
 
-def read_meta(folder: Path) -> Meta:
+def read_meta(folder: Path) -> EpisodeMeta:
     """Read the file where there is one; raises UserError naming the field at fault."""
     file = folder / FILE_NAME
     if not file.is_file():
-        return Meta()
+        return EpisodeMeta()
     fields = read_json(file)
     fps, shape = fields.get("fps"), fields.get("depth_shape")
     stated = fields.get("image_color_order")
@@ -35,7 +35,7 @@ def read_meta(folder: Path) -> Meta:
         raise _mistake(file, "depth_shape of height and width", shape)
     if stated is not None and (not isinstance(stated, str) or stated not in _COLOR_ORDERS):
         raise _mistake(file, f"image_color_order of {', '.join(_COLOR_ORDERS)}", stated)
-    return Meta(
+    return EpisodeMeta(
         None if fps is None else float(fps),
         (shape[0], shape[1]) if shape else None,
         None if stated is None else _COLOR_ORDERS[stated],

@@ -33,7 +33,7 @@ _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 
 
 @dataclass(frozen=True)
-class Recording:
+class NpzRecording:
     """The vectors of a file and which cameras it holds; `rows` are the steps that are sound.
 
     texts: the distinct instructions, which int32 [T]: the one of each step, None for all alike.
@@ -58,7 +58,7 @@ class _Unusable(Exception):
     """Why the file as a whole cannot be used."""
 
 
-def load(path: Path, text_key: str | None = None) -> Recording:
+def load(path: Path, text_key: str | None = None) -> NpzRecording:
     """Read everything but the images; text_key: the array of instructions, by default as usual."""
     if path.stat().st_size == 0:
         return _nothing(path, "empty: empty file")
@@ -73,14 +73,16 @@ def load(path: Path, text_key: str | None = None) -> Recording:
         return _nothing(path, f"bad_file: not a readable NPZ file, {error}")
 
 
-def _nothing(path: Path, cause: str) -> Recording:
+def _nothing(path: Path, cause: str) -> NpzRecording:
     empty = np.empty((0, 0), np.float32)
     damage = (Damage(str(path), 0, 0, cause),)
     rows = np.empty(0, np.int64)
-    return Recording(path, rows, empty, empty, None, {}, {}, [], None, [], [], 1, damage)
+    return NpzRecording(path, rows, empty, empty, None, {}, {}, [], None, [], [], 1, damage)
 
 
-def _recording(path: Path, stored: np.lib.npyio.NpzFile, text_keys: tuple[str, ...]) -> Recording:
+def _recording(
+    path: Path, stored: np.lib.npyio.NpzFile, text_keys: tuple[str, ...]
+) -> NpzRecording:
     actions = _vectors(stored, ACTION_KEYS)
     # Policies without a state need none.
     recorded = any(key in stored.files for key in STATE_KEYS)
@@ -96,7 +98,7 @@ def _recording(path: Path, stored: np.lib.npyio.NpzFile, text_keys: tuple[str, .
     )
     times = _times(stored, len(states))
     texts, which = _texts(stored, text_keys, len(states))
-    return Recording(
+    return NpzRecording(
         path,
         np.flatnonzero(~bad),
         states[~bad],
@@ -196,7 +198,7 @@ def _load_array(path: Path, key: str) -> np.ndarray:
 class NpzImages:
     """Images of one file."""
 
-    def __init__(self, recording: Recording, arrays: Arrays) -> None:
+    def __init__(self, recording: NpzRecording, arrays: Arrays) -> None:
         self.recording = recording
         self.arrays = arrays
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from workloads.data.robot.crane_x7 import npz, tfrecords
-from workloads.data.robot.crane_x7.meta import Meta, read_meta
+from workloads.data.robot.crane_x7.meta import EpisodeMeta, read_meta
 from workloads.data.robot.episode import Dataset, Episode, ImageReader, usual_sizes
 from workloads.data.robot.instructions import instruction_of
 from workloads.data.robot.options import ColorOrder, Options
@@ -15,7 +15,7 @@ from workloads.data.tfrecord import Damage
 from workloads.errors import UserError
 
 TFRECORD, NPZ = (".tfrecord", ".tfrecords"), (".npz",)
-Recording = tfrecords.Recording | npz.Recording
+Recording = tfrecords.TFRecordRecording | npz.NpzRecording
 # The recorders hand RGB arrays to a BGR encoder, and nothing in the file says so.
 TFRECORD_COLOR_ORDER: ColorOrder = "bgr"
 NPZ_COLOR_ORDER: ColorOrder = "rgb"
@@ -90,7 +90,7 @@ class Recordings(Dataset):
     def episode(self, number: int) -> Episode:
         recording, meta = self._recordings[number], self._meta[number]
         reader: ImageReader
-        if isinstance(recording, tfrecords.Recording):
+        if isinstance(recording, tfrecords.TFRecordRecording):
             reader = tfrecords.TFRecordImages(recording, meta.depth_shape)
             # Raw pixels never passed the recorder's BGR encoder.
             default = NPZ_COLOR_ORDER if recording.is_raw else TFRECORD_COLOR_ORDER
@@ -171,7 +171,7 @@ class Recordings(Dataset):
             return []
         cause = f"wrong_dim: wrong dimension, state and action of {sizes}, expected {self._sizes}"
         file = str(recording.path)
-        if isinstance(recording, npz.Recording):
+        if isinstance(recording, npz.NpzRecording):
             return [Damage(file, int(row), None, cause) for row in recording.rows]
         places = zip(recording.records, recording.offsets, strict=True)
         return [Damage(file, int(record), int(offset), cause) for record, offset in places]
@@ -191,11 +191,13 @@ def _load(root: Path, files: Sequence[Path], options: Options) -> list[Recording
 
 
 def _name(recordings: list[Recording]) -> str:
-    names = {r.dataset_name for r in recordings if isinstance(r, tfrecords.Recording)} - {""}
+    names = {r.dataset_name for r in recordings if isinstance(r, tfrecords.TFRecordRecording)} - {
+        ""
+    }
     return names.pop() if len(names) == 1 else tfrecords.DATASET_NAME
 
 
-def _fps(metas: list[Meta]) -> float:
+def _fps(metas: list[EpisodeMeta]) -> float:
     stated = {meta.fps for meta in metas if meta.fps is not None}
     return stated.pop() if len(stated) == 1 else tfrecords.FPS
 

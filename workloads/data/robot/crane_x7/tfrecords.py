@@ -80,7 +80,7 @@ class _Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recording:
+class TFRecordRecording:
     """A file without its images; arrays hold the good records only.
 
     texts: the distinct instructions, which int32 [T]: the one of each record; features: all keys,
@@ -109,7 +109,7 @@ class Recording:
 
 def load(
     root: Path, files: Sequence[Path], cache_dir: Path | None, text_key: str | None = None
-) -> list[Recording]:
+) -> list[TFRecordRecording]:
     """Read files of `root` once, checksums included, or take their entries from `cache_dir`.
 
     text_key: the feature that holds the instructions, if not one of INSTRUCTION_KEYS.
@@ -120,10 +120,10 @@ def load(
     return [_recording(path, arrays) for path, arrays in zip(files, known, strict=True)]
 
 
-def _recording(path: Path, arrays: Arrays) -> Recording:
+def _recording(path: Path, arrays: Arrays) -> TFRecordRecording:
     facts = json.loads(str(arrays["facts"]))
     damage = tuple(Damage(str(path), *item) for item in facts.pop("damage"))
-    return Recording(
+    return TFRecordRecording(
         path=path,
         damage=damage,
         timesteps=arrays.get("timesteps"),
@@ -355,7 +355,7 @@ def _depths(features: dict[str, Feature]) -> dict[str, str]:
 class TFRecordImages:
     """Images of one file, read record by record when asked for."""
 
-    def __init__(self, recording: Recording, depth_shape: tuple[int, int] | None) -> None:
+    def __init__(self, recording: TFRecordRecording, depth_shape: tuple[int, int] | None) -> None:
         self.recording = recording
         self.depth_shape = depth_shape
 

@@ -40,7 +40,7 @@ class Entry:
     videos: dict[str, VideoSpan]
 
 
-class Meta:
+class DatasetMeta:
     """The meta folder, read; raises UserError naming the file and the field at fault."""
 
     def __init__(self, root: Path) -> None:

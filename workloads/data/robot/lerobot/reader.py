@@ -13,8 +13,8 @@ from workloads import missing_files
 from workloads.data.robot.episode import Dataset, Episode, measured_rate, usual_sizes
 from workloads.data.robot.instructions import distinct, instruction_of
 from workloads.data.robot.lerobot.frames import EpisodeImages, ImageColumns, tie_videos
-from workloads.data.robot.lerobot.meta import BROKEN, Entry, Meta, cause_of
-from workloads.data.robot.lerobot.video import Videos
+from workloads.data.robot.lerobot.meta import BROKEN, DatasetMeta, Entry, cause_of
+from workloads.data.robot.lerobot.video import OpenVideos
 from workloads.data.robot.lru import LruCache
 from workloads.data.robot.options import Options
 from workloads.data.tfrecord import Damage
@@ -36,7 +36,7 @@ class LeRobot(Dataset):
 
     def __init__(self, path: Path, options: Options) -> None:
         super().__init__(path, options)
-        self.meta = Meta(path)
+        self.meta = DatasetMeta(path)
         self.name = str(self.meta.info.get("robot_type") or path.resolve().name)
         self.fps = self.meta.fps
         usual_state = STATE_KEYS if STATE_KEYS[0] in self.meta.features else ()
@@ -47,7 +47,7 @@ class LeRobot(Dataset):
         self.text_keys = ("task", *texts)
         # A step reads every camera: with fewer groups kept, each image would cost a whole group.
         self.columns = ImageColumns(max(_GROUPS_KEPT, len(self.meta.cameras)))
-        self.videos = Videos(len(self.meta.cameras))
+        self.videos = OpenVideos(len(self.meta.cameras))
         self._name_what_is_unused()
         # Numbers of tasks that have no text, where another text of the episode stands in.
         self.silent_tasks: Counter[int | None] = Counter()

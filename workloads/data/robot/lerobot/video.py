@@ -40,7 +40,7 @@ def frame_times(path: Path) -> np.ndarray:
     return times
 
 
-class Videos:
+class OpenVideos:
     """LRU cache of open videos, each with its last frames; every process opens its own.
 
     cameras: videos read for one step, all of which stay open.

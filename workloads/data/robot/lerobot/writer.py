@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from workloads.data.robot.converting import (
     Converted,
-    Prepared,
+    PreparedEpisode,
     Recipe,
     check_shapes,
     prepared_episodes,
@@ -92,7 +92,7 @@ class _Writer:
         self._open: pq.ParquetWriter | None = None
         self._sizes: tuple[int, int] | None = None
 
-    def add(self, prepared: Prepared) -> None:
+    def add(self, prepared: PreparedEpisode) -> None:
         """Write the runs of sound steps of an episode, each as an episode."""
         self.skipped += prepared.skipped
         self.kept += prepared.kept
@@ -127,7 +127,7 @@ class _Writer:
             self.recipe.folder.rmdir()
         return Converted(target, len(self.rows), self.frames, tuple(self.skipped), self.kept)
 
-    def _add_run(self, prepared: Prepared, at: int, run: np.ndarray) -> None:
+    def _add_run(self, prepared: PreparedEpisode, at: int, run: np.ndarray) -> None:
         episode = prepared.episode
         columns = self._columns(episode, run)
         described: dict[str, Described] = {

@@ -33,7 +33,7 @@ _NANOSECONDS = 1e-9
 
 
 @dataclass(frozen=True)
-class Recording:
+class BagRecording:
     """One bag at the moments of its steps; images by camera as the time of each step's message."""
 
     folder: Path
@@ -58,7 +58,7 @@ class Rosbags(Dataset):
         self.fps: float | None = options.rate or RATE
         self.name = path.resolve().name
         self.bags = Bags()
-        self.found: list[Recording] = []
+        self.found: list[BagRecording] = []
         lost: list[Damage] = []
         for folder in folders:
             try:
@@ -92,7 +92,7 @@ class Rosbags(Dataset):
             timestamps=recording.times,
         )
 
-    def _read(self, folder: Path) -> Recording:
+    def _read(self, folder: Path) -> BagRecording:
         reader = self.bags.get(folder)
         topics = {connection.topic: connection.msgtype for connection in reader.connections}
         states = self._topics(folder, topics, self.options.state_keys or (STATE_TOPIC,), "state")
@@ -192,7 +192,7 @@ class Rosbags(Dataset):
         cameras: dict[str, str],
         said: str | None,
         streams: dict[str, tuple[list[int], list[Any]]],
-    ) -> Recording:
+    ) -> BagRecording:
         needed = [*states, *actions, *cameras.values()]
         silent = [topic for topic in needed if not streams[topic][0]]
         if silent:
@@ -218,7 +218,7 @@ class Rosbags(Dataset):
             fresh &= following
             fresh[-1:] = False
         texts, which = self._said(streams, said, moments[fresh])
-        return Recording(
+        return BagRecording(
             folder, np.flatnonzero(fresh), (moments[fresh] - start) * _NANOSECONDS,
             state[fresh], action[fresh], cameras,
             {name: np.array(streams[topic][0], np.int64)[latest[topic][fresh]]
@@ -310,7 +310,7 @@ def _close(reader: Any) -> None:
 class _Images:
     """Images of one bag."""
 
-    def __init__(self, dataset: Rosbags, recording: Recording) -> None:
+    def __init__(self, dataset: Rosbags, recording: BagRecording) -> None:
         self.dataset = dataset
         self.recording = recording
 

@@ -1,9 +1,6 @@
 """Policy heads on a tiny Kosmos-2 and a small CALVIN, through the command that people type."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +36,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(folder: Path, data: Path, *settings: str, resume: bool = False) -> Training:
     """`tatara train` with the tiny profile."""
     words = [f"data.source={data}", *SETTINGS, *settings]
-    command = [sys.executable, "-m", "workloads.cli", "train", PROFILE, *words]
-    training = Training.__new__(Training)
-    training.outputs = folder
-    folder.mkdir(parents=True, exist_ok=True)
-    training.log = folder / "console.log"
-    env = {**os.environ, "TATARA_OUTPUTS": str(folder), "OMP_NUM_THREADS": "1"}
-    env["TATARA_CACHE"] = str(folder / "cache")
-    command += ["--resume", "latest"] if resume else []
-    with training.log.open("ab") as log:
-        training.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
-    return training
+    cache = {"TATARA_CACHE": str(folder / "cache")}
+    return Training(folder, words, cache, resume=resume, profile=PROFILE, defaults=())
 
 
 def frames(data: Path, count: int) -> list[Observation]:

@@ -51,16 +51,9 @@ def train(
     folder: Path, data: Path, *words: str, resume: bool = False, profile: str = PROFILE
 ) -> Training:
     """`tatara train PROFILE` for a few steps, watched as the harness does."""
-    command = [sys.executable, "-m", "workloads.cli", "train", profile, f"data.source={data}"]
-    command += [*WORDS, *words, *(["--resume", "latest"] if resume else [])]
-    folder.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, "TATARA_OUTPUTS": str(folder), "OMP_NUM_THREADS": "1"}
-    env["TATARA_CACHE"] = str(folder / "cache")
-    training = Training.__new__(Training)
-    training.outputs, training.log = folder, folder / "console.log"
-    with training.log.open("ab") as log:
-        training.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
-    return training
+    cache = {"TATARA_CACHE": str(folder / "cache")}
+    settings = [f"data.source={data}", *WORDS, *words]
+    return Training(folder, settings, cache, resume=resume, profile=profile, defaults=())
 
 
 def verdict(run: Run, task: str = "reach") -> dict[str, Any]:

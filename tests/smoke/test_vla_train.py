@@ -57,17 +57,8 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(folder: Path, recordings: Path, *words: str, resume: bool = False) -> Training:
     """`tatara train` with the tiny profile; the harness' words for llm alone are left out."""
     settings = [f"data.source={recordings}", *WORDS, "tracking.tensorboard=false", *words]
-    command = [sys.executable, "-m", "workloads.cli", "train", PROFILE, *settings]
-    training = Training.__new__(Training)
-    training.outputs = folder
-    folder.mkdir(parents=True, exist_ok=True)
-    training.log = folder / "console.log"
-    env = {**os.environ, "TATARA_OUTPUTS": str(folder), "OMP_NUM_THREADS": "1"}
-    env["TATARA_CACHE"] = str(folder / "cache")
-    command += ["--resume", "latest"] if resume else []
-    with training.log.open("ab") as log:
-        training.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
-    return training
+    cache = {"TATARA_CACHE": str(folder / "cache")}
+    return Training(folder, settings, cache, resume=resume, profile=PROFILE, defaults=())
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ class Training:
         full = {**inherited, "TATARA_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1", **(env or {})}
         if fault:
             full |= {"FAULT": fault, "PYTHONPATH": str(INJECT)}
-        command = [sys.executable, "-m", "workloads.cli", "train", profile, *SHORT, *words]
+        command = [sys.executable, "-m", "workloads.cli", "train", profile, *defaults, *words]
         if resume:
             command += ["--resume", "latest"]
         self.log = outputs / "console.log"

@@ -35,6 +35,13 @@ def with_environment(
     return run
 
 
+def settings_follow(
+    *modules: str,
+) -> Callable[[Callable[..., int]], Callable[[argparse.Namespace, Sequence[str]], int]]:
+    """A wrapper for `add_commands`: settings go to the mains of `modules`, no others take any."""
+    return lambda main: main if main.__module__ in modules else with_environment(main)
+
+
 def resolved(profile: str, env: dict[str, str], words: Sequence[str]) -> "tuple[Any, Provenance]":
     """The config of a profile; names that are set but not honoured are reported."""
     path = profile_path(profile, env)

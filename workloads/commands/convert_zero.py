@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Convert, write through a temporary file, and print what was written."""
+    """Convert the checkpoint and print what was written. Raises UserError for a taken name."""
     target: Path = args.output or args.folder / "model.safetensors"
     if target.exists():
         raise UserError(f"{target}: expected a name that is free, found a file; give another one")

@@ -1,9 +1,6 @@
 """Inspect demonstrations, convert or generate them, or preview rows of text."""
 
-import argparse
-from collections.abc import Callable, Sequence
-
-from workloads.commands.common import with_environment
+from workloads.commands.common import settings_follow
 from workloads.commands.parsing import CommandParser, Commands, add_commands
 
 ACTIONS: Commands = {
@@ -21,11 +18,4 @@ ACTIONS: Commands = {
 
 
 def add_arguments(parser: CommandParser) -> None:
-    add_commands(parser, ACTIONS, "ACTION", _with_environment)
-
-
-def _with_environment(
-    main: Callable[..., int],
-) -> Callable[[argparse.Namespace, Sequence[str]], int]:
-    """Pass settings on to a preview of a PROFILE; the other commands take none."""
-    return main if main.__module__ == ACTIONS["preview"][0] else with_environment(main)
+    add_commands(parser, ACTIONS, "ACTION", settings_follow(ACTIONS["preview"][0]))

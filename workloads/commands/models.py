@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """Ends with 1 where no known model fits."""
+    """Print models; returns 1 where none fits. Raises UserError for a number out of range."""
     no_settings(words)
     if args.gpu_memory is not None and not 0 < args.gpu_memory < math.inf:
         raise UserError(f"--gpu-memory: expected a number over 0, found {args.gpu_memory:g}")

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """Ends with 2 where there is no run to watch."""
+    """Watch runs. Raises UserError where there is none, and for options that do not combine."""
     from workloads.run import outputs
 
     no_settings(words)

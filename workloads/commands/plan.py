@@ -47,7 +47,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     env = loaded_environment()
     config, _ = resolved(args.profile, env, words)
-    target = _target(args, env)
+    target = _Target(args, env)
     runs = earlier_runs(outputs(env))
     breakdown = estimate(config, target.gpus, env)
     learnt = overhead_of(target.card, runs)
@@ -91,12 +91,16 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 class _Target:
-    """The GPUs to plan for: those named, else those that are here."""
+    """The GPUs to plan for: those named, else those that are here; UserError for a bad number."""
 
     def __init__(self, args: argparse.Namespace, env: Mapping[str, str]) -> None:
         from workloads import device
         from workloads.plan.cards import card_for_plan, find_card
 
+        numbers = {"gpus": args.gpus, "rows": args.rows, "row-tokens": args.row_tokens}
+        for name, value in (numbers | {"price": args.price}).items():
+            if value is not None and value <= 0:
+                raise UserError(f"--{name}: expected a number over 0, found {value:g}")
         here = device.gpus(env)
         self.card: Card | None = find_card(here[0].name) if here else None
         self.memory: int | None = min((gpu.total for gpu in here), default=None)

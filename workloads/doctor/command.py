@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """Check and print; returns 1 where a run could not start."""
+    """Check and print; returns 1 where a run could not start. Raises UserError without a
+    PROFILE."""
     if args.resume and "=" in args.resume:
         words = [args.resume, *words]
     if words and args.profile is None:
@@ -36,7 +37,13 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         findings += deep.checks(facts)
     failed = any(item.level == "error" for item in findings)
     if args.json:
-        print(json.dumps(_object(facts, findings, not failed), indent=1, ensure_ascii=False))
+        found = {
+            "ok": not failed,
+            "profile": facts.profile,
+            "runtime": facts.runtime,
+            "checks": as_json(findings),
+        }
+        print(json.dumps(found, indent=1, ensure_ascii=False))
     elif args.brief:
         for finding in findings:
             if finding.is_bad:
@@ -46,15 +53,6 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         subject = f"{args.profile} ({facts.runtime})" if args.profile else "a run"
         print(f"\n{summary(findings, subject)}")
     return EXIT_FAILED if failed else EXIT_DONE
-
-
-def _object(facts: Facts, findings: Sequence[Finding], ok: bool) -> dict[str, object]:
-    return {
-        "ok": ok,
-        "profile": facts.profile,
-        "runtime": facts.runtime,
-        "checks": as_json(findings),
-    }
 
 
 def examine(facts: Facts) -> list[Finding]:

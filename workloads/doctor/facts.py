@@ -143,7 +143,14 @@ def look(env: Mapping[str, str], profile: str | None, words: Sequence[str]) -> F
     env = environment.load(env)
     engine = docker.engine(env)
     runtime, why = docker.choose_runtime(env, engine)
-    services, complaint = _services(runtime, profile, env)
+    services: tuple[Service, ...] = ()
+    complaint = ""
+    if runtime == "docker" and profile is not None:
+        listed = services_of(Path(profile).stem, env)
+        if isinstance(listed, str):
+            complaint = listed
+        else:
+            services = listed
     if runtime == "docker" and profile and not services and not complaint:
         runtime, why = "local", f"no service of compose.yaml runs {Path(profile).stem}"
     smi = nvidia.smi(env)
@@ -178,15 +185,6 @@ def _planned(facts: Facts) -> Facts:
         return replace(facts, plan=estimate(facts.config, gpus or None, facts.env))
     except UserError as error:
         return replace(facts, settings=Settings(mistake=str(error)))
-
-
-def _services(
-    runtime: str, profile: str | None, env: Mapping[str, str]
-) -> tuple[tuple[Service, ...], str]:
-    if runtime != "docker" or profile is None:
-        return (), ""
-    found = services_of(Path(profile).stem, env)
-    return ((), found) if isinstance(found, str) else (found, "")
 
 
 def _image(

@@ -87,7 +87,7 @@ def set_up(remote: Remote, ledger: Ledger, preparation: Preparation) -> str:
 
 
 def examine(remote: Remote, ledger: Ledger, preparation: Preparation) -> str:
-    """Test torch on a GPU, then run the doctor, before an hour is paid for nothing."""
+    """Test torch on a GPU, then run the doctor. Raises BrokenMachine or UserError."""
     before = job.settings(ledger, preparation.names)
     if ledger.gpus:
         script = f"{before}{job.python(ledger)} -m workloads.doctor.trial compute"

@@ -4,10 +4,7 @@
 after a machine that was rented in the provider's console.
 """
 
-import argparse
-from collections.abc import Callable, Sequence
-
-from workloads.commands.common import with_environment
+from workloads.commands.common import settings_follow
 from workloads.commands.parsing import CommandParser, Commands, add_commands
 
 ACTIONS: Commands = {
@@ -21,16 +18,8 @@ ACTIONS: Commands = {
     "end": ("workloads.commands.rent.end", "stop, save, verify, and end the machine"),
     "reap": ("workloads.commands.rent.reap", "end machines whose deadline is over, for cron"),
 }
-_SETTINGS_FOLLOW = ("lambda", "ssh")
 
 
 def add_arguments(parser: CommandParser) -> None:
-    add_commands(parser, ACTIONS, "ACTION", _with_environment)
-
-
-def _with_environment(
-    main: Callable[..., int],
-) -> Callable[[argparse.Namespace, Sequence[str]], int]:
-    """Settings follow a PROFILE; the other actions take none."""
-    own = [ACTIONS[name][0] for name in _SETTINGS_FOLLOW]
-    return main if main.__module__ in own else with_environment(main)
+    takes_profile = settings_follow(ACTIONS["lambda"][0], ACTIONS["ssh"][0])
+    add_commands(parser, ACTIONS, "ACTION", takes_profile)

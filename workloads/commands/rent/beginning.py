@@ -133,7 +133,7 @@ def begin(
     lines: list[str],
     provider: "Provider | None" = None,
 ) -> int:
-    """Write the ledger and carry it through; the training's exit code."""
+    """Write the ledger and carry the lease to its end; raises UserError for an open lease."""
     from workloads.rent.clock import Clock
     from workloads.rent.ledger import load
     from workloads.rent.opening import lease_of

@@ -161,16 +161,6 @@ def _kept(
     return kept
 
 
-@contextlib.contextmanager
-def _autocast(config: Profile) -> Iterator[None]:
-    compute = compute_dtype(config.train)
-    if compute == torch.float32:
-        yield
-        return
-    with torch.autocast("cpu", compute):
-        yield
-
-
 def _moments(config: Profile, parameter: Tensor, is_table: bool) -> list[Tensor]:
     """Two moments of a parameter; the 8-bit optimizer keeps those of tables and small ones wide."""
     if config.optim.optimizer == "adamw" or is_table or parameter.numel() < _SMALL_8BIT:

@@ -127,7 +127,10 @@ def push_final(config: Profile, session: Session) -> TataraError | None:
             except TataraError as error:
                 if pause is None or not isinstance(error, Retry):
                     session.event(Event.PUSH_FAILED, reason=str(error))
-                    return _not_pushed(session, error)
+                    return TataraError(
+                        f"the model is whole in {session.run.final}/, but it is not on the hub: "
+                        f"{error}; then: tatara export {session.run.path} --push-to-hub"
+                    )
                 session.report(f"not pushed yet: {error}; again in {pause:.0f} s")
                 time.sleep(pause)
     session.event(Event.PUSHED, repository=target, address=address)
@@ -156,11 +159,3 @@ def _beside_progress(session: Session, upload: Callable[[], str]) -> str:
             session.progress()
             wait([done], timeout=1.0)
     return done.result()
-
-
-def _not_pushed(session: Session, error: TataraError) -> TataraError:
-    run = session.run
-    return TataraError(
-        f"the model is whole in {run.final}/, but it is not on the hub: {error}; then: "
-        f"tatara export {run.path} --push-to-hub"
-    )

@@ -46,6 +46,7 @@ def combine(
     """Weights and config of one adapter that adds the weighted sum of several.
 
     Exact for any ranks: peft (0.21) lays the matrices side by side, so that the rank is the sum.
+    LoRA's A is (rank, inputs), its B (outputs, rank).
     Raises UserError for adapters that do not fit the model or each other.
     """
     from peft import get_peft_model_state_dict

@@ -70,7 +70,13 @@ def trainer_arguments(config: Profile, session: Session, eval_steps: int | None)
         "ddp_timeout": int(max(1800.0, 4 * config.parallel.hang_timeout)),
     }
     if strategy == "fsdp2":
-        arguments |= {"fsdp": True, "fsdp_config": _fsdp(config)}
+        arguments["fsdp"] = True
+        arguments["fsdp_config"] = {
+            "version": 2,
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "state_dict_type": "SHARDED_STATE_DICT",
+            "reshard_after_forward": not config.keeps_gathered,
+        }
     if strategy in ("zero2", "zero3"):
         arguments["deepspeed"] = _deepspeed(config, 2 if strategy == "zero2" else 3)
     return arguments
@@ -81,15 +87,6 @@ def _schedule(optim: Any) -> str:
     if optim.schedule == "constant":
         return "constant_with_warmup" if optim.warmup_steps else "constant"
     return "constant" if optim.schedule == "cosine_epochs" else str(optim.schedule)
-
-
-def _fsdp(config: Profile) -> dict[str, Any]:
-    return {
-        "version": 2,
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "state_dict_type": "SHARDED_STATE_DICT",
-        "reshard_after_forward": not config.keeps_gathered,
-    }
 
 
 def _deepspeed(config: Profile, stage: int) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from workloads.engine.export.card import ModelCard
 from workloads.engine.export.export import keep_base
 from workloads.engine.export.exporter import Exporter, ExportJob, Merged, Whole
 from workloads.engine.pretrained import weights
-from workloads.engine.pretrained.adapter import TOLERANCES, load_adapter
+from workloads.engine.pretrained.adapter import load_adapter
 from workloads.engine.pretrained.base import Base, locate
 from workloads.errors import TataraError, UserError
 from workloads.json_files import read_json
 from workloads.run import Run
 from workloads.vla.config import VlaConfig
+from workloads.vla.merging import compare_merged
 from workloads.vla.model import load_pretrained, random_init
 from workloads.vla.openvla import layout
 from workloads.vla.openvla.checkpoint import empty
@@ -63,16 +64,8 @@ class OpenVLAExporter(Exporter[VlaConfig]):
         wrapped = load_adapter(base, adapter).eval()
         before = _probe(wrapped, base)
         merged = wrapped.merge_and_unload(safe_merge=True)
-        after = _probe(merged, merged)
-        scale, difference = float(before.abs().max()), float((after - before).abs().max())
-        allowed = TOLERANCES[job.dtype] * scale
-        if not difference <= allowed:
-            raise UserError(
-                f"merge: expected predictions within {allowed:.3g}, found a difference of "
-                f"{difference:.3g}; export the adapter unmerged"
-            )
-        note = f"merged: predictions differ by at most {difference:.3g} of {scale:.3g}"
-        return self._whole(job, merged.state_dict()), Merged(note, difference)
+        comparison = compare_merged(before, _probe(merged, merged), job.dtype)
+        return self._whole(job, merged.state_dict()), comparison
 
     def _whole(self, job: ExportJob[VlaConfig], state: Mapping[str, torch.Tensor]) -> Whole:
         expected = self._shapes(job)

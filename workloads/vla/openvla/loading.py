@@ -61,6 +61,11 @@ def load_model(
     On the CPU, except for a quantised base. Random parts follow from `train.seed`.
     """
     dtype = weights_dtype(config.train, config.adapter)
+    if config.model.random_init and config.adapter.method == "qlora":
+        raise UserError(
+            "adapter.method=qlora: expected pretrained weights to quantise, found "
+            "model.random_init=true; use adapter.method=lora"
+        )
     attention = choose_attention(
         config.model.attention,
         OpenVLA,
@@ -72,24 +77,13 @@ def load_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         if config.model.random_init:
-            model = _random(config, folder, dtype, attention.name, oft)
+            model = random_init(folder, config.train.seed, dtype, attention.name, oft)
         else:
             model = _pretrained(config, folder, dtype, attention.name, oft)
     model.name_or_path = model.config.name_or_path = config.model.name
     model.norm_stats = statistics
     model.label_logits_only = True
     return model
-
-
-def _random(
-    config: VlaConfig, folder: Path, dtype: torch.dtype, attention: str, oft: OftSpec | None
-) -> OpenVLA:
-    if config.adapter.method == "qlora":
-        raise UserError(
-            "adapter.method=qlora: expected pretrained weights to quantise, found "
-            "model.random_init=true; use adapter.method=lora"
-        )
-    return random_init(folder, config.train.seed, dtype, attention, oft)
 
 
 def _pretrained(

@@ -5,6 +5,7 @@ policy with a blank image, and the trained policy with the instruction for anoth
 that uses image and instruction succeeds, while no control does.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,13 +101,7 @@ def judge(
     progress: called with the steps done and their total. Raises UserError as `statistics_key`.
     """
     scenes = tuple(scene(seed, number, "evaluation") for number in range(count))
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        progress(done, STEPS * (1 + len(CONTROLS)))
-
+    step = counting(progress, STEPS * (1 + len(CONTROLS)))
     others = [_another(item) for item in scenes]
     rollouts = {
         TRAINED: roll_out(scenes, acting(trained), shown=SHOWN, progress=step),
@@ -117,6 +112,12 @@ def judge(
     }
     scores = {name: score(one) for name, one in rollouts.items()}
     return TaskVerdict(scores, scenes, rollouts[TRAINED], seed)
+
+
+def counting(progress: Callable[[int, int], None], total: int) -> Callable[[], None]:
+    """A function to call after each step, which reports the steps so far and `total`."""
+    steps = itertools.count(1)
+    return lambda: progress(next(steps), total)
 
 
 def acting(policy: Policy) -> Act:

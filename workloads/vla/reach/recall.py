@@ -14,7 +14,7 @@ from workloads.vla.policy import Observation, Policy
 from workloads.vla.reach import arm
 from workloads.vla.reach.closed_loop import SceneRollouts, distances_of
 from workloads.vla.reach.demonstrations import CUES, RECALL_STEPS
-from workloads.vla.reach.judge import SHOWN, TRAINED, UNTRAINED, TaskVerdict, score
+from workloads.vla.reach.judge import SHOWN, TRAINED, UNTRAINED, TaskVerdict, counting, score
 from workloads.vla.reach.policies import statistics_key
 from workloads.vla.reach.render import SceneCamera
 from workloads.vla.reach.scene import Scene, recall_scene
@@ -36,13 +36,7 @@ def judge_recall(
     progress: called with the steps done and their total. Raises UserError as `statistics_key`.
     """
     scenes = tuple(recall_scene(seed, number, "evaluation") for number in range(count))
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        progress(done, (CUES + RECALL_STEPS) * (1 + len(CONTROLS)))
-
+    step = counting(progress, (CUES + RECALL_STEPS) * (1 + len(CONTROLS)))
     rollouts = {
         TRAINED: roll_out(scenes, trained, 0, shown=SHOWN, progress=step),
         UNTRAINED: roll_out(scenes, untrained, 0, progress=step),

@@ -46,7 +46,12 @@ class DatasetMeta:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.info = read_json(root / "meta" / "info.json")
-        self.version = _known_version(root, str(self.info.get("codebase_version", "")))
+        self.version = str(self.info.get("codebase_version", ""))
+        if not self.version.startswith(("v2.", "v3.")):
+            raise UserError(
+                f"{root / 'meta/info.json'}: expected codebase_version v3.0 or v2.1, found "
+                f"{self.version!r}; convert it with LeRobot's own tools"
+            )
         try:
             self.fps = float(self.info["fps"]) if self.info.get("fps") else None
             self.features: dict[str, dict[str, Any]] = self.info.get("features", {})
@@ -204,15 +209,6 @@ def cause_of(file: Path, error: Exception) -> str:
     if missing_files.is_pointer(file):
         return f"bad_file: {missing_files.WHAT_TO_DO}"
     return f"bad_file: cannot be read, {' '.join(str(error).split())}"
-
-
-def _known_version(root: Path, version: str) -> str:
-    if version.startswith(("v2.", "v3.")):
-        return version
-    raise UserError(
-        f"{root / 'meta/info.json'}: expected codebase_version v3.0 or v2.1, found {version!r}; "
-        "convert it with LeRobot's own tools"
-    )
 
 
 def _cameras(

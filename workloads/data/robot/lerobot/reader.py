@@ -112,7 +112,12 @@ class LeRobot(Dataset):
         self.action_names = self._names(self.action_keys, usual[1])
         self.state_names = self._names(self.state_keys, usual[0])
         self._compare_with_meta(found)
-        self._compare_rates(found)
+        self.measured_fps = measured_rate(rows.timestamps for rows in found)
+        if self.rates_differ:
+            self.note(
+                f"meta/info.json says {self.fps:g} Hz, the timestamps of the steps say "
+                f"{self.measured_fps:g} Hz; one of them is wrong"
+            )
         return found
 
     def _names(self, keys: tuple[str, ...], size: int) -> tuple[str, ...] | None:
@@ -153,14 +158,6 @@ class LeRobot(Dataset):
             self.note(
                 f"meta/info.json says {said[0]} episodes and {said[1]} rows, the list of episodes "
                 f"has {listed[0]} and {listed[1]}: what is not listed is not used"
-            )
-
-    def _compare_rates(self, found: list["_Rows"]) -> None:
-        self.measured_fps = measured_rate(rows.timestamps for rows in found)
-        if self.rates_differ:
-            self.note(
-                f"meta/info.json says {self.fps:g} Hz, the timestamps of the steps say "
-                f"{self.measured_fps:g} Hz; one of them is wrong"
             )
 
     def _read(

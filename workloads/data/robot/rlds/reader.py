@@ -41,7 +41,11 @@ class Rlds(Dataset):
         self.unused = features.unused
         self.name, split, shards = find_shards(path, options.split)
         there = [file for file in shards if file.exists()]
-        self._shards = _load(path, there, self.layout, options.cache_dir)
+        version = f"{_VERSION} {self.layout}"
+        arrays = load_or_build(
+            path, there, version, options.cache_dir, lambda file: _arrays(file, self.layout)
+        )
+        self._shards = [_shard(file, own) for file, own in zip(there, arrays, strict=True)]
         self._places = [(s, e) for s, shard in enumerate(self._shards) for e in range(len(shard))]
         self.records = _Records()
         self._weigh_damage(shards, shard_lengths(path, split, len(shards)))
@@ -121,14 +125,6 @@ class _Shard:
 
     def __len__(self) -> int:
         return len(self.records)
-
-
-def _load(
-    root: Path, files: Sequence[Path], layout: Layout, cache_dir: Path | None
-) -> list[_Shard]:
-    version = f"{_VERSION} {layout}"
-    known = load_or_build(root, files, version, cache_dir, lambda path: _arrays(path, layout))
-    return [_shard(path, arrays) for path, arrays in zip(files, known, strict=True)]
 
 
 def _shard(path: Path, arrays: Arrays) -> _Shard:

@@ -172,7 +172,7 @@ def _words(kind: Any) -> str:
         return _words(inner[0])
     if origin in (Union, UnionType):
         # None comes last, as in "a whole number or none".
-        ordered = sorted(inner, key=lambda one: one is NoneType)
+        ordered = sorted(inner, key=lambda kind: kind is NoneType)
         return " or ".join(_words(item) for item in ordered)
     if origin is Literal:
         return ", ".join(f"`{item}`" for item in inner)
@@ -222,7 +222,7 @@ def _yaml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_yaml(item) for item in value)}]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_yaml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
     return str(value) or '""'
 
 

@@ -108,7 +108,7 @@ def peak(found: Sequence[Turn]) -> int:
 
 def faster(ours: Sequence[Turn], theirs: Sequence[Turn]) -> tuple[float, str]:
     """How many times as fast ours is, turn by turn: the median, and in words with its range."""
-    ratios = [one.rate / other.rate for one, other in zip(ours, theirs, strict=True)]
+    ratios = [own.rate / other.rate for own, other in zip(ours, theirs, strict=True)]
     middle = median(ratios)
     return middle, f"**{middle:.2f}x** ({min(ratios):.2f}–{max(ratios):.2f})"
 

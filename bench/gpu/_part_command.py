@@ -278,7 +278,7 @@ def merge(report: Report) -> None:
     made = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.bfloat16)
     base = AutoModelForCausalLM.from_pretrained(training.model, dtype=torch.bfloat16)
     changed = any(
-        not torch.equal(one, other)
-        for one, other in zip(made.parameters(), base.parameters(), strict=True)
+        not torch.equal(drawn, other)
+        for drawn, other in zip(made.parameters(), base.parameters(), strict=True)
     )
     report.check("the merged weights differ from the base's", changed)

@@ -86,7 +86,7 @@ def test_every_container_keeps_to_its_bounds(profile: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(TRAINING))
 def test_what_trains_has_memory_time_and_secrets_as_files(name: str) -> None:
-    profile = next(one for one, names in PROFILES.items() if name in names)
+    profile = next(profile_name for profile_name, names in PROFILES.items() if name in names)
     service = rendered(profile)[name]
     assert int(service["shm_size"]) == 16 * 1024**3
     assert service["ulimits"]["stack"] == 64 * 1024**2
@@ -106,7 +106,7 @@ def test_what_trains_has_memory_time_and_secrets_as_files(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(GPU))
 def test_gpus_are_reserved_by_count(name: str) -> None:
-    profile = next(one for one, names in PROFILES.items() if name in names)
+    profile = next(profile_name for profile_name, names in PROFILES.items() if name in names)
     service = rendered(profile)[name]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": -1, "capabilities": ["gpu"]}

@@ -52,8 +52,8 @@ def episode(number, *more, without=()):
         "steps/action": random.normal(size=7 * STEPS).astype("f4"),
         "steps/is_last": np.array([0] * (STEPS - 1) + [1]),
     }
-    for one in more:
-        found |= one
+    for feature in more:
+        found |= feature
     return {key: value for key, value in found.items() if key not in without}
 
 
@@ -69,7 +69,7 @@ def write(root, steps, episodes, shards=1):
     )
     (folder / "features.json").write_text(json.dumps(features))
     for shard in range(shards):
-        records = [tf_example.build(one) for one in episodes[shard::shards]]
+        records = [tf_example.build(episode) for episode in episodes[shard::shards]]
         tfrecord.write(folder / f"toy-train.tfrecord-{shard:05d}-of-{shards:05d}", records)
     lengths = [str(len(episodes[shard::shards])) for shard in range(shards)]
     facts = {"name": "toy", "splits": [{"name": "train", "shardLengths": lengths}]}

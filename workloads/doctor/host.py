@@ -194,7 +194,7 @@ def file_system(place: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
     # A blank in a path is written as \040; of two at one place the later one is seen.
     points = [(row[1].replace("\\040", " "), row[2]) for row in rows if len(row) > 2]
     over = [(point, kind) for point, kind in points if place.is_relative_to(point)]
-    return max(reversed(over), key=lambda one: len(one[0]))[1] if over else ""
+    return max(reversed(over), key=lambda mount: len(mount[0]))[1] if over else ""
 
 
 def _host_memory(facts: Facts) -> Finding:

@@ -62,7 +62,9 @@ class LearningSignal:
 
     def take(self, step: int, row: Mapping[str, Any]) -> None:
         """Examine the rows up to this one and report new signs."""
-        numbers = {name: float(one) for name, one in row.items() if isinstance(one, int | float)}
+        numbers = {
+            name: float(value) for name, value in row.items() if isinstance(value, int | float)
+        }
         if "reward" not in numbers:
             return
         self._rows.append(numbers)

@@ -55,8 +55,12 @@ class Collate:
         pad = self._tokenizer.pad_token_id
         batch = {
             "input_ids": _padded([[*prompt, *answer] for prompt, answer in pairs], pad, width),
-            "attention_mask": _padded([[1] * len([*one, *two]) for one, two in pairs], 0, width),
-            "labels": _padded([[IGNORED] * len(one) + two for one, two in pairs], IGNORED, width),
+            "attention_mask": _padded(
+                [[1] * len([*prompt, *answer]) for prompt, answer in pairs], 0, width
+            ),
+            "labels": _padded(
+                [[IGNORED] * len(prompt) + answer for prompt, answer in pairs], IGNORED, width
+            ),
         }
         for name in ("token_type_ids", "mm_token_type_ids"):
             if name in extra:
@@ -79,7 +83,7 @@ class Collate:
             arguments["images"] = images
         made = dict(self._processing(**arguments))
         made.pop("attention_mask", None)
-        ids = [list(one) for one in made.pop("input_ids")]
+        ids = [list(prompt) for prompt in made.pop("input_ids")]
         kept = {name: value for name, value in made.items() if name.endswith("token_type_ids")}
         rest = {name: _tensor(value) for name, value in made.items() if name not in kept}
         return ids, {**kept, **rest} if images else {}

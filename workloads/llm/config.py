@@ -146,7 +146,9 @@ class LlmData(Section):
         if not formats:
             known = {column for layout in FORMATS.values() for column in layout.columns}
             wrong = next((name for name in self.columns if name not in known), None)
-            listed = "; ".join(f"{name}: {', '.join(one.columns)}" for name, one in FORMATS.items())
+            listed = "; ".join(
+                f"{name}: {', '.join(form.columns)}" for name, form in FORMATS.items()
+            )
             fix = f"remove {wrong!r}" if wrong else "keep those of one"
             raise ValueError(f"columns: expected columns of one format ({listed}); {fix}")
         (first, *_) = formats.values()
@@ -166,7 +168,9 @@ class LlmData(Section):
             return {"template": Format(tuple(dict.fromkeys(named)), ("system",))}
         if self.format != "auto":
             return {self.format: FORMATS[self.format]}
-        return {name: one for name, one in FORMATS.items() if set(self.columns) <= set(one.columns)}
+        return {
+            name: form for name, form in FORMATS.items() if set(self.columns) <= set(form.columns)
+        }
 
     @property
     def sources(self) -> tuple[LlmSource, ...]:

@@ -227,13 +227,13 @@ def _adapter_inputs(work: Work) -> int:
     return work.compute * (len(before_norm) * hidden + wide * middle + products)
 
 
-def _adapter_input(work: Work, one: Linear) -> int:
+def _adapter_input(work: Work, linear: Linear) -> int:
     """LoRA keeps its own copy of the input, one byte of dropout mask each, and the small product.
 
     The mask is one byte on a GPU; on a CPU it is a number of the adapter's type.
     """
     copy = work.adapter_input + (1 if work.dropout else 0)
-    return one.count * (copy * one.inputs + work.adapter_input * work.rank)
+    return linear.count * (copy * linear.inputs + work.adapter_input * work.rank)
 
 
 def layer_backward(work: Work) -> int:

@@ -345,8 +345,8 @@ def _matrices(text: Fields, block: _Block) -> tuple[tuple[Linear, ...], int]:
 
 
 def _norm_parameters(text: Fields, block: _Block) -> int:
-    one = need(text, "hidden_size") * (2 if block.norm_bias else 1)
-    return need(text, "num_hidden_layers") * (block.norms * one + block.head_norms) + one
+    norm = need(text, "hidden_size") * (2 if block.norm_bias else 1)
+    return need(text, "num_hidden_layers") * (block.norms * norm + block.head_norms) + norm
 
 
 __all__ = ["FAMILIES", "Fields", "Linear", "ModelShape", "TowerShape", "from_fields"]

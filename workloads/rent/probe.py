@@ -23,7 +23,9 @@ def look(run: Path, job: Path) -> dict[str, Any]:
         except (OSError, ValueError):
             continue
     first = statuses.get("0", {})
-    progress = {rank: [one.get("phase"), one.get("progress")] for rank, one in statuses.items()}
+    progress = {
+        rank: [status.get("phase"), status.get("progress")] for rank, status in statuses.items()
+    }
     sizes = [_size(run / "metrics.jsonl"), _size(run / "events.jsonl"), _size(job / "log")]
     # Long work before there is a run: downloads and caches on the machine.
     return {

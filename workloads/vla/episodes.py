@@ -96,8 +96,8 @@ def _next(
         chunks.popleft()
     while chunks[0][0] >= len(chunks[0][1]):
         chunks.popleft()
-    predicted = np.stack([one[age] for age, one in chunks])
-    episode.chunks = deque((age + 1, one) for age, one in chunks)
+    predicted = np.stack([chunk[age] for age, chunk in chunks])
+    episode.chunks = deque((age + 1, chunk) for age, chunk in chunks)
     episode.frames += 1
     if len(predicted) == 1:
         return np.asarray(predicted[0])

@@ -71,7 +71,12 @@ TRANSPARENT: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("mode", "opener"),
     # The client opens files alone, and none has La.
-    [(mode, one) for mode in TRANSPARENT for one in OPENERS if (mode, one) != ("La", _to_rgb)],
+    [
+        (mode, opener)
+        for mode in TRANSPARENT
+        for opener in OPENERS
+        if (mode, opener) != ("La", _to_rgb)
+    ],
 )
 def test_what_is_transparent_is_white(mode: str, opener: Any) -> None:
     """G-F1: a drawing on a transparent ground is not a black rectangle."""

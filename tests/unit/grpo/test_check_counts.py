@@ -82,7 +82,9 @@ def test_a_deep_check_compares_with_the_processor(
     processing = load_processing(find_base(Model(name=str(llava)), print), Grpo())
     monkeypatch.setattr(processing, "num_additional_image_tokens", 3)
     monkeypatch.setattr("workloads.grpo.model.load_processing", lambda *_: processing)
-    (found,) = [one for one in check.deep(config_of(llava, rows), {}) if one.level == "error"]
+    (found,) = [
+        finding for finding in check.deep(config_of(llava, rows), {}) if finding.level == "error"
+    ]
     assert "are not understood, choose another model" in found.found
 
 
@@ -101,9 +103,9 @@ def test_the_sample_has_the_extremes() -> None:
         row("any", 9, 16, (90, 90)),
         row("last", 9, 16, (90, 90)),
     ]
-    found = [one.place for one, _ in sample_of(rows)]
+    found = [example.place for example, _ in sample_of(rows)]
     assert found == ["first", "smallest", "last", "longest", "largest", "stretched"]
-    assert [one.place for one, _ in sample_of([row("text", 9, 0, None)])] == ["text"]
+    assert [example.place for example, _ in sample_of([row("text", 9, 0, None)])] == ["text"]
     assert sample_of([]) == []
 
 
@@ -136,7 +138,7 @@ def test_a_supervised_stage_that_teaches_what_earns_nothing_is_told(tmp_path: Pa
 
     def warnings(answer: str) -> list[str]:
         config = config_of(tmp_path, tmp_path, *words, f"sft.answer={answer}")
-        return [one.found for one in check.deep(config, {}) if one.level == "warning"]
+        return [finding.found for finding in check.deep(config, {}) if finding.level == "warning"]
 
     (first, _) = warnings("<think> I add. </think> {solution}")
     assert first.startswith("reward accuracy_extracted gives 0 to '<think> I add. </think> 2'")

@@ -130,10 +130,18 @@ def test_a_batch_that_ranks_cannot_share_is_named_once_with_one_that_groups_fit_
     monkeypatch.chdir(ROOT)
     train = {"per_device_batch_size": size, "global_batch_size": whole}
     grpo = {"num_generations": group}
-    (found,) = [one for one in shallow(config(train=train, grpo=grpo), {}) if one.name == "batch"]
+    (found,) = [
+        finding
+        for finding in shallow(config(train=train, grpo=grpo), {})
+        if finding.name == "batch"
+    ]
     assert f"found {whole}; set it to {proposed}" in found.found
     train["global_batch_size"] = proposed
-    (found,) = [one for one in shallow(config(train=train, grpo=grpo), {}) if one.name == "batch"]
+    (found,) = [
+        finding
+        for finding in shallow(config(train=train, grpo=grpo), {})
+        if finding.name == "batch"
+    ]
     assert found.level == "ok"
 
 

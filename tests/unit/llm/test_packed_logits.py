@@ -40,7 +40,7 @@ def packed_rows() -> list[dict]:
     for number, samples in enumerate(PACKED):
         ids = torch.randint(1, 61, (sum(samples),), generator=draw).tolist()
         learnt = torch.rand(len(ids), generator=draw) < 0.7
-        labels = [one if keep else -100 for one, keep in zip(ids, learnt.tolist(), strict=True)]
+        labels = [token if keep else -100 for token, keep in zip(ids, learnt.tolist(), strict=True)]
         row_ids = [10 * number + sample for sample in range(len(samples))]
         rows.append(
             {"input_ids": ids, "labels": labels, "seq_lengths": list(samples), "row_ids": row_ids}

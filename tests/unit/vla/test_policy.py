@@ -124,8 +124,8 @@ def test_prompts_of_any_length_and_order_make_one_batch(tmp_path: Path) -> None:
     ]
     together = policy.act(some)
     assert together.shape == (4, 4, 8)
-    for one, expected in zip(some, together, strict=True):
-        assert np.allclose(policy.act([one])[0], expected, atol=1e-5)
+    for observation, expected in zip(some, together, strict=True):
+        assert np.allclose(policy.act([observation])[0], expected, atol=1e-5)
 
 
 def test_the_crop_of_the_training_is_the_crop_of_serving(tmp_path: Path) -> None:

@@ -186,11 +186,11 @@ def count(config: GrpoConfig, base: Path, examples: Sequence[Example]) -> Counti
     rows = list(count_rows(examples, text, rules, turns_of(config.data)))
     if config.stage == "sft":
         pairs = zip(rows, examples, strict=True)
-        rows = [_with_answer(row, one, text, config) for row, one in pairs]
+        rows = [_with_answer(row, example, text, config) for row, example in pairs]
     fits = [not report([row], limits).broken for row in rows]
     good = [
-        (one, row)
-        for one, row, fit in zip(examples, rows, fits, strict=True)
+        (example, row)
+        for example, row, fit in zip(examples, rows, fits, strict=True)
         if fit and isinstance(row, RowTokens)
     ]
     return Counting(report(rows, limits), fits, good)

@@ -222,8 +222,8 @@ def _meet_cube(solid: Solid, origins: Array, rays: Array) -> tuple[Array, Array]
     cosine, sine = math.cos(solid.turn), math.sin(solid.turn)
     turned = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
     start, ray = origins @ turned, rays @ turned
-    one, other = (-solid.radius - start) / ray, (solid.radius - start) / ray
-    entries, exits = np.minimum(one, other), np.maximum(one, other).min(axis=1)
+    near, far = (-solid.radius - start) / ray, (solid.radius - start) / ray
+    entries, exits = np.minimum(near, far), np.maximum(near, far).min(axis=1)
     axis = entries.argmax(axis=1)
     entry = entries.max(axis=1)
     side = np.zeros(rays.shape)
@@ -237,8 +237,8 @@ def _first(distance: Array) -> Array:
     return np.where(distance > 0, distance, np.inf)
 
 
-def _dot(one: Array, other: Array) -> Array:
-    return np.einsum("...i,...i->...", one, other)
+def _dot(left: Array, right: Array) -> Array:
+    return np.einsum("...i,...i->...", left, right)
 
 
 def _unit(vectors: Array) -> Array:

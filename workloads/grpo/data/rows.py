@@ -109,7 +109,7 @@ def with_images(examples: list[Example], which: str) -> list[Example]:
         return examples
     images = [example.images for example in examples]
     Random(0).shuffle(images)
-    return [replace(one, images=other) for one, other in zip(examples, images, strict=True)]
+    return [replace(example, images=shown) for example, shown in zip(examples, images, strict=True)]
 
 
 @dataclass

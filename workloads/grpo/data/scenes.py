@@ -200,9 +200,9 @@ def _draw_item(rng: np.random.Generator, palette: Palette, sizes: Sequence[str])
     )
 
 
-def _apart(one: Item, other: Item) -> bool:
-    room = SIZES[one.size] + SIZES[other.size] + _GAP
-    return math.hypot(one.x - other.x, one.y - other.y) >= room
+def _apart(item: Item, other: Item) -> bool:
+    room = SIZES[item.size] + SIZES[other.size] + _GAP
+    return math.hypot(item.x - other.x, item.y - other.y) >= room
 
 
 def _all_seen(scene: Scene) -> bool:

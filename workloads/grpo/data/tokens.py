@@ -401,8 +401,8 @@ def report(counted: Iterable[RowTokens | str], limits: PromptLimits) -> TokenRep
         if isinstance(row, str):
             broken.append(row)
             continue
-        longest = max(longest or row, row, key=lambda one: one.prompt)
-        largest = max(largest or row, row, key=lambda one: one.image)
+        longest = max(longest or row, row, key=lambda item: item.prompt)
+        largest = max(largest or row, row, key=lambda item: item.image)
         if breaches := list(_breaches(row, limits)):
             broken.append(f"{row.place}: {'; '.join(breaches)}")
     return TokenReport(rows, longest, largest, broken)

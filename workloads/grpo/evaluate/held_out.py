@@ -111,17 +111,21 @@ def _rows(
                 trainer_state=TrainerState(global_step=step),
             )
             scores = {reward.name: scorer.score(reward, batch) for reward in scorer.rewards}
-            for place, (index, one, text) in enumerate(zip(indices, chosen, texts, strict=True)):
-                yield _row(index, one, text, {name: found[place] for name, found in scores.items()})
+            for place, (index, example, text) in enumerate(
+                zip(indices, chosen, texts, strict=True)
+            ):
+                yield _row(
+                    index, example, text, {name: found[place] for name, found in scores.items()}
+                )
 
 
-def _row(index: int, one: Example, text: str, scores: dict[str, Score]) -> dict[str, Any]:
+def _row(index: int, example: Example, text: str, scores: dict[str, Score]) -> dict[str, Any]:
     return {
         "index": index,
-        "place": one.place,
-        "question": one.problem,
+        "place": example.place,
+        "question": example.problem,
         "output": text,
-        "answer": solution_column(one),
+        "answer": solution_column(example),
         "rewards": {name: score.value for name, score in scores.items()},
         "why": {name: score.why for name, score in scores.items() if score.why},
         "right": next(iter(scores.values())).value == 1.0,

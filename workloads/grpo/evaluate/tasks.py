@@ -253,7 +253,9 @@ def _answered(
 def score(task: Task, questions: Sequence[Question], answers: Sequence[str]) -> Result:
     """The accuracy of `answers` to `questions` in percent, and the entries that show why."""
     pairs = zip(questions, answers, strict=True)
-    return _scored(task, [(dict(one.row), one.row["ground_truth"], said) for one, said in pairs])
+    return _scored(
+        task, [(dict(question.row), question.row["ground_truth"], said) for question, said in pairs]
+    )
 
 
 def _scored(task: Task, rows: Sequence[tuple[dict[str, Any], Any, str]]) -> Result:

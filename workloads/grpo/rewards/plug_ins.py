@@ -129,8 +129,8 @@ def _of_batches(
 def _check_columns(spec: str, signature: inspect.Signature, known: dict[str, Any]) -> None:
     needed = [
         name
-        for name, one in signature.parameters.items()
-        if name not in known and one.default is one.empty
+        for name, parameter in signature.parameters.items()
+        if name not in known and parameter.default is parameter.empty
     ]
     if needed:
         raise UserError(

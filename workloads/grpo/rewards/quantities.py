@@ -144,11 +144,11 @@ def _opened(group: list[Quantity], other: list[Quantity]) -> list[Quantity]:
         # Where the other side was opened, the places name the values.
         is_opened = len(other) == 1 and isinstance(other[0].value, Group) and not group[0].name
         return (
-            [replace(one, name=f"#{place}") for place, one in enumerate(group)]
+            [replace(quantity, name=f"#{place}") for place, quantity in enumerate(group)]
             if is_opened
             else group
         )
-    return [replace(one, name=f"#{place}") for place, one in enumerate(value.parts)]
+    return [replace(part, name=f"#{place}") for place, part in enumerate(value.parts)]
 
 
 def _is_named(quantities: Sequence[Quantity]) -> bool:

@@ -244,13 +244,13 @@ class Scorer:
 
 def part_of(batch: Batch, place: int) -> Batch:
     """The batch of one completion alone."""
-    one = slice(place, place + 1)
+    alone = slice(place, place + 1)
     return Batch(
-        batch.completions[one],
-        batch.solutions[one],
-        batch.prompts[one],
-        batch.completion_ids[one],
-        {name: values[one] for name, values in batch.columns.items()},
+        batch.completions[alone],
+        batch.solutions[alone],
+        batch.prompts[alone],
+        batch.completion_ids[alone],
+        {name: values[alone] for name, values in batch.columns.items()},
         batch.trainer_state,
         batch.log_metric,
         batch.log_extra,

@@ -198,11 +198,11 @@ def _read_values(text: str) -> Iterator[Quantity]:
         if found and not before and not unit and found[-1].unit and _is_unit_power(tokens, place):
             place = end
             continue
-        one = Quantity(value, unit=money or unit, words=_words(before))
-        if found and not one.words and (whole := _together(found[-1], one)):
+        quantity = Quantity(value, unit=money or unit, words=_words(before))
+        if found and not quantity.words and (whole := _together(found[-1], quantity)):
             found[-1] = whole
         else:
-            found.append(one)
+            found.append(quantity)
         before, place = [], end
     if found:
         found[-1] = replace(found[-1], words=found[-1].words | _words(before))

@@ -26,7 +26,7 @@ class Unit:
 
     def raised(self, power: int) -> "Unit":
         """The unit to a small whole power."""
-        powers = tuple((base, one * power) for base, one in self.dimensions)
+        powers = tuple((base, exponent * power) for base, exponent in self.dimensions)
         return Unit(self.factor**power, powers, f"{self.name}^{power}")
 
 

@@ -57,33 +57,33 @@ class RolloutLog:
         with (self._folder / FILE).open("a", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
 
-    def _row(self, step: int, one: Rollout) -> dict[str, Any]:
-        images = self._saved(step, one)
+    def _row(self, step: int, rollout: Rollout) -> dict[str, Any]:
+        images = self._saved(step, rollout)
         return {
             "step": step,
-            "place": one.place,
-            "prompt": prompt_text(one.prompt),
-            "completion": transcript(one.completion),
-            "solution": one.solution,
-            "rewards": {name: score.value for name, score in one.scores.items()},
-            "why": {name: score.why for name, score in one.scores.items() if score.why},
-            "reward": one.reward,
-            "advantage": one.advantage,
+            "place": rollout.place,
+            "prompt": prompt_text(rollout.prompt),
+            "completion": transcript(rollout.completion),
+            "solution": rollout.solution,
+            "rewards": {name: score.value for name, score in rollout.scores.items()},
+            "why": {name: score.why for name, score in rollout.scores.items() if score.why},
+            "reward": rollout.reward,
+            "advantage": rollout.advantage,
             "image": images[0] if images else None,
             **({"images": images} if len(images) > 1 else {}),
         }
 
-    def _saved(self, step: int, one: Rollout) -> list[str]:
+    def _saved(self, step: int, rollout: Rollout) -> list[str]:
         """The names of a completion's images, which those of one prompt share."""
-        if one.place not in self._images:
+        if rollout.place not in self._images:
             names: list[str] = []
-            for image in one.images:
+            for image in rollout.images:
                 if image is not None:
                     number = sum(map(len, self._images.values())) + len(names)
                     names.append(f"{IMAGES}/step-{step:06d}-{number}.png")
                     image.save(self._folder / names[-1])
-            self._images[one.place] = names
-        return self._images[one.place]
+            self._images[rollout.place] = names
+        return self._images[rollout.place]
 
     def _forget_after(self, step: int) -> None:
         """Drop rows of steps after the checkpoint, which are repeated, and a line that was cut."""

@@ -19,7 +19,7 @@ UNFIT = ""  # the only key of a row without a format; its value is the reason
 _NOTHING: tuple[Any, ...] = ("", [], {})
 _STRUCTURES = ("messages", "conversations", "tools", "history")
 # No two formats begin with the same column.
-_FIRST_COLUMNS = tuple((one.needed[0], name) for name, one in FORMATS.items())
+_FIRST_COLUMNS = tuple((form.needed[0], name) for name, form in FORMATS.items())
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,17 @@ class Columns:
     def _plan(self, present: tuple[str, ...], row: Mapping[str, Any]) -> _Plan:
         """Plan for rows with these columns, made at the first one and reused."""
         formats = self.data.formats
-        for _name, one in formats.items():
-            found = {ours: self._theirs(one, ours, present) for ours in one.columns}
-            if all(found[ours] is not None for ours in one.needed):
+        for form in formats.values():
+            found = {ours: self._theirs(form, ours, present) for ours in form.columns}
+            if all(found[ours] is not None for ours in form.needed):
                 pairs = tuple((ours, theirs) for ours, theirs in found.items() if theirs)
                 used = {theirs for _, theirs in pairs} | set(self.data.ignore)
                 return _Plan(pairs, tuple(column for column in present if column not in used))
         (first, *others) = formats.values()
         if others:
-            listed = "; ".join(f"{name}: {', '.join(one.needed)}" for name, one in formats.items())
+            listed = "; ".join(
+                f"{name}: {', '.join(form.needed)}" for name, form in formats.items()
+            )
             empty = [column for column, value in row.items() if value is None]
             nothing = f" (and nothing in {_listed(empty)})" if empty else ""
             return _Plan(
@@ -106,12 +108,12 @@ class Columns:
         missing = next(ours for ours in first.needed if not self._theirs(first, ours, present))
         return _Plan(problem=missing_column(self.data, missing, list(row), row))
 
-    def _theirs(self, one: Format, ours: str, present: Sequence[str]) -> str | None:
+    def _theirs(self, form: Format, ours: str, present: Sequence[str]) -> str | None:
         """The dataset's name for one of our columns, among the existing ones."""
         if ours in self.data.columns:
             names: tuple[str, ...] = (self.data.columns[ours],)
         else:
-            names = (ours, *one.also.get(ours, ()))
+            names = (ours, *form.also.get(ours, ()))
         return next((name for name in names if name in present), None)
 
     def _as_text(self, value: Any) -> Any:

@@ -78,7 +78,7 @@ def _shape(turn: Turn) -> Any:
 
 def _structure(value: Any) -> Any:
     if isinstance(value, dict):
-        return tuple(sorted((key, _structure(one)) for key, one in value.items()))
+        return tuple(sorted((key, _structure(inner)) for key, inner in value.items()))
     if isinstance(value, list):
         return tuple(sorted({repr(_structure(item)) for item in value}))
     return type(value).__name__

@@ -72,7 +72,7 @@ class Encoder:
         if self._fast is None:
             return [self._in_parts(row) for row in rows]
         encodings = self._fast.encode_batch([row.text for row in rows], add_special_tokens=False)
-        wholes = [self._whole(row, one) for row, one in zip(rows, encodings, strict=True)]
+        wholes = [self._whole(row, encoding) for row, encoding in zip(rows, encodings, strict=True)]
         alone = self._encoded_alone([text for whole in wholes for text, _ in whole.ends])
         return [
             Tokens(whole.ids, _labels(whole.ids, whole.spans))
@@ -109,7 +109,7 @@ class Encoder:
         known = self._known_ends
         fresh = [text for text in dict.fromkeys(texts) if text not in known]
         encodings = self._fast.encode_batch(fresh, add_special_tokens=False) if fresh else []
-        found = {text: one.ids for text, one in zip(fresh, encodings, strict=True)}
+        found = {text: encoding.ids for text, encoding in zip(fresh, encodings, strict=True)}
         known |= {text: ids for text, ids in found.items() if len(text) <= _LONGEST_KEPT}
         return known | found
 

@@ -80,10 +80,10 @@ def with_texts(turn: Turn, change: Any) -> Turn:
             return [changed(item, with_keys) for item in value]
         if isinstance(value, dict):
             return {
-                (change(key) if with_keys else key): one
+                (change(key) if with_keys else key): inner
                 if not with_keys and key in _IDENTIFIERS
-                else changed(one, with_keys)
-                for key, one in value.items()
+                else changed(inner, with_keys)
+                for key, inner in value.items()
             }
         return value
 
@@ -105,7 +105,7 @@ def _changed_call(call: Any, changed: Any) -> Any:
     if isinstance(inner.get("arguments"), dict):
         inner["arguments"] = changed(inner["arguments"], True)
     inner["name"] = changed(inner.get("name", ""), False)
-    more = changed({key: one for key, one in call.items() if key != "function"}, False)
+    more = changed({key: inner for key, inner in call.items() if key != "function"}, False)
     return {**more, "function": inner}
 
 

@@ -361,4 +361,4 @@ def checkpoints(run: Run) -> Iterator[SavedCheckpoint]:
             sizes = files.values() if isinstance(files, dict) else ()
             known = [whole(size.get("size")) or 0 for size in sizes if isinstance(size, dict)]
             found.append(SavedCheckpoint(int(step), path.name, sum(known) if known else None))
-    yield from sorted(found, key=lambda one: one.step)
+    yield from sorted(found, key=lambda checkpoint: checkpoint.step)

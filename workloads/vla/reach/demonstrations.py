@@ -76,8 +76,8 @@ def generate(
         if task == "reach":
             _write(target, scene(seed, number, "demonstrations"))
         else:
-            one = recall_scene(seed, number, "demonstrations")
-            _write_recall(target, one, pushed_to=number % CUBES)
+            own = recall_scene(seed, number, "demonstrations")
+            _write_recall(target, own, pushed_to=number % CUBES)
         progress(number + 1, episodes)
     (partial / FACTS).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     if folder.is_dir():
@@ -86,25 +86,27 @@ def generate(
     return True
 
 
-def _write(folder: Path, one: Scene) -> None:
+def _write(folder: Path, scene: Scene) -> None:
     """Write one episode; its last step is the placeholder that recorders write."""
-    joints = demonstration(one, STEPS)
-    frames = {CAMERA: SceneCamera(one).images(joints)}
-    write_episode(folder, joints, frames, one.instruction, fps=FPS, quality=_QUALITY)
+    joints = demonstration(scene, STEPS)
+    frames = {CAMERA: SceneCamera(scene).images(joints)}
+    write_episode(folder, joints, frames, scene.instruction, fps=FPS, quality=_QUALITY)
 
 
-def _write_recall(folder: Path, one: Scene, pushed_to: int) -> None:
+def _write_recall(folder: Path, scene: Scene, pushed_to: int) -> None:
     """Write one episode that begins with the cue; the arm is still until it ends.
 
     The action is always the goal's posture, but the arm is pushed to a cube by the episode's
     number: an arm that went to the goal would reveal it, and a policy would follow the visible arm
     instead of remembering.
     """
-    moving = demonstration(one, RECALL_STEPS - 1, pushed_to)
+    moving = demonstration(scene, RECALL_STEPS - 1, pushed_to)
     joints = np.concatenate([np.repeat(moving[:1], CUES, axis=0), moving])
-    images = SceneCamera(one, lit=0).images(joints[:CUES]) + SceneCamera(one).images(joints[CUES:])
-    actions = np.tile(arm.reaching(one.goal), (len(joints), 1))
+    images = SceneCamera(scene, lit=0).images(joints[:CUES]) + SceneCamera(scene).images(
+        joints[CUES:]
+    )
+    actions = np.tile(arm.reaching(scene.goal), (len(joints), 1))
     frames = {CAMERA: images}
     write_episode(
-        folder, joints, frames, one.instruction, actions=actions, fps=FPS, quality=_QUALITY
+        folder, joints, frames, scene.instruction, actions=actions, fps=FPS, quality=_QUALITY
     )

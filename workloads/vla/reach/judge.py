@@ -69,13 +69,13 @@ class TaskVerdict:
         """As plain values for JSON."""
         scores = {
             name: {
-                "success": one.success,
-                "low": one.range[0],
-                "high": one.range[1],
-                "won": one.won,
-                "median_distance": one.median_distance,
+                "success": score.success,
+                "low": score.range[0],
+                "high": score.range[1],
+                "won": score.won,
+                "median_distance": score.median_distance,
             }
-            for name, one in self.scores.items()
+            for name, score in self.scores.items()
         }
         return {
             "task": self.task,
@@ -110,7 +110,7 @@ def judge(
         BLANK: roll_out(scenes, _blinded(acting(trained)), progress=step),
         SHUFFLED: roll_out(scenes, acting(trained), others, progress=step),
     }
-    scores = {name: score(one) for name, one in rollouts.items()}
+    scores = {name: score(rollout) for name, rollout in rollouts.items()}
     return TaskVerdict(scores, scenes, rollouts[TRAINED], seed)
 
 
@@ -152,9 +152,9 @@ def _blinded(act: Act) -> Act:
     )
 
 
-def _another(one: Scene) -> str:
+def _another(scene: Scene) -> str:
     """The instruction for another cube of the scene than the named one."""
-    return instruction(one.colours[1])
+    return instruction(scene.colours[1])
 
 
 def score(rollouts: SceneRollouts) -> Score:
@@ -167,11 +167,11 @@ def table(verdict: TaskVerdict) -> str:
     """Table of the success of the policy and each control, with 95 % intervals."""
     wide = max(len(name) for name in verdict.scores)
     lines = [f"{'':<{wide}}  success  95 % range        off by (median)"]
-    for name, one in verdict.scores.items():
-        low, high = one.range
+    for name, score in verdict.scores.items():
+        low, high = score.range
         lines.append(
-            f"{name:<{wide}}  {one.success:7.1%}  {low:6.1%} to {high:6.1%}  "
-            f"{100 * one.median_distance:5.1f} cm"
+            f"{name:<{wide}}  {score.success:7.1%}  {low:6.1%} to {high:6.1%}  "
+            f"{100 * score.median_distance:5.1f} cm"
         )
     lines.append(
         f"{len(verdict.scenes)} scenes of seed {verdict.seed}, {verdict.steps} steps each; success "

@@ -44,7 +44,7 @@ def judge_recall(
         NO_CUE: roll_out(scenes, trained, None, progress=step),
         FORGETS: roll_out(scenes, trained, 0, forgets=True, progress=step),
     }
-    scores = {name: score(one) for name, one in rollouts.items()}
+    scores = {name: score(rollout) for name, rollout in rollouts.items()}
     return TaskVerdict(
         scores, scenes, rollouts[TRAINED], seed, "recall", CONTROLS, CUES + RECALL_STEPS
     )

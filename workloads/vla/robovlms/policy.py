@@ -196,7 +196,7 @@ class HeadPolicy(Policy):
             states, _ = model.states(**batch, attention_mask=mask)
         if isinstance(memories[0], History):
             made = [memory.step(own) for memory, own in zip(memories, states, strict=True)]
-            arm = torch.cat([one for one, _ in made])
+            arm = torch.cat([part for part, _ in made])
             logits = [gripper for _, gripper in made if gripper is not None]
             gripper = torch.cat(logits) if logits else None
         else:

@@ -175,9 +175,9 @@ def decode(value: Mapping[str, Any]) -> np.ndarray:
 def dumps(value: object) -> str:
     """JSON with arrays as json-numpy writes them."""
 
-    def other(one: object) -> object:
-        if isinstance(one, np.ndarray | np.generic):
-            return encode(np.asarray(one))
+    def other(value: object) -> object:
+        if isinstance(value, np.ndarray | np.generic):
+            return encode(np.asarray(value))
         raise TypeError(f"expected values that JSON has, found {type(one).__name__}")
 
     return json.dumps(value, default=other)

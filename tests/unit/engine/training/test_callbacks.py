@@ -18,8 +18,8 @@ class Training:
     def __init__(self, rate: float, schedule: str) -> None:
         weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
         groups = [
-            {"params": [one], "weight_decay": decay}
-            for one, decay in zip(weights, (0.1, 0), strict=True)
+            {"params": [weight], "weight_decay": decay}
+            for weight, decay in zip(weights, (0.1, 0), strict=True)
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=rate)
         self.schedule = get_scheduler(schedule, self.optimizer, 2, 20)

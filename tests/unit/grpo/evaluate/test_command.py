@@ -60,7 +60,7 @@ def test_a_model_is_asked_by_batches_and_the_result_kept(
     assert ask.main(asked, {"TATARA_OUTPUTS": str(tmp_path)}) == 0
     (path,) = tmp_path.glob("eval/*/superclevr.json")
     result = json.loads(path.read_text())
-    assert [one["ground_truth"] for one in result["results"]] == [1, 2]
+    assert [row["ground_truth"] for row in result["results"]] == [1, 2]
     said = capsys.readouterr()
     assert f"{result['accuracy']:6.2f} %" in said.out and "2 of 2 questions" in said.err
     assert (questions[1].with_name("images") / "images" / "0.png").is_file()

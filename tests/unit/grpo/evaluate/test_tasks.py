@@ -185,7 +185,7 @@ def test_missing_images_and_bad_rows_are_named(tmp_path: Path) -> None:
     row = {"image_path": "images/0.png", "question": ASK, "ground_truth": 3}
     file = write(tmp_path, [row])
     rows = [row, {**row, "image_path": "images/gone.png"}, {**row, "ground_truth": "three"}]
-    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError) as refused:
         read_questions(SUPERCLEVR, file, tmp_path)
     lines = str(refused.value).splitlines()

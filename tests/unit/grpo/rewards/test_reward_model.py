@@ -28,8 +28,8 @@ def test_a_reward_model_scores_prompt_and_completion(tmp_path: Path) -> None:
     said = [[{"role": "assistant", "content": "word " * (number + 1)}] for number in range(10)]
     found = reward.scores(Batch(said, [""] * 10, prompts))
     alone = [
-        reward.scores(Batch([one], [""], [prompt]))[0]
-        for one, prompt in zip(said, prompts, strict=True)
+        reward.scores(Batch([text], [""], [prompt]))[0]
+        for text, prompt in zip(said, prompts, strict=True)
     ]
     values = [score.value for score in found]
     assert values == pytest.approx([score.value for score in alone], abs=1e-4)

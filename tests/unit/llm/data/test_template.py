@@ -52,8 +52,8 @@ def tokens_of(data: LlmData, tokenizer: PreTrainedTokenizerBase, row: dict) -> T
 def learnt(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> list[str]:
     """The runs of tokens with a label, as text."""
     runs: list[list[int]] = [[]]
-    for one, label in zip(tokens.ids.tolist(), tokens.labels.tolist(), strict=True):
-        assert label in (one, -100)
+    for token, label in zip(tokens.ids.tolist(), tokens.labels.tolist(), strict=True):
+        assert label in (token, -100)
         if label == -100:
             runs.append([])
         else:

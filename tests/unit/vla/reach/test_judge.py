@@ -98,7 +98,7 @@ def test_ranges_are_wilsons() -> None:
 def test_the_table_says_success_and_range_of_each(verdict: judge.TaskVerdict) -> None:
     text = judge.table(verdict)
     for name, score in verdict.scores.items():
-        line = next(one for one in text.splitlines() if one.startswith(name))
+        line = next(row for row in text.splitlines() if row.startswith(name))
         assert f"{score.success:.1%}" in line
         assert f"{score.range[0]:.1%} to" in line
     assert f"{COUNT} scenes" in text

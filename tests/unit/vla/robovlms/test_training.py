@@ -209,7 +209,7 @@ def _acts(model: PolicyModel, config: VlaConfig, sources: Sources) -> None:
         for step in range(5)
     ]
     memories = [policy.new_memory(), policy.new_memory()]
-    steps = [policy.act([one, seen[0]], memories=memories) for one in seen]
+    steps = [policy.act([observation, seen[0]], memories=memories) for observation in seen]
     assert steps[0].shape == (2, *policy.action_shape) and np.isfinite(steps).all()
     assert np.allclose(steps[0][0], steps[0][1], atol=1e-6)
     alone = policy.act(seen[4:])

@@ -244,7 +244,7 @@ def test_one_model_call_at_a_time_and_few_who_wait(
         status, found = served.post(payload())
         assert status == 503 and "8 requests are waiting" in found["error"]
         go_on.set()
-        assert [one.result()[0] for one in asked] == [200] * 8
+        assert [answer.result()[0] for answer in asked] == [200] * 8
     assert most == 1
 
 

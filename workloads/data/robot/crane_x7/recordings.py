@@ -154,7 +154,7 @@ class Recordings(Dataset):
 
     def _weigh_damage(self) -> None:
         """Count an unreadable file as many steps as the others hold on average."""
-        lengths = [one.seen for one in self._recordings if len(one.states)]
+        lengths = [recording.seen for recording in self._recordings if len(recording.states)]
         usual = int(np.median(lengths)) if lengths else 1
         for recording in self._recordings:
             damage = [*recording.damage, *self._odd(recording)]

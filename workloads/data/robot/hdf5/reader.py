@@ -161,15 +161,17 @@ class Hdf5(Dataset):
         sizes = [(element.states.shape[1], element.actions.shape[1]) for element in self.found]
         expected = usual_sizes(zip(sizes, lengths, strict=True))
         for number, size in enumerate(sizes):
-            one = self.found[number]
+            found = self.found[number]
             if size != expected:
-                cause = f"wrong_dim: {one.group} has states and actions of {size}, not {expected}"
-                self.damage.append(Damage(str(one.file), number, None, cause, len(one.actions)))
+                cause = f"wrong_dim: {found.group} has states and actions of {size}, not {expected}"
+                self.damage.append(Damage(str(found.file), number, None, cause, len(found.actions)))
             self.damage += [
-                Damage(str(one.file), int(row), None, f"non_finite: in {one.group}")
-                for row in np.flatnonzero(~one.sound)
+                Damage(str(found.file), int(row), None, f"non_finite: in {found.group}")
+                for row in np.flatnonzero(~found.sound)
             ]
-        self.found = [one for one, size in zip(self.found, sizes, strict=True) if size == expected]
+        self.found = [
+            found for found, size in zip(self.found, sizes, strict=True) if size == expected
+        ]
 
 
 def _known(

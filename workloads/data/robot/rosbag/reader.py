@@ -242,21 +242,25 @@ class Rosbags(Dataset):
         self.damage += [item._replace(lost=max(usual, 1)) for item in lost]
         sizes = [(element.states.shape[1], element.actions.shape[1]) for element in self.found]
         expected = usual_sizes(
-            (size, len(one.rows)) for size, one in zip(sizes, self.found, strict=True)
+            (size, len(recording.rows)) for size, recording in zip(sizes, self.found, strict=True)
         )
-        for size, one in zip(sizes, self.found, strict=True):
+        for size, recording in zip(sizes, self.found, strict=True):
             own_end = 0 if self.options.action_keys else 1
-            missing = one.moments - own_end - len(one.rows)
+            missing = recording.moments - own_end - len(recording.rows)
             if size != expected:
                 cause = f"wrong_dim: states and actions of {size}, expected {expected}"
-                self.damage.append(Damage(str(one.folder), 0, None, cause, len(one.rows)))
+                self.damage.append(
+                    Damage(str(recording.folder), 0, None, cause, len(recording.rows))
+                )
             elif missing > 0:
                 cause = (
-                    f"missing_feature: {missing} of {one.moments} steps without a message of the "
+                    f"missing_feature: {missing} of {recording.moments} steps without a message of the "
                     f"last {_OLD} s"
                 )
-                self.damage.append(Damage(str(one.folder), 0, None, cause, missing))
-        self.found = [one for one, size in zip(self.found, sizes, strict=True) if size == expected]
+                self.damage.append(Damage(str(recording.folder), 0, None, cause, missing))
+        self.found = [
+            recording for recording, size in zip(self.found, sizes, strict=True) if size == expected
+        ]
         self.seen = sum(element.moments for element in self.found) + sum(
             d.lost for d in self.damage
         )

@@ -178,7 +178,7 @@ def dumps(value: object) -> str:
     def other(value: object) -> object:
         if isinstance(value, np.ndarray | np.generic):
             return encode(np.asarray(value))
-        raise TypeError(f"expected values that JSON has, found {type(one).__name__}")
+        raise TypeError(f"expected values that JSON has, found {type(value).__name__}")
 
     return json.dumps(value, default=other)
 

@@ -254,8 +254,8 @@ class Rosbags(Dataset):
                 )
             elif missing > 0:
                 cause = (
-                    f"missing_feature: {missing} of {recording.moments} steps without a message of the "
-                    f"last {_OLD} s"
+                    f"missing_feature: {missing} of {recording.moments} steps without a message "
+                    f"of the last {_OLD} s"
                 )
                 self.damage.append(Damage(str(recording.folder), 0, None, cause, missing))
         self.found = [

@@ -111,8 +111,10 @@ class ByEpoch(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        # A prime apart: seeds 0 and 1 share no epoch's order.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.rows, generator=generator).tolist()
+        # Whole chunks only: each rank would wait for the groups of a partial one.
         for start in range(0, self.rows - self.prompts + 1, self.prompts):
             chunk = order[start : start + self.prompts]
             for _ in range(self.repeats):
@@ -135,6 +137,7 @@ class LoadsByName(Trainer):
     ) -> None:
         """Load through from_pretrained, which knows both names; others as the library."""
         model = self.model if model is None else model
+        # Shards and adapters are stored under the names of the modules.
         if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
@@ -288,6 +291,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         """TRL's rewards; where one fails on one rank, all ranks stop at the same step."""
         self.handed.completions = list(completions)
         gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        # Before anything is raised: a rank that leaves alone would leave the others waiting.
         self.handed.reward_failed = distributed.agree(self.scorer.problem is not None)
         distributed.all_or_none(self.scorer.problem, "rewards")
         return gathered
@@ -322,6 +326,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         """Save this rank's random state, and what TRL keeps between steps."""
         super()._save_rng_state(output_dir)
         rank = self.session.rank
+        # Between two rollouts: the next steps learn from completions that already exist.
         if self._step % self._generate_every:
             torch.save(self._buffered_inputs, Path(output_dir) / f"completions_{rank}.pt")
         if rank == 0:
@@ -342,6 +347,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         if checkpoint is None:
             return
         folder = Path(checkpoint)
+        # TRL counts micro-batches from 0, by which it decides when to generate again.
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
         completions = folder / f"completions_{self.session.rank}.pt"
         if completions.is_file():

@@ -64,7 +64,7 @@ class Attempt:
 
     def go(self, words: Sequence[str], env: Mapping[str, str]) -> Outcome:
         """Run to the end; the outcome is this node's part only."""
-        kills = out_of_memory_kills()
+        kills = out_of_memory_kills()  # the kernel's counter only grows: the difference is ours
         command = [
             sys.executable,
             "-m",
@@ -191,11 +191,13 @@ class Attempt:
                 seen.beat, seen.beat_at = status["beat"], now
             if status["progress"] != seen.progress:
                 seen.progress, seen.progress_at = status["progress"], now
+        # Ages are by this process's clock: heartbeats of other hosts have other clocks.
         alive = {rank: status for rank, status in statuses.items() if "code" not in status}
         for rank, status in alive.items():
             if now - self._seen[rank].beat_at > min(_FROZEN, self.hang_timeout):
                 return f"{_name(rank, status)} hangs: no heartbeat for {self._age(rank):.0f} s"
         busy = [rank for rank, status in alive.items() if status["phase"] in _WAITING_PHASES]
+        # All of them: a rank that compiles or reads data may take long, and the others wait for it.
         if busy and len(busy) == len(alive):
             newest = max(self._seen[rank].progress_at for rank in busy)
             if now - newest > self.hang_timeout:
@@ -252,6 +254,8 @@ class Attempt:
         done = [status for status in ended if status["phase"] == Phase.DONE]
         if len(done) == len(ended) == len(self.ranks):
             return Outcome(EXIT_DONE, "")
+        # Ordered by what explains the rest: a killed process before the failures of its peers, an
+        # error that a restart would repeat before a stop, a stop before lost connections.
         if memory_kills > 0:
             limit = memory_limit()
             text = f" (limit {limit / 2**30:.1f} GiB)" if limit else ""

@@ -49,6 +49,8 @@ class Link:
         self._key, self._side = key, side
 
     def write(self, line: bytes) -> None:
+        # The number is part of the MAC: no line can be repeated, left out or moved. So is the side:
+        # none can be sent back to its sender.
         if self._key:
             self._sent += 1
             line = self._mac(self._side, self._sent, line) + b" " + line
@@ -57,6 +59,7 @@ class Link:
     def read(self) -> bytes:
         """The next line; ConnectionError where the other side is gone, or breaks the rules."""
         while (end := self._unread.find(b"\n")) < 0:
+            # Before anything is parsed: a stranger must not fill the memory.
             if len(self._unread) > MOST_BYTES:
                 raise ConnectionError("a line is too long")
             piece = self._socket.recv(8192)
@@ -87,6 +90,7 @@ def welcome(link: Link, secret: bytes) -> Hello:
 
     Raises WrongSecretError, ConnectionError or ValueError for a stranger, OSError for silence.
     """
+    # New nonces of both sides for each connection: a recorded proof is of no use for another one.
     mine = secrets.token_hex(16).encode()
     link.write(line_of("challenge", {"nonce": mine.decode()}))
     proof, _, line = link.read().partition(b" ")
@@ -116,6 +120,7 @@ def introduce(link: Link, secret: bytes, me: Hello) -> None:
     line = line_of("hello", {**asdict(me), "nonce": mine})
     link.write(_proof(secret, MEMBER, *nonces, line) + b" " + line)
     given = str(parsed(link.read()).get("proof")).encode()
+    # Node 0 proves itself, too: otherwise a stranger at its address could stop or start nodes.
     if not hmac.compare_digest(given, _proof(secret, NODE_0, *nonces)):
         raise WrongSecretError("a wrong proof")
     link.sign(_proof(secret, b"key", *nonces), MEMBER)
@@ -149,6 +154,7 @@ class Connection:
         self._link.close()
 
     def _keep_alive(self) -> None:
+        # A fifth of peer_timeout apart: four beats may be late or lost before the peer gives up.
         while self.open:
             self.send("beat")
             time.sleep(self._beat)
@@ -168,6 +174,7 @@ class Connection:
         with self._reading:
             for index, message in enumerate(self._inbox):
                 if message["type"] == kind:
+                    # A stop is sent once: dropped here, this node would never learn of it.
                     stops = [older for older in self._inbox[:index] if older["type"] == "stop"]
                     self._inbox = [*stops, *self._inbox[index + 1 :]]
                     return message

@@ -97,6 +97,7 @@ class Coordinator:
         until = time.monotonic() + self.terms.peer_timeout
         while self._is_here(hello) and time.monotonic() < until:
             time.sleep(0.05)
+        # Two connections may claim one number at the same time: only one of them is admitted.
         with self._seating:
             refusal = self._refusal(hello)
             if not refusal:
@@ -167,6 +168,7 @@ class Coordinator:
             raise Stopped(f"stopped by {wish.by} while the nodes were meeting")
 
     def _compare(self) -> None:
+        # With other settings ranks would wait in different collectives, until a timeout.
         for node, hello in list(self._hellos.items()):
             if (hello.config, hello.ranks) != (self.me.config, self.me.ranks):
                 raise UserError(
@@ -177,6 +179,7 @@ class Coordinator:
 
     def _probe(self) -> bool:
         """Whether every node sees a file that node 0 just wrote."""
+        # A random word: a file of another probe, or of another run, never counts.
         name, word = f".probe-{secrets.token_hex(4)}", secrets.token_hex(8)
         path = self.outputs / name
         self.outputs.mkdir(parents=True, exist_ok=True)
@@ -198,6 +201,7 @@ class Coordinator:
         return answer
 
     def _broadcast(self, kind: str, **facts: Any) -> None:
+        # A copy, as below: a thread admits nodes meanwhile.
         for connection in list(self._connections.values()):
             connection.send(kind, **facts)
 
@@ -206,6 +210,7 @@ class Coordinator:
         if missing := self.missing():
             return self._lost(missing)
         for node, connection in list(self._connections.items()):
+            # Only peeked at: `settle` takes it. A node that is done or stopped is no trouble.
             result = connection.peek("result")
             if result and result["code"] not in (EXIT_DONE, *STOPS):
                 return f"node {node} failed: {result['reason']}"
@@ -232,6 +237,7 @@ class Coordinator:
 
     def settle(self, mine: Outcome, may_restart: bool) -> Outcome:
         """Wait for all nodes' outcomes, decide for all, and send them the verdict."""
+        # One deadline for all: ranks of every node have had their own time to end by now.
         outcomes = [mine]
         until = time.monotonic() + _SETTLE
         for node, connection in list(self._connections.items()):

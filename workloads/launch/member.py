@@ -61,6 +61,7 @@ class Member:
         self.terms.report(f"looking for node 0 at {self.address}:{self.port}")
         while True:
             try:
+                # Seconds; a firewall that drops packets would otherwise block for minutes.
                 sock = socket.create_connection((self.address, self.port), timeout=5)
                 link = Link(sock, self.terms.peer_timeout)
                 introduce(link, self.secret, self.me)
@@ -97,6 +98,7 @@ class Member:
 
     def ask_stop(self, wish: StopRequest) -> None:
         """Send this node's stop request; node 0 knows those of all others."""
+        # A request with a name came from node 0, which need not hear it again.
         if self._connection is not None and not wish.by:
             self._connection.send("stop", number=wish.number, by="")
 
@@ -114,6 +116,7 @@ class Member:
             if verdict := connection.take("verdict"):
                 return Outcome(verdict["code"], verdict["reason"], verdict["again"])
             time.sleep(0.05)
+        # Without node 0 nobody decides: an outcome that no restart would change stands.
         if mine.code in (EXIT_USER, EXIT_FAILED, *STOPS):
             return mine
         return Outcome(EXIT_RETRY, f"lost node 0 ({self.address})", may_restart)

@@ -307,6 +307,7 @@ def _supervise(
         attempt = Attempt(
             run, meeting.attempt, ranks, rendezvous, stop, job.config.parallel.hang_timeout
         )
+        # The rendezvous, not this node, decides on a restart: all nodes start again, or none.
         mine = attempt.go(_agent_words(job), _rank_env(job, run, meeting))
         outcome = rendezvous.settle(mine, may_restart=restarts < budget and not stop())
         if not outcome.again:
@@ -315,7 +316,7 @@ def _supervise(
             run.event(Event.RESTARTED, reason=outcome.reason, restart=restarts + 1, budget=budget)
         report(f"{outcome.reason}; restart {restarts + 1} of {budget} in {delay:.0f} s")
         _pause(delay, stop)
-        delay *= 2
+        delay *= 2  # a lost network or peer may need minutes to come back
     return outcome
 
 
@@ -328,6 +329,7 @@ def _pause(seconds: float, stop: Stop) -> None:
 def _prepare(job: Job, meeting: Meeting) -> Run:
     """Create the run directory on this node, with the config for the ranks."""
     run = Run(job.outputs / job.config.name / meeting.run_id)
+    # Without a shared folder ranks of every node read the config of their own.
     if job.node == 0 or not meeting.shared:
         facts: dict[str, Any] = {"hosts": meeting.hosts, "shared_outputs": meeting.shared}
         if CHOICE in job.env:

@@ -146,11 +146,13 @@ def states(job: PlannedJob) -> GpuMemory:
     found = replace(found, weights=found.weights + _reference(job))
     if job.strategy == "ddp" and job.world > 1:
         # Gradients are reduced in buckets that are copies of them.
+        # Adapters are fp32 over any base.
         bucket = job.trained * (job.work.stored if job.work.full else 4)
         return replace(found, communication=bucket)
     if job.offloads:
         numbers = _zero_number(job, "reduce_bucket_size", _ZERO_BUCKET)
         bucket = min(job.trained, numbers) * job.work.compute
+        # Two buffers: one is reduced while the other fills (overlap_comm).
         return replace(found, communication=2 * bucket)
     return found
 
@@ -233,6 +235,7 @@ def moments(job: PlannedJob) -> list[Moment]:
     going_back = activations.layer_backward(work)
     # Without checkpointing the last layer's part of the stack is its own activations.
     rest = 0 if work.checkpointing else activations.kept_layer(work)
+    # Gradients appear from the last layer to the first: by then all but the first layer's.
     grown = before if job.accumulates else after.gradients - _first_gradients(job)
     held = logits if work.keeps_logits else 0
     # Where no logits are made, what the last layer makes on its way is the most.
@@ -273,6 +276,7 @@ def moments(job: PlannedJob) -> list[Moment]:
         ),
         "end of the backward pass": GpuMemory(
             weights=copies.end,
+            # Whole gradients that FSDP2 has kept are larger than the shards that replace them.
             gradients=max(after.gradients, before) + _tied_gradients(job),
             adapter_states=adapter,
             logits=held,
@@ -397,4 +401,5 @@ def fragmentation(job: PlannedJob, memory: GpuMemory) -> int:
 
 def overhead(job: PlannedJob) -> int:
     """Bytes of a process outside of torch: CUDA's context and libraries, NCCL's buffers."""
+    # Only until a run here has measured it (`plan/earlier.py`).
     return int(0.5 * GIB) + (int(0.35 * GIB) if job.world > 1 else 0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from workloads.device import MIB
 
+# kMinBlockSize, kSmallSize and kSmallBuffer; kMinLargeAlloc, kLargeBuffer and kRoundLarge there.
 _GRAIN, _SMALL, _SMALL_SEGMENT = 512, MIB, 2 * MIB
 _LARGE_FROM, _LARGE_SEGMENT, _ROUND = 10 * MIB, 20 * MIB, 2 * MIB
 
@@ -51,6 +52,7 @@ class _Allocator:
         if block is None:
             block = self._grown(size, is_small) if self.expandable else self._made(size, is_small)
         left = block.size - size
+        # Large blocks of fixed segments are split only where a large block would be left.
         if left >= _GRAIN if is_small or self.expandable else left > _SMALL:
             rest = _Block(block.segment, block.start + size, left, is_small, block, block.after)
             if block.after:
@@ -72,6 +74,7 @@ class _Allocator:
 
     def _grown(self, size: int, is_small: bool) -> _Block:
         """Grow the block at the segment's end by whole pages."""
+        # A page is as large as a segment without expandable segments.
         page = _SMALL_SEGMENT if is_small else _LARGE_SEGMENT
         last = self._ends.get(is_small)
         have = last.size if last is not None and last.is_free else 0

@@ -73,8 +73,9 @@ class Session:
             "beat": 0,
         }
         self._own_log()
+        # The supervisor asks for stacks before it ends a hanging attempt.
         faulthandler.register(signal.SIGUSR1, all_threads=True)
-        self._write()
+        self._write()  # before torch is imported: until then the rank counts as not started
         threading.Thread(target=self._beat, daemon=True).start()
         signals.listen(self._on_signal)
 

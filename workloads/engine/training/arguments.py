@@ -102,7 +102,7 @@ def _deepspeed(config: Profile, stage: int) -> dict[str, Any]:
         },
         # DeepSpeed applies steps itself: without this check also one with a NaN.
         "bf16": {"enabled": "auto", "check_grad_overflow": True},
-        "fp16": {"enabled": "auto", "loss_scale": 0},
+        "fp16": {"enabled": "auto", "loss_scale": 0},  # 0: dynamic
         "gradient_accumulation_steps": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "train_batch_size": "auto",

@@ -299,6 +299,7 @@ class RunTrainer(Trainer):
 def rate_by_epochs(step: int, steps: int, epochs: float, warmup: int) -> float:
     """Share of the peak learning rate at a step: a cosine over `epochs` stairs of equal length,
     after a linear warm-up."""
+    # 1e-9: the quotient at an epoch's first step may be a rounding error below the whole number.
     epoch = int(step * epochs / max(1, steps) + 1e-9)
     share = 0.5 * (1 + math.cos(math.pi * min(epoch, epochs) / epochs))
     return share * min(1.0, step / warmup) if warmup else share

@@ -52,6 +52,8 @@ class ImageRules:
                 f"found {width} x {height}"
             )
         side = self.patch * self.merge
+        # Python's round, floor and ceil, exactly as the processor's smart_resize computes them: one
+        # token more or less, and features would not match the prompt.
         across, down = round(width / side) * side, round(height / side) * side
         if across * down > self.max_pixels:
             shrink = math.sqrt(height * width / self.max_pixels)

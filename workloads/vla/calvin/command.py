@@ -78,7 +78,7 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from workloads.vla.calvin.report import summary, table, write
 
     progress = Progress("sequences")
-    results, facts = evaluate(
+    results, known = evaluate(
         args.sequences,
         place,
         new_pilot,
@@ -89,9 +89,9 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         progress,
     )
     progress.clear()
-    found = summary(results, facts)
+    found = summary(results, known)
     print(table(found, name))
-    if facts["simulator"]["calvin_env"] != COMMIT:
+    if known["simulator"]["calvin_env"] != COMMIT:
         print(f"calvin_env: {facts['simulator']['calvin_env']}, tried with {COMMIT}")
     print(f"results: {write(found, folder)}")
     return EXIT_DONE

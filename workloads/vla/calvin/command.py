@@ -92,7 +92,7 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     found = summary(results, known)
     print(table(found, name))
     if known["simulator"]["calvin_env"] != COMMIT:
-        print(f"calvin_env: {facts['simulator']['calvin_env']}, tried with {COMMIT}")
+        print(f"calvin_env: {known['simulator']['calvin_env']}, tried with {COMMIT}")
     print(f"results: {write(found, folder)}")
     return EXIT_DONE
 

@@ -165,16 +165,16 @@ def _cameras(value: Any, config: Config) -> list[str]:
     if not _of_mixture(config):
         return ["static", "gripper"] if value else ["static"]
     if value:
-        raise Refused("mixtures have their primary camera alone there")
+        raise RefusedField("mixtures have their primary camera alone there")
     return ["primary"]
 
 
 def _bound(side: str) -> Maps:
     def convert(value: Any, config: Config) -> float:
         if not config.get("norm_action"):
-            raise Kept("norm_action is off")
+            raise KeptField("norm_action is off")
         if _of_mixture(config):
-            raise Kept("each dataset's q01 to q99 count; there, the result is cut at this too")
+            raise KeptField("each dataset's q01 to q99 count; there, the result is cut at this too")
         return _number(value, config)
 
     return Maps(f"data.normalise.{side}", convert)
@@ -183,9 +183,9 @@ def _bound(side: str) -> Maps:
 def _shift(camera: str) -> Maps:
     def convert(value: Any, config: Config) -> int:
         if value == -1:
-            raise Kept("no shift")
+            raise KeptField("no shift")
         if _of_mixture(config):
-            raise Refused("images of mixtures are not shifted; set data.shift={primary: …}")
+            raise RefusedField("images of mixtures are not shifted; set data.shift={primary: …}")
         return _whole(value, config)
 
     return Maps(f"data.shift.{camera}", convert)
@@ -193,21 +193,21 @@ def _shift(camera: str) -> Maps:
 
 def _calvin_folder(value: Any, config: Config) -> Any:
     if _of_mixture(config):
-        raise Kept("data_root_dir says where a mixture lies")
+        raise KeptField("data_root_dir says where a mixture lies")
     return value
 
 
 def _mixture_folder(value: Any, config: Config) -> Any:
     if not _of_mixture(config):
-        raise Kept("of OpenVLADataset")
+        raise KeptField("of OpenVLADataset")
     return value
 
 
 def _mixture(value: Any, config: Config) -> Any:
     if not _of_mixture(config):
-        raise Kept("of OpenVLADataset")
+        raise KeptField("of OpenVLADataset")
     if value not in mixtures():
-        raise Refused(
+        raise RefusedField(
             f"no mixture that is known here: {', '.join(mixtures())}; name each dataset as "
             "data.source and data.mixed_with"
         )

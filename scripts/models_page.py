@@ -77,8 +77,8 @@ def _guide(planned: dict[KnownModel, list[Way]]) -> str:
         verdicts = [_verdict(by_id[name], method, card) for method in methods]
         rows.append([f"{card} GB", name, ", ".join(methods), "; ".join(verdicts)])
     text = (
-        "## A table that goes round, and what the plan says\n\n"
-        "Guides recommend these. Where it cannot be true the plan says what it takes instead.\n\n"
+        "## A widespread table, and what the plan says\n\n"
+        "Guides recommend these. Where one cannot work, the plan says what is needed.\n\n"
     )
     return text + _table(("GPU", "model", "recommended", "planned"), rows)
 
@@ -106,7 +106,7 @@ def _all(planned: dict[KnownModel, list[Way]]) -> str:
     heads = ("model", "size", "full, full\\*", "lora", "qlora", "licence", "tokenizer", "prompt")
     table = _table((*heads, "sure", "note"), rows).replace("<think>", "&lt;think&gt;")
     return (
-        f"## All that are known by name\n\nGiB of one GPU.\n\n{table.replace('<NL>', '&lt;NL&gt;')}"
+        f"## All models known by name\n\nGiB of one GPU.\n\n{table.replace('<NL>', '&lt;NL&gt;')}"
     )
 
 

@@ -203,7 +203,7 @@ class SeeingCase:
     def arguments(self, config: Any) -> dict[str, Any]:
         return {"use_cache": False}
 
-    def accelerate_says(self, config: Any) -> int | None:
+    def accelerate_estimate(self, config: Any) -> int | None:
         """Nothing: its command counts models of text alone."""
         return None
 

@@ -47,6 +47,7 @@ class Training:
         fault: str = "",
         resume: bool = False,
         profile: str = "profiles/demo.yaml",
+        defaults: Sequence[str] = SHORT,
         terminal: int | None = None,
     ) -> None:
         """terminal: the end of a pseudo terminal that becomes the training's own."""

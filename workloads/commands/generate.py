@@ -62,7 +62,9 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
                 raise UserError(f"{place}: {error}") from None
         progress = Ticker("answers")
         for start in range(done, len(rows), step):
-            answers = speaker.answers(talks[start : start + step], sampling, args.batch_size, tell)
+            answers = speaker.answers(
+                talks[start : start + step], sampling, args.batch_size, report
+            )
             _append(output, rows[start : start + step], answers)
             progress(min(start + step, len(rows)), len(rows))
     if output is None:
@@ -88,7 +90,7 @@ def _read(source: str) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]
     places = [found.place(index) for index in range(len(found.rows))]
     talks = [_turns(row, place) for row, place in zip(found.rows, places, strict=True)]
     if any("output" in row for row in found.rows):
-        tell("rows have an `output` of their own; it is kept as `expected`")
+        report("rows have an `output` of their own; it is kept as `expected`")
     kept = [_kept(row, place) for row, place in zip(found.rows, places, strict=True)]
     return kept, talks, places
 

@@ -149,7 +149,7 @@ def _serve_language_model(
     from workloads.llm.serve.api import ChatService, serve
 
     service = ChatService(called, speaker)
-    tell(f"{name}: answers as model {called!r} on {speaker.model.device}")
+    report(f"{name}: answers as model {called!r} on {speaker.model.device}")
     print(f"{url_of(args.host, taken.getsockname()[1], '/v1')}   (Ctrl-C ends it)", flush=True)
     return serve(taken, service, token)
 
@@ -178,5 +178,5 @@ def _by_vllm(
     precision = args.precision or (config.train.precision if config else "bf16")
     words = vllm.command(served, args.host, port, precision)
     names = ", ".join([served.name, *served.adapters])
-    tell(f"vLLM loads {name}; it then answers as {names} at {url_of(args.host, port, '/v1')}")
+    report(f"vLLM loads {name}; it then answers as {names} at {url_of(args.host, port, '/v1')}")
     return vllm.become(words, token)

@@ -1,4 +1,4 @@
-"""What an action is made of, as settings name it; `data.robot.transform` makes it so."""
+"""Parts of an action, as settings name them; `data.robot.transform` computes them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,8 +10,8 @@ Change = Literal["clip", "invert", "binary", "absolute", "euler", "moved"]
 class ActionPart:
     """Some numbers of an action.
 
-    of: what was recorded; numbers: which of its numbers, negative ones from the end, () for all;
-    changes: made to them in turn. constant: these numbers at every step instead.
+    of: the recorded vector; numbers: indices into it, negative ones from the end, () for all;
+    changes: applied in order. constant: these numbers at every step instead.
     """
 
     of: Literal["action", "state"] = "action"

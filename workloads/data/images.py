@@ -53,7 +53,7 @@ def _greys(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def is_one_colour(image: Image.Image) -> bool:
-    """Whether the pixels of an RGB image are all (nearly) the same: one that shows nothing.
+    """Whether all pixels of an RGB image are (nearly) the same, so that it shows nothing.
 
     Values of 12 bits in a file of 16 are nearly black, too.
     """

@@ -92,7 +92,7 @@ def interface_exists(value: str, there: Iterable[str], exact: bool = False) -> b
 
 
 def _shared_memory(facts: Facts) -> Finding | None:
-    """/dev/shm, which NCCL and loader processes use to pass data."""
+    """/dev/shm, through which ranks and loader processes pass data."""
     sizes = [
         service.shared_memory or _SHARED_BY_ENGINE for service in facts.services if service.trains
     ]

@@ -83,7 +83,7 @@ class Wording:
 
 def placed(text: str, images: int) -> list[dict[str, str]]:
     """The parts of a turn with `images`: at their marks, or before the text."""
-    # Marks at the beginning are how others say "before the text", on lines of their own or not.
+    # A mark at the beginning means "before the text", on a line of its own or not.
     if leading := _LEADING.match(text):
         text = IMAGE_MARK * leading[0].count(IMAGE_MARK) + text[leading.end() :]
     pieces = _MARK.split(text)

@@ -203,7 +203,7 @@ def check_room(speaker: Speaker, turns: Sequence[Turn], most: int, limit: int | 
         )
 
 
-def load(name: str, precision: str, tell: Tell, data: LlmData | None = None) -> Speaker:
+def load(name: str, precision: str, report: Reporter, data: LlmData | None = None) -> Speaker:
     """Load a model by folder or hub name, whole or an adapter with its base.
 
     data: the form of prompts; default: the export's, else the chat template alone.

@@ -40,7 +40,7 @@ class ActionPart(Section):
     @model_validator(mode="after")
     def _one_of_both(self) -> "ActionPart":
         if self.constant and (self.numbers or self.changes or self.of != "action"):
-            raise ValueError("constant: nothing recorded goes with it; leave out the others")
+            raise ValueError("constant: excludes recorded numbers; leave out the others")
         return self
 
 
@@ -195,10 +195,10 @@ class VlaData(Source):
 
     @model_validator(mode="after")
     def _of_mixture(self) -> "VlaData":
-        """What belongs to one dataset has no place beside a mixture, which knows it of each."""
+        """Refuse settings of one dataset beside a mixture, which has them for each dataset."""
         if self.mixture is None:
             if self.mixture_without:
-                raise ValueError("mixture_without: of a mixture; set data.mixture")
+                raise ValueError("mixture_without: needs a mixture; set data.mixture")
             return self
         if self.mixture not in mixtures():
             near = did_you_mean(self.mixture, mixtures())
@@ -225,7 +225,8 @@ class VlaData(Source):
         return (Source.model_validate(own), *self.mixed_with)
 
     def missing_datasets(self) -> str | None:
-        """The sentence that names what a mixture lacks on this disk; None where all is there."""
+        """The sentence that names datasets of a mixture missing on this disk; None where there are
+        none."""
         if self.mixture is None:
             return None
         wanted = self._of_the_mixture(self.mixture)

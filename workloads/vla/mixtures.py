@@ -1,6 +1,6 @@
-"""Named mixtures of public robot data: which datasets, by what weight, and how each is read.
+"""Named mixtures of public robot data: datasets, their weights, and settings to read each.
 
-All of it is data, in `mixtures.yaml`: each dataset has settings as a profile's `data` has them.
+They are listed in `mixtures.yaml`; each dataset has settings of a profile's `data` section.
 """
 
 from functools import cache
@@ -13,15 +13,15 @@ _FILE = Path(__file__).with_name("mixtures.yaml")
 
 
 def mixtures() -> dict[str, dict[str, float]]:
-    """By name: the datasets of each mixture and their weights."""
+    """For each mixture by name, its datasets and their weights."""
     found: dict[str, dict[str, float]] = _catalogue()["mixtures"]
     return found
 
 
 def dataset_settings(name: str, root: Path) -> dict[str, Any]:
-    """How a dataset is read that lies in a folder below `root`.
+    """Settings to read a dataset in a folder below `root`.
 
-    Of several names its folder may have, the first that is there counts; where none is, the first.
+    Of several names for its folder, the first that exists counts, or else the first.
     """
     settings = dict(_catalogue()["datasets"][name])
     folders = [root / folder for folder in settings.pop("folders", [name])]

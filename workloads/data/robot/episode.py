@@ -236,9 +236,9 @@ class Dataset(Sequence[Episode], ABC):
 
     @abstractmethod
     def episode(self, number: int) -> Episode:
-        """The episode as recorded, with all its good steps, the placeholder included.
+        """The episode as recorded, with all valid steps, the placeholder included.
 
-        What options change is changed where an episode is asked for by its number, `dataset[n]`.
+        Options that change episodes apply to `dataset[n]`, not here.
         """
 
     @overload

@@ -105,7 +105,7 @@ def _checksum(pixels: np.ndarray) -> int:
 
 
 def cache_key(dataset: Dataset, cameras: tuple[str, ...], how: object) -> str:
-    """Changes with the files, the steps, the cameras, and with how frames are resized."""
+    """Key that changes with the files, steps, cameras and the way frames are resized."""
     recorded = [dataset.options.camera_names.get(camera, camera) for camera in cameras]
     digest = hashlib.sha256(json.dumps([_VERSION, str(dataset.path.resolve()), recorded]).encode())
     digest.update(repr(how).encode())

@@ -24,10 +24,10 @@ class Options:
     a number as text, to the one that counts.
     damage_budget: damaged records tolerated, by default max(10, 0.1 %); math.inf for any.
     split: for RLDS. state_keys, action_keys: vectors joined in order, for all but CRANE-X7; for a
-    ROS 2 bag they are topics, and `rate` is how often a second they are sampled.
+    ROS 2 bag they are topics, sampled `rate` times a second.
     revision: of a dataset on the hub. fps: steps a second, where the files do not say.
-    camera_names: another name for a camera → the recorded one. action_parts: what actions are made
-    of; () for as recorded. skip_first: steps at the start of each episode to leave out.
+    camera_names: another name for a camera → the recorded one. action_parts: parts of an action; ()
+    for actions as recorded. skip_first: steps at the start of each episode to leave out.
     """
 
     drop_last_placeholder: bool = True

@@ -1,4 +1,4 @@
-"""Datasets in a common form: actions made of what was recorded, cameras under common names.
+"""Datasets in a common form: actions computed from recorded vectors, common names of cameras.
 
 What a dataset needs for that is data, see `vla/mixtures.yaml`; the few changes are functions here.
 """
@@ -15,16 +15,16 @@ from workloads.errors import UserError
 if TYPE_CHECKING:
     from workloads.data.robot.episode import Episode, ImageReader
 
-# Commands of a gripper that opens or closes relative to where it is: less is noise.
+# Commands of a gripper that opens or closes relative to its position: less is noise.
 _COMMAND = 0.1
 # A gripper's position that counts as open or closed; between, it is on its way.
 _OPEN, _CLOSED = 0.95, 0.05
 
 
 def transformed(episode: "Episode", parts: Sequence[ActionPart], skip_first: int) -> "Episode":
-    """The episode without its first steps, its actions made of `parts` where there are any.
+    """The episode without its first steps, and with actions of `parts` if there are any.
 
-    Raises UserError where a part asks for a number that was not recorded.
+    Raises UserError where a part names a number that was not recorded.
     """
     episode = episode.take(slice(skip_first, None))
     if not parts or not len(episode):
@@ -37,7 +37,7 @@ def transformed(episode: "Episode", parts: Sequence[ActionPart], skip_first: int
         values = _chosen(episode, part)
         for change in part.changes:
             values = CHANGES[change](values)
-            if change == "moved":  # at a gap, and at the end, nobody knows where it went
+            if change == "moved":  # at a gap, and at the end, the next position is unknown
                 known &= np.append(np.diff(episode.rows) == 1, False)
         columns.append(values)
     return replace(episode, actions=np.concatenate(columns, axis=1)).take(known)
@@ -48,7 +48,7 @@ def part_names(
     action_names: Sequence[str] | None,
     state_names: Sequence[str] | None,
 ) -> tuple[str, ...] | None:
-    """The name of each number of the actions made of `parts`; None where any has none."""
+    """Names of the numbers of actions of `parts`; None where one has no name."""
     found: list[str] = []
     for part in parts:
         names = action_names if part.of == "action" else state_names
@@ -59,7 +59,7 @@ def part_names(
 
 
 def _chosen(episode: "Episode", part: ActionPart) -> np.ndarray:
-    """float32 [T, n]: the numbers that a part takes."""
+    """float32 [T, n]: the numbers of a part."""
     recorded = episode.actions if part.of == "action" else episode.states
     size = recorded.shape[1]
     for number in part.numbers:
@@ -73,9 +73,10 @@ def _chosen(episode: "Episode", part: ActionPart) -> np.ndarray:
 
 
 def _absolute(values: np.ndarray) -> np.ndarray:
-    """1 closes, -1 opens, else nothing happens → 1 open, 0 closed.
+    """Commands (1 closes, -1 opens, others do nothing) → 1 open, 0 closed.
 
-    Before the first command the gripper is what that command changes; open where there is none.
+    Before the first command the gripper is in the state that this command ends; without commands it
+    is open.
     """
     opened = np.where(values < -_COMMAND, 1, np.where(values > _COMMAND, -1, 0))
     steps = np.where(opened != 0, np.arange(len(values))[:, None], -1)
@@ -87,9 +88,9 @@ def _absolute(values: np.ndarray) -> np.ndarray:
 
 
 def _binary(values: np.ndarray) -> np.ndarray:
-    """Positions from 0 (closed) to 1 (open) → the one of the two that is reached next.
+    """Positions from 0 (closed) to 1 (open) → 0 or 1, whichever is reached next.
 
-    What is never reached, at an episode's end, counts as the last position recorded.
+    Where neither is reached before the end of the episode, the last position counts.
     """
     decided = (values > _OPEN) | (values < _CLOSED)
     after = np.where(decided, np.arange(len(values))[:, None], len(values))
@@ -122,7 +123,7 @@ def _euler(quaternions: np.ndarray) -> np.ndarray:
 
 
 def _moved(values: np.ndarray) -> np.ndarray:
-    """From each step to the next one; the last has none, and is left out."""
+    """Difference of each step to the next; the last step has none, and is left out."""
     return np.diff(values, axis=0, append=values[-1:])
 
 
@@ -137,7 +138,7 @@ CHANGES: Mapping[Change, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def renamed(episode: "Episode", names: Mapping[str, str]) -> "Episode":
-    """The episode with cameras under other names: new name to recorded one, the others as they are.
+    """The episode with renamed cameras; `names`: new name → recorded one.
 
     Raises UserError for a camera that was not recorded, and for two of one name.
     """
@@ -156,7 +157,7 @@ def renamed(episode: "Episode", names: Mapping[str, str]) -> "Episode":
 
 
 class _Renamed:
-    """Images by the new names of their cameras."""
+    """Reads images by the new names of cameras."""
 
     def __init__(self, reader: "ImageReader", names: Mapping[str, str]) -> None:
         self._reader = reader

@@ -124,7 +124,10 @@ def measure(config: Profile, fields: Fields, build: Builder, world: int = 1) -> 
         states = trace.live
         trace.start()
         trace.enter("forward")
-        with contextlib.nullcontext() if is_zero else _autocast(config):
+        compute = compute_dtype(config.train)
+        # ZeRO's weights have the compute type themselves.
+        is_mixed = compute != torch.float32 and not is_zero
+        with torch.autocast("cpu", compute, enabled=is_mixed):
             loss = step.loss(model)
         trace.enter("backward")
         loss.backward()

@@ -46,9 +46,9 @@ _VIDEO = re.compile(r"<video>|<\|video_pad\|>|<\|video\|>")
 class Form:
     """Columns of a file that hold question, solution and images; None for a missing one.
 
-    `turns`: the column of a conversation, in place of `problem`. `doubles`: what may stand in two
-    columns, as (question, solution or image, the column that is taken, the other). `others`:
-    columns that only rewards may ask for.
+    `turns`: the column of a conversation, instead of `problem`. `doubles`: pairs of columns for the
+    same, as ("problem", "solution" or "image", the column that is used, the other). `others`:
+    columns for rewards only.
     """
 
     problem: str | None
@@ -119,7 +119,7 @@ def _images(file: Path, names: list[str], wanted: Mapping[str, str]) -> tuple[st
 def _question(
     names: list[str], wanted: Mapping[str, str], sample: Sequence[Mapping[str, Any]]
 ) -> tuple[str | None, list[str]]:
-    """The column of the question, and all that may be it: plain ones first, then conversations."""
+    """The column of the question, and all candidates: plain ones first, then conversations."""
     if "problem" in wanted:
         return (wanted["problem"] if wanted["problem"] in names else None), []
     plain = [name for name in COLUMNS["problem"] if name in names]
@@ -134,7 +134,7 @@ def _question(
 
 
 def _is_filled(sample: Sequence[Mapping[str, Any]], name: str) -> bool:
-    """Whether anything stands in a column; images are not read with the sample."""
+    """Whether a column has any value; images are not read with the sample."""
     is_read = any(name in row for row in sample)
     return not is_read or any(row.get(name) not in (None, "", []) for row in sample)
 
@@ -188,7 +188,7 @@ def read_question(row: Mapping[str, Any], form: Form, images: int) -> tuple[Ques
     text = _MARK.sub(IMAGE_MARK, _in_order(said))
     if video := _VIDEO.search(text):
         raise ValueError(
-            f"expected images, found the mark of a video, {video[0]}; take images of it"
+            f"expected images, found the mark of a video, {video[0]}; extract images from it"
         )
     marks = text.count(IMAGE_MARK)
     if marks and marks != images:
@@ -202,7 +202,7 @@ def read_question(row: Mapping[str, Any], form: Form, images: int) -> tuple[Ques
 
 
 def _in_order(text: str) -> str:
-    """Numbered marks without their numbers; they have to count from 1 as the images stand."""
+    """Numbered marks without their numbers, which must count the images from 1 in their order."""
     numbers = [int(number) for number in _NUMBERED.findall(text)]
     if numbers != list(range(1, len(numbers) + 1)):
         raise ValueError(
@@ -213,7 +213,7 @@ def _in_order(text: str) -> str:
 
 
 def images_in_turns(value: Any) -> list[Any]:
-    """The images that the parts of a conversation name themselves, as those of OpenAI's form do."""
+    """Images that the parts of a conversation contain, as in OpenAI's format."""
     turns = _parsed(value)
     if not isinstance(turns, list):
         return []
@@ -269,7 +269,7 @@ def _content(content: Any) -> str:
 
 
 def _parsed(value: Any) -> Any:
-    """A list in a cell of text, as CSV has it."""
+    """The list of a cell that holds it as text, as in CSV."""
     return list(value) if isinstance(value, tuple) else parsed_list(value)
 
 

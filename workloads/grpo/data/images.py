@@ -41,17 +41,17 @@ _TURNS = MappingProxyType(
 )
 _SIDEWAYS = (5, 6, 7, 8)
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_TAIL = 1024  # bytes in which a JPEG's end is looked for
-_HEAD = 512  # bytes by which a file that is no image is told
+_TAIL = 1024  # last bytes in which a JPEG's end mark is searched
+_HEAD = 512  # first bytes, by which a file that is no image is recognised
 _WITH_FRAMES = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
-_WHOLE_WHEN_OPEN = ("WEBP", "AVIF")  # Pillow finds their end missing at once
+_WHOLE_WHEN_OPEN = ("WEBP", "AVIF")  # Pillow notices a missing end when it opens them
 _NO_IMAGES = (
     ((b"version https://git-lfs",), "a pointer of Git LFS; `git lfs pull` fetches the image"),
     ((b"<html", b"<!DOCTYPE html", b"<!doctype html", b"<HTML"), "a web page; download it again"),
     ((b"<svg", b"<?xml"), "an SVG drawing; convert it to PNG"),
     ((b"%PDF-",), "a PDF; convert its pages to PNG"),
     ((b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"), "a HEIC image; convert it to JPEG"),
-    ((b"ftypmp4", b"ftypisom", b"ftypqt", b"\x1aE\xdf\xa3"), "a video; take images from it"),
+    ((b"ftypmp4", b"ftypisom", b"ftypqt", b"\x1aE\xdf\xa3"), "a video; extract images from it"),
 )
 _BATCH = 256
 # The beginnings of JPEG, PNG, GIF, WEBP and BMP in base64; the text is longer than any file name.
@@ -227,7 +227,7 @@ class ImageBytes:
 
 
 def parsed_list(cell: Any) -> Any:
-    """The list that a cell of text holds, as JSON or as Python writes it; else the cell itself."""
+    """The list that a cell holds as text of JSON or Python; else the cell itself."""
     if not isinstance(cell, str) or not cell.strip().startswith("["):
         return cell
     for parse in (json.loads, ast.literal_eval):
@@ -291,7 +291,7 @@ def first_blank(images: Iterable[StoredImage]) -> StoredImage | None:
 
 
 def first_animated(images: Iterable[StoredImage]) -> StoredImage | None:
-    """The first image with several frames or pages; what cannot be opened is passed over."""
+    """The first image with several frames or pages; images that cannot be opened are skipped."""
     for image in images:
         with suppress(ValueError):
             if image.is_animated():
@@ -300,7 +300,8 @@ def first_animated(images: Iterable[StoredImage]) -> StoredImage | None:
 
 
 def has_several_frames(stream: IO[bytes]) -> bool:
-    """Whether the image in `stream` has frames or pages; a second one in a JPEG's file is none."""
+    """Whether the image in `stream` has frames or pages; a second image in a JPEG file does not
+    count."""
     with _readable(stream), Image.open(stream) as image:
         if image.format not in _WITH_FRAMES:
             return False
@@ -314,8 +315,8 @@ def has_several_frames(stream: IO[bytes]) -> bool:
 def upright_size(stream: IO[bytes]) -> tuple[int, int]:
     """Upright (width, height) of the image in `stream`, from its header.
 
-    ValueError also for an image that is damaged behind its header, which a training would meet
-    hours later; formats that people seldom use are decoded for it.
+    ValueError also for an image that is damaged after its header, which a training would meet hours
+    later; rare formats are decoded for this.
     """
     with _readable(stream), Image.open(stream) as image:
         width, height = image.size
@@ -370,7 +371,7 @@ def decode(stream: IO[bytes]) -> Image.Image:
 
 @contextmanager
 def _readable(stream: IO[bytes]) -> Iterator[None]:
-    """Pillow's many ways of refusing a file, as one."""
+    """Turn Pillow's many errors for a file into ValueError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -385,7 +386,7 @@ def _readable(stream: IO[bytes]) -> Iterator[None]:
 
 
 def _described(stream: IO[bytes]) -> str:
-    """What stands in place of an image, by its first bytes, and what to do about it."""
+    """The kind of a file that is no image, by its first bytes, and what to do about it."""
     stream.seek(0)
     head = stream.read(_HEAD)
     if not head:

@@ -46,7 +46,7 @@ def _lines(
 
 
 def describe_images(examples: Sequence[Example], most: int) -> list[str]:
-    """A line for images that show nothing and for animated ones, among at most so many examples.
+    """Lines for blank and for animated images, among at most `most` examples.
 
     These are spread over all.
     """

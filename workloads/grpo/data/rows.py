@@ -50,7 +50,7 @@ Questions = Literal["all", "colour", "shape", "mixed"]
 QUESTION = "How many different items are there in the image?"
 _MOST = 10  # more do not fit into one image without hiding each other
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-_SHOWN = 8  # columns that are named
+_SHOWN = 8  # columns named in a note
 _SAMPLE = 100  # rows by which a form is told
 # What the trainer itself hands to rewards under these names.
 RESERVED = frozenset(
@@ -354,7 +354,7 @@ def _read_parquet(
 
 
 def _note(file: Path, form: Form, found: Examples, heavy: Sequence[str] = ()) -> None:
-    """What a person should know of how a file was read; `heavy`: columns that are not."""
+    """Add notes on how a file was read; `heavy`: columns that were not read."""
     if form.turns is not None:
         found.notes.append(f"{file.name}: read as {form}")
     for column, taken, other in form.doubles:

@@ -48,7 +48,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
         raise UserError(
             f"expected --prompts and --images, the questions and their images, found no {missing}; "
             "docs/grpo.md says where they come from, and `tatara data generate questions DIR` "
-            "makes some to try"
+            "generates some to try"
         )
     for name in ("batch_size", "rows", "max_pixels"):
         value = getattr(args, name)

@@ -43,7 +43,7 @@ _SENTENCE = re.compile(r"(?<=[^\d\s][^\d\s][.!?])\s+|(?<=\d[.!?])\s+(?=[A-Z])|[�
 _QUOTED = re.compile(r"^[\"'<「『【《]([^\"'<>=]+)[\"'>」』】》]$")
 _DRAWN = re.compile("[≅∽∥⊥]")  # how figures stand to each other
 _WORKING = re.compile(r"<<[^<>]*>>")
-# What a contrast denies: "not 8 but 7", "7, not 8", 8ではなく7, 不是8而是7, 8이 아니라 7.
+# The denied part of a contrast: "not 8 but 7", "7, not 8", 8ではなく7, 不是8而是7, 8이 아니라 7.
 _DENIED = re.compile(
     r"(?<![A-Za-z])not\s[^,;]{1,40}?,?\s+(?:but|it is|it's)\s+(?:rather\s+)?"
     r"|(?:不是|并非).{1,40}?而是|^.{1,40}?(?:ではなく|じゃなく|でなく)て?[、,\s]*(?=\S)"
@@ -53,7 +53,7 @@ _DENIED = re.compile(
     r"\s[^,;]{1,40}$",
     re.IGNORECASE,
 )
-# Why an answer is right, behind it.
+# A reason after an answer.
 _REASON = re.compile(
     r"(?<=[^\s,;:(])[\s,;:(—]*(?<![A-Za-z])(?:because|since)\s.*$"
     r"|(?<=[^\s、,])[、,]?\s*(?:なぜなら|因为|因為|왜냐하면).*$",
@@ -68,7 +68,7 @@ _MARKED = re.compile(
     rf"^(?:\(\s*({_LETTER})\s*\)|\[\s*({_LETTER})\s*\]|({_LETTER})\s*[).:、]|({_LETTER})(?=\s*\())"
     r"(?![A-Za-z])\s*(.*)$"
 )
-# How people begin an answer that they are more or less sure of.
+# Hedges before an answer.
 _HEDGE = re.compile(
     r"^(?:i(?: would|'d|'ll| will)? (?:choose|pick|select|go (?:with|for)|say|think|guess|believe)"
     r"(?: (?:that )?it(?: is|'s))?|it(?: is|'s| must be)|must be"
@@ -182,7 +182,7 @@ def count_values(truth: str) -> int:
 
 
 def _compare(answer: str, truth: str, written: str, wanted: str) -> Verdict:
-    """The ways of comparing in their order, on texts in one spelling; the others as they were."""
+    """Compare by each method in order; `written` and `wanted` are the texts before `tidy`."""
     answer, truth = _led(answer, last=False), _led(truth, last=True)
     if not _CONTENT.search(answer) or not _CONTENT.search(truth):
         return Verdict(answer == truth, f"{answer!r}, not {truth!r}")
@@ -214,7 +214,7 @@ def _stated(text: str) -> list[Quantity]:
 
 
 def _compare_values(answer: str, truth: str, wanted: Sequence[Quantity]) -> Verdict:
-    """By what both texts state; a text that can be read in several ways is right in one of them."""
+    """Compare stated values; a text with several readings is right if one reading is."""
     why = f"no value, where {truth} was wanted"
     for reading in _readings(answer):
         ours = read_quantities(with_signs(reading))
@@ -234,7 +234,8 @@ def _compare_values(answer: str, truth: str, wanted: Sequence[Quantity]) -> Verd
 
 
 def _same_equation(answer: str, truth: str) -> bool:
-    """Whether two equations in several letters are one, as 2x - y + 1 = 0 and y = 2x + 1 are."""
+    """Whether two equations in several letters are equivalent, such as 2x - y + 1 = 0 and y = 2x +
+    1."""
     sides = [text.split("=") for text in (answer, truth)]
     if any(len(pair) != 2 or re.search("[<>≤≥≠≈,;]", "".join(pair)) for pair in sides):
         return False
@@ -259,7 +260,7 @@ def _as_relations(*texts: str) -> list[str]:
 
 
 def _intervals(text: str) -> list[re.Match[str]]:
-    """The intervals that a text is made of: one, or several with ∪ between them; else none."""
+    """The intervals of a text: one, or several joined by ∪; else none."""
     parts = [_WITHIN.match(part.strip()) for part in re.split(r"∪|\\cup", text)]
     return [part for part in parts if part] if all(parts) else []
 
@@ -272,7 +273,7 @@ def _relation(interval: re.Match[str], other_name: str) -> str:
 
 
 def _ratio(text: str) -> list[Fraction] | None:
-    """The terms of a ratio of three and more, its first as 1: 2:4:6 is 1:2:3; None for others."""
+    """The terms of a ratio of three or more, divided by the first: 2:4:6 is 1:2:3; else None."""
     if not re.fullmatch(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?){2,}", text):
         return None
     terms = [Fraction(term) for term in re.split(r"\s*:\s*", text)]
@@ -285,7 +286,7 @@ def _unspaced(text: str) -> str:
 
 
 def _readings(text: str) -> Iterator[str]:
-    """100,200 is one number or two, 3 out of 4 a share, 1.5k 1500; a reason may be left out."""
+    """Readings of a text: 100,200 as one number or two, 3 out of 4 as a share, 1.5k as 1500."""
     joined = _joined(text)
     texts = [joined, text, _OUT_OF.sub(r"\1/\2", joined)]
     texts += [_SCALE_LETTER.sub(lambda m: "*1000" if m[1] else "*1000000", joined)]

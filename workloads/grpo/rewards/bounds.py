@@ -1,4 +1,4 @@
-"""Relations that answers put into words, as signs: at least 7 is ≥ 7, 5 to 9 is ≥ 5 and ≤ 9."""
+"""Relations in words, written as signs: at least 7 is ≥ 7, 5 to 9 is ≥ 5 and ≤ 9."""
 
 import re
 from types import MappingProxyType
@@ -44,12 +44,12 @@ _NOT_AFTER = (
     r"|[個个つ개]?(?:이|가)?\s?아[니닌닙님]"
 )
 _WORD_START = r"(?:(?<![A-Za-z])|(?=[^\x00-\x7f]))"
-# Words before a value, then words behind it; the longer ones first.
+# Words before a value, then words after it; longer ones first.
 _BOUNDS = tuple(
     (re.compile(rf"{_WORD_START}(?:{words})(?![A-Za-z])\s*{_VALUE}", re.IGNORECASE), sign)
     for words, sign in ((_LEAST, "≥"), (_MOST, "≤"), (_NOT, "≠"), (_MORE, ">"), (_LESS, "<"))
 )
-# A number with what it counts: a word, or a few characters of East Asia.
+# A number with its unit or counter: a word, or a few East Asian characters.
 _COUNTED = (
     r"(?<![\d.])(?P<value>[\d.]+(?:/\d+)?"
     r"\s*(?:[a-z]+|°|%|[\u3041-\u30fe\u4e00-\u9fff\uac00-\ud7a3]{1,3}?)?)"
@@ -75,7 +75,7 @@ _DASHED = re.compile(
     r"(?P<start>\d+(?:\.\d+)?)[^\d\s.~-]{0,4}\s*[-~]\s*(?P<end>\d+(?:\.\d+)?)(?P<unit>\D*)"
 )
 _AND = re.compile(r"并?且|かつ")
-# x is positive, xは3: the name of what a value is of.
+# x is positive, xは3: a name before a value.
 _NAMED = re.compile(r"(?<![A-Za-z])([A-Za-z])\s*(?:は|은|는|이|가|是|为|為)\s*(?=[-\d√(])")
 _SIGNED = re.compile(
     r"^(?:(?P<name>[A-Za-z])\s*(?:is|must be|は|是|은|는)\s*)?"
@@ -85,7 +85,7 @@ _SIGNED = re.compile(
     re.IGNORECASE,
 )
 _SIGNS = MappingProxyType({"above": ">", "below": "<", "least": "≥", "most": "≤"})
-_BEFORE = "\x05"  # stands before a bound that was written behind its value
+_BEFORE = "\x05"  # marks a bound that was written after its value
 
 
 def with_signs(text: str) -> str:
@@ -106,7 +106,7 @@ def _ends(match: re.Match[str]) -> str:
 
 
 def as_range(text: str) -> str | None:
-    """`5-9 cm` with a sign that only ranges have, since it may be a difference; None for others."""
+    """`5-9 cm` with the sign ~ of ranges, since - may be a difference; None for other texts."""
     found = _DASHED.fullmatch(text)
     if found is None or float(found["start"]) >= float(found["end"]):
         return None

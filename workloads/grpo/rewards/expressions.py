@@ -131,12 +131,12 @@ class Expression:
 
     @property
     def is_percentage(self) -> bool:
-        """Whether it is 12%, not 12% of something."""
+        """Whether the value is a percentage such as 12%, not 12% of something."""
         return self.kind == "%"
 
     @cached_property
     def has_pi(self) -> bool:
-        """Whether π stands in it."""
+        """Whether it contains π."""
         return self.leaf == "π" or any(part.has_pi for part in self.parts)
 
     @property
@@ -187,7 +187,7 @@ def same_value(left: Expression, right: Expression, factor: Fraction = Fraction(
 
 
 def difference_of(left: str, right: str) -> Expression | None:
-    """What two sides of an equation differ by; None where one of them is no expression."""
+    """The difference of two sides of an equation; None unless both are expressions."""
     sides = []
     for text in (left, right):
         tokens = tokens_of(text)
@@ -202,7 +202,7 @@ def difference_of(left: str, right: str) -> Expression | None:
 
 
 def are_proportional(ours: Expression, theirs: Expression) -> bool:
-    """Whether two expressions in the same several letters differ by a factor alone."""
+    """Whether two expressions in the same several letters differ by a factor only."""
     if len(theirs.letters) < 2 or ours.letters != theirs.letters:
         return False
     pairs = list(zip(ours.values, theirs.values, strict=True))

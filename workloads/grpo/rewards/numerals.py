@@ -67,7 +67,7 @@ _AND_HALF = re.compile(
     r"(?<!\d)(\d+)\s*(?:[个個つ개](?=\s*[半반])|(時間|小时|时间|年|[かヶ個个]月|日|天|分|秒|杯|斤|倍|시간|년|개월|일|배))?"
     r"\s*[半반](?![径分期数額지경])"
 )
-# Tenths, and hundredths behind them: 3割5分, 八成, 3할.
+# Tenths, and hundredths after them: 3割5分, 八成, 3할.
 _TENTHS = re.compile(r"(?<![\d.])(\d)\s*(?:割|成(?![年功人])|할)(?:\s*(\d)\s*[分푼])?")
 _HAN_PART = re.compile(r"(?<!\d)(\d+)\s*分[の之]\s*(\d+)|(?<!\d)(\d+)\s*분의\s*(\d+)")
 _TIMES_MYRIAD = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*([万萬億亿만억])")
@@ -167,7 +167,7 @@ def _english(text: str) -> str:
 
 
 def _decimal(match: re.Match[str]) -> str:
-    """Three point one four: the digits behind are said one by one."""
+    """Three point one four: digits after the point are read one by one."""
     whole, *places = (_said(part) for part in (match[1] or "0", *match[2].split()))
     return f"{whole}.{''.join(places)}"
 

@@ -76,7 +76,7 @@ def same_quantities(ours: Sequence[Quantity], theirs: Sequence[Quantity]) -> str
 
 
 def total_of(quantities: list[Quantity]) -> list[Quantity]:
-    """The one that is the sum of all others, where there is such a one: 3 red, 5 blue, total 8."""
+    """The quantity that is the sum of all others, if there is one: 3 red, 5 blue, total 8."""
     amounts = [_amount(quantity) for quantity in quantities]
     known = [amount for amount in amounts if amount is not None]
     if len(known) < max(3, len(quantities)):
@@ -87,12 +87,12 @@ def total_of(quantities: list[Quantity]) -> list[Quantity]:
 
 
 def is_zero(quantities: Sequence[Quantity]) -> bool:
-    """Whether all that is stated is a count of 0."""
+    """Whether a count of 0 is the only value."""
     return len(quantities) == 1 and _amount(quantities[0]) == 0
 
 
 def _amount(quantity: Quantity) -> Fraction | None:
-    """What is exactly known of a quantity that equals it; None for all else."""
+    """The exact value of a quantity; None for bounds, names, groups and letters."""
     value = quantity.value
     if quantity.relation != "=" or quantity.name or isinstance(value, Group) or value.letters:
         return None

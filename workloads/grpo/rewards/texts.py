@@ -1,4 +1,4 @@
-"""Answers in words: the same text but for articles, politeness and order; yes and no; none."""
+"""Answers in words: equal apart from articles, politeness and order; yes and no; none."""
 
 import re
 
@@ -10,7 +10,7 @@ _ARTICLE = re.compile(
     r"(?=\S)",
     re.IGNORECASE,
 )
-# Words behind a name that say no more: the red one, 右側, 红色.
+# Words after a name that add nothing: the red one, 右側, 红色.
 _PRONOUN = re.compile(
     r"(?<=[a-z]) (?:ones?|1)$|(?<=[左右上下前後后])[側侧边邊]$"
     r"|(?<=[红紅赤蓝藍青绿緑黄黑黒白紫橙])色$"
@@ -30,7 +30,7 @@ _NO = (
 _YES_NO = re.compile(rf"^(?:({_YES})|({_NO}))(?=$|[,.。、，!]|\s(?!solution))")
 _JOINT = r"\s*(?:and|or|,|/|、|か|と|和|或|또는)\s*"
 _BOTH = re.compile(rf"^(?:(?:{_YES}){_JOINT}(?:{_NO})|(?:{_NO}){_JOINT}(?:{_YES}))(?:$|[,.。\s])")
-# Nothing to be counted; an equation without a solution is another matter.
+# A count of zero; "no solution" of an equation is another answer.
 _UNCOUNTED = r"(?:real |such )?(?:solution|answer|value|way|root|idea)"
 _NOTHING = re.compile(
     rf"^(?:none(?: of (?:them|these|those))?|nothing|no (?!{_UNCOUNTED})[a-z ]+s"
@@ -44,7 +44,7 @@ _LIST_MARK = re.compile(r"[,;、]\s*(?:and\b)?|\band\b|和|及")
 
 
 def mean_the_same(answer: str, truth: str) -> bool:
-    """Whether two texts in one spelling say the same in words."""
+    """Whether two tidied texts have the same meaning in words."""
     said, wanted = _bare(answer), _bare(truth)
     if said == wanted or _listed(said) == _listed(wanted):
         return True
@@ -55,7 +55,7 @@ def mean_the_same(answer: str, truth: str) -> bool:
 
 
 def says_none(text: str) -> bool:
-    """Whether a text says that there is nothing to be counted."""
+    """Whether a text states a count of zero in words."""
     return bool(_NOTHING.match(text))
 
 

@@ -124,9 +124,9 @@ def one_for_each_image(
 ) -> list[list[int]]:
     """Prompts in tokens, with a single placeholder for each image.
 
-    A processor writes as many as an image has features. So does vLLM for the first it meets: given
-    all of them it would write a second set, and answer another prompt than the one trained on.
-    images: those of each prompt; some models write nothing between the placeholders of two.
+    A processor writes as many as an image has features. vLLM expands the first one it meets in the
+    same way: given all of them, it would see another prompt than the one trained on.
+    images: those of each prompt, needed where a model writes nothing between two images.
     """
     shown = images or [None] * len(prompts)
     return [
@@ -136,7 +136,7 @@ def one_for_each_image(
 
 
 def _shortened(prompt: Sequence[int], placeholders: Collection[int], images: int) -> list[int]:
-    """Each run of one placeholder as a token for each image in it, by its share of all of them."""
+    """One token for each image in a run of placeholders, by the run's share of all of them."""
     runs = [(token, len(list(run))) for token, run in groupby(prompt)]
     lengths = [length for token, length in runs if token in placeholders]
     features = sum(lengths) / images if images > len(lengths) else float("inf")

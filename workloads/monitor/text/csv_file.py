@@ -1,4 +1,4 @@
-"""The numbers of runs as a table for a spreadsheet: a line for every step that was logged."""
+"""The numbers of runs as a table for a spreadsheet, one line for each logged step."""
 
 import csv
 import io
@@ -18,7 +18,8 @@ _WHOLE_FILE = 1 << 62
 def write(runs: Sequence[Run], output: Path) -> Path:
     """Write training and held-out rows of runs as CSV.
 
-    Of several runs a first column names each. Raises UserError where nothing was logged yet, and
+    With several runs, the first column names the run. Raises UserError where nothing was logged
+    yet, and
     where the file cannot be written.
     """
     several = len(runs) > 1
@@ -44,7 +45,7 @@ def write(runs: Sequence[Run], output: Path) -> Path:
 
 
 def _rows(run: Run) -> Iterator[Row]:
-    """By step; one that was done again after a restart is that of its last time."""
+    """Rows by step; a step repeated after a restart counts as its last repetition."""
     found: dict[int, Row] = {}
     for path in (run.metrics, run.evaluations):
         latest: dict[int, Row] = {}
@@ -53,7 +54,7 @@ def _rows(run: Run) -> Iterator[Row]:
             step = whole(row.get("step"))
             if step is None:
                 continue
-            if step <= newest:  # a restart: what came after it is no part of the model
+            if step <= newest:  # a restart: later steps from before it are not in the model
                 latest = {known: kept for known, kept in latest.items() if known < step}
             latest[step], newest = row | {"step": step}, step
         for step, row in latest.items():
@@ -63,7 +64,7 @@ def _rows(run: Run) -> Iterator[Row]:
 
 
 def _columns(row: Row) -> Row:
-    """The numbers of a row, and when it was written, as spreadsheets read it (UTC)."""
+    """The numbers of a row, with its time (UTC) in the form of spreadsheets."""
     numbers = {
         name: value
         for name, value in row.items()

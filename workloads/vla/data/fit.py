@@ -1,4 +1,4 @@
-"""Refuses datasets that do not fit together, or not the head of the profile."""
+"""Refuses datasets that are incompatible with each other or with the profile's head."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_alike(config: VlaConfig, parts: Sequence["Part"]) -> None:
-    """One model has one size of actions, of states that it is given, and one number of images."""
+    """Raise UserError unless sizes of actions and used states and numbers of cameras agree."""
     shapes = {}
     for part in parts:
         first = part.dataset[part.episodes[0]]
@@ -36,7 +36,7 @@ def check_alike(config: VlaConfig, parts: Sequence["Part"]) -> None:
 
 
 def check_states(config: VlaConfig, parts: Sequence["Part"]) -> None:
-    """A head that takes the robot's state needs data that has one."""
+    """Raise UserError where a head takes the robot's state and the data have none."""
     setting = config.state_setting
     for part in parts if setting else ():
         if not part.dataset[part.episodes[0]].states.shape[1]:
@@ -47,7 +47,7 @@ def check_states(config: VlaConfig, parts: Sequence["Part"]) -> None:
 
 
 def check_head(config: VlaConfig, parts: Sequence["Part"]) -> None:
-    """What a policy head was told of the data is so."""
+    """Raise UserError where a policy head's settings contradict the data."""
     head, first = config.action_head, parts[0]
     size = first.dataset[first.episodes[0]].actions.shape[1]
     if head.is_policy_head and head.size not in (None, size):
@@ -69,7 +69,7 @@ def check_head(config: VlaConfig, parts: Sequence["Part"]) -> None:
 
 
 def check_tokens(parts: Sequence["Part"], statistics: Statistics) -> None:
-    """Tokens stand for -1 to 1: a dimension that is not normalised has to lie there by itself."""
+    """Raise UserError for unnormalised actions outside of -1 to 1, the range of action tokens."""
     for part in parts:
         mask = statistics[part.name]["action"].get("mask")
         if mask is None:

@@ -177,7 +177,7 @@ def _split(
 ) -> tuple[list[int], list[int]]:
     """Episodes to train on and held-out ones, both in order.
 
-    Empty episodes belong to neither, nor those without an instruction where they are left out.
+    Neither has empty episodes, or episodes that are left out for want of an instruction.
     Raises UserError where none is left.
     """
     usable = np.flatnonzero(dataset.lengths)
@@ -434,7 +434,7 @@ def _notes(part: Part) -> list[str]:
 
 
 def _shares(parts: Sequence[Part]) -> list[str]:
-    """How much of an epoch each dataset is."""
+    """Each dataset's share of an epoch."""
     samples = [part.weight * len(part.places) for part in parts]
     return [
         f"{part.name}: weight {part.weight:g} makes {count / sum(samples):.1%} of the samples"
@@ -443,7 +443,7 @@ def _shares(parts: Sequence[Part]) -> list[str]:
 
 
 def _instructions(dataset: Dataset) -> str:
-    """The instructions in a few words, and how many episodes are left out for want of one."""
+    """A line on instructions, and on episodes left out for want of one."""
     texts = list(
         dict.fromkeys(
             text

@@ -157,7 +157,7 @@ def _max_steps(value: Any, config: Config) -> int:
 
 
 def _of_mixture(config: Config) -> bool:
-    """Whether it trains on a mixture of Open X-Embodiment, and not on CALVIN."""
+    """Whether the config trains on a mixture of Open X-Embodiment, not on CALVIN."""
     return _section(config, "train_dataset").get("type") == "OpenVLADataset"
 
 
@@ -165,7 +165,7 @@ def _cameras(value: Any, config: Config) -> list[str]:
     if not _of_mixture(config):
         return ["static", "gripper"] if value else ["static"]
     if value:
-        raise RefusedField("mixtures have their primary camera alone there")
+        raise RefusedField("there, mixtures have only their primary camera")
     return ["primary"]
 
 
@@ -174,7 +174,9 @@ def _bound(side: str) -> Maps:
         if not config.get("norm_action"):
             raise KeptField("norm_action is off")
         if _of_mixture(config):
-            raise KeptField("each dataset's q01 to q99 count; there, the result is cut at this too")
+            raise KeptField(
+                "quantiles 1 % to 99 % of each dataset are used; there, the result is also clipped to this"
+            )
         return _number(value, config)
 
     return Maps(f"data.normalise.{side}", convert)
@@ -208,7 +210,7 @@ def _mixture(value: Any, config: Config) -> Any:
         raise KeptField("of OpenVLADataset")
     if value not in mixtures():
         raise RefusedField(
-            f"no mixture that is known here: {', '.join(mixtures())}; name each dataset as "
+            f"no known mixture; known: {', '.join(mixtures())}; name each dataset as "
             "data.source and data.mixed_with"
         )
     return value

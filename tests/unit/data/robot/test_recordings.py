@@ -409,7 +409,7 @@ def test_what_may_not_be_read_is_never_left_out(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refused)
-    with pytest.raises(UserError, match="look into, found .*episode_1: Permission denied"):
+    with pytest.raises(UserError, match="a readable folder, found .*episode_1: Permission denied"):
         open_dataset(tmp_path)
 
 

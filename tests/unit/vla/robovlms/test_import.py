@@ -92,7 +92,7 @@ def test_a_mixture_of_open_x_embodiment(tmp_path: Path) -> None:
     assert "q01 to q99" in rows["norm_max"].text
     rows = _rows(tmp_path, train_dataset=mixture | {"data_mix": "own"})[1]
     assert rows["use_hand_rgb"].outcome == "refused"
-    assert "no mixture that is known here: bridge, " in rows["train_dataset.data_mix"].text
+    assert "no known mixture; known: bridge, " in rows["train_dataset.data_mix"].text
 
 
 def test_silent_overwrites_are_reported(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def _matrix(features: dict[str, Feature], keys: tuple[tuple[str, int], ...]) -> 
 
 
 def _texts(features: dict[str, Feature], layout: Layout, steps: int) -> list[str]:
-    """The instruction of every step, of the first feature that says something; '' for none."""
+    """The instruction of every step, by the first feature that is not empty; '' for none."""
     for key in layout.texts:
         feature = features.get(key)
         if feature is None or not len(feature.values):

@@ -175,7 +175,7 @@ def _bound(side: str) -> Maps:
             raise KeptField("norm_action is off")
         if _of_mixture(config):
             raise KeptField(
-                "quantiles 1 % to 99 % of each dataset are used; there, the result is also clipped to this"
+                "each dataset's q01 to q99 count; there, the result is also clipped to this"
             )
         return _number(value, config)
 

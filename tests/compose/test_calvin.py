@@ -11,7 +11,7 @@ from tests.compose.project import Project, docker
 from tests.support.recorded_calvin import RECORDING
 from workloads.errors import UserError
 from workloads.vla.calvin import sequences
-from workloads.vla.calvin.client import COMMIT, Place, Simulator, SimulatorEnded
+from workloads.vla.calvin.client import COMMIT, Simulator, SimulatorEnded, SimulatorPlace
 from workloads.vla.calvin.places import container, downloaded
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
@@ -49,14 +49,14 @@ def test_the_service_listens_as_nobody_and_reaches_nothing(
     address = calvin.inspect("calvin")["NetworkSettings"]["Networks"]
     (network,) = address.values()
     with pytest.raises(SimulatorEnded, match="expected an answer of the simulator to 'hello'"):
-        Simulator(Place(address=(network["IPAddress"], 37180)), tmp_path / "log")
+        Simulator(SimulatorPlace(address=(network["IPAddress"], 37180)), tmp_path / "log")
     assert "expected calvin_env, found none" in calvin.logs("calvin")
 
 
 def test_the_real_simulator_repeats_the_recorded_rollout(clone: Path, tmp_path: Path) -> None:
     with np.load(RECORDING) as stored:
         golden = {name: stored[name] for name in stored.files}
-    with Simulator(Place((*container(clone, egl=False), IMAGE)), tmp_path / "log") as env:
+    with Simulator(SimulatorPlace((*container(clone, egl=False), IMAGE)), tmp_path / "log") as env:
         assert (env.facts["renderer"], env.facts["calvin_env"]) == ("TinyRenderer", COMMIT)
         frames = [env.reset(sequences(1)[0].scene_obs)]
         env.begin("open_drawer")

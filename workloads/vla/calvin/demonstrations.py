@@ -20,7 +20,7 @@ from workloads.data.robot.calvin import annotations
 from workloads.data.robot.calvin.reader import RECORDINGS, frame_file
 from workloads.errors import UserError
 from workloads.json_files import read_json
-from workloads.vla.calvin.client import Frame, Place, Simulator
+from workloads.vla.calvin.client import Simulator, SimulatorFrame, SimulatorPlace
 from workloads.vla.calvin.rollout import STEPS
 from workloads.vla.calvin.scenes import scene_of
 from workloads.vla.calvin.scripted import Script
@@ -40,14 +40,14 @@ _ATTEMPTS = 5
 _AWAY, _PUSHES, _RESTS = np.array([0.06, 0.06, 0.04]), 5, 5
 _STEP = 0.02  # m that a number of 1 moves the target pose by
 
-Demonstration = list[tuple[Frame, np.ndarray]]
+Demonstration = list[tuple[SimulatorFrame, np.ndarray]]
 
 
 def generate(
     folder: Path,
     episodes: int,
     seed: int,
-    place: Place,
+    place: SimulatorPlace,
     processes: int,
     progress: Callable[[int, int], None],
 ) -> bool:
@@ -148,7 +148,7 @@ def _rest() -> np.ndarray:
     return np.array([0.0] * 6 + [-1.0])
 
 
-def _write(file: Path, frame: Frame, action: np.ndarray) -> None:
+def _write(file: Path, frame: SimulatorFrame, action: np.ndarray) -> None:
     arrays: Mapping[str, Any] = {
         "rgb_static": frame.images["static"],
         "rgb_gripper": frame.images["gripper"],

@@ -11,7 +11,7 @@ from workloads.host import checkout
 from workloads.host.engine import engine
 from workloads.host.programs import run_program
 from workloads.vla.calvin import simulator
-from workloads.vla.calvin.client import COMMIT, Place
+from workloads.vla.calvin.client import COMMIT, SimulatorPlace
 
 URL = "https://github.com/mees/calvin_env"
 _INSIDE = "/opt/calvin_env"  # where the image looks for the clone
@@ -40,7 +40,7 @@ def add_simulator(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--processes", type=int, default=1, help="simulators side by side (1)")
 
 
-def place_of(args: argparse.Namespace, env: Mapping[str, str]) -> Place:
+def place_of(args: argparse.Namespace, env: Mapping[str, str]) -> SimulatorPlace:
     """Where the arguments say that simulators run.
 
     Raises UserError where there is none, and for options that those which listen do not honour.
@@ -53,19 +53,21 @@ def place_of(args: argparse.Namespace, env: Mapping[str, str]) -> Place:
                 "expected neither --calvin nor --egl beside --env, found one of them; simulators "
                 "that listen have chosen clone and renderer when they were started"
             )
-        return Place(address=_host_and_port(args.env))
+        return SimulatorPlace(address=_host_and_port(args.env))
     clone = None if args.calvin is None else _clone_in(args.calvin)
     flags = ("--egl",) if args.egl else ()
     if args.env_python is not None:
         if shutil.which(args.env_python) is None:
             raise UserError(f"--env-python: expected a Python, found none at {args.env_python}")
         where = () if clone is None else ("--calvin", str(clone))
-        return Place((str(args.env_python), os.path.abspath(simulator.__file__), *where, *flags))
+        return SimulatorPlace(
+            (str(args.env_python), os.path.abspath(simulator.__file__), *where, *flags)
+        )
     if args.env_image is not None:
-        return Place((*container(clone, args.egl), args.env_image, *flags))
+        return SimulatorPlace((*container(clone, args.egl), args.env_image, *flags))
     _check_checkout(env)
     clone = clone or downloaded(env)
-    return Place((*container(clone, args.egl), _built_image(env), *flags))
+    return SimulatorPlace((*container(clone, args.egl), _built_image(env), *flags))
 
 
 def _host_and_port(text: str) -> tuple[str, int]:

@@ -257,7 +257,7 @@ def main():
         listen(args.listen, own + (["--calvin", str(args.calvin)] if args.calvin else []))
     outward = own_output()
     folder = args.calvin and args.calvin.resolve()
-    answer(lambda: Calvin(folder, args.egl), sys.stdin.buffer, outward)
+    answer(lambda: CalvinEnvironment(folder, args.egl), sys.stdin.buffer, outward)
 
 
 if __name__ == "__main__":

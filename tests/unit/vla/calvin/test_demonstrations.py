@@ -13,15 +13,15 @@ from workloads.cli import main
 from workloads.data.robot.opening import open_dataset
 from workloads.errors import UserError
 from workloads.vla.calvin import demonstrations
-from workloads.vla.calvin.client import Place
+from workloads.vla.calvin.client import SimulatorPlace
 from workloads.vla.calvin.demonstrations import SCRIPTED, generate
 from workloads.vla.calvin.tasks import TASKS
 
 pytestmark = pytest.mark.unit
 
 
-def place(solves: str) -> Place:
-    return Place((sys.executable, recorded_calvin.__file__, "--solves", solves))
+def place(solves: str) -> SimulatorPlace:
+    return SimulatorPlace((sys.executable, recorded_calvin.__file__, "--solves", solves))
 
 
 def quiet(done: int, total: int) -> None:
@@ -67,7 +67,7 @@ def test_a_task_that_the_script_never_solves_ends_it(
 def test_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def here(args: Any, env: Any) -> Place:
+    def here(args: Any, env: Any) -> SimulatorPlace:
         assert args.env_python == Path(sys.executable)
         return place("_")
 

@@ -146,7 +146,7 @@ def test_a_sequence_as_mp4_and_gif(tmp_path: Path) -> None:
 
 def test_what_starts_no_simulator(tmp_path: Path) -> None:
     with pytest.raises(SimulatorEnded, match="No module named"):
-        Simulator(Place((sys.executable, "-c", "import absent")), tmp_path / "log")
+        Simulator(SimulatorPlace((sys.executable, "-c", "import absent")), tmp_path / "log")
     with pytest.raises(UserError, match=r"expected simulators at 127\.0\.0\.1:1"):
         Simulator(SimulatorPlace(address=("127.0.0.1", 1)), tmp_path / "log")
 
@@ -169,7 +169,7 @@ def listening() -> Iterator[str]:
 
 def test_simulators_that_listen(listening: str, tmp_path: Path) -> None:
     host, port = listening.split(":")
-    place = Place(address=(host, int(port)))
+    place = SimulatorPlace(address=(host, int(port)))
     socket.create_connection((host, int(port))).close()  # a health check, which asks for nothing
     with (
         Simulator(place, tmp_path / "log") as one,

@@ -121,7 +121,7 @@ class OpenVLAFamily:
         report: Reporter,
     ) -> OpenVLAPolicy:
         kind = "sdpa" if attn == "auto" else attn
-        return load_policy(folder, facts, name, dtype, kind, device, four_bit, tell)
+        return load_policy(folder, facts, name, dtype, kind, device, four_bit, report)
 
     def fake_step(self, config: VlaConfig, fields: "Fields") -> "FakeStep":
         from workloads.vla.openvla.fake_step import build

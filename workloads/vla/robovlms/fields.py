@@ -237,7 +237,7 @@ def _action_space(value: Any, config: Config) -> str:
 
 def _history(value: Any, config: Config) -> str:
     if value == "video":
-        raise Refused(
+        raise RefusedField(
             "a window's frames with one text and one action token, whose one prediction is "
             "compared with every step; set action_head.history=interleaved, where each frame "
             "sees those before it"

@@ -152,7 +152,7 @@ def build(config: VlaConfig, base: Base[Any], spec: PolicySpec, report: Reporter
     else:
         adapter = backbone_of(str(base.config.model_type), base.model.name)
         chosen = chosen_attention(base.model, adapter, base.config)
-        backbone = load_backbone(replace(base, model=chosen), config, lambda _: IMAGES, tell)
+        backbone = load_backbone(replace(base, model=chosen), config, lambda _: IMAGES, report)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             model = PolicyModel(spec, backbone)

@@ -22,7 +22,7 @@ from workloads.vla.calvin import sequences, simulator
 from workloads.vla.calvin.client import Simulator, SimulatorEnded, SimulatorFrame, SimulatorPlace
 from workloads.vla.calvin.evaluate import RESULTS, VideoOptions, evaluate
 from workloads.vla.calvin.report import summary, table
-from workloads.vla.calvin.rollout import PolicyPilot, Rollout, check_policy, drive
+from workloads.vla.calvin.rollout import PolicyPilot, SequenceRollout, check_policy, drive
 from workloads.vla.calvin.scripted import Script
 from workloads.vla.calvin.video import write_video
 
@@ -128,7 +128,7 @@ def test_a_sequence_as_mp4_and_gif(tmp_path: Path) -> None:
     images = [
         np.full((200, 200, 3), 10 * number, np.uint8) for number in range(sum(steps) + len(steps))
     ]
-    rollout = Rollout(solved=1, steps=steps, images=images)
+    rollout = SequenceRollout(solved=1, steps=steps, images=images)
     film = write_video(rollout, sequences(1)[0], tmp_path / "film", "mp4")
     with av.open(str(film)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -359,7 +359,7 @@ def test_a_checkpoint_of_discrete_actions_becomes_a_policy(tmp_path: Path) -> No
     own_data = [f"model.name={tmp_path / 'mine'}", "data.source=calvin"]
     profile, _ = resolve(tmp_path / "mine.yaml", {}, own_data)
     assert (profile.action_head.history, profile.action_head.bins) == ("interleaved", 32)
-    acting = Policy.from_pretrained(tmp_path / "mine", device="cpu", tell=lambda text: None)
+    acting = Policy.from_pretrained(tmp_path / "mine", device="cpu", report=lambda text: None)
     assert isinstance(acting, HeadPolicy) and acting.model.spec == spec
     stored = acting.model.state_dict()
     assert all(torch.equal(stored[key], value) for key, value in own.state_dict().items())

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -146,9 +147,16 @@ class Trainings:
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """A port of this machine that is free now, and the one below it too, which torchrun takes.
+
+    It lies below those that the kernel gives to connections: none of them takes it by chance.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_001, 32_000)
+        with contextlib.suppress(OSError):
+            for number in (port, port - 1):
+                socket.create_server(("", number)).close()
+            return port
 
 
 def descendants(root: int) -> list[int]:

@@ -98,8 +98,9 @@ class _Target:
         from workloads.plan.cards import card_for_plan, find_card
 
         numbers = {"gpus": args.gpus, "rows": args.rows, "row-tokens": args.row_tokens}
-        for name, value in (numbers | {"price": args.price}).items():
-            if value is not None and value <= 0:
+        numbers |= {"price": args.price, "gpu-memory": args.gpu_memory}
+        for name, value in numbers.items():
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{name}: expected a number over 0, found {value:g}")
         here = device.gpus(env)
         self.card: Card | None = find_card(here[0].name) if here else None
@@ -111,14 +112,6 @@ class _Target:
         self.gpus = args.gpus or self.gpus
         if args.gpu_memory:
             self.memory = int(args.gpu_memory * GIB)
-
-
-def _target(args: argparse.Namespace, env: Mapping[str, str]) -> _Target:
-    numbers = {"gpus": args.gpus, "rows": args.rows, "row-tokens": args.row_tokens}
-    for name, value in (numbers | {"price": args.price, "gpu-memory": args.gpu_memory}).items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{name}: expected a number over 0, found {value:g}")
-    return _Target(args, env)
 
 
 class _Times:

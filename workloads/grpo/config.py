@@ -407,11 +407,6 @@ class GrpoConfig(Profile):
         """Micro-batches of a rank whose completions are generated at once."""
         return self.grpo.steps_per_generation or self.accumulation_steps(world_size)
 
-    def updates_a_rollout(self, world_size: int) -> int:
-        """Optimizer steps that learn from the same completions."""
-        steps = self.generated_batches(world_size) // self.accumulation_steps(world_size)
-        return self.grpo.num_iterations * max(1, steps)
-
     def _fitting(self, whole: int, step: int) -> int:
         """The smallest batch from `whole` on that divides over ranks and holds whole groups."""
         both = math.lcm(step, self.grpo.num_generations)

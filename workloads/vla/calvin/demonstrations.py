@@ -18,6 +18,7 @@ import numpy as np
 
 from workloads.data.robot.calvin import annotations
 from workloads.data.robot.calvin.reader import RECORDINGS, frame_file
+from workloads.data.robot.converting import whole_folder
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.calvin.client import Simulator, SimulatorFrame, SimulatorPlace
@@ -61,15 +62,30 @@ def generate(
         found = read_json(folder / FACTS)
         if {name: found.get(name) for name in wanted} == wanted:
             return False
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder}: expected an empty folder or the same demonstrations, found other files; "
-            "name another folder, or remove it"
-        )
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / annotations.FILE).parent.mkdir(parents=True)
     logs = folder.parent / f"{folder.name}.logs"
+    with whole_folder(folder) as partial:
+        (partial / annotations.FILE).parent.mkdir(parents=True)
+        spans, facts = _record(partial, logs, episodes, seed, place, processes, progress)
+        _annotate(partial, spans, [SCRIPTED[number % len(SCRIPTED)] for number in range(episodes)])
+        written = {**wanted, "frames": spans[-1][1] + 1, "simulator": facts}
+        (partial / FACTS).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(logs)
+    return True
+
+
+def _record(
+    folder: Path,
+    logs: Path,
+    episodes: int,
+    seed: int,
+    place: SimulatorPlace,
+    processes: int,
+    progress: Callable[[int, int], None],
+) -> tuple[list[tuple[int, int]], dict[str, Any]]:
+    """Write the frames of all episodes, from several simulators, in the order of their numbers.
+
+    Returns the first and last frame of each episode, and the simulators' facts.
+    """
     stop = threading.Event()
     with ExitStack() as opened:
         free: SimpleQueue[Simulator] = SimpleQueue()
@@ -91,18 +107,10 @@ def generate(
         for rows in pool.map(demonstrate, range(episodes)):
             first = spans[-1][1] + 1 if spans else 0
             for at, (frame, action) in enumerate(rows):
-                _write(partial / frame_file(first + at), frame, action)
+                _write(folder / frame_file(first + at), frame, action)
             spans.append((first, first + len(rows) - 1))
             progress(len(spans), episodes)
-        facts = simulator.facts
-    _annotate(partial, spans, [SCRIPTED[number % len(SCRIPTED)] for number in range(episodes)])
-    told = {**wanted, "frames": spans[-1][1] + 1, "simulator": facts}
-    (partial / FACTS).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(logs)
-    if folder.is_dir():
-        folder.rmdir()
-    partial.replace(folder)
-    return True
+        return spans, simulator.facts
 
 
 def _demonstration(

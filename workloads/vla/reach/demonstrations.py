@@ -1,16 +1,14 @@
 """Demonstrations of the reach task, as CRANE-X7 recordings that every reader here knows."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from workloads.data.robot.converting import whole_folder
 from workloads.data.robot.crane_x7.writer import write_episode
-from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.reach import arm
 from workloads.vla.reach.expert import demonstration
@@ -60,29 +58,16 @@ def generate(
     wanted = facts(episodes, seed, task)
     if (folder / FACTS).is_file() and read_json(folder / FACTS) == wanted:
         return False
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder}: expected an empty folder or the same demonstrations, found other files; "
-            "name another folder, or remove it"
-        )
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"expected a folder to write to, found {error}; name another") from None
-    for number in range(episodes):
-        target = partial / f"episode_{number:04d}"
-        if task == "reach":
-            _write(target, scene(seed, number, "demonstrations"))
-        else:
-            own = recall_scene(seed, number, "demonstrations")
-            _write_recall(target, own, pushed_to=number % CUBES)
-        progress(number + 1, episodes)
-    (partial / FACTS).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-    if folder.is_dir():
-        folder.rmdir()
-    os.replace(partial, folder)
+    with whole_folder(folder) as partial:
+        for number in range(episodes):
+            target = partial / f"episode_{number:04d}"
+            if task == "reach":
+                _write(target, scene(seed, number, "demonstrations"))
+            else:
+                own = recall_scene(seed, number, "demonstrations")
+                _write_recall(target, own, pushed_to=number % CUBES)
+            progress(number + 1, episodes)
+        (partial / FACTS).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     return True
 
 

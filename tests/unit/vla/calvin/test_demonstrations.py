@@ -51,7 +51,7 @@ def test_they_are_read_as_calvins_data_and_do_not_depend_on_processes(tmp_path: 
                 assert all(np.array_equal(one[name], two[name]) for name in one.files)
         else:
             assert file.read_bytes() == other.read_bytes()
-    with pytest.raises(UserError, match="expected an empty folder or the same demonstrations"):
+    with pytest.raises(UserError, match="expected an empty folder, found files"):
         generate(folder, 8, 3, place("_"), 1, quiet)
 
 

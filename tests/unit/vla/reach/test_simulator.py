@@ -170,9 +170,9 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["data", "generate", "reach", str(folder), "--episodes", "2"]) == 0
     assert "there already" in capsys.readouterr().out
     assert main(["data", "generate", "reach", str(folder), "--episodes", "3"]) == 2
-    assert "name another folder" in capsys.readouterr().err
+    assert "expected an empty folder, found files in" in capsys.readouterr().err
     assert main(["data", "generate", "reach", str(tmp_path / "x"), "--episodes", "0"]) == 2
     assert "--episodes: expected at least 1, found 0" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main(["data", "generate", "reach", str(tmp_path / "file" / "reach")]) == 2
-    assert "expected a folder to write to" in capsys.readouterr().err
+    assert "expected to write a dataset" in capsys.readouterr().err

@@ -94,7 +94,10 @@ class Talk:
                 print(f"tatara: {error}", file=sys.stderr)
 
     def take(self, line: str) -> bool:
-        """A line of the person, a command or a question; whether there may be another one."""
+        """Carry out one line, a command or a question; returns False where it ends the chat.
+
+        Raises UserError for an unknown command or argument.
+        """
         first, *others = line.split(maxsplit=1) or [""]
         # An input method for Japanese writes ／ｒｅｓｅｔ, and its wide blank.
         command, rest = unicodedata.normalize("NFKC", first), "".join(others).strip()

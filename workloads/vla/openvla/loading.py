@@ -58,7 +58,8 @@ def load_model(
 ) -> OpenVLA:
     """Load the base with the head, in the profile's dtypes, without an adapter.
 
-    On the CPU, except for a quantised base. Random parts follow from `train.seed`.
+    On the CPU, except for a quantised base. Random parts follow from `train.seed`. Raises UserError
+    for QLoRA of random weights.
     """
     dtype = weights_dtype(config.train, config.adapter)
     if config.model.random_init and config.adapter.method == "qlora":

@@ -96,9 +96,10 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=3600.0, help="seconds for everything")
     args = parser.parse_args()
     # What a shell in the background, nohup or a supervisor ignores would be ignored by all that is
-    # started from here: tests that press Ctrl-C or end a job would wait forever.
+    # started from here: tests that press Ctrl-C, end a job or close a terminal would wait forever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     end = time.monotonic() + args.deadline
     groups, left_out = choose(args.full)
     groups = [group for group in groups if not (args.rest and group in QUICK)]

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 _PR_SET_PDEATHSIG = 1
+PARENT = "TATARA_PARENT"  # the variable in which a process tells its children its pid
 
 
 def die_with_parent() -> None:
-    """End this process when its parent ends in any way (Linux)."""
-    parent = os.getppid()
+    """End this process when its parent ends in any way (Linux).
+
+    A parent that names itself in the variable PARENT may have ended before this code runs.
+    """
+    parent = int(os.environ.pop(PARENT, "") or os.getppid())
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have ended before the call above.
     if os.getppid() != parent:
         os._exit(1)
 

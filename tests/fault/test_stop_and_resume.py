@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.processes import ONE_RANK, PATIENCE, Training, events, losses, rows, state
@@ -162,11 +163,14 @@ def test_a_stop_does_not_wait_for_ranks_that_wait(tmp_path: Path, fault: str) ->
         return sorted(statuses) == begun and (len(begun) < 2 or set(phase) == {"preparing"})
 
     training.until(waiting, "ranks that wait")
+    tree = psutil.Process(training.process.pid).children(recursive=True)
     asked = time.monotonic()
     training.signal_tree(signal.SIGINT)
     training.end(expected=130)
     assert time.monotonic() - asked < PATIENCE / 4, training.everything()
     assert "nothing was lost" in training.console
+    _, left = psutil.wait_procs(tree, timeout=30)
+    assert not left, training.everything()
 
 
 def test_a_stop_before_the_first_step_of_a_resumed_run_keeps_its_checkpoint(tmp_path: Path) -> None:

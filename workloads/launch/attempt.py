@@ -15,7 +15,7 @@ from workloads import signals
 from workloads.errors import EXIT_DONE, EXIT_FAILED, EXIT_RETRY, EXIT_USER
 from workloads.launch.messages import Outcome, StopRequest
 from workloads.launch.rendezvous import Rendezvous
-from workloads.processes import is_stopped, memory_limit, out_of_memory_kills
+from workloads.processes import PARENT, is_stopped, memory_limit, out_of_memory_kills
 from workloads.run import Run
 from workloads.run.events import Event, Phase
 from workloads.run.session import INTERRUPTIBLE, NOTHING_LOST
@@ -82,7 +82,7 @@ class Attempt:
             # and the libraries write to standard error goes to a log.
             self._process = subprocess.Popen(
                 command,
-                env=dict(env),
+                env={**env, PARENT: str(os.getpid())},
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),
@@ -239,12 +239,24 @@ class Attempt:
         return None
 
     def _end(self) -> None:
-        """End torchrun and all ranks."""
+        """End torchrun, all ranks and what they started.
+
+        A rank ends with its parent once it runs our code; one that still starts would be left over.
+        """
         process = self._process
-        if process is not None and process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        if process is None or process.poll() is not None:
+            return
+        import psutil
+
+        with contextlib.suppress(ProcessLookupError):
+            # Suspended, torchrun starts no more ranks, and collects none whose pid could be reused.
+            os.killpg(process.pid, signal.SIGSTOP)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.kill()
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def _outcome(self, code: int, memory_kills: int) -> Outcome:
         statuses = self.statuses()

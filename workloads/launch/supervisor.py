@@ -37,7 +37,7 @@ from workloads.launch.member import Member
 from workloads.launch.messages import Hello, Meeting, Outcome, Terms
 from workloads.launch.network import free_address, interface_to
 from workloads.launch.rendezvous import Alone, Rendezvous
-from workloads.processes import die_with_parent, make_output_lossy, own_command
+from workloads.processes import PARENT, die_with_parent, make_output_lossy, own_command
 from workloads.run import Owner, Run
 from workloads.run.events import Event
 from workloads.run.integrity import sealed
@@ -264,6 +264,7 @@ def _start_local_nodes(job: Job) -> list[subprocess.Popen[bytes]]:
     found = []
     for node in range(1, job.nodes):
         env = {**os.environ, **job.env, "NODE_RANK": str(node), _LOCAL_CHILD: "1"}
+        env[PARENT] = str(os.getpid())
         env.update(_gpu_share(job, node))
         command = [sys.executable, "-m", "workloads.cli", *job.words]
         with signals.held_back():

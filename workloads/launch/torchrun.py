@@ -8,15 +8,17 @@ the ranks and kill those that still save 30 s later. The ranks unblock them once
 set.
 """
 
+import os
 import sys
 
 from workloads.errors import EXIT_FAILED
-from workloads.processes import die_with_parent, quick_imports
+from workloads.processes import PARENT, die_with_parent, quick_imports
 
 
 def main() -> int:
     """Run torchrun with this process's arguments."""
     die_with_parent()
+    os.environ[PARENT] = str(os.getpid())
     with quick_imports():
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.run import parse_args, run

@@ -39,8 +39,6 @@ QUICK = [
 ]
 NOTHING_FITS = 1  # what plan answers where a profile does not fit the GPU
 GPU_ALONE = re.compile(r"4090|h100|train-vla RECIPE=auto")
-# Its parts alone: tests/smoke/test_memory_demo.py runs what the target calls.
-IN_PARTS = ["make demo-memory"]
 SETTING = re.compile(r"[a-z_]+(\.\w+)+=")
 
 
@@ -148,7 +146,7 @@ def test_the_first_pages_say_what_was_run() -> None:
     said = {**commands_page.by_tests(), **commands_page.by_hand()}
     for name in ("README.md", "docs/quickstart.md"):
         left = [text for text in commands_page.texts(ROOT / name) if text not in said]
-        assert [text for text in left if not GPU_ALONE.search(text)] in ([], IN_PARTS)
+        assert [text for text in left if not GPU_ALONE.search(text)] == []
 
 
 def test_a_page_says_how_many_of_its_commands_were_run(

@@ -81,7 +81,11 @@ def outline(solid: Solid, eye: Array, rays: Array) -> Mask:
 
     eye: position [3]; rays: unit directions [n, 3].
     """
-    return np.isfinite(_meet(solid, np.broadcast_to(eye, rays.shape), rays)[0])
+    origins = np.broadcast_to(eye, rays.shape)
+    near = np.flatnonzero(_may_meet(solid, origins, rays))
+    met = np.zeros(len(rays), dtype=bool)
+    met[near] = np.isfinite(_meet(solid, origins[near], rays[near])[0])
+    return met
 
 
 def trace(solids: Sequence[Solid], origins: Array, rays: Array) -> Hits:
@@ -242,4 +246,4 @@ def _dot(left: Array, right: Array) -> Array:
 
 
 def _unit(vectors: Array) -> Array:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.sqrt(_dot(vectors, vectors))[..., None]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from workloads.grpo.rewards.bounds import as_range, with_signs
+from workloads.grpo.rewards.dates import same_date_or_time
 from workloads.grpo.rewards.expressions import are_proportional, difference_of
 from workloads.grpo.rewards.math_checker import shared_checker
 from workloads.grpo.rewards.quantities import Quantity, is_zero, same_quantities, total_of
@@ -39,18 +40,26 @@ _CONCLUSION = re.compile(
     re.IGNORECASE,
 )
 _PREMISE = re.compile(r"^\s*(?:since|because|as|given|if|when|first)(?![A-Za-z])", re.IGNORECASE)
-_SENTENCE = re.compile(r"(?<=[^\d\s][^\d\s][.!?])\s+|(?<=\d[.!?])\s+(?=[A-Z])|[。！？\n]+")
+_MONTH_POINT = r"(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|ept|Oct|Nov|Dec)\."
+_SENTENCE = re.compile(
+    rf"(?<=[^\d\s][^\d\s][.!?])(?<!{_MONTH_POINT})\s+|(?<=\d[.!?])\s+(?=[A-Z])|[。！？\n]+"
+)
 _QUOTED = re.compile(r"^[\"'<「『【《]([^\"'<>=]+)[\"'>」』】》]$")
 _DRAWN = re.compile("[≅∽∥⊥]")  # how figures stand to each other
 _WORKING = re.compile(r"<<[^<>]*>>")
-# The denied part of a contrast: "not 8 but 7", "7, not 8", 8ではなく7, 不是8而是7, 8이 아니라 7.
+_LETTER = "[A-Ha-h]"
+_CHOSEN, _WRONG = rf"\(?{_LETTER}\)?", "(?:wrong|incorrect|false)"
+# The denied part of a contrast: "not 8 but 7", "7, not 8", 8ではなく7, 不是8而是7, 8이 아니라 7; and of
+# choices: "B is wrong, C is right".
 _DENIED = re.compile(
     r"(?<![A-Za-z])not\s[^,;]{1,40}?,?\s+(?:but|it is|it's)\s+(?:rather\s+)?"
     r"|(?:不是|并非).{1,40}?而是|^.{1,40}?(?:ではなく|じゃなく|でなく)て?[、,\s]*(?=\S)"
-    r"|^.{1,40}?아니라\s*|(?<=\S)(?:而不是|[,、]\s*(?:不是|并非)).{1,40}$"
+    r"|^.{1,40}?아니라\s*|(?<=\S)(?:而不是|[,、]?\s*不选|[,、]\s*(?:不是|并非)).{1,40}$"
     r"|(?<=\S)[,、。]\s*[^,、。]{1,40}?(?:ではない|ではありません|아님|아닙니다|아니다)$"
     r"|(?<=[^\s,;(])\s*(?:[,;(]\s*(?:and )?not|(?:and|but) not|rather than|instead of)"
-    r"\s[^,;]{1,40}$",
+    r"\s[^,;]{1,40}$"
+    rf"|^{_CHOSEN} is {_WRONG}[,;.]\s*(?:but |and )?"
+    rf"|(?<=\S)[,;.]\s*(?:but |and )?{_CHOSEN} is {_WRONG}$",
     re.IGNORECASE,
 )
 # A reason after an answer.
@@ -61,9 +70,9 @@ _REASON = re.compile(
 )
 
 _COMMA_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,]*\d)")
+_EUROPEAN = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d{1,2}(?![\d.,]*\d)")  # 1.234,50
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/]| \d)")
 
-_LETTER = "[A-Ha-h]"
 _MARKED = re.compile(
     rf"^(?:\(\s*({_LETTER})\s*\)|\[\s*({_LETTER})\s*\]|({_LETTER})\s*[).:、]|({_LETTER})(?=\s*\())"
     r"(?![A-Za-z])\s*(.*)$"
@@ -188,6 +197,8 @@ def _compare(answer: str, truth: str, written: str, wanted: str) -> Verdict:
         return Verdict(answer == truth, f"{answer!r}, not {truth!r}")
     if _unspaced(answer) == _unspaced(truth):
         return Verdict(True, f"the same: {truth}")
+    if (same_time := same_date_or_time(answer, truth)) is not None:
+        return Verdict(same_time, f"the same: {truth}" if same_time else f"{answer}, not {truth}")
     if (verdict := _compare_choices(answer, truth)) is not None:
         return verdict
     if _RATIO.match(truth):
@@ -296,6 +307,7 @@ def _readings(text: str) -> Iterator[str]:
 
 
 def _joined(text: str) -> str:
+    text = _EUROPEAN.sub(lambda match: match[0].replace(".", "").replace(",", "."), text)
     text = _COMMA_THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     return _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), text)
 

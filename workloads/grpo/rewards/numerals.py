@@ -53,9 +53,11 @@ _MYRIADS = MappingProxyType(
 _HAN = "".join([*_HAN_DIGITS, *_HAN_SCALES, "万萬億亿"])
 # Allowed before and after a kanji numeral: not the rest of a word, as in 一共.
 _HAN_RUN = re.compile(
-    rf"(?<![\u4e00-\u9fff])[{_HAN}]+(?![\u4e00-\u9fff])"
+    rf"(?<![〇\u4e00-\u9fff])[{_HAN}]+(?![〇\u4e00-\u9fff])"
+    rf"|(?<=[年月])[{_HAN}]+(?=[月日])|(?<=[割成])[{_HAN}](?=分|$)"
+    rf"|(?<![\u4e00-\u9fff])[{_HAN}]+(?=[比対][{_HAN}])|(?<=[比対])[{_HAN}]+"
     rf"|(?<=[是有共约約計计为為第])[{_HAN}]+(?![共般样緒])"
-    rf"|(?<![\u4e00-\u9fff])[{_HAN}]+(?=[個个つ人本枚匹頭头只隻台冊册回次度円元米点點分秒時时年月日歳岁平厘千海小块塊張张件割成斤])"
+    rf"|(?<![\u4e00-\u9fff])[{_HAN}]+(?=[個个つ人本枚匹頭头只隻台冊册回次度円元米点點分秒時时年月日歳岁平厘千海小块塊張张件割成斤打])"
 )
 _HALF = re.compile(r"半分|一半|절반|^[半반]$")
 # Times of the day: 10時30分, 3点半.
@@ -68,7 +70,8 @@ _AND_HALF = re.compile(
     r"\s*[半반](?![径分期数額지경])"
 )
 # Tenths, and hundredths after them: 3割5分, 八成, 3할.
-_TENTHS = re.compile(r"(?<![\d.])(\d)\s*(?:割|成(?![年功人])|할)(?:\s*(\d)\s*[分푼])?")
+_TENTHS = re.compile(r"(?<![\d.])(\d)\s*(?:割|成(?![年功人])|할)(?:\s*(\d)(?:\s*[分푼]|$))?")
+_DOZENS = re.compile(r"(?:(?<![\d.])(\d+)|半)\s*(?:ダース|打(?![\u4e00-\u9fff])|다스)")
 _HAN_PART = re.compile(r"(?<!\d)(\d+)\s*分[の之]\s*(\d+)|(?<!\d)(\d+)\s*분의\s*(\d+)")
 _TIMES_MYRIAD = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*([万萬億亿만억])")
 # 1万5千, 1万5000; digits after it are never part of another number.
@@ -140,6 +143,7 @@ def in_digits(text: str) -> str:
     text = _HAN_PART.sub(lambda m: f" {m[2] or m[4]}/{m[1] or m[3]}", text)
     text = _CLOCK.sub(lambda m: f"{m[1]}:{m[2] or 30}", text)
     text = _TENTHS.sub(lambda m: f"{m[1]}{m[2] or 0}%", text)
+    text = _DOZENS.sub(lambda m: str(12 * int(m[1]) if m[1] else 6), text)
     text = _AND_HALF.sub(lambda m: f"{m[1]}.5{m[2] or ''}", text)
     text = _MYRIAD_AND.sub(_myriad_and, text)
     text = _TIMES_MYRIAD.sub(lambda m: _times(m[1], _MYRIADS[m[2]]), text)

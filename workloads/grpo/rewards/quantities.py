@@ -16,7 +16,10 @@ _IN_DEGREES = Fraction(180 / math.pi)  # a radian
 
 @dataclass(frozen=True)
 class Quantity:
-    """One value: its name (x) or words (red), how it stands to it (=, <, …), and its unit."""
+    """One value: its name (x) or words (red), how it stands to it (=, <, …), and its unit.
+
+    counts: it is a number of things, such as 5 bottles, and no measure.
+    """
 
     value: "Expression | Group"
     relation: str = "="
@@ -24,6 +27,7 @@ class Quantity:
     words: frozenset[str] = frozenset()
     unit: Unit | None = None
     sound: bool = True
+    counts: bool = False
 
     def __str__(self) -> str:
         said = self.name or " ".join(sorted(self.words))
@@ -195,10 +199,16 @@ def difference(ours: Quantity, wanted: Quantity, several: bool = False) -> str:
     ours, wanted = _of_money(ours, wanted), _of_money(wanted, ours)
     if ours.unit and wanted.unit and not are_alike(ours.unit, wanted.unit):
         return f"unit {ours.unit.name}, not {wanted.unit.name}"
-    if _other_words(ours, wanted, several):
-        said, asked = (" ".join(sorted(item.words)) for item in (ours, wanted))
+    counts = (ours.counts and wanted.unit) or (wanted.counts and ours.unit)
+    if counts or _other_words(ours, wanted, several):
+        said, asked = (_kind(item) for item in (ours, wanted))
         return f"{said}, not {asked}"
     return "" if same_amount(ours, wanted) else f"{ours}, not {wanted}"
+
+
+def _kind(quantity: Quantity) -> str:
+    """What a value is of: its unit or words."""
+    return quantity.unit.name if quantity.unit else " ".join(sorted(quantity.words))
 
 
 def _name(name: str) -> str:

@@ -26,6 +26,7 @@ from workloads.grpo.rewards.units import (
     Unit,
     are_alike,
     counts_nothing,
+    counts_things,
     power_of,
     unit_at_start,
     unit_of,
@@ -198,7 +199,9 @@ def _read_values(text: str) -> Iterator[Quantity]:
         if found and not before and not unit and found[-1].unit and _is_unit_power(tokens, place):
             place = end
             continue
-        quantity = Quantity(value, unit=money or unit, words=_words(before))
+        unit = money or unit
+        counts = not unit and _counts_things(tokens[end : end + 1])
+        quantity = Quantity(value, unit=unit, words=_words(before), counts=counts)
         if found and not quantity.words and (whole := _together(found[-1], quantity)):
             found[-1] = whole
         else:
@@ -332,6 +335,10 @@ def _one_unit(tokens: Sequence[Token], place: int) -> tuple[Unit | None, int]:
 
 def _text(tokens: Sequence[Token], place: int) -> str:
     return tokens[place].text if place < len(tokens) else ""
+
+
+def _counts_things(tokens: Sequence[Token]) -> bool:
+    return any(counts_things(_EAST_FLUFF.sub("", token.text)) for token in tokens)
 
 
 def _words(tokens: Sequence[Token]) -> frozenset[str]:

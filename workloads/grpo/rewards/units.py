@@ -32,9 +32,9 @@ class Unit:
 
 # base: names of the unit with its factor. Symbols keep their case, words do not.
 _TABLE = """
-m 1: m meter metre metres 米 公尺 メートル 미터
-m 1000: km kilometer kilometre 千米 公里 キロメートル 킬로미터
-m 1/100: cm centimeter centimetre 厘米 公分 センチ センチメートル 센티미터
+m 1: m meter metre metres mtr 米 公尺 メートル 미터
+m 1000: km kms kilometer kilometre 千米 公里 キロメートル 킬로미터
+m 1/100: cm cms centimeter centimetre 厘米 公分 センチ センチメートル 센티미터
 m 1/10: dm decimeter decimetre 分米
 m 1/1000: mm millimeter millimetre 毫米 ミリ ミリメートル 밀리미터
 m 1/1000000: µm μm um micrometer micron 微米
@@ -46,7 +46,7 @@ m 3048/10000: ft foot feet フィート 英尺
 m 254/10000: inch inches インチ 英寸
 g 1: g gram gramme 克 グラム 그램
 g 500: 斤
-g 1000: kg kilogram kilo 千克 公斤 キログラム キロ 킬로그램
+g 1000: kg kgs kilogram kilo 千克 公斤 キログラム キロ 킬로그램
 g 1/1000: mg milligram 毫克 ミリグラム
 g 1000000: tonne ton tons 吨 トン 톤
 g 45359237/100000: lb lbs pound 磅 ポンド
@@ -56,13 +56,20 @@ s 1/1000: ms millisecond 毫秒 ミリ秒
 s 60: min mins minute 分 分钟 分間 분
 s 3600: h hr hrs hour 小时 小時 時間 钟头 시간
 s 86400: day days 天 日 日間 일 일간
+s 1209600: fortnight
 s 604800: week weeks wk 周 週間 주일
 month 1: month months 个月 ヶ月 か月 개월
+month 1200: century centuries 世紀 世纪 세기
+month 120: decade
 month 12: year years yr yrs 年間
 m^3 1/1000: L l liter litre 升 リットル 리터
+m^3 3785411784/1000000000000: gallon gal ガロン 加仑
+m^3 946352946/1000000000000: quart
+m^3 473176473/1000000000000: pint パイント 品脱
 m^3 1/1000000: mL ml milliliter millilitre cc 毫升 ミリリットル
 m^3 1/10000: dL dl デシリットル
 m^2 10000: ha hectare 公顷 ヘクタール
+m^2 40468564224/10000000: acre エーカー 英亩
 m^2 1: 平米
 deg 1: ° degree degrees deg 度 도
 rad 1: rad rads radian ラジアン 弧度
@@ -112,6 +119,12 @@ _COUNTED = (
 
 
 _COUNTERS = frozenset(_COUNTED.split())
+# Words that count what no unit measures, besides plurals.
+_THINGS = frozenset(
+    "people person men women children sheep fish mice 人 本 匹 枚 冊 台 頭 羽 名 只 条 张 張 本书 명 마리 권 대 "
+    "그루 송이 자루".split()
+)
+_NO_PLURALS = frozenset("plus minus always perhaps thus times versus afterwards besides".split())
 
 
 def _entries() -> Iterator[tuple[str, Unit]]:
@@ -141,7 +154,8 @@ _SQUARES = MappingProxyType(
 )
 _POWERED = re.compile(r"(?P<name>[A-Za-zµμ]+)(?P<power>[23])")
 DEGREES, RADIANS = (("deg", 1),), (("rad", 1),)
-_RATES = MappingProxyType({"mph": ("mi", "h"), "kph": ("km", "h"), "kmh": ("km", "h")})
+_RATES = MappingProxyType({"mph": ("mi", "h"), "kph": ("km", "h"), "kmh": ("km", "h")}
+    | dict.fromkeys(("knot", "knots", "ノット"), ("nmi", "h")))
 CURRENCY_SIGNS = "＄€£¥₩₹¢"
 CURRENCY_CODES = tuple(
     name
@@ -192,3 +206,10 @@ def power_of(word: str) -> int | None:
 def counts_nothing(word: str) -> bool:
     """Whether a word after a number only counts, as `items` does."""
     return word.casefold() in _COUNTERS
+
+
+def counts_things(word: str) -> bool:
+    """Whether a word behind a number counts things, as in 5 bottles or 5人, which 5 cm are not."""
+    word = word.casefold()
+    is_plural = word.isascii() and word.isalpha() and len(word) > 3 and word[-1] == "s" != word[-2]
+    return word in _THINGS or (is_plural and word not in _NO_PLURALS and not counts_nothing(word))

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from workloads.errors import EXIT_RETRY, Retry, UserError
+from workloads.errors import EXIT_RETRY, Retry, TataraError, UserError
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.objective import Grpo
 from workloads.grpo.rollouts import guard
@@ -163,7 +163,8 @@ def ready(config: GrpoConfig, session: Session) -> Iterator[None]:
         with _made_as_wanted(engine.sleep_level, pixel_limits(config.grpo)):
             yield
     else:
-        with _watched(config, session), guard.client_sends(guard.token(os.environ)):
+        sends = guard.client_sends(guard.token(os.environ))
+        with _watched(config, session), sends, _images_encoded_anew():
             yield
 
 
@@ -206,6 +207,30 @@ def _made_as_wanted(level: int, pixels: Mapping[str, int]) -> Iterator[None]:
         yield
     finally:
         LLM.__init__, LLM.sleep, LLM.reset_prefix_cache = own, own_sleep, own_reset
+
+
+@contextmanager
+def _images_encoded_anew() -> Iterator[None]:
+    """Have a server encode images anew with new weights, as an engine beside the trainer does."""
+    from trl.generation.vllm_client import VLLMClient
+
+    own = VLLMClient.reset_prefix_cache
+
+    def reset(self: Any) -> None:
+        address = f"{self.base_url}/reset_encoder_cache"
+        code = self.session.post(address).status_code
+        if code != 200:
+            raise TataraError(
+                f"{address}: expected the answer 200, found {code}; start the server by `python -m "
+                "workloads.grpo.rollouts.server PROFILE`"
+            )
+        own(self)
+
+    VLLMClient.reset_prefix_cache = reset
+    try:
+        yield
+    finally:
+        VLLMClient.reset_prefix_cache = own
 
 
 @contextmanager

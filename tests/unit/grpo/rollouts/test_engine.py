@@ -6,9 +6,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from trl.generation.vllm_client import VLLMClient
 
 from workloads.config.merge import resolve
-from workloads.errors import Retry
+from workloads.errors import Retry, TataraError
 from workloads.grpo import trl_hooks
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import _limits
@@ -80,6 +81,31 @@ def test_the_engine_beside_the_trainer_is_made_as_the_profile_wants(
     limits = {"mm_processor_kwargs": {"max_pixels": 200704}}
     made = {"model": "m", **limits}
     assert seen == [made, 1, made, "images", "prefixes", {"model": "m"}, 2]
+
+
+def test_a_server_encodes_images_anew_with_new_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL's client resets its cache of prefixes alone."""
+    monkeypatch.setenv("TATARA_RENDEZVOUS_SECRET", "x" * 32)
+    asked: list[str] = []
+    codes = {"http://far/reset_encoder_cache": 200, "http://far/reset_prefix_cache": 200}
+
+    def post(url: str) -> SimpleNamespace:
+        asked.append(url)
+        return SimpleNamespace(status_code=codes[url], json=lambda: {"success": True}, text="")
+
+    client = VLLMClient.__new__(VLLMClient)  # without vLLM it makes none
+    client.session, client.base_url = SimpleNamespace(post=post), "http://far"
+    config = profile("generation.engine=vllm_server")
+    with generation.ready(config, Session(run=Run(tmp_path))):
+        client.reset_prefix_cache()
+        assert asked == list(codes)
+        codes["http://far/reset_encoder_cache"] = 404
+        with pytest.raises(TataraError, match="reset_encoder_cache: expected the answer 200"):
+            client.reset_prefix_cache()
+    client.reset_prefix_cache()
+    assert asked[3:] == ["http://far/reset_prefix_cache"]
 
 
 @pytest.mark.parametrize(("engine", "kind"), [("vllm_server", Retry), ("transformers", OSError)])

@@ -49,8 +49,8 @@ _DRAWN = re.compile("[≅∽∥⊥]")  # how figures stand to each other
 _WORKING = re.compile(r"<<[^<>]*>>")
 _LETTER = "[A-Ha-h]"
 _CHOSEN, _WRONG = rf"\(?{_LETTER}\)?", "(?:wrong|incorrect|false)"
-# The denied part of a contrast: "not 8 but 7", "7, not 8", 8ではなく7, 不是8而是7, 8이 아니라 7; and of
-# choices: "B is wrong, C is right".
+# The denied part of a contrast: "not 8 but 7", "7, not 8", 8ではなく7, 不是8而是7, 8이 아니라 7;
+# and of choices: "B is wrong, C is right".
 _DENIED = re.compile(
     r"(?<![A-Za-z])not\s[^,;]{1,40}?,?\s+(?:but|it is|it's)\s+(?:rather\s+)?"
     r"|(?:不是|并非).{1,40}?而是|^.{1,40}?(?:ではなく|じゃなく|でなく)て?[、,\s]*(?=\S)"

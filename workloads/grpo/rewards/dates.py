@@ -1,4 +1,4 @@
-"""Dates and times of day in their usual forms: 2024-03-05 is March 5, 2024, and 3:30 pm is 15:30."""
+"""Dates and times of day in their usual forms: 2024-03-05 is March 5, 2024; 3:30 pm is 15:30."""
 
 import re
 from types import MappingProxyType

@@ -119,12 +119,14 @@ _COUNTED = (
 
 
 _COUNTERS = frozenset(_COUNTED.split())
-# Words that count what no unit measures, besides plurals.
-_THINGS = frozenset(
-    "people person men women children sheep fish mice 人 本 匹 枚 冊 台 頭 羽 名 只 条 张 張 本书 명 마리 권 대 "
-    "그루 송이 자루".split()
+# Words that count what no unit measures, besides plurals; and words that only look like plurals.
+_COUNTING = (
+    "people person men women children sheep fish mice 人 本 匹 枚 冊 台 頭 羽 名 只 条 张 張 "
+    "명 마리 권 대 그루 송이 자루"
 )
-_NO_PLURALS = frozenset("plus minus always perhaps thus times versus afterwards besides".split())
+_THINGS = frozenset(_COUNTING.split())
+_UNCOUNTING = "plus minus always perhaps thus times versus afterwards besides"
+_NO_PLURALS = frozenset(_UNCOUNTING.split())
 
 
 def _entries() -> Iterator[tuple[str, Unit]]:
@@ -154,8 +156,10 @@ _SQUARES = MappingProxyType(
 )
 _POWERED = re.compile(r"(?P<name>[A-Za-zµμ]+)(?P<power>[23])")
 DEGREES, RADIANS = (("deg", 1),), (("rad", 1),)
-_RATES = MappingProxyType({"mph": ("mi", "h"), "kph": ("km", "h"), "kmh": ("km", "h")}
-    | dict.fromkeys(("knot", "knots", "ノット"), ("nmi", "h")))
+_RATES = MappingProxyType(
+    {"mph": ("mi", "h"), "kph": ("km", "h"), "kmh": ("km", "h")}
+    | dict.fromkeys(("knot", "knots", "ノット"), ("nmi", "h"))
+)
 CURRENCY_SIGNS = "＄€£¥₩₹¢"
 CURRENCY_CODES = tuple(
     name

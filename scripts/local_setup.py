@@ -18,7 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from workloads import env_file  # noqa: E402 (this runs isolated, before anything is installed)
+# This runs isolated, before anything is installed.
+from workloads import env_file  # noqa: E402
+from workloads.errors import TataraError  # noqa: E402
 
 VENV = ROOT / os.environ.get("VENV", ".venv")
 PYTHON = VENV / "bin" / "python"
@@ -39,6 +41,7 @@ def main() -> int:
         wanted = fingerprint()
         if is_ready(wanted):
             return 0
+        take_network_settings()
         try:
             install(wanted)
         except subprocess.CalledProcessError as error:
@@ -65,6 +68,16 @@ def fingerprint() -> dict[str, str]:
         "place": str(VENV),
         "torch_index": index or stamp().get("torch_index", ""),
     }
+
+
+def take_network_settings() -> None:
+    """Give pip and uv the proxies, indices and authorities of `.env` too, under their names."""
+    from workloads.host import checkout  # not before it is needed: most calls find all done
+
+    os.environ.update(checkout.download_settings(ROOT, os.environ))
+    if bundle := checkout.authorities({**env_file.read(ROOT / ".env"), **os.environ}):
+        for name in (*checkout.CA_NAMES, "PIP_CERT"):
+            os.environ[name] = os.environ.get(name) or bundle
 
 
 def stamp() -> dict[str, str]:
@@ -198,4 +211,8 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except TataraError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

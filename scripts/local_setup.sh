@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 export VENV=${VENV:-.venv}
 
 # Nothing to do is the usual case: the environment's own Python says so at once.
-if [[ -x $VENV/bin/python ]] && "$VENV/bin/python" -IS scripts/local_setup.py --is-ready; then
+if [[ -x $VENV/bin/python ]] && "$VENV/bin/python" -IS scripts/local_setup.py --is-ready 2>/dev/null; then
   exit 0
 fi
 

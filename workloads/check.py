@@ -18,6 +18,7 @@ from workloads import device
 from workloads import run as runs
 from workloads.config.sections import Adapter, Profile
 from workloads.device import GIB, MIB
+from workloads.environment import without_secrets
 from workloads.errors import UserError
 from workloads.findings import Finding, Level
 from workloads.missing_files import FIX, lost_link, texts
@@ -220,7 +221,7 @@ def before_start(job: "Job") -> None:
     findings = shallow(job.config, job.env, job.provenance)
     for finding in findings:
         if finding.level == "warning":
-            print(f"tatara: {finding.line()}", file=sys.stderr)
+            print(without_secrets(f"tatara: {finding.line()}", os.environ), file=sys.stderr)
     errors = [finding.line() for finding in findings if finding.level == "error"]
     if errors:
         raise UserError("this profile cannot start:\n  " + "\n  ".join(errors))

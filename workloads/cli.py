@@ -16,6 +16,7 @@ from workloads.commands.parsing import (
     add_commands,
     split_settings,
 )
+from workloads.environment import without_secrets
 from workloads.errors import EXIT_FAILED, TataraError
 from workloads.signals import interruptible
 
@@ -70,7 +71,8 @@ def _exit_code(arguments: list[str]) -> int:
         code: int = found.main(found, words)
         return code
     except TataraError as error:
-        print(f"tatara: {error}", file=sys.stderr)
+        # In a container these lines are its log.
+        print(without_secrets(f"tatara: {error}", os.environ), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

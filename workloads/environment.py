@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from urllib.parse import unquote
 
 from workloads import env_file
 from workloads.errors import UserError
@@ -31,24 +32,26 @@ _PATHS_OF_THE_HOST = (*CA_NAMES, "SSL_CERT_DIR", *(f"{name}_FILE" for name in SE
 # It rents machines on an account: no training needs it.
 _NOT_FOR_JOBS = ("LAMBDA_API_KEY",)
 
-_SECRET_PARTS = {
-    "TOKEN",
-    "SECRET",
-    "SECRETS",
-    "PASSWORD",
-    "PASSWD",
-    "PASSPHRASE",
-    "CREDENTIAL",
-    "CREDENTIALS",
-    "KEY",
-    "APIKEY",
-    "AUTH",
-    "AUTHORIZATION",
-    "PAT",
-}
+# A name is that of a secret by one of its parts, or by its end.
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:PASS|PWD|PAT|AUTH|AUTHORIZATION|BEARER|JWT|SAS|DSN|CREDS?|CREDENTIALS?|COOKIES?"
+    r"|SECRETS|KEYS?|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|SIGNATURE|WEBHOOK)(?:_|$)"
+    r"|(?:PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|KEY)$"
+    r"|CONN(?:ECTION)?_?STR(?:ING)?(?:_|$)"
+)
 _NO_SECRETS = ("TATARA__", "COMPOSE_", "PIP_", "GPG_KEY")
+_FOLDERS = ("PWD", "OLDPWD")  # of a shell
 _SHORTEST = 6  # shorter values occur in ordinary words, too
-_URL_PASSWORD = re.compile(r"://[^/@\s]*?:([^/\s]+)@")
+# Secrets inside values of any name: the password of an address, or its token (https://TOKEN@host),
+# and parameters of addresses and connection strings (…?sig=…, …;AccountKey=…).
+_IN_VALUES = (
+    re.compile(r"://[^/@\s]*?:([^/\s]+)@"),
+    re.compile(r"https?://([^/@:\s]{16,})@"),
+    re.compile(
+        r"(?i)(?:(?:^|[?&;])\s*\w*(?:key|token|secret|sig|signature)|(?:password|passwd|pwd))"
+        r"=([^;&\s]+)"
+    ),
+)
 
 
 def load(base: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]:
@@ -131,10 +134,9 @@ def is_secret(name: str) -> bool:
     """
     if name in SECRETS or name in ALIASES:
         return True
-    if name.startswith(_NO_SECRETS) or name.endswith(("_FILE", "_PATH", "_DIR")):
+    if name.startswith(_NO_SECRETS) or name.upper().endswith(("_FILE", "_PATH", "_DIR")):
         return False
-    parts = name.upper().split("_")
-    return bool(_SECRET_PARTS & set(parts)) or parts[-1].endswith(("PASSWORD", "TOKEN", "SECRET"))
+    return name not in _FOLDERS and bool(_SECRET_NAME.search(name.upper()))
 
 
 def without_secrets(text: str, env: Mapping[str, str]) -> str:
@@ -146,11 +148,12 @@ def without_secrets(text: str, env: Mapping[str, str]) -> str:
 
 
 def _secrets_in(name: str, value: str) -> list[str]:
+    """The whole value of a secret first, then what it has inside, as written and as meant."""
     if name in SECRETS or name in ALIASES:
         return [value] if value else []
-    found = [match[1] for match in _URL_PASSWORD.finditer(value)]
-    if is_secret(name):
-        found.append(value)
+    parts = [match[1] for pattern in _IN_VALUES for match in pattern.finditer(value)]
+    found = [value] if is_secret(name) else []
+    found += [form for part in parts for form in (part, unquote(part))]
     return [secret for secret in found if len(secret) >= _SHORTEST]
 
 

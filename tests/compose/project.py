@@ -105,6 +105,12 @@ class Project:
         found: list[dict[str, Any]] = json.loads(docker("inspect", self.container(service)))
         return found[0]
 
+    def address(self, service: str) -> str:
+        """Where every account of this machine reaches a service."""
+        networks = self.inspect(service)["NetworkSettings"]["Networks"].values()
+        (address,) = [network["IPAddress"] for network in networks]
+        return str(address)
+
     def logs(self, *services: str) -> str:
         done = self.compose("logs", "--no-color", *services)
         return done.stdout + done.stderr

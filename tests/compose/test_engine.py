@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.compose.project import Project, arguments, docker
 from tests.support.processes import events, rows
@@ -67,6 +68,18 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text[:19])
 
 
+def refuses_strangers(grpo: Project) -> None:
+    """O-A4: to every account of the host the engine says no more than that it is well."""
+    address = grpo.address("grpo-vllm")
+    spoiling = ("update_weights", "init_weight_transfer_engine", "start_weight_update", "pause")
+    for path in (*spoiling, "sleep", "reset_prefix_cache", "v1/completions", "v1/models"):
+        answer = requests.post(
+            f"http://{address}:8000/{path}", json={"update_info": {}}, timeout=10
+        )
+        assert answer.status_code == 401, path
+    assert requests.get(f"http://{address}:8000/health", timeout=10).status_code == 200
+
+
 def test_the_trainer_waits_for_the_engine_and_names_it_when_it_dies(
     project: Callable[..., Project], image: str, tmp_path: Path
 ) -> None:
@@ -89,6 +102,9 @@ def test_the_trainer_waits_for_the_engine_and_names_it_when_it_dies(
     # What the engine samples with is what the trainer has learnt, update after update.
     assert any(row["grad_norm"] > 0 for row in rewarded(run))
     assert all(abs(row[RATIO] - 1) < 0.02 for row in rewarded(run))
+    refuses_strangers(grpo)
+    reached = len(rewarded(run))
+    grpo.until(lambda: len(rewarded(run)) >= reached + 2, "further steps")
     docker("kill", grpo.container("grpo-vllm"))
     seconds = grpo.until(lambda: bool(events(run, "failed")), "word of the engine", 120)
     assert seconds < 60

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.compose.project import ROOT, Project, arguments
+from tests.compose.project import ROOT, Project, arguments, docker
 from tests.support.processes import SHORT, events, steps
 from tests.support.strangers import KINDS, cut_off
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]
 
 NODES = ("demo-master", "demo-worker")
-WHERE_NODES_MEET = 37172
+TORCH_STORE, NODES_MEET = 37171, 37172
 DEMO_ROWS = "data/demo/arithmetic.jsonl"
 
 
@@ -66,20 +66,36 @@ def test_nodes_that_differ_end_before_the_first_step(
     assert steps(demo.run()) == []
 
 
+def listening(project: Project, service: str) -> list[int]:
+    """The ports on which a container's processes listen."""
+    words = ("exec", project.container(service), "cat", "/proc/net/tcp", "/proc/net/tcp6")
+    sockets = [line.split() for line in docker(*words).splitlines() if ":" in line]
+    return sorted({int(row[1].rpartition(":")[2], 16) for row in sockets if row[3] == "0A"})
+
+
 def test_a_stranger_on_the_bridge_changes_nothing(project: Callable[..., Project]) -> None:
-    """O-A4: every account of the host reaches the address of node 0."""
+    """O-A4: every account of the host reaches what the containers listen on, and no secret."""
     demo = project(**arguments(*SHORT))
     demo.up(*NODES)
     run = demo.until_step(2)
-    networks = demo.inspect("demo-master")["NetworkSettings"]["Networks"].values()
-    (address,) = [network["IPAddress"] for network in networks]
+    assert (demo.outputs / ".rendezvous-secret").stat().st_mode & 0o077 == 0
     for sent in KINDS.values():
-        with socket.create_connection((address, WHERE_NODES_MEET), 10) as stranger:
+        with socket.create_connection((demo.address(NODES[0]), NODES_MEET), 10) as stranger:
             with contextlib.suppress(ConnectionError):
                 stranger.sendall(sent)
             assert b"welcome" not in cut_off(stranger)
-    assert max(steps(run)) < 24, "all of it was sent while they trained"
-    demo.ends(demo_master=0, demo_worker=0)
+    # torch's store, and where the ranks talk: noise, from connections that stay.
+    ports = [(name, port) for name in NODES for port in listening(demo, name)]
+    assert {(NODES[0], NODES_MEET), (NODES[0], TORCH_STORE)} < set(ports)
+    with contextlib.ExitStack() as kept:
+        for name, port in ports:
+            for kind in ("http", "utf8", "number"):
+                with contextlib.suppress(ConnectionError):  # some listen on their own 127.0.0.1
+                    address = (demo.address(name), port)
+                    stranger = kept.enter_context(socket.create_connection(address, 10))
+                    stranger.sendall(KINDS[kind])
+        assert max(steps(run)) < 24, "all of it was sent while they trained"
+        demo.ends(demo_master=0, demo_worker=0)
     assert max(steps(run)) == 24
     assert [row["event"] for row in events(run, "restarted")] == []
     assert events(run, "stop requested") == []

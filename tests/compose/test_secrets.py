@@ -30,6 +30,8 @@ SECRET = {
     **dict.fromkeys(("HUGGINGFACE_API_KEY", "WANDB_API_KEY", "OPENAI_API_KEY"), CANARY),
     **dict.fromkeys(("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "DB_PASSWORD"), CANARY),
     "HTTPS_PROXY": f"http://u:{CANARY}@proxy.example:3128",
+    **dict.fromkeys(("GITHUB_PAT", "MY_APIKEY", "SMTP_PASS", "SENTRY_DSN"), CANARY),
+    "AZURE_CONN_STRING": f"'AccountName=a;AccountKey={CANARY};EndpointSuffix=x'",
     "MY_OWN": f"'{CANARY} # and more'",
 }
 

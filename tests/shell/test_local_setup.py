@@ -13,7 +13,7 @@ pytestmark = pytest.mark.shell
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("pyproject.toml", "requirements-dev.lock")
-READER = ("__init__.py", "env_file.py", "errors.py")
+READER = ("__init__.py", "env_file.py", "environment.py", "errors.py")
 SCRIPTS = ("local_setup.sh", "local_setup.py")
 
 
@@ -25,6 +25,7 @@ def project(tmp_path: Path) -> Path:
     for name in (*FILES, *(f"scripts/{script}" for script in SCRIPTS)):
         shutil.copy(ROOT / name, root / name)
     (root / "workloads").mkdir()
+    shutil.copytree(ROOT / "workloads" / "host", root / "workloads" / "host")
     for name in READER:
         shutil.copy(ROOT / "workloads" / name, root / "workloads" / name)
     (root / ".venv" / "bin").mkdir(parents=True)
@@ -93,6 +94,34 @@ def test_a_torch_index_named_once_stays(project: Path) -> None:
     assert not is_ready(project)
     content = json.loads((project / ".venv" / "tatara-setup.json").read_text())
     assert content["torch_index"] == index
+
+
+def test_proxies_and_authorities_of_dotenv_are_there_for_pip(project: Path) -> None:
+    """O-A11: without containers too; what the shell says wins."""
+    (project / "ca.pem").write_text("x")
+    (project / ".env").write_text("HTTPS_PROXY=http://p:1\nHTTP_PROXY=no\nSSL_CERT_FILE=ca.pem\n")
+    code = "import json, os, local_setup; local_setup.take_network_settings();"
+    code += "print(json.dumps({**os.environ}))"
+    without = dict.fromkeys(
+        ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), ""
+    )
+    said = call(
+        project,
+        sys.executable,
+        "-c",
+        code,
+        PYTHONPATH="scripts",
+        HTTP_PROXY="http://q:1",
+        **without,
+    )
+    told = json.loads(said.stdout)
+    assert (told["https_proxy"], told["HTTP_PROXY"]) == ("http://p:1", "http://q:1")
+    assert told["PIP_CERT"] == told["REQUESTS_CA_BUNDLE"] == str(project / "ca.pem")
+    (project / ".env").write_text("HTTPS_PROXY: x\n")
+    refused = call(project, "scripts/local_setup.sh", PYTHON=sys.executable)
+    assert refused.returncode == 2 and refused.stderr.startswith(
+        f"{project}/.env:1: expected NAME="
+    )
 
 
 def test_no_python_that_fits_ends_with_one_sentence(project: Path, tmp_path: Path) -> None:

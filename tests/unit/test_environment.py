@@ -133,6 +133,19 @@ def test_secrets_under_other_names_are_blotted_out() -> None:
         "my_secret",
         "PGPASSWORD",
         "NGC_APIKEY",
+        "openaiApiKey",
+        "SMTP_PASS",
+        "MYSQL_PWD",
+        "REDIS_AUTH",
+        "AZURE_CONN_STRING",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "SqlConnectionString",
+        "SENTRY_DSN",
+        "SLACK_WEBHOOK_URL",
+        "BLOB_SAS",
+        "SESSION_JWT",
+        "API_KEYS",
+        "GOOGLE_CREDS_JSON",
     ],
 )
 def test_every_secret_like_value_is_blotted_out(name: str) -> None:
@@ -148,12 +161,33 @@ def test_a_password_in_an_address_is_blotted_out() -> None:
 
 
 @pytest.mark.parametrize(
+    "value",
+    [
+        "https://canary-5f0c-77e1-aa@mirror.example/simple",
+        "https://blob.example/x?sv=1&sig=canary-5f0c-77e1-aa&se=2",
+        "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=canary-5f0c-77e1-aa;End=x",
+        "host=db user=a password=canary-5f0c-77e1-aa",
+        "postgres://u:canary%2D5f0c-77e1-aa@db.example/x",
+    ],
+)
+def test_a_secret_inside_a_value_is_blotted_out_whatever_the_name(value: str) -> None:
+    """O-A10: as it is written, and as a library decodes it."""
+    assert "5f0c" not in without_secrets(f"at {value}: canary-5f0c-77e1-aa", {"PLACE": value})
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("TATARA__EVALUATION__MAX_NEW_TOKENS", "1024000"),
         ("TOKENIZERS_PARALLELISM", "false-or-true"),
         ("HF_TOKEN_PATH", "/home/user/token"),
         ("AUTH", "none"),
+        ("PWD", "/home/user/tatara"),
+        ("OLDPWD", "/home/user"),
+        ("COMPASS", "to-the-north"),
+        ("KEYBOARD", "of-japan"),
+        ("TATARA_ARGS", "data.sort_key=question"),
+        ("GIT_REMOTE", "https://yamada@git.example/x"),
     ],
 )
 def test_what_is_no_secret_stays(name: str, value: str) -> None:

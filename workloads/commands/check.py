@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from workloads.commands.common import loaded_environment, print_json, resolved
 from workloads.config.merge import leaves
+from workloads.environment import without_secrets
 from workloads.errors import EXIT_DONE, EXIT_USER, UserError
 
 
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
             if source != "default" and not of_profile:
                 print(f"{name} = {leaves(config)[name]}   ({source})")
         for finding in findings:
-            print(finding.line())
+            print(without_secrets(finding.line(), env))
         if args.show is not None and not failed:
             from workloads.commands.data_preview import preview
 

@@ -143,16 +143,22 @@ def _write(path: Path, text: str, env: Mapping[str, str]) -> None:
 
 def write_build_settings(folder: Path, env: Mapping[str, str]) -> None:
     """Write settings for a build's downloads into the mark: proxies, indices, certificates."""
+    settings = download_settings(folder, env)
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]
+    names = " ".join(f"{name}={_CA}" for name in (*CA_NAMES, "PIP_CERT"))
+    lines.append(f"if [ -s {_CA} ]; then export {names} {_FOR_APT}; fi")
+    _write(mark(folder), "\n".join(lines) + "\n", env)
+
+
+def download_settings(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """Proxies and package indices of the shell and `.env`, proxies under both of their names."""
     given = env_file.read(folder / ".env")
     given.update({name: value for name, value in env.items() if value})
     for lower in _LOWER_CASE:  # apt knows these alone, other programs the upper-case ones
         for name, other in ((lower, lower.upper()), (lower.upper(), lower)):
             if value := given.get(name) or given.get(other):
                 given[name] = value
-    lines = [f"export {name}={shlex.quote(given[name])}" for name in _OF_A_BUILD if given.get(name)]
-    names = " ".join(f"{name}={_CA}" for name in (*CA_NAMES, "PIP_CERT"))
-    lines.append(f"if [ -s {_CA} ]; then export {names} {_FOR_APT}; fi")
-    _write(mark(folder), "\n".join(lines) + "\n", env)
+    return {name: given[name] for name in _OF_A_BUILD if given.get(name)}
 
 
 def shell_settings(folder: Path, env: Mapping[str, str]) -> dict[str, str]:

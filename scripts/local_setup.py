@@ -75,7 +75,7 @@ def take_network_settings() -> None:
     from workloads.host import checkout  # not before it is needed: most calls find all done
 
     os.environ.update(checkout.download_settings(ROOT, os.environ))
-    if bundle := checkout.authorities({**env_file.read(ROOT / ".env"), **os.environ}):
+    if bundle := checkout.authorities(checkout.with_dotenv(ROOT, os.environ)):
         for name in (*checkout.CA_NAMES, "PIP_CERT"):
             os.environ[name] = os.environ.get(name) or bundle
 

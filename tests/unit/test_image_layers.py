@@ -1,6 +1,7 @@
 """What of the images' GPU layers can be held together without a GPU, by the packages' metadata."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,6 +80,24 @@ def test_the_locks_and_the_dockerfile_hold_together(layers: ModuleType) -> None:
     assert set(layers.BUILT_AGAINST_TORCH) <= set(
         layers.pins(IMAGES / "grpo-h100" / "requirements.lock")
     )
+
+
+def test_every_download_of_a_build_has_the_settings_of_its_network() -> None:
+    """O-A11: proxies, indices and authorities, which stand in secrets that no layer keeps."""
+    text = (IMAGES / "Dockerfile").read_text(encoding="utf-8")
+    joined = re.sub(r"\n\s*#[^\n]*", "", text).replace("\\\n", " ")
+    steps = [" ".join(line.split()) for line in joined.splitlines() if line.startswith("RUN ")]
+    loading = [step for step in steps if re.search("apt-get install|pip install", step)]
+    # The project itself, which needs nothing else, comes from here.
+    loading = [step for step in loading if "--no-cache-dir -e ." not in step]
+    settings = (
+        "--mount=type=secret,id=checkout --mount=type=secret,id=ca "
+        "{ [ ! -f /run/secrets/checkout ] || . /run/secrets/checkout; } && "
+    )
+    assert len(loading) >= 6
+    for step in loading:
+        mounts, known, commands = step.partition(settings)
+        assert known and "install" not in mounts and "install" in commands, step
 
 
 def test_the_command_says_what_was_found(

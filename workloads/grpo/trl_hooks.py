@@ -227,7 +227,10 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
         self.handed.random_state = random_state()
         every, step = self.profile.evaluation.every_steps, self.state.global_step
         if every and step % every == 0 and step < self.state.max_steps:
-            self._ask_held_out(self.model, step)
+            try:
+                self._ask_held_out(self.model, step)
+            except Stopped:  # of all ranks
+                self.watch.stop_here(self.state, self.control)
             set_random_state(self.handed.random_state)
 
     def _save_last_good(self) -> None:

@@ -152,13 +152,18 @@ def write_build_settings(folder: Path, env: Mapping[str, str]) -> None:
 
 def download_settings(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
     """Proxies and package indices of the shell and `.env`, proxies under both of their names."""
-    given = env_file.read(folder / ".env")
-    given.update({name: value for name, value in env.items() if value})
+    given = with_dotenv(folder, env)
     for lower in _LOWER_CASE:  # apt knows these alone, other programs the upper-case ones
         for name, other in ((lower, lower.upper()), (lower.upper(), lower)):
             if value := given.get(name) or given.get(other):
                 given[name] = value
     return {name: given[name] for name in _OF_A_BUILD if given.get(name)}
+
+
+def with_dotenv(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """The variables that are set, with `.env` under them."""
+    given = {name: value for name, value in env.items() if value}
+    return {**env_file.read(folder / ".env"), **given}
 
 
 def shell_settings(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
@@ -183,7 +188,7 @@ def compose_environment(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
     made["TATARA_HOSTNAME"] = socket.gethostname()
     if (folder / ".env").is_file():
         made["TATARA_DOTENV"] = ".env"
-    if bundle := authorities({**env_file.read(folder / ".env"), **env}):
+    if bundle := authorities(with_dotenv(folder, env)):
         made["TATARA_CA_FILE"] = bundle
     return made
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from workloads.engine.generate import generate
-from workloads.errors import UserError
+from workloads.errors import Stopped, UserError
 from workloads.llm.config import LlmConfig
 from workloads.llm.data.columns import format_of
 from workloads.llm.data.prepare import load_rows
@@ -59,6 +59,12 @@ class SamplesCallback(TrainerCallback):
     ) -> None:
         if not self._session.is_main:
             return
+
+        def progress(done: int, of: int) -> None:
+            self._session.progress()
+            if self._session.stopping:
+                raise Stopped("stopped while answering held-out questions")
+
         try:
             answers = generate(
                 kwargs["model"],
@@ -66,8 +72,10 @@ class SamplesCallback(TrainerCallback):
                 [question.prompt for question in self._questions],
                 self._settings.max_new_tokens,
                 self._settings.batch_size,
-                progress=lambda done, of: self._session.progress(),
+                progress=progress,
             )
+        except Stopped:
+            return  # the next step saves, with all ranks
         except UserError as error:
             self._session.report(f"no samples: {error}")
             self._questions = []

@@ -24,7 +24,7 @@ class FakeSession(SimpleNamespace):
     """A session of one rank that keeps what it is told."""
 
     def __init__(self, run: Run) -> None:
-        super().__init__(run=run, is_main=True, world_size=1, told=[])
+        super().__init__(run=run, is_main=True, world_size=1, told=[], stopping=False)
 
     def report(self, text: str) -> None:
         self.told.append(text)
@@ -73,6 +73,8 @@ def test_samples_of_held_out_questions_are_kept_in_the_run(tmp_path: Path) -> No
     model = make_model().train()
     for step in (1, 2):
         samples.on_evaluate(ARGS, TrainerState(global_step=step), TrainerControl(), model=model)
+    session.stopping = True  # a stop does not wait for the answers
+    samples.on_evaluate(ARGS, TrainerState(global_step=3), TrainerControl(), model=model)
     assert model.training
     lines = session.run.samples.read_text().splitlines()
     found = [json.loads(line) for line in lines]

@@ -94,10 +94,16 @@ class RunCallback(TrainerCallback):
         """Stop all ranks at the same step: they save it and leave the loop."""
         self.session.progress(step=state.global_step)
         if distributed.agree(self.session.stopping) and state.global_step < state.max_steps:
-            self.stopping = True
-            self.session.event(Event.STOP_REQUESTED, step=state.global_step)
-            control.should_save = True
-            control.should_training_stop = True
+            self.stop_here(state, control)
+
+    def stop_here(self, state: TrainerState, control: TrainerControl) -> None:
+        """Save the step that has just ended, and leave the loop; called on all ranks."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self.session.event(Event.STOP_REQUESTED, step=state.global_step)
+        control.should_save = True
+        control.should_training_stop = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -28,7 +28,7 @@ from workloads.engine.training.out_of_memory import out_of_memory
 from workloads.errors import Stopped, TataraError
 from workloads.run.events import Event, Phase
 from workloads.run.integrity import PREFIX, SEAL, sealed, step_of
-from workloads.run.session import Session
+from workloads.run.session import NOTHING_LOST, Session
 
 READ_IN = MappingProxyType({"transformers": "5.17"})
 
@@ -151,7 +151,9 @@ class RunTrainer(Trainer):
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The library's step, without inputs that only training counts."""
+        """The library's step, without inputs that only training counts; Stopped at a stop."""
+        if distributed.agree(self.session.stopping):
+            raise Stopped(NOTHING_LOST if self.state.global_step == 0 else "stopped in evaluation")
         counted = ("row_ids", "tokens")
         own = {name: value for name, value in inputs.items() if name not in counted}
         return super().prediction_step(model, own, *args, **kwargs)
@@ -212,8 +214,15 @@ class RunTrainer(Trainer):
             )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.session.phase(Phase.EVALUATING):
-            return super().evaluate(*args, **kwargs)
+        """The library's evaluation; a stop cuts it short, so that the step is saved in time."""
+        try:
+            with self.session.phase(Phase.EVALUATING):
+                return super().evaluate(*args, **kwargs)
+        except Stopped:
+            if not self.is_in_train or self.state.global_step == 0:
+                raise
+            self.watch.stop_here(self.state, self.control)
+            return {}
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)

@@ -8,14 +8,11 @@ browser.
 """
 
 import asyncio
-import base64
 import io
 import json
 import math
 import os
 import random
-import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,8 +20,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from browser import Browser
 from PIL import Image
 
 from workloads.monitor.html import report
@@ -33,11 +30,6 @@ from workloads.monitor.text.live import Monitor
 from workloads.run import Run
 
 COLOURS = 128  # of an image: a third of the bytes
-_FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--remote-debugging-pipe"
-)
 _FIGURE = "document.querySelectorAll('.charts.live figure').length > 4"
 
 
@@ -153,75 +145,11 @@ def beat(wide: Made, small: Made) -> None:
         small.beat(rank, 420, 0, ago=24 if rank == 2 else 0)
 
 
-class Browser:
-    """A headless Chromium, driven through a pipe."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self._folder = tempfile.mkdtemp()
-        (read, self._to), (self._from, write) = os.pipe(), os.pipe()
-        command = f"exec chromium {_FLAGS} --user-data-dir={self._folder} 3<&{read} 4>&{write}"
-        self._process = subprocess.Popen(
-            ["bash", "-c", command], pass_fds=(read, write), stderr=subprocess.DEVNULL
-        )
-        os.close(read), os.close(write)
-        self._rest, self._number, self._session = b"", 0, ""
-        targets = self.call("Target.getTargets")["targetInfos"]
-        page = next(target for target in targets if target["type"] == "page")
-        found = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
-        self._session = found["sessionId"]
-        self.resize(width, height)
-
-    def resize(self, width: int, height: int) -> None:
-        facts = {"deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, **facts)
-
-    def call(self, method: str, **params: Any) -> Any:
-        """One command of the protocol, and its result."""
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._to, json.dumps(message).encode() + b"\0")
-        while True:
-            while b"\0" not in self._rest:
-                self._rest += os.read(self._from, 1 << 16)
-            text, _, self._rest = self._rest.partition(b"\0")
-            answer = json.loads(text)
-            if answer.get("id") == self._number:
-                return answer["result"]
-
-    def evaluate(self, script: str) -> Any:
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        return found["result"].get("value")
-
-    def open(self, url: str, until: str) -> None:
-        """Open an address and wait until a script says true."""
-        self.call("Page.navigate", url=url)
-        end = time.monotonic() + 60
-        while not self.evaluate(f"Boolean({until})"):
-            if time.monotonic() > end:
-                raise TimeoutError(f"{url}: {until}")
-            time.sleep(0.1)
-
-    def hover(self, selector: str, across: float) -> None:
-        """Put the pointer on an element, so far across it."""
-        script = f"(() => {{ const r = document.querySelector('{selector}')"
-        script += ".getBoundingClientRect(); return [r.left, r.top, r.width, r.height]; })()"
-        left, top, width, height = self.evaluate(script)
-        x, y = left + across * width, top + height / 2
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-
-    def save(self, path: Path) -> None:
-        """What is shown, as a small PNG."""
-        content = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-        image = Image.open(io.BytesIO(content)).convert("RGB").quantize(COLOURS)
-        image.save(path, optimize=True)
-        print(f"{path}  {path.stat().st_size // 1024} KiB")
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+def save(browser: Browser, path: Path) -> None:
+    """What is shown, as a small PNG."""
+    image = Image.open(io.BytesIO(browser.screenshot())).convert("RGB").quantize(COLOURS)
+    image.save(path, optimize=True)
+    print(f"{path}  {path.stat().st_size // 1024} KiB")
 
 
 @contextmanager
@@ -242,16 +170,16 @@ def draw_web(browser: Browser, root: Path, wide: Made, folder: Path) -> None:
         name = f"{wide.run.path.parent.name}/{wide.run.id}"
         browser.open(f"{address}/run/{name}", _FIGURE)
         browser.hover(".charts.live .chart", 0.45)
-        browser.save(folder / "monitor-web.png")
+        save(browser, folder / "monitor-web.png")
         browser.resize(1280, 420)
         browser.open(address, "document.querySelector('table.runs th button')")
-        browser.save(folder / "monitor-list.png")
+        save(browser, folder / "monitor-list.png")
         names = ("20260301-180200-77aa", "20260301-120000-1be0")
         query = "&".join(f"run=llm-h100/{name}" for name in names)
         browser.resize(1280, 760)
         browser.open(f"{address}/compare?{query}", _FIGURE)
         browser.hover(".charts.live .chart", 0.3)
-        browser.save(folder / "monitor-compare.png")
+        save(browser, folder / "monitor-compare.png")
 
 
 def draw_report(browser: Browser, root: Path, folder: Path) -> None:
@@ -259,7 +187,7 @@ def draw_report(browser: Browser, root: Path, folder: Path) -> None:
     path = report.write([run], root / "page.html")
     browser.resize(1280, 760)
     browser.open(path.as_uri(), "document.querySelector('svg')")
-    browser.save(folder / "report.png")
+    save(browser, folder / "report.png")
 
 
 def draw_terminal(browser: Browser, run: Made, keys: Sequence[str], path: Path) -> None:
@@ -281,7 +209,7 @@ def draw_terminal(browser: Browser, run: Made, keys: Sequence[str], path: Path) 
         browser.open(page.as_uri(), "document.querySelector('svg')")
         height = browser.evaluate("document.querySelector('svg').getBoundingClientRect().height")
         browser.resize(1280, math.ceil(height))
-        browser.save(path)
+        save(browser, path)
 
 
 def main(folders: Sequence[str]) -> int:

@@ -7,7 +7,6 @@ go into a folder of their own, which is removed at the end.
 """
 
 import asyncio
-import base64
 import io
 import os
 import subprocess
@@ -18,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from monitor_images import Browser
+from browser import Browser
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
@@ -98,8 +97,7 @@ def images(found: Sequence[tuple[str, str]]) -> list[Image.Image]:
                 page.write_text(_PAGE.format(left=left, right=right), encoding="utf-8")
                 browser.open(page.as_uri(), "document.querySelectorAll('svg').length == 2")
                 time.sleep(0.1)  # fonts
-                content = browser.call("Page.captureScreenshot", format="png")["data"]
-                image = Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")
+                image = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
                 shown.append(image.quantize(COLOURS, dither=Image.Dither.NONE))
     finally:
         browser.close()

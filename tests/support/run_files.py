@@ -20,8 +20,10 @@ ID = "20260101-120000-abcd"
 class Written:
     """A run of the demo profile in `<outputs>/demo/<id>`, and the ways to add to it."""
 
-    def __init__(self, outputs: Path, id: str = ID, profile: str = "demo") -> None:
-        config, provenance = resolve(DEMO, {"LEARNING_RATE": "3e-5"})
+    def __init__(
+        self, outputs: Path, id: str = ID, profile: str = "demo", rate: str = "3e-5"
+    ) -> None:
+        config, provenance = resolve(DEMO, {"LEARNING_RATE": rate})
         self.run = Run(outputs / profile / id)
         host = socket.gethostname()
         runs.start(self.run, config, provenance, {"hosts": [host], "shared_outputs": True})

@@ -4,11 +4,13 @@ The address of a webhook usually is a secret: whoever has it can write there. It
 and may be kept in a file.
 """
 
+import contextlib
 import json
 import os
 import queue
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -22,6 +24,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from workloads.errors import UserError
+from workloads.monitor.numbers import clean
 from workloads.monitor.reading import find
 from workloads.monitor.reading.alerts import alerts
 from workloads.monitor.reading.snapshot import Snapshot
@@ -32,6 +35,7 @@ _STALLED = 30.0  # seconds that a standstill must last; a busy disk may delay he
 _STANDSTILL = ("suspended", "stalled", "gone", "stuck")
 _MOST = 100  # notices that wait to be sent
 _SECONDS = 20.0  # seconds for one attempt
+_LONGEST = 1500  # characters of a reason
 _PAUSES = (2.0, 8.0)  # seconds before the second and the third attempt of a webhook
 
 
@@ -82,11 +86,17 @@ def _notice(snapshot: Snapshot, event: str) -> Notice:
     reason = snapshot.reason
     if event in ("stalled", "lost"):
         reason = next((alert.text for alert in alerts(snapshot) if alert.bad), "")
+    # No program takes a NUL or a lone surrogate as an argument, and chats refuse long messages.
+    name, reason = clean(snapshot.name), _shortened(clean(reason))
     steps = f" of {snapshot.steps:,}" if snapshot.steps else ""
-    text = f"{snapshot.name} {event} at step {snapshot.step:,}{steps}"
+    text = f"{name} {event} at step {snapshot.step:,}{steps}"
     loss = "" if snapshot.loss is None else f", loss {snapshot.loss:.4g}"
     because = f": {reason}" if reason else ""
-    return Notice(snapshot.name, event, snapshot.step, reason, f"{text}{loss}{because}")
+    return Notice(name, event, snapshot.step, reason, f"{text}{loss}{because}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
 class NoticeTarget(Protocol):
@@ -117,19 +127,26 @@ class Command:
             "TATARA_NOTICE_TEXT": notice.text,
         }
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 [*self.arguments, notice.text],
                 env={**os.environ, **own},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                timeout=_SECONDS,
+                start_new_session=True,  # so that its own children can be ended with it
             )
+        except (OSError, ValueError) as error:
+            return f"cannot be started: {error}"
+        try:
+            code = process.wait(_SECONDS)
         except subprocess.TimeoutExpired:
-            return f"did not end within {_SECONDS:.0f} s"
-        except OSError as error:
-            return f"cannot be started: {error.strerror}"
-        return f"ended with exit code {done.returncode}" if done.returncode else None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return f"did not end within {_SECONDS:.0f} s and was ended"
+        if code < 0:
+            return f"was ended by signal {-code}"
+        return f"ended with exit code {code}" if code else None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.run_files import ID, Written
+from tests.support.waiting import until
 from workloads.errors import UserError
 from workloads.monitor import notify
 from workloads.monitor.notify import Changes, Command, Notice, Notifier, Webhook, target_of
@@ -99,6 +100,33 @@ def test_a_command_gets_the_sentence_and_its_parts(tmp_path: Path) -> None:
     command = Command((sys.executable, "-c", code, str(out)))
     assert command.send(NOTICE) is None
     assert out.read_text() == f"{NOTICE.text}|failed"
+
+
+@pytest.mark.parametrize("odd", ["a\0b", "\ud800", "\x1b[31m", "x" * 300_000])
+def test_an_odd_reason_reaches_a_command(written: Written, tmp_path: Path, odd: str) -> None:
+    """No program takes a NUL, a lone surrogate or a text of any length as an argument."""
+    lines: list[str] = []
+    notifier = Notifier(tmp_path, written.run, Command(("true",)), lines.append)
+    notifier.read()
+    written.run.event("failed", code=1, reason=odd)
+    (notice,) = notifier.read()
+    notifier.send(notice)
+    assert "was told" in lines[0] and len(notice.text) < 2000  # the most that Discord takes
+    assert notice.text.isprintable()
+
+
+def test_what_a_hanging_command_has_started_is_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "_SECONDS", 0.5)
+    trouble = Command(("sh", "-c", f"sleep 60 & echo $! > {tmp_path / 'pid'}; wait")).send(NOTICE)
+    assert trouble and "did not end within" in trouble
+    child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/cmdline")
+    until(lambda: not child.exists() or not child.read_bytes())  # gone, or waits for init
+
+
+def test_a_command_that_a_signal_ended_is_told_of() -> None:
+    assert Command(("sh", "-c", "kill -9 $$")).send(NOTICE) == "was ended by signal 9"
 
 
 def test_a_command_that_fails_or_hangs_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,5 +8,5 @@ _FOLDER = Path(__file__).with_name("static")
 
 @cache
 def asset(name: str) -> str:
-    """The text of `style.css` or `view.js`."""
+    """The text of a file in `static`, such as `style.css`."""
     return (_FOLDER / name).read_text(encoding="utf-8")

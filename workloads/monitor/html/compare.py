@@ -33,15 +33,16 @@ def legend(runs: Sequence[Snapshot]) -> str:
     """The runs' names in their colours."""
     keys = (
         f'<button type="button" class="c{at}" title="hide or show its curves">'
-        f'<span class="swatch"></span>{esc(run.name)} {phase(run)}</button>'
+        f'<span class="swatch"></span><bdi>{esc(run.name)}</bdi> {phase(run)}</button>'
         for at, run in enumerate(runs)
     )
     return f'<h1>{len(runs)} runs</h1><div class="legend">{"".join(keys)}</div>'
 
 
-def warnings(runs: Sequence[Snapshot]) -> str:
-    """Progress of reading, and alerts of the runs."""
-    found = [
+def warnings(runs: Sequence[Snapshot], notes: Sequence[str]) -> str:
+    """Notes on the page itself, progress of reading, and alerts of the runs."""
+    found = [(note, False) for note in notes]
+    found += [
         (f"{run.name}: reading {run.reading:.0%}; its curves are not whole yet", False)
         for run in runs
         if run.reading is not None
@@ -136,12 +137,12 @@ def _differences(runs: Sequence[RunFacts], found: list[tuple[str, list[str]]]) -
     return table(_head(runs), rows)
 
 
-def parts(runs: Sequence[RunFacts]) -> dict[str, str]:
+def parts(runs: Sequence[RunFacts], notes: Sequence[str] = ()) -> dict[str, str]:
     """The view of several runs, except charts."""
     shots = [run.snapshot for run in runs]
     return {
         "heading": legend(shots),
-        "warnings": warnings(shots),
+        "warnings": warnings(shots, notes),
         "results": results(runs),
         "settings": settings(runs),
         "environment": environment(runs),

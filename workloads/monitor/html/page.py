@@ -86,7 +86,8 @@ def heading(snapshot: Snapshot) -> str:
         text = f"{snapshot.step}/{snapshot.steps}"
         bar = f'<progress max="{snapshot.steps}" value="{share}">{text}</progress>'
     return (
-        f'<h1>{esc(snapshot.name)} {phase(snapshot)}</h1><div class="aside">{aside}</div>{bar}'
+        f"<h1><bdi>{esc(snapshot.name)}</bdi> {phase(snapshot)}</h1>"
+        f'<div class="aside">{aside}</div>{bar}'
         f"<div>step <b>{snapshot.step:,}</b>{steps}{left}</div>"
     )
 

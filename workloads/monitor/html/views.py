@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -64,9 +64,8 @@ class Views:
         self._samples: dict[Path, tuple[int, str]] = {}
         self._readers: OrderedDict[Path, tuple[RunReader, Shared[Snapshot]]] = OrderedDict()
         self.machine: Shared[MachineReading] = Shared(self._hardware.read)
-        self.list: Shared[list[Snapshot]] = Shared(
-            lambda: self._run_list.read(find.runs(root)[: find.MOST])
-        )
+        self.list: Shared[list[Snapshot]] = Shared(self._read_list)
+        self.older = 0  # runs besides those of the list
         self._sampled = float("-inf")
 
     def sample(self) -> None:
@@ -79,10 +78,17 @@ class Views:
         """Curves of this machine since the start of the server."""
         return {name: curve.copy() for name, curve in list(self._hardware.history.items())}
 
-    def find(self, name: str) -> Run | None:
-        """Find a run by `profile/id` among the existing ones: a name never becomes a path."""
-        known = [*([self._first] if self._first else []), *find.runs(self._root)]
-        return next((run for run in known if self._name_of(run) == name), None)
+    def _read_list(self) -> list[Snapshot]:
+        runs = find.runs(self._root)
+        self.older = len(runs[find.MOST :])
+        return self._run_list.read(runs[: find.MOST])
+
+    def find(self, names: Sequence[str]) -> list[Run | None]:
+        """Find runs by `profile/id` among the existing ones: a name never becomes a path."""
+        known = {self._name_of(run): run for run in find.runs(self._root)}
+        if self._first:
+            known[self._name_of(self._first)] = self._first
+        return [known.get(name) for name in names]
 
     def live(self, run: Run) -> Shared[Snapshot]:
         """The run as it is now."""

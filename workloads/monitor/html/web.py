@@ -30,7 +30,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -40,11 +40,17 @@ _SHELL = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title} · tatara</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <noscript><meta http-equiv="refresh" content="5"></noscript>
-<link rel="stylesheet" href="/style.css"></head><body>
+<link rel="icon" href="/icon.svg"><link rel="stylesheet" href="/style.css"></head><body>
 <nav><b>tatara</b> <a href="/">all runs</a> {links}<span id="note" role="status"></span></nav>
-<main id="view" data-parts="{parts}" data-curves="{curves}">{body}</main>
-<script src="/view.js" defer></script></body></html>
+<main id="view" data-parts="{parts}" data-curves="{curves}" data-most="{most}">{body}</main>
+<script type="module" src="/view.js"></script></body></html>
 """
+_ASSETS = {
+    "/style.css": "text/css",
+    "/view.js": "text/javascript",
+    "/charts.js": "text/javascript",
+    "/icon.svg": "image/svg+xml",
+}
 Answer = tuple[HTTPStatus, str, str]
 
 
@@ -59,19 +65,20 @@ def answer(views: Views, address: str) -> Answer:
         "/": lambda: _page("Runs", "/parts", "", _sections(_list_parts(views))),
         "/view": lambda: _html(_sections(_list_parts(views))),
         "/parts": lambda: _parts(_list_parts(views), []),
-        "/data": lambda: _json({"runs": [as_json.brief(run) for run in views.list.get()]}),
-        "/style.css": lambda: (HTTPStatus.OK, "text/css", asset("style.css")),
-        "/view.js": lambda: (HTTPStatus.OK, "text/javascript", asset("view.js")),
+        "/data": lambda: _json(
+            {"runs": [as_json.brief(run) for run in views.list.get()], "older": views.older}
+        ),
     }
     if url.path in fixed:
         return fixed[url.path]()
+    if url.path in _ASSETS:
+        return HTTPStatus.OK, _ASSETS[url.path], asset(url.path.removeprefix("/"))
     query = parse_qs(url.query)
     kind, _, name = url.path.removeprefix("/").partition("/")
     if kind in ("compare", "curves") and not name or url.path == "/parts/compare":
-        found = [views.find(wanted) for wanted in query.get("run", ())[: compare.MOST]]
-        chosen = [run for run in found if run is not None]
-        return _several(views, kind, chosen, _steps(query)) if chosen else _NO_RUN
-    run = views.find(unquote(name))
+        names = list(dict.fromkeys(query.get("run", ())))
+        return _several(views, kind, names, _steps(query))
+    (run,) = views.find([unquote(name)])
     answers = {"run": _run_page, "view": _run_view, "parts": _run_parts, "data": _run_data}
     if run is None:
         return _NO_RUN
@@ -124,19 +131,27 @@ def _run_data(views: Views, run: Run) -> Answer:
 
 
 def _several(
-    views: Views, kind: str, chosen: Sequence[Run], steps: tuple[float, float] | None
+    views: Views, kind: str, names: Sequence[str], steps: tuple[float, float] | None
 ) -> Answer:
     """Several runs: the page, its parts, or the curves of one run or more."""
-    facts = [views.facts(run) for run in chosen]
+    found = dict(zip(names, views.find(names), strict=True))
+    there = [run for run in found.values() if run is not None]
+    if not there:
+        return _NO_RUN
+    notes = [f"{name}: there is no such run here" for name, run in found.items() if run is None]
+    if len(there) > compare.MOST:
+        others = ", ".join(map(name_of, there[compare.MOST :]))
+        notes.append(f"not shown, as more than {compare.MOST} runs look alike: {others}")
+    facts = [views.facts(run) for run in there[: compare.MOST]]
     shots = [run.snapshot for run in facts]
     if kind == "curves":
         return _json(_curves(views, shots, steps))
+    parts = compare.parts(facts, notes)
     if kind == "parts":
-        return _parts(compare.parts(facts), shots)
-    parts = compare.parts(facts)
+        return _parts(parts, shots)
     first = {name: parts.pop(name) for name in ("heading", "warnings")}
     drawn = f'<section id="charts">{compare.charts(shots)}</section>'
-    query = "&".join(f"run={quote(name_of(run))}" for run in chosen)
+    query = "&".join(f"run={quote(name)}" for name in names)
     body = _sections(first) + drawn + _sections(parts)
     links = f'<a href="/?{query.replace("run=", "compare=")}">other runs …</a> '
     return _page("Comparison", f"/parts/compare?{query}", f"/curves?{query}", body, links)
@@ -194,7 +209,7 @@ def _list_parts(views: Views) -> dict[str, str]:
     snapshots = views.list.get()
     names = [name_of(snapshot.run) for snapshot in snapshots]
     links = [f"/run/{quote(name)}" for name in names]
-    return {"list": runs.listing(snapshots, names, links)}
+    return {"list": runs.listing(snapshots, names, links), "older": runs.older(views.older)}
 
 
 def _sections(parts: dict[str, str]) -> str:
@@ -211,6 +226,7 @@ def _page(title: str, parts: str, curves: str, body: str, links: str = "") -> An
             title=page.esc(title),
             parts=page.esc(parts),
             curves=page.esc(curves),
+            most=compare.MOST,
             body=body,
             links=links,
         )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from workloads.monitor.numbers import date_text, number_text, span_text
+from workloads.monitor.numbers import counted, date_text, number_text, span_text
 from workloads.monitor.reading.alerts import Alert, alerts
 from workloads.monitor.reading.snapshot import LOST, Snapshot
 from workloads.run.events import Event
@@ -52,6 +52,11 @@ def first_alert(snapshot: Snapshot) -> Alert | None:
     if snapshot.active or snapshot.phase in (Event.FAILED, LOST):
         return next(iter(alerts(snapshot)), None)
     return None
+
+
+def older_runs(count: int) -> str:
+    """Sentence on the runs that a list leaves out."""
+    return f"{counted(count, 'older run')} not listed; `tatara monitor NAME` shows one"
 
 
 def search_text(snapshot: Snapshot) -> str:

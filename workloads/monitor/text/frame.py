@@ -1,10 +1,10 @@
 """A snapshot as text: each part is a function of the snapshot and its width and height."""
 
 import re
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 from rich.text import Text
 
 from workloads.monitor.numbers import (
@@ -129,9 +129,10 @@ def warnings(snapshot: Snapshot, width: int, found: Sequence[Alert] | None = Non
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Wrap a text; text in backticks is to be copied and stays in one line."""
+    """Wrap a text by its cells; text in backticks is to be copied and stays in one line."""
     joined = re.sub("`[^`]*`", lambda found: found[0].replace(" ", _JOIN), text)
-    return [line.replace(_JOIN, " ") for line in textwrap.wrap(joined, max(10, width))]
+    lines = Text(joined).wrap(Console(), max(10, width))
+    return [line.plain.rstrip().replace(_JOIN, " ") for line in lines]
 
 
 def curve(
@@ -198,13 +199,14 @@ _SPARKS = {
 
 def sparks(snapshot: Snapshot, here: Hardware, width: int) -> Text:
     """Learning rate, throughput and this machine's load, a sparkline each."""
-    shown = [
-        *((label, snapshot.curves.get(name)) for name, label in _SPARKS.items()),
-        *here.history.items(),
-    ]
+    shown = [(label, snapshot.curves.get(name)) for name, label in _SPARKS.items()]
     rows = []
-    for label, curve in shown:
-        drawn = spark([point.mean for point in curve or ()], max(0, width - 30))
+    for label, curve in [*shown, *here.history.items()]:
+        values = [point.mean for point in curve or ()]
+        # A load is seen against its whole: one that does not change may be all or nothing.
+        full = 100.0 if label.endswith("(%)") else max(values, default=0.0)
+        scale = (0.0, full) if label in here.history else None
+        drawn = spark(values, max(0, width - 30), scale)
         if curve and drawn and curve.last is not None:
             value = Cell(number_text(curve.last), "bold", True)
             rows.append([Cell(label, "dim", least=10), value, Cell(drawn, "cyan")])

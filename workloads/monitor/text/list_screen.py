@@ -48,6 +48,7 @@ class ListScreen(Screen[None]):
         self._root, self._before = root, before
         self._list = find.RunList()
         self._known: list[Snapshot] = []
+        self._all = 0  # runs, with those that are too old for the list
         self._runs: dict[str, Run] = {}
         self._sorted_by: str | None = None  # None: the newest first
         self._descending = False
@@ -70,7 +71,9 @@ class ListScreen(Screen[None]):
 
     def read(self) -> None:
         """Read the list again; the cursor stays on its run."""
-        self._known = self._list.read(find.runs(self._root)[: find.MOST])
+        runs = find.runs(self._root)
+        self._all = len(runs)
+        self._known = self._list.read(runs[: find.MOST])
         self.draw()
 
     def draw(self) -> None:
@@ -99,6 +102,8 @@ class ListScreen(Screen[None]):
     def _draw_top(self, shown: int) -> None:
         going = sum(snapshot.active for snapshot in self._known)
         count = counted(len(self._known), "run")
+        if self._all > len(self._known):
+            count = f"the newest {count} of {self._all:,}"
         if shown < len(self._known):
             count = f"{shown} of {count}"
         self.query_one(Panel).show(Text(f"{count} in {self._root}, {going} going on", "bold"))

@@ -114,14 +114,17 @@ def _steps(axes: Axes, gutter: int, inner: int) -> str:
     return "".join(line).rstrip()
 
 
-def spark(values: Sequence[float], width: int) -> str:
-    """A curve in one line of bars; empty for fewer than two values."""
+def spark(values: Sequence[float], width: int, scale: tuple[float, float] | None = None) -> str:
+    """A curve in one line of bars; empty for fewer than two values.
+
+    scale: values of the lowest and the highest bar; None for those of the curve.
+    """
     if len(values) < 2 or width < 2:
         return ""
     width = min(width, len(values))
     cuts = [at * len(values) // width for at in range(width + 1)]
     parts = (values[start:end] for start, end in zip(cuts, cuts[1:], strict=False))
     means = [sum(part) / len(part) for part in parts]
-    low, high = min(means), max(means)
+    low, high = scale or (min(means), max(means))
     span = high - low or 1.0
     return "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in means)

@@ -11,6 +11,7 @@ from workloads.monitor.reading import as_json, find
 from workloads.monitor.reading.hardware import Hardware, MachineReading
 from workloads.monitor.reading.record import ENDED
 from workloads.monitor.reading.run_reader import RunReader
+from workloads.monitor.reading.run_table import older_runs
 from workloads.monitor.reading.snapshot import Snapshot
 from workloads.monitor.text import frame
 from workloads.monitor.text.listing import listing
@@ -40,13 +41,14 @@ def read(run: Run) -> tuple[Snapshot, MachineReading]:
     return reader.read(here.gpus), here
 
 
-def read_list(root: Path) -> list[Snapshot]:
-    """The newest runs, with all their events read."""
-    runs, listed = find.some_runs(root)[: find.MOST], find.RunList()
-    snapshots = listed.read(runs)
+def read_list(root: Path) -> tuple[list[Snapshot], int]:
+    """The newest runs, with all their events read, and how many older ones there are."""
+    runs, listed = find.some_runs(root), find.RunList()
+    shown, older = runs[: find.MOST], len(runs[find.MOST :])
+    snapshots = listed.read(shown)
     while any(snapshot.reading is not None for snapshot in snapshots):
-        snapshots = listed.read(runs)
-    return snapshots
+        snapshots = listed.read(shown)
+    return snapshots, older
 
 
 def _unsure(snapshot: Snapshot) -> bool:
@@ -59,7 +61,9 @@ def as_dict(root: Path, run: Run | None) -> dict[str, Any]:
     """One run, or the list of all (`run` is None)."""
     if run is not None:
         return as_json.as_dict(*read(run))
-    return {"format": as_json.FORMAT, "runs": [as_json.brief(run) for run in read_list(root)]}
+    snapshots, older = read_list(root)
+    briefs = [as_json.brief(snapshot) for snapshot in snapshots]
+    return {"format": as_json.FORMAT, "runs": briefs, "older": older}
 
 
 def show(root: Path, run: Run | None) -> None:
@@ -68,7 +72,10 @@ def show(root: Path, run: Run | None) -> None:
     # A legacy encoding has no braille: draw the curve with dots and colons.
     ascii = "utf" not in console.encoding.lower()
     if run is None:
-        text = listing(read_list(root), console.width)
+        snapshots, older = read_list(root)
+        text = listing(snapshots, console.width)
+        if older:
+            text.append(f"\n{older_runs(older)}", "dim")
     else:
         text = frame.whole(*read(run), console.width, ascii=ascii)
     if ascii:

@@ -14,6 +14,7 @@ from tests.support.run_files import ID, Tags, Written
 from workloads.errors import UserError
 from workloads.monitor.html import views
 from workloads.monitor.html.web import ViewServer, is_ours, open_server
+from workloads.monitor.reading import find
 from workloads.monitor.reading.hardware import GpuReading
 from workloads.monitor.reading.run_reader import RunReader
 from workloads.monitor.reading.snapshot import Snapshot
@@ -75,9 +76,11 @@ def test_the_page_may_run_its_own_script_and_nothing_else(server: ViewServer) ->
     policy = get(server, "/")[1]["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "script-src 'self'" in policy
     assert "unsafe" not in policy and "frame-ancestors 'none'" in policy
-    status, headers, script = get(server, "/view.js")
-    assert status == 200 and headers["Content-Type"].startswith("text/javascript")
-    assert "http" not in script.replace("https://", "http")
+    for name in ("/view.js", "/charts.js"):
+        status, headers, script = get(server, name)
+        assert status == 200 and headers["Content-Type"].startswith("text/javascript")
+        assert "http" not in script
+    assert get(server, "/icon.svg")[1]["Content-Type"].startswith("image/svg+xml")
     style = get(server, "/style.css")[2]
     assert not re.search(r"url\(|@import|http", style)
 
@@ -203,6 +206,27 @@ def test_several_runs_over_each_other(server: ViewServer, tmp_path: Path) -> Non
     )
 
 
+def test_runs_that_are_not_compared_are_named(server: ViewServer, tmp_path: Path) -> None:
+    names = [f"demo/r{at}" for at in range(10)]
+    for name in names:
+        Written(tmp_path, name.partition("/")[2]).begun().losses([9.0, 8.0])
+    query = "&".join(f"run={name}" for name in [*names, f"demo/{EVIL[:8]}"])
+    for address in (f"/compare?{query}", f"/parts/compare?{query}"):
+        text = get(server, address)[2]
+        assert "8 runs" in text and "demo/r8, demo/r9" in text and "demo/&lt;script&gt;" in text
+
+
+def test_runs_that_are_not_listed_are_counted(
+    server: ViewServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "not listed" not in get(server, "/")[2]
+    monkeypatch.setattr(find, "MOST", 1)
+    monkeypatch.setattr(views, "_FRESH", 0.0)
+    Written(tmp_path, "other")
+    assert "1 older run not listed" in json.loads(get(server, "/parts")[2])["parts"]["older"]
+    assert json.loads(get(server, "/data")[2])["older"] == 1
+
+
 def test_o_d1_many_ranks_are_nodes_and_those_in_trouble(
     server: ViewServer, written: Written
 ) -> None:
@@ -299,7 +323,7 @@ def test_o_n2_the_list_can_be_sorted_and_searched(server: ViewServer, tmp_path: 
     other = Written(tmp_path, "older", "vla").begun().losses([9.0])
     other.run.event("failed", code=1, reason="no room left")
     text = get(server, "/view")[2]
-    heads = re.findall("<th[^>]*>([^<]*)</th>", text)
+    heads = re.findall("<th[^>]*>(?:<button[^>]*>)?([^<]*)", text)
     assert heads == ["", "run", "phase", "step", "loss", "held-out", "started", "duration", ""]
     row = next(row for row in text.split("<tr")[1:] if "vla/older" in row)
     assert 'data-run="vla/older"' in row and "no room left" in row

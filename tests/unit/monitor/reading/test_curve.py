@@ -107,6 +107,7 @@ def test_sparks_fill_the_room_they_have() -> None:
     assert spark([1.0, 2.0, 3.0], 8) == "▁▅█" or spark([1.0, 2.0, 3.0], 8) == "▁▄█"
     assert len(spark([float(at) for at in range(75)], 36)) == 36
     assert spark([1.0], 8) == ""
+    assert spark([100.0, 100.0], 8, (0.0, 100.0)) == "██" and spark([0.0, 0.0], 8) == "▁▁"
 
 
 @pytest.mark.parametrize(

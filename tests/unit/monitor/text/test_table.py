@@ -7,10 +7,11 @@ import pytest
 from rich.cells import cell_len
 
 from tests.support.run_files import Written
+from workloads.monitor.reading import find
 from workloads.monitor.reading.find import RunList
 from workloads.monitor.reading.run_reader import RunReader
 from workloads.monitor.reading.run_table import search, sort
-from workloads.monitor.text import frame
+from workloads.monitor.text import frame, print_once
 from workloads.monitor.text.listing import listing
 from workloads.monitor.text.table import Cell, shortened, table
 
@@ -96,3 +97,24 @@ def test_the_list_is_sorted_and_searched(tmp_path: Path) -> None:
     assert [row.run.id for row in search(found, "MEMORY rank")] == [runs[0].id]
     assert [row.run.id for row in search(found, "demo/b")] == ["b"]
     assert search(found, "demo/b failed") == [] and len(search(found, " ")) == 3
+
+
+def test_warnings_are_wrapped_by_their_cells(tmp_path: Path) -> None:
+    written = Written(tmp_path).begun()
+    reason = "메모리가 부족합니다 " * 4 + "メモリ不足です" * 12 + " see `tatara check a b c`"
+    written.run.event("failed", code=1, reason=reason)
+    lines = frame.warnings(RunReader(written.run).read(), 40).plain.splitlines()
+    assert all(cell_len(line) <= 40 for line in lines)
+    assert "".join("".join(line[3:] for line in lines).split()) == "".join(
+        f"failed:{reason}".split()
+    )
+    assert any("`tatara check a b c`" in line for line in lines)
+
+
+def test_runs_that_are_not_listed_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "MOST", 1)
+    for id in ("a", "b", "c"):
+        Written(tmp_path, id)
+    assert print_once.as_dict(tmp_path, None)["older"] == 2

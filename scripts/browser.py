@@ -15,7 +15,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
     "--disable-background-networking --disable-component-update --disable-sync "
-    "--remote-debugging-pipe"
+    "--remote-debugging-pipe about:blank"
 )
 _PATIENCE = 60.0  # seconds for a page
 
@@ -36,7 +36,7 @@ class Browser:
         self.requested: list[str] = []  # addresses
         self._folder = tempfile.mkdtemp()
         (read, self._to), (self._from, write) = os.pipe(), os.pipe()
-        command = f"exec {found} {_FLAGS} --user-data-dir={self._folder} 3<&{read} 4>&{write}"
+        command = f"exec {found} --user-data-dir={self._folder} {_FLAGS} 3<&{read} 4>&{write}"
         self._process = subprocess.Popen(
             ["bash", "-c", command], pass_fds=(read, write), stderr=subprocess.DEVNULL
         )

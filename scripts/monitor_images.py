@@ -172,7 +172,7 @@ def draw_web(browser: Browser, root: Path, wide: Made, folder: Path) -> None:
         browser.hover(".charts.live .chart", 0.45)
         save(browser, folder / "monitor-web.png")
         browser.resize(1280, 420)
-        browser.open(address, "document.querySelector('table.runs th button')")
+        browser.open(address, "document.querySelector('.tools input')")
         save(browser, folder / "monitor-list.png")
         names = ("20260301-180200-77aa", "20260301-120000-1be0")
         query = "&".join(f"run=llm-h100/{name}" for name in names)

@@ -24,7 +24,8 @@ def byte_text(size: float) -> str:
     for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if size >= factor:
             value = size / factor
-            return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+            digits = ".1f" if value < 99.95 else ".0f" if value < 1e6 else ".1e"
+            return f"{value:{digits}} {unit}"
     return f"{size:.0f} B"
 
 

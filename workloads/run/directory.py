@@ -123,7 +123,9 @@ class Run:
         self._append(self.evaluations, {**row, **now()})
 
     def _append(self, path: Path, row: dict[str, Any]) -> None:
-        line = (json.dumps(json_ready(row), ensure_ascii=False) + "\n").encode()
+        text = json.dumps(json_ready(row), ensure_ascii=False) + "\n"
+        # A lone surrogate, as of a file name that is no UTF-8, becomes its JSON escape.
+        line = text.encode("utf-8", "backslashreplace")
         try:
             # One write of one line with O_APPEND: lines of several processes never mix.
             with path.open("ab", buffering=0) as file:

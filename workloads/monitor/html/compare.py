@@ -8,7 +8,7 @@ from workloads.monitor.html.svg import COLOURS, Line, Size, chart
 from workloads.monitor.numbers import date_text, number_text, span_text
 from workloads.monitor.reading.alerts import alerts
 from workloads.monitor.reading.curve import Point
-from workloads.monitor.reading.metric_names import metric_label, metric_names
+from workloads.monitor.reading.metric_names import metric_label, metric_names, metric_points
 from workloads.monitor.reading.settings import (
     RunFacts,
     differing_environment,
@@ -66,7 +66,7 @@ def charts(runs: Sequence[Snapshot], values: bool = False) -> str:
 
 
 def _points(run: Snapshot, name: str) -> list[Point]:
-    return list(run.curves.get(name, ()))
+    return metric_points(run.curves, name)
 
 
 def results(runs: Sequence[RunFacts]) -> str:

@@ -19,7 +19,7 @@ from workloads.monitor.reading import nodes
 from workloads.monitor.reading.alerts import alerts
 from workloads.monitor.reading.hardware import GpuReading, MachineReading
 from workloads.monitor.reading.logs import LogTail, error_log, log_of
-from workloads.monitor.reading.metric_names import metric_label, metric_names
+from workloads.monitor.reading.metric_names import metric_label, metric_names, metric_points
 from workloads.monitor.reading.nodes import NodeStatus
 from workloads.monitor.reading.ranks import TROUBLE, RankStatus
 from workloads.monitor.reading.snapshot import Snapshot
@@ -35,15 +35,22 @@ def esc(value: object) -> str:
     return escape("\n".join(lines), quote=True)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Cells are HTML already; `right` are the columns of numbers. A row may have its own class.
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Sequence[int] = (),
+    minor: Sequence[int] = (),
+) -> str:
+    """Cells are HTML already. A row may have its own class. Empty where there is no row.
 
-    Empty where there is no row.
+    right: columns of numbers; minor: columns that are left out on a phone.
     """
-    body = "".join(_row("td", row, right) for row in rows)
+    kinds = {at: "n" for at in right}
+    kinds |= {at: f"{kinds.get(at, '')} minor".strip() for at in minor}
+    body = "".join(_row("td", row, kinds) for row in rows)
     if not body:
         return ""
-    top = _row("th", [esc(text) for text in head], right) if any(head) else ""
+    top = _row("th", [esc(text) for text in head], kinds) if any(head) else ""
     return f'<div class="wide"><table>{top}{body}</table></div>'
 
 
@@ -55,10 +62,11 @@ class TableRow(list[str]):
         self.kind = kind
 
 
-def _row(tag: str, row: Sequence[str], right: Sequence[int]) -> str:
+def _row(tag: str, row: Sequence[str], kinds: Mapping[int, str]) -> str:
     kind = f' class="{row.kind}"' if isinstance(row, TableRow) and row.kind else ""
     cells = (
-        f"<{tag}{' class=n' if at in right else ''}>{cell}</{tag}>" for at, cell in enumerate(row)
+        f'<{tag} class="{kinds[at]}">{cell}</{tag}>' if at in kinds else f"<{tag}>{cell}</{tag}>"
+        for at, cell in enumerate(row)
     )
     return f"<tr{kind}>{''.join(cells)}</tr>"
 
@@ -131,10 +139,10 @@ def charts(snapshot: Snapshot, most: int = SHOWN, values: bool = False) -> str:
 
     values: show exact values as tooltips, without a script.
     """
-    held_out = list(snapshot.curves.get("eval_loss", ()))
+    held_out = metric_points(snapshot.curves, "eval_loss")
     figures = []
     for name in metric_names(snapshot.curves)[:most]:
-        line = Line(list(snapshot.curves[name]))
+        line = Line(metric_points(snapshot.curves, name))
         is_loss = name == "loss"
         drawn = chart(
             f"{metric_label(name)} over steps",
@@ -168,7 +176,7 @@ def ranks(snapshot: Snapshot, logs: str = "") -> str:
     if not nodes.are_shown(snapshot.ranks):
         return every
     rows = (_node(node, hosts, snapshot) for node in nodes.nodes_of(snapshot.ranks))
-    found = table(_NODE_HEAD, rows, right=(2, 4, 5, 6))
+    found = table(_NODE_HEAD, rows, right=(2, 4, 5, 6), minor=(1, 2, 5))
     in_trouble = [rank for rank in snapshot.ranks if rank.state in TROUBLE]
     if in_trouble:
         found += _rank_table(in_trouble, hosts, snapshot, logs)
@@ -180,7 +188,8 @@ def _rank_table(
     shown: Iterable[RankStatus], hosts: Mapping[str, str], snapshot: Snapshot, logs: str
 ) -> str:
     rows = (_rank(rank, hosts[rank.host], snapshot, logs) for rank in shown)
-    return table((*_RANK_HEAD, "") if logs else _RANK_HEAD, rows, right=(5, 6, 7))
+    head = (*_RANK_HEAD, "") if logs else _RANK_HEAD
+    return table(head, rows, right=(5, 6, 7), minor=(2, 3, 6))
 
 
 def _rank(rank: RankStatus, host: str, snapshot: Snapshot, logs: str) -> TableRow:
@@ -251,7 +260,7 @@ def machine(snapshot: Snapshot, here: MachineReading) -> str:
         found.append(tile("disk", f"{byte_text(snapshot.disk_free)} free"))
     head = ("GPU", "", "busy", "memory", "temperature", "power")
     gpus = table(head, (_gpu(gpu) for gpu in here.gpus), right=(2, 3, 4, 5))
-    return f'{gpus}<div class="tiles">{"".join(found)}</div>'
+    return f'{gpus}<div class="tiles loose">{"".join(found)}</div>'
 
 
 def _gpu(gpu: GpuReading) -> list[str]:

@@ -11,6 +11,7 @@ from workloads.monitor.reading.curve_view import point_text
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 24
 _HITS = 240  # points of a chart with a tooltip
+_SMOOTHED = 20  # points of a curve from which on it is smoothed, as in charts.js
 COLOURS = 8  # colours of the style for several runs
 
 
@@ -86,6 +87,7 @@ def _grid(axes: Axes, size: Size) -> Iterable[str]:
 
 
 def _line_parts(line: Line, axes: Axes, size: Size, smoothed: bool, band: bool) -> Iterable[str]:
+    smoothed = smoothed and len(line.points) >= _SMOOTHED
     means = [(float(point.step), point.mean) for point in line.points]
     if band and any(point.high > point.low for point in line.points):
         yield _band(line.points, axes, size)

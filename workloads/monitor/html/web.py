@@ -19,7 +19,7 @@ from workloads.monitor.html.views import Views
 from workloads.monitor.numbers import clean
 from workloads.monitor.reading import as_json
 from workloads.monitor.reading.logs import log_of, log_tail
-from workloads.monitor.reading.metric_names import metric_label
+from workloads.monitor.reading.metric_names import metric_label, metric_points
 from workloads.monitor.reading.snapshot import Snapshot
 from workloads.run import Run
 
@@ -45,6 +45,7 @@ _SHELL = """<!doctype html>
 <main id="view" data-parts="{parts}" data-curves="{curves}" data-most="{most}">{body}</main>
 <script type="module" src="/view.js"></script></body></html>
 """
+_LIST = '<h1>Runs</h1><div class="tools" id="tools"></div>'
 _ASSETS = {
     "/style.css": "text/css",
     "/view.js": "text/javascript",
@@ -62,7 +63,7 @@ def answer(views: Views, address: str) -> Answer:
     """Status, media type and text for a path with its query; 404 for an unknown one."""
     url = urlsplit(address)
     fixed: dict[str, Callable[[], Answer]] = {
-        "/": lambda: _page("Runs", "/parts", "", _sections(_list_parts(views))),
+        "/": lambda: _page("Runs", "/parts", "", _LIST + _sections(_list_parts(views))),
         "/view": lambda: _html(_sections(_list_parts(views))),
         "/parts": lambda: _parts(_list_parts(views), []),
         "/data": lambda: _json(
@@ -102,8 +103,9 @@ def _run_view(views: Views, run: Run) -> Answer:
 
 
 def _run_sections(views: Views, run: Run) -> str:
-    parts = _parts_of(views, run)
-    drawn = page.charts(views.live(run).get())
+    snapshot = views.live(run).get()
+    parts = _parts_of(views, snapshot)
+    drawn = page.charts(snapshot)
     titles = list(parts)
     before = titles.index("ranks")
     first, rest = titles[:before], titles[before:]
@@ -114,16 +116,17 @@ def _run_sections(views: Views, run: Run) -> str:
     )
 
 
-def _parts_of(views: Views, run: Run) -> dict[str, str]:
-    logs = f"/log/{quote(name_of(run))}?rank="
-    parts = page.parts(views.live(run).get(), views.machine.get(), logs)
-    asked = views.samples(run)
+def _parts_of(views: Views, snapshot: Snapshot) -> dict[str, str]:
+    logs = f"/log/{quote(name_of(snapshot.run))}?rank="
+    parts = page.parts(snapshot, views.machine.get(), logs)
+    asked = views.samples(snapshot.run)
     title = "<h2>Held-out questions during training</h2>"
     return {**parts, "samples": title + asked if asked else ""}
 
 
 def _run_parts(views: Views, run: Run) -> Answer:
-    return _parts(_parts_of(views, run), [views.live(run).get()])
+    snapshot = views.live(run).get()
+    return _parts(_parts_of(views, snapshot), [snapshot])
 
 
 def _run_data(views: Views, run: Run) -> Answer:
@@ -183,7 +186,9 @@ def _curves(
         "runs": [
             {
                 "name": clean(shot.name),
-                "curves": {name: as_json.rows_of(of[name]) for name in of if name in wanted},
+                "curves": {
+                    name: as_json.rows_of(metric_points(of, name)) for name in of if name in wanted
+                },
             }
             for shot, of in zip(shots, curves, strict=True)
         ],

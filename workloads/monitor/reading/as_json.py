@@ -1,11 +1,12 @@
 """A snapshot as plain values, for `--json`, the browser's data and other tools."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from workloads.monitor.reading.alerts import alerts
-from workloads.monitor.reading.curve import Curve
+from workloads.monitor.reading.curve import Curve, Point
 from workloads.monitor.reading.hardware import MachineReading
 from workloads.monitor.reading.record import RunEvent
 from workloads.monitor.reading.snapshot import Snapshot
@@ -56,10 +57,11 @@ def _curve(curve: Curve) -> list[list[float]]:
     return [[point.step, point.mean, point.low, point.high] for point in curve]
 
 
-def rows_of(curve: Curve) -> list[list[float]]:
+def rows_of(points: Iterable[Point]) -> list[list[float]]:
     """All fields of each point: step, mean, lowest, highest, first step, number of rows."""
     return [
-        [point.step, point.mean, point.low, point.high, point.first, point.count] for point in curve
+        [point.step, point.mean, point.low, point.high, point.first, point.count]
+        for point in points
     ]
 
 

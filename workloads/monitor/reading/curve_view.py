@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from workloads.monitor.numbers import number_text
 from workloads.monitor.reading.curve import Point
+from workloads.monitor.reading.metric_names import metric_points
 from workloads.monitor.reading.snapshot import Snapshot
 
 _LEAST_SHOWN = 8  # points that zooming in leaves
@@ -20,12 +21,13 @@ class CurveView:
     cursor: int | None = None
 
     def points(self, snapshot: Snapshot) -> list[Point]:
-        return self._inside(list(snapshot.curves.get(self.metric, ())))
+        return self._inside(metric_points(snapshot.curves, self.metric))
 
     def marks(self, snapshot: Snapshot) -> list[Point]:
         """The held-out losses beside the loss."""
-        marked = snapshot.curves.get("eval_loss", ()) if self.metric == "loss" else ()
-        return self._inside(list(marked))
+        return self._inside(
+            metric_points(snapshot.curves, "eval_loss") if self.metric == "loss" else []
+        )
 
     def _inside(self, points: list[Point]) -> list[Point]:
         if self.steps is None:

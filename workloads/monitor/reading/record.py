@@ -37,6 +37,7 @@ BAD_EVENTS = (
 _NO_METRICS = ("step", "time", "monotonic", "batches")
 _MOST_METRICS = 64
 _LONG = ("param_groups", "rows_by_rank", "path", "fingerprint")
+_LONGEST_FACT = 300  # characters
 _NUMBERS = {int, float}
 _WINDOW = 8 << 20  # bytes that are read again at most for a zoomed view
 TAIL = 1 << 16  # bytes at a file's end that hold the newest rows
@@ -64,10 +65,14 @@ def _fact(name: str, value: Any) -> str:
     if name == "bytes" and (size := number(value)) is not None:
         return byte_text(size)
     if isinstance(value, float):
-        return f"{name} {value:.4g}"
-    if isinstance(value, list):
-        return f"{name} {', '.join(map(str, value))}"
-    return f"{name} {value}"
+        text = f"{value:.4g}"
+    elif isinstance(value, int) and not isinstance(value, bool):
+        text = f"{value:,}"
+    else:
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if len(text) > _LONGEST_FACT:
+        text = f"{text[:_LONGEST_FACT]} …"
+    return f"{name.replace('_', ' ')} {text}"
 
 
 class _Place(NamedTuple):

@@ -20,7 +20,7 @@ from workloads.monitor.reading.alerts import Alert, alerts
 from workloads.monitor.reading.curve_view import LOSS, CurveView, point_text
 from workloads.monitor.reading.hardware import GpuReading, Hardware, MachineReading
 from workloads.monitor.reading.logs import LogTail, error_log
-from workloads.monitor.reading.metric_names import metric_label
+from workloads.monitor.reading.metric_names import metric_label, metric_value
 from workloads.monitor.reading.nodes import NodeStatus
 from workloads.monitor.reading.ranks import TROUBLE, RankStatus
 from workloads.monitor.reading.samples import Sample, samples
@@ -181,7 +181,7 @@ def curve_title(snapshot: Snapshot, view: CurveView = LOSS) -> str:
         return clean(f"{scale}   {point_text(selected)}")
     curve = snapshot.curves.get(view.metric)
     if curve is not None and curve.last is not None:
-        scale += f" {number_text(curve.last)}"
+        scale += f" {number_text(metric_value(view.metric, curve.last))}"
     if view.metric == "loss" and snapshot.held_out is not None:
         scale += f"   ● held-out {number_text(snapshot.held_out)}"
     if snapshot.reading is not None:

@@ -36,7 +36,7 @@ def written(tmp_path: Path) -> Written:
 @pytest.fixture
 def server(written: Written, tmp_path: Path) -> Iterator[ViewServer]:
     found = open_server(tmp_path, written.run, 0)
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
+    thread = threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield found
     found.shutdown()
@@ -172,7 +172,7 @@ def test_a_port_that_is_taken(server: ViewServer, tmp_path: Path, written: Writt
 def test_a_run_outside_of_the_outputs(tmp_path: Path, server: ViewServer) -> None:
     far = Written(tmp_path / "far").begun()
     found = open_server(tmp_path / "empty", far.run, 0)
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
+    thread = threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     assert get(found, f"/run/demo/{ID}")[0] == 200
     found.shutdown()
@@ -323,7 +323,7 @@ def test_o_n2_the_list_can_be_sorted_and_searched(server: ViewServer, tmp_path: 
     other = Written(tmp_path, "older", "vla").begun().losses([9.0])
     other.run.event("failed", code=1, reason="no room left")
     text = get(server, "/view")[2]
-    heads = re.findall("<th[^>]*>(?:<button[^>]*>)?([^<]*)", text)
+    heads = re.findall("<th(?: [^>]*)?>(?:<button[^>]*>)?([^<]*)", text)
     assert heads == ["", "run", "phase", "step", "loss", "held-out", "started", "duration", ""]
     row = next(row for row in text.split("<tr")[1:] if "vla/older" in row)
     assert 'data-run="vla/older"' in row and "no room left" in row

@@ -46,7 +46,6 @@ function short(value) {
   return value !== 0 && size < 1e-3 ? value.toExponential() : String(Number(value.toPrecision(4)));
 }
 
-const GIB = 2 ** 30;
 const DAY = 86400; // seconds
 const date = (seconds, facts) =>
   new Date(seconds * 1000).toLocaleString("en-GB", { hour12: false, ...facts });
@@ -65,6 +64,17 @@ function ticks(low, high, most) {
   for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) {
     found.push(Number((at * step).toPrecision(12)));
   }
+  return found;
+}
+
+// Round times of the day here, in seconds since 1970.
+function timeTicks(low, high, most) {
+  const raw = (high - low) / Math.max(1, most);
+  const step = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200]
+    .find((seconds) => seconds >= raw) ?? Math.ceil(raw / DAY) * DAY;
+  const zone = new Date(high * 1000).getTimezoneOffset() * 60;
+  const found = [];
+  for (let at = Math.ceil((low - zone) / step) * step + zone; at <= high; at += step) found.push(at);
   return found;
 }
 
@@ -98,6 +108,7 @@ function smooth(values, strength) {
 
 export const ROWS = 5;
 const STEP = 0, MEAN = 1, LOW = 2, HIGH = 3, FIRST = 4; // of a point
+const SMOOTHED = 20; // points of a curve from which on it is smoothed
 const MARGIN = { left: 54, right: 12, top: 8, bottom: 22 };
 
 // Charts that share their steps: a cursor in one is a cursor in all, and so is a range.
@@ -139,7 +150,6 @@ class Chart {
     this.group = group;
     this.name = name;
     this.log = kept.get("log", {})[name] === true;
-    this.isBytes = label.endsWith("(bytes)");
     this.lines = [];
     this.marks = [];
     this.key = html("span", { class: "key two", hidden: "" }, "held-out");
@@ -157,7 +167,7 @@ class Chart {
     });
     const large = html("button", { type: "button", title: "over the whole width" }, "⤢");
     this.figure = html("figure", {},
-      html("figcaption", {}, html("h3", { title: label }, this.isBytes ? label.replace("bytes", "GiB") : label), this.key, this.readout, scale, large),
+      html("figcaption", {}, html("h3", { title: label }, label), this.key, this.readout, scale, large),
       this.drawing, this.tip);
     const isLarge = kept.get("large", { loss: true })[name] === true;
     this.figure.classList.toggle("large", isLarge);
@@ -222,15 +232,8 @@ class Chart {
     event.preventDefault();
   }
 
-  scaled(lines) {
-    const scaled = ([step, mean, low, high, ...rest]) =>
-      [step, mean / GIB, low / GIB, high / GIB, ...rest];
-    return this.isBytes
-      ? lines.map((line) => ({ ...line, points: line.points.map(scaled) })) : lines;
-  }
-
   set(lines, marks) {
-    this.lines = this.scaled(lines);
+    this.lines = lines;
     this.marks = marks;
     this.key.hidden = !marks.length;
     this.draw();
@@ -328,7 +331,8 @@ class Chart {
       found.push(svg("text",
         { class: "axis", x: MARGIN.left - 6, y: y + 3.5, "text-anchor": "end" }, short(value)));
     }
-    for (const step of ticks(...this.span, Math.max(2, Math.floor(this.width / 110)))) {
+    const steps = this.group.isTime ? timeTicks : ticks;
+    for (const step of steps(...this.span, Math.max(2, Math.floor(this.width / 110)))) {
       const text = this.group.isTime ? clock(step, this.span[1] - this.span[0]) : short(step);
       const x = this.x(step), anchor = x > right - 20 ? "end" : "middle";
       found.push(svg("text",
@@ -355,7 +359,8 @@ class Chart {
       group.append(svg("polygon", { class: "band", points: corners.join(" ") }));
     }
     const means = points.map((point) => point[MEAN]);
-    const isExact = this.group.isTime || ["learning_rate", "eval_loss"].includes(this.name);
+    const isExact = this.group.isTime || points.length < SMOOTHED ||
+      ["learning_rate", "eval_loss"].includes(this.name);
     const strength = isExact ? 0 : this.group.strength;
     group.append(path(means, strength ? "raw" : "main"));
     if (strength) group.append(path(smooth(means, strength), "main"));

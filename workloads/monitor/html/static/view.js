@@ -43,7 +43,7 @@ async function refine(range) {
   if (!answer.ok || curves.range !== range) return;
   const data = await answer.json();
   for (const [name, chart] of curves.charts) {
-    chart.closer = chart.scaled(linesOf(data, name));
+    chart.closer = linesOf(data, name);
     chart.draw();
   }
 }
@@ -115,8 +115,7 @@ function beginList() {
   field.addEventListener("input", () => { order.words = field.value.toLowerCase(); arrange(); });
   order.link = html("a", { class: "button" }, "compare");
   order.count = html("span");
-  view.prepend(html("h1", {}, "Runs"),
-    html("div", { class: "tools" }, field, order.link, order.count));
+  document.getElementById("tools").append(field, order.link, order.count);
   document.addEventListener("keydown", (event) => {
     if (event.key === "/" && document.activeElement !== field) {
       field.focus();

@@ -1,4 +1,5 @@
-"""How fast do recorded pictures reach a model, and what does shuffling them hold (A1, A2)?
+"""How fast do recorded pictures reach a model, what does shuffling them hold, and what does one
+flipped byte cost (A1, A2, A3)?
 
     python -m bench.robot_frames [--peer-python PYTHON] [--write]
 
@@ -6,6 +7,7 @@ A1: 4000 JPEG of 256² in CRANE-X7's records, checksums on, to shuffled batches 
 2 workers, Lanczos on all sides. Ours is a dataset of `workloads.data.robot` behind torch's
 DataLoader; beside it the plainest way there is (every record in memory, Pillow in a DataLoader) and
 tf.data. A2: a shuffle over 100,000 frames of 96²: the most memory that a process of its own held.
+A3: the records of A1 with one byte of a payload flipped: how many of the others each side keeps.
 
 tf.data runs in processes of another Python that has TensorFlow, never beside torch. Pictures are
 compared before anything is timed.
@@ -19,6 +21,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,7 +36,7 @@ from PIL import Image
 
 from bench._pair import Timed, facts, table, write_page
 from workloads.data import tf_example, tfrecord
-from workloads.data.robot import images, open_dataset
+from workloads.data.robot import Episode, images, open_dataset
 from workloads.data.robot.frame_cache import FrameCache
 
 SIDE, MODEL, BATCH, WORKERS = 256, 224, 32, 2
@@ -86,6 +89,14 @@ elif what == "pass":
             count += int(batch.shape[0])
         seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "count": count, "version": tf.__version__}))
+elif what == "count":
+    count, said = 0, None
+    try:
+        for record in records:
+            count += 1
+    except tf.errors.DataLossError as error:
+        said = str(error)
+    print(json.dumps({"count": count, "said": said}))
 else:
     before = peak()
     frames = records.map(picture, num_parallel_calls=2).shuffle(buffer)
@@ -97,7 +108,8 @@ else:
 def main() -> int:
     options = _options()
     peer = options.peer_python if _has_tensorflow(options.peer_python) else None
-    parts = [_speed(options, peer), _memory(options, peer)]
+    with recordings(options.frames, SIDE, min(options.frames, 1000)) as folder:
+        parts = [_speed(options, folder, peer), _memory(options, peer), _damage(folder, peer)]
     known = facts(
         ["torch", "pillow", "numpy"],
         ["workloads/data", "workloads/vla/processing.py", "bench/robot_frames.py"],
@@ -243,14 +255,15 @@ def _batches(data: Any) -> tuple[int, float]:
     return count, time.perf_counter() - start
 
 
-def _speed(options: argparse.Namespace, peer: str | None) -> str:
-    with recordings(options.frames, SIDE, min(options.frames, 1000)) as folder:
-        ours, plain = Ours(folder), Plain(folder)
-        _compare(ours, plain, folder, peer)
-        kept, filling = Kept(ours, folder / "kept"), iter(range(options.rounds + 1))
+def _speed(options: argparse.Namespace, folder: Path, peer: str | None) -> str:
+    ours, plain = Ours(folder), Plain(folder)
+    _compare(ours, plain, folder, peer)
+    with tempfile.TemporaryDirectory() as name:
+        frames = Path(name)
+        kept, filling = Kept(ours, frames / "kept"), iter(range(options.rounds + 1))
         sides: dict[str, Callable[[], tuple[int, float]]] = {
             "ours": lambda: _batches(ours),
-            FIRST: lambda: _batches(Kept(ours, folder / f"first-{next(filling)}")),
+            FIRST: lambda: _batches(Kept(ours, frames / f"first-{next(filling)}")),
             LATER: lambda: _batches(kept),
             PLAIN: lambda: _batches(plain),
         }
@@ -334,6 +347,37 @@ def _memory(options: argparse.Namespace, peer: str | None) -> str:
         note += f" Ours holds {whole:.3f} of it in all, {own:.3f} beyond its libraries (goal 0.05)."
     lines = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     return "\n\n".join([title, lines, note])
+
+
+def _damage(folder: Path, peer: str | None) -> str:
+    """Flip a byte of an early record, and count what either side still reads."""
+    before = [episode.encoded("primary", t) for episode, t in _steps(folder)]
+    file = min(folder.glob("*/episode_data.tfrecord"))
+    index = tfrecord.index(file)
+    record = min(20, len(index) - 1)
+    content = bytearray(file.read_bytes())
+    content[int(index.offsets[record]) + tfrecord.HEADER_BYTES + 100] ^= 0xFF
+    file.write_bytes(content)
+    data = open_dataset(folder, drop_last_placeholder=False)
+    kept = [episode.encoded("primary", t) for episode, t in _steps(folder)]
+    if kept != before[:record] + before[record + 1 :] or len(data.damage) != 1:
+        raise SystemExit("A3 failed: the records kept are not all but the damaged one")
+    (damage,) = data.damage
+    place = f"{file.parent.name}/{file.name}: record {damage.record} at byte {damage.offset}"
+    rows = [["side", "records kept", "what is said"], ["---"] * 3]
+    rows.append(["ours", f"{len(kept):,}", f"{place}: {damage.cause}"])
+    if peer:
+        found = json.loads(_peer(peer, "count", folder, 0, MODEL, 1))
+        said = re.search(r"corrupted record at \d+", str(found["said"]))
+        rows.append([TF, f"{found['count']:,}", said.group() if said else "nothing"])
+    lines = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return f"## A3: one flipped byte in {len(before):,} records\n\n{lines}"
+
+
+def _steps(folder: Path) -> Iterator[tuple[Episode, int]]:
+    for episode in open_dataset(folder, drop_last_placeholder=False):
+        for t in range(len(episode)):
+            yield episode, t
 
 
 def _mib(size: int) -> str:

@@ -1,4 +1,4 @@
-"""How fast TFRecord files are read with checksums on, and what one flipped byte costs (A3).
+"""How fast TFRecord files are read with checksums on.
 
     python -m bench.tfrecord [--records 4000] [--repeats 5] [--out result.json]
         [--peer-python PYTHON] [--write]
@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench._pair import facts, write_page  # noqa: E402
 from workloads.data import tfrecord  # noqa: E402
 from workloads.data.robot.images import encode_jpeg  # noqa: E402
-from workloads.data.tfrecord import Damage  # noqa: E402
 
 SIDE = 256
 PEER = """
@@ -38,19 +36,13 @@ import hashlib, json, sys, time
 import tensorflow as tf
 path, repeats = sys.argv[1], int(sys.argv[2])
 for _ in range(repeats + 1):
-    start, count, size, last = time.perf_counter(), 0, 0, None
-    digest = hashlib.sha256() if _ == 0 else None
-    try:
-        for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
-            count += 1
-            size += len(record)
-            if digest:
-                digest.update(record)
-    except tf.errors.DataLossError as error:
-        last = str(error)
+    start, digest = time.perf_counter(), hashlib.sha256() if _ == 0 else None
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+        if digest:
+            digest.update(record)
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "records": count, "bytes": size, "error": last,
-        "digest": digest.hexdigest() if digest else None, "version": tf.__version__}), flush=True)
+    print(json.dumps({"seconds": seconds, "digest": digest.hexdigest() if digest else None,
+        "version": tf.__version__}), flush=True)
 """
 
 
@@ -70,7 +62,6 @@ def main() -> None:
             "machine": machine(),
             "file": {"records": options.records, "megabytes": file.stat().st_size / 1e6},
             "reading": reading(file, options.repeats, peer),
-            "one flipped byte": one_flipped_byte(file, options.records, peer),
         }
     print(json.dumps(result, indent=2))
     if options.out:
@@ -88,15 +79,6 @@ def page(result: dict[str, Any]) -> list[str]:
             rates.append([name, f"{row['median']:,.0f} ({row['low']:,.0f}–{row['high']:,.0f})"])
     ratio = result["reading"].get("ratio of medians")
     faster = f"Reading in order is {ratio:.1f} times as fast as tf.data." if ratio else ""
-    broken = result["one flipped byte"]
-    kept = [["side", "records kept", "what is said"], ["---"] * 3]
-    (damage,) = broken["reported"]
-    said = f"{damage['file']}: record {damage['record']} at byte {damage['offset']}"
-    kept.append(["ours", f"{broken['kept']:,}", f"{said}: {damage['cause']}"])
-    if broken["tf.data kept"] is not None:
-        found = re.search(r"corrupted record at \d+", str(broken["tf.data says"]))
-        said = found.group() if found else "nothing"
-        kept.append(["tf.data", f"{broken['tf.data kept']:,}", said])
     return [
         "# TFRecord files without TensorFlow",
         f"{records:,} JPEG of {SIDE}² in one file of {megabytes:,.0f} MB, read with all checksums "
@@ -106,8 +88,6 @@ def page(result: dict[str, Any]) -> list[str]:
         "## Speed",
         rows(rates),
         *([faster] if faster else []),
-        f"## One flipped byte in {records:,} records (A3)",
-        rows(kept),
         facts(
             ["numpy", "google-crc32c"],
             ["workloads/data/tfrecord.py", "bench/tfrecord.py"],
@@ -169,7 +149,7 @@ def reading(file: Path, repeats: int, peer: str | None) -> dict[str, Any]:
     return table
 
 
-def tensorflow_rounds(python: str, file: Path, digest: str | None) -> list[dict[str, Any]]:
+def tensorflow_rounds(python: str, file: Path, digest: str) -> list[dict[str, Any]]:
     """One round of the peer, after one to warm up."""
     command = [python, "-c", PEER, str(file), "1"]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
@@ -177,32 +157,9 @@ def tensorflow_rounds(python: str, file: Path, digest: str | None) -> list[dict[
     if done.returncode:
         raise SystemExit(f"the peer failed:\n{done.stderr}")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    if digest is not None and lines[0]["digest"] != digest:
+    if lines[0]["digest"] != digest:
         raise SystemExit("the peer read other bytes than we did: nothing is compared")
     return lines[1:]
-
-
-def one_flipped_byte(file: Path, records: int, peer: str | None) -> dict[str, Any]:
-    """Records kept on both sides after one byte of a payload early in the file is flipped."""
-    broken = file.with_name("broken.tfrecord")
-    data = bytearray(file.read_bytes())
-    index = tfrecord.index(file)
-    record = min(20, records - 1)
-    data[int(index.offsets[record]) + tfrecord.HEADER_BYTES + 100] ^= 0xFF
-    broken.write_bytes(data)
-    damage: list[Damage] = []
-    kept = list(tfrecord.read(broken, damage))
-    expected = [index[number] for number in range(records) if number != record]
-    if kept != expected or [item.record for item in damage] != [record]:
-        raise SystemExit("A3 failed: the records kept are not all but the damaged one")
-    rounds = tensorflow_rounds(peer, broken, None) if peer else []
-    return {
-        "records": records,
-        "kept": len(kept),
-        "reported": [item._asdict() | {"file": broken.name} for item in damage],
-        "tf.data kept": rounds[0]["records"] if rounds else None,
-        "tf.data says": rounds[0]["error"] if rounds else None,
-    }
 
 
 def timed(work: Callable[[], object]) -> float:

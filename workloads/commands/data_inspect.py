@@ -100,7 +100,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 def _instructions(found: Mapping[str, Any]) -> list[str]:
     counts = found["instructions"]
-    shown = [f"  {count:>5} x {text}" for text, count in list(counts.items())[:_MOST]]
+    shown = [
+        f"  {count:>5} x {repr(text) if len(text.splitlines()) > 1 else text}"
+        for text, count in list(counts.items())[:_MOST]
+    ]
     more = [f"  and {len(counts) - _MOST} more"] if len(counts) > _MOST else []
     stands_in = found["instruction_origins"].get("default", 0)
     default = []
@@ -119,7 +122,7 @@ def _ranges(what: str, rows: list[dict[str, Any]]) -> list[str]:
         return [f"{what}: none"]
     width = max(len(row["name"]) for row in rows)
     heads = "".join(f" {name:>8}" for name in _COLUMNS)
-    out = [f"{what}: {len(rows)} dimensions", f"  {'':<{width}}{heads}"]
+    out = [f"{what}: {len(rows)} dimensions, unit {rows[0]['unit']}", f"  {'':<{width}}{heads}"]
     for row in rows:
         line = f"  {row['name']:<{width}}" + "".join(f" {row[name]:8.3f}" for name in _COLUMNS)
         if row.get("outside"):

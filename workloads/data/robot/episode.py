@@ -304,6 +304,21 @@ class Dataset(Sequence[Episode], ABC):
             return False
         return abs(self.measured_fps - self.fps) > _SAME_RATE * self.fps
 
+    def compare_rates(self, stated_by: str, times: Sequence[np.ndarray]) -> None:
+        """Measure the rate by timestamps, float [T] in seconds an episode, and note a
+        contradiction."""
+        self.measured_fps = _measured_rate(times)
+        if self.rates_differ:
+            self.note(
+                f"{stated_by} says {self.fps:g} Hz, the timestamps of the steps say "
+                f"{self.measured_fps:g} Hz; one of them is wrong"
+            )
+        elif self.measured_fps is None and any(len(episode) > 1 for episode in times):
+            self.note(
+                "the timestamps of the steps do not increase, or are too large to be exact: they "
+                "do not say how many steps a second there are"
+            )
+
     def note(self, text: str) -> None:
         """Add a note on the data, once."""
         if text not in self.notes:
@@ -335,13 +350,18 @@ class Dataset(Sequence[Episode], ABC):
         check_budget(self.damage, self.seen, self.options.damage_budget)
 
 
-def measured_rate(times: Iterable[np.ndarray]) -> float | None:
-    """Steps a second by the median distance of times, one float [T] in seconds an episode."""
-    steps = [np.diff(episode) for episode in times if len(episode) > 1]
-    if not steps:
+def _measured_rate(times: Iterable[np.ndarray]) -> float | None:
+    """Steps a second by the median distance of times, one float [T] in seconds an episode.
+
+    None where times do not increase, or are too large for the float32 that files store them as.
+    """
+    several = [episode for episode in times if len(episode) > 1]
+    if not several:
         return None
-    usual = float(np.median(np.concatenate(steps)))
-    return 1 / usual if usual > 0 else None
+    usual = float(np.median(np.concatenate([np.diff(episode) for episode in several])))
+    largest = max(float(np.abs(episode).max()) for episode in several)
+    is_exact = float(np.spacing(np.float32(largest))) < _SAME_RATE / 2 * usual
+    return 1 / usual if usual > 0 and is_exact else None
 
 
 def usual_sizes(sizes: Iterable[tuple[tuple[int, int], int]]) -> tuple[int, int]:

@@ -1,22 +1,30 @@
 """Decodes images to arrays, with a reason for each image that cannot be decoded."""
 
 import io
+import re
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from workloads.data.images import is_deep, to_rgb
 
+_DEPTH_NAME = re.compile(r"(^|[._/-])depth($|[._/-])", re.IGNORECASE)
 # The first bytes of the formats that recorders write; anything else is no image.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"RIFF")
 
 
 class ImageError(ValueError):
     """The bytes are not a readable image."""
+
+
+def is_depth_name(key: str) -> bool:
+    """Whether a feature is depth by its name, whatever its images look like."""
+    return _DEPTH_NAME.search(key) is not None
 
 
 def looks_like_image(encoded: bytes) -> bool:
@@ -44,10 +52,15 @@ def shape_of(encoded: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-def is_deep_grey(encoded: bytes) -> bool:
-    """Whether an image is grey with more than 8 bits, as depth maps are; raises ImageError."""
+def kind_of(encoded: bytes) -> Literal["colour", "grey", "deep", "transparent"]:
+    """The kind of an image, from the header alone; "deep" is grey with more than 8 bits, as depth
+    maps are. Raises ImageError."""
     with _opened(encoded) as image:
-        return is_deep(image.mode)
+        if is_deep(image.mode):
+            return "deep"
+        if image.has_transparency_data:
+            return "transparent"
+        return "grey" if image.mode in ("1", "L") else "colour"
 
 
 def is_jpeg_or_png(encoded: bytes) -> bool:

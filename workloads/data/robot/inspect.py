@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from workloads.data.robot.episode import Dataset, Episode, Progress
-from workloads.data.robot.names import dimension_name, joint_limits
+from workloads.data.robot.names import dimension_name, joint_limits, unit
 from workloads.data.robot.review import LIMIT_TOLERANCE, refusal, remarks
 from workloads.data.tfrecord import DamagedRecord
 
@@ -106,6 +106,7 @@ def _ranges(dataset: Dataset, what: str, pieces: list[np.ndarray]) -> list[dict[
         q01, q99 = np.quantile(column, [0.01, 0.99])
         row: dict[str, Any] = {
             "name": dimension_name(dataset, what, size, number),
+            "unit": unit(dataset, size),
             "min": float(column.min()),
             "q01": float(q01),
             "q99": float(q99),

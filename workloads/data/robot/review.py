@@ -1,6 +1,8 @@
 """Warnings about a dataset before training on it, and errors that training refuses."""
 
+import hashlib
 import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple
@@ -8,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from workloads.data.robot.episode import Dataset, Episode
-from workloads.data.robot.images import ImageError, is_deep_grey
+from workloads.data.robot.images import ImageError, kind_of
 from workloads.data.robot.instructions import DEFAULT_INSTRUCTION
 from workloads.data.robot.names import dimension_name, joint_limits
 from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
@@ -21,6 +23,10 @@ _NARROW = 0.02
 # Angles count as wrapping where both ends near pi hold this share, and the middle hardly any.
 _WRAP_ENDS, _WRAP_MIDDLE, _WRAP_WIDTH = 0.1, 0.05, 0.6
 _MOST_NAMED = 12  # features or episodes named in one remark
+# Episodes whose values are this many times as large as those of the others: degrees are 57 rad.
+_OTHER_UNITS = 20
+# White space that nobody types in an instruction; U+3000 is the space of Japanese.
+_ODD_SPACE = re.compile(r"^\s|\s$|[^\S \u3000]|\s{2}")
 
 
 class Remark(NamedTuple):
@@ -83,6 +89,15 @@ def remarks(dataset: Dataset) -> list[Remark]:
     for text in dataset.lost_cameras.values():
         fix = "remove those episodes, or record it in them, to train with it"
         found.append(Remark(f"{text}: it is not used", fix))
+    empty = [number for number, steps in enumerate(dataset.lengths) if not steps]
+    if empty and episodes:
+        found.append(
+            Remark(
+                f"{len(empty)} of {len(dataset)} episodes have no usable step, the first "
+                f"{dataset[empty[0]].name}: they are left out",
+                level="ok",
+            )
+        )
     several = [episode.name for episode in episodes if episode.said.steps is not None]
     if several:
         found.append(
@@ -96,27 +111,105 @@ def remarks(dataset: Dataset) -> list[Remark]:
         count = dataset.origins["option"]
         text = f"{count} of {len(episodes)} episodes have no instruction of their own"
         found.append(Remark(f"{text}: {dataset.options.instruction!r} stands in", level="ok"))
+    found += _odd_spaces(episodes)
+    if not dataset.shares_rows:
+        found += _copies(episodes)
     for what in ("action", "state"):
         found += _ranges(dataset, what, episodes)
-    found += _deep_cameras(episodes[:1])
+        found += _other_units(what, episodes)
+    found += _image_kinds(episodes)
     return [*found, *_unused(dataset)]
 
 
-def _deep_cameras(episodes: Sequence[Episode]) -> list[Remark]:
-    """Cameras whose first image holds depth, whatever the meta data says of it."""
-    found = []
+def _odd_spaces(episodes: Sequence[Episode]) -> list[Remark]:
+    """Instructions with line breaks or superfluous spaces: whoever types them has others."""
+    texts = {text: None for episode in episodes for text in episode.instructions}
+    odd = [text for text in texts if _ODD_SPACE.search(text)]
+    if not odd:
+        return []
+    text = f"{len(odd)} instructions have line breaks or superfluous spaces, the first {odd[0]!r}"
+    fix = "replace them with data.instruction_map, to ask the policy without them"
+    return [Remark(f"{text}: they are trained on as recorded", fix)]
+
+
+def _copies(episodes: Sequence[Episode]) -> list[Remark]:
+    """Episodes with exactly the numbers of one before them."""
+    first: dict[bytes, str] = {}
+    copies = []
     for episode in episodes:
+        if len(episode) < 2:
+            continue
+        digest = hashlib.sha256(episode.states.tobytes() + episode.actions.tobytes()).digest()
+        if first.setdefault(digest, episode.name) != episode.name:
+            copies.append((episode.name, first[digest]))
+    if not copies:
+        return []
+    name, original = copies[0]
+    text = f"{len(copies)} episodes have the states and actions of another, the first {name} those"
+    return [
+        Remark(
+            f"{text} of {original}: they count twice, and may be held out from themselves",
+            "remove the copies",
+        )
+    ]
+
+
+def _other_units(what: str, episodes: Sequence[Episode]) -> list[Remark]:
+    """Episodes whose values are much larger or smaller than the others', in most dimensions."""
+    vectors = [episode.actions if what == "action" else episode.states for episode in episodes]
+    if len({vector.shape[1] for vector in vectors}) != 1 or not vectors[0].shape[1]:
+        return []
+    largest = np.array([np.abs(vector.astype(np.float64)).max(0) for vector in vectors])
+    usual = np.median(largest, axis=0)
+    ratios = largest[:, usual > 0] / usual[usual > 0]
+    if not ratios.size:
+        return []
+    sizes = np.median(ratios, axis=1)
+    moving = np.flatnonzero(sizes > 0)
+    order = moving[np.argsort(sizes[moving], kind="stable")]
+    jumps = sizes[order[1:]] / sizes[order[:-1]]
+    if not len(jumps) or jumps.max() < _OTHER_UNITS:
+        return []
+    at = int(jumps.argmax()) + 1
+    low, high = np.sort(order[:at]), np.sort(order[at:])
+    odd = high if len(high) <= len(low) else low
+    factor = float(np.median(sizes[high]) / np.median(sizes[low]))
+    return [
+        Remark(
+            f"{len(odd)} of {len(episodes)} episodes, the first {episodes[odd[0]].name}, have "
+            f"{what}s about {factor:.0f} times as {'large' if odd is high else 'small'} as the "
+            "others: are they in other units (degrees among radians are 57 times as large)?",
+            "convert them to one unit, or remove them",
+        )
+    ]
+
+
+_KINDS = {
+    "deep": Remark(
+        "grey images of more than 8 bits, as depth maps are: they are trained on as colours",
+        "name the colour cameras with data.cameras",
+    ),
+    "grey": Remark("grey images: red, green and blue are the same", level="ok"),
+    "transparent": Remark(
+        "images with an alpha channel: they lie on white where they are transparent", level="ok"
+    ),
+}
+
+
+def _image_kinds(episodes: Sequence[Episode]) -> list[Remark]:
+    """Cameras whose images are other than plain colour, by a few of them."""
+    found: dict[tuple[str, str], str] = {}
+    for number in sorted({0, len(episodes) // 2, len(episodes) - 1}) if episodes else ():
+        episode = episodes[number]
         for camera in episode.cameras:
             with suppress(DamagedRecord, ImageError):  # reported as damage
-                if (encoded := episode.encoded(camera, 0)) and is_deep_grey(encoded):
-                    text = f"camera {camera} has grey images of more than 8 bits, as depth maps are"
-                    found.append(
-                        Remark(
-                            f"{text}: they are trained on as colours",
-                            "name the colour cameras with data.cameras",
-                        )
-                    )
-    return found
+                if encoded := episode.encoded(camera, 0):
+                    found.setdefault((camera, kind_of(encoded)), episode.name)
+    return [
+        _KINDS[kind]._replace(text=f"camera {camera} has {_KINDS[kind].text} (seen in {name})")
+        for (camera, kind), name in found.items()
+        if kind in _KINDS
+    ]
 
 
 def _unused(dataset: Dataset) -> list[Remark]:

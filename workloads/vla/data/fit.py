@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workloads.data.robot import Dataset
 from workloads.data.robot.names import dimension_name
 from workloads.errors import UserError
 from workloads.vla.config import VlaConfig
@@ -33,6 +34,23 @@ def check_alike(config: VlaConfig, parts: Sequence["Part"]) -> None:
             "data.mixed_with: expected actions, states and cameras of one number each, found "
             f"{found}"
         )
+    for part in parts[1:]:
+        _check_order(config, parts[0].dataset, part.dataset)
+
+
+def _check_order(config: VlaConfig, first: Dataset, other: Dataset) -> None:
+    """Raise UserError where two datasets have the same joints in another order."""
+    for what in ("action", "state") if config.state_setting else ("action",):
+        mine, theirs = (
+            dataset.action_names if what == "action" else dataset.state_names
+            for dataset in (first, other)
+        )
+        if mine and theirs and mine != theirs and set(mine) == set(theirs):
+            raise UserError(
+                f"data.mixed_with: expected the {what}s of {other.path} in the order of "
+                f"{first.path}, {', '.join(mine)}, found {', '.join(theirs)}; put them in one "
+                "order with action_parts of that dataset, or write it again"
+            )
 
 
 def check_states(config: VlaConfig, parts: Sequence["Part"]) -> None:

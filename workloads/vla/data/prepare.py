@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from workloads.data.action_parts import ActionPart
-from workloads.data.robot import Dataset, Options, open_dataset
+from workloads.data.robot import DamagedRecord, Dataset, Options, open_dataset
 from workloads.data.robot.frame_cache import FrameCache, cache_key, room_for
+from workloads.data.robot.names import listed
 from workloads.data.robot.review import missing_camera, missing_instruction, missing_steps, remarks
 from workloads.data.robot.statistics import describe
 from workloads.data.windows import WindowOptions, starts
@@ -410,7 +411,7 @@ def _fingerprint(parts: Sequence[Part]) -> str:
 
 
 def _lines(train: Part, held_out: Part) -> list[str]:
-    """Lines on the training data: episodes, cameras, instructions, and omissions."""
+    """Lines on the training data: episodes, cameras, instructions, joints, rate, omissions."""
     dataset = train.dataset
     left_out = [camera for camera in dataset.cameras if camera not in train.cameras]
     cameras = f"cameras used: {', '.join(train.cameras)}"
@@ -422,7 +423,37 @@ def _lines(train: Part, held_out: Part) -> list[str]:
         f"{len(train.places):,} steps to train on, {len(held_out.episodes):,} episodes held out"
         f"{f'{lost}{damage[0]}' if damage else ''}",
         f"{train.name}: {cameras}; {_instructions(dataset)}",
+        f"{train.name}: {_rate(dataset)}; images: {_sizes(train)}; {_vectors(train)}",
     ]
+
+
+def _rate(dataset: Dataset) -> str:
+    """Steps a second, and where that is known from."""
+    if dataset.fps is not None:
+        return f"{dataset.fps:g} steps a second"
+    if dataset.measured_fps is not None:
+        return f"{dataset.measured_fps:g} steps a second by their times"
+    return "steps a second unknown"
+
+
+def _sizes(part: Part) -> str:
+    """Width and height of each used camera's first image."""
+    episode, found = part.dataset[part.episodes[0]], []
+    for camera in part.cameras:
+        try:
+            height, width = episode.image(camera, 0).shape[:2]
+            found.append(f"{camera} {width} x {height}")
+        except DamagedRecord:
+            found.append(f"{camera} unreadable at first")
+    return ", ".join(found)
+
+
+def _vectors(part: Part) -> str:
+    """Names and units of actions and states."""
+    dataset, episode = part.dataset, part.dataset[part.episodes[0]]
+    actions = listed(dataset, "action", episode.actions.shape[1])
+    states = listed(dataset, "state", episode.states.shape[1])
+    return f"actions: {actions}; states: {'the same' if states == actions else states}"
 
 
 def _notes(part: Part) -> list[str]:

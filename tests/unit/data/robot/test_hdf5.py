@@ -125,3 +125,18 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(UserError, match=r"expected the package h5py.*pip install 'tatara\[hdf5\]'"):
         open_dataset(file)
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_another_number_of_images_than_actions(tmp_path: Path, count: int) -> None:
+    """V-A21's kind: nobody knows which step each image is of, and one line says so."""
+    file = robomimic(tmp_path / "set.hdf5")
+    with h5py.File(file, "a") as root:
+        del root["data/demo_1/obs/agentview_rgb"]
+        root["data/demo_1/obs/agentview_rgb"] = np.zeros((count, 24, 32, 3), np.uint8)
+        root["mask/train"] = np.array([b"demo_0"])
+    dataset = open_dataset(tmp_path)
+    assert [episode.name for episode in dataset] == ["set/demo_0", "set/demo_2"]
+    (damage,) = dataset.damage
+    assert f"{count} images of obs/agentview_rgb for 6 actions" in damage.cause
+    assert damage.lost == 6 and "mask/train list demonstrations" in dataset.notes[0]

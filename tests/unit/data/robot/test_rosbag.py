@@ -142,3 +142,43 @@ def test_a_pointer_in_place_of_a_bag_is_told(tmp_path: Path) -> None:
     file = next(bag(tmp_path / "run").glob("*.mcap"))
     file.write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "run git lfs pull" in str(open_dataset(tmp_path).damage[0])
+
+
+def arm(folder: Path, names: list[str], bad: int | None = None) -> Path:
+    """A bag of an arm whose joints say their own number, in the order given; bad: the message
+    with a value that is not finite."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    storage = rosbag2.StoragePlugin.MCAP
+    with rosbag2.Writer(folder, version=9, storage_plugin=storage) as writer:
+        kinds = {"/joint_states": "sensor_msgs/msg/JointState", "/cam": "sensor_msgs/msg/Image"}
+        topics = {t: writer.add_connection(t, kind, typestore=STORE) for t, kind in kinds.items()}
+        for tick in range(20):
+            values = np.array([float(name[-1]) for name in names])
+            values[0] = np.nan if tick == bad else values[0]
+            none = np.zeros(0)
+            said = TYPES[kinds["/joint_states"]](header(), names, values, none, none)
+            for topic, message in (("/joint_states", said), ("/cam", image(picture(tick)))):
+                raw = STORE.serialize_cdr(message, kinds[topic])
+                writer.write(topics[topic], tick * SECOND // 10, raw)
+    return folder
+
+
+def test_joints_keep_one_order_through_all_bags(tmp_path: Path) -> None:
+    arm(tmp_path / "bags/a", ["joint_1", "joint_2", "joint_3"])
+    arm(tmp_path / "bags/b", ["joint_3", "joint_1", "joint_2", "joint_4"])
+    arm(tmp_path / "bags/c", ["joint_3", "joint_1"])
+    dataset = open_dataset(tmp_path / "bags", damage_budget=1000)
+    assert dataset.state_names == ("joint_1", "joint_2", "joint_3") and len(dataset) == 2
+    for episode in dataset:
+        assert np.array_equal(episode.states, np.tile([1, 2, 3], (len(episode), 1)))
+    assert dataset.unused["/joint_states/joint_4"] == "a joint that its first message lacks"
+    (damage,) = dataset.damage
+    assert "no message on /joint_states that has all of joint_1, joint_2, joint_3" in damage.cause
+
+
+def test_values_that_are_not_finite_are_no_steps(tmp_path: Path) -> None:
+    arm(tmp_path / "bags/a", ["joint_1", "joint_2"], bad=7)
+    dataset = open_dataset(tmp_path / "bags")
+    assert np.isfinite(dataset[0].actions).all() and 7 not in dataset[0].rows
+    (damage,) = dataset.damage
+    assert damage.cause.startswith("non_finite: 2 of 20 steps") and damage.lost == 2

@@ -26,6 +26,7 @@ IMAGE_PREFIXES = ("images", "image", "observation/image")
 DEPTH_PREFIXES = ("depths", "depth", "observation/depth")
 KNOWN_KEYS = (*STATE_KEYS, *ACTION_KEYS, *TIMESTAMP_KEYS, *INSTRUCTION_KEYS)
 MAIN_CAMERA = "primary"
+_CHANNELS = ((), (1,), (3,), (4,))
 
 # A decompressed array is a whole episode of one camera: hundreds of megabytes at 640x480.
 _ARRAYS_KEPT = 2
@@ -52,6 +53,7 @@ class NpzRecording:
     text_keys: list[str]
     seen: int
     damage: tuple[Damage, ...]
+    no_cameras: dict[str, str]  # arrays of other images, and why they are no colour camera
 
 
 class _Unusable(Exception):
@@ -77,7 +79,7 @@ def _nothing(path: Path, cause: str) -> NpzRecording:
     empty = np.empty((0, 0), np.float32)
     damage = (Damage(str(path), 0, 0, cause),)
     rows = np.empty(0, np.int64)
-    return NpzRecording(path, rows, empty, empty, None, {}, {}, [], None, [], [], 1, damage)
+    return NpzRecording(path, rows, empty, empty, None, {}, {}, [], None, [], [], 1, damage, {})
 
 
 def _recording(
@@ -90,7 +92,8 @@ def _recording(
     states = _vectors(stored, STATE_KEYS) if recorded else empty
     if len(states) != len(actions):
         raise _Unusable(f"wrong_dim: {len(states)} states and {len(actions)} actions")
-    cameras, depths = _cameras(stored, IMAGE_PREFIXES), _cameras(stored, DEPTH_PREFIXES)
+    cameras, no_cameras = _colour(stored, _cameras(stored, IMAGE_PREFIXES), len(actions))
+    depths = _cameras(stored, DEPTH_PREFIXES)
     bad = ~(np.isfinite(states).all(1) & np.isfinite(actions).all(1))
     damage = tuple(
         Damage(str(path), int(row), None, "non_finite: non-finite value in states or actions")
@@ -109,10 +112,32 @@ def _recording(
         texts,
         None if which is None else which[~bad],
         list(stored.files),
-        [key for key in stored.files if _is_text(stored, key)],
+        [key for key in stored.files if _header(stored, key)[1].kind in "US"],
         len(states),
         damage,
+        no_cameras,
     )
+
+
+def _colour(
+    stored: np.lib.npyio.NpzFile, found: dict[str, str], steps: int
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The arrays that hold colour images, and the others with the reason why they do not.
+
+    Raises _Unusable where there is not one image for each step: nobody knows which step each is of.
+    """
+    colour, other = {}, {}
+    for camera, key in found.items():
+        shape, dtype = _header(stored, key)
+        if images.is_depth_name(key):
+            other[key] = "no colour camera: depth, by its name"
+        elif dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in _CHANNELS:
+            other[key] = f"no colour camera: {dtype} {list(shape[1:])}"
+        elif shape[0] != steps:
+            raise _Unusable(f"wrong_dim: {shape[0]} images of {key} for {steps} steps")
+        else:
+            colour[camera] = key
+    return colour, other
 
 
 def _first(stored: np.lib.npyio.NpzFile, keys: tuple[str, ...]) -> np.ndarray | None:
@@ -148,13 +173,13 @@ def _cameras(stored: np.lib.npyio.NpzFile, prefixes: tuple[str, ...]) -> dict[st
     return dict(sorted(found.items(), key=lambda item: (item[0] != MAIN_CAMERA, item[0])))
 
 
-def _is_text(stored: np.lib.npyio.NpzFile, key: str) -> bool:
-    """Whether an array holds text, by its header alone: images are large."""
+def _header(stored: np.lib.npyio.NpzFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array, by its header alone: images are large."""
     with stored.zip.open(f"{key}.npy") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-        header = read(file) if read else np.lib.format.read_array_header_2_0(file)
-    return header[2].kind in "US"
+        shape, _, dtype = read(file) if read else np.lib.format.read_array_header_2_0(file)
+    return shape, dtype
 
 
 def _texts(

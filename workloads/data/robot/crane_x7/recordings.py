@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from workloads.data.robot import images
 from workloads.data.robot.crane_x7 import npz, tfrecords
-from workloads.data.robot.crane_x7.meta import EpisodeMeta, read_meta
+from workloads.data.robot.crane_x7.meta import read_meta
 from workloads.data.robot.episode import Dataset, Episode, ImageReader, usual_sizes
 from workloads.data.robot.instructions import instruction_of
 from workloads.data.robot.options import ColorOrder, Options
 from workloads.data.tfrecord import Damage
 from workloads.errors import UserError
+from workloads.missing_files import refuse_lost_link
 
 TFRECORD, NPZ = (".tfrecord", ".tfrecords"), (".npz",)
 Recording = tfrecords.TFRecordRecording | npz.NpzRecording
@@ -42,8 +44,11 @@ def walk(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
         inner[:] = [name for name in inner if not _is_left_out(name) and real not in visited]
         for name in names if real not in visited else ():
             file = os.path.join(folder, name)
-            if name.endswith(endings) and not _is_left_out(name) and os.path.isfile(file):
-                yield file
+            if name.endswith(endings) and not _is_left_out(name):
+                if os.path.isfile(file):
+                    yield file
+                elif os.path.islink(file):
+                    refuse_lost_link(file)  # an episode whose content is elsewhere
         visited.add(real)
 
 
@@ -79,7 +84,12 @@ class Recordings(Dataset):
             (_sizes(recording), len(recording.states)) for recording in self._recordings
         )
         self.name = _name(self._recordings)
-        self.fps = _fps(self._meta)
+        self.fps = self._stated_fps()
+        times = [recording.timestamps for recording in self._recordings]
+        self.compare_rates(
+            "meta.json" if any(meta.fps for meta in self._meta) else "the format",
+            [episode for episode in times if episode is not None],
+        )
         self._describe()
         self._weigh_damage()
         self.report([])
@@ -115,6 +125,17 @@ class Recordings(Dataset):
         )
         return episode.take(slice(0, 0)) if self._odd(recording) else episode
 
+    def _stated_fps(self) -> float:
+        """The rate that the episodes' meta.json state, else the recorders' usual one."""
+        stated = {meta.fps: None for meta in self._meta if meta.fps is not None}
+        if len(stated) > 1:
+            rates = ", ".join(f"{rate:g}" for rate in stated)
+            self.note(
+                f"meta.json of the episodes state several rates, {rates} Hz: "
+                f"{tfrecords.FPS:g} Hz stands for all"
+            )
+        return next(iter(stated)) if len(stated) == 1 else tfrecords.FPS
+
     def _describe(self) -> None:
         """Set joint names of a known robot, keys of texts, and unused features."""
         known = self.name == tfrecords.DATASET_NAME
@@ -131,7 +152,11 @@ class Recordings(Dataset):
         belongs = tuple(f"{key}/" for key in used | depths)  # height, width and the like
         for key in sorted(there - used):
             if not key.startswith(belongs):
-                self.unused[key] = "no colour camera: depth" if key in depths else "a feature"
+                is_depth = key in depths or images.is_depth_name(key)
+                self.unused[key] = "no colour camera: depth" if is_depth else "a feature"
+        for recording in self._recordings:
+            if isinstance(recording, npz.NpzRecording):
+                self.unused |= recording.no_cameras
         self.unused |= self._empty_folders()
         wanted = self.options.instruction_key
         if wanted is not None and wanted not in there:
@@ -142,11 +167,17 @@ class Recordings(Dataset):
             )
 
     def _empty_folders(self) -> dict[str, str]:
-        """Report folders with files but without an episode, as an interrupted copy leaves."""
+        """Report folders with files but without an episode, as an interrupted copy leaves, and
+        links to folders that are not there."""
         if not self.path.is_dir():
             return {}
         full = {folder for file in self.files for folder in file.parents}
-        return {
+        lost = {
+            link.name: f"a link to {link.readlink()}, which is not there"
+            for link in sorted(self.path.iterdir())
+            if link.is_symlink() and not link.exists()
+        }
+        return lost | {
             folder.name: "an episode's folder without an episode file"
             for folder in sorted(self.path.glob("episode_*"))
             if folder.is_dir() and folder not in full and any(folder.iterdir())
@@ -195,11 +226,6 @@ def _name(recordings: list[Recording]) -> str:
         ""
     }
     return names.pop() if len(names) == 1 else tfrecords.DATASET_NAME
-
-
-def _fps(metas: list[EpisodeMeta]) -> float:
-    stated = {meta.fps for meta in metas if meta.fps is not None}
-    return stated.pop() if len(stated) == 1 else tfrecords.FPS
 
 
 def _episode_name(root: Path, file: Path) -> str:

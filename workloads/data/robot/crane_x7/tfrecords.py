@@ -52,7 +52,7 @@ TIMESTEP_KEY = "observation/timestep"
 TIMESTAMP_KEY = "observation/timestamp"
 NAME_KEY = "dataset_name"
 
-_VERSION = "crane-x7-2"
+_VERSION = "crane-x7-3"
 _CAMERA = re.compile(r"observation/image(?:s?[/_](?P<name>.+))?$")
 _DEPTH = re.compile(r"observation/depth(?:s?[/_](?P<name>.+))?$")
 _NOT_CAMERAS = {"height", "width", "channels", "format", "encoding"}
@@ -320,6 +320,8 @@ def _images(features: dict[str, Feature]) -> dict[str, str]:
     for key, feature in features.items():
         match = _CAMERA.match(key)
         if not match or match["name"] in _NOT_CAMERAS or feature.kind != "bytes":
+            continue
+        if images.is_depth_name(match["name"] or ""):
             continue
         content = feature.values[0] if len(feature.values) else b""
         if not content:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from workloads.data.robot.images import is_depth_name
+
 DEMONSTRATIONS = "data"
 # The first of these that a demonstration has in full.
 STATE_KEYS = (
@@ -22,7 +24,6 @@ STATE_KEYS = (
 ACTION_KEYS = ("actions", "action")
 TEXT_KEYS = ("language_instruction", "instruction", "language_raw", "task_description", "task")
 _IMAGE_FOLDERS = ("obs", "observations/images", "observations")
-_DEPTH_NAME = re.compile(r"(^|[._/-])depth($|[._/-])", re.IGNORECASE)
 _ENDING = re.compile(r"_(?:rgb|image)$")
 
 
@@ -67,7 +68,7 @@ def cameras(found: Mapping[str, Any]) -> tuple[dict[str, Camera], dict[str, str]
             continue
         is_encoded = _is_encoded(item)
         is_pixels = item.dtype == np.uint8 and item.ndim == 4
-        if _DEPTH_NAME.search(key) and (item.ndim >= 3 or is_encoded):
+        if is_depth_name(key) and (item.ndim >= 3 or is_encoded):
             other[key] = "no colour camera: depth"
         elif is_encoded or (is_pixels and item.shape[-1] in (3, 4)):
             colour[_ENDING.sub("", name)] = Camera(key, is_encoded)

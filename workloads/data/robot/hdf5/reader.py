@@ -93,6 +93,9 @@ class Hdf5(Dataset):
                         "LIBERO stores its images upside down, and they are shown as they are "
                         "stored; OpenVLA's own training turns them by 180 degrees"
                     )
+                if "mask" in opened:
+                    named = ", ".join(f"mask/{name}" for name in opened["mask"])
+                    self.note(f"{named} list demonstrations of splits: those of all are used")
                 for number, group in enumerate(groups):
                     try:
                         self.found.append(self._demonstration(file, opened, group))
@@ -114,6 +117,10 @@ class Hdf5(Dataset):
         if len(states) != len(actions):
             raise ValueError(f"{len(states)} states and {len(actions)} actions")
         cameras, others = layout.cameras(found)
+        for camera in cameras.values():
+            if len(found[camera.key]) != len(actions):  # nobody knows which step each is of
+                count = len(found[camera.key])
+                raise ValueError(f"{count} images of {camera.key} for {len(actions)} actions")
         self.unused |= others
         texts, which = self._instructions(opened, group, found, len(actions), file)
         used = {*keys, *self._action_keys(found, file), *self._texts}

@@ -18,7 +18,7 @@ from workloads import missing_files
 from workloads.data.file_index import Arrays, load_or_build
 from workloads.data.robot import images
 from workloads.data.robot.lerobot.meta import BROKEN
-from workloads.data.robot.lerobot.video import VideoError, count_frames, frame_times
+from workloads.data.robot.lerobot.video import VideoError, frame_times, video_facts
 from workloads.data.robot.lru import LruCache
 from workloads.data.tfrecord import Damage, DamagedRecord
 from workloads.errors import UserError
@@ -26,7 +26,7 @@ from workloads.errors import UserError
 if TYPE_CHECKING:
     from workloads.data.robot.lerobot.reader import LeRobot
 
-_INDEX_VERSION = "video-frames-1"
+_INDEX_VERSION = "video-frames-2"
 _NEAR = 0.25  # tolerance of a time, in frames
 
 
@@ -62,15 +62,29 @@ def tie_videos(dataset: "LeRobot") -> dict[Path, Tie]:
             f"{len(by_time)} videos have more frames than rows, which are found by their times; "
             f"the first is {by_time[0]}"
         )
+    _note_grey(dataset, {file: str(facts["pixels"]) for file, facts in known.items()})
     return ties
 
 
+def _note_grey(dataset: "LeRobot", pixels: dict[Path, str]) -> None:
+    """Name cameras whose videos are grey, which depth maps are, too."""
+    cameras = {key: camera for camera, key in dataset.meta.cameras.items()}
+    spans = [item for entry in dataset.meta.entries for item in entry.videos.items()]
+    grey = {cameras[key]: span.file for key, span in spans if "gray" in pixels.get(span.file, "")}
+    for camera, file in grey.items():
+        dataset.note(
+            f"camera {camera} has grey videos ({pixels[file]}), as depth maps are: they are "
+            "trained on as colours; name the colour cameras with data.cameras"
+        )
+
+
 def _counted(file: Path) -> Arrays:
-    """Number of frames of a video, and what is wrong with it ('' for nothing)."""
+    """Frames of a video, its pixel format, and what is wrong with it ('' for nothing)."""
     try:
-        return {"frames": np.array(count_frames(file)), "problem": np.array("")}
+        frames, pixels = video_facts(file)
+        return {"frames": np.array(frames), "pixels": np.array(pixels), "problem": np.array("")}
     except VideoError as error:
-        return {"frames": np.array(0), "problem": np.array(str(error))}
+        return {"frames": np.array(0), "pixels": np.array(""), "problem": np.array(str(error))}
 
 
 def _tie(
@@ -121,8 +135,8 @@ def _misplaced(
         wanted - times[after - 1] <= times[np.minimum(after, len(times) - 1)] - wanted
     )
     nearest = np.where(before_is_nearer, after - 1, np.minimum(after, len(times) - 1))
-    off = np.abs(times[nearest] - wanted) > _NEAR * spacing + 1e-6
-    return int(off.sum()), len(nearest) - len(np.unique(nearest))
+    near = np.abs(times[nearest] - wanted) <= _NEAR * spacing + 1e-6  # false for NaN
+    return int((~near).sum()), len(nearest) - len(np.unique(nearest))
 
 
 class ImageColumns:

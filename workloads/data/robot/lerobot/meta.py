@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workloads import missing_files
+from workloads.data.robot.images import is_depth_name
 from workloads.errors import UserError
 from workloads.json_files import read_json, read_json_lines
 
 BROKEN = (pa.ArrowException, OSError, KeyError, ValueError)
-_DEPTH_NAME = re.compile(r"(^|[._/-])depth($|[._/-])", re.IGNORECASE)
 # Features that every dataset has, or that no policy here learns from.
 _BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 
@@ -59,8 +59,9 @@ class DatasetMeta:
             self.tasks = self._tasks()
             self.entries = sorted(self._entries(), key=lambda entry: entry.index)
             self._refuse_repeated()
+            self.totals = self._totals()
         # Fields that are missing, or of another kind than LeRobot writes.
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             found = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
                 f"{root / 'meta'}: expected the fields of LeRobot {self.version}, found {found}"
@@ -96,12 +97,20 @@ class DatasetMeta:
             )
         return key
 
-    @property
-    def totals(self) -> tuple[int, int]:
+    def _totals(self) -> tuple[int, int]:
         """Numbers of episodes and rows by info.json, else by the list of episodes."""
-        episodes = self.info.get("total_episodes", len(self.entries))
-        rows = self.info.get("total_frames", sum(entry.length for entry in self.entries))
-        return int(episodes), int(rows)
+        episodes, rows = self.info.get("total_episodes"), self.info.get("total_frames")
+        return (
+            len(self.entries) if episodes is None else int(episodes),
+            sum(entry.length for entry in self.entries) if rows is None else int(rows),
+        )
+
+    @property
+    def other_splits(self) -> dict[str, Any]:
+        """Splits of info.json besides "train", with their episodes."""
+        stated = self.info.get("splits")
+        splits = stated if isinstance(stated, dict) else {}
+        return {name: episodes for name, episodes in splits.items() if name != "train"}
 
     def names(self, keys: tuple[str, ...]) -> tuple[str, ...]:
         """Names of the dimensions of the joined features, by info.json."""
@@ -120,7 +129,7 @@ class DatasetMeta:
         if not self._is_v3:
             file = self.root / "meta" / "tasks.jsonl"
             rows = read_json_lines(file)
-            return _by_number(file, [(int(row["task_index"]), str(row["task"])) for row in rows])
+            return _by_number(file, [(int(row["task_index"]), row["task"]) for row in rows])
         file = self.root / "meta" / "tasks.parquet"
         table = _read_table(file)
         # The text is the index of a data frame, whose name differs between writers.
@@ -138,16 +147,16 @@ class DatasetMeta:
             rows = read_json_lines(self.root / "meta" / "episodes.jsonl")
             return [self._entry_v2(row) for row in rows]
         folder = self.root / "meta" / "episodes"
-        entries = [
-            self._entry_v3(file, row)
-            for file in sorted(folder.rglob("*.parquet"))
-            for row in _read_table(file, without="stats/").to_pylist()
-        ]
-        if not entries:
+        files = sorted(folder.rglob("*.parquet"))
+        if not files:
             raise UserError(
                 f"{folder}: expected parquet files of episodes, found none; copy the dataset again"
             )
-        return entries
+        return [
+            self._entry_v3(file, row)
+            for file in files
+            for row in _read_table(file, without="stats/").to_pylist()
+        ]
 
     def _entry_v2(self, row: Mapping[str, Any]) -> Entry:
         index = int(row["episode_index"])
@@ -158,7 +167,7 @@ class DatasetMeta:
             name = str(self.info["video_path"]).format(video_key=key, **named)
             videos[key] = VideoSpan(self.root / name, 0.0, None)
         file = self.root / self.info["data_path"].format(**named)
-        return Entry(index, int(row["length"]), tuple(row.get("tasks") or ()), file, videos)
+        return Entry(index, int(row["length"]), _texts(row.get("tasks")), file, videos)
 
     def _entry_v3(self, meta_file: Path, row: Mapping[str, Any]) -> Entry:
         videos = {}
@@ -186,14 +195,21 @@ class DatasetMeta:
             )
         chunk, number = row["data/chunk_index"], row["data/file_index"]
         file = self.root / self.info["data_path"].format(chunk_index=chunk, file_index=number)
-        tasks = tuple(row.get("tasks") or ())
+        tasks = _texts(row.get("tasks"))
         return Entry(int(row["episode_index"]), int(row["length"]), tasks, file, videos)
 
 
-def _by_number(file: Path, tasks: Sequence[tuple[int, str]]) -> dict[int, str]:
-    """The text of each task; UserError where a number has two."""
+def _texts(stated: Any) -> tuple[str, ...]:
+    """An episode's tasks, which some writers state as one text instead of a list."""
+    listed = [stated] if isinstance(stated, str) else stated or ()
+    return tuple("" if text is None else str(text) for text in listed)
+
+
+def _by_number(file: Path, tasks: Sequence[tuple[int, str | None]]) -> dict[int, str]:
+    """The text of each task, '' for null; UserError where a number has two."""
     found: dict[int, str] = {}
-    for number, text in tasks:
+    for number, stated in tasks:
+        text = "" if stated is None else str(stated)
         if found.setdefault(number, text) != text:
             raise UserError(
                 f"{file}: expected one text for task_index {number}, found {found[number]!r} and "
@@ -239,7 +255,7 @@ def _no_colour(key: str, facts: Mapping[str, Any]) -> str | None:
     channels = named.get("channels", named.get("channel", shape[-1] if shape else 3))
     if channels == 1 or (len(shape) == 3 and shape[0] == 1):
         return "one channel"
-    return "depth, by its name" if _DEPTH_NAME.search(key) else None
+    return "depth, by its name" if is_depth_name(key) else None
 
 
 def _names(stated: Any) -> list[str]:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workloads import missing_files
-from workloads.data.robot.episode import Dataset, Episode, measured_rate, usual_sizes
+from workloads.data.robot.episode import Dataset, Episode, usual_sizes
 from workloads.data.robot.instructions import distinct, instruction_of
 from workloads.data.robot.lerobot.frames import EpisodeImages, ImageColumns, tie_videos
 from workloads.data.robot.lerobot.meta import BROKEN, DatasetMeta, Entry, cause_of
@@ -112,12 +112,7 @@ class LeRobot(Dataset):
         self.action_names = self._names(self.action_keys, usual[1])
         self.state_names = self._names(self.state_keys, usual[0])
         self._compare_with_meta(found)
-        self.measured_fps = measured_rate(rows.timestamps for rows in found)
-        if self.rates_differ:
-            self.note(
-                f"meta/info.json says {self.fps:g} Hz, the timestamps of the steps say "
-                f"{self.measured_fps:g} Hz; one of them is wrong"
-            )
+        self.compare_rates("meta/info.json", [rows.timestamps for rows in found])
         return found
 
     def _names(self, keys: tuple[str, ...], size: int) -> tuple[str, ...] | None:
@@ -158,6 +153,11 @@ class LeRobot(Dataset):
             self.note(
                 f"meta/info.json says {said[0]} episodes and {said[1]} rows, the list of episodes "
                 f"has {listed[0]} and {listed[1]}: what is not listed is not used"
+            )
+        if others := self.meta.other_splits:
+            named = ", ".join(f"{name} ({episodes})" for name, episodes in others.items())
+            self.note(
+                f"meta/info.json has splits besides train, {named}: episodes of all splits are used"
             )
 
     def _read(

@@ -18,8 +18,11 @@ class VideoError(ValueError):
     """The video cannot be read, or has no frame at the time asked for."""
 
 
-def count_frames(path: Path) -> int:
-    """Number of frames of a video, by its header if given there; raises VideoError."""
+def video_facts(path: Path) -> tuple[int, str]:
+    """Number of frames of a video, by its header if given there, and the name of its pixel format.
+
+    Raises VideoError.
+    """
     import av
 
     if missing_files.is_pointer(path):
@@ -27,7 +30,8 @@ def count_frames(path: Path) -> int:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            return int(stream.frames) or len(frame_times(path))
+            frames = int(stream.frames) or len(frame_times(path))
+            return frames, str(stream.codec_context.pix_fmt)
     except (av.FFmpegError, ValueError, EOFError, OSError, IndexError) as error:
         raise VideoError(f"not a readable video: {error}") from error
 
@@ -116,7 +120,7 @@ class _Video:
         at = bisect_left(self.times, wanted)
         near = min(self.times[max(at - 1, 0) : at + 1], key=lambda time: abs(time - wanted))
         spacing = (self.times[-1] - self.times[0]) / max(len(self.times) - 1, 1)
-        if abs(near - wanted) > spacing / 2 + 1e-6 * abs(wanted):
+        if not abs(near - wanted) <= spacing / 2 + 1e-6 * abs(wanted):  # nor for NaN
             raise VideoError(f"no frame at {seconds:.3f} s, {len(self.times)} frames in all")
         return near
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workloads.data.robot.images import is_depth_name
 from workloads.data.robot.options import Options
 from workloads.errors import UserError
 from workloads.json_files import read_json
@@ -26,7 +27,6 @@ TEXT_KEYS = (
     "language_instruction",
 )
 _FLAGS = {"is_first", "is_last", "is_terminal", "discount", "reward"}
-_DEPTH_NAME = re.compile(r"(^|[._/-])depth($|[._/-])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _cameras(specs: Mapping[str, Spec]) -> tuple[dict[str, str], dict[str, str]]
         is_pixels = spec.kind == "tensor" and spec.dtype == "uint8" and len(spec.shape) == 3
         if spec.kind != "image" and not is_pixels:
             continue
-        if spec.dtype not in ("uint8", "") or _DEPTH_NAME.search(key):
+        if spec.dtype not in ("uint8", "") or is_depth_name(key):
             other[key] = f"no colour camera: depth, {spec}"
             continue
         if spec.shape[-1:] == (1,) or (is_pixels and spec.shape[-1] not in (3, 4)):

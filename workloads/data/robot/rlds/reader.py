@@ -231,7 +231,8 @@ def _episode_vectors(
 def _image_count(feature: Feature, shape: tuple[int, ...] | None) -> int:
     """Number of images of a feature: one a value, or raw pixels one after the other."""
     if isinstance(feature.values, np.ndarray):
-        return 0 if shape is None else len(feature.values) // int(np.prod(shape))
+        count, rest = divmod(len(feature.values), int(np.prod(shape or (1,))))
+        return 0 if shape is None or rest else count
     return len(feature.values)
 
 

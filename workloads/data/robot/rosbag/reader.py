@@ -46,6 +46,7 @@ class BagRecording:
     texts: list[str]
     which: np.ndarray | None
     moments: int
+    not_finite: int  # moments with a value that is no number
 
 
 class Rosbags(Dataset):
@@ -59,6 +60,8 @@ class Rosbags(Dataset):
         self.name = path.resolve().name
         self.bags = Bags()
         self.found: list[BagRecording] = []
+        # The joints of each topic in the order of the first bag: others may list them otherwise.
+        self.joints: dict[str, tuple[str, ...]] = {}
         lost: list[Damage] = []
         for folder in folders:
             try:
@@ -160,16 +163,16 @@ class Rosbags(Dataset):
     ) -> dict[str, tuple[list[int], list[Any]]]:
         """Times and values of every topic in use; for images the times alone."""
         streams: dict[str, tuple[list[int], list[Any]]] = defaultdict(lambda: ([], []))
-        names: dict[str, tuple[str, ...]] = {}
         wanted = [connection for connection in reader.connections if connection.topic in used]
         for connection, stamp, raw in reader.messages(wanted):
             topic, kind = connection.topic, connection.msgtype
             value: Any = None
             if topic in vectors:
                 message = reader.deserialize(raw, kind)
-                if kind == messages.JOINTS and topic not in names:
-                    names[topic] = messages.joint_names(message)
-                value = messages.vector(kind, message, names.get(topic, ()))
+                if kind == messages.JOINTS:
+                    self.joints.setdefault(topic, messages.joint_names(message))
+                    self._name_more_joints(topic, message)
+                value = messages.vector(kind, message, self.joints.get(topic, ()))
                 if value is None:
                     continue
             elif topic == said:
@@ -178,11 +181,18 @@ class Rosbags(Dataset):
             times.append(stamp)
             values.append(value)
         if self.options.state_keys in ((), (STATE_TOPIC,)):
-            self.state_names = names.get(STATE_TOPIC, self.state_names)
+            self.state_names = self.joints.get(STATE_TOPIC, self.state_names)
         action = self.options.action_keys or self.options.state_keys or (STATE_TOPIC,)
         if len(action) == 1:
-            self.action_names = names.get(action[0], self.action_names)
+            self.action_names = self.joints.get(action[0], self.action_names)
         return streams
+
+    def _name_more_joints(self, topic: str, message: Any) -> None:
+        """Name joints that vectors do not have; CRANE-X7's are all known."""
+        known = self.joints[topic]
+        if known != messages.CRANE_X7:
+            for name in set(message.name) - set(known):
+                self.unused.setdefault(f"{topic}/{name}", "a joint that its first message lacks")
 
     def _sampled(
         self,
@@ -196,7 +206,9 @@ class Rosbags(Dataset):
         needed = [*states, *actions, *cameras.values()]
         silent = [topic for topic in needed if not streams[topic][0]]
         if silent:
-            raise _Unusable(f"missing_feature: no message on {silent[0]}")
+            joints = ", ".join(self.joints.get(silent[0], ()))
+            having = f" that has all of {joints}" if joints else ""
+            raise _Unusable(f"missing_feature: no message on {silent[0]}{having}")
         start = max(streams[topic][0][0] for topic in needed)
         stop = min(streams[topic][0][-1] for topic in needed)
         rate = self.fps or RATE
@@ -217,13 +229,16 @@ class Rosbags(Dataset):
             action, following = np.roll(state, -1, axis=0), np.roll(fresh, -1)
             fresh &= following
             fresh[-1:] = False
+        finite = np.isfinite(state).all(1) & np.isfinite(action).all(1)
+        not_finite = int((fresh & ~finite).sum())
+        fresh &= finite
         texts, which = self._said(streams, said, moments[fresh])
         return BagRecording(
             folder, np.flatnonzero(fresh), (moments[fresh] - start) * _NANOSECONDS,
             state[fresh], action[fresh], cameras,
             {name: np.array(streams[topic][0], np.int64)[latest[topic][fresh]]
              for name, topic in cameras.items()},
-            texts, which, count,
+            texts, which, count, not_finite,
         )  # fmt: skip
 
     def _said(
@@ -246,18 +261,24 @@ class Rosbags(Dataset):
         )
         for size, recording in zip(sizes, self.found, strict=True):
             own_end = 0 if self.options.action_keys else 1
-            missing = recording.moments - own_end - len(recording.rows)
+            not_finite = recording.not_finite
+            missing = recording.moments - own_end - len(recording.rows) - not_finite
             if size != expected:
                 cause = f"wrong_dim: states and actions of {size}, expected {expected}"
                 self.damage.append(
                     Damage(str(recording.folder), 0, None, cause, len(recording.rows))
                 )
-            elif missing > 0:
+                continue
+            if missing > 0:
                 cause = (
                     f"missing_feature: {missing} of {recording.moments} steps without a message "
                     f"of the last {_OLD} s"
                 )
                 self.damage.append(Damage(str(recording.folder), 0, None, cause, missing))
+            if not_finite:
+                cause = f"non_finite: {not_finite} of {recording.moments} steps with a value that "
+                cause += "is not finite"
+                self.damage.append(Damage(str(recording.folder), 0, None, cause, not_finite))
         self.found = [
             recording for recording, size in zip(self.found, sizes, strict=True) if size == expected
         ]

@@ -73,7 +73,7 @@ class Made:
             if step % (self.steps // 10) == 0:
                 facts = {"step": step, "eval_loss": loss + 0.05}
                 self._append("evaluations.jsonl", facts, when)
-                saved = {"event": "checkpoint", "step": step, "bytes": 16 << 30}
+                saved = {"event": "checkpoint", "step": step, "bytes": 2 << 30}
                 self._append("events.jsonl", saved, when)
 
     def end(self, event: str, when: float, **facts: object) -> None:

@@ -194,6 +194,8 @@ class Webhook:
             # Not the error's own text, which may contain the address.
             said = error.reason.strerror if isinstance(error.reason, OSError) else None
             return f"cannot be reached: {said or type(error.reason).__name__}"
+        except TimeoutError:
+            return f"gave no answer within {_SECONDS / 2:.0f} s"
         except (OSError, ValueError, HTTPException) as error:
             return f"cannot be reached: {type(error).__name__}"
         return None

@@ -149,7 +149,7 @@ def charts(snapshot: Snapshot, most: int = SHOWN, values: bool = False) -> str:
             [line],
             marks=held_out if is_loss else (),
             size=Size() if is_loss else _SMALL,
-            smoothed=name != "learning_rate",
+            smoothed=name not in ("learning_rate", "memory"),
             values=values,
         )
         key = _KEY if is_loss and held_out else ""

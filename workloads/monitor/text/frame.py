@@ -26,7 +26,7 @@ from workloads.monitor.reading.ranks import TROUBLE, RankStatus
 from workloads.monitor.reading.samples import Sample, samples
 from workloads.monitor.reading.snapshot import LOST, Snapshot
 from workloads.monitor.text.plot import plot, spark
-from workloads.monitor.text.table import Cell, table
+from workloads.monitor.text.table import Cell, least_width, table
 from workloads.run.events import Event, Phase
 
 _JOIN = "\ue000"  # stands for a blank at which no line may end
@@ -86,7 +86,7 @@ def _progress(snapshot: Snapshot, width: int) -> Text:
         if room >= 8:
             done = round(share * room)
             line.append("  ").append("━" * done, "green").append("─" * (room - done), "dim")
-    return line.append_text(tail)
+    return line.append("\n" if line.cell_len + tail.cell_len > width else "").append_text(tail)
 
 
 def numbers(snapshot: Snapshot, width: int) -> Text:
@@ -222,7 +222,7 @@ def ranks(snapshot: Snapshot, width: int) -> Text:
         return _rank_table(snapshot.ranks, snapshot, width)
     hosts = nodes.short_hosts(snapshot.ranks)
     rows = [_node(node, hosts[node.host], snapshot) for node in nodes.nodes_of(snapshot.ranks)]
-    found = table([_NODE_HEAD, *rows], width)
+    found = _fitted([_NODE_HEAD, *rows], width)
     in_trouble = [rank for rank in snapshot.ranks if rank.state in TROUBLE]
     if in_trouble:
         found.append("\n").append_text(_rank_table(in_trouble, snapshot, width))
@@ -245,7 +245,18 @@ _RANK_HEAD = [Cell("rank", "dim", True), *(cell for cell in _NODE_HEAD if cell.t
 def _rank_table(ranks: Sequence[RankStatus], snapshot: Snapshot, width: int) -> Text:
     hosts = nodes.short_hosts(snapshot.ranks)
     rows = [_rank(rank, hosts[rank.host], snapshot) for rank in ranks]
-    return table([_RANK_HEAD, *rows], width)
+    return _fitted([_RANK_HEAD, *rows], width)
+
+
+def _fitted(rows: Sequence[Sequence[Cell]], width: int) -> Text:
+    """A table that leaves out its least important columns rather than the states at its end."""
+    for title in ("ranks", "memory", "heard"):
+        if least_width(rows) <= width:
+            break
+        at = next((at for at, cell in enumerate(rows[0]) if cell.text == title), None)
+        if at is not None:
+            rows = [[*row[:at], *row[at + 1 :]] for row in rows]
+    return table(rows, width)
 
 
 def _rank(rank: RankStatus, host: str, snapshot: Snapshot) -> list[Cell]:
@@ -256,7 +267,7 @@ def _rank(rank: RankStatus, host: str, snapshot: Snapshot) -> list[Cell]:
         Cell(str(rank.rank), style, True),
         Cell(str(rank.node), style),
         Cell(clean(host), style, least=0),
-        Cell(clean(rank.phase), style, least=6),
+        Cell(clean(rank.phase), style, least=8),
         Cell(f"{rank.step:,}", style, True),
         Cell(byte_text(rank.memory) if rank.memory else "", style, True),
         Cell(_heard(rank), style, True),
@@ -281,7 +292,11 @@ def _node(node: NodeStatus, host: str, snapshot: Snapshot) -> list[Cell]:
         Cell(str(node.number), style),
         Cell(clean(host), style, least=0),
         Cell(str(len(node.ranks)), style, True),
-        Cell(clean(first) + (f" +{sum(count for _, count in others)}" if others else ""), style),
+        Cell(
+            clean(first) + (f" +{sum(count for _, count in others)}" if others else ""),
+            style,
+            least=8,
+        ),
         Cell(node.steps, style, True),
         Cell(byte_text(node.memory), style, True),
         Cell(_heard(node.most_silent), style, True),

@@ -27,7 +27,8 @@ Screen { background: $background; }
 #curve { height: 1fr; min-height: 6; }
 #side { height: auto; }
 #ranks-scroll { height: auto; max-height: 8; scrollbar-size-vertical: 1; }
-#ranks, #machine, #sparks { height: auto; }
+#ranks-scroll { scrollbar-gutter: stable; }
+#ranks, #machine, #sparks { height: auto; text-wrap: nowrap; text-overflow: ellipsis; }
 #events { height: 5; }
 #sparks { display: none; }
 #error { height: auto; max-height: 8; color: $text-error; border-title-color: $text-error; }

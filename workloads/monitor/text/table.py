@@ -59,6 +59,12 @@ def column_sizes(rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
     return sizes
 
 
+def least_width(rows: Sequence[Sequence[Cell]]) -> int:
+    """Columns that rows take when all their names are shortened as far as they may be."""
+    sizes = [size for size in column_sizes(rows, 0) if size]
+    return sum(sizes) + _GAP * (len(sizes) - 1)
+
+
 def shortened(text: str, room: int) -> str:
     """A name shortened in its middle: both of its ends distinguish it."""
     if cell_len(text) <= room:

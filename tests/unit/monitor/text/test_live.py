@@ -156,7 +156,7 @@ def shown(app: Monitor, name: str) -> str:
     return panel.shown.plain if panel.shown else ""
 
 
-@pytest.mark.parametrize("size", [(80, 24), (140, 44), (60, 20)])
+@pytest.mark.parametrize("size", [(80, 24), (140, 44), (60, 20), (40, 30)])
 def test_the_live_view_has_all_parts_in_any_terminal(
     written: Written, tmp_path: Path, size: tuple[int, int]
 ) -> None:

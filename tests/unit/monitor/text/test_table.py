@@ -118,3 +118,17 @@ def test_runs_that_are_not_listed_are_counted(
     for id in ("a", "b", "c"):
         Written(tmp_path, id)
     assert print_once.as_dict(tmp_path, None)["older"] == 2
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_a_narrow_terminal_shows_the_states(tmp_path: Path, count: int) -> None:
+    written = Written(tmp_path).begun(max_steps=200_000, world_size=count).losses([1.0])
+    for rank in range(count):
+        ago = 30 if rank == 5 else 0
+        written.beat(rank, node=rank // 8, step=123_456, ago=ago, host=HOST.format(rank // 8))
+    snapshot = RunReader(written.run).read()
+    lines = frame.ranks(snapshot, 38).plain.splitlines()
+    assert all(cell_len(line) <= 38 for line in lines)
+    assert lines[0].endswith("state") and lines[1].endswith("ok" if count == 8 else "1 stalled")
+    assert any(line.split()[0] == "5" and line.endswith("stalled") for line in lines)
+    assert all(line.cell_len <= 38 for line in frame.header(snapshot, 38).split("\n"))

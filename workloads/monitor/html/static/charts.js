@@ -332,7 +332,7 @@ class Chart {
         { class: "axis", x: MARGIN.left - 6, y: y + 3.5, "text-anchor": "end" }, short(value)));
     }
     const steps = this.group.isTime ? timeTicks : ticks;
-    for (const step of steps(...this.span, Math.max(2, Math.floor(this.width / 110)))) {
+    for (const step of steps(...this.span, Math.max(4, Math.floor(this.width / 110)))) {
       const text = this.group.isTime ? clock(step, this.span[1] - this.span[0]) : short(step);
       const x = this.x(step), anchor = x > right - 20 ? "end" : "middle";
       found.push(svg("text",
@@ -360,7 +360,7 @@ class Chart {
     }
     const means = points.map((point) => point[MEAN]);
     const isExact = this.group.isTime || points.length < SMOOTHED ||
-      ["learning_rate", "eval_loss"].includes(this.name);
+      ["learning_rate", "eval_loss", "memory"].includes(this.name);
     const strength = isExact ? 0 : this.group.strength;
     group.append(path(means, strength ? "raw" : "main"));
     if (strength) group.append(path(smooth(means, strength), "main"));

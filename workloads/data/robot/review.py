@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from workloads.data.robot.episode import Dataset, Episode
-from workloads.data.robot.images import ImageError, kind_of
+from workloads.data.robot.images import ImageError, kind_of, shape_of
 from workloads.data.robot.instructions import DEFAULT_INSTRUCTION
 from workloads.data.robot.names import dimension_name, joint_limits
 from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
@@ -25,6 +25,8 @@ _WRAP_ENDS, _WRAP_MIDDLE, _WRAP_WIDTH = 0.1, 0.05, 0.6
 _MOST_NAMED = 12  # features or episodes named in one remark
 # Episodes whose values are this many times as large as those of the others: degrees are 57 rad.
 _OTHER_UNITS = 20
+# A value this many times as far from the median as the middle 80 % are wide is far from all others.
+_FAR = 100
 # White space that nobody types in an instruction; U+3000 is the space of Japanese.
 _ODD_SPACE = re.compile(r"^\s|\s$|[^\S \u3000]|\s{2}")
 
@@ -116,7 +118,7 @@ def remarks(dataset: Dataset) -> list[Remark]:
         found += _copies(episodes)
     for what in ("action", "state"):
         found += _ranges(dataset, what, episodes)
-        found += _other_units(what, episodes)
+        found += _other_units(what, episodes) or _far_values(dataset, what, episodes)
     found += _image_kinds(episodes)
     return [*found, *_unused(dataset)]
 
@@ -127,7 +129,9 @@ def _odd_spaces(episodes: Sequence[Episode]) -> list[Remark]:
     odd = [text for text in texts if _ODD_SPACE.search(text)]
     if not odd:
         return []
-    text = f"{len(odd)} instructions have line breaks or superfluous spaces, the first {odd[0]!r}"
+    text = (
+        f"{len(odd)} instructions have line breaks or superfluous spaces, the first {odd[0][:80]!r}"
+    )
     fix = "replace them with data.instruction_map, to ask the policy without them"
     return [Remark(f"{text}: they are trained on as recorded", fix)]
 
@@ -184,6 +188,30 @@ def _other_units(what: str, episodes: Sequence[Episode]) -> list[Remark]:
     ]
 
 
+def _far_values(dataset: Dataset, what: str, episodes: Sequence[Episode]) -> list[Remark]:
+    """Dimensions with values far from all others, as glitches of an encoder are."""
+    vectors = [episode.actions if what == "action" else episode.states for episode in episodes]
+    if len({vector.shape[1] for vector in vectors}) != 1:
+        return []
+    values = np.concatenate(vectors).astype(np.float64)
+    places = [(episode.name, t) for episode in episodes for t in range(len(episode))]
+    found = []
+    for number, column in enumerate(values.T):
+        low, middle, high = np.quantile(column, [0.1, 0.5, 0.9])
+        far = np.flatnonzero(np.abs(column - middle) > _FAR * (high - low))
+        if high > low and len(far):
+            name, step = places[far[0]]
+            found.append(
+                Remark(
+                    f"{what} {dimension_name(dataset, what, values.shape[1], number)}: {len(far)} "
+                    f"values are far from all others, the first {column[far[0]]:g} at step {step} "
+                    f"of {name}",
+                    "remove those episodes, or correct the values, where they are no motion",
+                )
+            )
+    return found
+
+
 _KINDS = {
     "deep": Remark(
         "grey images of more than 8 bits, as depth maps are: they are trained on as colours",
@@ -199,13 +227,26 @@ _KINDS = {
 def _image_kinds(episodes: Sequence[Episode]) -> list[Remark]:
     """Cameras whose images are other than plain colour, by a few of them."""
     found: dict[tuple[str, str], str] = {}
+    sizes: dict[str, dict[str, str]] = {}
     for number in sorted({0, len(episodes) // 2, len(episodes) - 1}) if episodes else ():
         episode = episodes[number]
         for camera in episode.cameras:
             with suppress(DamagedRecord, ImageError):  # reported as damage
-                if encoded := episode.encoded(camera, 0):
+                encoded = episode.encoded(camera, 0)
+                if encoded:
                     found.setdefault((camera, kind_of(encoded)), episode.name)
-    return [
+                shape = shape_of(encoded) if encoded else episode.image(camera, 0).shape
+                mine = sizes.setdefault(camera, {})
+                mine.setdefault(f"{shape[1]} x {shape[0]}", episode.name)
+    several = [
+        Remark(
+            f"camera {camera} has images of several sizes: "
+            + ", ".join(f"{size} in {name}" for size, name in mine.items())
+        )
+        for camera, mine in sizes.items()
+        if len(mine) > 1
+    ]
+    return several + [
         _KINDS[kind]._replace(text=f"camera {camera} has {_KINDS[kind].text} (seen in {name})")
         for (camera, kind), name in found.items()
         if kind in _KINDS
@@ -229,6 +270,10 @@ def _ranges(dataset: Dataset, what: str, episodes: Sequence[Episode]) -> list[Re
         return []
     values = np.concatenate(pieces).astype(np.float64)
     size = values.shape[1]
+    if what == "action" and not np.ptp(values, axis=0).any():
+        return [
+            Remark("actions never change: a policy learns to repeat one", "look at action_keys")
+        ]
     found = _degrees(dataset, what, values)
     for number, column in enumerate(values.T):
         name = f"{what} {dimension_name(dataset, what, size, number)}"

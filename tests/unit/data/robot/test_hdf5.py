@@ -140,3 +140,16 @@ def test_another_number_of_images_than_actions(tmp_path: Path, count: int) -> No
     (damage,) = dataset.damage
     assert f"{count} images of obs/agentview_rgb for 6 actions" in damage.cause
     assert damage.lost == 6 and "mask/train list demonstrations" in dataset.notes[0]
+
+
+def test_what_is_no_demonstration_or_has_no_step(tmp_path: Path) -> None:
+    with h5py.File(robomimic(tmp_path / "set.hdf5"), "a") as root:
+        root["data/readme"] = np.array([1])
+        del root["data/demo_2"]
+        root["data/demo_2/actions"] = np.zeros((0, 7))
+        root["data/demo_2/obs/agentview_rgb"] = np.zeros((0, 24, 32, 3), np.uint8)
+        root["data/demo_2/obs/ee_states"] = np.zeros((0, 6))
+        root["data/demo_2/obs/gripper_states"] = np.zeros((0, 2))
+    dataset = open_dataset(tmp_path)
+    assert dataset.lengths.tolist() == [6, 6, 0] and dataset.damage == []
+    assert dataset.unused["data/readme"] == "no demonstration"

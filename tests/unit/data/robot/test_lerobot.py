@@ -184,7 +184,7 @@ def test_other_keys(tmp_path: Path) -> None:
     [
         ({"data_path": None}, "no 'data_path'"),
         ({"fps": "ten"}, "could not convert string to float"),
-        ({"features": ["observation.state", "action"]}, "has no attribute"),
+        ({"features": ["observation.state", "action"]}, "features of \\["),
         ({"data_path": "data/{place}.parquet"}, "no 'place'"),
     ],
 )

@@ -150,7 +150,7 @@ def test_tasks_as_one_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("chunks_size", 0), ("total_frames", "many"), ("fps", [10])]
+    ("field", "value"), [("chunks_size", 0), ("total_frames", "many"), ("fps", [10]), ("fps", -10)]
 )
 def test_fields_of_info_that_make_no_sense(tmp_path: Path, field: str, value: Any) -> None:
     v2(tmp_path, (6, 6), **{field: value})
@@ -218,6 +218,47 @@ def test_nothing_in_a_dataset(tmp_path: Path, kind: str, capsys: Any) -> None:
     assert main(["data", "inspect", str(tmp_path), "--output", str(tmp_path / "look")]) == 1
     assert main(["check", "--deep", PROFILE, f"data.source={tmp_path}"]) == 2
     assert "found none" in capsys.readouterr().out
+
+
+def test_a_value_far_from_all_others_is_named(tmp_path: Path) -> None:
+    states = [walk(20, 6) for _ in range(3)]
+    states[1][3, 2] = 1e30
+    v2(tmp_path, (20,) * 3, each=lambda episode: {"state": states[episode]})
+    text = said(open_dataset(tmp_path))
+    assert "state joint_2.pos: 1 values are far from all others, the first 1e+30 at step 3" in text
+
+
+def test_actions_that_never_change_are_named(tmp_path: Path) -> None:
+    v2(tmp_path, (8,), each=lambda episode: {"state": np.ones((8, 6), "f4")})
+    assert "actions never change" in said(open_dataset(tmp_path, drop_last_placeholder=False))
+
+
+def test_images_of_several_sizes_are_named(tmp_path: Path) -> None:
+    def small(camera: str, t: int) -> dict[str, Any]:
+        return {"bytes": lerobot_cases.png(np.zeros((30, 50, 3), np.uint8)), "path": None}
+
+    v2(tmp_path, (6, 6), each=lambda episode: {"cell": small} if episode else {})
+    sizes = "64 x 48 in episode_000000, 50 x 30 in episode_000001"
+    assert f"camera top has images of several sizes: {sizes}" in said(open_dataset(tmp_path))
+
+
+def test_vectors_that_are_no_lists_of_numbers(tmp_path: Path) -> None:
+    v2(tmp_path, (20,))
+    (file,) = tmp_path.glob("data/**/*.parquet")
+    table = pq.read_table(file)
+    at = table.column_names.index("action")
+    arms = [[row[:3], row[3:]] for row in table["action"].to_pylist()]
+    pq.write_table(table.set_column(at, "action", [arms]), file)
+    with pytest.raises(UserError, match="action holds list<.*, expected a list of numbers a row"):
+        open_dataset(tmp_path)
+
+
+def test_fewer_texts_than_steps_are_no_instructions(tmp_path: Path) -> None:
+    """V-B14's kind: nobody knows which steps each text is of."""
+    texts = {"steps/language_instruction": [b"open it", b"close it"]}
+    rlds_cases.write(tmp_path, rlds_cases.USUAL, [rlds_cases.episode(0, texts)])
+    (damage,) = open_dataset(tmp_path).damage
+    assert damage.cause == "wrong_dim: 2 texts of steps/language_instruction for 12 steps"
 
 
 def test_links_that_lead_nowhere_or_in_a_circle(tmp_path: Path) -> None:

@@ -196,6 +196,8 @@ def _texts(
         words = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values]
         if any(word.strip() for word in words):
             texts, which = distinct(words)
+            if len(texts) > 1 and len(words) != steps:
+                raise _Unusable(f"wrong_dim: {len(words)} texts of {key} for {steps} steps")
             return texts, which if len(words) == steps else None
     return [], None
 

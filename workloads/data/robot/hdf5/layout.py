@@ -38,10 +38,16 @@ class Camera:
 def demonstrations(file: Any) -> list[str]:
     """The groups of an open file that are demonstrations, in the order of their numbers."""
     if DEMONSTRATIONS in file and hasattr(file[DEMONSTRATIONS], "keys"):
-        return sorted(
-            (f"{DEMONSTRATIONS}/{name}" for name in file[DEMONSTRATIONS]), key=_by_numbers
-        )
+        names = [name for name, item in file[DEMONSTRATIONS].items() if hasattr(item, "keys")]
+        return sorted((f"{DEMONSTRATIONS}/{name}" for name in names), key=_by_numbers)
     return ["/"]
+
+
+def no_demonstrations(file: Any) -> list[str]:
+    """What stands among the demonstrations of an open file and is none."""
+    there = file.get(DEMONSTRATIONS)
+    items = there.items() if hasattr(there, "keys") else ()
+    return [f"{DEMONSTRATIONS}/{name}" for name, item in items if not hasattr(item, "keys")]
 
 
 def _by_numbers(name: str) -> list[Any]:
@@ -111,7 +117,9 @@ def texts(
 def is_text(item: Any) -> bool:
     if item.dtype.kind in "SU":
         return True
-    return item.dtype.kind == "O" and isinstance(np.atleast_1d(item[()]).ravel()[0], bytes | str)
+    if item.dtype.kind != "O" or not item.size:
+        return False
+    return isinstance(np.atleast_1d(item[()]).ravel()[0], bytes | str)
 
 
 def control_rate(file: Any) -> float | None:

@@ -1,5 +1,6 @@
 """HDF5 demonstrations, one or several in each file."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Hdf5(Dataset):
                 if "mask" in opened:
                     named = ", ".join(f"mask/{name}" for name in opened["mask"])
                     self.note(f"{named} list demonstrations of splits: those of all are used")
+                self.unused |= dict.fromkeys(layout.no_demonstrations(opened), "no demonstration")
                 for number, group in enumerate(groups):
                     try:
                         self.found.append(self._demonstration(file, opened, group))
@@ -151,6 +153,8 @@ class Hdf5(Dataset):
             self._texts.add(name)
             if any(value.strip() for value in values):
                 texts, which = distinct(values)
+                if len(texts) > 1 and len(values) != steps:
+                    raise ValueError(f"{len(values)} texts of {name} for {steps} steps")
                 return texts, which if len(values) == steps else None
         if wanted is not None and wanted not in self._texts:
             raise UserError(
@@ -200,7 +204,8 @@ def _listed(found: dict[str, Any]) -> str:
 def _vectors(found: dict[str, Any], keys: tuple[str, ...]) -> np.ndarray:
     """float32 [T, D]: the datasets side by side."""
     blocks = [np.asarray(found[key][()], np.float32) for key in keys]
-    return np.concatenate([block.reshape(len(block), -1) for block in blocks], axis=1)
+    flat = [block.reshape(len(block), math.prod(block.shape[1:])) for block in blocks]
+    return np.concatenate(flat, axis=1)
 
 
 class Handles:

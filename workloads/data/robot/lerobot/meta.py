@@ -1,5 +1,6 @@
 """The meta folder of a LeRobot dataset: features, tasks, and the files of episodes."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,11 @@ class DatasetMeta:
             )
         try:
             self.fps = float(self.info["fps"]) if self.info.get("fps") else None
+            if self.fps is not None and not 0 < self.fps < math.inf:
+                raise ValueError(f"an fps of {self.fps:g}")
             self.features: dict[str, dict[str, Any]] = self.info.get("features", {})
+            if not isinstance(self.features, dict):
+                raise ValueError(f"features of {self.features!r}")
             self.cameras, self.no_cameras = _cameras(self.features)
             self.tasks = self._tasks()
             self.entries = sorted(self._entries(), key=lambda entry: entry.index)

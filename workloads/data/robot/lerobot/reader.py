@@ -25,6 +25,7 @@ _TASK_KEY = "task_index"
 _NOT_FINITE = "non_finite: non-finite value in state or action"
 _NOT_WHOLE = "wrong_dim: state or action missing, or of another size than in most rows"
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
 _FILES_KEPT = 2
 _GROUPS_KEPT = 2
 
@@ -288,7 +289,11 @@ def _vectors(table: pa.Table, keys: tuple[str, ...]) -> tuple[np.ndarray, np.nda
     blocks, whole = [np.empty((len(table), 0), np.float32)], np.ones(len(table), bool)
     for key in keys:
         column = table[key].combine_chunks()
-        if not any(is_kind(column.type) for is_kind in _LISTS):  # a number a row
+        is_list = any(is_kind(column.type) for is_kind in _LISTS)
+        kind = column.type.value_type if is_list else column.type
+        if not any(is_number(kind) for is_number in _NUMBERS):
+            raise ValueError(f"{key} holds {column.type}, expected a list of numbers a row")
+        if not is_list:  # a number a row
             blocks.append(column.to_numpy(zero_copy_only=False).astype(np.float32)[:, None])
             continue
         sizes = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)

@@ -24,7 +24,7 @@ from workloads.data.tf_example import ExampleError, Feature, parse
 from workloads.data.tfrecord import Damage, DamagedRecord, Frame
 from workloads.errors import UserError
 
-_VERSION = "rlds-2"
+_VERSION = "rlds-3"
 _EPISODES_KEPT = 4
 
 
@@ -277,6 +277,8 @@ def _texts(features: dict[str, Feature], layout: Layout, steps: int) -> list[str
         if any(text.strip() for text in found):
             # One for each step, or one for all of them.
             first = next(text for text in found if text.strip())
+            if len(found) != steps and len(set(found)) > 1:
+                raise _Unusable(f"wrong_dim: {len(found)} texts of {key} for {steps} steps")
             return found if len(found) == steps else [first] * steps
     return [""] * steps
 

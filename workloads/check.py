@@ -204,8 +204,9 @@ def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
     findings = []
     if gpus:
         size = min(gpu.total for gpu in gpus)
-        need = f"{breakdown.total / GIB:.1f} GiB planned, {size / GIB:.1f} GiB in the GPU"
-        over = breakdown.total / size
+        planned = breakdown.need(size) or 0
+        need = f"{planned / GIB:.1f} GiB planned, {size / GIB:.1f} GiB in the GPU"
+        over = planned / size
         level: Level = "ok" if over <= 1 else "warning" if over <= MAY_FIT else "error"
         fixes = [] if over <= 1 else advice(breakdown, config, size)
         findings.append(Finding("memory", level, need, "; ".join(fixes)))

@@ -75,13 +75,15 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         print_json({**facts, "time": times.facts if times else None, "exact": exact})
     else:
         table(breakdown, size)
+        if target.card and not target.card.has_bf16 and config.train.precision == "bf16":
+            print(f"note: no bf16 on a {target.card.name}; set train.precision=fp16")
         for line in exact["lines"] if exact else []:
             print(line)
         if size:
             print(f"it {verdict(breakdown, size)}")
         elif breakdown.shape is not None:
             print("no GPU is here to compare with; name one: --gpu rtx-4090, or --gpu-memory 24")
-        for line in times.lines if times else []:
+        for line in times.lines if times else _untimed(breakdown, target):
             print(line)
         if fixes:
             print("settings that need less:")
@@ -103,7 +105,9 @@ class _Target:
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{name}: expected a number over 0, found {value:g}")
         here = device.gpus(env)
-        self.card: Card | None = find_card(here[0].name) if here else None
+        # A size alone says nothing about the card, whatever card is here.
+        self.name = here[0].name if here and not args.gpu_memory else ""
+        self.card: Card | None = find_card(self.name)
         self.memory: int | None = min((gpu.total for gpu in here), default=None)
         self.gpus: int | None = len(here) or None
         if args.gpu:
@@ -150,6 +154,14 @@ def _times(
     facts = {"rows": rows, "steps": found.steps, "tokens": found.tokens, "source": found.source}
     facts |= {"seconds": expected, "seconds_least": least, "seconds_most": most}
     return _Times(facts, lines)
+
+
+def _untimed(breakdown: "Breakdown", target: _Target) -> list[str]:
+    """Why there is no time, where a GPU is known by its memory alone."""
+    if breakdown.shape is None or not target.memory:
+        return []
+    which = f"{target.name} is not in the table of cards" if target.name else "no card is named"
+    return [f"how long it takes is not known, because {which}; --gpu NAME takes one of the table"]
 
 
 def _own(runs: "Sequence[EarlierRun]", env: Mapping[str, str]) -> list[Any]:

@@ -404,6 +404,10 @@ class Profile(Section):
         """Share of the GPU that another engine takes between steps, while the states stay."""
         return 0.0
 
+    def engine_weights(self, shape: "ModelShape") -> int:
+        """Bytes of weights that this engine holds within its share."""
+        return 0
+
     @property
     def keeps_gathered(self) -> bool:
         """Whether FSDP2 keeps its parameters gathered between the passes.

@@ -201,7 +201,8 @@ def _memory(facts: Facts) -> Finding | None:
         return Finding("GPU memory", "skipped", f"not planned: {facts.plan.unknown}")
     if not sizes:
         return Finding("GPU memory", "skipped", "no GPU whose memory is known")
-    total, size = facts.plan.total, min(sizes)
+    size = min(sizes)
+    total = facts.plan.need(size) or 0
     needed = f"{total / GIB:.1f} GiB in each, by the plan"
     found = f"{size / GIB:.1f} GiB"
     if total <= size:

@@ -344,6 +344,10 @@ class GrpoConfig(Profile):
         colocated = self.stage == "grpo" and self.generation.engine == "vllm_colocate"
         return self.generation.gpu_memory_utilization if colocated else 0.0
 
+    def engine_weights(self, shape: "ModelShape") -> int:
+        """vLLM has a copy of all weights of its own in 16 bits."""
+        return 2 * shape.parameters // self.generation.tensor_parallel if self.engine_share else 0
+
     @property
     def fuses_head(self) -> bool:
         """TRL's trainer of GRPO always does."""

@@ -1,5 +1,6 @@
 """Changes of a profile that need less memory, as settings to type."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,21 +22,23 @@ class _Fix:
 
 @dataclass(frozen=True)
 class _Weigher:
-    """Makes fixes for one shape on one machine."""
+    """Makes fixes for one shape on one machine; `always` are changes without which none helps."""
 
     shape: ModelShape
     gpus: int
     memory_of_gpu: int
+    always: tuple[tuple[str, Any], ...] = ()
 
     def fix(self, config: Profile, *changes: tuple[str, Any]) -> _Fix:
         words = []
-        for name, value in changes:
+        for name, value in (*changes, *self.always):
             config = changed(config, name, value)
             words.append(f"{name}={typed(value)}")
         return _Fix(tuple(words), config, self.total(config))
 
     def total(self, config: Profile) -> int:
-        return breakdown_of(config, self.shape, "", self.gpus).total or 0
+        found = breakdown_of(config, self.shape, "", self.gpus)
+        return found.need(self.memory_of_gpu) or 0
 
     def smaller_batch(self, config: Profile) -> _Fix:
         """The largest part of the micro-batch that fits, or one; the global batch stays."""
@@ -67,6 +70,8 @@ class _Weigher:
             found.append(self.fix(config, lora, *_targets(config, self.shape)))
         if train.per_device_batch_size > 1:
             found.append(self.smaller_batch(config))
+        if self.always:
+            found.append(self.fix(config))
         return [fix for fix in found if is_valid(fix.config)]
 
     def together(self, config: Profile) -> _Fix | None:
@@ -89,11 +94,16 @@ def advice(breakdown: Breakdown, config: Profile, memory_of_gpu: int) -> list[st
     Where none of them is enough alone a fourth line has several together. Empty where nothing
     helps; the reason where the shape is unknown.
     """
-    before = breakdown.total
+    before = breakdown.need(memory_of_gpu)
     if before is None or breakdown.shape is None:
         return [breakdown.unknown or "memory cannot be predicted"]
-    weigher = _Weigher(breakdown.shape, breakdown.ranks_per_node, memory_of_gpu)
-    fixes = [fix for fix in weigher.all(config) if fix.total < 0.99 * before]
+    share = _larger_share(breakdown, memory_of_gpu)
+    weigher = _Weigher(breakdown.shape, breakdown.ranks_per_node, memory_of_gpu, share)
+    fixes = [
+        fix
+        for fix in weigher.all(config)
+        if fix.total < 0.99 * before or (share and fix.total <= memory_of_gpu)
+    ]
     better = sorted(fixes, key=lambda fix: fix.total)
     lines = [_line(fix, before, memory_of_gpu) for fix in better[:3]]
     if better and better[0].total > memory_of_gpu:
@@ -103,8 +113,16 @@ def advice(breakdown: Breakdown, config: Profile, memory_of_gpu: int) -> list[st
     return lines
 
 
+def _larger_share(breakdown: Breakdown, memory_of_gpu: int) -> tuple[tuple[str, Any], ...]:
+    """The share of the GPU that an engine needs for its weights, in twentieths, if it has less."""
+    if not breakdown.starves_engine(memory_of_gpu):
+        return ()
+    share = (math.floor(20 * breakdown.engine_weights / memory_of_gpu) + 1) / 20
+    return (("generation.gpu_memory_utilization", min(share, 0.95)),)
+
+
 def _line(fix: _Fix, before: int, memory_of_gpu: int) -> str:
-    new = f"{gib(fix.total)} instead of {gib(before)}"
+    new = f"{gib(fix.total)} instead of {gib(before)}" if fix.total < before else gib(fix.total)
     verdict = "fits" if fix.total <= memory_of_gpu else "still too much"
     needs = " (needs the package deepspeed)" if "parallel.strategy=zero3" in fix.words else ""
     return f"{' '.join(fix.words)}: {new}, {verdict} in {gib(memory_of_gpu)}{needs}"

@@ -5,12 +5,17 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from workloads.errors import UserError
 
+Precision = Literal["bf16", "fp16", "fp32"]
 _TABLE = Path(__file__).with_name("cards.json")
-# Parts of a name that do not affect a card's speed: maker, brand, memory, form factor.
-_IGNORED = re.compile(r"nvidia|geforce|tesla|generation|sxm\d?|hbm\d?e?|\d+gb|gb")
+# Parts of a name that do not affect a card's speed: maker, brand, form factor.
+_IGNORED = re.compile(r"nvidia|geforce|tesla|generation|sxm\d?|hbm\d?e?|gb")
+_SIZE = re.compile(r"(\d+)gb")
+# Sizes in names are rounded up, and ECC takes its part: an L40S of 48 GB shows 45.
+_ROUNDED = 0.1
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,10 @@ class Card:
     tflops: float
     has_bf16: bool
     source: str
+
+    def compute_type(self, wanted: Precision) -> Precision:
+        """The type that it computes in where a profile wants that one; it needs as much memory."""
+        return "fp16" if wanted == "bf16" and not self.has_bf16 else wanted
 
 
 @cache
@@ -48,10 +57,22 @@ def known_cards() -> tuple[Card, ...]:
 def find_card(name: str) -> Card | None:
     """Find a card by its name as NVML or a person writes it; None for one not in the table.
 
-    Every word has to be known: an RTX A1000 is no A100, a laptop's or a slice of MIG is no card.
+    Every word has to be known: an RTX A1000 is no A100, a laptop's or a slice of MIG is no card. So
+    has a size: an A100 of 64 GB is a card of its own.
     """
-    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
-    words = [word for word in words if not _IGNORED.fullmatch(word)]
+    words = _words(name)
+    bare = [word for word in words if not _SIZE.fullmatch(word)]
+    card = _named(words) or _named(bare)
+    return card if card and _size_of(card, name) else None
+
+
+def _words(name: str) -> list[str]:
+    lowered = re.sub(r"(\d+)[ -]gb", r"\1gb", name.lower())
+    words = [word for word in re.split(r"[^a-z0-9]+", lowered) if word]
+    return [word for word in words if not _IGNORED.fullmatch(word)]
+
+
+def _named(words: list[str]) -> Card | None:
     # A card for PCIe has an entry of its own where it is slower.
     for wanted in (words, [word for word in words if word != "pcie"]):
         for card in known_cards():
@@ -60,20 +81,31 @@ def find_card(name: str) -> Card | None:
     return None
 
 
+def _size_of(card: Card, name: str) -> int | None:
+    """Bytes of a card under a name: the smallest where the name has no size; None where the card
+    has none of the name's size."""
+    words = _words(name)
+    sizes = [int(found[1]) << 30 for word in words if (found := _SIZE.fullmatch(word))]
+    if not sizes or " ".join(words) in card.names:
+        return card.memory[0]
+    nearest = min(card.memory, key=lambda memory: abs(memory - sizes[0]))
+    return nearest if abs(nearest - sizes[0]) <= _ROUNDED * sizes[0] else None
+
+
 def card_for_plan(name: str) -> tuple[Card, int]:
     """The card of a user's name and its bytes; raises UserError that lists known ones.
 
     Where a card has several sizes the name tells which, `a100-40gb`; otherwise the smallest.
     """
     card = find_card(name)
-    if card is None:
-        known = ", ".join(sorted(card.name.replace(" ", "-") for card in known_cards()))
-        raise UserError(f"--gpu: expected one of {known}, found {name!r}")
-    size = re.search(r"(\d+) ?gb", name.lower())
-    if size is None:
-        return card, card.memory[0]
-    wanted = int(size[1]) << 30
-    return card, min(card.memory, key=lambda memory: abs(memory - wanted))
+    size = _size_of(card, name) if card else None
+    if card is not None and size is not None:
+        return card, size
+    known = ", ".join(sorted(card.name.replace(" ", "-") for card in known_cards()))
+    raise UserError(
+        f"--gpu: expected one of {known}, found {name!r}; for another card or size leave the size "
+        "out of the name, or --gpu altogether, and give --gpu-memory GIB"
+    )
 
 
 def peak_flops(gpu_name: str) -> float | None:

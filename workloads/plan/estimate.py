@@ -55,6 +55,7 @@ class Breakdown:
     tokens: int = 0
     peak_at: str = ""
     engine_share: float = 0.0
+    engine_weights: int = 0
     source: str = ""
     shape: ModelShape | None = None
     notes: tuple[str, ...] = ()
@@ -81,13 +82,20 @@ class Breakdown:
         return replace(self, gpu=replace(self.gpu, framework=spare + size))
 
     def need(self, memory_of_gpu: int) -> int | None:
-        """Bytes of a GPU of that size at its highest: in a step, or while another engine has its
-        share beside the states; None where the shape is unknown."""
-        if self.total is None:
-            return None
+        """Bytes of a GPU of that size at its highest, in a step or between two; None where the
+        shape is unknown."""
+        return None if self.total is None else max(self.total, self.between_steps(memory_of_gpu))
+
+    def between_steps(self, memory_of_gpu: int) -> int:
+        """Bytes while another engine has its share of the GPU beside the states; 0 without one."""
+        if not self.engine_share:
+            return 0
         waiting = self.states.total - self.states.gradients + self.gpu.framework
-        beside = int(self.engine_share * memory_of_gpu)
-        return max(self.total, waiting + beside) if beside else self.total
+        return waiting + max(int(self.engine_share * memory_of_gpu), self.engine_weights)
+
+    def starves_engine(self, memory_of_gpu: int) -> bool:
+        """Whether the engine's share of such a GPU is less than the weights that it has to hold."""
+        return self.engine_weights > self.engine_share * memory_of_gpu
 
     @property
     def disk(self) -> int:
@@ -131,6 +139,7 @@ def breakdown_of(config: Profile, shape: ModelShape, source: str, gpus: int | No
         tokens=job.work.tokens,
         peak_at=highest.name,
         engine_share=config.engine_share,
+        engine_weights=config.engine_weights(shape),
         source=source,
         shape=shape,
         notes=tuple(_notes(job)),
@@ -193,7 +202,9 @@ def _notes(job: PlannedJob) -> list[str]:
 def fits(breakdown: Breakdown, memory_of_gpu: int) -> bool | None:
     """Whether a GPU of so many bytes holds it; None where the shape is unknown."""
     need = breakdown.need(memory_of_gpu)
-    return None if need is None else need <= memory_of_gpu
+    if need is None:
+        return None
+    return need <= memory_of_gpu and not breakdown.starves_engine(memory_of_gpu)
 
 
 def verdict(breakdown: Breakdown, memory_of_gpu: int) -> str:
@@ -203,7 +214,14 @@ def verdict(breakdown: Breakdown, memory_of_gpu: int) -> str:
         return breakdown.unknown or "not known"
     size = gib(memory_of_gpu)
     if need > memory_of_gpu:
-        return f"does not fit in a GPU of {size}: {gib(need - memory_of_gpu)} too much"
+        when = " while vLLM has its share" if breakdown.total != need else ""
+        return f"does not fit in a GPU of {size}: {gib(need - memory_of_gpu)} too much{when}"
+    if breakdown.starves_engine(memory_of_gpu):
+        return (
+            f"does not fit in a GPU of {size}: vLLM's share of it, "
+            f"{gib(int(breakdown.engine_share * memory_of_gpu))}, is less than its weights, "
+            f"{gib(breakdown.engine_weights)}; raise generation.gpu_memory_utilization"
+        )
     spare = 1 - need / memory_of_gpu
     if spare < SAFE:
         return f"fits in a GPU of {size} with {spare:.0%} to spare: not safe"

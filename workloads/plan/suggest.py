@@ -59,14 +59,14 @@ def suggestions(
     holds about as many rows. lengths: of the dataset's rows; unknown, packing is not tried.
     """
     found = []
-    for changes in _combinations(config, shape, gpus, lengths):
+    for changes in _combinations(config, shape, card, gpus, lengths):
         made = config
         for name, value in changes.items():
             made = changed(made, name, value)
         breakdown = breakdown_of(made, shape, "", gpus)
         total = breakdown.need(memory) or 0
         spare = 1 - total / memory
-        if spare < SAFE or not is_valid(made):
+        if spare < SAFE or breakdown.starves_engine(memory) or not is_valid(made):
             continue
         speed = speed_of(made, shape, card, breakdown.world_size, own)
         seconds = _seconds(made, shape, speed, lengths)
@@ -110,7 +110,8 @@ def automatic(
     if card is None or breakdown.shape is None:
         return None
     memory = min(gpu.total for gpu in gpus)
-    if (breakdown.need(memory) or 0) <= (1 - SAFE) * memory:
+    starves = breakdown.starves_engine(memory)
+    if (breakdown.need(memory) or 0) <= (1 - SAFE) * memory and not starves:
         return None
     found = [
         suggestion
@@ -150,10 +151,10 @@ def suggestion_lines(found: Sequence[Suggestion], memory: int) -> list[str]:
 
 
 def _combinations(
-    config: Profile, shape: ModelShape, gpus: int, lengths: RowLengths | None
+    config: Profile, shape: ModelShape, card: Card, gpus: int, lengths: RowLengths | None
 ) -> Iterator[dict[str, Any]]:
     """Changes of a profile: method, strategy, optimizer, attention, packing, checkpointing,
-    micro-batch."""
+    micro-batch; the compute type where the card lacks it."""
     world = gpus * config.parallel.nodes
     targets = {} if shape.adapted(config.adapter.targets) else {"adapter.targets": ("all-linear",)}
     for method in _METHODS:
@@ -163,6 +164,7 @@ def _combinations(
             else (config.optim.optimizer,),
             "model.attention": _attentions(config),
             "data.packing": _packings(config, lengths),
+            "train.precision": (card.compute_type(config.train.precision),),
             "train.gradient_checkpointing": (False, True),
             "train.per_device_batch_size": _MICRO_BATCHES,
         }  # fmt: skip

@@ -16,6 +16,7 @@ def table(breakdown: Breakdown, memory_of_gpu: int | None = None) -> None:
         return
     console.print(_head(breakdown), markup=False)
     own = breakdown.total - breakdown.gpu.framework
+    between = breakdown.between_steps(memory_of_gpu) if memory_of_gpu else 0
     grid = Table(show_edge=False, pad_edge=False)
     grid.add_column("memory of one GPU")
     grid.add_column("size", justify="right")
@@ -27,6 +28,7 @@ def table(breakdown: Breakdown, memory_of_gpu: int | None = None) -> None:
         f"allocated, at the {breakdown.peak_at}": own,
         "reserved by the allocator": breakdown.reserved,
         "the process": breakdown.total,
+        "between steps, with vLLM's share": between,
         "the GPU has": memory_of_gpu or 0,
     }
     for label, size in figures.items():

@@ -43,6 +43,12 @@ NAMES = {
     "4090": "rtx 4090",
     "H100-SXM": "h100",
     "a100-80gb": "a100",
+    "NVIDIA A10": "a10",
+    "NVIDIA L40": "l40",
+    "NVIDIA GB200": "gb200",
+    "NVIDIA H200 NVL": "h200 nvl",
+    "NVIDIA A100 80GB PCIe": "a100",
+    "rtx-3090 24 GB": "rtx 3090",
 }
 
 
@@ -61,6 +67,14 @@ def test_a_card_is_known_by_its_whole_name(name: str, card: str) -> None:
         "NVIDIA T400",
         "NVIDIA GeForce GTX 1080",
         "NVIDIA A2",
+        "NVIDIA A100-SXM4-80GB MIG 3g.40gb",
+        "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+        "NVIDIA T4G",
+        "Quadro RTX 8000",
+        "NVIDIA A100-40C",
+        "NVIDIA A100-SXM-64GB",
+        "NVIDIA H100 96GB HBM3",
+        "rtx-4090-48gb",
         "",
     ],
 )
@@ -77,8 +91,14 @@ def test_an_older_card_has_no_peak_in_bf16() -> None:
 def test_a_card_to_plan_for_has_the_size_that_its_name_says() -> None:
     assert card_for_plan("a100")[1] == 40 * GIB
     assert card_for_plan("a100-80gb")[1] == 80 * GIB
+    # Names have the size without what ECC takes; a GH200's is that of its host memory.
+    assert card_for_plan("l40s-48gb")[1] == 46068 << 20
+    assert card_for_plan("NVIDIA GH200 480GB")[1] == 97871 << 20
+    assert card_for_plan("gh200-144gb")[1] == 147456 << 20
     with pytest.raises(UserError, match="rtx-4090.*found 'rtx-9999'"):
         card_for_plan("rtx-9999")
+    with pytest.raises(UserError, match="found 'rtx-4090-48gb'; .*--gpu-memory"):
+        card_for_plan("rtx-4090-48gb")
 
 
 def test_the_table_of_speeds_is_what_was_measured() -> None:

@@ -1,6 +1,5 @@
 """What a plan learns from runs that are here."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from tests.support.planning import GIB, OFFLINE, of, total
 from tests.support.run_files import Written
 from workloads.plan.cards import find_card
 from workloads.plan.earlier import earlier_runs, overhead_of, rows_of
-from workloads.plan.estimate import fits, verdict
+from workloads.plan.estimate import verdict
 from workloads.run import write_manifest
 
 pytestmark = pytest.mark.unit
@@ -70,13 +69,3 @@ def test_a_verdict_in_words(share: float, text: str, tmp_path: Path) -> None:
     memory = int(total(found) / share)
     size, over = (f"{part / GIB:.1f} GiB" for part in (memory, total(found) - memory))
     assert verdict(found, memory) == text.format(size=size, over=over)
-
-
-def test_an_engine_beside_the_states_counts(tmp_path: Path) -> None:
-    found = of(tmp_path, "adapter.method=lora")
-    shared = replace(found, engine_share=0.9)
-    memory = total(found) * 2
-    assert fits(found, memory) is True
-    # Frozen weights and nine tenths of the GPU are more than it has.
-    assert fits(shared, memory) is False
-    assert shared.need(memory) == int(0.9 * memory) + found.states.total + found.gpu.framework

@@ -13,9 +13,8 @@ from workloads.plan.shapes import Linear, ModelShape, TowerShape
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768
 # Tensors in transfer to host memory under offloading (`max_fwd_stash_size` of TRL 1.16).
 _ON_THEIR_WAY = 5
-# bitsandbytes dequantises into 16 bits, whatever the type of the stream.
-DEQUANTISED = 2
 _FUSED_PROJECTIONS = ("query_key_value", "qkv_proj")
+_OUTPUTS = ("o_proj", "dense")
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,9 @@ class Work:
     not quantised. `adapted` are LoRA's matrices, empty where all weights are trained. keeps_logits:
     the caller holds the model's output through the backward pass. compiled: by torch.compile;
     offloaded: activations wait in host memory.
+    expands: fused attention reads keys and values of every query head, as it has to on cards
+    without flash attention. dequantised: bytes of a number of a quantised matrix as it is
+    multiplied.
     through_towers: the backward pass goes through vision towers in which nothing is trained.
     """
 
@@ -56,6 +58,8 @@ class Work:
     compiled: bool = False
     offloaded: bool = False
     through_towers: bool = False
+    expands: bool = False
+    dequantised: int = 2
     sequences: int = 1
 
     @property
@@ -107,13 +111,14 @@ class Work:
 
     @property
     def between(self) -> int:
-        """Bytes of a number between the matrices of a layer; see `widens`."""
-        return self.residual if widens(self.shape, self.quantised) else self.compute
+        """Bytes of a number between the matrices of a layer: a quantised one gives its product in
+        the type of its input."""
+        return self.residual if self.quantised else self.compute
 
 
 def widens(shape: ModelShape, quantised: bool) -> bool:
-    """Whether the stream and what is between the matrices become fp32: autocast computes a
-    LayerNorm in fp32, and a quantised matrix gives its product in the type of its input."""
+    """Whether the stream becomes fp32: autocast computes a LayerNorm in fp32, and a quantised
+    matrix gives its product in the type of its input."""
     return shape.layer_norm and quantised
 
 
@@ -149,9 +154,17 @@ def _attention(work: Work) -> int:
     value = work.query + 2 * work.key if joint else work.key
     kept = size * (2 * work.query + work.key + value + (work.query if joint else 0))
     kept += 4 * shape.heads + _head_norms(work)
-    if work.eager:
+    if work.eager or work.expands:
         kept += 2 * size * (work.query - work.key)
+    if work.eager and not _reads_output(work):
+        kept -= size * work.query
     return kept
+
+
+def _reads_output(work: Work) -> bool:
+    """Whether the output projection keeps its input: for its own weight, or for an adapter's."""
+    names = {linear.name for linear in _in_layers(work)}
+    return work.full or (work.shares_inputs and not names.isdisjoint(_OUTPUTS))
 
 
 def _head_norms(work: Work) -> int:
@@ -171,12 +184,12 @@ def _kept_scores(work: Work) -> int:
 
 def _capped_scores(work: Work) -> int:
     """Gemma 2 keeps scores between its caps too, until it has gone back through the softmax."""
-    return work.scores * work.compute if work.shape.family == "gemma2" else 0
+    return work.scores * work.compute if work.shape.capped else 0
 
 
 def mask(work: Work) -> int:
-    """Bytes of eager attention's mask, which stays from the forward pass to the end."""
-    return work.seen_pairs * work.compute if work.eager else 0
+    """Bytes of eager attention's mask, which checkpointing keeps to the end."""
+    return work.seen_pairs * work.compute if work.eager and work.checkpointing else 0
 
 
 def _mlp(work: Work) -> int:
@@ -201,9 +214,7 @@ def _inputs(work: Work) -> int:
     if not (work.casts or (work.shape.layer_norm and size < 4)):
         return 2 * size * hidden + down
     readers = [linear for linear in work.shape.decoder if linear.inputs == hidden]
-    count = len(readers) - (
-        1 if any(reader.name in ("o_proj", "dense") for reader in readers) else 0
-    )
+    count = len(readers) - (1 if any(reader.name in _OUTPUTS for reader in readers) else 0)
     return count * size * hidden + down
 
 
@@ -271,8 +282,8 @@ def _mlp_backward(work: Work) -> int:
     gradients = (3 if shape.gated else 2) - work.full
     middle = gradients * work.between * shape.intermediate * work.tokens
     if work.quantised:
-        matrix = DEQUANTISED * shape.hidden * shape.intermediate
-        middle = max(middle, matrix + DEQUANTISED * shape.intermediate * work.tokens)
+        matrix = work.dequantised * shape.hidden * shape.intermediate
+        middle = max(middle, matrix + work.dequantised * shape.intermediate * work.tokens)
     weight = (size + work.stored) * shape.hidden * shape.intermediate if work.full else 0
     stream = work.tokens * work.residual * shape.hidden
     return _recomputed(work) - _down_input(work) + middle + stream + weight
@@ -311,7 +322,7 @@ def _before_attention(work: Work) -> int:
     """Bytes a token that the first norm and the projections behind it keep."""
     shape = work.shape
     norm = 0 if work.residual == 4 else 4 * shape.hidden
-    names = {linear.name for linear in shape.decoder} - {"o_proj", "dense"}
+    names = {linear.name for linear in shape.decoder}.difference(_OUTPUTS)
     readers = [linear for linear in _in_layers(work)
                if linear.where == "attention" and linear.name in names]  # fmt: skip
     if work.full:
@@ -347,7 +358,22 @@ def stack(work: Work) -> int:
 
     With checkpointing only the stream before each layer; the rest is computed again.
     """
-    return layers_here(work) * kept_layer(work) + towers(work) + mask(work)
+    return layers_here(work) * kept_layer(work) - _untracked(work) + towers(work) + mask(work)
+
+
+def _untracked(work: Work) -> int:
+    """Bytes that the first layer does not keep, because nothing before the first adapter needs a
+    gradient: the norm's input, and its attention where only MLPs have adapters. Checkpointing makes
+    the embeddings need one.
+    """
+    if work.full or work.checkpointing or work.offloaded or not _in_layers(work):
+        return 0
+    parts = {linear.where for linear in work.adapted}
+    if parts & {"vision", "projector"}:
+        return 0
+    if "attention" in parts:
+        return work.tokens * 4 * work.shape.hidden
+    return work.tokens * (_norms(work) + _attention(work)) + _kept_scores(work)
 
 
 def layers_here(work: Work) -> int:
@@ -372,14 +398,28 @@ def head_input(work: Work) -> int:
     return work.tokens * norm + (work.scored_tokens * work.compute * hidden if reads else 0)
 
 
+def images(work: Work) -> int:
+    """Bytes of the images of a micro-batch, in fp32, which stay to its end."""
+    return 4 * work.rows * sum(_image(tower) for tower in work.shape.towers)
+
+
+def _image(tower: TowerShape) -> int:
+    return (tower.patches - tower.extra) * tower.values
+
+
 def towers(work: Work) -> int:
     """Bytes that vision towers keep: those whose weights learn, and, where the backward pass goes
     through towers that do not, with checkpointing, the stream of these."""
-    return work.rows * sum(
-        tower.patches * tower.layers * _tower_layer(work, tower) + _resampler(work, tower)
-        for tower in work.shape.towers
-        if _tower_linears(work, tower) or work.through_towers
-    )
+    kept = 0
+    for tower in work.shape.towers:
+        learns = _tower_linears(work, tower)
+        if learns or work.through_towers:
+            kept += tower.patches * tower.layers * _tower_layer(work, tower)
+            kept += _resampler(work, tower) or _projected(work, tower)
+        if learns and work.full and work.compute < 4:
+            # The convolution that cuts patches reads a copy.
+            kept += work.compute * _image(tower)
+    return work.rows * kept
 
 
 def _tower_linears(work: Work, tower: TowerShape) -> list[Linear]:
@@ -402,6 +442,15 @@ def _resampler(work: Work, tower: TowerShape) -> int:
     return before + (tower.patches + tower.queries) * work.shape.hidden * 4 * size
 
 
+def _projected(work: Work, tower: TowerShape) -> int:
+    """The input of the norm behind a tower's layers, and the projection's; a tower whose last
+    layer is not computed hands its features on as they are."""
+    if tower.headless:
+        return 0
+    reads = work.compute if work.full else 0
+    return tower.patches * tower.hidden * (work.residual + reads)
+
+
 def _tower_layer(work: Work, tower: TowerShape) -> int:
     """Two norms in fp32, queries, keys, values and output, and the MLP, as in a decoder layer."""
     if work.checkpointing:
@@ -422,7 +471,19 @@ def logits_forward(work: Work) -> int:
     """
     if work.fused_head:
         return _tile(work)
-    return work.scored_tokens * work.shape.vocab * 8 + output_logits(work)
+    logits = work.scored_tokens * work.shape.vocab * 8
+    return logits + output_logits(work) + _capped_logits(work) + _cast_head(work)
+
+
+def _cast_head(work: Work) -> int:
+    """Autocast's copy of a frozen head in a wider type, which the backward pass reads."""
+    is_cast = work.autocast and not work.full and work.frozen > work.compute and work.scored
+    return work.shape.vocab * work.shape.hidden * work.compute if is_cast else 0
+
+
+def _capped_logits(work: Work) -> int:
+    """Gemma 2 keeps logits between its bounds, too, until it has gone back through them."""
+    return work.scored_tokens * work.shape.vocab * work.compute if work.shape.capped else 0
 
 
 def output_logits(work: Work) -> int:
@@ -441,14 +502,15 @@ def logits_backward(work: Work) -> int:
     forward pass; when they are gone, the logits' gradient and the weight's, in two types.
     Fused: a tile, the input's gradient in fp32 and as it goes on, the weight's in fp32.
     """
-    table = work.shape.vocab * work.shape.hidden if work.full else 0
+    table = work.shape.vocab * work.shape.hidden if work.full and work.scored else 0
     if work.fused_head:
         cast = work.handed if work.handed < 4 else 0
         inputs = work.scored_tokens * work.shape.hidden * (4 + work.residual)
         return _tile(work) + inputs + table * (4 + cast)
     logits = work.scored_tokens * work.shape.vocab
     copy = work.handed if work.handed != work.compute else 0
-    kept = output_logits(work) if work.keeps_logits else 0
+    kept = _capped_logits(work) + _cast_head(work)
+    kept += output_logits(work) if work.keeps_logits else 0
     return kept + max(12 * logits, work.compute * logits + table * (work.compute + copy))
 
 

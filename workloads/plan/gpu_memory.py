@@ -13,7 +13,7 @@ from workloads.plan.shapes import Linear, ModelShape
 
 # The 8-bit optimizer keeps one byte a number and an fp32 scale for each block of 256; the states of
 # an embedding stay in fp32.
-_STATE_8BIT = 1 + 4 / 256
+STATE_8BIT = 1 + 4 / 256
 # nf4 keeps a scale for every 64 weights: fp32, or one byte and an fp32 number for 256 of those.
 _NF4, _NF4_DOUBLE = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
 # DeepSpeed's defaults of bucket sizes and of parameters that ZeRO-3 keeps gathered, in numbers.
@@ -79,11 +79,18 @@ class PlannedJob:
         return self.strategy in ("zero2", "zero3")
 
     @property
+    def frozen(self) -> int:
+        """Numbers that get no gradient even where all weights are trained: a head of its own whose
+        logits nobody asks for is one of them."""
+        shape = self.work.shape
+        return shape.frozen + (0 if self.work.scored or shape.tied else shape.vocab * shape.hidden)
+
+    @property
     def trained(self) -> int:
         """Numbers that get gradients, all ranks together."""
         work, extra = self.work, self.config.extra_parameters(self.work.shape)
         if work.full:
-            return work.shape.parameters - work.shape.frozen + extra
+            return work.shape.parameters - self.frozen + extra
         return sum(linear.adapter_parameters(work.rank) for linear in work.adapted) + extra
 
 
@@ -125,6 +132,7 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
         adapted=() if full else shape.adapted(adapter.targets),
         rank=adapter.r,
         quantised=adapter.method == "qlora",
+        dequantised=compute,
         frozen=compute,
         handed=compute if strategy == "fsdp2" else stored,
         dropout=adapter.dropout > 0,
@@ -169,12 +177,12 @@ def _reference(job: PlannedJob) -> int:
         return 0
     if not job.work.full:
         return job.trained * job.work.adapter_bytes // job.shards
-    return (job.trained + job.work.shape.frozen) * job.work.compute // job.shards
+    return (job.trained + job.frozen) * job.work.compute // job.shards
 
 
 def _full_states(job: PlannedJob) -> GpuMemory:
     work, count = job.work, job.trained
-    held = (count + work.shape.frozen) * work.stored // job.shards
+    held = (count + job.frozen) * work.stored // job.shards
     wide = work.stored > work.compute
     found = GpuMemory(master_weights=held) if wide else GpuMemory(weights=held)
     if job.offloads:
@@ -190,7 +198,7 @@ def _moments(job: PlannedJob, count: int, stored: int) -> float:
     shape = job.work.shape
     # transformers has bitsandbytes keep the moments of an embedding in fp32.
     table = shape.vocab * shape.hidden if job.work.full else 0
-    return 2 * (_STATE_8BIT * (count - table) + 4 * table)
+    return 2 * (STATE_8BIT * (count - table) + 4 * table)
 
 
 def _adapter_job_states(job: PlannedJob) -> GpuMemory:
@@ -224,7 +232,7 @@ def moments(job: PlannedJob) -> list[Moment]:
     work, after = job.work, states(job)
     # Gradients of adapters are counted with their states.
     adapter = 0 if work.full else work.adapter_bytes * job.trained // job.shards
-    stay = replace(after, gradients=0)
+    stay = replace(after, gradients=0, activations=activations.images(work))
     if not job.accumulates:
         stay = replace(stay, adapter_states=after.adapter_states - adapter)
     else:
@@ -354,7 +362,7 @@ def _accumulated(job: PlannedJob, gradients: int) -> int:
 
 
 def _head_gradient(job: PlannedJob) -> int:
-    if not job.work.full or job.offloads:
+    if not job.work.full or not job.work.scored or job.offloads:
         return 0
     size = job.work.compute if job.strategy == "fsdp2" else job.work.stored
     return _table(job) * size
@@ -372,7 +380,7 @@ def _first_gradients(job: PlannedJob) -> int:
 def _tied_gradients(job: PlannedJob) -> int:
     """A tied table's two gradients beside their sum; FSDP2 holds whole tables until it ends."""
     work = job.work
-    if not work.full or job.offloads:
+    if not work.full or not work.scored or job.offloads:
         return 0
     if job.strategy == "fsdp2":
         return work.compute * _table(job) * (3 if work.shape.tied else 2)

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workloads.config.sections import Profile
 from workloads.device import MIB
 from workloads.errors import UserError
-from workloads.plan.gpu_memory import job_of, moments
+from workloads.plan import activations
+from workloads.plan.activations import Work
+from workloads.plan.cards import find_card
+from workloads.plan.gpu_memory import STATE_8BIT, PlannedJob, job_of, moments, states
 from workloads.plan.shapes import from_fields
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ _SHAPE = (
     "intermediate_size",
     "vocab_size",
 )
+_WITHOUT_FLASH = ("volta", "turing")
 _BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 # Two workspaces of cuBLAS, one for each thread that multiplies: the forward and the backward
 # pass's. On Hopper and later they have 32 MiB each.
@@ -52,47 +56,78 @@ def predict_row(row: Mapping[str, str]) -> float:
             "tie_word_embeddings": _is(row, "tie_word_embeddings"),
         }
     )
-    precision, quantised = _value(row, "compute_dtype"), _value(row, "method").startswith("qlora")
-    config = _MeasuredProfile.model_validate(
-        {
-            "workload": "llm",
-            "name": "measured",
-            "tokens_per_row": int(_value(row, "tokens_per_row")),
-            "model": {
-                "name": row.get("model") or "measured",
-                "attention": _value(row, "attention"),
-            },
-            "adapter": {
-                "method": "qlora" if quantised else _value(row, "method"),
-                "r": int(_value(row, "lora_rank")),
-                "targets": _value(row, "lora_targets").split(),
-                "dropout": float(row.get("lora_dropout") or 0),
-                "double_quantisation": _is(row, "double_quantisation"),
-                "quantisation": "int8" if "int8" in row["method"] else "nf4",
-            },
-            "train": {
-                "per_device_batch_size": int(_value(row, "rows_per_micro_batch")),
-                "precision": precision,
-                "gradient_checkpointing": _is(row, "gradient_checkpointing"),
-                "fused_cross_entropy": _is(row, "fused_head"),
-            },
+    job = job_of(_MeasuredProfile.model_validate(_settings(row)), shape, 1)
+    job = replace(job, work=_work(row, job.work))
+    kept, moving = _optimizer(row, job)
+    highest = max(moment.memory.total for moment in moments(job))
+    logits = activations.output_logits(job.work)
+    return (kept + max(highest, states(job).total + logits + moving) + _WORKSPACE) / MIB
+
+
+def _settings(row: Mapping[str, str]) -> dict[str, Any]:
+    method, autocast = _value(row, "method"), _is(row, "autocast")
+    adapter: dict[str, Any] = {"method": method.partition("_")[0]}
+    if method != "full":
+        adapter |= {
+            "r": int(_value(row, "lora_rank")),
+            "targets": _value(row, "lora_targets").split(),
+            "dropout": float(row.get("lora_dropout") or 0),
+            "double_quantisation": _is(row, "double_quantisation"),
+            "quantisation": "int8" if "int8" in method else "nf4",
         }
-    )
-    job = job_of(config, shape, 1)
-    autocast = _is(row, "autocast")
-    wide = 4 if quantised else _BYTES[precision]
-    work = replace(
-        job.work,
+    return {
+        "workload": "llm",
+        "name": "measured",
+        "tokens_per_row": int(_value(row, "tokens_per_row")),
+        "model": {"name": row.get("model") or "measured", "attention": _value(row, "attention")},
+        "adapter": adapter,
+        "train": {
+            "per_device_batch_size": int(_value(row, "rows_per_micro_batch")),
+            "precision": _value(row, "compute_dtype"),
+            "master_weights": "fp32" if autocast else "compute",
+            "gradient_checkpointing": _is(row, "gradient_checkpointing"),
+            "fused_cross_entropy": _is(row, "fused_head"),
+        },
+    }
+
+
+def _work(row: Mapping[str, str], planned: Work) -> Work:
+    precision, autocast = _value(row, "compute_dtype"), _is(row, "autocast")
+    work = replace(planned, autocast=autocast, keeps_logits=True)
+    if planned.full:
+        return work
+    card = find_card(row.get("card", ""))
+    wide = 4 if planned.quantised else _BYTES[precision]
+    return replace(
+        work,
         compute=_BYTES[precision] if autocast else wide,
         residual=wide,
         frozen=wide,
-        fp16=precision == "fp16" and not quantised,
-        autocast=autocast,
+        expands=card is not None and card.generation in _WITHOUT_FLASH,
+        fp16=precision == "fp16" and not planned.quantised,
         adapter_bytes=_BYTES[_value(row, "adapter_dtype")],
-        keeps_logits=True,
     )
-    highest = max(moment.memory.total for moment in moments(replace(job, work=work)))
-    return (highest + _WORKSPACE) / MIB
+
+
+def _optimizer(row: Mapping[str, str], job: PlannedJob) -> tuple[int, int]:
+    """Bytes that the row's optimizer keeps beside those of the plan's AdamW, and what its step
+    makes. Raises UserError for an optimizer that is not known.
+
+    torch's AdamW takes the roots of all second moments at once where it is not fused. bitsandbytes'
+    paged optimizers keep their states outside of torch's memory.
+    """
+    name, work = _value(row, "optimizer"), job.work
+    own = work.stored if work.full else work.adapter_bytes
+    usual = 2 * own * job.trained
+    if "8bit" in name:
+        return (0 if "paged" in name else int(2 * STATE_8BIT * job.trained)) - usual, 0
+    if "adam" in name:
+        size = 4 if "fp32" in name or "32bit" in name else own
+        kept = 0 if "paged" in name else 2 * size * job.trained
+        return kept - usual, 0 if "fused" in name else size * job.trained
+    if name.startswith(("sgd", "adafactor")):
+        return -usual, 0
+    raise UserError(f"expected an optimizer of adamw, sgd, adafactor or 8bit, found {name!r}")
 
 
 def _value(row: Mapping[str, str], name: str) -> str:

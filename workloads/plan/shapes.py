@@ -26,7 +26,8 @@ class ModelShape:
 
     `small` counts norms, biases, positions and convolutions: neither quantised nor adapted.
     `norms` is the number of norms a layer has over the hidden size; `layer_norm` tells their kind,
-    `head_norm` whether queries and keys have norms over each head too.
+    `head_norm` whether queries and keys have norms over each head too; `capped`: Gemma 2 keeps
+    scores and logits between bounds.
     """
 
     family: str
@@ -44,6 +45,7 @@ class ModelShape:
     norms: int = 2
     layer_norm: bool = False
     head_norm: bool = False
+    capped: bool = False
     parallel: bool = False
     towers: tuple[TowerShape, ...] = ()
     image_tokens: int = 0
@@ -251,7 +253,8 @@ def from_fields(fields: Fields) -> ModelShape:
             f"expected a model_type of {', '.join(FAMILIES)} in config.json, found {family!r}"
         )
     text = _text(family, fields)
-    block = _BLOCKS[_language(family, fields)](text)
+    language = _language(family, fields)
+    block = _BLOCKS[language](text)
     tied = fields.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     if family in _TIES_AS_TEXT:
         tied = tied or text.get("tie_word_embeddings")
@@ -274,6 +277,7 @@ def from_fields(fields: Fields) -> ModelShape:
         norms=block.norms,
         layer_norm=block.norm_bias,
         head_norm=block.head_norms > 0 and block.fused != "kosmos",
+        capped=language == "gemma2",
         parallel=block.parallel,
         towers=towers,
         image_tokens=_image_tokens(family, fields, towers),

@@ -40,7 +40,8 @@ class TowerShape:
     patches: what it sees of one image, before any merging, with `extra` tokens of its own (class,
     registers) that it does not hand on; queries: latent ones that look at those. Where a model
     takes images of any size, patch: the side of one in pixels, and merged: the patches of a token's
-    side; 0 and 1 elsewhere.
+    side; 0 and 1 elsewhere. values: numbers of one patch of an image;
+    headless: without a norm behind its last layer.
     """
 
     layers: int
@@ -52,6 +53,8 @@ class TowerShape:
     queries: int = 0
     patch: int = 0
     merged: int = 1
+    values: int = 0
+    headless: bool = False
 
 
 def need(fields: Fields, name: str) -> int:
@@ -117,10 +120,18 @@ def _qwen_vision(family: str, fields: Fields, hidden: int) -> Vision:
     # RMSNorm in the newer one, LayerNorm with its bias in the older: two a layer and the merger's.
     norms = (2 * depth + 1) * width * (1 if new else 2)
     channels = int(vision.get("in_channels", vision.get("in_chans", 3)))
-    convolution = channels * int(vision.get("temporal_patch_size", 2)) * patch**2 * width
-    patches = _USUAL_SIDE**2 // patch**2
-    tower = TowerShape(depth, width, middle, patches, gated=new, patch=patch, merged=merge)
-    return (tower,), tuple(linears), biases + norms + convolution
+    values = channels * int(vision.get("temporal_patch_size", 2)) * patch**2
+    tower = TowerShape(
+        depth,
+        width,
+        middle,
+        patches=_USUAL_SIDE**2 // patch**2,
+        gated=new,
+        patch=patch,
+        merged=merge,
+        values=values,
+    )
+    return (tower,), tuple(linears), biases + norms + values * width
 
 
 # width, depth, mlp ratio, register and class tokens, layer scale, attention pool
@@ -174,7 +185,10 @@ def _timm(name: str, changed: Fields, fields: Fields) -> tuple[TowerShape, list[
     small += 2 * depth * width if scaled else 0
     small += 3 * patch**2 * width + width  # the convolution that cuts patches
     small += (patches + tokens) * width  # positions of patches; class and register tokens
-    return TowerShape(depth - 1, width, middle, patches + tokens, extra=tokens), linears, small
+    tower = TowerShape(
+        depth - 1, width, middle, patches + tokens, extra=tokens, values=3 * patch**2, headless=True
+    )
+    return tower, linears, small
 
 
 def _kosmos2(fields: Fields, hidden: int) -> Vision:
@@ -297,5 +311,6 @@ def _clip(own: Fields) -> tuple[TowerShape, list[Linear], int]:
     norms = 2 * depth + (2 if is_clip else 1)
     small += norms * 2 * width + patches * width
     # The convolution that cuts patches; then CLIP's class token, or its bias in SigLIP.
-    small += need({"num_channels": 3, **own}, "num_channels") * patch**2 * width + width
-    return TowerShape(depth, width, middle, patches), linears, small
+    values = need({"num_channels": 3, **own}, "num_channels") * patch**2
+    small += values * width + width
+    return TowerShape(depth, width, middle, patches, values=values), linears, small

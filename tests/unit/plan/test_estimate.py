@@ -272,9 +272,9 @@ def test_larger_images_keep_more_where_the_backward_pass_goes_through_the_tower(
     text = ("adapter.method=lora", "train.gradient_checkpointing=true")
     small, large = (seeing(*text, f"grpo.max_pixels={pixels}") for pixels in (200704, 401408))
     patches, layers, hidden = (401408 - 200704) // 14**2, 32, 1280
-    assert highest(large, "activations") - highest(small, "activations") == (
-        2 * patches * layers * hidden
-    )
+    # The stream before each layer and before the last norm, and the images themselves.
+    grown = 2 * patches * (layers + 1) * hidden + 4 * patches * 2 * 3 * 14**2
+    assert highest(large, "activations") - highest(small, "activations") == grown
 
 
 def test_the_supervised_stage_makes_all_logits() -> None:

@@ -215,6 +215,7 @@ def main() -> None:
 
 def _page(text: str) -> list[str]:
     sources = ["workloads/plan/gpu_memory.py", "workloads/plan/activations.py"]
+    sources.append("workloads/plan/head.py")
     sources += ["workloads/engine/fake_step", "bench/plan_exact.py"]
     packages = ["torch", "transformers", "trl", "peft"]
     return [

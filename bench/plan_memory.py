@@ -408,6 +408,7 @@ def _page(text: str) -> list[str]:
         "workloads/plan/estimate.py",
         "workloads/plan/gpu_memory.py",
         "workloads/plan/activations.py",
+        "workloads/plan/head.py",
     ]
     return [
         "# Predicted against allocated memory",

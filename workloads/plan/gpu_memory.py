@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass, replace
 
 from workloads.config.sections import Profile, ZeroField
 from workloads.device import GIB
-from workloads.plan import activations
+from workloads.plan import activations, head
 from workloads.plan.activations import Work
 from workloads.plan.shapes import Linear, ModelShape
 
@@ -237,9 +237,9 @@ def moments(job: PlannedJob) -> list[Moment]:
         stay = replace(stay, adapter_states=after.adapter_states - adapter)
     else:
         adapter = 0  # left from the micro-batch before
-    kept = activations.stack(work) + activations.head_input(work)
+    kept = activations.stack(work) + head.inputs(work)
     copies, in_flight = working_copies(job), _in_flight(job)
-    before, logits = _accumulated(job, after.gradients), activations.output_logits(work)
+    before, logits = _accumulated(job, after.gradients), head.output_logits(work)
     going_back = activations.layer_backward(work)
     # Without checkpointing the last layer's part of the stack is its own activations.
     rest = 0 if work.checkpointing else activations.kept_layer(work)
@@ -256,7 +256,7 @@ def moments(job: PlannedJob) -> list[Moment]:
             weights=copies.forward,
             activations=kept,
             gradients=before,
-            logits=activations.logits_forward(work),
+            logits=head.logits_forward(work),
         ),
         "weights gathered again": GpuMemory(
             weights=copies.again, activations=kept, gradients=before, logits=held
@@ -265,7 +265,7 @@ def moments(job: PlannedJob) -> list[Moment]:
             weights=copies.backward,
             activations=kept,
             gradients=before,
-            logits=activations.logits_backward(work),
+            logits=head.logits_backward(work),
         ),
         "backward pass of the last layer": GpuMemory(
             weights=copies.backward,

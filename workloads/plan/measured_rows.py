@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from workloads.config.sections import Profile
 from workloads.device import MIB
 from workloads.errors import UserError
-from workloads.plan import activations
 from workloads.plan.activations import Work
 from workloads.plan.cards import find_card
 from workloads.plan.gpu_memory import STATE_8BIT, PlannedJob, job_of, moments, states
+from workloads.plan.head import output_logits
 from workloads.plan.shapes import from_fields
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ def predict_row(row: Mapping[str, str]) -> float:
     job = replace(job, work=_work(row, job.work))
     kept, moving = _optimizer(row, job)
     highest = max(moment.memory.total for moment in moments(job))
-    logits = activations.output_logits(job.work)
-    return (kept + max(highest, states(job).total + logits + moving) + _WORKSPACE) / MIB
+    return (
+        kept + max(highest, states(job).total + output_logits(job.work) + moving) + _WORKSPACE
+    ) / MIB
 
 
 def _settings(row: Mapping[str, str]) -> dict[str, Any]:

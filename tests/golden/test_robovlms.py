@@ -232,6 +232,16 @@ def test_normalised_arm(kind: str, tolerance: float, name: str, low: float, high
     assert np.abs(found - stored[f"norm_{name}_{kind}"])[:, :-1].max() <= tolerance
 
 
+# Names as DDP, Lightning over it, torch.compile and FSDP leave them.
+_WRAPPED = {
+    "module": lambda name: f"module.{name.removeprefix('model.')}",
+    "lightning-ddp": lambda name: f"module.{name}",
+    "ddp-inside": lambda name: f"model.module.{name.removeprefix('model.')}",
+    "compiled": lambda name: f"_orig_mod.{name}".replace(".act_head.", ".act_head._orig_mod."),
+    "fsdp": lambda name: name.replace("act_head.", "act_head._fsdp_wrapped_module."),
+}
+
+
 def _checkpoint(folder: Path, form: str, kind: str = "lstm") -> Path:
     """A folder as people have it, of the reference's weights."""
     weights = {name: value.half() for name, value in _stored("window_weights").items()}
@@ -240,8 +250,8 @@ def _checkpoint(folder: Path, form: str, kind: str = "lstm") -> Path:
     folder.mkdir()
     if form == "safetensors":
         save_file(weights, folder / "policy.safetensors")
-    elif form == "module":
-        stored = {f"module.{name.removeprefix('model.')}": value for name, value in weights.items()}
+    elif form in _WRAPPED:
+        stored = {_WRAPPED[form](name): value for name, value in weights.items()}
         torch.save({"model_state_dict": stored}, folder / "policy.pt")
     else:
         repeated = {f"model.lm_head.{name}": value.half() for name, value in head.items()}
@@ -258,7 +268,7 @@ def _checkpoint(folder: Path, form: str, kind: str = "lstm") -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", ["state_dict", "module", "safetensors"])
+@pytest.mark.parametrize("form", ["state_dict", "safetensors", *_WRAPPED])
 @torch.no_grad()
 def test_a_checkpoint_answers(form: str, tmp_path: Path) -> None:
     policy = load_pretrained(_checkpoint(tmp_path / "run", form))

@@ -8,7 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from workloads.cli import main
-from workloads.engine.zero import to_fp32, without_prefix
+from workloads.engine.zero import (
+    LossScaler,
+    ZeroStageEnum,
+    fragment_address,
+    to_fp32,
+    without_prefix,
+)
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.golden
@@ -42,6 +48,62 @@ def test_a_missing_or_damaged_shard_is_named(stage: str, kind: str, tmp_path: Pa
     shard.unlink()
     with pytest.raises(UserError, match=f"rank 1|{shard.name}"):
         to_fp32(folder)
+
+
+def _copied(stage: str, folder: Path) -> Path:
+    """The tag's folder of a copy."""
+    shutil.copytree(HERE / stage, folder)
+    return folder / "checkpoint"
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_shards_of_two_trainings_are_not_joined(stage: str, tmp_path: Path) -> None:
+    """Of more ranks, of fewer, of another stage, twice the same rank, of another size."""
+    tag = _copied(stage, tmp_path / stage)
+    first, second = sorted(tag.glob("*optim_states.pt"))
+
+    def refused(sentence: str) -> None:
+        with pytest.raises(UserError, match=sentence):
+            to_fp32(tag.parent)
+
+    third = second.with_name(second.name.replace("rank_1", "rank_2"))
+    shutil.copy(second, third)
+    refused(f"optim states of 2 ranks, found {third.name} too")
+    third.unlink()
+    again = first.with_name(first.name.removeprefix("bf16_"))
+    shutil.copy(first, again)
+    refused(f"one file of each rank, found {first.name} and {again.name}")
+    again.unlink()
+    part = tag / "zero_pp_rank_0_mp_rank_01_optim_states.pt"
+    shutil.copy(first, part)
+    refused(f"{part.name}: .* found one of tensor parallelism")
+    part.unlink()
+    whole = second.read_bytes()
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        content = torch.load(second, weights_only=True)
+    states = content["optimizer_state_dict"]
+    for name, value in (("partition_count", 4), ("zero_stage", 1)):
+        torch.save({"optimizer_state_dict": states | {name: value}}, second)
+        refused(f"{second.name}: expected {name} .*, as rank 0 has, found {value}")
+    key = "single_partition_of_fp32_groups" if stage == "zero2" else "fp32_flat_groups"
+    longer = [torch.cat([group, group[:1]]) for group in states[key]]
+    torch.save({"optimizer_state_dict": states | {key: longer}}, second)
+    refused(f"{second.name}: expected groups of")
+    states.pop(key)
+    torch.save({"optimizer_state_dict": states}, second)
+    refused(f"expected shards as DeepSpeed writes them, found some that are not .*{key}")
+    second.write_bytes(whole)
+    assert len(to_fp32(tag.parent)) > 3
+
+
+def test_a_folder_without_its_tag_says_where_shards_are(tmp_path: Path) -> None:
+    tag = _copied("zero3", tmp_path / "run")
+    (tag.parent / "latest").unlink()
+    with pytest.raises(UserError, match="shards in its folders checkpoint; name the folder"):
+        to_fp32(tag.parent)
+    (tag.parent / "latest").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="expected the name of a folder beside it"):
+        to_fp32(tag.parent)
 
 
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:

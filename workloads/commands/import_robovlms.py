@@ -1,6 +1,7 @@
 """Write the settings of a RoboVLMs config as a profile, and a table of what became of each field:
 mapped, kept for reference, or refused with the reason. Parents are merged. Ends with 1 where a
-field was refused; what is left is a profile for `tatara train`."""
+field was refused, also one that was mapped to a value that no profile may have; what is left is a
+profile for `tatara train`."""
 
 import argparse
 import re
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from workloads.config.merge import resolve
     from workloads.vla.robovlms.config import inherited
     from workloads.vla.robovlms.translating import translate
 
@@ -69,6 +71,18 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     print(f"written: {profile}, {table}")
     if args.checkpoint:
         print(f"written: {model}/, to serve; model.name={model} trains on from it")
+    missing = [
+        f"{section}.{name}"
+        for section, name in (("model", "name"), ("data", "source"))
+        if name not in settings.get(section, {})
+    ]
+    if missing:
+        print(f"the config does not say, give them to `tatara train`: {', '.join(missing)}")
+    try:
+        resolve(profile, {}, [f"{name}=NAME" for name in missing])
+    except UserError as error:
+        print(f"refused: {error}")
+        return EXIT_FAILED
     return EXIT_FAILED if counts["refused"] else EXIT_DONE
 
 

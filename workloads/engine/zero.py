@@ -22,6 +22,7 @@ from workloads.errors import UserError
 
 PREFIX = "_forward_module."  # prefix that Lightning before 2.1 puts before every name
 _RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_(model|optim)_states\.pt$")
+_OTHER_PARTS = re.compile(r"mp_rank_(?!00_)\d+_(model|optim)_states\.pt$")
 
 
 class LossScaler:
@@ -59,7 +60,18 @@ def to_fp32(folder: Path | str) -> dict[str, Tensor]:
     is the same tensor as the one it is tied to. Each has the shape it was trained in, whole, on the
     host. Raises UserError for a missing or damaged shard.
     """
-    shards = _read(_tag_folder(Path(folder)))
+    place = _tag_folder(Path(folder))
+    try:
+        return _joined(_read(place))
+    # A shard may be sound as a file, and of another program or version.
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{place}: expected shards as DeepSpeed writes them, found some that are not "
+            f"({type(error).__name__}: {error}); copy the whole folder"
+        ) from error
+
+
+def _joined(shards: _Shards) -> dict[str, Tensor]:
     first = shards.models[0]
     weights = {name: first["module"][name].float() for name in first.get("buffer_names") or ()}
     weights |= _frozen(shards)
@@ -84,11 +96,13 @@ def _tag_folder(folder: Path) -> Path:
     if not latest.is_file():
         if any(_RANK.search(path.name) for path in folder.iterdir()):
             return folder
+        inside = sorted({path.parent.name for path in folder.glob("*/*zero_pp_rank_*")})
+        there = f"shards in its folders {', '.join(inside)}" if inside else "neither"
         raise UserError(
             f"{folder}: expected a DeepSpeed checkpoint (a file `latest`, or shards named "
-            "zero_pp_rank_…), found neither; name the folder that holds them"
+            f"zero_pp_rank_…), found {there}; name the folder that holds them"
         )
-    tag = latest.read_text(encoding="utf-8").strip()
+    tag = latest.read_text(encoding="utf-8", errors="replace").strip()
     found = folder / tag
     if not tag or Path(tag).name != tag or not found.is_dir():
         raise UserError(f"{latest}: expected the name of a folder beside it, found {tag!r}")
@@ -97,9 +111,19 @@ def _tag_folder(folder: Path) -> Path:
 
 def _read(folder: Path) -> _Shards:
     files: dict[str, dict[int, Path]] = {"model": {}, "optim": {}}
-    for path in folder.iterdir():
+    for path in sorted(folder.iterdir()):
+        if _OTHER_PARTS.search(path.name):
+            raise UserError(
+                f"{path}: expected shards of a model that ZeRO alone has split, found one of "
+                "tensor parallelism, which is not joined here; convert it with DeepSpeed"
+            )
         if match := _RANK.search(path.name):
-            files[match[2]][int(match[1])] = path
+            known = files[match[2]].setdefault(int(match[1]), path)
+            if known != path:
+                raise UserError(
+                    f"{folder}: expected one file of each rank, found {known.name} and "
+                    f"{path.name}; remove the one that is not of this training"
+                )
     if not files["optim"]:
         raise UserError(f"{folder}: expected files zero_pp_rank_…_optim_states.pt, found none")
     models = files["model"] or {0: folder / "mp_rank_00_model_states.pt"}
@@ -113,6 +137,9 @@ def _read(folder: Path) -> _Shards:
         _check_complete(folder, models, ranks, "model")
     key = "single_partition_of_fp32_groups" if stage <= 2 else "fp32_flat_groups"
     groups = [[group.float() for group in state[key]] for state in states]
+    for rank, state in enumerate(states):
+        _check_alike(files["optim"][rank], states[0], state)
+        _check_sizes(files["optim"][rank], groups[0], groups[rank], rank == ranks - 1)
     return _Shards(stage, [_load(models[rank]) for rank in sorted(models)], groups)
 
 
@@ -130,6 +157,40 @@ def _check_complete(folder: Path, files: dict[int, Path], ranks: int, kind: str)
         raise UserError(
             f"{folder}: expected {kind} states of {ranks} ranks, found none of rank {names}; copy "
             "the whole folder"
+        )
+    if more := sorted(rank for rank in files if rank >= ranks):
+        names = ", ".join(files[rank].name for rank in more)
+        raise UserError(
+            f"{folder}: expected {kind} states of {ranks} ranks, found {names} too, as a training "
+            "on more ranks leaves them; remove the files that are not of this one"
+        )
+
+
+def _check_alike(path: Path, first: dict[str, Any], state: dict[str, Any]) -> None:
+    """Raise UserError where ranks are of different trainings: their parts do not join."""
+    for name in ("zero_stage", "partition_count"):
+        if state[name] != first[name]:
+            raise UserError(
+                f"{path}: expected {name} {first[name]}, as rank 0 has, found {state[name]}; copy "
+                "the whole folder of one training"
+            )
+
+
+def _check_sizes(path: Path, first: list[Tensor], groups: list[Tensor], is_last: bool) -> None:
+    """Raise UserError where a rank's part is of another size: all behind it would be shifted.
+
+    The last rank's may be written without its padding.
+    """
+    wanted, found = [len(group) for group in first], [len(group) for group in groups]
+    without_padding = (
+        is_last
+        and len(wanted) == len(found)
+        and all(own <= size for size, own in zip(wanted, found, strict=True))
+    )
+    if found != wanted and not without_padding:
+        raise UserError(
+            f"{path}: expected groups of {wanted} values, as rank 0 has, found {found}; copy the "
+            "whole folder"
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from workloads import run as runs
 from workloads import signals
-from workloads.config.merge import Provenance
+from workloads.config.merge import Provenance, leaves
 from workloads.config.sections import Profile
 from workloads.errors import (
     EXIT_DONE,
@@ -206,24 +206,28 @@ def _run_id(job: Job) -> str:
 
 # These must not change in a resumed run. Those of the optimizer are part of its saved state,
 # which would override new values in silence.
-_IDENTITY = ("workload", "model", "adapter", "data")
+_IDENTITY = ("workload", "model", "adapter", "data", "action_head")
 _OF_OPTIMIZER = ("optimizer", "weight_decay", "beta1", "beta2", "epsilon")
 
 
 def _same_run(job: Job, target: Run) -> None:
     before, now = _identity(target.config()), _identity(job.config)
-    for name in before:
-        if before[name] != now.get(name):
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
             raise UserError(
-                f"{target.path}: `{name}` differs from what this run was started with; give the "
-                "same settings, or start a new run without --resume"
+                f"{target.path}: expected {name} {before.get(name)}, which this run was started "
+                f"with, found {now.get(name)}; give the same settings, or start a new run without "
+                "--resume"
             )
 
 
 def _identity(config: Profile) -> dict[str, Any]:
-    groups = config.model_dump(include=set(_IDENTITY))
-    optim = config.optim.model_dump(include=set(_OF_OPTIMIZER))
-    return groups | {f"optim.{name}": value for name, value in optim.items()}
+    of_optimizer = {f"optim.{name}" for name in _OF_OPTIMIZER}
+    return {
+        name: value
+        for name, value in leaves(config).items()
+        if name.partition(".")[0] in _IDENTITY or name in of_optimizer
+    }
 
 
 def _digest(config: Profile) -> str:

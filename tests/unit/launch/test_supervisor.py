@@ -12,8 +12,11 @@ from workloads.check import shallow
 from workloads.commands import train
 from workloads.config.merge import resolve
 from workloads.device import Gpu
+from workloads.errors import UserError
 from workloads.launch import supervisor
-from workloads.launch.supervisor import Job
+from workloads.launch.supervisor import Job, _same_run
+from workloads.run import Run
+from workloads.run.manifest import start
 
 pytestmark = pytest.mark.unit
 
@@ -92,3 +95,24 @@ def test_more_ranks_than_gpus_are_found_before_the_start(
 def test_one_rank_shares_nothing(wanted: str, one: str, two: str) -> None:
     config, _ = resolve(ROOT / "profiles" / "demo.yaml", {}, [f"parallel.strategy={wanted}"])
     assert (config.strategy(1), config.strategy(2)) == (one, two)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("action_head.kind=gpt", "expected action_head.kind lstm, .* found gpt"),
+        ("action_head.gripper_weight=0.1", "expected action_head.gripper_weight 0.01"),
+        ("data.normalise=null", "expected data.normalise.low -0.65, .* found None"),
+        ("adapter.method=lora", "expected adapter.method full"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(tmp_path: Path, changed: str, named: str) -> None:
+    profile, own = ROOT / "profiles/recipes/policy-tiny.yaml", ["data.source=calvin"]
+    config, provenance = resolve(profile, {}, own)
+    run = Run(tmp_path / "policy-tiny" / "one")
+    start(run, config, provenance, {})
+    later, _ = resolve(profile, {}, [*own, "optim.learning_rate=1e-5", "train.max_steps=9"])
+    _same_run(Job(later, provenance, {}, []), run)
+    other, _ = resolve(profile, {}, [*own, changed])
+    with pytest.raises(UserError, match=named):
+        _same_run(Job(other, provenance, {}, []), run)

@@ -1,6 +1,7 @@
 """OpenVLA models of every shape: building, loading, refusing, saving, training all parameters."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from workloads.config.merge import resolve
 from workloads.errors import UserError
 from workloads.vla.model import load_pretrained, random_init, save_pretrained
 from workloads.vla.openvla.config import OftSpec, parse
+from workloads.vla.openvla.layout import OFT_CONFIG, OFT_WEIGHTS, is_head
+from workloads.vla.openvla.loading import plain, trainable
 from workloads.vla.openvla.modeling import OpenVLA
 from workloads.vla.openvla.quantise import Quantisation
 
 pytestmark = pytest.mark.unit
+PROFILE = Path(__file__).resolve().parents[3] / "profiles/recipes/vla-tiny.yaml"
 DINO, SIGLIP = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"
 TOWERS = {
     DINO: {"embed_dim": 16, "depth": 3, "num_heads": 2, "img_size": 28, "pretrained": False},
@@ -337,6 +342,35 @@ def test_an_oft_head_is_not_exchanged_silently(tmp_path: Path) -> None:
     save_pretrained(model, tmp_path / "out")
     with pytest.raises(UserError, match="expected the OFT head of"):
         load_pretrained(tmp_path / "out", oft=OftSpec(action_dim=4, action_chunk=8))
+
+
+def test_an_adapter_goes_on_with_its_oft_head(tmp_path: Path) -> None:
+    """`adapter.resume_from` is the adapter and the head beside it, or is refused."""
+    words = ["data.source=none", "action_head.kind=oft", "adapter.method=lora", "adapter.r=2"]
+
+    def adapted(*more: str, size: int = 4) -> Any:
+        model = made(tmp_path / "model", oft=OftSpec(action_dim=size, action_chunk=2))
+        return trainable(model, resolve(PROFILE, {}, [*words, *more])[0])
+
+    before, resume = adapted(), f"adapter.resume_from={tmp_path}"
+    with torch.no_grad():
+        for parameter in before.parameters():
+            parameter.add_(0.1 if parameter.requires_grad else 0)
+    before.save_pretrained(tmp_path)
+    state = plain(before).state_dict()
+    save_file({n: value for n, value in state.items() if is_head(n)}, tmp_path / OFT_WEIGHTS)
+    after = plain(adapted(resume)).state_dict()
+    assert all(torch.equal(after[name], value) for name, value in state.items())
+    with pytest.raises(UserError, match=f"{OFT_WEIGHTS}: expected the head of action_head"):
+        adapted(resume, size=5)
+    longer = asdict(OftSpec(action_dim=4, action_chunk=3))
+    (tmp_path / OFT_CONFIG).write_text(json.dumps(longer))
+    with pytest.raises(UserError, match="action_chunk=2.*found.*action_chunk=3"):
+        adapted(resume)
+    (tmp_path / OFT_CONFIG).unlink()
+    (tmp_path / OFT_WEIGHTS).unlink()
+    with pytest.raises(UserError, match="expected the head that was trained with the adapter"):
+        adapted(resume)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

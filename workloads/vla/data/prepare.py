@@ -419,12 +419,19 @@ def _lines(train: Part, held_out: Part) -> list[str]:
     damage = dataset.damage
     lost = f"; {sum(item.lost for item in damage)} steps lost by damage, the first: "
     return [
-        f"{train.name} from {dataset.path}: {len(train.episodes):,} episodes, "
-        f"{len(train.places):,} steps to train on, {len(held_out.episodes):,} episodes held out"
+        f"{train.name} from {dataset.path}: {len(train.episodes):,} episodes{_short(train)}, "
+        f"{len(train.places):,} steps to train on, "
+        f"{len(held_out.episodes):,} episodes held out{_short(held_out)}"
         f"{f'{lost}{damage[0]}' if damage else ''}",
         f"{train.name}: {cameras}; {_instructions(dataset)}",
         f"{train.name}: {_rate(dataset)}; images: {_sizes(train)}; {_vectors(train)}",
     ]
+
+
+def _short(part: Part) -> str:
+    """How many episodes give no sample: no run of their steps is as long as a window."""
+    count = len(part.episodes) - len(np.unique(part.places[:, 0]))
+    return f" ({count:,} of them shorter than data.window and left out)" if count else ""
 
 
 def _rate(dataset: Dataset) -> str:

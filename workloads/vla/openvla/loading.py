@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from workloads.engine.pretrained.adapter import ALL_LINEAR, load_adapter, lora_config
+from workloads.engine.pretrained.adapter import ALL_LINEAR, lora_config
 from workloads.engine.pretrained.files import (
     choose_attention,
     compute_dtype,
@@ -18,11 +18,14 @@ from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.config import VlaConfig
 from workloads.vla.model import load_pretrained, random_init
+from workloads.vla.openvla import layout
+from workloads.vla.openvla.checkpoint import saved_oft
 from workloads.vla.openvla.config import OftSpec, OpenVLASpec, parse
 from workloads.vla.openvla.lora import linear_suffixes, used_linears
 from workloads.vla.openvla.modeling import OpenVLA
 from workloads.vla.openvla.quantise import Quantisation
 from workloads.vla.processing import FILE, ImageProcessor, preprocessor_fields
+from workloads.vla.resuming import resumed
 from workloads.vla.statistics import Statistics
 
 Reporter = Callable[[str], None]
@@ -124,7 +127,13 @@ def _adapted(model: OpenVLA, config: VlaConfig) -> nn.Module:
 
     adapter = config.adapter
     if adapter.resume_from:
-        return load_adapter(model, Path(adapter.resume_from), adapter.name, trainable=True)
+        saved = saved_oft(Path(adapter.resume_from))  # of an export; a checkpoint has no such file
+        if saved is not None and saved != model.oft:
+            raise UserError(
+                f"adapter.resume_from: expected an adapter beside {model.oft or 'no OFT head'}, "
+                f"found {saved}; set action_head as that training had it"
+            )
+        return resumed(model, adapter, layout.OFT_WEIGHTS, layout.is_head)
     own = lora_config(adapter)
     # For peft a causal model takes only text.
     own.task_type = None

@@ -1,14 +1,12 @@
 """Policies from RoboVLMs' own checkpoints: a file of weights and the training's JSON config."""
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
@@ -28,8 +26,10 @@ from workloads.vla.statistics import write_statistics
 
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _OF_MODEL = ("model", "act_head", "act_encoder", "use_vision_resampler")
-_PREFIX = "model."
-_SHARDED = "_forward_module."  # prefix of Lightning before 2.1 for DeepSpeed's shards
+# What DDP, Lightning, and Lightning before 2.1 for DeepSpeed's shards put before every name.
+_OUTSIDE = ("module", "model", "_forward_module")
+# What torch.compile, FSDP and activation checkpointing put into names.
+_INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # A copy of the head; a GPT's causal mask, which is no weight.
 _REPEATED = "lm_head."
 _MASKS = (".attn.bias", ".attn.masked_bias")
@@ -182,7 +182,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, SafetensorError) as error:
+    # A damaged file raises one of many kinds, by where the damage lies.
+    except Exception as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(
             f"{file}: expected a file of weights alone, found one that cannot be read as such "
@@ -197,15 +198,18 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _own(stored: Mapping[str, Tensor], policy: PolicyModel) -> dict[str, Tensor]:
-    """Weights by names below the policy: without `module.`, `model.` and copies."""
-    names = {}
-    for name in stored:
-        names[name] = name
-        for prefix in (_SHARDED, "module.", _PREFIX):
-            names[name] = names[name].removeprefix(prefix)
+    """Weights by names below the policy: without those of wrappers, and without copies."""
+    names = {name: _without_wrappers(name) for name in stored}
     again = policy.all_tied_weights_keys
     return {
         own: stored[name].float() if stored[name].is_floating_point() else stored[name]
         for name, own in names.items()
         if not own.startswith(_REPEATED) and not own.endswith(_MASKS) and own not in again
     }
+
+
+def _without_wrappers(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in _INSIDE]
+    while parts[:-1] and parts[0] in _OUTSIDE:
+        parts = parts[1:]
+    return ".".join(parts)

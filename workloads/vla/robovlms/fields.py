@@ -13,6 +13,7 @@ from workloads.vla.mixtures import mixtures
 Config = Mapping[str, Any]
 Convert = Callable[[Any, Config], Any]
 _HUB = "https://huggingface.co/"
+_MOST = 1e15  # no setting is larger
 
 
 class RefusedField(Exception):
@@ -73,8 +74,8 @@ def _whole(value: Any, _: Config) -> int:
 
 
 def _number(value: Any, _: Config) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RefusedField("expected a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_MOST < value < _MOST:
+        raise RefusedField("expected a finite number")
     return value
 
 
@@ -111,7 +112,8 @@ def _warmup(value: Any, config: Config) -> float:
         raise KeptField("no warm-up by epochs")
     if config.get("warmup_steps"):
         raise RefusedField("expected warmup_epochs or warmup_steps; their sum has no setting")
-    if not isinstance(epochs, int | float) or not 0 < _number(value, config) < epochs:
+    known = isinstance(epochs, int | float) and _number(epochs, config)
+    if not 0 < _number(value, config) < known:
         raise RefusedField("expected fewer epochs than trainer.max_epochs")
     return round(value / epochs, 6)  # a share of all steps
 
@@ -162,6 +164,8 @@ def _of_mixture(config: Config) -> bool:
 
 
 def _cameras(value: Any, config: Config) -> list[str]:
+    if not isinstance(value, bool | None):
+        raise RefusedField("expected true or false")
     if not _of_mixture(config):
         return ["static", "gripper"] if value else ["static"]
     if value:
@@ -208,7 +212,7 @@ def _mixture_folder(value: Any, config: Config) -> Any:
 def _mixture(value: Any, config: Config) -> Any:
     if not _of_mixture(config):
         raise KeptField("of OpenVLADataset")
-    if value not in mixtures():
+    if not isinstance(value, str) or value not in mixtures():
         raise RefusedField(
             f"no known mixture; known: {', '.join(mixtures())}; name each dataset as "
             "data.source and data.mixed_with"

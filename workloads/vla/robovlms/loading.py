@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from workloads.config.sections import Model
 from workloads.engine.export.export import SKELETON
-from workloads.engine.pretrained.adapter import ALL_LINEAR, load_adapter, lora_config
+from workloads.engine.pretrained.adapter import ALL_LINEAR, lora_config
 from workloads.engine.pretrained.base import Base, load_config, locate
 from workloads.engine.pretrained.files import Reporter, lasting_name, weight_files, weights_dtype
 from workloads.engine.pretrained.load import IMAGES
@@ -25,6 +25,7 @@ from workloads.run import Run
 from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Sources
 from workloads.vla.processing import FILE, ImageProcessor
+from workloads.vla.resuming import resumed
 from workloads.vla.robovlms.backbones import Backbone, backbone_of, usable_tokens
 from workloads.vla.robovlms.modeling import PolicyModel
 from workloads.vla.robovlms.spec import MODEL_TYPE, HeadSize, PolicySpec, parse
@@ -296,7 +297,8 @@ def initial(run: Run, report: Reporter) -> PolicyModel:
 def trainable(model: PolicyModel, config: VlaConfig) -> nn.Module:
     """Prepare the model for training: whole, or the backbone under an adapter.
 
-    The head beside an adapter is fp32 over any base.
+    The head beside an adapter is fp32 over any base. Raises UserError where the adapter to go on
+    with, or the head beside it, is not the profile's.
     """
     adapter = config.adapter
     if adapter.method == "full":
@@ -304,7 +306,10 @@ def trainable(model: PolicyModel, config: VlaConfig) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         if adapter.resume_from:
-            wrapped = load_adapter(model, Path(adapter.resume_from), adapter.name, trainable=True)
+            spec = Path(adapter.resume_from) / SPEC
+            if spec.is_file():  # of an export; a checkpoint has the head's shapes alone
+                _check_same(parse(read_json(spec), str(spec)), model.spec, adapter.resume_from)
+            wrapped: nn.Module = resumed(model, adapter, HEAD_FILE, model.is_head)
         else:
             wrapped = _adapted(model, config)
     for name, parameter in model.named_parameters():

@@ -98,6 +98,26 @@ def test_a_span_across_two_recordings_is_told(tmp_path: Path) -> None:
     assert "frames 18 to 29 are not of one recording" in dataset.notes[0]
 
 
+@pytest.mark.parametrize("span", [(30, 500), (900, 911), (3, 2_000_000_000)])
+def test_spans_of_frames_that_are_not_there(tmp_path: Path, span: tuple[int, int]) -> None:
+    """Named at once, whatever their length."""
+    folder = write_calvin(tmp_path / "training", spans=[(3, 14), span])
+    with pytest.raises(UserError, match=r"annotation 1 from frame|missing_file") as caught:
+        open_dataset(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_frame_that_is_no_archive(tmp_path: Path) -> None:
+    """One array, an empty file, a text."""
+    folder = write_calvin(tmp_path / "training")
+    np.save(folder / "one.npy", np.zeros(7))
+    (folder / "one.npy").rename(folder / "episode_0000009.npz")
+    (folder / "episode_0000010.npz").write_bytes(b"")
+    (folder / "episode_0000012.npz").write_text("404 not found")
+    found = {(item.record, item.trouble) for item in open_dataset(folder).verify()}
+    assert found == {(number, "bad_file") for number in (9, 10, 12)}
+
+
 class _Evil:
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -151,6 +171,8 @@ def test_damaged_annotations(tmp_path: Path, content: bytes, found: str) -> None
     [
         ([(5, 3)], ["a"], "span 0 from frame 5 to 3"),
         ([(1, 2, 3)], ["a"], "no pair of frame numbers"),
+        ([(1.5, 2)], ["a"], "no pair of frame numbers"),
+        ([(1, float("inf"))], ["a"], "no pair of frame numbers"),
         ([(1, 2)], ["a", "b"], "1 spans, 2 texts"),
         ([(1, 2)], [7], "7 of task 'x' as what span 0 shows"),
         (4, ["a"], "no list info.indx"),

@@ -12,7 +12,7 @@ import yaml
 from workloads.cli import main
 from workloads.config.merge import resolve
 from workloads.errors import UserError
-from workloads.vla.robovlms.config import import_config, inherited
+from workloads.vla.robovlms.config import Inherited, import_config, inherited
 from workloads.vla.robovlms.fields import RULES
 from workloads.vla.robovlms.translating import Row, translate
 
@@ -130,6 +130,7 @@ def test_silent_overwrites_are_reported(tmp_path: Path) -> None:
         ({"warmup_epochs": 6}, "warmup_epochs", "fewer epochs than trainer.max_epochs"),
         ({"norm_action": False}, "norm_action", "always normalised"),
         ({"fwd_head": {}}, "fwd_head", "images are not predicted"),
+        ({"use_hand_rgb": "no"}, "use_hand_rgb", "true or false"),
     ],
 )
 def test_what_is_refused_by_name(
@@ -207,6 +208,49 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["import", "robovlms", str(refused), "--output", str(tmp_path / "b.yaml")]) == 1
     assert "refused: odd = 1: no field of RoboVLMs" in capsys.readouterr().out
     assert "# refused: model" in (tmp_path / "b.yaml").read_text()
+
+
+ODD = (None, True, -1, 0, 1.5, float("nan"), 10**400, "x", "", [], ["a"], {}, {"a": {"b": 1}})
+
+
+def test_odd_values_never_end_in_a_traceback() -> None:
+    """Each is mapped, kept or refused, in its own row."""
+    odd = ["window_sise", "act_head.__override__", "new.x"]
+    for field in [*RULES.keys() - {"parent"}, *odd]:
+        section, _, name = field.rstrip(".").rpartition(".")
+        for value in ODD:
+            config = json.loads(json.dumps(CONFIG))
+            place = config.setdefault(section, {}) if section else config
+            place[name] = value
+            _, rows = translate(Inherited(config, (), ()))
+            assert any(row.field.startswith(field.rstrip(".")) for row in rows), (field, value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_workers": -1}, "train.workers"),
+        ({"learning_rate": float("nan")}, "learning_rate = NaN: expected a finite number"),
+        ({"norm_min": 0.65}, "low below high"),
+        ({"seed": "x"}, "train.seed"),
+    ],
+)
+def test_a_value_that_no_profile_may_have_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], named: str
+) -> None:
+    config = _written(tmp_path, CONFIG | changes)
+    assert main(["import", "robovlms", str(config), "--output", str(tmp_path / "a.yaml")]) == 1
+    refused = [line for line in capsys.readouterr().out.splitlines() if line.startswith("refused")]
+    assert len(refused) == 1 and named in refused[0]
+
+
+def test_what_a_config_does_not_say_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {name: value for name, value in CONFIG.items() if not name.startswith("model_")}
+    config = _written(tmp_path, own | {"train_dataset": {"type": "DiskCalvinDataset"}})
+    assert main(["import", "robovlms", str(config), "--output", str(tmp_path / "a.yaml")]) == 0
+    assert "give them to `tatara train`: model.name, data.source" in capsys.readouterr().out
 
 
 def test_the_default_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

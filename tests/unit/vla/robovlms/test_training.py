@@ -1,12 +1,15 @@
 """Every policy head on a tiny Kosmos-2: what is trained, written, loaded again and acts."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.support.calvin_cases import write_calvin
 from tests.support.lerobot_cases import v3
@@ -189,6 +192,41 @@ def _learns(config: VlaConfig, folder: Path, falls_to: float = 0.9) -> None:
     _acts(again, config, sources)
 
 
+def test_an_adapter_goes_on_with_its_head(data: Path, tmp_path: Path) -> None:
+    """`adapter.resume_from` of a policy is the adapter and the head beside it, or is refused."""
+    lora = ("adapter.method=lora", "adapter.targets=all-linear", "adapter.r=2")
+    config = configured(data, *lora)
+    before, *_ = made(config)
+    wrapped: Any = loading.trainable(before, config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    wrapped.save_pretrained(tmp_path)
+    file = tmp_path / loading.HEAD_FILE
+    save_file({n: v for n, v in before.state_dict().items() if before.is_head(n)}, file)
+
+    def resumed(*settings: str) -> PolicyModel:
+        own = configured(data, *lora, f"adapter.resume_from={tmp_path}", *settings)
+        policy, *_ = made(own)
+        loading.trainable(policy, own)
+        return policy
+
+    after = resumed()
+    assert all(torch.equal(after.state_dict()[n], v) for n, v in before.state_dict().items())
+    assert all(value.requires_grad for n, value in after.named_parameters() if after.is_head(n))
+    with pytest.raises(UserError, match=f"{file.name}: .* act_head.* set action_head as"):
+        resumed("action_head.hidden=24")
+    spec = tmp_path / loading.SPEC
+    spec.write_text(json.dumps(replace(before.spec, history="none").as_fields()))
+    with pytest.raises(UserError, match="action_head.history: expected none"):
+        resumed()
+    spec.unlink()
+    file.unlink()
+    with pytest.raises(UserError, match="expected the head that was trained with the adapter"):
+        resumed()
+
+
 def _acts(model: PolicyModel, config: VlaConfig, sources: Sources) -> None:
     """Answers with a memory differ from those without where a policy remembers, and only there."""
     model.norm_stats = sources.statistics
@@ -285,3 +323,14 @@ def test_data_that_does_not_fit_is_named(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         open_sources(configured(data, *settings), None, lambda: None)
+
+
+def test_episodes_shorter_than_the_window_are_counted(data: Path) -> None:
+    """Spans of 12 and 7 frames, the last of which is padding."""
+    sources = open_sources(configured(data, "data.window=8"), None, lambda: None)
+    assert (
+        "2 episodes (1 of them shorter than data.window and left out), 4 steps to train"
+        in (sources.lines[0])
+    )
+    whole = open_sources(configured(data, "data.window=6"), None, lambda: None)
+    assert "2 episodes, 7 steps to train on, 0 episodes held out" in whole.lines[0]

@@ -6,6 +6,7 @@ its arrays together; every other name ends the reading.
 
 import pickle
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,7 +66,7 @@ def load(file: Path) -> list[Span]:
     found = []
     for number, (span, text, task) in enumerate(zip(spans, texts, tasks, strict=True)):
         try:
-            start, end = (int(frame) for frame in span)
+            start, end = map(index, span)
         except (TypeError, ValueError):
             _refuse(file, f"{span!r} as span {number}, which is no pair of frame numbers")
         if not 0 <= start <= end:

@@ -1,6 +1,7 @@
 """CALVIN datasets: one file for each frame, and a list of annotated spans."""
 
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -26,7 +27,11 @@ _STATE, _ACTION = "robot_obs", "rel_actions"
 _FRAMES_SEEN = 16  # to learn which arrays frames have
 _SIZES = {_STATE: 15, _ACTION: 7}
 _CAMERA = "rgb_"
-_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+# TypeError: one array in place of an archive.
+_BROKEN = (
+    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
+    zlib.error, struct.error,
+)  # fmt: skip
 _UNUSED = {
     "actions": "absolute poses; rel_actions are what is trained on",
     "scene_obs": "poses of the objects, which no policy sees",
@@ -61,8 +66,8 @@ class Calvin(Dataset):
         self.action_names = (*(f"delta_{name}" for name in _POSE), "gripper")
         joints = (f"joint_{number}" for number in range(1, 8))
         self.state_names = (*_POSE, "gripper_width", *joints, "gripper")
-        self.spans = self._annotated()
         self._there = {entry.name for entry in os.scandir(path)}
+        self.spans = self._annotated()
         self._vectors: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         wanted = {frame for span in self.spans for frame in range(span.start, span.end + 1)}
         self.seen = len(wanted)
@@ -114,6 +119,12 @@ class Calvin(Dataset):
         spans = annotations.load(file)
         recordings = self._recordings()
         for number, span in enumerate(spans):
+            if span.end - span.start >= len(self._there):
+                raise UserError(
+                    f"{file}: expected spans of frames that are there, found annotation {number} "
+                    f"from frame {span.start} to {span.end} in a folder of {len(self._there)} "
+                    "files; copy the whole split"
+                )
             inside = (recordings[:, 0] <= span.start) & (span.end <= recordings[:, 1])
             if len(recordings) and not inside.any():
                 self.note(

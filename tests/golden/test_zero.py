@@ -128,7 +128,7 @@ def test_a_tag_that_is_no_folder_is_refused(tag: str, tmp_path: Path) -> None:
         to_fp32(tmp_path)
 
 
-@pytest.mark.runs("tatara convert zero DIR")
+@pytest.mark.runs("tatara convert zero DIR --output FILE")
 def test_the_command_writes_whole_weights_and_overwrites_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

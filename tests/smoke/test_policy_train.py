@@ -2,19 +2,16 @@
 
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.support.calvin_cases import write_calvin
+from tests.support.policy_heads import HEADS, answers_as_its_checkpoint
 from tests.support.processes import Training, losses, rows, state
 from workloads.data.robot import open_dataset
 from workloads.engine.pretrained import weights
-from workloads.run import Run
 from workloads.vla.policy import Observation, Policy
-from workloads.vla.robovlms import load_pretrained
 
 pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,35 +54,27 @@ def acted(policy: Policy, seen: list[Observation]) -> np.ndarray:
     return np.stack([policy.act([observation], memories=[memory])[0] for observation in seen])
 
 
-def test_it_trains_on_two_ranks_sharded_and_exports(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize(
+    "head",
+    ["lstm", *(pytest.param(name, marks=pytest.mark.slow) for name in HEADS if name != "lstm")],
+)
+def test_it_trains_on_two_ranks_sharded_and_exports(tmp_path: Path, data: Path, head: str) -> None:
     """FSDP2; the export answers as the last checkpoint does."""
-    sharded = train(
-        tmp_path / "two", data, "parallel.ranks_per_node=2", "parallel.strategy=fsdp2",
-    ).end().run  # fmt: skip
+    settings = ("parallel.ranks_per_node=2", "parallel.strategy=fsdp2", *HEADS[head])
+    sharded = train(tmp_path / "two", data, *settings).end().run
     found = [row for row in rows(sharded.metrics) if "loss" in row]
     assert sorted(losses(sharded)) == [1, 2, 3, 4, 5, 6]
-    assert {"loss_arm", "loss_gripper", "gripper_accuracy", "l1"} <= set(found[0])
+    measures = {"action_accuracy"} if head == "discrete" else {"loss_arm", "loss_gripper"}
+    assert {*measures, "gripper_accuracy", "l1"} <= set(found[0])
     looks = [row for row in rows(sharded.evaluations) if "eval_loss" in row]
     assert [row["step"] for row in looks] == [3, 6]
-    assert {"eval_loss_arm", "eval_gripper_accuracy", "eval_error_5"} <= set(looks[0])
-    last = sharded.checkpoints / "checkpoint-6"
-    assert weights.layout(last) == "sharded"
-    _same_logits(sharded, load_pretrained(sharded.final), weights.read_state(last, torch.float32))
+    of_heads = {f"eval_{name}" for name in (*measures, "gripper_accuracy", "error_5")}
+    assert of_heads <= set(looks[0])
+    assert weights.layout(sharded.checkpoints / "checkpoint-6") == "sharded"
+    assert answers_as_its_checkpoint(sharded)
     policy = Policy.from_pretrained(sharded.final, device="cpu", report=lambda text: None)
     assert policy.cameras == ("static", "gripper") and policy.remembers
     assert acted(policy, frames(data, 6)).shape == (6, 3, 7)
-
-
-def _same_logits(run: Run, exported: Any, state: dict[str, torch.Tensor]) -> None:
-    """What was exported answers as the weights of the last checkpoint do."""
-    pixels = torch.randn(1, 4, 2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
-    text = torch.tensor([[0, 9, 8, 7, 2]])
-    with torch.no_grad():
-        one = exported(pixels, text, torch.ones_like(text))
-        exported.load_state_dict(state, strict=False)
-        other = exported(pixels, text, torch.ones_like(text))
-    assert torch.equal(one.arm, other.arm)
-    assert torch.equal(one.gripper_logits, other.gripper_logits)
 
 
 @pytest.mark.slow

@@ -38,10 +38,10 @@ class HeadMeter:
 
     @property
     def logged(self) -> tuple[str, ...]:
-        if self._discrete is not None:
-            return ("action_accuracy", "gripper_accuracy", "l1")
-        parts = ("loss_arm", "loss_gripper", "gripper_accuracy") if self._gripper else ("loss_arm",)
-        return (*parts, "l1")
+        known = ("action_accuracy",) if self._discrete is not None else ("loss_arm", "loss_gripper")
+        of_gripper = ("loss_gripper", "gripper_accuracy")
+        names = (*known, "gripper_accuracy", "l1")
+        return tuple(name for name in names if self._gripper or name not in of_gripper)
 
     @torch.no_grad()
     def add(self, outputs: Any, parts: Tensor, inputs: Mapping[str, Any]) -> None:

@@ -155,6 +155,7 @@ def test_pickles_of_old_and_new_numpy(tmp_path: Path) -> None:
     [
         (b"", "a damaged file"),
         (b"\x93NUMPY\x01\x00", "a damaged file"),
+        (b"\x93NUMPY\x01\x00\x14\x00{'descr': '|O', 'sha\n", "a damaged file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
     ],
 )

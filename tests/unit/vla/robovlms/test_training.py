@@ -48,6 +48,14 @@ CASES = {
     "no-gripper": ("action_head.gripper=false",),
     "statistics": ("data.normalise=null",),
     "discrete": ("action_head.kind=discrete", "action_head.history=none"),
+    "discrete-no-gripper": (
+        "action_head.kind=discrete",
+        "action_head.history=none",
+        "action_head.gripper=false",
+        "action_head.chunk=1",
+    ),
+    "one-step": ("data.window=1", "action_head.chunk=1"),
+    "chunk-past-the-end": ("action_head.chunk=30",),
     "discrete-interleaved": ("action_head.kind=discrete", "action_head.history=interleaved"),
 }
 
@@ -248,7 +256,9 @@ def _acts(model: PolicyModel, config: VlaConfig, sources: Sources) -> None:
     ]
     memories = [policy.new_memory(), policy.new_memory()]
     steps = [policy.act([observation, seen[0]], memories=memories) for observation in seen]
-    assert steps[0].shape == (2, *policy.action_shape) and np.isfinite(steps).all()
+    head = model.spec.head
+    assert steps[0].shape == (2, head.chunk, head.size) and np.isfinite(steps).all()
+    assert policy.action_shape == ((head.chunk, head.size) if head.chunk > 1 else (head.size,))
     assert np.allclose(steps[0][0], steps[0][1], atol=1e-6)
     alone = policy.act(seen[4:])
     same = np.allclose(steps[4][0], alone[0], atol=1e-6)

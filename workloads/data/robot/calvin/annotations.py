@@ -8,6 +8,7 @@ import pickle
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NoReturn
 
 import numpy as np
@@ -26,7 +27,7 @@ _ALLOWED = {
 }
 _BROKEN = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
-    OverflowError, MemoryError, OSError, UnicodeDecodeError,
+    OverflowError, MemoryError, OSError, UnicodeDecodeError, TokenError,
 )  # fmt: skip
 
 

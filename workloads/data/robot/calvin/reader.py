@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -27,10 +28,10 @@ _STATE, _ACTION = "robot_obs", "rel_actions"
 _FRAMES_SEEN = 16  # to learn which arrays frames have
 _SIZES = {_STATE: 15, _ACTION: 7}
 _CAMERA = "rgb_"
-# TypeError: one array in place of an archive.
+# TypeError: one array in place of an archive; TokenError: an array's header that was cut.
 _BROKEN = (
     OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
-    zlib.error, struct.error,
+    zlib.error, struct.error, TokenError,
 )  # fmt: skip
 _UNUSED = {
     "actions": "absolute poses; rel_actions are what is trained on",

@@ -420,9 +420,8 @@ def _lines(train: Part, held_out: Part) -> list[str]:
     lost = f"; {sum(item.lost for item in damage)} steps lost by damage, the first: "
     return [
         f"{train.name} from {dataset.path}: {len(train.episodes):,} episodes{_short(train)}, "
-        f"{len(train.places):,} steps to train on, "
-        f"{len(held_out.episodes):,} episodes held out{_short(held_out)}"
-        f"{f'{lost}{damage[0]}' if damage else ''}",
+        f"{len(train.places):,} steps to train on, {len(held_out.episodes):,} episodes held out"
+        f"{_short(held_out)}{f'{lost}{damage[0]}' if damage else ''}",
         f"{train.name}: {cameras}; {_instructions(dataset)}",
         f"{train.name}: {_rate(dataset)}; images: {_sizes(train)}; {_vectors(train)}",
     ]

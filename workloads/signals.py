@@ -112,9 +112,10 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 def interruptible(work: Callable[[], int]) -> int:
     """Run `work` and return its exit code, or 130 or 143 if a stop signal interrupts it."""
-    try:
-        with handled_by(interrupt):
+    with handled_by(interrupt):
+        try:
             return work()
-    except Interrupted as stop:
-        print("tatara: stopped", file=sys.stderr, flush=True)
-        return stop.exit_code
+        except Interrupted as stop:
+            ignore()  # a second signal does not change the exit code
+            print("tatara: stopped", file=sys.stderr, flush=True)
+            return stop.exit_code

@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from bench.gpu._install import FACTS, unmet
+
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "pyarrow", "pandas",
           "pydantic")  # fmt: skip
@@ -88,5 +90,25 @@ def report() -> None:
         )
         sys.exit(2)
     print(json.dumps(facts(device)))
+    if device == "cuda":
+        _compute()
     if others := outside_ranges():
         print(f"other versions than this code was written for: {'; '.join(others)}")
+    sites = [Path(place) for place in sys.path if (Path(place) / FACTS).is_file()]
+    if others := [line for site in sites for line in unmet(site)]:
+        print(f"other packages than the bundle's ask for: {'; '.join(others)}")
+
+
+def _compute() -> None:
+    """One product on the GPU, so that a card that computes nothing does not cost every part."""
+    import torch
+
+    try:
+        torch.ones(64, 64, device="cuda").mm(torch.ones(64, 64, device="cuda")).sum().item()
+    except RuntimeError as error:
+        print(
+            f"expected the GPU to compute, found: {str(error).strip().splitlines()[0]}; where its "
+            "driver cannot map memory in parts, PYTORCH_ALLOC_CONF=expandable_segments:False helps",
+            file=sys.stderr,
+        )
+        sys.exit(2)

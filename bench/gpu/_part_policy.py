@@ -29,6 +29,7 @@ def vla(report: Report) -> None:
                 settings=settings,
             )
             name = f"{kind}, batch {batch}"
+            free()  # what a turn before held that ended with an error
             try:
                 turn = _vla_sides.take_turn(case, _vla_sides.OURS, _vla_sides.WARM + 4)
             except torch.OutOfMemoryError as error:
@@ -36,7 +37,6 @@ def vla(report: Report) -> None:
                 total = torch.cuda.get_device_properties(0).total_memory
                 report.check(f"{name}: out of memory where the plan says so", planned > total,
                              f"planned {planned / GIB:.1f} GiB; {str(error)[:120]}")  # fmt: skip
-                free()
                 continue
             report.check(f"{name}: a loss that is a number", turn.loss == turn.loss, turn.loss)
             report.figures[f"{name}: samples/s"] = round(turn.rate, 2)

@@ -1,6 +1,9 @@
 """Sides of a benchmark on a GPU, each in a process of its own, which take turns."""
 
+import contextlib
+import gc
 import multiprocessing
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -21,15 +24,20 @@ class Player:
 
     def play(self) -> Any:
         """A turn's figures, None where it could not be played."""
-        self.line.send(True)
-        answer = self.line.recv()
+        try:
+            self.line.send(True)
+            answer = self.line.recv()
+        except (EOFError, OSError):
+            self.process.join(60)
+            answer = f"its process ended with {self.process.exitcode}"
         if isinstance(answer, str):
             self.problem = answer
             return None
         return answer
 
     def end(self) -> None:
-        self.line.send(False)
+        with contextlib.suppress(OSError):  # it has ended already
+            self.line.send(False)
         self.process.join(60)
 
 
@@ -44,13 +52,19 @@ def start(name: str, take_turn: Callable[[], Any], *, has_workers: bool = False)
 
 
 def _serve(line: Connection, take_turn: Callable[[], Any]) -> None:
-    """A turn for every word, until the word is no."""
+    """A turn for every word, until the word is no; the reason where one could not be played."""
     while line.recv():
         try:
-            line.send(take_turn())
+            answer = take_turn()
         except torch.OutOfMemoryError:
+            answer = "out of memory"
+        except Exception as error:  # a side that fails costs only itself
+            traceback.print_exc()
+            answer = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        gc.collect()
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
-            line.send("out of memory")
+        line.send(answer)
 
 
 def play(

@@ -1,6 +1,7 @@
 """The summary of a run's result files: as JSON, and as a page to read. Standard library alone."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,10 +31,16 @@ def summary(results: Path, device: str) -> dict[str, Any]:
     }
 
 
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a file as a whole or not at all."""
+    new = file.with_name(f".{file.name}.{os.getpid()}")
+    new.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    new.replace(file)
+
+
 def write_summary(found: Mapping[str, Any], folder: Path) -> None:
     """summary.json and summary.md."""
-    text = json.dumps(found, indent=1)
-    (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "summary.json", found)
     (folder / "summary.md").write_text(page(found), encoding="utf-8")
 
 

@@ -124,6 +124,7 @@ def train(
     """
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+    free()  # what a training before held that ended with an error
     base = base_model(report, large)
     config = config_of(case, base, steps, settings)
     # Packing is a matter of the collated rows, as the profile has it.

@@ -15,16 +15,15 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from email.parser import Parser
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 
 from bench._pair import ROOT
+from bench.gpu._install import FACTS, digest
 
 MOST = 45 * 10**6
 LOCKS = ("demo", "llm-4090", "vla")
@@ -190,14 +189,13 @@ def _write(wheels: Path, folder: Path, python: str, size: int) -> None:
     shutil.copytree(wheels, folder / "wheels")
     found = {}
     for path in sorted(wheels.iterdir()):
-        digest = urlsafe_b64encode(sha256(path.read_bytes()).digest()).decode().rstrip("=")
-        found[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+        found[path.name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
     facts = {"python": python, "bytes": size, "wheels": found, "expected": list(EXPECTED)}
     facts["requires"] = {
         metadata(path)["Name"]: metadata(path).get_all("Requires-Dist", [])
         for path in sorted(wheels.iterdir())
     }
-    (folder / "bundle.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(f"{folder}: {len(found)} wheels for Python {python}, {size / 1e6:.1f} MB")
     print(f"expected on the machine: {', '.join(EXPECTED)}")
 

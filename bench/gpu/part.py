@@ -2,15 +2,16 @@
 
 import argparse
 import importlib
-import json
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.gpu import _machine
 from bench.gpu._parts import NAMES, find
+from bench.gpu._summary import write_json
 
 
 class Skipped(Exception):
@@ -22,11 +23,14 @@ class Report:
     """What a part has found; `check` decides whether it passed.
 
     memory: rows of settings with planned and measured bytes. ran_on: what it ran on, in words.
+    file: holds what was found so far, so that a part that is ended loses none of it.
     """
 
     device: str
     work: Path
     ran_on: str
+    file: Path | None = None
+    machine: Mapping[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     memory: list[dict[str, Any]] = field(default_factory=list)
@@ -39,6 +43,7 @@ class Report:
     def check(self, name: str, passed: bool, found: Any = None) -> None:
         """Note whether something is as it has to be, and what was found."""
         self.checks.append({"name": name, "passed": bool(passed), "found": found})
+        self.save({"status": "unfinished"})
         print(f"{'ok    ' if passed else 'FAILED'} {name}: {found}", flush=True)
 
     def close(self, name: str, found: float, wanted: float, within: float) -> None:
@@ -51,6 +56,13 @@ class Report:
         self.notes.append(text)
         print(text, flush=True)
 
+    def save(self, how: Mapping[str, Any]) -> None:
+        """Write everything to the file of results. how: the status, and why it is so."""
+        if self.file is not None:
+            found = {"ran_on": self.ran_on, "machine": self.machine, "checks": self.checks}
+            found |= {"figures": self.figures, "memory": self.memory, "notes": self.notes}
+            write_json(self.file, {**how, **found})
+
 
 def main() -> int:
     """Run the part and write its result, whatever happens to it."""
@@ -62,7 +74,7 @@ def main() -> int:
     options = parser.parse_args()
     machine = _machine.facts(options.device)
     ran_on = machine["card"] or "CPU, tiny shapes"
-    report = Report(options.device, options.work, ran_on)
+    report = Report(options.device, options.work, ran_on, options.result, machine)
     module, _, name = find(options.name).function.partition(":")
     result: dict[str, Any] = {}
     try:
@@ -76,10 +88,7 @@ def main() -> int:
         last = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
         result |= {"status": "failed", "error": text[:1500]}
-    result |= {"ran_on": report.ran_on, "machine": machine}
-    for field_name in ("checks", "figures", "memory", "notes"):
-        result[field_name] = getattr(report, field_name)
-    options.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    report.save(result)
     return 0
 
 

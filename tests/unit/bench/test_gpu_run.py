@@ -1,18 +1,25 @@
 """bench/gpu/run.sh as far as it goes without parts that train: install, limits, resume, summary."""
 
 import csv
+import errno
 import io
 import json
+import multiprocessing
+import os
+import platform
+import signal
 import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench.gpu import _part_planned, bundle, record, run
+from bench.gpu import _install, _machine, _part_planned, _players, bundle, record, run
 from bench.gpu._parts import PARTS, Part
 from bench.gpu._sft_cases import Case
 from bench.gpu._summary import page, summary
@@ -25,6 +32,8 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[3]
 CHECKS = [{"name": "it learns", "passed": True, "found": "2 → 1"}]
+# What a part writes on its way.
+HALF = f"""echo '{json.dumps({"status": "unfinished", "checks": CHECKS})}' > "$1" """
 
 
 def result(status: str = "passed", **more: Any) -> dict[str, Any]:
@@ -62,10 +71,13 @@ def as_command(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     ("script", "limit", "status", "said"),
     [
         ("""echo '{"status": "passed", "checks": []}' >"$1\"""", 20, "passed", None),
-        ("echo the last words; kill -9 $$", 20, "failed", "ended with -9 and no result"),
-        ("sleep 60 & wait", 0.3, "failed", "did not end within 0 seconds"),
+        ("echo the last words; kill -9 $$", 20, "failed", "was ended by SIGKILL, as the system"),
+        ("true", 20, "failed", "ended with 0 before its result was whole"),
+        ("""echo '{"status": "pas' > "$1" """, 20, "failed", "ended with 0 before its result"),
+        (f"{HALF}; kill -SEGV $$", 20, "failed", "was ended by SIGSEGV, before its result"),
+        (f"{HALF}; sleep 60 & wait", 0.5, "failed", "did not end within 0 seconds"),
     ],
-    ids=["answers", "dies", "hangs"],
+    ids=["answers", "dies", "says nothing", "half a result", "dies on its way", "hangs"],
 )
 def test_a_part_costs_only_itself(
     script: str, limit: float, status: str, said: str | None, place: run.Place,
@@ -77,6 +89,7 @@ def test_a_part_costs_only_itself(
     assert time.monotonic() - begun < 30
     assert found["status"] == status and found["part"] == PARTS[0].name
     assert said is None or said in found["error"]
+    assert found["checks"] == (CHECKS if HALF in script else [])  # what was found by then stays
     assert json.loads(place.result(PARTS[0].name).read_text()) == found
 
 
@@ -94,20 +107,152 @@ def test_what_has_a_result_is_not_run_again_and_a_budget_ends_a_call(
     place.result(PARTS[0].name).write_text(json.dumps(result()))
     assert run.run_parts(PARTS[:3], place, {}, time.monotonic() + 100) == []
     assert ran == [part.name for part in PARTS[1:3]]
-    left = run.run_parts(PARTS[:5], place, {}, time.monotonic() + 1)
-    assert left == [part.name for part in PARTS[3:5]] and len(ran) == 2
+    with pytest.raises(run.Refused, match="at least 5 seconds for a part"):
+        run.run_parts(PARTS[:5], place, {}, time.monotonic() + 1)
+    assert len(ran) == 2
+
+
+def test_a_part_that_the_budget_ends_is_left_for_the_next_call(
+    place: run.Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is run again with a call for itself, and has failed where that does not do either."""
+    monkeypatch.setattr(run, "CPU_LEAST", 0)
+    script = """if [[ $1 == *card* ]]; then echo '{"status": "passed"}' >"$1"; else sleep 60; fi"""
+    as_command(monkeypatch, script)
+    ended: list[int] = []
+    for left in ([PARTS[1].name], []):
+        end = time.monotonic() + 1.5
+        assert run.run_parts(PARTS[:2], place, {"PATH": "/usr/bin:/bin"}, end,
+                             lambda: ended.append(1)) == left  # fmt: skip
+    assert len(ended) == 3
+    found = json.loads(place.result(PARTS[1].name).read_text())
+    assert found["status"] == "failed" and "did not end within" in found["error"]
+
+
+def test_what_a_killed_call_has_left_running_is_ended_by_the_next(place: run.Place) -> None:
+    """kill -9 in the midst of a part, whose own first process may be gone, too."""
+    code = (
+        "import sys; from pathlib import Path; from bench.gpu import run;"
+        "popen = run.subprocess.Popen;"
+        "run.subprocess.Popen = lambda c, **k: popen(['bash', '-c', sys.argv[2]], **k);"
+        "run.run_part(run.PARTS[0], run.Place(Path(sys.argv[1]), 'cpu'), {'PATH': '/bin'}, 60)"
+    )
+    words = [sys.executable, "-c", code, str(place.work), "sleep 60 & wait"]
+    for is_first_gone in (False, True):
+        call = subprocess.Popen(words, cwd=ROOT)
+        while not place.running.is_file():
+            assert call.poll() is None
+            time.sleep(0.01)
+        group = json.loads(place.running.read_text())["pid"]
+        call.kill()
+        call.wait()
+        if is_first_gone:
+            os.kill(group, signal.SIGKILL)
+        os.killpg(group, 0)
+        run._end_left_over(place.running)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(group, 0)
+        assert not place.result(PARTS[0].name).exists() and not place.running.exists()
+
+
+def test_a_number_that_another_process_has_by_now_is_left_alone(place: run.Place) -> None:
+    other = subprocess.Popen(["sleep", "60"], process_group=0)
+    try:
+        for born in ("another start of the machine 1", f"{run._born(other.pid)}0"):
+            place.running.write_text(json.dumps({"pid": other.pid, "born": born}))
+            run._end_left_over(place.running)
+            assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.parametrize("spoilt", ["out", "cpu/lock"])
+def test_what_cannot_be_written_is_said_plainly(
+    spoilt: str, place: run.Place, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    as_here(monkeypatch, None)
+    (place.work / "file").write_text("")
+    (place.work / spoilt).symlink_to(place.work / "file" / "below")
+    words = ["--device", "cpu", "--work", str(place.work), "--output", str(place.work / "out")]
+    assert run.main(words) == run.REFUSED
+    assert "expected to write and read below" in capsys.readouterr().err
+
+
+def as_here(monkeypatch: pytest.MonkeyPatch, card: str | None) -> None:
+    monkeypatch.setattr(run, "environment", lambda device, work: {})
+    monkeypatch.setattr(run, "_card", lambda env, device: card)
+
+
+def test_a_full_disk_ends_the_call_and_not_its_results(
+    place: run.Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_here(monkeypatch, None)
+    as_command(monkeypatch, "true")
+    place.result("card").write_text(json.dumps(result()))
+
+    def full(file: Path, content: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    monkeypatch.setattr(run, "write_json", full)
+    words = ["--device", "cpu", "--work", str(place.work), "--output", str(place.work / "out")]
+    assert run.main(words) == run.REFUSED
+    assert "No space left on device" in capsys.readouterr().err
+    assert json.loads(place.result("card").read_text())["status"] == "passed"
+
+
+def test_one_call_at_a_time(place: run.Place) -> None:
+    with run._alone(place), pytest.raises(run.Refused, match="another at work"), run._alone(place):
+        pass
+
+
+def test_a_stopped_call_ends_with_what_it_has(
+    place: run.Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C and TERM alike: the part is ended, the summary stands, and the next call goes on."""
+    as_here(monkeypatch, None)
+    as_command(monkeypatch, "kill -TERM $PPID; sleep 60")
+    place.result("card").write_text(json.dumps(result()))
+    words = ["--device", "cpu", "--work", str(place.work), "--output", str(place.work / "out")]
+    assert run.main([*words, "--parts", "card", "train"]) == run.STOPPED
+    assert "left for another call: train" in capsys.readouterr().out
+    assert "train" in json.loads((place.work / "out" / "summary.json").read_text())["left"]
+    assert not place.running.exists()
+
+
+def test_a_call_goes_on_with_one_on_a_machine_that_is_gone(
+    place: run.Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its archive; figures of two cards are never put together."""
+    ran: list[str] = []
+    monkeypatch.setattr(run, "run_parts", lambda wanted, place, *rest: ran.extend(
+        part.name for part in wanted if not run._is_done(part, place)) or [])  # fmt: skip
+    as_here(monkeypatch, None)
+    place.result("card").write_text(json.dumps(result()))
+    words = ["--device", "cpu", "--output", str(place.work / "out")]
+    assert run.main([*words, "--work", str(place.work), "--parts", "card"]) == run.DONE
+    archive = str(place.work / "out" / "results.tar.gz")
+    words += ["--parts", "card", "train", "--earlier", archive]
+    assert run.main([*words, "--work", str(place.work / "new")]) == run.DONE
+    assert ran == ["train"]
+    as_here(monkeypatch, "NVIDIA H200")
+    assert run.main([*words, "--work", str(place.work / "other")]) == run.REFUSED
+    assert "expected results of NVIDIA H200" in capsys.readouterr().err
+    assert run.main([*words[:-1], __file__, "--work", str(place.work / "none")]) == run.REFUSED
+    assert "expected the results.tar.gz of an earlier call" in capsys.readouterr().err
 
 
 def test_a_call_ends_with_archive_summary_and_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "_has_what_is_needed", lambda env, device: True)
-    monkeypatch.setattr(run, "environment", lambda device, work: {})
+    as_here(monkeypatch, None)
     results = tmp_path / "work" / "cpu" / "results"
     results.mkdir(parents=True)
     for part in PARTS:
         (results / f"{part.name}.json").write_text(json.dumps(result()))
-    words = ["--device", "cpu", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    words = ["--device", "cpu", "--work", str(tmp_path / "work")]
+    words += ["--output", str(tmp_path / "out")]
     assert run.main(words) == run.DONE
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(found["parts"]) == [part.name for part in PARTS] and found["left"] == []
@@ -117,8 +262,9 @@ def test_a_call_ends_with_archive_summary_and_what_is_left(
         assert "results/card.json" in archive.getnames()
     # Its own result and those after it are gone, and there is no time for any.
     last = PARTS[-1].name
-    assert run.main([*words, "--from", last, "--budget", "1"]) == run.LEFT
-    assert f"left for another call: {last}" in capsys.readouterr().out
+    assert run.main([*words, "--from", last, "--budget", "1"]) == run.REFUSED
+    assert f"left for {last}; give more" in capsys.readouterr().err
+    assert not (results / f"{last}.json").exists() and (results / "card.json").exists()
     (results / f"{last}.json").write_text(json.dumps(result("failed", error="it broke")))
     assert run.main(words) == run.FAILED
 
@@ -185,6 +331,142 @@ def test_a_bundle_is_of_locked_wheels_and_leaves_torch_to_the_machine() -> None:
         assert bool(bundle.LEFT_OUT.fullmatch(library)) is goes
 
 
+def a_bundle(folder: Path, python: str | None = None) -> Path:
+    """A bundle with one small wheel, whose parts go to several places."""
+    wheel = folder / "wheels" / "small-1.0-py3-none-any.whl"
+    wheel.parent.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("small/__init__.py", "")
+        archive.writestr("small-1.0.data/purelib/beside.py", "")
+        archive.writestr("small-1.0.data/scripts/small", "")
+        archive.writestr("small-1.0.dist-info/METADATA", "Name: small\nVersion: 1.0\n")
+    here = ".".join(platform.python_version_tuple()[:2])
+    facts = {"python": python or here, "requires": {"small": ["numpy<1", "pytest", "nowhere>=2"]}}
+    facts["wheels"] = {wheel.name: {"sha256": _install.digest(wheel)}}
+    (folder / "bundle.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_a_bundle_is_installed_once_by_python_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_install, "MACHINE", platform.machine())
+    folder = a_bundle(tmp_path / "bundle")
+    site = _install.installed(folder, tmp_path)
+    assert site is not None and "installing 1 packages" in capsys.readouterr().out
+    names = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
+    assert names == {"small/__init__.py", "beside.py", "small-1.0.dist-info/METADATA",
+                     "bundle.json"}  # fmt: skip
+    assert _install.installed(folder, tmp_path) == site and not capsys.readouterr().out
+    told = _install.unmet(site)
+    assert [line.partition(", ")[0] for line in told] == [
+        "small asks for numpy<1",
+        "small asks for nowhere>=2",
+    ]
+    assert told[1].endswith("found none")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder, wheel: wheel.unlink(), "found none; copy the bundle again"),
+        (lambda folder, wheel: wheel.write_bytes(b"PK"), "found another file of that name"),
+        (lambda folder, wheel: (folder / "bundle.json").unlink(), "make the bundle again"),
+        (lambda folder, wheel: (folder / "bundle.json").write_text("{"), "make the bundle again"),
+    ],
+    ids=["a wheel is missing", "a wheel is damaged", "no facts", "half of the facts"],
+)
+def test_a_bundle_that_is_not_whole_is_refused(
+    spoil: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_install, "MACHINE", platform.machine())
+    folder = a_bundle(tmp_path / "bundle")
+    spoil(folder, next((folder / "wheels").iterdir()))
+    with pytest.raises(run.Refused, match=said):
+        _install.installed(folder, tmp_path)
+    assert not list(tmp_path.glob("site-*/small"))
+
+
+def test_a_bundle_for_another_python_or_processor_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_install, "MACHINE", platform.machine())
+    assert _install.installed(a_bundle(tmp_path / "old", "3.8"), tmp_path) is None
+    assert "is for Python 3.8" in capsys.readouterr().out
+    monkeypatch.setattr(_install, "MACHINE", "another")
+    assert _install.installed(a_bundle(tmp_path / "arm"), tmp_path) is None
+    assert "on another, this is" in capsys.readouterr().out
+    assert _install.installed(tmp_path / "none", tmp_path) is None
+
+
+@pytest.mark.parametrize(("python", "said"), [("false", "found false"), ("nowhere-3", "nowhere-3")])
+def test_a_python_that_is_too_old_or_missing_is_named(python: str, said: str) -> None:
+    done = subprocess.run(
+        ["bash", ROOT / "bench/gpu/run.sh"], env={**os.environ, "PYTHON": python},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "expected Python 3.11 or newer" in done.stderr
+    assert said in done.stderr
+
+
+def test_packages_that_are_missing_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as pandas and pyarrow, which no bundle carries."""
+    monkeypatch.setattr(sys, "argv", ["-c", "cpu"])
+    gone = ("pandas", "pyarrow")
+    monkeypatch.setattr(_machine, "version", lambda name: None if name in gone else "1")
+    with pytest.raises(SystemExit) as left:
+        _machine.report()
+    assert left.value.code == 2
+    assert "expected pyarrow, pandas in this Python" in capsys.readouterr().err
+
+
+class Line:
+    """A player's end of a pipe: orders to read, answers that were sent."""
+
+    def __init__(self, *orders: bool) -> None:
+        self.orders, self.answers = list(orders), []  # type: ignore[var-annotated]
+
+    def recv(self) -> bool:
+        return self.orders.pop(0)
+
+    def send(self, answer: Any) -> None:
+        self.answers.append(answer)
+
+
+def test_a_side_that_fails_costs_only_itself() -> None:
+    def fail() -> None:
+        raise ValueError("no kernel\nfor this card")
+
+    line: Any = Line(True, True, False)
+    _players._serve(line, fail)
+    assert line.answers == ["ValueError: no kernel for this card"] * 2
+    gone, _theirs = multiprocessing.Pipe()
+    _theirs.close()
+    process: Any = SimpleNamespace(join=lambda seconds: None, exitcode=-11)
+    dead = _players.Player("dead", process, gone)
+    compared: list[Any] = []
+    turns, problems = _players.play([dead], 2, compared.append)
+    assert turns == {"dead": []} and problems == {"dead": "its process ended with -11"}
+    assert compared == [{}]
+
+
+def test_several_gpus_are_one_for_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The Trainer would split batches among all that it sees; a lab's own paths stay."""
+    monkeypatch.setattr(run, "BUNDLE", tmp_path)
+    monkeypatch.setattr(run, "installed", lambda bundle, work: tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", "/opt/lab")
+    for given, expected in ((None, "0"), ("3,1", "3"), ("GPU-7", "GPU-7")):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if given:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        env = run.environment("cuda", tmp_path)
+        assert env["CUDA_VISIBLE_DEVICES"] == expected
+    assert env["PYTHONPATH"].split(os.pathsep) == [str(run.ROOT), str(tmp_path / "site"),
+                                                   "/opt/lab"]  # fmt: skip
+
+
 def test_a_row_of_measured_memory_says_all_that_the_planner_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +494,7 @@ def test_a_row_of_measured_memory_says_all_that_the_planner_needs(
 def test_parts_answer_on_a_cpu(tmp_path: Path) -> None:
     """Real parts by the real command; all of them are run before a release."""
     work, out = tmp_path / "work", tmp_path / "out"
-    words = ["--device", "cpu", "--work", str(work), "--out", str(out)]
+    words = ["--device", "cpu", "--work", str(work), "--output", str(out)]
     assert run.main([*words, "--parts", "card", "attention", "head"]) == run.DONE
     found = json.loads((out / "summary.json").read_text())
     assert {name: part["status"] for name, part in found["parts"].items()} == dict.fromkeys(

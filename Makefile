@@ -94,7 +94,8 @@ lock: venv ## refresh every requirements lock
 bench: venv ## list the benchmarks, or run one: make bench ARGS=bench/packing.py
 	@$(if $(ARGS),$(PYTHON_TOOL) $(ARGS),ls bench/[a-z]*.py bench/gpu/[a-z]*.py)
 
-gpu-bundle: venv ## what a GPU machine without a network lacks, for its PYTHON (3.12): docs/hardware.md
+gpu-bundle: ## what a GPU machine without a network lacks, for its PYTHON (3.12): docs/hardware.md
+	@env -u PYTHON scripts/local_setup.sh # whose PYTHON is the interpreter of .venv
 	@$(PYTHON_TOOL) -m bench.gpu.bundle --python $(PYTHON)
 
 clean: ## remove what tools left behind; data/, outputs/ and .venv stay

@@ -1,8 +1,8 @@
 """Do the GPU layers of the images fit each other? `python images/check_layers.py`, without a GPU.
 
 Asks the package index for metadata alone, no wheel is downloaded: what torch's build for GPUs wants
-of CUDA, and which versions vLLM, torchvision and torchaudio were built against, by what they
-require exactly and by what a wheel's name says. flash-attention comes as source: it has to be
+of CUDA, and whether the image holds what vLLM, torchvision and torchaudio require, and the torch
+they were built against by what a wheel's name says. flash-attention comes as source: it has to be
 compiled against the torch that is there, not against one of its own. Exit code 1 names what does
 not fit.
 """
@@ -16,8 +16,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 IMAGES = Path(__file__).resolve().parent
 CUDA = "13"
+# Of the images: Python 3.11 on Linux.
+ENVIRONMENT = {
+    "python_version": "3.11",
+    "python_full_version": "3.11.0",
+    "sys_platform": "linux",
+    "platform_system": "Linux",
+    "platform_machine": "x86_64",
+    "extra": "",
+}
 BUILT_AGAINST_TORCH = ("vllm", "torchvision", "torchaudio")
 FLASH = "flash-attn"
 
@@ -37,7 +48,7 @@ def main() -> int:
         *built_apart(dockerfile),
     ]
     for name, entry in sorted({**found, **flash}.items()):
-        wants = [line for line in requires(entry) if line.startswith(("torch", "cuda-toolkit"))]
+        wants = [str(need) for need in requires(entry) if need.name in ("torch", "cuda-toolkit")]
         print(f"{name} {entry['metadata']['version']}: {', '.join(wants) or 'wants no torch'}")
     if not flash:
         print(f"{FLASH}: source alone, compiled against torch {torch[1]}")
@@ -68,14 +79,15 @@ def metadata(wanted: Sequence[str]) -> dict[str, Any]:
     return {entry["metadata"]["name"].lower(): entry for entry in report["install"]}
 
 
-def requires(entry: Mapping[str, Any]) -> list[str]:
-    """What a package requires on Linux, without extras."""
-    lines = entry["metadata"].get("requires_dist") or []
-    return [line for line in lines if "extra ==" not in line]
+def requires(entry: Mapping[str, Any]) -> list[Requirement]:
+    """What a package requires in the images, without extras."""
+    found = [Requirement(line) for line in entry["metadata"].get("requires_dist") or []]
+    return [need for need in found if need.marker is None or need.marker.evaluate(ENVIRONMENT)]
 
 
 def unfit(found: Mapping[str, Any], held: Mapping[str, str]) -> list[str]:
-    """Packages built against other versions than are held, and a torch built for another CUDA.
+    """Packages that ask for other versions than are held, or were built against another torch, and
+    a torch built for another CUDA.
 
     held: versions by name, as the image has them.
     """
@@ -85,14 +97,13 @@ def unfit(found: Mapping[str, Any], held: Mapping[str, str]) -> list[str]:
         for_torch = re.search(r"torch(\d+\.\d+)", file.replace("%2B", "+").partition("+")[2])
         if for_torch and not held["torch"].startswith(f"{for_torch[1]}."):
             wrong.append(f"expected {name} for torch {held['torch']}, found {file}")
-        for line in requires(entry):
-            exact = re.match(r"([\w.-]+)\s*\(?==\s*([\w.]+)", line)
-            if exact and exact[2] != held.get(exact[1], exact[2]):
-                own = held[exact[1]]
-                wrong.append(f"expected {name} for {exact[1]} {own}, found it for {exact[2]}")
-            named = re.match(r"(nvidia-[a-z0-9-]+-cu|cuda-toolkit\[.*\]==)(\d+)", line)
+        for need in requires(entry):
+            own = held.get(re.sub(r"[-_.]+", "-", need.name).lower())
+            if own and not need.specifier.contains(own, prereleases=True):
+                wrong.append(f"expected {name} for {need.name} {own}, found it for {need}")
+            named = re.match(r"(nvidia-[a-z0-9-]+-cu|cuda-toolkit\[.*\]==)(\d+)", str(need))
             if name == "torch" and named and named[2] != CUDA:
-                wrong.append(f"expected torch for CUDA {CUDA}, found it to want {line}")
+                wrong.append(f"expected torch for CUDA {CUDA}, found it to want {need}")
     return wrong
 
 

@@ -22,8 +22,20 @@ def attention(report: Report) -> None:
     rows = rows_of(case, 1)
     inputs = torch.stack([torch.as_tensor(row) for row in rows]).to(report.device)
     wanted, norm = _logits(report, "eager", "fp32", inputs, nullcontext)
-    _compare(report, "eager in bf16", wanted, norm, *_logits(report, "eager", "bf16", inputs))
-    _compare(report, "sdpa in bf16", wanted, norm, *_logits(report, "sdpa", "bf16", inputs))
+    eager, own = _logits(report, "eager", "bf16", inputs)
+    rounding = _off(eager, wanted)
+    report.check("eager in bf16: logits", rounding < 0.1, f"off by {rounding:.3%}")
+    report.close("eager in bf16: gradient norm", own, norm, 0.05)
+
+    def compare(name: str, logits: torch.Tensor, own: float) -> None:
+        """Hold what another way computes against fp32: its rounding is that of eager."""
+        off = _off(logits, wanted)
+        report.check(
+            f"{name}: logits", off < 1.5 * rounding, f"off by {off:.3%}, eager by {rounding:.3%}"
+        )
+        report.close(f"{name}: gradient norm", own, norm, 0.05)
+
+    compare("sdpa in bf16", *_logits(report, "sdpa", "bf16", inputs))
     if not report.on_gpu:
         report.note("flash attention needs a GPU; without one, sdpa computes by itself")
         return
@@ -32,13 +44,13 @@ def attention(report: Report) -> None:
         return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
 
     found = _logits(report, "sdpa", "bf16", inputs, flash)
-    _compare(report, "torch's flash kernel under sdpa", wanted, norm, *found)
+    compare("torch's flash kernel under sdpa", *found)
     said: list[str] = []
     name = _chosen(report, said)
     report.figures["model.attention=auto takes"] = said[0]
     if name == "flash_attention_2":
         found = _logits(report, name, "bf16", inputs)
-        _compare(report, "flash_attention_2", wanted, norm, *found)
+        compare("flash_attention_2", *found)
     else:
         report.note(f"flash_attention_2 was not run: {said[0]}")
 
@@ -67,12 +79,9 @@ def _logits(
     return logits, norm
 
 
-def _compare(
-    report: Report, name: str, wanted: torch.Tensor, norm: float, logits: torch.Tensor, own: float
-) -> None:
-    off = float((logits - wanted).norm() / wanted.norm())
-    report.check(f"{name}: logits", off < 0.05, f"off by {off:.3%}")
-    report.close(f"{name}: gradient norm", own, norm, 0.05)
+def _off(logits: torch.Tensor, wanted: torch.Tensor) -> float:
+    """How far logits are from others, as a share of their norm."""
+    return float((logits - wanted).norm() / wanted.norm())
 
 
 def head(report: Report) -> None:

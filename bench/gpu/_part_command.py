@@ -259,7 +259,7 @@ def _too_large(report: Report) -> dict[str, str]:
         config, _ = resolve(ROOT / PROFILE, {}, [f"{a}={b}" for a, b in words.items()])
         if (estimate(config, 1, {}).total or 0) > 1.15 * total:
             return {**base, "train.per_device_batch_size": str(size)}
-        size *= 2
+        size += 2
 
 
 def merge(report: Report) -> None:

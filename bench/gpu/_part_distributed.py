@@ -42,7 +42,7 @@ def distributed(report: Report) -> None:
             found = train(report, case_of(report), STILL, look=look)
         report.check("FSDP2: every parameter is sharded", sharded == [True], sharded)
         report.close("FSDP2: loss", found.loss, alone.loss, 2e-3)
-        report.close("FSDP2: gradient norm", found.norms[0], alone.norms[0], 3e-2)
+        report.close("FSDP2: gradient norm", found.norms[0], alone.norms[0], 5e-2)
         report.figures["FSDP2: tokens/s"] = round(found.rate)
         report.figures["alone: tokens/s"] = round(alone.rate)
     finally:

@@ -18,6 +18,7 @@ from tests.support.planning import SIZES, profile
 from tests.support.tiny_llama import make_model, write_tiny
 from workloads import device
 from workloads.config.sections import Model
+from workloads.doctor import trial
 from workloads.engine import finish
 from workloads.engine.pretrained import load
 from workloads.engine.pretrained.base import find_base
@@ -76,6 +77,44 @@ def test_memory_of_a_run_is_the_cards(tmp_path: Path, gpu: list[str]) -> None:
         "reserved": 28 * GIB,
         "process": 28 * GIB + beside,
     }
+
+
+def test_the_doctor_computes_on_the_gpu(
+    gpu: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In bf16 where the card has it, against fp32 on the host."""
+    to, sent = torch.Tensor.to, []
+
+    def on_host(self: torch.Tensor, place: torch.device, kind: torch.dtype) -> torch.Tensor:
+        sent.append((str(place), kind))
+        return to(self, "cpu", kind)
+
+    monkeypatch.setattr(torch.Tensor, "to", on_host)
+    assert trial.compute() == 0
+    assert ("cuda", torch.bfloat16) in sent
+    assert json.loads(capsys.readouterr().out)["device"] == "NVIDIA H100 80GB HBM3"
+
+
+def test_the_doctors_ranks_speak_by_nccl_where_each_has_a_gpu(
+    gpu: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one rank of one: its sum is its own number."""
+    asked: list[Any] = []
+    tensor = torch.tensor
+    monkeypatch.setattr(torch.cuda, "set_device", lambda place: asked.append(str(place)))
+    monkeypatch.setattr(torch, "tensor", lambda values, device: (
+        asked.append(str(device)), tensor(values))[1])  # fmt: skip
+    for name in ("all_reduce", "barrier", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *tensors: None)
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda name, timeout: asked.append(name)
+    )
+    monkeypatch.setattr("workloads.doctor.trial.os._exit", asked.append)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    trial.collective()
+    assert asked == ["cuda:0", "nccl", "cuda:0", 0]
+    assert json.loads(capsys.readouterr().out) == {"backend": "nccl", "device": "cuda"}
 
 
 def test_out_of_memory_is_measured_against_the_card(tmp_path: Path, gpu: list[str]) -> None:

@@ -36,10 +36,21 @@ def entry(*requires: str, version: str = "1", file: str = "a-1-py3-none-any.whl"
     [
         ("torch", entry(*TORCH), None),
         ("vllm", entry("torch==2.13.0", "torchvision==0.28.0", "numpy"), None),
-        ("vllm", entry("torch==2.12.1"), "expected vllm for torch 2.13.0, found it for 2.12.1"),
-        ("vllm", entry("torch (==2.12.1)"), "expected vllm for torch 2.13.0, found it for 2.12.1"),
-        ("vllm", entry("torchaudio==2.10.0"), "vllm for torchaudio 2.11.0, found it for 2.10.0"),
+        (
+            "vllm",
+            entry("torch==2.12.1"),
+            "expected vllm for torch 2.13.0, found it for torch==2.12.1",
+        ),
+        ("vllm", entry("torch (==2.12.1)"), "expected vllm for torch 2.13.0, found it for torch"),
+        (
+            "vllm",
+            entry("torchaudio==2.10.0"),
+            "vllm for torchaudio 2.11.0, found it for torchaudio==2.10",
+        ),
         ("vllm", entry("torch==2.12.1; extra == 'old'"), None),
+        ("vllm", entry("torch==2.12.1; platform_machine == 's390x'"), None),
+        ("vllm", entry("torch>=2.14"), "expected vllm for torch 2.13.0, found it for torch>=2.14"),
+        ("vllm", entry("Torch_Audio<3"), None),
         ("torch", entry("nvidia-cublas-cu12==12.8.4"), "expected torch for CUDA 13, found it"),
         ("torch", entry("cuda-toolkit[cublas]==12.9.1"), "expected torch for CUDA 13, found it"),
         ("flash-attn", entry(file="flash_attn-2.8.3%2Bcu13torch2.13cxx11abiTRUE-cp311.whl"), None),
@@ -121,4 +132,4 @@ def test_the_command_says_what_was_found(
     assert f"flash-attn: source alone, compiled against torch {own}" in capsys.readouterr().out
     built = "1.0"
     assert layers.main() == 1
-    assert "found it for 1.0" in capsys.readouterr().err
+    assert "found it for torch==1.0" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +19,28 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig
 
-from bench.gpu import _install, _machine, _part_planned, _players, bundle, record, run
+from bench.gpu import (
+    _install,
+    _machine,
+    _part_command,
+    _part_planned,
+    _players,
+    bundle,
+    record,
+    run,
+)
 from bench.gpu._parts import PARTS, Part
-from bench.gpu._sft_cases import Case
+from bench.gpu._sft_cases import ONE_B, Case
 from bench.gpu._summary import page, summary
 from bench.gpu._train import STILL, config_of, shape_of
 from bench.gpu.part import Report
 from tests.support.own_peaks import own_planned_mib
+from workloads.config.merge import resolve
 from workloads.engine.training.memory import memory_facts
+from workloads.plan.estimate import estimate
 
 pytestmark = pytest.mark.unit
 
@@ -329,6 +343,45 @@ def test_a_bundle_is_of_locked_wheels_and_leaves_torch_to_the_machine() -> None:
     for name, goes in (("cuda118", True), ("rocm72", True), ("cuda130", False), ("cpu", False)):
         library = f"bitsandbytes/libbitsandbytes_{name}.so"
         assert bool(bundle.LEFT_OUT.fullmatch(library)) is goes
+
+
+def test_the_version_of_a_bundle_is_not_taken_for_an_interpreter(tmp_path: Path) -> None:
+    """`make gpu-bundle PYTHON=3.12` in a fresh checkout: set-up has a PYTHON of its own."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name, script in (
+        ("scripts/local_setup.sh", 'echo "set up with ${PYTHON-its own}"'),
+        (".venv/bin/python", 'echo "$@"'),
+    ):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True)
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+    done = subprocess.run(
+        ["make", "gpu-bundle", "PYTHON=3.12"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        "set up with its own",
+        "-m bench.gpu.bundle --python 3.12",
+    ], done.stderr
+
+
+def test_what_is_too_large_for_a_card_fits_by_halves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the plan, on the cards that the run is for, with rows enough for three steps."""
+    LlamaConfig(**ONE_B, max_position_embeddings=8192).save_pretrained(tmp_path)
+    monkeypatch.setattr(_part_command, "base_model", lambda report: tmp_path)
+    for mib in (81559, 143771):
+        card = SimpleNamespace(total_memory=mib << 20)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index, card=card: card)
+        found = _part_command._too_large(Report("cuda", tmp_path, "a card"))
+        size = int(found["train.per_device_batch_size"])
+        settings = {**_part_command.SETTINGS, **found, "model.name": str(tmp_path)}
+        settings["train.per_device_batch_size"] = str(size // 2)
+        words = [f"{name}={value}" for name, value in settings.items()]
+        config, _ = resolve(ROOT / _part_command.PROFILE, {}, words)
+        assert (estimate(config, 1, {}).total or 0) < 0.9 * card.total_memory
+        assert size % 2 == 0 and 3 * size < 150  # 3,200 rows of 60 tokens make 94 sequences
 
 
 def a_bundle(folder: Path, python: str | None = None) -> Path:

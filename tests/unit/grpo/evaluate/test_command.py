@@ -100,21 +100,25 @@ def test_an_adapter_is_not_given_to_vllm(tmp_path: Path) -> None:
         ({"batch_size": 0}, "--batch-size: expected at least 1"),
         ({"rows": 0}, "--rows: expected at least 1"),
         ({"images": Path("nowhere")}, "found none at nowhere"),
-        ({"engine": "vllm"}, "expected the package vllm"),
     ],
 )
 def test_mistakes_are_named(
-    change: dict[str, Any],
-    said: str,
-    tmp_path: Path,
-    questions: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any], said: str, tmp_path: Path, questions: tuple[Path, Path]
 ) -> None:
-    monkeypatch.setattr("workloads.engine.generate.vllm.find_spec", lambda name: None)
     files = ("--prompts", str(questions[0]), "--images", str(questions[1]))
     asked = arguments("superclevr", "--model", "x/y", *files)
     vars(asked).update(change)
     with pytest.raises(UserError, match=said):
+        ask.main(asked, {"TATARA_OUTPUTS": str(tmp_path)})
+
+
+def test_vllm_that_is_not_installed_is_named(
+    tmp_path: Path, questions: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workloads.engine.generate.vllm.find_spec", lambda name: None)
+    files = ("--prompts", str(questions[0]), "--images", str(questions[1]))
+    asked = arguments("superclevr", "--model", "x/y", "--engine", "vllm", *files)
+    with pytest.raises(UserError, match="expected the package vllm"):
         ask.main(asked, {"TATARA_OUTPUTS": str(tmp_path)})
 
 

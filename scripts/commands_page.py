@@ -1,7 +1,7 @@
 """The page that says of each command in the documentation whether a test runs it.
 
-A test says so itself: `@pytest.mark.runs("make train")`. What was typed by hand stands with day and
-machine in docs/typed-by-hand.yaml.
+A test says so itself: `@pytest.mark.runs("make train")`. What was typed by hand stands with day,
+machine and what was seen in docs/typed-by-hand.yaml.
 """
 
 import ast
@@ -28,7 +28,15 @@ PAGES = [
 _FENCE = re.compile(r"^ *```([^\n]*)\n(.*?)^ *``` *$", re.MULTILINE | re.DOTALL)
 _SHELL = ("", "bash", "sh")
 _INLINE = re.compile(r"`((?:\.venv/bin/)?tatara [^`]+|make [^`]+|\./scripts/[^`]+)`")
-_STARTS = ("tatara", "make", "docker", "./scripts/", "scripts/", ".venv/bin/tatara", "bench/")
+_STARTS = ("tatara", "make", "docker", "./scripts/", "scripts/", ".venv/bin/tatara", "bench/", "cp")
+# A shipped profile for GPUs is trained or served; those for a CPU end in -tiny or -script.
+_FOR_GPUS = re.compile(
+    r"(make train-(4090|vla|h100)"
+    r"|(scripts/start_training\.sh|tatara train|docker compose --profile) "
+    r"(profiles/)?(llm|vla|grpo|ja|policy)\b"
+    r"|scripts/docker/vla_finetune\.sh train)"
+    r"(?!.*(-tiny|-script|build)\b)"
+)
 _LINE = re.compile(r"^\*Commands on this page: .*\n", re.MULTILINE)
 _FEWEST = 3  # commands of a page that says how many of them were run
 
@@ -36,11 +44,13 @@ _INTRODUCTION = """\
 # Commands, and whether they were run
 
 Written by `python scripts/reference_docs.py`. Every command that a page prints is listed here once
-for each page, with the test that runs it, or the day and the machine on which it was typed by hand.
+for each page, with the test that runs it, or the day and the machine on which it was typed by hand,
+and what was seen where that is not all that the page says.
 A test may add settings that keep the run small, and gives values of its own where a word in capital
 letters (`RUN`) or the name of a file stands for the reader's. Commands with a dash were not run as
 they are printed: a test holds them against the command line's own parser, the Makefile and the
-files of `scripts/`, and their parts are tested elsewhere. [Hardware](hardware.md) lists what has
+files of `scripts/`, and their parts are tested elsewhere. `never on a GPU` stands beside a command
+that is for GPUs and that nobody has run on one yet. [Hardware](hardware.md) lists what has
 run on which machine."""
 
 
@@ -140,15 +150,37 @@ def _arguments(mark: ast.Call, tree: ast.Module) -> list[str]:
     return found
 
 
-@cache
 def by_hand() -> Mapping[str, str]:
-    """Command → day and machine on which it was typed."""
-    days: list[dict[str, Any]] = yaml.safe_load(BY_HAND.read_text(encoding="utf-8"))
-    return {
-        normal(command): f"by hand, {day['day']}, {day['machine']}"
-        for day in days
-        for command in day["commands"]
-    }
+    """Command → each day and machine on which it was typed, and what was seen."""
+    found: dict[str, str] = {}
+    for entry in _entries():
+        seen = f": {entry['seen']}" if "seen" in entry else ""
+        said = f"by hand, {entry['day']}, {entry['machine']}{seen}"
+        for command in map(normal, entry["commands"]):
+            found[command] = f"{found[command]}; {said}" if command in found else said
+    return found
+
+
+def on_gpus() -> frozenset[str]:
+    """The commands that were typed on a machine with GPUs."""
+    entries = [entry for entry in _entries() if entry.get("gpus")]
+    return frozenset(normal(command) for entry in entries for command in entry["commands"])
+
+
+@cache
+def _entries() -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = yaml.safe_load(BY_HAND.read_text(encoding="utf-8"))
+    return entries
+
+
+def never_on_a_gpu(command: str) -> bool:
+    """Whether a command is for GPUs and was not run on one."""
+    return _FOR_GPUS.match(command) is not None and command not in on_gpus()
+
+
+def never_run(source: Path) -> list[str]:
+    """A page's commands that neither a test nor a person has run."""
+    return [text for text in texts(source) if text not in by_tests() and text not in by_hand()]
 
 
 def page() -> str:
@@ -157,12 +189,16 @@ def page() -> str:
     for source in PAGES:
         if not (found := texts(source)):
             continue
-        rows = ["| command | run by |", "| --- | --- |"]
-        for command in found:
-            how = f"`{by_tests()[command]}`" if command in by_tests() else by_hand().get(command)
-            rows.append(f"| `{command.replace('|', chr(92) + '|')}` | {how or '–'} |")
+        rows = ["| command | run by |", "| --- | --- |", *map(_row, found)]
         parts += [f"## {_name(source)}", "\n".join(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _row(command: str) -> str:
+    how = f"`{by_tests()[command]}`" if command in by_tests() else by_hand().get(command, "–")
+    if never_on_a_gpu(command):
+        how += "; never on a GPU"
+    return f"| `{command.replace('|', chr(92) + '|')}` | {how} |"
 
 
 def _name(source: Path) -> str:
@@ -181,13 +217,15 @@ def pages() -> dict[Path, str]:
 def _with_line(source: Path) -> str:
     found = texts(source)
     tested = sum(command in by_tests() for command in found)
-    typed = sum(command in by_hand() and command not in by_tests() for command in found)
+    left = len(never_run(source))
+    for_gpus = sum(never_on_a_gpu(command) for command in found)
     folder = "docs/" if source.name == "README.md" else ""
     line = (
-        f"*Commands on this page: {tested} run by tests, {typed} typed by hand, "
-        f"{len(found) - tested - typed} only checked against the command line "
-        f"([which]({folder}commands.md#{_name(source)})).*\n"
+        f"*Commands on this page: {tested} run by tests, {len(found) - tested - left} typed by "
+        f"hand, {left} only checked against the command line "
+        f"([which]({folder}commands.md#{_name(source)}))"
     )
+    line += f"; {for_gpus} for GPUs, never run on one.*\n" if for_gpus else ".*\n"
     text = source.read_text(encoding="utf-8")
     if _LINE.search(text):
         return _LINE.sub(lambda _: line, text, count=1)

@@ -41,17 +41,16 @@ if [[ ${NNODES:-} == 1 && -z $node ]]; then
 fi
 choose_runtime
 like=${like:-$profile}
-if [[ -n $RECIPE && -f profiles/$profile.yaml ]]; then
-  is_set_up || scripts/setup_environment.sh "$like" >&2
-  path=$(in_service "$like" python -m workloads.plan.recipes "profiles/$profile.yaml")
-  profile=$(basename "$path" .yaml)
-fi
 services "$like" >/dev/null
 [[ -z $(running "$like") ]] ||
   fail "a training of $profile is running; stop it first: scripts/stop_training.sh $like"
 env UID="$(caller_uid)" GID="$(caller_gid)" TATARA_RUNTIME="$RUNTIME" scripts/test_environment.sh "$profile" --brief ${words[@]+"${words[@]}"} ||
   fail "this machine cannot train $profile as it is; scripts/test_environment.sh $profile says more"
 is_set_up || scripts/setup_environment.sh "$like"
+if [[ -n $RECIPE && -f profiles/$profile.yaml ]]; then
+  path=$(in_service "$like" python -m workloads.plan.recipes "profiles/$profile.yaml")
+  profile=$(basename "$path" .yaml)
+fi
 
 # was_killed: whether the job was ended by a signal, and by no stop of ours.
 RESTARTS=3

@@ -2,13 +2,14 @@
 
     python scripts/train_animation.py [FILE]        (default: docs/images/train.gif)
 
-Needs Chromium (`chromium` in the PATH) and Pillow, and takes as long as the training does. The runs
-go into a folder of their own, which is removed at the end.
+Needs Chromium (`chromium` in the PATH) and Pillow, and takes as long as the training does. The run
+is removed from outputs/ at the end.
 """
 
 import asyncio
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,11 +27,12 @@ from workloads.monitor.text.live import Monitor
 from workloads.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS, ROWS = 84, 32
+COLUMNS, ROWS = 92, 32
 WIDTH, HEIGHT = 1400, 520
 EVERY = 3.5  # seconds between two images; shown ten times as fast
 SHOWN, LAST = 350, 4000  # milliseconds of an image, and of the last one
-COLOURS = 16
+COLOURS = 48  # of all images together: a palette for each would change a colour between two
+OUTPUTS = ROOT / "outputs"
 _PAGE = """<!doctype html><style>body{{margin:0;background:#fff;display:flex;gap:12px}}
 svg{{width:694px;height:520px;display:block}}</style>{left}{right}"""
 
@@ -38,10 +40,10 @@ svg{{width:694px;height:520px;display:block}}</style>{left}{right}"""
 class Training:
     """`make train` in a process of its own, and what it has printed so far."""
 
-    def __init__(self, outputs: Path) -> None:
+    def __init__(self) -> None:
         env = os.environ | {
             "TATARA_RUNTIME": "local",
-            "TATARA_OUTPUTS": str(outputs),
+            "TATARA_OUTPUTS": "outputs",
             "CUDA_VISIBLE_DEVICES": "",
             "COLUMNS": str(COLUMNS),
         }
@@ -68,14 +70,19 @@ class Training:
         return console.export_svg(title="make train")
 
 
-async def pairs(training: Training, outputs: Path) -> list[tuple[str, str]]:
-    """The terminal and the monitor beside it, every few seconds until the training has ended."""
-    found = []
-    while not (configs := list((ROOT / outputs).glob("demo/*/config.json"))):
+async def new_run(training: Training, before: set[Path]) -> Run:
+    """The run of the training, once its folder is there."""
+    while not (found := set(OUTPUTS.glob("demo/*/config.json")) - before):
         if training.process.poll() is not None:
             raise SystemExit("\n".join(training.lines[-20:]))
         await asyncio.sleep(0.1)
-    app = Monitor(outputs, Run(configs[0].parent))
+    return Run(found.pop().parent)
+
+
+async def pairs(training: Training, run: Run) -> list[tuple[str, str]]:
+    """The terminal and the monitor beside it, every few seconds until the training has ended."""
+    found = []
+    app = Monitor(OUTPUTS, run)
     async with app.run_test(size=(100, ROWS + 4)) as pilot:
         while training.process.poll() is None:
             await asyncio.sleep(EVERY)
@@ -97,19 +104,26 @@ def images(found: Sequence[tuple[str, str]]) -> list[Image.Image]:
                 page.write_text(_PAGE.format(left=left, right=right), encoding="utf-8")
                 browser.open(page.as_uri(), "document.querySelectorAll('svg').length == 2")
                 time.sleep(0.1)  # fonts
-                image = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
-                shown.append(image.quantize(COLOURS, dither=Image.Dither.NONE))
+                shown.append(Image.open(io.BytesIO(browser.screenshot())).convert("RGB"))
     finally:
         browser.close()
-    return shown
+    palette = Image.new("RGB", (WIDTH, HEIGHT * len(shown)))
+    for at, image in enumerate(shown):
+        palette.paste(image, (0, HEIGHT * at))
+    palette = palette.quantize(COLOURS)
+    return [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in shown]
 
 
 def main(arguments: list[str]) -> int:
     path = Path(arguments[0] if arguments else ROOT / "docs" / "images" / "train.gif")
-    with tempfile.TemporaryDirectory(dir=ROOT / ".cache") as folder:
-        outputs = Path(folder).relative_to(ROOT)
-        training = Training(outputs)
-        first, *others = images(asyncio.run(pairs(training, outputs)))
+    before = set(OUTPUTS.glob("demo/*/config.json"))
+    training = Training()
+    run = asyncio.run(new_run(training, before))
+    try:
+        first, *others = images(asyncio.run(pairs(training, run)))
+    finally:
+        training.process.wait()
+        shutil.rmtree(run.path)
     if training.process.returncode:
         print("\n".join(training.lines[-20:]))
         return 1

@@ -38,7 +38,6 @@ QUICK = [
     "tatara prune",
 ]
 NOTHING_FITS = 1  # what plan answers where a profile does not fit the GPU
-GPU_ALONE = re.compile(r"4090|h100|train-vla RECIPE=auto")
 SETTING = re.compile(r"[a-z_]+(\.\w+)+=")
 
 
@@ -141,12 +140,53 @@ def test_what_is_said_to_have_been_run_is_printed_by_a_page() -> None:
     assert both == set(), "a test runs it: take it out of docs/typed-by-hand.yaml"
 
 
-def test_the_first_pages_say_what_was_run() -> None:
-    """Every command of README and quick start that needs no GPU was run by a test or by hand."""
-    said = {**commands_page.by_tests(), **commands_page.by_hand()}
-    for name in ("README.md", "docs/quickstart.md"):
-        left = [text for text in commands_page.texts(ROOT / name) if text not in said]
-        assert [text for text in left if not GPU_ALONE.search(text)] == []
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+def test_every_command_of_the_first_pages_was_run(name: str) -> None:
+    """Those for GPUs too, on a CPU: what was seen stands beside them."""
+    assert commands_page.never_run(ROOT / name) == []
+
+
+def test_a_command_that_nobody_has_run_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```\nmake train\ncp .env.example .env\nmake train-tpu\n```\nand `make board`")
+    assert commands_page.never_run(page) == ["make train-tpu", "make board"]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("make train-4090 NODES=1", True),
+        ("scripts/start_training.sh llm-4090 --node 0 --master ADDRESS", True),
+        ("tatara train profiles/vla.yaml", True),
+        ("make train-vla RECIPE=policy-tiny", False),
+        ("scripts/setup_environment.sh llm-4090", False),
+        ("docker compose --profile llm-4090 build", False),
+        ("tatara train demo --resume latest", False),
+    ],
+)
+def test_commands_for_gpus_are_known(command: str, expected: bool) -> None:
+    assert commands_page.never_on_a_gpu(command) is expected
+
+
+def test_what_was_seen_stands_beside_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [
+        {"day": "1st", "machine": "CPU", "seen": "refused", "commands": ["make train-h100"]},
+        {"day": "2nd", "machine": "CPU", "commands": ["make train-h100", "make train-vla"]},
+    ]
+    monkeypatch.setattr(commands_page, "_entries", lambda: entries)
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n```\nmake train-h100\nmake train-vla\nmake train\n```\n")
+    monkeypatch.setattr(commands_page, "PAGES", [page])
+    rows = commands_page.page().splitlines()
+    seen = "by hand, 1st, CPU: refused; by hand, 2nd, CPU; never on a GPU"
+    assert f"| `make train-h100` | {seen} |" in rows
+    (written,) = commands_page.pages().values()
+    assert written.splitlines()[-1].endswith("; 2 for GPUs, never run on one.*")
+    entries[1]["gpus"] = "2 x RTX 4090"
+    (written,) = commands_page.pages().values()
+    assert written.splitlines()[-1].endswith("#page)).*")
 
 
 def test_a_page_says_how_many_of_its_commands_were_run(

@@ -168,7 +168,7 @@ def look(env: Mapping[str, str], profile: str | None, words: Sequence[str]) -> F
         smi,
         build=found or _build(runtime, env),
         handed=handed,
-        settings=read_settings(profile, words, env, services),
+        settings=read_settings(profile, words, env, services, smi.cards),
         asked=_asked(profile, words),
     )
     return _planned(facts)
@@ -209,21 +209,26 @@ def read_settings(
     words: Sequence[str],
     env: Mapping[str, str],
     services: Sequence[Service] = (),
+    cards: tuple[InstalledCard, ...] = (),
 ) -> Settings:
-    """The profile's settings as the run will have them."""
+    """The profile's settings as the run will have them, of the recipe that RECIPE selects."""
     if profile is None:
         return Settings(missing="no profile was named")
     try:
         from workloads.config.merge import resolve
+        from workloads.plan.recipes import chosen
     except ModuleNotFoundError as error:
         return Settings(missing=f"needs `{SETUP}` ({error.name} is not installed)")
     train = next((service for service in services if service.trains), None)
-    path, given = _profile_file(profile), list(words)
+    given = list(words)
     if train is not None:
+        # The service trains the profile that the start names, whatever its own command does.
         env = {**env, **train.env}
-        path, given = Path(train.words[1]), [*train.words[2:], *words]
+        given = [*train.words[2:], *words]
+    seen = nvidia.visible(cards, env.get("CUDA_VISIBLE_DEVICES"))
+    memory = min((card.memory for card in seen if card.memory), default=None)
     try:
-        config, _ = resolve(path, env, given)
+        config, _ = resolve(chosen(_profile_file(profile), env, memory), env, given)
     except UserError as error:
         return Settings(mistake=str(error))
     return Settings(config)

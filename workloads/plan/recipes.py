@@ -65,17 +65,18 @@ def plan_comment(path: Path) -> str:
     return f"# Plan: {gib(plan.gpu.total)} of {gpus}, so cards of {card} GB; disk {gib(plan.disk)}."
 
 
-def chosen(profile: Path, env: Mapping[str, str]) -> Path:
+def chosen(profile: Path, env: Mapping[str, str], memory: int | None = None) -> Path:
     """The profile that RECIPE selects; the given one where that is not set or it has no recipes.
 
-    Raises UserError for an unknown recipe, and for auto where none fits.
+    memory: bytes of the smallest GPU; None: NVML is asked. Raises UserError for an unknown recipe,
+    and for auto where none fits.
     """
     wanted = env.get("RECIPE", "")
     names = recipes_of(profile) if wanted else ()
     if not names:
         return profile
     if wanted == "auto":
-        return _automatic(profile, names, env)
+        return _automatic(profile, names, env, memory)
     for path in (Path(wanted), FOLDER / f"{wanted}.yaml", FOLDER / f"{profile.stem}-{wanted}.yaml"):
         if path.is_file():
             return path
@@ -83,11 +84,14 @@ def chosen(profile: Path, env: Mapping[str, str]) -> Path:
     raise UserError(f"RECIPE: expected auto or one of {known}, found {wanted!r}")
 
 
-def _automatic(profile: Path, names: Sequence[str], env: Mapping[str, str]) -> Path:
-    gpus = device.gpus(env)
-    if not gpus:
+def _automatic(
+    profile: Path, names: Sequence[str], env: Mapping[str, str], memory: int | None
+) -> Path:
+    if memory is None:
+        memory = min((gpu.total for gpu in device.gpus(env)), default=None)
+    if memory is None:
         return profile
-    memory, model = min(gpu.total for gpu in gpus), env.get("MODEL_NAME") or None
+    model = env.get("MODEL_NAME") or None
     found = fitting_recipe(memory, names, model)
     if found is None:
         path, need = _needs(names, model, FOLDER)[-1]

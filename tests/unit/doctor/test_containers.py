@@ -181,14 +181,14 @@ def test_a_profile_without_a_service_runs_locally(host: Machine) -> None:
 
 
 def test_settings_are_those_of_the_service(host: Machine) -> None:
-    """What an override file, .env and TATARA_ARGS set reaches the plan."""
+    """What an override file, .env and TATARA_ARGS set reaches the plan of the profile that is named."""
     more = {"environment": {"TATARA__TRAIN__EPOCHS": "7"}}
     services = llm(**more)
     services["llm-master"]["command"] = ["train", "profiles/demo.yaml", "train.log_every=3"]
     host.docker(services)
     config = host.look("llm-4090", "train.seed=5").config
     assert config is not None
-    assert (config.name, config.train.epochs) == ("demo", 7)
+    assert (config.name, config.train.epochs) == ("llm-4090", 7)
     assert (config.train.log_every, config.train.seed) == (3, 5)
 
 

@@ -287,3 +287,24 @@ def test_a_card_on_the_bus(tmp_path: Path) -> None:
 def test_a_runtime_that_does_not_exist(host: Machine) -> None:
     with pytest.raises(UserError, match="TATARA_RUNTIME=docker or local, found 'podman'"):
         host.examine("demo", TATARA_RUNTIME="podman")
+
+
+@pytest.mark.parametrize(
+    ("profile", "env"),
+    [("vla-24gb", {}), ("vla", {"RECIPE": "24gb"}), ("vla", {"RECIPE": "auto"})],
+    ids=["by its name", "RECIPE", "RECIPE=auto"],
+)
+def test_a_recipe_is_planned_though_the_service_names_another_profile(
+    host: Machine, profile: str, env: dict[str, str]
+) -> None:
+    host.gpus(RTX_4090)
+    host.docker({"vla": service("vla", command=["train", "profiles/vla.yaml"])})
+    assert host.examine("vla")["GPU memory"].level == "error"
+    found = host.examine(profile, **env)["GPU memory"]
+    assert found.level == "ok" and found.needed.startswith("17.")
+
+
+def test_an_unknown_recipe_is_named(host: Machine) -> None:
+    host.docker({"vla": service("vla", command=["train", "profiles/vla.yaml"])})
+    found = host.examine("vla", RECIPE="7gb")["profile"]
+    assert found.level == "error" and "RECIPE: expected auto or one of" in found.found

@@ -228,7 +228,8 @@ def read_settings(
     seen = nvidia.visible(cards, env.get("CUDA_VISIBLE_DEVICES"))
     memory = min((card.memory for card in seen if card.memory), default=None)
     try:
-        config, _ = resolve(chosen(_profile_file(profile), env, memory), env, given)
+        path = chosen(_profile_file(profile), env, lambda _: memory)
+        config, _ = resolve(path, env, given)
     except UserError as error:
         return Settings(mistake=str(error))
     return Settings(config)

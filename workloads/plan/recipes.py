@@ -6,7 +6,7 @@ It names one (`24gb`, `vla-24gb`, or a path); `auto` takes the first of the list
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -65,18 +65,27 @@ def plan_comment(path: Path) -> str:
     return f"# Plan: {gib(plan.gpu.total)} of {gpus}, so cards of {card} GB; disk {gib(plan.disk)}."
 
 
-def chosen(profile: Path, env: Mapping[str, str], memory: int | None = None) -> Path:
+def smallest_gpu(env: Mapping[str, str]) -> int | None:
+    """Bytes of the smallest GPU, by NVML; None where there is none."""
+    return min((gpu.total for gpu in device.gpus(env)), default=None)
+
+
+def chosen(
+    profile: Path,
+    env: Mapping[str, str],
+    memory: Callable[[Mapping[str, str]], int | None] = smallest_gpu,
+) -> Path:
     """The profile that RECIPE selects; the given one where that is not set or it has no recipes.
 
-    memory: bytes of the smallest GPU; None: NVML is asked. Raises UserError for an unknown recipe,
-    and for auto where none fits.
+    memory: bytes of the smallest GPU, asked for by RECIPE=auto alone. Raises UserError for an
+    unknown recipe, and for auto where none fits.
     """
     wanted = env.get("RECIPE", "")
     names = recipes_of(profile) if wanted else ()
     if not names:
         return profile
     if wanted == "auto":
-        return _automatic(profile, names, env, memory)
+        return _automatic(profile, names, env, memory(env))
     for path in (Path(wanted), FOLDER / f"{wanted}.yaml", FOLDER / f"{profile.stem}-{wanted}.yaml"):
         if path.is_file():
             return path
@@ -87,8 +96,6 @@ def chosen(profile: Path, env: Mapping[str, str], memory: int | None = None) -> 
 def _automatic(
     profile: Path, names: Sequence[str], env: Mapping[str, str], memory: int | None
 ) -> Path:
-    if memory is None:
-        memory = min((gpu.total for gpu in device.gpus(env)), default=None)
     if memory is None:
         return profile
     model = env.get("MODEL_NAME") or None

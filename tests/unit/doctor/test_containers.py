@@ -181,7 +181,7 @@ def test_a_profile_without_a_service_runs_locally(host: Machine) -> None:
 
 
 def test_settings_are_those_of_the_service(host: Machine) -> None:
-    """What an override file, .env and TATARA_ARGS set reaches the plan of the profile that is named."""
+    """What an override file, .env and TATARA_ARGS set reaches the plan of the named profile."""
     more = {"environment": {"TATARA__TRAIN__EPOCHS": "7"}}
     services = llm(**more)
     services["llm-master"]["command"] = ["train", "profiles/demo.yaml", "train.log_every=3"]

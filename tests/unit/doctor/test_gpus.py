@@ -1,5 +1,6 @@
 """Driver and cards, told by a stand-in nvidia-smi, against torch's build and the profile."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -308,3 +309,12 @@ def test_an_unknown_recipe_is_named(host: Machine) -> None:
     host.docker({"vla": service("vla", command=["train", "profiles/vla.yaml"])})
     found = host.examine("vla", RECIPE="7gb")["profile"]
     assert found.level == "error" and "RECIPE: expected auto or one of" in found.found
+
+
+def test_recipes_are_chosen_without_nvml(host: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python of the system may have pydantic and not the driver's library."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    (host.bin / "nvidia-smi").unlink()
+    host.docker({"vla": service("vla", command=["train", "profiles/vla.yaml"])})
+    found = host.examine("vla", RECIPE="auto")
+    assert "no NVIDIA GPU" in found["NVIDIA driver"].found and found["disk"].needed

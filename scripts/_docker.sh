@@ -28,9 +28,9 @@ begin() {
   fi
   TATARA_ARGS=""
   if (($# > 2)); then TATARA_ARGS=$(printf '%q ' "${@:3}"); fi
-  # An image older than the code is built first (pull_policy in compose.yaml).
-  TATARA_PROFILE=$file TATARA_ARGS=$TATARA_ARGS \
-    compose --profile '*' up --detach --force-recreate "${names[@]}"
+  # An image older than the code is built first (pull_policy in compose.yaml). No profile is named:
+  # with all of them a training would wait for services that it has only where they are named.
+  TATARA_PROFILE=$file TATARA_ARGS=$TATARA_ARGS compose up --detach --force-recreate "${names[@]}"
   JOB=$(compose --profile '*' ps --all --quiet "${names[0]}")
   BESIDE=()
   if ((${#names[@]} > 1)); then

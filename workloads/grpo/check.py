@@ -126,7 +126,9 @@ def _compared(config: GrpoConfig, base: "Base[PreTrainedConfig]", counted: "Coun
     try:
         processing = load_processing(base, config.grpo, config.tools.used)
     except TataraError as error:
-        return Finding("tokens", "warning", f"not compared with the model's own processor: {error}")
+        # What a library cannot do here it may do in the image; the rest would end a training too.
+        level: Level = "error" if error.__cause__ is None else "warning"
+        return Finding("tokens", level, f"not compared with the model's own processor: {error}")
     try:
         tools = load_tools(config.tools, bool(config.rewards.functions))
         tools.check(processing)

@@ -208,7 +208,7 @@ def test_a_recipe_is_taken_and_an_unknown_one_refused(checkout: Checkout) -> Non
     assert list((checkout.root / "outputs/vla-tiny").glob("*/final/config.json"))
     refused = checkout.script("start_training.sh", "vla", *words, RECIPE="7gb")
     assert refused.returncode == 2
-    assert "RECIPE: expected auto or one of vla-16gb" in refused.stderr
+    assert "RECIPE: expected auto or one of vla-16gb" in refused.stdout + refused.stderr
 
 
 def test_the_robot_policys_steps(checkout: Checkout) -> None:

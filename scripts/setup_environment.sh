@@ -17,20 +17,10 @@ check_docker() {
   for profile in "${profiles[@]}"; do services "$profile" >/dev/null; done
 }
 
-check_folders() {
-  local folder
-  for folder in "${folders[@]}"; do
-    until [[ -e $folder ]]; do folder=$(dirname "$folder"); done
-    [[ -d $folder && -w $folder ]] ||
-      fail "expected $folder to be a folder that you can write, found one of uid $(stat -c %u "$folder");" \
-        "fix: sudo chown -R $(caller_uid):$(caller_gid) $folder"
-  done
-}
-
 choose_runtime
 say "1/4 checks"
 if [[ $RUNTIME == docker ]]; then check_docker; fi
-check_folders
+host check-folders "${folders[@]}"
 say "2/4 folders: ${folders[*]}"
 mkdir -p "${folders[@]}" "$TATARA_CACHE/home"
 if [[ $(id -u) == 0 ]]; then chown "$(caller_uid):$(caller_gid)" "${folders[@]}" "$TATARA_CACHE/home"; fi

@@ -11,7 +11,6 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workloads import device
@@ -21,6 +20,7 @@ from workloads.device import GIB, MIB
 from workloads.environment import without_secrets
 from workloads.errors import UserError
 from workloads.findings import Finding, Level
+from workloads.host.folders import existing, how_to_write
 from workloads.missing_files import FIX, lost_link, texts
 from workloads.plan.advice import advice
 from workloads.plan.estimate import MAY_FIT, estimate
@@ -76,10 +76,13 @@ def _lost_links(config: Profile) -> list[Finding]:
 
 def _outputs(env: Mapping[str, str]) -> Finding:
     folder = runs.outputs(dict(env))
-    here = _existing(folder)
+    here = existing(folder)
     if not os.access(here, os.W_OK):
         return Finding(
-            "outputs", "error", f"{here} is not writable by you", "run `make setup`, or chown it"
+            "outputs",
+            "error",
+            f"{here} is not writable by you",
+            how_to_write([here], os.getuid(), os.getgid()),
         )
     free = shutil.disk_usage(here).free
     if free < _MIN_FREE:
@@ -87,14 +90,6 @@ def _outputs(env: Mapping[str, str]) -> Finding:
             "outputs", "error", f"{free / MIB:.0f} MiB free in {here}", "free at least 1 GiB"
         )
     return Finding("outputs", "ok", f"{folder}, {free / GIB:.0f} GiB free")
-
-
-def _existing(folder: Path) -> Path:
-    """The folder itself, or its nearest parent that exists."""
-    here = folder.absolute()
-    while not here.exists():
-        here = here.parent
-    return here
 
 
 def _precision(config: Profile) -> Finding | None:
@@ -210,7 +205,7 @@ def _plan(config: Profile, env: Mapping[str, str]) -> list[Finding]:
         level: Level = "ok" if over <= 1 else "warning" if over <= MAY_FIT else "error"
         fixes = [] if over <= 1 else advice(breakdown, config, size)
         findings.append(Finding("memory", level, need, "; ".join(fixes)))
-    free = shutil.disk_usage(_existing(runs.outputs(dict(env)))).free
+    free = shutil.disk_usage(existing(runs.outputs(dict(env)))).free
     text = f"{breakdown.disk / GIB:.1f} GiB planned, {free / GIB:.1f} GiB free"
     short = breakdown.disk > free
     fix = "free some, or set checkpoints.keep_last=1" if short else ""

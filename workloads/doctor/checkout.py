@@ -40,26 +40,31 @@ def _project(facts: Facts) -> Finding:
 
 
 def _links(facts: Facts) -> Finding | None:
-    """Links below data/ to other folders: a container sees only the link."""
-    mounted = [Path(name).resolve() for service in facts.services for name in service.sources]
+    """Links below mounted folders to others: a container sees only the link."""
     data = Path(facts.env.get("TATARA_DATA") or "data")
-    mounted += [folder.resolve() for folder in (data, facts.outputs, facts.cache, Path("profiles"))]
-    lost = [
-        link
-        for folder in dict.fromkeys((data, facts.outputs))
-        for link in _links_below(folder, _DEPTH)
+    # Caches hold many links of their own further below.
+    looked = {"TATARA_DATA": (data, _DEPTH), "TATARA_OUTPUTS": (facts.outputs, _DEPTH)}
+    looked["TATARA_CACHE"] = (facts.cache, 1)
+    mounted = [Path(name).resolve() for service in facts.services for name in service.sources]
+    mounted += [folder.resolve() for folder, _ in looked.values()] + [Path("profiles").resolve()]
+    lost = {
+        link: variable
+        for variable, (top, depth) in looked.items()
+        for link in _links_below(top, depth)
         if not any(link.resolve().is_relative_to(folder) for folder in mounted)
-    ]
+    }
     if not lost:
         return None
-    text = ", ".join(f"{link} is a link to {os.readlink(link)}" for link in lost[:4])
-    text += f" and {len(lost) - 4} more" if len(lost) > 4 else ""
+    shown = [f"{link} is a link to {os.readlink(link)}" for link in [*lost][:4]]
+    text = ", ".join(shown) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
     needed = [link for link in lost if str(link) in facts.asked]
     level: Level = "error" if needed else "warning"
-    target = (needed or lost)[0]
+    target = (needed or [*lost])[0]
+    variable = lost[target]
+    only = ":ro" if variable == "TATARA_DATA" else ""
     fix = (
-        f"mount it, with -v {target.resolve()}:/workspace/{target}:ro or in an override of "
-        "compose.yaml; or set TATARA_DATA to the folder itself"
+        f"mount it, with -v {target.resolve()}:/workspace/{target}{only} or in an override of "
+        f"compose.yaml; or set {variable} to the folder itself"
     )
     return Finding("links", level, f"{text}, which a container does not see", fix)
 

@@ -15,6 +15,7 @@ from workloads.device import GIB, MIB
 from workloads.doctor.facts import SETUP, Facts
 from workloads.findings import Finding, Level
 from workloads.host.engine import Engine
+from workloads.host.folders import existing, how_to_write, may_write
 from workloads.host.ports import is_free
 
 _OLDEST_PYTHON, _FIRST_TOO_NEW = (3, 11), (3, 13)
@@ -113,14 +114,6 @@ def _shared_memory(facts: Facts) -> Finding | None:
         fix = "start this container with --shm-size=16g"
     needed = f"1 GiB for {ranks} GPU ranks and {workers} loader processes each"
     return Finding("/dev/shm", level, shown, needed=needed, fix=fix)
-
-
-def existing(folder: Path) -> Path:
-    """The folder itself, or its nearest parent that exists."""
-    here = folder.absolute()
-    while not here.exists():
-        here = here.parent
-    return here
 
 
 def _disk(facts: Facts) -> Finding:
@@ -260,21 +253,12 @@ def _folders(facts: Facts) -> Finding:
     bad = [place for place in map(existing, folders) if not may_write(place, uid, gid)]
     if not bad:
         return Finding("folders", "ok", f"{facts.outputs} and {facts.cache} are yours to write")
-    shown = ", ".join(f"{place} (of uid {place.stat().st_uid})" for place in dict.fromkeys(bad))
-    fix = f"sudo chown -R {uid}:{gid} {' '.join(map(str, dict.fromkeys(bad)))}"
+    places = list(dict.fromkeys(bad))
+    shown = ", ".join(f"{place} (of uid {place.stat().st_uid})" for place in places)
+    fix = how_to_write(places, uid, gid)
     return Finding(
         "folders", "error", f"not writable by uid {uid}: {shown}", needed="yours to write", fix=fix
     )
-
-
-def may_write(place: Path, uid: int, gid: int) -> bool:
-    """Whether a user may make files in a folder, by its mode."""
-    if uid == os.getuid():
-        return os.access(place, os.W_OK | os.X_OK)
-    facts = place.stat()
-    if uid in (0, facts.st_uid):
-        return uid == 0 or bool(facts.st_mode & stat.S_IWUSR)
-    return bool(facts.st_mode & (stat.S_IWGRP if gid == facts.st_gid else stat.S_IWOTH))
 
 
 def _user(facts: Facts) -> Finding | None:

@@ -5,6 +5,7 @@ runtime                     docker or local, a tab, and why
 services PROFILE            the services that train it here, node 0's first
 running [PROFILE]           containers of this checkout that train: id, a tab, service
 check-engine                nothing, exit code 0; else what a Docker engine lacks
+check-folders FOLDER…       nothing, exit code 0; else which you cannot write, and what to do
 is-set-up                   nothing, exit code 0; else why not
 set-up                      write .env and what Compose asks for
 compose ARGUMENT…           become `docker compose` in this checkout
@@ -24,6 +25,7 @@ from workloads import env_file, environment
 from workloads.errors import TataraError, UserError
 from workloads.host import checkout, runs, selinux
 from workloads.host.engine import choose_runtime, engine, gets_images
+from workloads.host.folders import check_writable
 from workloads.host.ports import is_free, is_port
 from workloads.host.programs import run_program
 from workloads.host.requirements import requirements
@@ -68,6 +70,10 @@ def _check_engine() -> None:
             raise UserError(
                 f"{finding.name}: expected {finding.needed}, found {finding.found}; {finding.fix}"
             )
+
+
+def _check_folders(*folders: str) -> None:
+    check_writable([Path(folder) for folder in folders], *checkout.caller(os.environ))
 
 
 def _is_set_up() -> None:
@@ -151,6 +157,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "services": _services,
     "running": _running,
     "check-engine": _check_engine,
+    "check-folders": _check_folders,
     "is-set-up": _is_set_up,
     "set-up": _set_up,
     "compose": _compose,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.errors import EXIT_STOPPED, UserError
+from workloads.missing_files import lost_link
 from workloads.run.events import Event
 from workloads.run.integrity import newest_whole, sealed
 
@@ -98,8 +99,8 @@ class Run:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be created: {error.strerror}; choose another folder with "
-                "TATARA_OUTPUTS, or give yourself the right to write there"
+                f"{self.path}: cannot be created: {lost_link(self.path) or error.strerror}; choose "
+                "another folder with TATARA_OUTPUTS, or give yourself the right to write there"
             ) from None
 
     def end_cut_lines(self) -> None:

@@ -49,6 +49,23 @@ def test_data_behind_a_link_is_named_before_the_start(host: Machine) -> None:
     assert "links" not in host.examine("demo", TATARA_RUNTIME="local")
 
 
+def test_a_cache_or_runs_behind_a_link_are_named(host: Machine) -> None:
+    """O-A13: whatever is mounted; links inside of a cache are its own business."""
+    target = host.home.parent / "hub"
+    target.mkdir()
+    for name in (".cache/snapshots", "outputs"):
+        (host.home / name).mkdir(parents=True)
+    (host.home / ".cache/huggingface").symlink_to(target)
+    (host.home / ".cache/snapshots/weights").symlink_to(target)
+    found = host.examine("demo")["links"]
+    assert found.level == "warning" and "weights" not in found.found
+    assert f"-v {target}:/workspace/.cache/huggingface or" in found.fix
+    assert found.fix.endswith("or set TATARA_CACHE to the folder itself")
+    (host.home / ".cache/huggingface").unlink()
+    (host.home / "outputs/demo").symlink_to(target)
+    assert "or set TATARA_OUTPUTS to" in host.examine("demo")["links"].fix
+
+
 def test_room_is_looked_for_where_the_engine_keeps_images(
     host: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

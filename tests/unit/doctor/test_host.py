@@ -112,27 +112,6 @@ def test_ports_that_nobody_has_to_keep_free(host: Machine) -> None:
         assert host.examine("demo", NODE_RANK="0", MASTER_PORT=port)["ports"].level == "error"
 
 
-@pytest.mark.parametrize(
-    ("mode", "uid", "gid", "expected"),
-    [
-        (0o755, 4001, 4001, False),
-        (0o775, 4001, os.getgid(), True),
-        (0o755, 4001, os.getgid(), False),
-        (0o757, 4001, 4001, True),
-        (0o500, 0, 0, True),
-        (0o755, os.getuid(), os.getgid(), True),
-    ],
-)
-def test_who_may_write_a_folder(
-    tmp_path: Path, mode: int, uid: int, gid: int, expected: bool
-) -> None:
-    folder = tmp_path / "outputs"
-    folder.mkdir(mode=0o700)
-    os.chown(folder, os.getuid(), os.getgid())
-    folder.chmod(mode)
-    assert looks.may_write(folder, uid, gid) is expected
-
-
 def test_folders_left_to_another_user(host: Machine) -> None:
     """As an engine leaves them that makes a missing folder: root's, and not the caller's."""
     for name in ("outputs", ".cache"):

@@ -182,3 +182,10 @@ def test_heartbeats_are_read_back_by_rank(tmp_path: Path) -> None:
         0: "saving",
         1: "training",
     }
+
+
+def test_a_run_behind_a_link_to_nothing_is_named_as_that(tmp_path: Path) -> None:
+    """O-A13: as a container sees runs on another disk."""
+    (tmp_path / "demo").symlink_to("/big/demo")
+    with pytest.raises(UserError, match="created: .*demo is a link to /big/demo, which is not the"):
+        Run(tmp_path / "demo" / "a").make()

@@ -353,15 +353,16 @@ class Dataset(Sequence[Episode], ABC):
 def _measured_rate(times: Iterable[np.ndarray]) -> float | None:
     """Steps a second by the median distance of times, one float [T] in seconds an episode.
 
-    None where times do not increase, or are too large for the float32 that files store them as.
+    Episodes count whose times increase and are not too large for the float32 that files store them
+    as; None where none does.
     """
-    several = [episode for episode in times if len(episode) > 1]
-    if not several:
-        return None
-    usual = float(np.median(np.concatenate([np.diff(episode) for episode in several])))
-    largest = max(float(np.abs(episode).max()) for episode in several)
-    is_exact = float(np.spacing(np.float32(largest))) < _SAME_RATE / 2 * usual
-    return 1 / usual if usual > 0 and is_exact else None
+    steps = [np.diff(episode) for episode in times if len(episode) > 1 and _is_exact(episode)]
+    return 1 / float(np.median(np.concatenate(steps))) if steps else None
+
+
+def _is_exact(times: np.ndarray) -> bool:
+    resolution = float(np.spacing(np.float32(np.abs(times).max())))
+    return resolution < _SAME_RATE / 2 * float(np.median(np.diff(times)))  # false for NaN
 
 
 def usual_sizes(sizes: Iterable[tuple[tuple[int, int], int]]) -> tuple[int, int]:

@@ -194,18 +194,20 @@ def _far_values(dataset: Dataset, what: str, episodes: Sequence[Episode]) -> lis
     if len({vector.shape[1] for vector in vectors}) != 1:
         return []
     values = np.concatenate(vectors).astype(np.float64)
-    places = [(episode.name, t) for episode in episodes for t in range(len(episode))]
+    ends = np.cumsum([len(vector) for vector in vectors])
     found = []
     for number, column in enumerate(values.T):
         low, middle, high = np.quantile(column, [0.1, 0.5, 0.9])
         far = np.flatnonzero(np.abs(column - middle) > _FAR * (high - low))
         if high > low and len(far):
-            name, step = places[far[0]]
+            place = int(np.searchsorted(ends, far[0], side="right"))
+            episode = episodes[place]
+            step = int(far[0] - ends[place]) + len(episode)
             found.append(
                 Remark(
                     f"{what} {dimension_name(dataset, what, values.shape[1], number)}: {len(far)} "
                     f"values are far from all others, the first {column[far[0]]:g} at step {step} "
-                    f"of {name}",
+                    f"of {episode.name}",
                     "remove those episodes, or correct the values, where they are no motion",
                 )
             )

@@ -8,9 +8,11 @@ from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from workloads.data.images import is_one_colour
 from workloads.data.robot.episode import Dataset, Episode
-from workloads.data.robot.images import ImageError, kind_of, shape_of
+from workloads.data.robot.images import ImageError, kind_of
 from workloads.data.robot.instructions import DEFAULT_INSTRUCTION
 from workloads.data.robot.names import dimension_name, joint_limits
 from workloads.data.tfrecord import Damage, DamagedRecord, check_budget
@@ -119,7 +121,7 @@ def remarks(dataset: Dataset) -> list[Remark]:
     for what in ("action", "state"):
         found += _ranges(dataset, what, episodes)
         found += _other_units(what, episodes) or _far_values(dataset, what, episodes)
-    found += _image_kinds(episodes)
+    found += _images(episodes)
     return [*found, *_unused(dataset)]
 
 
@@ -219,6 +221,8 @@ _KINDS = {
         "grey images of more than 8 bits, as depth maps are: they are trained on as colours",
         "name the colour cameras with data.cameras",
     ),
+    "one colour": Remark("images of one colour alone: is it covered, or dark?"),
+    "stuck": Remark("the same image at the first, middle and last step: is it stuck?"),
     "grey": Remark("grey images: red, green and blue are the same", level="ok"),
     "transparent": Remark(
         "images with an alpha channel: they lie on white where they are transparent", level="ok"
@@ -226,20 +230,24 @@ _KINDS = {
 }
 
 
-def _image_kinds(episodes: Sequence[Episode]) -> list[Remark]:
-    """Cameras whose images are other than plain colour, by a few of them."""
-    found: dict[tuple[str, str], str] = {}
+def _images(episodes: Sequence[Episode]) -> list[Remark]:
+    """Cameras whose images are other than plain colour, or never change, by a few episodes."""
+    kinds: dict[tuple[str, str], str] = {}
     sizes: dict[str, dict[str, str]] = {}
     for number in sorted({0, len(episodes) // 2, len(episodes) - 1}) if episodes else ():
         episode = episodes[number]
+        steps = sorted({0, len(episode) // 2, len(episode) - 1})
         for camera in episode.cameras:
             with suppress(DamagedRecord, ImageError):  # reported as damage
+                frames = [episode.image(camera, t) for t in steps]
+                size = "{1} x {0}".format(*frames[0].shape)
+                sizes.setdefault(camera, {}).setdefault(size, episode.name)
                 encoded = episode.encoded(camera, 0)
-                if encoded:
-                    found.setdefault((camera, kind_of(encoded)), episode.name)
-                shape = shape_of(encoded) if encoded else episode.image(camera, 0).shape
-                mine = sizes.setdefault(camera, {})
-                mine.setdefault(f"{shape[1]} x {shape[0]}", episode.name)
+                kinds.setdefault((camera, kind_of(encoded) if encoded else ""), episode.name)
+                if all(is_one_colour(Image.fromarray(frame)) for frame in frames):
+                    kinds.setdefault((camera, "one colour"), episode.name)
+                elif len(steps) > 2 and all(np.array_equal(frames[0], f) for f in frames[1:]):
+                    kinds.setdefault((camera, "stuck"), episode.name)
     several = [
         Remark(
             f"camera {camera} has images of several sizes: "
@@ -250,7 +258,7 @@ def _image_kinds(episodes: Sequence[Episode]) -> list[Remark]:
     ]
     return several + [
         _KINDS[kind]._replace(text=f"camera {camera} has {_KINDS[kind].text} (seen in {name})")
-        for (camera, kind), name in found.items()
+        for (camera, kind), name in kinds.items()
         if kind in _KINDS
     ]
 

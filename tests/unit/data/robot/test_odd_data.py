@@ -242,6 +242,21 @@ def test_images_of_several_sizes_are_named(tmp_path: Path) -> None:
     assert f"camera top has images of several sizes: {sizes}" in said(open_dataset(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((48, 64, 3), np.uint8), "images of one colour alone"),
+        (lerobot_cases.pixels(1, 3), "the same image at the first, middle and last step"),
+    ],
+)
+def test_cameras_that_show_nothing_are_named(tmp_path: Path, image: np.ndarray, words: str) -> None:
+    def cell(camera: str, t: int) -> dict[str, Any]:
+        return {"bytes": lerobot_cases.png(image), "path": None}
+
+    v2(tmp_path, (6, 6), each=lambda episode: {"cell": cell})
+    assert f"camera top has {words}" in said(open_dataset(tmp_path))
+
+
 def test_vectors_that_are_no_lists_of_numbers(tmp_path: Path) -> None:
     v2(tmp_path, (20,))
     (file,) = tmp_path.glob("data/**/*.parquet")

@@ -265,6 +265,11 @@ def test_npz_arrays_that_are_no_colour_images(
     assert dataset.unused[name] == f"no colour camera: {reason}"
 
 
+def test_npz_instructions_that_are_pickled_are_named(tmp_path: Path) -> None:
+    npz_episode(tmp_path, language_instruction=np.array(["open it"], object))
+    assert open_dataset(tmp_path).unused["language_instruction"].startswith("pickled objects")
+
+
 def test_npz_broken_file(tmp_path: Path) -> None:
     file = npz_episode(tmp_path)
     data = file.read_bytes()

@@ -144,9 +144,9 @@ def test_a_pointer_in_place_of_a_bag_is_told(tmp_path: Path) -> None:
     assert "run git lfs pull" in str(open_dataset(tmp_path).damage[0])
 
 
-def arm(folder: Path, names: list[str], bad: int | None = None) -> Path:
+def arm(folder: Path, names: list[str], bad: int | None = None, late: int = 0) -> Path:
     """A bag of an arm whose joints say their own number, in the order given; bad: the message
-    with a value that is not finite."""
+    with a value that is not finite; late: seconds from the joints to the images."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     storage = rosbag2.StoragePlugin.MCAP
     with rosbag2.Writer(folder, version=9, storage_plugin=storage) as writer:
@@ -159,7 +159,8 @@ def arm(folder: Path, names: list[str], bad: int | None = None) -> Path:
             said = TYPES[kinds["/joint_states"]](header(), names, values, none, none)
             for topic, message in (("/joint_states", said), ("/cam", image(picture(tick)))):
                 raw = STORE.serialize_cdr(message, kinds[topic])
-                writer.write(topics[topic], tick * SECOND // 10, raw)
+                at = tick * SECOND // 10 + (late * SECOND if topic == "/cam" else 0)
+                writer.write(topics[topic], at, raw)
     return folder
 
 
@@ -182,3 +183,9 @@ def test_values_that_are_not_finite_are_no_steps(tmp_path: Path) -> None:
     assert np.isfinite(dataset[0].actions).all() and 7 not in dataset[0].rows
     (damage,) = dataset.damage
     assert damage.cause.startswith("non_finite: 2 of 20 steps") and damage.lost == 2
+
+
+def test_topics_without_a_common_time_are_named(tmp_path: Path) -> None:
+    arm(tmp_path / "bags/a", ["joint_1"], late=10)
+    (damage,) = open_dataset(tmp_path / "bags").damage
+    assert damage.cause == "missing_feature: /joint_states ends before /cam begins"

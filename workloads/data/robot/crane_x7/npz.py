@@ -53,7 +53,7 @@ class NpzRecording:
     text_keys: list[str]
     seen: int
     damage: tuple[Damage, ...]
-    no_cameras: dict[str, str]  # arrays of other images, and why they are no colour camera
+    unused: dict[str, str]  # arrays of other images and objects, and why they are not used
 
 
 class _Unusable(Exception):
@@ -92,7 +92,9 @@ def _recording(
     states = _vectors(stored, STATE_KEYS) if recorded else empty
     if len(states) != len(actions):
         raise _Unusable(f"wrong_dim: {len(states)} states and {len(actions)} actions")
-    cameras, no_cameras = _colour(stored, _cameras(stored, IMAGE_PREFIXES), len(actions))
+    cameras, unused = _colour(stored, _cameras(stored, IMAGE_PREFIXES), len(actions))
+    pickled = [key for key in stored.files if _header(stored, key)[1].kind == "O"]
+    unused |= dict.fromkeys(pickled, "pickled objects, which are never loaded")
     depths = _cameras(stored, DEPTH_PREFIXES)
     bad = ~(np.isfinite(states).all(1) & np.isfinite(actions).all(1))
     damage = tuple(
@@ -115,7 +117,7 @@ def _recording(
         [key for key in stored.files if _header(stored, key)[1].kind in "US"],
         len(states),
         damage,
-        no_cameras,
+        unused,
     )
 
 

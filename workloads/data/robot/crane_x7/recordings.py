@@ -156,7 +156,7 @@ class Recordings(Dataset):
                 self.unused[key] = "no colour camera: depth" if is_depth else "a feature"
         for recording in self._recordings:
             if isinstance(recording, npz.NpzRecording):
-                self.unused |= recording.no_cameras
+                self.unused |= recording.unused
         self.unused |= self._empty_folders()
         wanted = self.options.instruction_key
         if wanted is not None and wanted not in there:

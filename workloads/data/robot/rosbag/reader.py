@@ -211,8 +211,12 @@ class Rosbags(Dataset):
             raise _Unusable(f"missing_feature: no message on {silent[0]}{having}")
         start = max(streams[topic][0][0] for topic in needed)
         stop = min(streams[topic][0][-1] for topic in needed)
+        if stop < start:
+            first = min(needed, key=lambda topic: streams[topic][0][-1])
+            last = max(needed, key=lambda topic: streams[topic][0][0])
+            raise _Unusable(f"missing_feature: {first} ends before {last} begins")
         rate = self.fps or RATE
-        count = int((stop - start) * _NANOSECONDS * rate + 1e-6) + 1 if stop >= start else 0
+        count = int((stop - start) * _NANOSECONDS * rate + 1e-6) + 1
         moments = start + np.round(np.arange(count) / rate / _NANOSECONDS).astype(np.int64)
         fresh, latest = np.ones(count, bool), {}
         for topic in needed:

@@ -7,7 +7,8 @@ from typing import Any
 from workloads.errors import UserError
 from workloads.json_files import read_json
 
-_PARENT, _OVERRIDE = "parent", "__override__"
+OVERRIDE = "__override__"
+_PARENT = "parent"
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def _parent_file(child: Path, parent: str) -> Path:
 def _merge(target: dict[str, Any], own: dict[str, Any], place: str, overridden: list[str]) -> None:
     for key, value in own.items():
         known = target.get(key)
-        if isinstance(value, dict) and value.get(_OVERRIDE):
-            target[key] = {name: item for name, item in value.items() if name != _OVERRIDE}
+        if isinstance(value, dict) and value.get(OVERRIDE):
+            target[key] = {name: item for name, item in value.items() if name != OVERRIDE}
             overridden.append(f"{place}{key}")
         elif isinstance(value, dict) and isinstance(known, dict):
             _merge(known, value, f"{place}{key}.", overridden)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from workloads.errors import did_you_mean
-from workloads.vla.robovlms.config import Inherited
+from workloads.vla.robovlms.config import OVERRIDE, Inherited
 from workloads.vla.robovlms.fields import (
     DEFAULTS,
     RULES,
@@ -14,6 +14,7 @@ from workloads.vla.robovlms.fields import (
     KeptField,
     Maps,
     RefusedField,
+    Refuses,
     Rule,
 )
 
@@ -95,6 +96,8 @@ def _mapped(
 
 
 def _rule(field: str) -> Rule | None:
+    if field.rpartition(".")[2] == OVERRIDE:  # sections that were replaced have lost theirs
+        return Refuses("nothing is replaced here; remove it")
     return RULES.get(field) or RULES.get(f"{field.partition('.')[0]}.")
 
 

@@ -171,6 +171,11 @@ def test_a_section_that_replaces_is_told(tmp_path: Path) -> None:
     found = inherited(_written(tmp_path, own))
     assert found.config["act_head"] == {"type": "FCDecoder"}
     _, rows = translate(found)
+    found.config["trainer"]["__override__"] = False  # merges, as without it
+    found.config["train_setup"]["__override__"] = True  # left within what replaced another
+    outcomes = {row.field: row.outcome for row in translate(found)[1]}
+    assert outcomes["trainer.__override__"] == "kept"
+    assert outcomes["train_setup.__override__"] == "refused"
     row = next(row for row in rows if row.field == "act_head.__override__")
     assert row.outcome == "kept" and "training there merges" in row.text
 

@@ -17,7 +17,7 @@ from workloads.monitor.reading.run_table import COLUMNS, search, sort
 from workloads.monitor.reading.snapshot import Snapshot
 from workloads.monitor.text.listing import rows_of
 from workloads.monitor.text.panel import Panel
-from workloads.monitor.text.table import Cell, column_sizes, shortened
+from workloads.monitor.text.table import Cell, column_sizes
 from workloads.run import Run
 
 _EVERY = 3.0
@@ -158,6 +158,6 @@ class ListScreen(Screen[None]):
 
 
 def _text(cell: Cell, size: int) -> Text:
-    text = cell.text if cell.least is None else shortened(cell.text, size)
+    text = cell.text if cell.least is None else cell.fitted(size)
     justify: JustifyMethod = "right" if cell.right else "left"
     return Text(text, cell.style, justify=justify, no_wrap=True, overflow="ellipsis")

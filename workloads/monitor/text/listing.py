@@ -10,9 +10,10 @@ from workloads.monitor.reading.snapshot import Snapshot
 from workloads.monitor.text.frame import PHASES
 from workloads.monitor.text.table import Cell, table
 
+_ALERT = 32  # columns that an alert keeps beside whole names
 _NAME = 22  # columns to which a run's name may be shortened
 # Left out on narrow terminals, so that alerts are visible.
-_WIDE = (("held-out", 80), ("duration", 110), ("started", 110))
+_WIDE = (("step", 60), ("loss", 60), ("held-out", 80), ("duration", 110), ("started", 110))
 
 
 def listing(runs: Sequence[Snapshot], width: int) -> Text:
@@ -51,4 +52,5 @@ def row(snapshot: Snapshot) -> list[Cell]:
     ]
     alert = first_alert(snapshot)
     text = clean(alert.text) if alert else ""
-    return [*cells, Cell(text, "red" if alert and alert.bad else "yellow")]
+    style = "red" if alert and alert.bad else "yellow"
+    return [*cells, Cell(text, style, least=_ALERT, sentence=True)]

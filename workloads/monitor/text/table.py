@@ -12,12 +12,22 @@ _LEGIBLE = 5  # a shorter name is useless and is left out
 
 @dataclass(frozen=True)
 class Cell:
-    """`least`: a name, which may be shortened to so many columns, and to 0: left out."""
+    """`least`: a name, which may be shortened to so many columns, and to 0: left out.
+
+    sentence: shortened at its end, a name in its middle.
+    """
 
     text: str
     style: str = ""
     right: bool = False
     least: int | None = None
+    sentence: bool = False
+
+    def fitted(self, room: int) -> str:
+        """Its text in so many columns."""
+        if self.sentence and cell_len(self.text) > room > 0:
+            return set_cell_size(self.text, room - 1) + "…"
+        return shortened(self.text, room)
 
 
 def table(rows: Sequence[Sequence[Cell]], width: int) -> Text:
@@ -29,7 +39,7 @@ def table(rows: Sequence[Sequence[Cell]], width: int) -> Text:
         for size, cell in zip(sizes, row, strict=False):
             if not size:
                 continue
-            text = shortened(cell.text, size)
+            text = cell.fitted(size)
             blanks = " " * (size - cell_len(text))
             body = blanks + text if cell.right else text + blanks
             line.append(" " * _GAP if line else "").append(body, cell.style)

@@ -80,6 +80,13 @@ def test_o_d2_the_list_shows_why_a_run_failed(tmp_path: Path, width: int, reason
     assert "0002" in lines[1]
 
 
+def test_a_long_alert_is_cut_at_its_end_before_names_are_shortened(tmp_path: Path) -> None:
+    lines = listing(RunList().read([failed(tmp_path).run]), 130).plain.splitlines()
+    assert "demo/20261125-023753-0002" in lines[1] and lines[1].endswith("…")
+    narrow = listing(RunList().read([failed(tmp_path).run]), 40).plain.splitlines()
+    assert "failed" in narrow[1] and cell_len(narrow[1]) <= 40
+
+
 def test_o_n2_the_list_says_when_with_year_and_zone_and_how_long(tmp_path: Path) -> None:
     lines = listing(RunList().read([failed(tmp_path).run]), 160).plain.splitlines()
     assert lines[0].split()[-2:] == ["started", "duration"]

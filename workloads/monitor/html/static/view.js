@@ -255,6 +255,7 @@ async function look() {
   if (!document.hidden) {
     try {
       const answer = await fetch(view.dataset.parts, { cache: "no-store" });
+      if (!answer.ok && answer.status !== 404) throw new Error(answer.status);
       if (answer.ok) {
         const found = await answer.json();
         for (const [name, text] of Object.entries(found.parts)) replace(name, text);
@@ -262,7 +263,8 @@ async function look() {
         await lookAtCurves(found);
         if (found.reading) wait = SOON;
       }
-      note.textContent = answer.ok ? "" : "this run is no longer there: what is shown is the last of it";
+      note.textContent = answer.ok
+        ? "" : "this run is no longer there: what is shown is the last of it";
     } catch (problem) {
       note.textContent = "no answer from the monitor: what is shown is the last it sent";
       wait = 2 * EVERY;

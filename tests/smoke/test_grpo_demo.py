@@ -96,9 +96,10 @@ def test_rewards_teach_to_count_and_only_what_is_seen(tmp_path: Path) -> None:
     name = "accuracy_extracted"
     formed, trained = scores_of(taught, "after"), scores_of(rewarded, "after")
     assert formed["format"] > 0.9
-    assert trained[name] >= max(formed[name], trained["commonest_answer"]) + 0.2
+    assert trained[name] >= 0.643, "what it reached on another machine, with fewer scenes"
+    assert trained[name] >= max(formed[name], trained["commonest_answer"]) + 0.3
     assert scores_of(rewarded, "blank")[name] <= trained["commonest_answer"] + 0.05
-    words = ("data.pictures=grey", "train.max_steps=60", f"model.name={taught.final}")
+    words = ("data.pictures=grey", "train.max_steps=120", f"model.name={taught.final}")
     cache = {"TATARA_CACHE": str(tmp_path / "cache")}
     control = GrpoTraining(Path("profiles/demo-grpo.yaml"), tmp_path / "grey", words, cache).end()
     for when in ("after", "blank"):

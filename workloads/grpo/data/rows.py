@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from workloads.data.build_once import COMPLETE
 from workloads.data.row_files import data_files, is_data, left_out_lines, visible_files
 from workloads.data.rows import BadRow, by_reason, indented, read_rows
 from workloads.errors import UserError
@@ -293,6 +294,7 @@ def _left_out(
         str(file)
         for file in visible_files(path)
         if os.path.abspath(file) not in used
+        and file.name != COMPLETE
         and not (split and is_data(file))
         and (known or file.suffix.lower() not in Image.registered_extensions())
     ]

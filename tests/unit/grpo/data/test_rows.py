@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from workloads.data.build_once import COMPLETE
 from workloads.errors import UserError
 from workloads.grpo.data import rows as data
 from workloads.grpo.data.rows import (
@@ -421,6 +422,7 @@ def test_the_files_of_a_folder_that_no_row_uses_are_named(tmp_path: Path) -> Non
         image_bytes(tmp_path / name)
     row = {"file_name": "a.png", "problem": "How many?", "solution": "1"}
     write_lines(tmp_path / "metadata.jsonl", [row])
+    (tmp_path / COMPLETE).write_text("{}")  # of drawn scenes
     assert read_examples(tmp_path).notes == [f"files left out: {tmp_path / 'b.png'}"]
     write_lines(tmp_path / "more.jsonl", [{"problem": "1 + 1?", "solution": "2"}])
     (tmp_path / "rows.xlsx").write_bytes(b"PK")

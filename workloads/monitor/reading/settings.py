@@ -12,7 +12,7 @@ from workloads.run import Run
 _POINTS = 1000
 _EVENTS = 500
 # Fields of the manifest that differ between any two runs and explain nothing.
-_OWN = ("created", "run", "id", "data", "format")
+_OWN = ("created", "run", "id", "data", "format", "memory.moments")
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,14 @@ def differing_settings(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
 
 def differing_environment(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
     """The same for code, packages and machines."""
-    facts = [
-        {name: value for name, value in run.manifest.items() if name not in _OWN} for run in runs
-    ]
-    return _differing([dict(flat(manifest)) for manifest in facts])
+    return _differing([
+        {
+            name: value
+            for name, value in flat(run.manifest)
+            if name not in _OWN and name.partition(".")[0] not in _OWN
+        }
+        for run in runs
+    ])  # fmt: skip
 
 
 def _differing(every: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

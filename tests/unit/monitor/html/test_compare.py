@@ -8,7 +8,11 @@ import pytest
 from tests.support.run_files import ID, Tags, Written
 from workloads import cli
 from workloads.monitor.html import compare
-from workloads.monitor.reading.settings import differing_settings, read_facts
+from workloads.monitor.reading.settings import (
+    differing_environment,
+    differing_settings,
+    read_facts,
+)
 
 pytestmark = pytest.mark.unit
 EVIL = "<script>alert(1)</script>"
@@ -42,6 +46,17 @@ def test_settings_that_differ_and_no_others(runs: list[Written]) -> None:
     same = [read_facts(runs[0].run), read_facts(runs[2].run)]
     assert differing_settings(same) == []
     assert "all runs have the same settings" in compare.settings(same)
+
+
+def test_what_explains_no_difference_is_left_out(runs: list[Written]) -> None:
+    for at, written in enumerate(runs[:2]):
+        path = written.run.path / "manifest.json"
+        dump = json.loads(path.read_text())
+        dump |= {"host": f"h{at}", "data": {"rows": at}, "memory": {"moments": [at], "seen": at}}
+        path.write_text(json.dumps(dump))
+    found = dict(differing_environment([read_facts(written.run) for written in runs[:2]]))
+    assert found["host"] == ["h0", "h1"] and found["memory.seen"] == ["0", "1"]
+    assert not {name for name in found if name.startswith(("data", "memory.moments", "created"))}
 
 
 @pytest.mark.runs("tatara report RUN RUN '…'")

@@ -271,10 +271,14 @@ def run_parts(
             continue
         print(f"{part.name:<14}{part.title} …", flush=True)
         result = run_part(part, place, env, limit)
-        print(f"{'':<14}{result['status']}, {result['seconds']:.0f} s{_why(result)}", flush=True)
         if has_begun and limit < most and result.get("is_cut"):
             place.result(part.name).unlink()
             left.append(part.name)
+            print(f"{'':<14}ended by the budget; the next call runs it", flush=True)
+        else:
+            print(
+                f"{'':<14}{result['status']}, {result['seconds']:.0f} s{_why(result)}", flush=True
+            )
         has_begun = True
         write()
     if left and not has_begun:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from bench._pair import ROOT
 from bench.gpu._train import base_model, free
-from bench.gpu.part import Report
+from bench.gpu.part import RUNS, Report
 from workloads.config.merge import resolve
 from workloads.plan.estimate import estimate
 from workloads.run import Run
@@ -58,7 +58,7 @@ class Training:
 
     def __init__(self, report: Report, name: str, small: bool = True, fault: str = "") -> None:
         self.report, self.small = report, small
-        self.outputs = report.work / "runs" / name
+        self.outputs = report.work / RUNS / name
         shutil.rmtree(self.outputs, ignore_errors=True)
         self.outputs.mkdir(parents=True)
         self.env = {**os.environ, "TATARA_OUTPUTS": str(self.outputs)}

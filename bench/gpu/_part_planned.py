@@ -1,5 +1,6 @@
 """What `tatara plan` says against what a step allocates, reserves, and its process holds."""
 
+import shutil
 from itertools import product
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 
 from bench.gpu import _machine
 from bench.gpu._sft_cases import Case
-from bench.gpu._train import STILL, case_of, shape_of, train
+from bench.gpu._train import LARGE, STILL, case_of, shape_of, train
 from bench.gpu.part import Report
 from workloads.device import MIB
 
@@ -70,6 +71,9 @@ def planned(report: Report) -> None:
         off = said / measured - 1
         report.check(name, -UNDER <= off <= MOST,
                      f"planned {said:.0f} MiB, allocated {measured:.0f}, {off:+.1%}")  # fmt: skip
+    if report.on_gpu:
+        # 16 GB that no other part needs.
+        shutil.rmtree(report.work / "models" / LARGE, ignore_errors=True)
 
 
 def _row(case: Case, own: dict[str, Any], memory: dict[str, Any]) -> dict[str, Any]:

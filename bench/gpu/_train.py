@@ -40,6 +40,7 @@ TINY = {
 # amplifies the rounding of bf16 then: logits are 15 % off those in fp32, and 3 % as it is drawn.
 SPREAD, WIDER = 0.02, 0.05
 LEARNING = 2e-4
+LARGE = "llama-8b"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def case_of(report: Report, batch: int = 2, length: int = 2048, mean: int | None
 
 def base_model(report: Report, large: bool = False) -> Path:
     """A folder with weights in bf16, drawn once for all parts of a run."""
-    name = ("llama-8b" if large else "llama-1b") if report.on_gpu else "llama-tiny"
+    name = (LARGE if large else "llama-1b") if report.on_gpu else "llama-tiny"
     folder = report.work / "models" / name
     if (folder / "config.json").is_file():
         return folder

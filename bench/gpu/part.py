@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import shutil
 import sys
 import traceback
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from typing import Any
 from bench.gpu import _machine
 from bench.gpu._parts import NAMES, find
 from bench.gpu._summary import write_json
+
+RUNS = "runs"  # the folder of a part's own trainings, below its work folder
 
 
 class Skipped(Exception):
@@ -88,6 +91,9 @@ def main() -> int:
         last = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
         result |= {"status": "failed", "error": text[:1500]}
+    finally:
+        # A checkpoint of a 1B with its optimizer has 15 GB: those of all parts would fill a disk.
+        shutil.rmtree(options.work / RUNS, ignore_errors=True)
     report.save(result)
     return 0
 

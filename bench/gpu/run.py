@@ -22,6 +22,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".cache" / "gpu-run"
 BUNDLE = ROOT / ".gpu-bundle"
 DONE, FAILED, REFUSED, LEFT, STOPPED = 0, 1, 2, 3, 130
+# Models of 1B and 8B with 19 GB, and a 1B's checkpoint with its optimizer and export with 18 GB.
+ROOM = 40 * 10**9
 # On a CPU no part has much to compute, and a loaded machine takes long for anything.
 CPU_LIMIT, CPU_LEAST = 900, 5
 
@@ -119,6 +122,12 @@ def _run(options: argparse.Namespace, place: Place) -> int:
         if options.earlier:
             _take_over(options.earlier, place)
         _check_cards(place, card)
+        room = shutil.disk_usage(place.folder).free
+        if card and room < ROOM:
+            print(
+                f"expected {ROOM / 1e9:.0f} GB of room in {place.folder}, found "
+                f"{room / 1e9:.0f}; parts that write models may fail"
+            )
         wanted = [part for part in PARTS if part.name in options.parts]
         if options.again_from:
             for part in wanted:

@@ -4,7 +4,7 @@ One timed round after the one that compares losses; with more time, `python -m b
 --write` and its like take five and write a page each.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -85,19 +85,21 @@ def _play(
         else:
             report.check("all sides compute the same", True, list(first))
 
-    turns, problems = play(players, ROUNDS, compare)
+    turns, problems = play(players, ROUNDS, compare, partial(_figures, report))
     report.check("ours has its turns", bool(turns.get(OURS)), problems.get(OURS))
+    for name, problem in problems.items():
+        report.note(f"{name}: left out, {problem}")
+    report.note(f"{ROUNDS} timed turn of {steps} steps a side, after one that compares losses")
+
+
+def _figures(report: Report, turns: Mapping[str, Sequence[Any]]) -> None:
+    """Note speeds and peaks so far: a part that is ended on its way keeps them."""
     for name, found in turns.items():
-        if name in problems or not found:
-            report.note(f"{name}: left out, {problems.get(name, 'no turn')}")
-            continue
-        if not turns[OURS]:
-            report.note(f"{name}: {found[0].rate:.2f} units/s, and nothing of ours beside it")
+        if not found:
             continue
         report.figures[f"{name}: units/s"] = round(found[0].rate, 2)
         report.figures[f"{name}: MiB allocated"] = found[0].peak >> 20
-        if name != OURS:
-            report.figures[f"ours is faster than {name} by"] = round(
-                faster(turns[OURS], found)[0], 3
-            )
-    report.note(f"{ROUNDS} timed turn of {steps} steps a side, after one that compares losses")
+        if name != OURS and turns[OURS]:
+            times = faster(turns[OURS], found)[0]
+            report.figures[f"ours is faster than {name} by"] = round(times, 3)
+    report.save({"status": "unfinished"})

@@ -58,7 +58,7 @@ PARTS = (
     Part("nan", "a NaN is never applied",
          "_part_command:nan", 120, 60, ("a step with a NaN",)),
     Part("hang", "a rank that hangs is named",
-         "_part_command:hang", 150, 75, ("hang watch",)),
+         "_part_command:hang", 200, 110, ("hang watch",)),
     Part("b1", "Llama-1B beside its peers (B1)",
          "_part_peers:b1", 300, 120, ("benchmark B1",)),
     Part("b4", "OpenVLA-7B beside the published recipe (B4)",

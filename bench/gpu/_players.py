@@ -68,11 +68,15 @@ def _serve(line: Connection, take_turn: Callable[[], Any]) -> None:
 
 
 def play(
-    players: Sequence[Player], rounds: int, assert_same: Callable[[dict[str, Any]], None]
+    players: Sequence[Player],
+    rounds: int,
+    assert_same: Callable[[dict[str, Any]], None],
+    look: Callable[[dict[str, list[Any]]], None] = lambda turns: None,
 ) -> tuple[dict[str, list[Any]], dict[str, str]]:
     """A first turn each, whose figures are compared, then `rounds` in turns; all sides are ended.
 
-    Gives the turns by the name of the side, and the problems of those that had some.
+    Gives the turns by the name of the side, and the problems of those that had some. look: is shown
+    the turns so far after each.
     """
     try:
         first = {player.name: player.play() for player in players}
@@ -81,6 +85,7 @@ def play(
             for player in players:
                 if not player.problem and (turn := player.play()) is not None:
                     player.turns.append(turn)
+                    look({player.name: player.turns for player in players})
     finally:
         for player in players:
             player.end()

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import functools
 import io
 import json
 import multiprocessing
@@ -26,6 +27,7 @@ from bench.gpu import (
     _install,
     _machine,
     _part_command,
+    _part_peers,
     _part_planned,
     _players,
     bundle,
@@ -503,6 +505,25 @@ def test_a_side_that_fails_costs_only_itself() -> None:
     turns, problems = _players.play([dead], 2, compared.append)
     assert turns == {"dead": []} and problems == {"dead": "its process ended with -11"}
     assert compared == [{}]
+
+
+def test_speeds_beside_peers_are_kept_turn_by_turn(tmp_path: Path) -> None:
+    """A part that its limit ends has those of the sides that have played."""
+    report = Report("cuda", tmp_path, "a card", tmp_path / "b1.unfinished")
+    players: list[Any] = []
+    for name, rate in (("ours", 3.0), ("TRL", 2.0)):
+        turn = SimpleNamespace(rate=rate, peak=7 << 20)
+        play = functools.partial(lambda found: found, turn)
+        players.append(SimpleNamespace(name=name, problem="", turns=[], play=play, end=print))
+    seen: list[dict[str, Any]] = []
+
+    def look(turns: Any) -> None:
+        _part_peers._figures(report, turns)
+        seen.append(json.loads((tmp_path / "b1.unfinished").read_text())["figures"])
+
+    _players.play(players, 1, lambda first: None, look)
+    assert seen[0] == {"ours: units/s": 3.0, "ours: MiB allocated": 7}
+    assert seen[1]["ours is faster than TRL by"] == 1.5
 
 
 def test_several_gpus_are_one_for_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

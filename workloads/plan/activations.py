@@ -427,9 +427,15 @@ def _resampler(work: Work, tower: TowerShape) -> int:
     """
     if not tower.queries:
         return 0
-    size, stream = work.compute, work.residual
+    size, stream = work.compute, _tower_stream(work, tower)
     before = tower.patches * tower.hidden * (3 * stream + size)
-    return before + (tower.patches + tower.queries) * work.shape.hidden * 4 * size
+    masks = 2 if work.dropout and not work.full else 0
+    return before + (tower.patches + tower.queries) * work.shape.hidden * (4 * size + masks)
+
+
+def _tower_stream(work: Work, tower: TowerShape) -> int:
+    """Bytes of a number in the stream between a tower's layers."""
+    return 4 if tower.normed and work.autocast else work.residual
 
 
 def _projected(work: Work, tower: TowerShape) -> int:
@@ -438,13 +444,13 @@ def _projected(work: Work, tower: TowerShape) -> int:
     if tower.headless:
         return 0
     reads = work.compute if work.full else 0
-    return tower.patches * tower.hidden * (work.residual + reads)
+    return tower.patches * tower.hidden * (_tower_stream(work, tower) + reads)
 
 
 def _tower_layer(work: Work, tower: TowerShape) -> int:
     """Two norms in fp32, queries, keys, values and output, and the MLP, as in a decoder layer."""
     if work.checkpointing:
-        return work.residual * tower.hidden
+        return _tower_stream(work, tower) * tower.hidden
     size = work.compute
     middle = (3 if tower.gated else 1) * size * tower.intermediate
     kept = 8 * tower.hidden + 4 * size * tower.hidden + middle

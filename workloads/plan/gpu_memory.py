@@ -282,14 +282,8 @@ def moments(job: PlannedJob) -> list[Moment]:
             logits=held,
             communication=in_flight,
         ),
-        "end of the backward pass": GpuMemory(
-            weights=copies.end,
-            # Whole gradients that FSDP2 has kept are larger than the shards that replace them.
-            gradients=max(after.gradients, before) + _tied_gradients(job),
-            adapter_states=adapter,
-            logits=held,
-            communication=in_flight,
-        ),
+        "end of the backward pass": GpuMemory(adapter_states=adapter, logits=held)
+        + _end(job, before, after.gradients),
     }
     if not copies.again:
         del comes["weights gathered again"]
@@ -335,6 +329,26 @@ def working_copies(job: PlannedJob) -> Copies:
     cast = size * (shape.linear_parameters - shape.frozen + head)
     # Autocast forgets its copies when the forward pass ends; recomputed layers make their own.
     return Copies(cast, layer + size * head if work.checkpointing else cast, layer)
+
+
+def _end(job: PlannedJob, before: int, gradients: int) -> GpuMemory:
+    """Gradients at the end of the backward pass, and what FSDP2 and ZeRO-3 have gathered by then.
+
+    Whole gradients that FSDP2 has kept are larger than the shards that replace them. Its tables
+    are gathered, and their gradients whole, until all layers are done.
+    """
+    work, shape = job.work, job.work.shape
+    if job.strategy != "fsdp2" or not work.full:
+        kept = max(gradients, before) + _tied_gradients(job)
+        return GpuMemory(
+            weights=working_copies(job).end, gradients=kept, communication=_in_flight(job)
+        )
+    layers = gradients - work.stored * shape.embedding // job.shards
+    return GpuMemory(
+        weights=work.compute * shape.embedding,
+        gradients=max(layers, before) + _tied_gradients(job),
+        communication=work.compute * shape.layer_parameters,
+    )
 
 
 def beside_a_step(job: PlannedJob) -> int:

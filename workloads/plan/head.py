@@ -58,10 +58,12 @@ def logits_backward(work: Work) -> int:
         inputs = work.scored_tokens * work.shape.hidden * (4 + work.residual)
         return _tile(work) + inputs + table * (4 + cast)
     logits = work.scored_tokens * work.shape.vocab
+    # By the time that the weight's gradient is cast, autocast's copy of the weight is gone.
     copy = work.handed if work.handed != work.compute else 0
+    gradient = table * max(work.compute, copy if work.casts else work.compute + copy)
     kept = _capped_logits(work) + _cast_head(work)
     kept += output_logits(work) if work.keeps_logits else 0
-    return kept + max(12 * logits, work.compute * logits + table * (work.compute + copy))
+    return kept + max(12 * logits, work.compute * logits + gradient)
 
 
 def _tile(work: Work) -> int:

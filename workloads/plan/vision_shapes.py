@@ -41,7 +41,8 @@ class TowerShape:
     registers) that it does not hand on; queries: latent ones that look at those. Where a model
     takes images of any size, patch: the side of one in pixels, and merged: the patches of a token's
     side; 0 and 1 elsewhere. values: numbers of one patch of an image;
-    headless: without a norm behind its last layer.
+    headless: without a norm behind its last layer; normed: with one before its first, whose result
+    autocast leaves in fp32.
     """
 
     layers: int
@@ -55,6 +56,7 @@ class TowerShape:
     merged: int = 1
     values: int = 0
     headless: bool = False
+    normed: bool = False
 
 
 def need(fields: Fields, name: str) -> int:
@@ -313,4 +315,4 @@ def _clip(own: Fields) -> tuple[TowerShape, list[Linear], int]:
     # The convolution that cuts patches; then CLIP's class token, or its bias in SigLIP.
     values = need({"num_channels": 3, **own}, "num_channels") * patch**2
     small += values * width + width
-    return TowerShape(depth, width, middle, patches, values=values), linears, small
+    return TowerShape(depth, width, middle, patches, values=values, normed=is_clip), linears, small

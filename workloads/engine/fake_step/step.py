@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -165,7 +166,10 @@ def _kept(
 
 
 def _moments(config: Profile, parameter: Tensor, is_table: bool) -> list[Tensor]:
-    """Two moments of a parameter; the 8-bit optimizer keeps those of tables and small ones wide."""
+    """Two moments of a parameter, of this rank's part where it is sharded; the 8-bit optimizer
+    keeps those of tables and small ones wide."""
+    if isinstance(parameter, DTensor):
+        parameter = parameter.to_local()
     if config.optim.optimizer == "adamw" or is_table or parameter.numel() < _SMALL_8BIT:
         return [torch.empty_like(parameter), torch.empty_like(parameter)]
     blocks = -(-parameter.numel() // _BLOCK_8BIT)

@@ -113,7 +113,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
             own, settings = split_settings(command, arguments[len(names) :])
             arguments = [*names, *own]
     found, rest = whole.parse_known_args(arguments)
-    return found, [*settings, *rest]
+    words = [*settings, *rest]
+    if any(word.startswith("--") for word in words):
+        whole.chosen(arguments).refuse_misspelt(words)
+    return found, words
 
 
 if __name__ == "__main__":

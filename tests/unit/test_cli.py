@@ -51,6 +51,12 @@ def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFi
         (["check", "demo", "lr=1"], "unknown setting 'lr'; did you mean optim.learning_rate=…?"),
         (["check", "demo", "optim.lr=1"], "'optim.lr'; did you mean optim.learning_rate=…?"),
         (["check", "demo", "--max-new-tokens", "8"], "did you mean evaluation.max_new_tokens=…?"),
+        (["plan", "demo", "--gpuu", "x"], "plan: unknown option '--gpuu'; did you mean '--gpu'?"),
+        (["train", "demo", "--resumme"], "unknown option '--resumme'; did you mean '--resume'?"),
+        (["train", "demo", "--lerning_rate", "1"], "did you mean '--learning_rate'?"),
+        (["monitor", "--onec"], "monitor: unknown option '--onec'; did you mean '--once'?"),
+        (["eval", "gsm8k", "x", "--shot", "1"], "'--shot'; did you mean '--shots'?"),
+        (["monitor", "--qqq"], "tatara: unexpected '--qqq'; see --help"),
         (["check"], "check: the following arguments are required: PROFILE; see tatara check"),
     ],
 )

@@ -68,6 +68,29 @@ class CommandParser(argparse.ArgumentParser):
         parser.load()
         return parser
 
+    def chosen(self, arguments: Sequence[str]) -> CommandParser:
+        """The parser of the command that arguments begin with."""
+        known = self._commands.choices if self._commands is not None else {}
+        return (
+            known[arguments[0]].chosen(arguments[1:])
+            if arguments[:1] and arguments[0] in known
+            else self
+        )
+
+    def refuse_misspelt(self, words: Sequence[str]) -> None:
+        """Raise UserError for a flag that is no setting and nearly one of the options here."""
+        import difflib
+
+        from workloads.config.merge import CONTRACT, SHORT_NAMES
+
+        for name in (word.partition("=")[0] for word in words if word.startswith("--")):
+            bare = name[2:].replace("-", "_").upper()
+            if "." in name or bare in SHORT_NAMES or bare in CONTRACT:
+                continue
+            options = [option for option in self._option_string_actions if option.startswith("--")]
+            for near in difflib.get_close_matches(name, options, n=1, cutoff=0.75):
+                raise UserError(f"{self._place()}unknown option {name!r}; did you mean {near!r}?")
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.load()
         return super().parse_known_args(args, namespace)

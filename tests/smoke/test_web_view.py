@@ -35,7 +35,8 @@ def first(root: Path) -> Written:
     """A run that goes on."""
     found = Written(root, FIRST).begun(STEPS, world_size=1).losses(LOSSES)
     found.run.eval_metric({"step": STEPS, "eval_loss": 1.25})
-    found.beat(0, node=0, step=STEPS)
+    # Its rank has ended: no warning of a late heartbeat comes, however slow the machine is.
+    found.beat(0, node=0, step=STEPS, phase="done", code=0)
     return found
 
 
@@ -149,9 +150,7 @@ def test_what_is_looked_at_stays_as_it_is(browser: Browser, address: str, first:
     """New values come without a lost focus, a lost selection or a jump."""
     browser.open(f"{address}/run/demo/{FIRST}", DRAWN)
     browser.wait("document.querySelectorAll('.charts.live').length == 2")  # with this machine's
-    first.beat(0, node=0, step=STEPS)  # else a warning of its silence would move the rest
-    browser.evaluate(REFRESH)
-    browser.wait("document.querySelector('[data-part=warnings]').textContent == ''")
+    browser.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
     browser.evaluate(
         "window.jumps = []; new PerformanceObserver(list => list.getEntries().forEach(entry =>"
         "jumps.push(...entry.sources.map(({node}) => node?.textContent?.slice(0, 60)))))"

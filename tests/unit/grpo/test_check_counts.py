@@ -78,6 +78,9 @@ def test_a_deep_check_compares_with_the_processor(
 ) -> None:
     good = check.deep(config_of(llava, rows), {})
     assert good[-1].level == "ok" and "as the model's own processor counts" in good[-1].found
+    # What would end a training is an error here too.
+    refused = check.deep(config_of(llava, rows, "grpo.max_pixels=401408"), {})
+    assert refused[-1].level == "error" and "leave them out" in refused[-1].found
     # A model whose images cost something else than a fixed grid has.
     processing = load_processing(find_base(Model(name=str(llava)), print), Grpo())
     monkeypatch.setattr(processing, "num_additional_image_tokens", 3)

@@ -347,6 +347,7 @@ def _read_csv(
         else:
             header = fields
             _refuse_other_encoding(header, f"{file}:{number}")
+            _refuse_other_delimiter(header, delimiter, f"{file}:{number}")
             _require(columns, header, f"{file}:{number}")
 
 
@@ -358,6 +359,14 @@ def _refuse_other_encoding(header: list[str], place: str) -> None:
         raise UserError(
             f"{place}: {_not_utf8(error.start + 1, raw[error.start])}{_reads_as(raw)}"
         ) from error
+
+
+def _refuse_other_delimiter(header: list[str], delimiter: str, place: str) -> None:
+    if len(header) == 1 and set(header[0]) & set(",;\t|") - {delimiter}:
+        raise UserError(
+            f"{place}: expected columns separated by {delimiter!r}, found {header[0]!r}; save the "
+            "file with commas as .csv, or with tabs as .tsv"
+        )
 
 
 def _csv_records(file: Path, reader: Any) -> Iterator[tuple[int, list[str] | str]]:

@@ -423,6 +423,15 @@ def test_tabs_and_lines_of_text(tmp_path: Path):
     assert rows.bad[0].line == 4 and "not UTF-8" in rows.bad[0].reason
 
 
+@pytest.mark.parametrize(
+    "name, header", [("a.csv", "question;answer"), ("a.csv", "q\ta"), ("a.tsv", "question,answer")]
+)
+def test_another_delimiter_is_named(tmp_path: Path, name: str, header: str):
+    file = write(tmp_path / name, header, "1;2")
+    with pytest.raises(UserError, match=rf"{name}:1: expected columns separated by "):
+        read_rows(file, {})
+
+
 @pytest.mark.parametrize("encoding", ["cp932", "euc_jp", "gb18030", "cp949"])
 def test_another_encoding_is_named_and_read_where_it_is_said(tmp_path: Path, encoding: str):
     """L-S5"""

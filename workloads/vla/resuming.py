@@ -9,7 +9,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from workloads.config.sections import Adapter
-from workloads.engine.pretrained.adapter import load_adapter
+from workloads.engine.pretrained.adapter import (
+    adapter_folder,
+    check_same_config,
+    load_adapter,
+    lora_config,
+)
 from workloads.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,9 +27,11 @@ def resumed(
     """The model under the adapter of `adapter.resume_from`, trainable, with its trained head.
 
     head_file: where a run writes the head beside an adapter; is_head: whether a weight is the
-    head's. Raises UserError where adapter or head are missing or of another shape.
+    head's. Raises UserError where adapter or head are missing, or not as the profile has them.
     """
     folder = Path(adapter.resume_from or "")
+    saved = adapter_folder(folder, adapter.name)
+    check_same_config(saved, adapter, lora_config(adapter), by_last_name=True)
     wrapped = load_adapter(model, folder, adapter.name, trainable=True)
     own = {name: list(value.shape) for name, value in model.state_dict().items() if is_head(name)}
     file = folder / head_file

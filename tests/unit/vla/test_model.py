@@ -363,6 +363,8 @@ def test_an_adapter_goes_on_with_its_oft_head(tmp_path: Path) -> None:
     assert all(torch.equal(after[name], value) for name, value in state.items())
     with pytest.raises(UserError, match=f"{OFT_WEIGHTS}: expected the head of action_head"):
         adapted(resume, size=5)
+    with pytest.raises(UserError, match=r"adapter\.r: expected 2, as the adapter in .*, found 3"):
+        adapted(resume, "adapter.r=3")
     longer = asdict(OftSpec(action_dim=4, action_chunk=3))
     (tmp_path / OFT_CONFIG).write_text(json.dumps(longer))
     with pytest.raises(UserError, match="action_chunk=2.*found.*action_chunk=3"):

@@ -50,7 +50,7 @@ def add_adapter(model: nn.Module, adapter: Adapter) -> "PeftModel":
     config = lora_config(adapter)
     config.ensure_weight_tying = _trains_tied_table(model, adapter)
     if saved is not None:
-        _check_same_config(saved, adapter, config)
+        check_same_config(saved, adapter, config)
     if wrapped is None:
         wrapped = get_peft_model(model, config, adapter_name=adapter.name)
     else:
@@ -220,17 +220,21 @@ _PLAIN_BEGINNINGS = (True, False, "gaussian")
 _OUR_NAMES = {"lora_alpha": "alpha", "target_modules": "targets"}
 
 
-def _check_same_config(saved: Path, adapter: Adapter, config: "LoraConfig") -> None:
-    """Every field of the saved adapter's config must be as the profile makes it.
+def check_same_config(
+    saved: Path, adapter: Adapter, config: "LoraConfig", by_last_name: bool = False
+) -> None:
+    """Raise UserError where a field of the saved adapter's config is not as the profile makes it.
 
     A field that a profile cannot set is refused by name: without it the adapter would compute
-    something else than in peft.
+    something else than in peft. by_last_name: targets may be written as names of whole modules.
     """
     ours = config.to_dict()
     # A field that an older peft did not write had its default.
     own = type(config)().to_dict() | read_json(saved / ADAPTER_CONFIG)
     for name in own:
         there, here = _comparable(own[name]), _comparable(ours.get(name))
+        if name == "target_modules" and by_last_name:
+            there, here = _last_names(there), _last_names(here)
         if name in _MAY_DIFFER or there == here:
             continue
         if name == "init_lora_weights" and own[name] in _PLAIN_BEGINNINGS:
@@ -255,6 +259,12 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, set | tuple | list):
         return sorted(value) or None
     return None if value == {} else getattr(value, "value", value)
+
+
+def _last_names(targets: Any) -> Any:
+    if not isinstance(targets, list):
+        return targets
+    return sorted({name.rpartition(".")[2] for name in targets})
 
 
 def _is_pattern(targets: Any) -> bool:

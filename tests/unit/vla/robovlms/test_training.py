@@ -225,6 +225,11 @@ def test_an_adapter_goes_on_with_its_head(data: Path, tmp_path: Path) -> None:
     assert all(value.requires_grad for n, value in after.named_parameters() if after.is_head(n))
     with pytest.raises(UserError, match=f"{file.name}: .* act_head.* set action_head as"):
         resumed("action_head.hidden=24")
+    for setting in ("r=4", "alpha=3", "use_rslora=true"):
+        with pytest.raises(UserError, match=f"adapter.{setting.partition('=')[0]}: expected"):
+            resumed(f"adapter.{setting}")
+    with pytest.raises(UserError, match=r"adapter\.targets: expected"):
+        resumed("adapter.targets=q_proj")
     spec = tmp_path / loading.SPEC
     spec.write_text(json.dumps(replace(before.spec, history="none").as_fields()))
     with pytest.raises(UserError, match="action_head.history: expected none"):

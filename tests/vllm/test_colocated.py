@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.smoke.test_grpo_tools import SUMS, write_caller
 from tests.smoke.test_grpo_train import GrpoTraining
 from tests.support.processes import rows
 from tests.support.tiny_llama import write_tiny
 from tests.vllm.engine import environment
 from tests.vllm.tiny_qwen import write_qwen
 from workloads.grpo.rollouts.rollouts import read_rollouts
+from workloads.grpo.tools import calculate
 
 pytestmark = pytest.mark.vllm
 
@@ -113,3 +115,24 @@ def test_the_engine_sees_pictures_as_small_as_the_profile_wants(tmp_path: Path) 
     large = SCENES.replace("width: 72, height: 36", "width: 112, height: 56")
     words = ("grpo.max_pixels=5000", "train.max_steps=2")
     agrees(trained(tmp_path, write_qwen(tmp_path / "qwen"), large, 1e-3, words), 2)
+
+
+def test_tools_with_the_engine(tmp_path: Path) -> None:
+    """The engine goes on behind a tool's answer, with the tokens that the trainer learns from."""
+    sizes = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
+    model = write_caller(tmp_path / "llama", **sizes)
+    data = tmp_path / "sums.jsonl"
+    lines = [{"problem": sum_, "solution": calculate(sum_)} for sum_ in SUMS]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    template = 'prompt_template: "{question}"'
+    words = (
+        'tools=["workloads.grpo.tools:calculate"]',
+        "grpo.max_completion_length=32",
+        "rewards=[tests.smoke.test_grpo_tools:is_right]",
+        "train.max_steps=3",
+    )
+    training = trained(tmp_path, model, f"{{source: {data}, {template}}}", 1e-4, words)
+    agrees(training, 3)
+    table = [row for row in rows(training.run.metrics) if "loss" in row]
+    assert all(row["tools/call_frequency"] > 0 for row in table)
+    assert any("\ntool: " in row["completion"] for row in read_rollouts(training.run.path))

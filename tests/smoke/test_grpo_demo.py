@@ -102,5 +102,9 @@ def test_rewards_teach_to_count_and_only_what_is_seen(tmp_path: Path) -> None:
     words = ("data.pictures=grey", "train.max_steps=120", f"model.name={taught.final}")
     cache = {"TATARA_CACHE": str(tmp_path / "cache")}
     control = GrpoTraining(Path("profiles/demo-grpo.yaml"), tmp_path / "grey", words, cache).end()
-    for when in ("after", "blank"):
-        assert scores_of(control.run, when)[name] <= trained["commonest_answer"] + 0.1
+    earned = [row[f"rewards/{name}/mean"] for row in rows(control.run.metrics) if "loss" in row]
+    assert sum(earned[-20:]) / 20 <= trained["commonest_answer"] + 0.1
+    assert scores_of(control.run, "blank")[name] <= trained["commonest_answer"] + 0.1
+    # Images with objects are new to it. Its answers may go with their brightness, and so by luck
+    # with the count, but not as those of a model that has seen them.
+    assert scores_of(control.run, "after")[name] <= trained[name] - 0.2

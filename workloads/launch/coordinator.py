@@ -5,6 +5,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,20 @@ class Coordinator:
     def meet(self, attempt: int) -> Meeting:
         """Wait for every node, compare settings, start all; Retry names the missing ones."""
         until = time.monotonic() + self.terms.node_timeout
+        with self._probe_file() as (name, word):
+            shared = None
+            # A node that goes away while it is asked is waited for again: it may come back.
+            while shared is None:
+                self._wait_for_nodes(attempt, until)
+                self._compare()
+                shared = self._seen_by_all(name, word)
+        self._heed_stop()
+        hosts = (self.me.host, *(self._hellos[node].host for node in range(1, self.nodes)))
+        meeting = Meeting(self.run_id, attempt, shared, hosts)
+        self._broadcast("start", **asdict(meeting))
+        return meeting
+
+    def _wait_for_nodes(self, attempt: int, until: float) -> None:
         reported = time.monotonic() - 12  # the first line after 3 s, further ones every 15 s
         while missing := self.missing():
             self._heed_stop()
@@ -155,13 +170,6 @@ class Coordinator:
                     f"{_names(missing)} did not come within {self.terms.node_timeout:.0f} s; "
                     f"{start_of_node(missing[0])}, or check the firewall for port {self.port}"
                 )
-        self._compare()
-        shared = self._probe()
-        self._heed_stop()
-        hosts = (self.me.host, *(self._hellos[node].host for node in range(1, self.nodes)))
-        meeting = Meeting(self.run_id, attempt, shared, hosts)
-        self._broadcast("start", **asdict(meeting))
-        return meeting
 
     def _heed_stop(self) -> None:
         if wish := self.stop_asked():
@@ -177,28 +185,37 @@ class Coordinator:
                     "profile, .env and flags"
                 )
 
-    def _probe(self) -> bool:
-        """Whether every node sees a file that node 0 just wrote."""
+    @contextlib.contextmanager
+    def _probe_file(self) -> Iterator[tuple[str, str]]:
+        """A file in the outputs folder while the nodes meet, to see who shares it: name, word."""
         # A random word: a file of another probe, or of another run, never counts.
         name, word = f".probe-{secrets.token_hex(4)}", secrets.token_hex(8)
         path = self.outputs / name
         self.outputs.mkdir(parents=True, exist_ok=True)
         path.write_text(word)
         try:
-            self._broadcast("probe", name=name, word=word)
-            return all(self._ask(node)["seen"] for node in list(self._connections))
+            yield name, word
         finally:
             path.unlink(missing_ok=True)
 
-    def _ask(self, node: int) -> dict[str, Any]:
+    def _seen_by_all(self, name: str, word: str) -> bool | None:
+        """Whether every node sees the probe file; None where one went away before it answered."""
+        # One that is back meanwhile has another connection, and was not asked on it.
+        asked = dict(self._connections)
+        for connection in asked.values():
+            connection.send("probe", name=name, word=word)
+        answers = [self._answer(node, connection) for node, connection in asked.items()]
+        return None if None in answers else all(answers)
+
+    def _answer(self, node: int, connection: Connection) -> bool | None:
         until = time.monotonic() + self.terms.peer_timeout
-        while (answer := self._connections[node].take("seen")) is None:
+        while (answer := connection.take("seen")) is None:
             self._heed_stop()
-            if self._connections[node].lost(self.terms.peer_timeout) or not self.terms.pause(
-                until, 0.02
-            ):
-                raise Retry(f"node {node} went away while the nodes were meeting")
-        return answer
+            if connection.lost(self.terms.peer_timeout):
+                return None
+            if not self.terms.pause(until, 0.02):
+                raise Retry(f"{self._name(node)}, did not answer while the nodes were meeting")
+        return bool(answer["seen"])
 
     def _broadcast(self, kind: str, **facts: Any) -> None:
         # A copy, as below: a thread admits nodes meanwhile.

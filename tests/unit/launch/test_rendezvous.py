@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -129,12 +130,29 @@ def test_a_node_that_comes_back_early_is_part_of_the_next_attempt(
     nodes = Nodes([tmp_path], silence=20.0)
     [node.result(20) for node in nodes.meet(pool)]
     nodes.second.close()
+    until(nodes.first.missing)
     back = nodes.another("b")
     early = pool.submit(back.meet, 0)
     until(lambda: not nodes.first.missing())
     nodes.first.end(Outcome(EXIT_RETRY, "lost node 1 (b)", again=True))
     assert pool.submit(nodes.first.meet, 1).result(20).attempt == 1
     assert early.result(20).attempt == 1
+    back.close()
+    nodes.close()
+
+
+def test_a_node_that_leaves_while_the_nodes_meet_is_waited_for(
+    tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    nodes = Nodes([tmp_path], silence=20.0)
+    first = pool.submit(nodes.first.meet, 0)
+    left = nodes.second._connected(time.monotonic() + 20)
+    until(lambda: left.peek("probe"))
+    left.close()  # asked, and gone before it answers
+    back = nodes.another("b")
+    second = pool.submit(back.meet, 0)
+    assert first.result(20) == second.result(20) == Meeting("run-1", 0, True, ("a", "b"))
+    assert list(tmp_path.iterdir()) == [], "the probe file is gone"
     back.close()
     nodes.close()
 

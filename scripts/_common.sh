@@ -33,6 +33,9 @@ choose_runtime() {
   . "scripts/_$RUNTIME.sh"
 }
 
+# was_asked_to_stop JOB: by stop_training.sh, which notes the jobs it asks; a note of others may be left.
+was_asked_to_stop() { grep -qsw -- "$1" .cache/stopping .cache/stopped; }
+
 # The caller, also behind sudo: files that a run writes belong to them.
 caller_uid() { printf '%s' "${SUDO_UID:-$(id -u)}"; }
 caller_gid() { printf '%s' "${SUDO_GID:-$(id -g)}"; }

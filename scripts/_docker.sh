@@ -45,9 +45,9 @@ keep_up() {
   while alive; do
     for job in ${BESIDE[@]+"${BESIDE[@]}"}; do
       code=$(docker inspect -f '{{if not .State.Running}}{{.State.ExitCode}}{{end}}' "$job" 2>/dev/null) || continue
-      if [[ $code == 13[479] && ! -f .cache/stopping ]] && alive; then
+      if [[ $code == 13[479] ]] && ! was_asked_to_stop "$job" && alive; then
         say "$(name_of "$job") was killed (exit code $code); starting it again"
-        docker start "$job" >/dev/null
+        docker start "$job" >/dev/null || true # removed meanwhile
       fi
     done
     sleep 3

@@ -11,11 +11,13 @@ in_service() {
   .venv/bin/python "${@:3}"
 }
 
-# started PID: when a process began, which with its number names it for good.
+# started PID: when a process began, which with its number names it for good. The folder it works in
+# is this checkout, as far as one may look: a copy made while it trains has its file, too.
 started() { awk '{ sub(/.*\) /, ""); print $20 }' "/proc/$1/stat" 2>/dev/null; }
 is_there() {
   local begun
-  begun=$(started "$1") && [[ $begun == "$(head -n 1 ".cache/running/$1" 2>/dev/null)" ]]
+  begun=$(started "$1") && [[ $begun == "$(head -n 1 ".cache/running/$1" 2>/dev/null)" ]] &&
+    [[ ! -e /proc/$1/cwd || /proc/$1/cwd -ef . ]]
 }
 
 # running [PROFILE]: what trains now, as processes.
@@ -36,7 +38,7 @@ begin() {
   mkdir -p .cache/running
   LOG=.cache/$1.log
   : >"$LOG" # there before it is followed: the job's own shell may come later
-  setsid .venv/bin/python -m workloads.cli train "$1" "${@:3}" >"$LOG" 2>&1 </dev/null &
+  setsid .venv/bin/python -m workloads.cli train "$1" "${@:3}" >"$LOG" 2>&1 </dev/null 9>&- &
   JOB=$!
   printf '%s\n%s\n' "$(started "$JOB")" "$2" >".cache/running/$JOB"
 }

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 # This runs isolated, before anything is installed.
 from workloads import env_file  # noqa: E402
 from workloads.errors import TataraError  # noqa: E402
+from workloads.signals import Interrupted, interruptible  # noqa: E402
 
 VENV = ROOT / os.environ.get("VENV", ".venv")
 PYTHON = VENV / "bin" / "python"
@@ -51,9 +52,9 @@ def main() -> int:
                 file=sys.stderr,
             )
             return 2
-        except KeyboardInterrupt:
-            print("stopped; 'make setup' starts afresh", file=sys.stderr)
-            return 130
+        except Interrupted:
+            print("'make setup' starts afresh", file=sys.stderr)
+            raise
     return 0
 
 
@@ -84,7 +85,10 @@ def stamp() -> dict[str, str]:
     """What the environment was made from, empty where it is not finished."""
     if not STAMP.is_file():
         return {}
-    content: dict[str, str] = json.loads(STAMP.read_text())
+    try:
+        content: dict[str, str] = json.loads(STAMP.read_text())
+    except ValueError:
+        return {}  # cut, as on a full disk
     return content
 
 
@@ -212,7 +216,7 @@ def say(line: str) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(interruptible(main))  # what it has started ends with it
     except TataraError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

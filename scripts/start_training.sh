@@ -40,6 +40,11 @@ if [[ ${NNODES:-} == 1 && -z $node ]]; then
   export NPROC_PER_NODE=${NPROC_PER_NODE:-auto} LLM_MASTER_GPUS=${LLM_MASTER_GPUS:-0,1,2,3}
 fi
 choose_runtime
+# One start at a time, until its job is there: two would take each other's containers.
+host check-folders .cache
+mkdir -p .cache
+exec 9>.cache/starting.lock
+flock --nonblock 9 || fail "another start of this checkout is under way; wait until its training has begun"
 like=${like:-$profile}
 services "$like" >/dev/null
 [[ -z $(running "$like") ]] ||
@@ -54,12 +59,14 @@ fi
 
 # was_killed: whether the job was ended by a signal, and by no stop of ours.
 RESTARTS=3
-was_killed() { [[ $CODE == 13[479] ]] && ! grep -qsw -- "$JOB" .cache/stopping .cache/stopped; }
+was_killed() { [[ $CODE == 13[479] ]] && ! was_asked_to_stop "$JOB"; }
 
-since=$(date +%s.%N)
+since=$(host clock)
+# From here on: what has been started when the signal comes is stopped.
+if [[ -n $wait ]]; then trap 'scripts/stop_training.sh "$like"' INT TERM; fi
 begin "$profile" "$like" ${words[@]+"${words[@]}"}
+exec 9>&-
 if [[ -n $wait ]]; then
-  trap 'scripts/stop_training.sh "$like"' INT TERM
   for ((starts = 1; ; starts++)); do
     keep_up &
     show_log --follow || true

@@ -28,21 +28,21 @@ await() {
 }
 
 mkdir -p .cache
-# When a first call was made, and for which jobs. The call that ends last finds no mark any more.
+# When a first call was made, by the clock of outputs too, and for which jobs. The call that ends last
+# finds no mark any more.
 mark=.cache/stopping
-before=$(cat "$mark" 2>/dev/null || true)
-since=${before%% *}
-if [[ ${before#* } == "${jobs[*]}" ]]; then
+read -r first since asked <<<"$(cat "$mark" 2>/dev/null || true)"
+if [[ $asked == "${jobs[*]}" && $first =~ ^[0-9]+$ ]]; then
   say "asked before: ending now, without a checkpoint"
   # Signals within two seconds are one wish to a training.
-  while (($(date +%s) < since + 3)); do sleep 0.2; done
+  while (($(date +%s) < first + 3)); do sleep 0.2; done
   ask_to_stop "${jobs[@]}"
   mapfile -t jobs < <(await 15 || left)
   if ((${#jobs[@]})); then end_now "${jobs[@]}"; fi
 else
   say "stopping $(for job in "${jobs[@]}"; do name_of "$job"; done | paste -sd ' '): the step ends, then a checkpoint is saved; call again to end at once"
-  since=$(date +%s)
-  printf '%s' "$since ${jobs[*]}" >"$mark"
+  since=$(host clock)
+  printf '%s' "$(date +%s) $since ${jobs[*]}" >"$mark"
   ask_to_stop "${jobs[@]}"
   await 900 || fail "still running after 15 minutes; call scripts/stop_training.sh again to end them at once"
 fi

@@ -186,7 +186,7 @@ def _is_left_behind(setting: str, provenance: Mapping[str, str]) -> bool:
     """Whether an adapter's setting comes from a profile whose method a later source replaced."""
     own, method = (provenance.get(f"adapter.{name}", "default") for name in (setting, "method"))
     file, *place = own.rsplit(":", 2)
-    of_a_profile = len(place) == 2 and all(number.isdigit() for number in place)
+    of_a_profile = len(place) == 2 and all(number.isdecimal() for number in place)
     return of_a_profile and method != "default" and method.rsplit(":", 2)[0] != file
 
 

@@ -1,7 +1,6 @@
 """The command `tatara`. Nothing heavy is imported before a command needs it."""
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from workloads.commands.parsing import (
     split_settings,
 )
 from workloads.environment import without_secrets
-from workloads.errors import EXIT_FAILED, TataraError
+from workloads.errors import TataraError, file_problem
 from workloads.signals import interruptible
 
 COMMANDS: Commands = {
@@ -78,14 +77,12 @@ def _exit_code(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        problem = file_problem(error)
+        if problem is None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        where = error.filename or "standard output, or a file"
-        print(
-            f"tatara: {where}: no room is left there; free some, and run it again", file=sys.stderr
-        )
-        return EXIT_FAILED
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in its buffer has no room
+        print(f"tatara: {problem}", file=sys.stderr)
+        return problem.exit_code
 
 
 def parser() -> CommandParser:

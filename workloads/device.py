@@ -169,7 +169,7 @@ def visible(
 
 def _named(found: Sequence[Gpu], entry: str, slice_of: Callable[[str], Gpu | None]) -> Gpu | None:
     """A GPU by its number, the start of its UUID, or a MIG slice by its UUID."""
-    if entry.isdigit():
+    if entry.isdecimal():
         return next((gpu for gpu in found if gpu.index == int(entry)), None)
     if entry.startswith("MIG-"):
         return slice_of(entry)
@@ -226,7 +226,7 @@ def _cpu_quota() -> float | None:
         limit, _, period = Path("/sys/fs/cgroup/cpu.max").read_text().strip().partition(" ")
     except OSError:
         return _cpu_quota_v1()
-    return int(limit) / int(period) if limit.isdigit() else None
+    return int(limit) / int(period) if limit.isdecimal() else None
 
 
 def _cpu_quota_v1() -> float | None:

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from workloads.errors import TataraError, UserError
 
-_SKIPPED = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\r?\n|\Z)")
+_SKIPPED = re.compile(r"[ \t]*(?:#[^\r\n]*)?(?:\r?\n|\Z)")
 _NAME = re.compile(
     r"[ \t]*(?:export[ \t]+)?(?!export[ \t]*=)([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=([ \t]*)"
 )
 _SINGLE = re.compile(r"'((?:\\.|[^'\\])*)'", re.DOTALL)
 _DOUBLE = re.compile(r'"((?:\\.|[^"\\])*)"', re.DOTALL)
-_REST = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\r?\n|\Z)")
+_REST = re.compile(r"[ \t]*(?:#[^\r\n]*)?(?:\r?\n|\Z)")
 _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _PLAIN = re.compile(r"[\w./:@%+,=-]*", re.ASCII)
 # Compose replaces these by another variable's value; python-dotenv knows only ${…}.
@@ -50,8 +50,11 @@ def read(path: Path = Path(".env")) -> dict[str, str]:
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
+    # A folder of this name is a virtual environment of somebody's.
+    if path.is_dir() or not os.path.lexists(path):
         return ""
+    if not path.is_file():
+        raise _no_file(path)
     try:
         # Some editors write a byte order mark; python-dotenv, Compose and this reader skip it.
         return path.read_bytes().decode("utf-8-sig")
@@ -60,6 +63,13 @@ def _text(path: Path) -> str:
             f"{path}: expected a readable file in UTF-8, found: {error}; save it as UTF-8, or fix "
             "its permissions"
         ) from None
+
+
+def _no_file(path: Path) -> UserError:
+    found = "a folder" if path.is_dir() else "a pipe, a socket or a device"
+    if path.is_symlink():
+        found = f"a link to {path.readlink()}"
+    return UserError(f"{path}: expected a file of NAME=value lines, found {found}; move it away")
 
 
 def assignments(text: str, path: Path) -> Iterator[Assignment]:
@@ -84,10 +94,14 @@ def assignments(text: str, path: Path) -> Iterator[Assignment]:
 
 
 def _before_value(text: str, at: int) -> str:
-    """The start of a line up to where a value, which may be secret, could begin."""
+    """The start of a line up to where a value, which may be secret, could begin.
+
+    As Python writes it, so that a blank without width is seen. A part of a key in several lines,
+    which may end in =, is no name.
+    """
     line = text[at:].partition("\n")[0]
-    named = re.match(r"[^=:]*[=:]", line)
-    return named[0].strip() if named else "a line without ="
+    named = re.match(r"[^=:+/]{0,40}[=:]", line)
+    return repr(named[0].strip(" \t")) if named else "a line without NAME="
 
 
 def _value(text: str, at: int, after_space: bool) -> tuple[str, int]:
@@ -171,6 +185,8 @@ def keep(path: Path, values: Mapping[str, str]) -> None:
 
     Everything else stands as it was; UserError as `read`.
     """
+    if path.is_dir():
+        raise _no_file(path)
     text = _text(path)
     there = list(assignments(text, path))
     last = {found.name: found for found in there}
@@ -188,9 +204,12 @@ def keep(path: Path, values: Mapping[str, str]) -> None:
         whole += "\n"
     whole += "".join(line(name, values[name]) + "\n" for name in values if name not in last)
     partial = path.resolve().with_name(f".{path.name}.{os.getpid()}")
-    partial.touch(mode=0o600)
-    partial.write_text(whole, encoding="utf-8")
-    partial.replace(path.resolve())
+    try:
+        partial.touch(mode=0o600)
+        partial.write_text(whole, encoding="utf-8")
+        partial.replace(path.resolve())
+    finally:
+        partial.unlink(missing_ok=True)  # on a full disk; it holds what may be secret
 
 
 def main(names: list[str]) -> int:

@@ -1,11 +1,12 @@
 """The process environment: `.env`, secrets from files, and names that libraries expect."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from workloads import env_file
 from workloads.errors import UserError
@@ -34,10 +35,11 @@ _NOT_FOR_JOBS = ("LAMBDA_API_KEY",)
 
 # A name is that of a secret by one of its parts, or by its end.
 _SECRET_NAME = re.compile(
-    r"(?:^|_)(?:PASS|PWD|PAT|AUTH|AUTHORIZATION|BEARER|JWT|SAS|DSN|CREDS?|CREDENTIALS?|COOKIES?"
-    r"|SECRETS|KEYS?|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|SIGNATURE|WEBHOOK)(?:_|$)"
-    r"|(?:PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|KEY)$"
-    r"|CONN(?:ECTION)?_?STR(?:ING)?(?:_|$)"
+    r"(?:^|[_.-])(?:PASS|PWD|PAT|AUTH|AUTHORIZATION|BEARER|JWT|SAS|DSN|CREDS?|CREDENTIALS?"
+    r"|COOKIES?|KEYS?|TOKEN|(?:API|AUTH|ACCESS|BOT)_TOKENS|SECRETS?|PASSWORDS?|PASSWD|PASSCODE"
+    r"|PASSPHRASE|PRIVATE|SIGNATURE|WEBHOOK)\d*(?:[_.-]|$)"
+    r"|(?:PASSWORD|PASSWD|PASSCODE|PASSPHRASE|TOKEN|SECRET|KEY)\d*$"
+    r"|CONN(?:ECTION)?_?STR(?:ING)?\d*(?:[_.-]|$)"
 )
 _NO_SECRETS = ("TATARA__", "COMPOSE_", "PIP_", "GPG_KEY")
 _FOLDERS = ("PWD", "OLDPWD")  # of a shell
@@ -69,10 +71,13 @@ def load(base: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]
         if env.get(old) and not env.get(new):
             env[new] = env[old]
     for name in SECRETS:
-        if not env.get(name):
-            secret = _secret_from_file(name, env)
-            if secret:
-                env[name] = secret
+        if not env.get(name) and (secret := _secret_from_file(name, env)):
+            env[name] = secret
+        if not env.get(name, "").isprintable():
+            # Libraries show such a value in their errors: no header may have it.
+            raise UserError(
+                f"{name}: expected one line without control characters, found others; copy it again"
+            )
     return env
 
 
@@ -117,7 +122,7 @@ def _secret_from_file(name: str, env: Mapping[str, str]) -> str | None:
         return None
     try:
         return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}_FILE: expected a readable file, found {path}: {error}") from None
 
 
@@ -141,20 +146,26 @@ def is_secret(name: str) -> bool:
 
 def without_secrets(text: str, env: Mapping[str, str]) -> str:
     """A text without the secrets of the environment and the passwords in addresses."""
-    for name, value in env.items():
-        for secret in _secrets_in(name, value):
-            text = text.replace(secret, f"<{name}>")
+    found = [(secret, name) for name, value in env.items() for secret in _secrets_in(name, value)]
+    # The longest first: one may be the beginning of another.
+    for secret, name in sorted(found, key=lambda pair: -len(pair[0])):
+        text = text.replace(secret, f"<{name}>")
     return text
 
 
 def _secrets_in(name: str, value: str) -> list[str]:
-    """The whole value of a secret first, then what it has inside, as written and as meant."""
+    """The whole value of a secret and what it has inside, in the forms in which texts have them."""
     if name in SECRETS or name in ALIASES:
-        return [value] if value else []
-    parts = [match[1] for pattern in _IN_VALUES for match in pattern.finditer(value)]
+        return [*_forms(value)] if value else []
     found = [value] if is_secret(name) else []
-    found += [form for part in parts for form in (part, unquote(part))]
-    return [secret for secret in found if len(secret) >= _SHORTEST]
+    for part in (match[1] for pattern in _IN_VALUES for match in pattern.finditer(value)):
+        found += [part, unquote(part)]
+    return [form for secret in found if len(secret) >= _SHORTEST for form in _forms(secret)]
+
+
+def _forms(secret: str) -> set[str]:
+    """As it is, as a part of an address, and as Python and JSON write it."""
+    return {secret, quote(secret, safe=""), repr(secret)[1:-1], json.dumps(secret)[1:-1]}
 
 
 def cache_folder(env: Mapping[str, str]) -> Path:

@@ -1,5 +1,6 @@
 """Errors with their exit codes, and the nearest name to an unknown one."""
 
+import errno
 from collections.abc import Iterable
 
 EXIT_DONE = 0
@@ -32,6 +33,19 @@ class Stopped(TataraError):
     def __init__(self, text: str, code: int = EXIT_STOPPED) -> None:
         super().__init__(text)
         self.exit_code = code
+
+
+def file_problem(error: OSError) -> TataraError | None:
+    """What a person can do about a file that cannot be read or written; None for another error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "standard output, or a file"
+        return TataraError(f"{where}: no room is left there; free some, and run it again")
+    if error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(
+            f"{error.filename}: {error.strerror}; give yourself the right to read and write there, "
+            "or name another folder"
+        )
+    return None
 
 
 class Retry(TataraError):

@@ -138,7 +138,7 @@ def memory_limit() -> int | None:
         except OSError:
             continue
         # Version 1 writes "no limit" as a number near 2^63.
-        return int(text) if text.isdigit() and int(text) < 1 << 60 else None
+        return int(text) if text.isdecimal() and int(text) < 1 << 60 else None
     return None
 
 

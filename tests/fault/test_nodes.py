@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.processes import PATIENCE, ROOT, free_port, rows
+from tests.support.processes import PATIENCE, ROOT, Training, descendants, events, free_port, rows
 
 pytestmark = pytest.mark.fault
 
@@ -99,3 +100,28 @@ def test_nodes_that_are_alike_train(tmp_path: Path) -> None:
     codes, console = train(nodes)
     assert codes == [0, 0], console
     assert steps(nodes) > 0
+
+
+def test_a_node_that_cannot_write_ends_the_others_with_its_reason(tmp_path: Path) -> None:
+    """Not "lost node 1", restarts, and minutes of waiting for it."""
+    nodes = pair(tmp_path)
+    (nodes[1] / "outputs").write_text("a file in the place of the folder")
+    codes, console = train(nodes)
+    assert codes == [2, 2], console
+    assert "cannot be created: Not a directory" in console
+    assert steps(nodes) == 0
+
+
+def test_a_local_node_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    """Nobody else would: its start is node 0's, and its port is known to no person."""
+    training = Training(tmp_path)
+    training.until_event("checkpoint")
+    (second,) = [
+        pid
+        for pid in descendants(training.process.pid)[1:]
+        if b"workloads.cli" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(second, signal.SIGKILL)
+    training.end()
+    assert events(training.run, "restarted")[0]["reason"].startswith("lost node 1")
+    assert events(training.run, "finished")

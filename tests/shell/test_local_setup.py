@@ -13,7 +13,7 @@ pytestmark = pytest.mark.shell
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("pyproject.toml", "requirements-dev.lock")
-READER = ("__init__.py", "env_file.py", "environment.py", "errors.py")
+READER = ("__init__.py", "env_file.py", "environment.py", "errors.py", "signals.py")
 SCRIPTS = ("local_setup.sh", "local_setup.py")
 
 

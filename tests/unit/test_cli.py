@@ -1,8 +1,11 @@
 """The command line as people know it: version, help, completion, and mistakes in one sentence."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -30,6 +33,27 @@ def test_every_command_and_option_has_a_line_of_help() -> None:
         for action in command._actions:
             shown = action.help
             assert shown, f"{command.prog}: {action.option_strings or action.dest} has no help"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (errno.EACCES, 2, "x/y: Permission denied; give yourself the right"),
+        (errno.EROFS, 2, "x/y: Read-only file system; give yourself the right"),
+        (errno.ENOSPC, 1, "x/y: no room is left there"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_a_sentence(
+    number: int,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    problem = OSError(number, os.strerror(number), "x/y")
+    monkeypatch.setattr("workloads.commands.verify.main", Mock(side_effect=problem))
+    assert main(["verify", "x"]) == code
+    assert capfd.readouterr().err.startswith(f"tatara: {said}")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])

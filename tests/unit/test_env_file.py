@@ -1,5 +1,6 @@
 """O-A3: one reader of `.env`, equal to python-dotenv and to Compose on every line that it takes."""
 
+import errno
 import io
 import json
 import logging
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from dotenv import dotenv_values
@@ -92,6 +94,11 @@ REFUSED = [
     "{} x=a",
     "=a",
     "{}=a\rM=b",
+    "#c\r{}=a",
+    "{}='a' # c\rM=b",
+    "\u200b{}=a",
+    "{}=a\0b",
+    "\x0c{}=a",
     "{}='\\'",
     "M=a\n\ufeff{}=1",
     '{}="a\r\nb"',
@@ -152,10 +159,48 @@ def test_a_refusal_shows_no_value() -> None:
         "'hf_secret'=x",
         'TOKEN="hf_secret',
         "T=hf_secret$A",
+        "KEY='x'\nhf_secret+ab/cd==",
     ):
         with pytest.raises(UserError) as error:
             taken(text)
         assert "hf_secret" not in str(error.value) or text == "'hf_secret'=x"
+
+
+def test_what_cannot_be_seen_is_shown() -> None:
+    with pytest.raises(UserError, match=r"found '\\u200bTOKEN='"):
+        taken("\u200bTOKEN=x")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "device"])
+def test_what_is_no_file_is_refused(kind: str, tmp_path: Path) -> None:
+    """A reader would wait for ever at a pipe; a set-up would put its file in the device's place."""
+    path = tmp_path / ".env"
+    make = {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "link": lambda: path.symlink_to(tmp_path / "gone"),
+        "device": lambda: path.symlink_to(os.devnull),
+    }
+    make[kind]()
+    with pytest.raises(UserError, match="expected a file of NAME=value lines, found a "):
+        keep(path, {"A": "1"})
+    if kind == "folder":  # a virtual environment
+        assert read(path) == {}
+        return
+    with pytest.raises(UserError, match="expected a file of NAME=value lines, found a "):
+        read(path)
+
+
+def test_a_full_disk_leaves_the_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("A=1\n")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(Path, "write_text", Mock(side_effect=full))
+    with pytest.raises(OSError):
+        keep(tmp_path / ".env", {"A": "2"})
+    assert [path.name for path in tmp_path.iterdir()] == [".env"]
+    assert (tmp_path / ".env").read_bytes() == b"A=1\n"
 
 
 def test_what_is_taken_of_any_text_python_dotenv_takes_alike() -> None:

@@ -146,6 +146,14 @@ def test_secrets_under_other_names_are_blotted_out() -> None:
         "SESSION_JWT",
         "API_KEYS",
         "GOOGLE_CREDS_JSON",
+        "HF_TOKEN2",
+        "OPENAI_API_KEY_2",
+        "OPENAI_API_KEY1",
+        "db.password.old",
+        "deploy-key",
+        "BOT_API_TOKENS",
+        "DOOR_PASSCODE",
+        "SSH_PRIVATE_ED25519",
     ],
 )
 def test_every_secret_like_value_is_blotted_out(name: str) -> None:
@@ -173,6 +181,33 @@ def test_a_password_in_an_address_is_blotted_out() -> None:
 def test_a_secret_inside_a_value_is_blotted_out_whatever_the_name(value: str) -> None:
     """O-A10: as it is written, and as a library decodes it."""
     assert "5f0c" not in without_secrets(f"at {value}: canary-5f0c-77e1-aa", {"PLACE": value})
+
+
+@pytest.mark.parametrize(
+    "shown",
+    ["p%40ss%2Fword%0A2", r"p@ss/word\n2", "p@ss/word\n2"],
+    ids=["in an address", "by repr", "plain"],
+)
+def test_a_secret_is_blotted_out_as_libraries_write_it(shown: str) -> None:
+    assert without_secrets(f"at {shown}", {"DB_PASSWORD": "p@ss/word\n2"}) == "at <DB_PASSWORD>"
+
+
+def test_a_secret_that_begins_another_leaves_no_rest() -> None:
+    env = {"FIRST_TOKEN": "canary-5f0c", "SECOND_TOKEN": "canary-5f0c-77e1"}
+    assert without_secrets("canary-5f0c-77e1", env) == "<SECOND_TOKEN>"
+
+
+@pytest.mark.parametrize("value", ["hf_a\nhf_b", "hf_a\x1b[0m", "hf_a\u200bb"])
+def test_a_token_of_several_lines_is_refused_and_not_shown(value: str, folder: Path) -> None:
+    """A library's error would show it, in a form in which nobody looks for it."""
+    (folder / "token").write_text(value)
+    for env in ({"HF_TOKEN": value}, {"HF_TOKEN_FILE": "token"}):
+        with pytest.raises(UserError, match="^HF_TOKEN: expected one line") as error:
+            load(env)
+        assert "hf_a" not in str(error.value)
+    (folder / "token").write_bytes(b"\xff\xfeh")
+    with pytest.raises(UserError, match="^HF_TOKEN_FILE: expected a readable file"):
+        load({"HF_TOKEN_FILE": "token"})
 
 
 @pytest.mark.parametrize(

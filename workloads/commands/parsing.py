@@ -29,7 +29,7 @@ class HelpFormatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         try:
             columns = os.environ.get("COLUMNS", "0")
-            width = int(columns if columns.isdigit() else 0) or os.get_terminal_size().columns
+            width = int(columns if columns.isdecimal() else 0) or os.get_terminal_size().columns
         except OSError:
             width = 80
         super().__init__(prog, width=max(width, 40) - 2)

@@ -2,6 +2,7 @@
 removed without --yes; downloads of the hub go only where they are named."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,15 @@ from pathlib import Path
 from workloads.commands.common import print_json, with_environment
 from workloads.environment import cache_folder
 from workloads.errors import EXIT_DONE, EXIT_FAILED, TataraError, UserError
-from workloads.run.prune import Removable, old_checkpoints, remove, remove_checkpoint, size_of
+from workloads.run import outputs
+from workloads.run.prune import (
+    Removable,
+    old_checkpoints,
+    remove,
+    remove_checkpoint,
+    size_of,
+    training_now,
+)
 
 # Folders of TATARA_CACHE that are made again when they are needed.
 _MADE_AGAIN = ("inductor", "triton", "vllm", "torch", "matplotlib", "llm", "grpo", "robot")
@@ -49,16 +58,18 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
 
 
 def _checkpoints(env: dict[str, str], keep: int) -> Iterator[Removable]:
-    from workloads.run import outputs
-
-    yield from old_checkpoints(outputs(env), keep)
+    yield from old_checkpoints(outputs(env), keep, _left)
 
 
 def _cached(names: tuple[str, ...], kind: str, why: str) -> "_Finder":
     def find(env: dict[str, str], keep: int) -> Iterator[Removable]:
-        cache = cache_folder(env)
-        for folder in (cache / name for name in names):
-            if folder.is_dir() and (size := size_of(folder)):
+        if run := training_now(outputs(env)):
+            _left(f"{kind}: {run.path} is training, and may use them")
+            return
+        for folder in (cache_folder(env) / name for name in names):
+            if folder.is_symlink():
+                _left(f"{folder}: a link to {folder.readlink()}; remove what is there yourself")
+            elif folder.is_dir() and (size := size_of(folder)):
                 yield Removable(kind, str(folder), size, why)
 
     return find
@@ -95,9 +106,13 @@ def _removed(found: list[Removable], env: dict[str, str]) -> list[Removable]:
             else:
                 remove(Path(item.name))
         except TataraError as error:
-            print(f"left: {error}")
+            _left(str(error))
             failed.append(item)
     return failed
+
+
+def _left(text: str) -> None:
+    print(f"left: {text}", file=sys.stderr)
 
 
 def _show(found: list[Removable], failed: list[Removable], done: bool) -> None:

@@ -114,7 +114,15 @@ def _token(facts: Facts) -> str:
         return token
     home = facts.env.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
     file = (facts.cache / "huggingface" if facts.in_docker else Path(home)) / "token"
-    return file.read_text(errors="replace").strip() if file.is_file() else ""
+    return _content(file).strip()
+
+
+def _content(file: Path) -> str:
+    """The text of a file; empty where it is not there, or not this user's to read."""
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _is_name(name: str) -> bool:
@@ -314,5 +322,4 @@ def _wandb(facts: Facts) -> Finding:
 
 
 def _in_netrc() -> bool:
-    path = Path(os.path.expanduser("~/.netrc"))
-    return path.is_file() and "api.wandb.ai" in path.read_text(errors="replace")
+    return "api.wandb.ai" in _content(Path(os.path.expanduser("~/.netrc")))

@@ -3,10 +3,12 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from workloads.doctor import accounts, checkout, containers, deep, gpus, host
 from workloads.doctor.facts import Facts, look
+from workloads.environment import without_secrets
 from workloads.errors import EXIT_DONE, EXIT_FAILED, UserError
 from workloads.findings import Finding, as_json, summary, table
 
@@ -35,6 +37,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     findings = examine(facts)
     if args.deep:
         findings += deep.checks(facts)
+    findings = [_without_secrets(finding, facts.env) for finding in findings]
     failed = any(item.level == "error" for item in findings)
     if args.json:
         found = {
@@ -53,6 +56,11 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         subject = f"{args.profile} ({facts.runtime})" if args.profile else "a run"
         print(f"\n{summary(findings, subject)}")
     return EXIT_FAILED if failed else EXIT_DONE
+
+
+def _without_secrets(finding: Finding, env: Mapping[str, str]) -> Finding:
+    found, fix = without_secrets(finding.found, env), without_secrets(finding.fix, env)
+    return replace(finding, found=found, fix=fix)
 
 
 def examine(facts: Facts) -> list[Finding]:

@@ -127,10 +127,10 @@ def _from_rows(text: str) -> Smi:
     cards, driver = [], ""
     for line in text.splitlines():
         parts = [part.strip() for part in line.split(",")]
-        if len(parts) not in (5, 6) or not parts[0].isdigit() or not numbers(parts[3]):
+        if len(parts) not in (5, 6) or not parts[0].isdecimal() or not numbers(parts[3]):
             continue
         driver = parts[3]
-        memory = int(parts[4]) * MIB if parts[4].isdigit() else None
+        memory = int(parts[4]) * MIB if parts[4].isdecimal() else None
         version = numbers(parts[5]) if len(parts) == 6 else ()
         capability = (version[0], version[1]) if len(version) == 2 else _by_name(parts[2])
         cards.append(InstalledCard(int(parts[0]), parts[1], parts[2], memory, capability))

@@ -10,6 +10,7 @@ is-set-up                   nothing, exit code 0; else why not
 set-up                      write .env and what Compose asks for
 compose ARGUMENT…           become `docker compose` in this checkout
 down                        remove this checkout's containers, networks and dangling images
+clock                       the time now, as outputs tell it, for the three below
 first-step PROFILE SINCE    the run with a first step newer than a time
 resumable PROFILE SINCE     the run since a time that has a whole checkpoint
 outcome PROFILE SINCE       what stops since a time have left; PROFILE may be empty
@@ -22,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from workloads import env_file, environment
-from workloads.errors import TataraError, UserError
+from workloads.errors import TataraError, UserError, file_problem
 from workloads.host import checkout, runs, selinux
 from workloads.host.engine import choose_runtime, engine, gets_images
 from workloads.host.folders import check_writable
@@ -121,6 +122,10 @@ def _down() -> None:
     _compose("--profile", "*", "down", "--remove-orphans")
 
 
+def _clock() -> None:
+    print(f"{runs.clock(_outputs()):.6f}")
+
+
 def _first_step(profile: str, since: str) -> None:
     moment = _moment(since)
     run = runs.newest(_outputs(), profile, moment)
@@ -143,7 +148,7 @@ def _moment(text: str) -> float:
         return float(text)
     except ValueError:
         raise UserError(
-            f"expected a time in seconds, as date +%s prints it, found {text!r}"
+            f"expected a time in seconds, as `clock` prints it, found {text!r}"
         ) from None
 
 
@@ -162,6 +167,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "set-up": _set_up,
     "compose": _compose,
     "down": _down,
+    "clock": _clock,
     "first-step": _first_step,
     "resumable": _resumable,
     "outcome": _outcome,
@@ -177,6 +183,12 @@ def main(arguments: Sequence[str]) -> int:
     except TataraError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        problem = file_problem(error)
+        if problem is None:
+            raise
+        print(problem, file=sys.stderr)
+        return problem.exit_code
     return 0
 
 

@@ -108,7 +108,6 @@ def set_up(folder: Path, env: Mapping[str, str]) -> None:
     if not path.exists():
         path.touch(mode=0o600)
         path.write_text((folder / ".env.example").read_text(encoding="utf-8"), encoding="utf-8")
-    path.chmod(0o600)
     uid, gid = caller(env)
     values = {"UID": str(uid), "GID": str(gid), "TATARA_DOTENV": ".env"}
     is_copied = found.get("TATARA_CHECKOUT", str(folder)) != str(folder)
@@ -135,10 +134,13 @@ def _write(path: Path, text: str, env: Mapping[str, str]) -> None:
     for folder in missing:
         own(folder, env)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.touch(mode=0o600)
-    partial.write_text(text, encoding="utf-8")
-    own(partial, env)
-    partial.replace(path)
+    try:
+        partial.touch(mode=0o600)
+        partial.write_text(text, encoding="utf-8")
+        own(partial, env)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_build_settings(folder: Path, env: Mapping[str, str]) -> None:

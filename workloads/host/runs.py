@@ -1,10 +1,25 @@
 """Runs of this host, for the scripts that start and stop one."""
 
 import json
+import os
 import re
+import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+
+def clock(outputs: Path) -> float:
+    """The time now by the clock of the outputs' file system, which may be a server's own.
+
+    By this machine's clock where nothing can be written there.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=outputs) as file:
+            return os.stat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def newest(outputs: Path, profile: str = "", since: float = 0) -> Path | None:

@@ -147,8 +147,7 @@ class Attempt:
     def _ask_ranks_to_stop(self, wish: StopRequest) -> None:
         """Signal the ranks directly: torchrun would kill them before a long save has ended."""
         for status in self.statuses().values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(status["pid"], wish.number)
+            _send(status, wish.number)
 
     def _has_ended(self) -> bool:
         """Whether all ranks here have ended, and torchrun waits for those of other nodes."""
@@ -225,8 +224,7 @@ class Attempt:
         for rank, status in self.statuses().items():
             if is_stopped(status["pid"]):
                 self.run.event(Event.SUSPENDED, rank=rank, pid=status["pid"], host=status["host"])
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(status["pid"], signal.SIGUSR1)
+            _send(status, signal.SIGUSR1)
         time.sleep(0.5)  # faulthandler writes from the signal handler and gives no notice when done
 
     def _peer_trouble(self) -> str | None:
@@ -291,6 +289,13 @@ class Attempt:
             return Outcome(stopped[0]["code"], stopped[0]["reason"])
         logs = self.run.path / "logs"
         return Outcome(EXIT_FAILED, f"the ranks ended without a reason; see {logs}")
+
+
+def _send(status: Mapping[str, Any], number: int) -> None:
+    """Signal a rank; not one that has ended, whose pid may be that of another process by now."""
+    if "code" not in status:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(status["pid"], number)
 
 
 def _name(rank: int, status: Mapping[str, Any]) -> str:

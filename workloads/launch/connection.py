@@ -143,8 +143,9 @@ class Connection:
 
     def _read(self) -> None:
         # An invalid message ends the connection, as silence does; the other side may reconnect.
+        # To the end of the stream, also where sending has failed: a last verdict may be in it.
         with contextlib.suppress(OSError, ValueError):
-            while self.open:
+            while True:
                 message = parsed(self._link.read())
                 self.heard = time.monotonic()
                 with self._reading:
@@ -167,6 +168,10 @@ class Connection:
             self.open = False
 
     def lost(self, silence: float) -> bool:
+        """Whether nothing more will come.
+
+        To be asked before `take` and `peek`: what came before the end is in the inbox by then.
+        """
         return not self.open or time.monotonic() - self.heard > silence
 
     def take(self, kind: str) -> dict[str, Any] | None:

@@ -22,8 +22,7 @@ from workloads.errors import (
 )
 from workloads.launch.connection import Connection, Link, WrongSecretError, welcome
 from workloads.launch.messages import Hello, Meeting, Outcome, StopRequest, Terms
-from workloads.launch.network import free_address
-from workloads.processes import start_of_node
+from workloads.launch.network import listener
 
 # Exit codes, the worst first. All stops are equal: then node 0, which has the checkpoints, counts.
 _GRAVITY = {EXIT_USER: 0, EXIT_FAILED: 1, **dict.fromkeys(STOPS, 2), EXIT_RETRY: 3, EXIT_DONE: 4}
@@ -48,14 +47,16 @@ class Coordinator:
     secret: bytes
     _connections: dict[int, Connection] = field(default_factory=dict)
     _hellos: dict[int, Hello] = field(default_factory=dict)
+    # Those that were told to start: a node that is back on another one is not in this attempt.
+    _of_attempt: dict[int, Connection] = field(default_factory=dict)
     _unseated: list[Link] = field(default_factory=list)
     _strangers: set[str] = field(default_factory=set)
     _seating: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        free_address(self.address, self.port - 1, self.terms.pause)  # torchrun's own names no port
-        place = free_address(self.address, self.port, self.terms.pause)
-        self._listener = socket.create_server(place, backlog=64)
+        # torchrun's own message names no port.
+        listener(self.address, self.port - 1, self.terms.pause).close()
+        self._listener = listener(self.address, self.port, self.terms.pause)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -149,12 +150,15 @@ class Coordinator:
             # A node that goes away while it is asked is waited for again: it may come back.
             while shared is None:
                 self._wait_for_nodes(attempt, until)
+                # Before the comparison: a node that comes from here on is in no attempt yet.
+                self._of_attempt = dict(self._connections)
                 self._compare()
                 shared = self._seen_by_all(name, word)
         self._heed_stop()
         hosts = (self.me.host, *(self._hellos[node].host for node in range(1, self.nodes)))
         meeting = Meeting(self.run_id, attempt, shared, hosts)
-        self._broadcast("start", **asdict(meeting))
+        for connection in self._of_attempt.values():
+            connection.send("start", **asdict(meeting))
         return meeting
 
     def _wait_for_nodes(self, attempt: int, until: float) -> None:
@@ -163,12 +167,12 @@ class Coordinator:
             self._heed_stop()
             if time.monotonic() - reported > 15:
                 reported = time.monotonic()
-                how = f"; {start_of_node(missing[0])}" if attempt else ""
+                how = f"; {self.terms.cure(missing[0])}" if attempt else ""
                 self.terms.report(f"waiting for {_names(missing)} of {self.nodes} nodes{how}")
             if not self.terms.pause(until):
                 raise Retry(
                     f"{_names(missing)} did not come within {self.terms.node_timeout:.0f} s; "
-                    f"{start_of_node(missing[0])}, or check the firewall for port {self.port}"
+                    f"{self.terms.cure(missing[0])}, or check the firewall for port {self.port}"
                 )
 
     def _heed_stop(self) -> None:
@@ -200,22 +204,22 @@ class Coordinator:
 
     def _seen_by_all(self, name: str, word: str) -> bool | None:
         """Whether every node sees the probe file; None where one went away before it answered."""
-        # One that is back meanwhile has another connection, and was not asked on it.
-        asked = dict(self._connections)
-        for connection in asked.values():
+        for connection in self._of_attempt.values():
             connection.send("probe", name=name, word=word)
-        answers = [self._answer(node, connection) for node, connection in asked.items()]
+        answers = [self._answer(*member) for member in self._of_attempt.items()]
         return None if None in answers else all(answers)
 
     def _answer(self, node: int, connection: Connection) -> bool | None:
         until = time.monotonic() + self.terms.peer_timeout
-        while (answer := connection.take("seen")) is None:
-            self._heed_stop()
-            if connection.lost(self.terms.peer_timeout):
+        while True:
+            lost = connection.lost(self.terms.peer_timeout)
+            if answer := connection.take("seen"):
+                return bool(answer["seen"])
+            if lost:
                 return None
+            self._heed_stop()
             if not self.terms.pause(until, 0.02):
                 raise Retry(f"{self._name(node)}, did not answer while the nodes were meeting")
-        return bool(answer["seen"])
 
     def _broadcast(self, kind: str, **facts: Any) -> None:
         # A copy, as below: a thread admits nodes meanwhile.
@@ -224,9 +228,11 @@ class Coordinator:
 
     def trouble(self) -> str | None:
         """Why this attempt cannot continue, if another node is the reason."""
-        if missing := self.missing():
-            return self._lost(missing)
-        for node, connection in list(self._connections.items()):
+        silence = self.terms.peer_timeout
+        members = self._of_attempt.items()
+        if lost := [node for node, connection in members if connection.lost(silence)]:
+            return self._lost(lost)
+        for node, connection in members:
             # Only peeked at: `settle` takes it. A node that is done or stopped is no trouble.
             result = connection.peek("result")
             if result and result["code"] not in (EXIT_DONE, *STOPS):
@@ -255,20 +261,21 @@ class Coordinator:
     def settle(self, mine: Outcome, may_restart: bool) -> Outcome:
         """Wait for all nodes' outcomes, decide for all, and send them the verdict."""
         # One deadline for all: ranks of every node have had their own time to end by now.
-        outcomes = [mine]
         until = time.monotonic() + _SETTLE
-        for node, connection in list(self._connections.items()):
-            while (result := connection.take("result")) is None:
-                late = time.monotonic() > until
-                if late or connection.lost(self.terms.peer_timeout):
-                    result = {"code": EXIT_RETRY, "reason": self._lost([node])}
-                    break
-                time.sleep(0.05)
-            outcomes.append(Outcome(result["code"], result["reason"]))
-        worst = min(outcomes, key=_gravity)
+        results = [self._result(*member, until) for member in self._of_attempt.items()]
+        worst = min([mine, *results], key=_gravity)
         verdict = Outcome(worst.code, worst.reason, worst.code == EXIT_RETRY and may_restart)
         self._broadcast("verdict", **asdict(verdict))
         return verdict
+
+    def _result(self, node: int, connection: Connection, until: float) -> Outcome:
+        while True:
+            lost = connection.lost(self.terms.peer_timeout) or time.monotonic() > until
+            if result := connection.take("result"):
+                return Outcome(result["code"], result["reason"])
+            if lost:
+                return Outcome(EXIT_RETRY, self._lost([node]))
+            time.sleep(0.05)
 
     def end(self, outcome: Outcome) -> None:
         """Send the other nodes the end of the job, outside of an attempt."""

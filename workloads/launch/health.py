@@ -47,7 +47,7 @@ def ranks(proc: Path = Path("/proc")) -> Iterator[Rank]:
             started = (folder / "stat").read_text().rpartition(")")[2].split()[19]
         except OSError:
             continue  # it ended meanwhile
-        env = dict(pair.decode().split("=", 1) for pair in pairs if b"=" in pair)
+        env = dict(os.fsdecode(pair).split("=", 1) for pair in pairs if b"=" in pair)
         if "RANK" in env and "TATARA_RUN" in env:
             born = int(started) / os.sysconf("SC_CLK_TCK")
             age = time.clock_gettime(time.CLOCK_BOOTTIME) - born

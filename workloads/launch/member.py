@@ -4,7 +4,6 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from workloads.errors import (
     EXIT_FAILED,
@@ -45,10 +44,7 @@ class Member:
                 return Meeting(
                     start["run_id"], start["attempt"], start["shared"], tuple(start["hosts"])
                 )
-            # A verdict on the attempt before sends `again` to a node that came back. Nothing
-            # is taken from the queue here: a message that arrives just now would be lost with it.
-            if (verdict := connection.peek("verdict")) and not verdict["again"]:
-                _raise(verdict)
+            _heed_verdict(connection)
             if not self.terms.pause(until, 0.02):
                 raise Retry(
                     f"node 0 ({self.address}:{self.port}) did not start the job within "
@@ -56,8 +52,11 @@ class Member:
                 )
 
     def _connected(self, until: float) -> Connection:
-        if self._connection is not None and not self._connection.lost(self.terms.peer_timeout):
-            return self._connection
+        if self._connection is not None:
+            if not self._connection.lost(self.terms.peer_timeout):
+                return self._connection
+            # Node 0 may have ended the job while this node waited for its next attempt.
+            _heed_verdict(self._connection)
         self.terms.report(f"looking for node 0 at {self.address}:{self.port}")
         while True:
             try:
@@ -90,11 +89,10 @@ class Member:
             return False
 
     def trouble(self) -> str | None:
-        if self._connection is None or self._connection.lost(self.terms.peer_timeout):
-            return f"lost node 0 ({self.address})"
-        if verdict := self._connection.peek("verdict"):
+        lost = self._connection is None or self._connection.lost(self.terms.peer_timeout)
+        if self._connection is not None and (verdict := self._connection.peek("verdict")):
             return f"node 0 ended the attempt: {verdict['reason']}"
-        return None
+        return f"lost node 0 ({self.address})" if lost else None
 
     def ask_stop(self, wish: StopRequest) -> None:
         """Send this node's stop request; node 0 knows those of all others."""
@@ -112,7 +110,9 @@ class Member:
         if connection is None:
             return Outcome(EXIT_RETRY, "lost node 0", may_restart)
         connection.send("result", code=mine.code, reason=mine.reason)
-        while not connection.lost(self.terms.peer_timeout):
+        lost = False
+        while not lost:
+            lost = connection.lost(self.terms.peer_timeout)
             if verdict := connection.take("verdict"):
                 return Outcome(verdict["code"], verdict["reason"], verdict["again"])
             time.sleep(0.05)
@@ -122,16 +122,28 @@ class Member:
         return Outcome(EXIT_RETRY, f"lost node 0 ({self.address})", may_restart)
 
     def end(self, outcome: Outcome) -> None:
-        """Tell node 0, which would wait, that this node was stopped outside of an attempt."""
-        if self._connection is not None and (number := self.terms.stopping()):
+        """Tell node 0, which would wait, why this node ends outside of an attempt."""
+        if self._connection is None:
+            return
+        if number := self.terms.stopping():
             self._connection.send("stop", number=number, by="")
+        else:
+            self._connection.send("result", code=outcome.code, reason=outcome.reason)
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
 
 
-def _raise(verdict: dict[str, Any]) -> None:
+def _heed_verdict(connection: Connection) -> None:
+    """Raise the end of the job that node 0 has sent.
+
+    A verdict on the attempt before sends `again` to a node that came back. Nothing is taken from
+    the queue: a message that arrives just now would be lost with it.
+    """
+    verdict = connection.peek("verdict")
+    if verdict is None or verdict["again"]:
+        return
     text = f"node 0 ended the job: {verdict['reason']}"
     if verdict["code"] in STOPS:
         raise Stopped(text, verdict["code"])

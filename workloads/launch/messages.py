@@ -21,6 +21,7 @@ from workloads.errors import (
     STOPS,
     Stopped,
 )
+from workloads.processes import start_of_node
 
 MOST_BYTES = 64 << 10
 _MOST_CHARACTERS = 4000  # letters of one text; the longest are reasons, a sentence or two
@@ -69,13 +70,15 @@ class StopRequest:
 class Terms:
     """Time limits in seconds, and a function for the stop signal's number, 0 without one.
 
-    node_timeout: until all nodes have come; peer_timeout: silence until a node counts as lost.
+    node_timeout: until all nodes have come; peer_timeout: silence until a node counts as lost;
+    cure: what a person can do where a node, by its number, does not come.
     """
 
     node_timeout: float
     peer_timeout: float
     stopping: Callable[[], int]
     report: Callable[[str], None]
+    cure: Callable[[int], str] = start_of_node
 
     def pause(self, until: float, seconds: float = 0.1) -> bool:
         """Wait a moment; False once `until` (monotonic seconds) has passed; Stopped on a stop."""

@@ -41,10 +41,10 @@ def _address_of(some: socket.socket, interface: str) -> str | None:
     return socket.inet_ntoa(answer[20:24])
 
 
-def free_address(
+def listener(
     address: str, port: int, pause: Callable[[float], bool], patience: float = _PORT_WAIT
-) -> tuple[str, int]:
-    """The address to listen on for the other nodes; raises UserError where the port stays taken.
+) -> socket.socket:
+    """A socket that listens for the other nodes; raises UserError where the port stays taken.
 
     Loopback stays on loopback; any other address means the private network of the nodes. `pause`
     waits a moment, and returns False once the given monotonic time has passed.
@@ -53,8 +53,7 @@ def free_address(
     until = time.monotonic() + patience
     while True:
         try:
-            socket.create_server((host, port)).close()
-            return host, port
+            return socket.create_server((host, port), backlog=64)
         except OSError as error:
             if not pause(until):
                 why = os.strerror(error.errno or 0)  # the error's own text repeats the address

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,20 @@ from workloads.config.merge import Provenance, leaves
 from workloads.config.sections import Profile
 from workloads.errors import (
     EXIT_DONE,
+    EXIT_FAILED,
     EXIT_RETRY,
     EXIT_STOPPED,
     STOPS,
     Stopped,
     TataraError,
     UserError,
+    file_problem,
 )
 from workloads.launch.attempt import Attempt
 from workloads.launch.coordinator import Coordinator
 from workloads.launch.member import Member
 from workloads.launch.messages import Hello, Meeting, Outcome, Terms
-from workloads.launch.network import free_address, interface_to
+from workloads.launch.network import interface_to, listener
 from workloads.launch.rendezvous import Alone, Rendezvous
 from workloads.processes import PARENT, die_with_parent, make_output_lossy, own_command
 from workloads.run import Owner, Run
@@ -79,7 +81,7 @@ class Job:
     def node(self) -> int:
         """This node's number, 0 on the master; raises UserError for an invalid NODE_RANK."""
         text = self.env.get("NODE_RANK") or "0"
-        if not text.isdigit() or int(text) >= self.nodes:
+        if not text.isdecimal() or int(text) >= self.nodes:
             raise UserError(
                 f"expected NODE_RANK from 0 to {self.nodes - 1}, found {text!r}; set it to this "
                 "node's number, 0 on the master"
@@ -132,11 +134,12 @@ def launch(job: Job) -> int:
 def _take_part(job: Job, target: Run | None, stop: Stop, report: Callable[[str], None]) -> int:
     """Meet the other nodes and train; node 0 has the run and writes its events."""
     rendezvous = _open_rendezvous(job, target, stop, report)
-    children = _start_local_nodes(job) if job.is_local else []
+    local: dict[int, subprocess.Popen[bytes]] = {}
     try:
-        outcome = _supervise(job, rendezvous, stop, report)
-    except TataraError as error:
-        outcome = Outcome(error.exit_code, str(error))
+        outcome = _supervise(job, rendezvous, stop, report, local)
+    except (TataraError, OSError) as error:
+        known = error if isinstance(error, TataraError) else file_problem(error)
+        outcome = Outcome(known.exit_code if known else EXIT_FAILED, str(known or error))
         if target is not None and outcome.code in STOPS:
             outcome = replace(outcome, code=target.stop_code(stop() or signal.SIGTERM))
         rendezvous.end(outcome)
@@ -146,7 +149,7 @@ def _take_part(job: Job, target: Run | None, stop: Stop, report: Callable[[str],
             raise
     finally:
         rendezvous.close()
-        _wait_for(children)
+        _wait_for(local.values())
     return _report(job, outcome, target, report)
 
 
@@ -243,10 +246,12 @@ def _open_rendezvous(
     host = socket.gethostname()
     parallel = job.config.parallel
     terms = Terms(parallel.node_timeout, parallel.peer_timeout, stop, report)
+    if job.is_local:
+        terms.cure = lambda node: "this process starts it: see whether memory runs out here"
     address, port = _master(job)
     if job.nodes == 1 and target is not None:
         if job.env.get("MASTER_PORT"):
-            free_address("127.0.0.1", port, terms.pause)
+            listener("127.0.0.1", port, terms.pause).close()
         return Alone(target.id, host)
     hello = Hello(job.node, host, job.ranks, _digest(job.config))
     secret = rendezvous_secret(job.env, job.outputs)
@@ -263,17 +268,20 @@ def _master(job: Job) -> tuple[str, int]:
     return address or "127.0.0.1", int(port or job.config.parallel.master_port)
 
 
-def _start_local_nodes(job: Job) -> list[subprocess.Popen[bytes]]:
-    """Start the other nodes as processes of the same command; they end with this one."""
-    found = []
+def _start_local_nodes(job: Job, local: dict[int, subprocess.Popen[bytes]]) -> None:
+    """Start the other nodes as processes of the same command; they end with this one.
+
+    local: by number, those that were started; one of them that has ended is started again.
+    """
     for node in range(1, job.nodes):
+        if node in local and local[node].poll() is None:
+            continue
         env = {**os.environ, **job.env, "NODE_RANK": str(node), _LOCAL_CHILD: "1"}
         env[PARENT] = str(os.getpid())
         env.update(_gpu_share(job, node))
         command = [sys.executable, "-m", "workloads.cli", *job.words]
         with signals.held_back():
-            found.append(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL))
-    return found
+            local[node] = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL)
 
 
 def _gpu_share(job: Job, node: int) -> dict[str, str]:
@@ -286,25 +294,34 @@ def _gpu_share(job: Job, node: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(names[node * share : (node + 1) * share])}
 
 
-def _wait_for(children: list[subprocess.Popen[bytes]]) -> None:
+def _wait_for(local: Iterable[subprocess.Popen[bytes]]) -> None:
     """Wait for local nodes, which have the verdict; one that does not end by itself is killed."""
-    for child in children:
+    for node in local:
         try:
-            child.wait(10)
+            node.wait(10)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            node.kill()
+            node.wait()
 
 
 def _supervise(
-    job: Job, rendezvous: Rendezvous, stop: Stop, report: Callable[[str], None]
+    job: Job,
+    rendezvous: Rendezvous,
+    stop: Stop,
+    report: Callable[[str], None],
+    local: dict[int, subprocess.Popen[bytes]],
 ) -> Outcome:
     """Attempt after attempt, until the job is done, stopped, failed, or out of restarts."""
     budget = job.config.parallel.restarts
     delay = job.config.parallel.restart_delay
-    for restarts in range(budget + 1):
+    restarts = 0
+    # No bound here but node 0's: one that was itself started again counts from the beginning.
+    while True:
         if number := stop():
-            raise Stopped(NOTHING_LOST, 128 + number)
+            reason = "stopped before the next attempt" if restarts else NOTHING_LOST
+            raise Stopped(reason, 128 + number)
+        if job.is_local:
+            _start_local_nodes(job, local)
         meeting = rendezvous.meet(restarts)
         run = _prepare(job, meeting)
         first = job.node * job.ranks
@@ -317,12 +334,12 @@ def _supervise(
         outcome = rendezvous.settle(mine, may_restart=restarts < budget and not stop())
         if not outcome.again:
             return outcome
+        restarts += 1
         if job.node == 0:
-            run.event(Event.RESTARTED, reason=outcome.reason, restart=restarts + 1, budget=budget)
-        report(f"{outcome.reason}; restart {restarts + 1} of {budget} in {delay:.0f} s")
+            run.event(Event.RESTARTED, reason=outcome.reason, restart=restarts, budget=budget)
+        report(f"{outcome.reason}; restart {restarts} of {budget} in {delay:.0f} s")
         _pause(delay, stop)
         delay *= 2  # a lost network or peer may need minutes to come back
-    return outcome
 
 
 def _pause(seconds: float, stop: Stop) -> None:

@@ -152,7 +152,8 @@ class Ledger:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    return int(file.read().strip() or 0)
+                    text = file.read().strip()
+                    return int(text) if text.isdecimal() else 0
         except OSError:
             pass
         return 0
@@ -190,7 +191,7 @@ def load(folder: Path) -> Ledger:
             **{**asked, "types": tuple(asked["types"]), "regions": tuple(asked["regions"])}
         )
         ledger.root = str(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: expected a lease, found {error}; move it away") from None
     return ledger
 

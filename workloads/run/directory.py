@@ -159,7 +159,7 @@ class Run:
                 status = json.loads(path.read_text())
             except (OSError, ValueError):
                 continue
-            if isinstance(status, dict):
+            if isinstance(status, dict) and path.stem.isdecimal():
                 found[int(path.stem)] = status
         return dict(sorted(found.items()))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 SEAL = "complete.json"
 PREFIX = "checkpoint-"
+STAGING = ".staging"  # where a checkpoint is written before it is sealed and gets its name
 _OWN = "digest"  # the seal's digest of its own content
 _CHUNK = 8 << 20
 
@@ -151,7 +152,7 @@ def _damage(path: Path, name: str, fact: dict[str, Any]) -> str | None:
 def step_of(path: Path) -> int:
     """The optimizer step in a checkpoint's name, -1 where the name is another."""
     digits = path.name.removeprefix(PREFIX)
-    return int(digits) if path.name.startswith(PREFIX) and digits.isdigit() else -1
+    return int(digits) if path.name.startswith(PREFIX) and digits.isdecimal() else -1
 
 
 def sealed(folder: Path) -> list[Path]:

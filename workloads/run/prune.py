@@ -2,7 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +12,10 @@ from workloads.errors import UserError
 from workloads.run.best import best_step
 from workloads.run.directory import Run, rows_in
 from workloads.run.events import Event
-from workloads.run.integrity import sealed, step_of
+from workloads.run.integrity import STAGING, delete, sealed, set_aside, step_of
 from workloads.run.owner import Owner
+
+_RECENT = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -24,22 +28,38 @@ class Removable:
     why: str
 
 
-def old_checkpoints(outputs: Path, keep: int) -> Iterator[Removable]:
+def old_checkpoints(outputs: Path, keep: int, left: Callable[[str], None]) -> Iterator[Removable]:
     """Checkpoints of finished runs but the newest `keep` and the best, and incomplete ones there.
 
-    An active, stopped or failed run keeps all: it may be resumed from any.
+    An active, stopped or failed run keeps all: it may be resumed from any. What people have put
+    beside checkpoints, links too, is not ours to remove. left: gets a sentence for a run that
+    cannot be read.
     """
-    for path in sorted(outputs.glob("*/*/checkpoints")):
+    folders = {path.resolve(): path for path in sorted(outputs.glob("*/*/checkpoints"))}
+    for path in folders.values():  # a run may have more names than one, by links
         run = Run(path.parent)
-        if not _has_finished(run):
+        try:
+            yield from list(_old(run, keep)) if _has_finished(run) else ()
+        except OSError as error:
+            left(f"{run.path}: cannot be read: {error.strerror}")
+
+
+def _old(run: Run, keep: int) -> Iterator[Removable]:
+    whole = sealed(run.checkpoints)
+    kept = whole[max(0, len(whole) - keep) :]
+    best = best_step(run, {step_of(folder) for folder in whole})
+    aside = set_aside(run.checkpoints)
+    for folder in sorted(run.checkpoints.iterdir()):
+        if folder.is_symlink() or not folder.is_dir() or folder in kept:
             continue
-        whole = sealed(path)
-        kept = whole[max(0, len(whole) - keep) :]
-        best = best_step(run, {step_of(folder) for folder in whole})
-        for folder in sorted(folder for folder in path.iterdir() if folder.is_dir()):
-            if folder not in kept and (folder not in whole or step_of(folder) != best):
-                why = f"{kept[-1].name} is newer" if folder in whole else "never completed"
-                yield Removable("checkpoints", str(folder), size_of(folder), why)
+        if folder in whole:
+            why = "" if step_of(folder) == best else f"{kept[-1].name} is newer"
+        elif step_of(folder) >= 0 or folder.name == STAGING:
+            why = "never completed"
+        else:
+            why = "set aside, not used" if folder in aside else ""
+        if why:
+            yield Removable("checkpoints", str(folder), size_of(folder), why)
 
 
 def _has_finished(run: Run) -> bool:
@@ -54,21 +74,39 @@ def _has_finished(run: Run) -> bool:
 
 def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint; raises UserError where a process has its run."""
-    with Owner(Run(folder.parent.parent)):
-        remove(folder)
+    with Owner(Run(folder.parent.parent)), _told(folder):
+        delete(folder)
 
 
 def remove(path: Path) -> None:
     """Remove a folder or a file; UserError where that is not possible."""
-    try:
+    with _told(path):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
+        where = error.filename or path
         raise UserError(
-            f"{path}: cannot be removed: {error.strerror}; it belongs to uid {path.lstat().st_uid}"
+            f"{path}: cannot be removed: {where}: {error.strerror}; give yourself the right to "
+            "write there, or remove it as its owner"
         ) from None
+
+
+def training_now(outputs: Path) -> Run | None:
+    """A run with a rank that wrote a heartbeat in the last minute and has not ended, if any."""
+    for path in outputs.glob("*/*/status"):
+        run = Run(path.parent)
+        for status in run.statuses().values():
+            if "code" not in status and abs(time.time() - status.get("time", 0)) < _RECENT:
+                return run
+    return None
 
 
 def size_of(path: Path) -> int:
@@ -76,6 +114,9 @@ def size_of(path: Path) -> int:
     seen: dict[tuple[int, int], int] = {}
     for folder, _, files in os.walk(path):
         for name in files:
-            facts = os.lstat(os.path.join(folder, name))
+            try:
+                facts = os.lstat(os.path.join(folder, name))
+            except OSError:
+                continue  # gone meanwhile
             seen[(facts.st_dev, facts.st_ino)] = facts.st_blocks * 512
     return sum(seen.values())

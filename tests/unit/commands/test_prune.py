@@ -98,7 +98,52 @@ def test_a_run_that_a_process_has_is_left(folder: Path, capsys: pytest.CaptureFi
     run = made(folder, "a", "finished")
     with Owner(run):
         assert main(["prune", "checkpoints", "--yes"]) == 1
-    assert left(run) == ALL and "left: " in capsys.readouterr().out
+    assert left(run) == ALL and "left: " in capsys.readouterr().err
+
+
+def test_what_people_put_beside_checkpoints_stays(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(folder, "a", "finished")
+    elsewhere = folder / "big" / "checkpoint-2"
+    elsewhere.mkdir(parents=True)
+    (run.checkpoints / "checkpoint-2").symlink_to(elsewhere)
+    (run.checkpoints / "checkpoint-8").rename(run.checkpoints / "the good one")
+    (run.checkpoints / "checkpoint-²").mkdir()
+    (run.checkpoints / "notes.txt").write_text("mine")
+    for name in ("damaged-checkpoint-1", ".staging"):
+        (run.checkpoints / name).mkdir()
+        (run.checkpoints / name / "model").write_bytes(b"x" * 5000)
+    assert main(["prune", "checkpoints", "--yes"]) == 0
+    mine = ["checkpoint-2", "checkpoint-²", "notes.txt", "the good one"]
+    assert left(run) == sorted([*mine, "checkpoint-12"])
+    assert "damaged-checkpoint-1  (set aside, not used)" in capsys.readouterr().out
+
+
+def test_a_run_with_two_names_counts_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made(folder, "a", "finished")
+    run.path.with_name("latest").symlink_to(run.path.name)
+    assert main(["prune", "checkpoints", "--json", "--yes"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3
+    assert left(run) == ["checkpoint-12"]
+
+
+def test_caches_stay_while_a_run_trains_and_where_they_are_links(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (".cache/inductor", "big"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "x").write_bytes(b"x")
+    (folder / ".cache" / "huggingface").symlink_to(folder / "big")
+    run = made(folder, "a")
+    (run.path / "status").mkdir()
+    run.write_status(0, {"rank": 0})
+    assert main(["prune", "caches", "downloads", "--yes"]) == 0
+    assert "outputs/demo/a is training" in capsys.readouterr().err
+    run.write_status(0, {"rank": 0, "code": 0})
+    assert main(["prune", "caches", "downloads", "--yes"]) == 0
+    assert "huggingface: a link to" in capsys.readouterr().err
+    assert not (folder / ".cache" / "inductor").exists() and (folder / "big" / "x").is_file()
 
 
 def test_mistakes_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,12 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from workloads.host.runs import has_first_step, how_they_stopped, newest, newest_checkpoint
+from workloads.host.runs import clock, has_first_step, how_they_stopped, newest, newest_checkpoint
 
 pytestmark = pytest.mark.unit
 
@@ -24,6 +25,16 @@ def seal(run: Path, step: int) -> Path:
     folder.mkdir(parents=True)
     (folder / "complete.json").write_text("{}")
     return folder
+
+
+def test_the_clock_is_that_of_the_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file server with a clock of its own: a run's end would be older than the stop before it."""
+    run = made(tmp_path, "demo/a")
+    (run / "events.jsonl").touch()
+    monkeypatch.setattr(time, "time", lambda: 5.0)
+    assert abs(clock(tmp_path) - (run / "events.jsonl").stat().st_mtime) < 60
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    assert clock(tmp_path / "none") == 5.0
 
 
 def test_nothing_to_save(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.unit
 def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that looks like rank 3 of a run; that its module sleeps is all it does."""
     code = "import sys; print(flush=True); sys.stdin.read()"
-    env = {**os.environ, "RANK": "3", "TATARA_RUN": str(tmp_path)}
+    # A variable may hold what is no UTF-8.
+    env = {**os.environ, "RANK": "3", "TATARA_RUN": str(tmp_path), "ODD": os.fsdecode(b"\xff")}
     words = [sys.executable, "-c", code, "-m", "workloads.launch.rank"]
     (tmp_path / "status").mkdir()
     pipe = subprocess.PIPE

@@ -157,6 +157,83 @@ def test_a_node_that_leaves_while_the_nodes_meet_is_waited_for(
     nodes.close()
 
 
+def test_a_node_that_is_back_at_once_is_not_in_the_attempt_of_before(
+    tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    """Between two looks of node 0 a node may go and come: its ranks are gone all the same."""
+    nodes = Nodes([tmp_path], silence=20.0)
+    [node.result(20) for node in nodes.meet(pool)]
+    nodes.second.close()
+    back = nodes.another("b")
+    early = pool.submit(back.meet, 0)
+    gone = nodes.first._of_attempt[1]
+    until(lambda: nodes.first._connections[1] is not gone)
+    assert nodes.first.trouble() == "lost node 1 (b)"
+    verdict = nodes.first.settle(Outcome(EXIT_RETRY, "lost contact with a rank"), True)
+    assert verdict == Outcome(EXIT_RETRY, "lost node 1 (b)", again=True)
+    assert pool.submit(nodes.first.meet, 1).result(20).attempt == early.result(20).attempt == 1
+    back.close()
+    nodes.close()
+
+
+def test_a_node_of_other_settings_in_the_place_of_one_that_left_is_refused(
+    tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    nodes = Nodes([tmp_path], silence=20.0)
+    first = pool.submit(nodes.first.meet, 0)
+    left = nodes.second._connected(time.monotonic() + 20)
+    until(lambda: left.peek("probe"))
+    left.send("seen", seen=True)
+    left.close()
+    other = nodes.another("b")
+    other.me = Hello(1, "b", 1, "other")
+    stray = pool.submit(other.meet, 0)
+    assert first.result(20).attempt == 0
+    assert nodes.first.trouble() == "lost node 1 (b)"
+    with pytest.raises(UserError, match="has other settings") as caught:
+        nodes.first.meet(1)
+    nodes.first.end(Outcome(EXIT_USER, str(caught.value)))
+    with pytest.raises(UserError, match="other settings"):
+        stray.result(20)
+    other.close()
+    nodes.close()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_the_last_word_of_node_0_counts(
+    tmp_path: Path, pool: ThreadPoolExecutor, again: bool
+) -> None:
+    """Node 0 may have ended, and closed, before a busy node looks."""
+    nodes = Nodes([tmp_path])
+    [node.result(20) for node in nodes.meet(pool)]
+    connection = nodes.second._connection
+    assert connection is not None
+    nodes.first.end(Outcome(EXIT_USER, "bad row", again))
+    until(lambda: connection.peek("verdict"))
+    nodes.first.close()
+    until(lambda: connection.lost(20))
+    assert nodes.second.trouble() == "node 0 ended the attempt: bad row"
+    if not again:
+        with pytest.raises(UserError, match="node 0 ended the job: bad row"):
+            nodes.second.meet(1)
+    assert nodes.second.settle(Outcome(EXIT_RETRY, "x"), True) == Outcome(
+        EXIT_USER, "bad row", again
+    )
+    nodes.close()
+
+
+def test_the_last_word_of_a_node_counts(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    """A node that cannot begin, as where its outputs are read-only, says so and leaves."""
+    nodes = Nodes([tmp_path])
+    [node.result(20) for node in nodes.meet(pool)]
+    nodes.second.end(Outcome(EXIT_USER, "/x: cannot be written"))
+    nodes.second.close()
+    until(lambda: nodes.first._of_attempt[1].lost(20))
+    verdict = nodes.first.settle(Outcome(EXIT_RETRY, "lost contact with a rank"), True)
+    assert verdict == Outcome(EXIT_USER, "/x: cannot be written")
+    nodes.close()
+
+
 @pytest.mark.parametrize(
     ("node", "host", "said"),
     [

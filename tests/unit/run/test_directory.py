@@ -178,6 +178,8 @@ def test_heartbeats_are_read_back_by_rank(tmp_path: Path) -> None:
     run.write_status(1, {"phase": "training"})
     run.write_status(0, {"phase": "saving"})
     (run.path / "status" / "2.json").write_text("{half")
+    for odd in ("0 (copy).json", "1².json"):  # of a file manager, or a person
+        (run.path / "status" / odd).write_text("{}")
     assert {rank: one["phase"] for rank, one in run.statuses().items()} == {
         0: "saving",
         1: "training",

@@ -219,4 +219,4 @@ def _calvin_split(root: Path) -> Path | None:
 def _version(folder: Path) -> tuple[int, ...]:
     """1.0.0 as numbers; () for a folder with another name."""
     parts = folder.name.split(".")
-    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else ()
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()

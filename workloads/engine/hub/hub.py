@@ -206,7 +206,7 @@ def _wait(response: Any) -> str:
     """When to retry, by the headers of the answer."""
     after = response.headers.get("Retry-After", "")
     window = re.search(r"\bt\s*=\s*(\d+)", response.headers.get("RateLimit", ""))
-    seconds = after if after.isdigit() else window[1] if window else None
+    seconds = after if after.isdecimal() else window[1] if window else None
     return f"; try again in {seconds} s" if seconds else "; try again later"
 
 

@@ -17,10 +17,17 @@ from workloads.engine.pretrained.files import Reporter
 from workloads.engine.pretrained.weights import SHARDS
 from workloads.errors import UserError
 from workloads.run.events import Event
-from workloads.run.integrity import PREFIX, publish, rotate, seal, sealed, set_aside, step_of
+from workloads.run.integrity import (
+    PREFIX,
+    STAGING,
+    publish,
+    rotate,
+    seal,
+    sealed,
+    set_aside,
+    step_of,
+)
 from workloads.run.session import Session
-
-STAGING = ".staging"
 
 
 class SaveFailed(Exception):

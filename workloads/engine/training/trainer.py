@@ -27,7 +27,7 @@ from workloads.engine.training.callbacks import RunCallback
 from workloads.engine.training.out_of_memory import out_of_memory
 from workloads.errors import Stopped, TataraError
 from workloads.run.events import Event, Phase
-from workloads.run.integrity import PREFIX, SEAL, sealed, step_of
+from workloads.run.integrity import PREFIX, SEAL, STAGING, sealed, step_of
 from workloads.run.session import NOTHING_LOST, Session
 
 READ_IN = MappingProxyType({"transformers": "5.17"})
@@ -239,7 +239,7 @@ class RunTrainer(Trainer):
         step = self.state.global_step
         if (self.session.run.checkpoints / f"{PREFIX}{step}" / SEAL).is_file():
             return  # a checkpoint without a seal is unusable: it makes room
-        self._staging = self.session.run.checkpoints / checkpoints.STAGING
+        self._staging = self.session.run.checkpoints / STAGING
         try:
             with self.session.phase(Phase.SAVING):
                 # Trainer's own, not TRL's, which writes a model card beside every checkpoint.

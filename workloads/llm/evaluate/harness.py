@@ -127,7 +127,7 @@ def _answer(sample: Any) -> dict[str, Any]:
         likelihoods = [float(response[0]) for response in responses]
         texts = [arguments[-1] for arguments in asked]
         row["output"] = texts[likelihoods.index(max(likelihoods))]
-        is_index = str(target).isdigit() and int(target) < len(texts)
+        is_index = str(target).isdecimal() and int(target) < len(texts)
         row |= {"answer": texts[int(target)] if is_index else target}
         row["log_likelihoods"] = likelihoods
     for measure in sample["metrics"]:

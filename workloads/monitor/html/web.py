@@ -266,7 +266,7 @@ def handler(views: Views) -> type[BoundedHandler]:
 def is_ours(host: str) -> bool:
     """Whether a Host header is localhost or 127.0.0.1, with any port, since ports are forwarded."""
     name, colon, port = host.rpartition(":")
-    if not colon or not port.isdigit():
+    if not colon or not port.isdecimal():
         name = host
     return name.lower() in _NAMES
 

@@ -141,7 +141,7 @@ def _files(folder: Path) -> Iterator[tuple[int, Path]]:
     except OSError:
         return
     for path in paths:
-        if path.suffix == ".json" and path.stem.isascii() and path.stem.isdigit():
+        if path.suffix == ".json" and path.stem.isascii() and path.stem.isdecimal():
             yield int(path.stem), path
 
 

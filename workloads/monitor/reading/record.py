@@ -361,7 +361,7 @@ def checkpoints(run: Run) -> Iterator[SavedCheckpoint]:
     found = []
     for path in run.checkpoints.glob(f"{PREFIX}*"):
         step = path.name.removeprefix(PREFIX)
-        if step.isdigit():
+        if step.isdecimal():
             files = read_object(path / SEAL).get("files")
             sizes = files.values() if isinstance(files, dict) else ()
             known = [whole(size.get("size")) or 0 for size in sizes if isinstance(size, dict)]

@@ -72,7 +72,7 @@ def place_of(args: argparse.Namespace, env: Mapping[str, str]) -> SimulatorPlace
 
 def _host_and_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(f"--env: expected HOST:PORT, found {text!r}")
     return host, int(port)
 

@@ -117,7 +117,8 @@ class PolicyClient:
     def _asked(self, method: str, path: str, body: bytes, kind: str) -> bytes:
         headers = {"Content-Type": kind} if kind else {}
         if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
+            # http.client writes Latin-1: so the bytes of a header are those of UTF-8.
+            headers["Authorization"] = f"Bearer {self._token}".encode().decode("latin-1")
         kept = self._connection.sock is not None
         try:
             response = self._response(method, path, body, headers)
@@ -133,7 +134,7 @@ class PolicyClient:
         took = response.getheader("X-Latency-Ms")
         self.latency = None if took is None else float(took) / 1000
         frame = response.getheader("X-Episode-Frame", "")
-        self.frame = int(frame) if frame.isdigit() else None
+        self.frame = int(frame) if frame.isdecimal() else None
         return content
 
     def _response(

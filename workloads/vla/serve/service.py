@@ -69,7 +69,8 @@ class PolicyService:
         if self.token is None:
             return True
         scheme, _, given = (authorization or "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode(), self.token.encode())
+        # Headers come decoded as Latin-1, whatever they hold.
+        same = hmac.compare_digest(given.strip().encode("latin-1"), self.token.encode())
         return scheme.lower() == "bearer" and same
 
     @contextmanager

@@ -190,7 +190,7 @@ def test_fields_that_nobody_looks_at_are_named(served: Served) -> None:
 
 
 def test_a_token_is_asked_for(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = Served(policy, token="canary-77")
+    served = Served(policy, token="canary-77-試")
     try:
         assert served.post(payload())[0] == 401
         assert served.post(payload(), Authorization="Bearer canary-7")[0] == 401

@@ -52,7 +52,7 @@ def no_demonstrations(file: Any) -> list[str]:
 
 def _by_numbers(name: str) -> list[Any]:
     """Sort key: demo_10 after demo_2."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def datasets(group: Any) -> dict[str, Any]:

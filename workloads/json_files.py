@@ -8,9 +8,12 @@ from workloads import missing_files
 from workloads.errors import UserError
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; raises UserError where the file is missing or holds something else."""
-    return _object(_text(file), str(file), 1)
+def read_json(file: Path, unique: bool = False) -> dict[str, Any]:
+    """Read a JSON object; raises UserError where the file is missing or holds something else.
+
+    unique: a key that an object has twice is refused too; else the last counts.
+    """
+    return _object(_text(file), str(file), 1, unique)
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
@@ -35,9 +38,17 @@ def _text(file: Path) -> str:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
-def _object(text: str, file: str, first: int) -> dict[str, Any]:
+def _object(text: str, file: str, first: int, unique: bool = False) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise UserError(f"{file}: expected each key once, found {twice!r} twice; remove one")
+        return found
+
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=once if unique else None)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{file}:{first + error.lineno - 1}:{error.colno}: expected JSON "

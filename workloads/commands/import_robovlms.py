@@ -61,9 +61,9 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     counts = Counter(row.outcome for row in rows)
     for row in rows:
         if row.outcome == "refused":
-            print(f"refused: {row.field} = {row.shown}: {row.text}")
-        elif "overwritten" in row.text:
-            print(f"kept: {row.field} = {row.shown}: {row.text}")
+            print(f"refused: {row.name} = {row.shown}: {row.text}")
+        elif row.outcome == "kept" and ("overwritten" in row.text or "left out" in row.text):
+            print(f"kept: {row.name} = {row.shown}: {row.text}")
     print(
         f"{args.config}: {counts['mapped']} fields mapped, {counts['kept']} kept for reference, "
         f"{counts['refused']} refused"
@@ -99,8 +99,12 @@ def _write_policy(args: argparse.Namespace, settings: Mapping[str, Any], model: 
             f"{args.config}: expected model_url or model_path to name the backbone, found none; "
             "give --base"
         )
-    base = locate(Model(name=name), lambda text: print(text, file=sys.stderr), weights=False)
-    write_policy(args.config, args.checkpoint, base, model)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    base = locate(Model(name=name), say, weights=False)
+    write_policy(args.config, args.checkpoint, base, model, say)
 
 
 def _name(stem: str) -> str:
@@ -113,7 +117,7 @@ def _profile(config: Path, settings: Mapping[str, Any], rows: Sequence["Row"]) -
     lines = [
         f"# The settings of {config.name}, a config of RoboVLMs.",
         "# Train it with `tatara train`; the table beside it says what became of each field.",
-        *(f"# refused: {row.field} = {row.shown}: {row.text}" for row in refused),
+        *(f"# refused: {row.name} = {row.shown}: {row.text}" for row in refused),
     ]
     content = {"workload": "vla", **settings}
     return "\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
@@ -129,6 +133,6 @@ def _table(config: Path, parents: Sequence[Path], rows: Sequence["Row"]) -> str:
         "|---|---|---|---|",
     ]
     for row in rows:
-        cells = (f"`{row.field}`", f"`{row.shown}`", row.outcome, row.text)
+        cells = (f"`{row.name}`", f"`{row.shown}`", row.outcome, row.text)
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -11,13 +11,12 @@ from workloads.config.sections import Number, Profile, Section, Text, Whole
 from workloads.data.action_parts import Change
 from workloads.errors import did_you_mean
 from workloads.vla.mixtures import dataset_settings, mixtures
-from workloads.vla.robovlms.spec import IMAGE_SIDE, HeadSize, parameters
+from workloads.vla.robovlms.spec import GPT_HEADS, IMAGE_SIDE, HeadSize, parameters
 
 if TYPE_CHECKING:
     from workloads.plan.shapes import ModelShape
 
-# Tokens of a prompt and its answer, and the size of an action without a mask: seven
-# joints and a gripper.
+# Tokens of a prompt and its answer; the size of an action without a mask: 7 joints, a gripper.
 TEXT_TOKENS, _ACTION = 64, 8
 _WINDOW = 8  # as in most of RoboVLMs' published settings
 
@@ -365,6 +364,10 @@ class VlaConfig(Profile):
         if head.reads != "action_token" and not head.pool:
             raise ValueError(
                 f"action_head.reads={head.reads}: texts differ in length; set action_head.pool=true"
+            )
+        if head.kind == "gpt" and (width := head.hidden * head.latent) % GPT_HEADS:
+            raise ValueError(
+                f"action_head.hidden: expected {GPT_HEADS} to divide hidden x latent, found {width}"
             )
         if data.normalise is not None and data.action_mask is not None:
             raise ValueError("data.normalise: no mask applies to it; leave out data.action_mask")

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
 from workloads.engine.hub.upload import FACTS
 from workloads.engine.pretrained.weights import size_of, whole_folder
+from workloads.engine.torch_files import Say, read_torch_file, silent
 from workloads.engine.zero import to_fp32
 from workloads.errors import UserError
 from workloads.json_files import read_json
@@ -55,12 +57,13 @@ def load_pretrained(
 
 
 def from_checkpoint(
-    config: Path, weights: Path, attn: str = "auto", base: Path | None = None
+    config: Path, weights: Path, attn: str = "auto", base: Path | None = None, say: Say = silent
 ) -> PolicyModel:
     """The policy of a JSON config with a checkpoint's weights, in evaluation mode.
 
     base: the backbone's config.json, with its tokenizer beside it, by default the file that
-    `model_config` names. Raises UserError for a field that cannot be loaded.
+    `model_config` names; say: is told how far the checksums of large files are. Raises UserError
+    for a field that cannot be loaded.
     """
     found = inherited(config)
     settings, rows = translate(found)
@@ -80,14 +83,12 @@ def from_checkpoint(
     if "kind" not in settings.get("action_head", {}):
         raise UserError(f"{config}: expected act_head.type to name a decoder, found none; add it")
     policy = empty(_spec(settings, backbone, base), attn)
-    stored = to_fp32(weights) if weights.is_dir() else read_weights(weights)
+    stored = to_fp32(weights, say) if weights.is_dir() else read_weights(weights, say)
     fill(policy, _own(stored, policy), str(weights))
     return policy.eval()
 
 
-def write_policy(
-    config: Path, weights: Path, base: Path, folder: Path, dtype: torch.dtype = torch.float32
-) -> None:
+def write_policy(config: Path, weights: Path, base: Path, folder: Path, say: Say = silent) -> None:
     """Write a checkpoint as an exported policy, which `tatara serve` and `train` take.
 
     weights: the file, or the folder of DeepSpeed's shards; base: the folder with the backbone's
@@ -97,20 +98,17 @@ def write_policy(
     found = inherited(config).config
     if not (base / "config.json").is_file():
         raise UserError(f"{base}: expected the backbone's config.json, found none; complete it")
-    policy = from_checkpoint(config, weights, base=base / "config.json")
+    policy = from_checkpoint(config, weights, base=base / "config.json", say=say)
     spec = policy.spec
     if spec.bounds is None:
         raise UserError(
             f"{config}: expected norm_action with norm_min and norm_max, found none; only such "
             "actions are turned back without the dataset's statistics"
         )
-    kinds = {"dtype": str(dtype).removeprefix("torch."), "family": MODEL_TYPE, "kind": "model"}
+    kinds = {"dtype": "float32", "family": MODEL_TYPE, "kind": "model"}
     cameras = ["static", "gripper"] if found.get("use_hand_rgb") else ["static"]
     facts = {**kinds, "step": None, "notes": [], "cameras": cameras, "crop_area": 1.0}
-    state = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in policy.state_dict().items()
-    }
+    state = policy.state_dict()
     with whole_folder(folder, int(1.05 * size_of(state))) as partial:
         write(partial, state, spec, policy.all_tied_weights_keys)
         carry(base, partial)
@@ -173,22 +171,20 @@ def _spec(settings: Mapping[str, Any], backbone: dict[str, Any], base: Path) -> 
     )
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path, say: Say = silent) -> dict[str, Tensor]:
     """Weights by name, of their own shapes, from a file that holds nothing else.
 
-    No code of the file is run. Raises UserError for a file with anything else.
+    No code of the file is run. say: as in `read_torch_file`. Raises UserError for a file with
+    anything else.
     """
-    try:
-        if file.suffix == ".safetensors":
+    if file.suffix == ".safetensors":
+        try:
             return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    # A damaged file raises one of many kinds, by where the damage lies.
-    except Exception as error:
-        cause = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{file}: expected a file of weights alone, found one that cannot be read as such "
-            f"({cause}); copy it again"
-        ) from None
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{file}: expected safetensors, found {error}; copy it again"
+            ) from error
+    content = read_torch_file(file, say)
     for key in ("state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -43,7 +43,7 @@ def inherited(path: str | Path) -> Inherited:
             raise UserError(
                 f"{chain[-1][0]}: expected parents that end, found {file} again; remove one of them"
             )
-        own = read_json(file)
+        own = read_json(file, unique=True)
         chain.append((file, own))
         parent = own.get(_PARENT)
         if not parent:
@@ -59,13 +59,14 @@ def inherited(path: str | Path) -> Inherited:
 
 
 def _parent_file(child: Path, parent: str) -> Path:
-    """Path of a parent: in the working directory, as in RoboVLMs, else in the child's folder."""
-    for candidate in (Path(parent), child.parent / parent):
-        if candidate.is_file():
-            return candidate
+    """Path of a parent: from the working directory, as in RoboVLMs, else from the child's folder
+    or one above it: RoboVLMs' own, wherever the command runs."""
+    for folder in (Path(), child.parent, *child.resolve().parents):
+        if (folder / parent).is_file():
+            return folder / parent
     raise UserError(
-        f"{child}: expected its parent {parent} in {Path.cwd()} or {child.parent}, found none; "
-        "copy it there"
+        f"{child}: expected its parent {parent} in {Path.cwd()} or {child.parent} or above, found "
+        "none; copy it there"
     )
 
 

@@ -4,85 +4,37 @@ A rule maps a field to a setting, keeps it for reference with the reason, or ref
 would train something else. No field is without one: an unknown one is refused.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from workloads.vla.mixtures import mixtures
+from workloads.vla.robovlms.rules import (
+    Config,
+    Convert,
+    Keeps,
+    KeptField,
+    Maps,
+    RefusedField,
+    Refuses,
+    Rule,
+    choice,
+    number,
+    section,
+    whole,
+)
 
-Config = Mapping[str, Any]
-Convert = Callable[[Any, Config], Any]
-_HUB = "https://huggingface.co/"
-_MOST = 1e15  # no setting is larger
-
-
-class RefusedField(Exception):
-    """The reason why a value cannot be mapped."""
-
-
-class KeptField(Exception):
-    """The reason why a value of a mapped field is kept for reference only."""
-
-
-@dataclass(frozen=True)
-class Maps:
-    """Maps to a setting; `convert` returns its value, or raises Refused or Kept.
-
-    note: in the table.
-    """
-
-    setting: str
-    convert: Convert = lambda value, _: value
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Keeps:
-    why: str
-
-
-@dataclass(frozen=True)
-class Refuses:
-    """Refuses any value except `harmless` ones, which are kept."""
-
-    why: str
-    harmless: tuple[Any, ...] = (False, None)
-
-
-Rule = Maps | Keeps | Refuses
-
-
-def _choice(choices: Mapping[Any, Any], why: str = "") -> Convert:
-    def convert(value: Any, _: Config) -> Any:
-        if isinstance(value, list | dict) or value not in choices:
-            known = ", ".join(str(choice) for choice in choices)
-            raise RefusedField(why or f"known are {known}")
-        return choices[value]
-
-    return convert
-
-
-def _section(config: Config, name: str) -> Config:
-    value = config.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _whole(value: Any, _: Config) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RefusedField("expected a whole number of at least 1")
-    return value
-
-
-def _number(value: Any, _: Config) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -_MOST < value < _MOST:
-        raise RefusedField("expected a finite number")
-    return value
+_REPOSITORY = re.compile(
+    r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w-][\w.-]*/[\w.-]+?)"
+    r"(?:\.git|/tree/main)?/?"
+)
 
 
 def _repository(value: Any, _: Config) -> str:
-    if not isinstance(value, str) or not value.startswith(_HUB):
-        raise RefusedField(f"expected an address that begins with {_HUB}")
-    return value.removeprefix(_HUB).strip("/")
+    found = _REPOSITORY.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise RefusedField("expected https://huggingface.co/OWNER/NAME")
+    return found[1]
 
 
 def _local_model(value: Any, config: Config) -> Any:
@@ -91,10 +43,24 @@ def _local_model(value: Any, config: Config) -> Any:
     return value
 
 
+def _loaded(value: Any, config: Config) -> Any:
+    """A folder of `vlm` or `tokenizer`: what is loaded there, whatever the model is called."""
+    named = config.get("model_url") or config.get("model_path")
+    if not isinstance(value, str) or not isinstance(named, str):
+        raise KeptField("model.name says it")
+    own, other = (name.rstrip("/").removesuffix(".git").split("/")[-1] for name in (value, named))
+    if own.lower() != other.lower():
+        raise RefusedField(
+            f"there this folder is loaded, and not {named}, which became model.name; set "
+            "model.name to the model that it holds"
+        )
+    raise KeptField("a local copy of model.name")
+
+
 def _batch(value: Any, config: Config) -> int:
     if isinstance(value, list):
         raise RefusedField("several datasets: RoboVLMs trains on the first batch only")
-    return _whole(value, config)
+    return whole(value, config)
 
 
 def _accumulated(value: Any, config: Config) -> int:
@@ -103,17 +69,17 @@ def _accumulated(value: Any, config: Config) -> int:
         raise KeptField("every micro-batch is a step: train.global_batch_size is left out")
     if not isinstance(batch, int):
         raise RefusedField("expected a batch_size that is one number")
-    return _whole(value, config) * batch
+    return whole(value, config) * batch
 
 
 def _warmup(value: Any, config: Config) -> float:
-    epochs = _section(config, "trainer").get("max_epochs")
+    epochs = section(config, "trainer").get("max_epochs")
     if not value:
         raise KeptField("no warm-up by epochs")
     if config.get("warmup_steps"):
         raise RefusedField("expected warmup_epochs or warmup_steps; their sum has no setting")
-    known = isinstance(epochs, int | float) and _number(epochs, config)
-    if not 0 < _number(value, config) < known:
+    known = isinstance(epochs, int | float) and number(epochs, config)
+    if not 0 < number(value, config) < known:
         raise RefusedField("expected fewer epochs than trainer.max_epochs")
     return round(value / epochs, 6)  # a share of all steps
 
@@ -123,13 +89,13 @@ def _warmup_steps(value: Any, config: Config) -> int:
         raise KeptField("no warm-up by steps")
     if config.get("warmup_epochs"):
         raise RefusedField("expected warmup_epochs or warmup_steps; their sum has no setting")
-    return _whole(value, config)
+    return whole(value, config)
 
 
 def _clipping(value: Any, config: Config) -> float:
     if not value:
         raise KeptField("nothing was clipped; optim.max_grad_norm is 1.0 unless set")
-    return _number(value, config)
+    return number(value, config)
 
 
 def _trainer_clipping(value: Any, config: Config) -> Any:
@@ -141,7 +107,7 @@ def _trainer_clipping(value: Any, config: Config) -> Any:
 
 
 def _setup_precision(value: Any, config: Config) -> Any:
-    used = _section(config, "trainer").get("precision")
+    used = section(config, "trainer").get("precision")
     raise KeptField(f"overwritten by trainer.precision, here {used!r}")
 
 
@@ -155,12 +121,12 @@ def _overwritten_by(field: str) -> Convert:
 def _max_steps(value: Any, config: Config) -> int:
     if value == -1:
         raise KeptField("no bound: epochs count")
-    return _whole(value, config)
+    return whole(value, config)
 
 
 def _of_mixture(config: Config) -> bool:
     """Whether the config trains on a mixture of Open X-Embodiment, not on CALVIN."""
-    return _section(config, "train_dataset").get("type") == "OpenVLADataset"
+    return section(config, "train_dataset").get("type") == "OpenVLADataset"
 
 
 def _cameras(value: Any, config: Config) -> list[str]:
@@ -169,7 +135,9 @@ def _cameras(value: Any, config: Config) -> list[str]:
     if not _of_mixture(config):
         return ["static", "gripper"] if value else ["static"]
     if value:
-        raise RefusedField("there, mixtures have only their primary camera")
+        raise KeptField(
+            "without effect there: mixtures have only their primary camera, as without data.cameras"
+        )
     return ["primary"]
 
 
@@ -181,7 +149,7 @@ def _bound(side: str) -> Maps:
             raise KeptField(
                 "each dataset's q01 to q99 count; there, the result is also clipped to this"
             )
-        return _number(value, config)
+        return number(value, config)
 
     return Maps(f"data.normalise.{side}", convert)
 
@@ -192,7 +160,7 @@ def _shift(camera: str) -> Maps:
             raise KeptField("no shift")
         if _of_mixture(config):
             raise RefusedField("images of mixtures are not shifted; set data.shift={primary: …}")
-        return _whole(value, config)
+        return whole(value, config)
 
     return Maps(f"data.shift.{camera}", convert)
 
@@ -200,6 +168,14 @@ def _shift(camera: str) -> Maps:
 def _calvin_folder(value: Any, config: Config) -> Any:
     if _of_mixture(config):
         raise KeptField("data_root_dir says where a mixture lies")
+    return value
+
+
+def _image_aug(value: Any, config: Config) -> bool:
+    if not _of_mixture(config):
+        raise KeptField("of OpenVLADataset")
+    if not isinstance(value, bool):
+        raise RefusedField("expected true or false")
     return value
 
 
@@ -222,9 +198,9 @@ def _mixture(value: Any, config: Config) -> Any:
 
 def _of_discrete(setting: str) -> Maps:
     def convert(value: Any, config: Config) -> Any:
-        if _section(config, "act_head").get("action_space") != "discrete":
+        if section(config, "act_head").get("action_space") != "discrete":
             raise KeptField("of discrete actions only")
-        return _number(value, config)
+        return number(value, config)
 
     return Maps(setting, convert)
 
@@ -233,10 +209,10 @@ def _action_space(value: Any, config: Config) -> str:
     if value == "discrete":
         raise KeptField("act_head.type says it")
     if value != "down_sample":
-        return str(_choice({"continuous": "action_token"}, "known are continuous, down_sample, "
+        return str(choice({"continuous": "action_token"}, "known are continuous, down_sample, "
                            "discrete")(value, config))  # fmt: skip
-    source = _section(config, "act_head").get("token_source", "all")
-    return str(_choice({"all": "all", "text": "text", "vision": "vision"})(source, config))
+    source = section(config, "act_head").get("token_source", "all")
+    return str(choice({"all": "all", "text": "text", "vision": "vision"})(source, config))
 
 
 def _history(value: Any, config: Config) -> str:
@@ -246,22 +222,22 @@ def _history(value: Any, config: Config) -> str:
             "compared with every step; set action_head.history=interleaved, where each frame "
             "sees those before it"
         )
-    found = str(_choice({"post": "head", "pre": "interleaved"}, "known are post and pre")(
+    found = str(choice({"post": "head", "pre": "interleaved"}, "known are post and pre")(
         value, config))  # fmt: skip
-    if _section(config, "act_head").get("type") != "DiscreteDecoder":
+    if section(config, "act_head").get("type") != "DiscreteDecoder":
         return found
     # There a window's frames are one sequence for discrete actions, whatever it says.
     return "none" if config.get("window_size") == 1 else "interleaved"
 
 
 def _token_source(value: Any, config: Config) -> Any:
-    if _section(config, "act_head").get("action_space") != "down_sample":
+    if section(config, "act_head").get("action_space") != "down_sample":
         raise KeptField("of action_space down_sample only")
     raise KeptField("action_head.reads, from act_head.action_space")
 
 
 def _model(value: Any, config: Config) -> Any:
-    _choice({"kosmos": "", "paligemma": ""}, _OTHER_CODE)(value, config)
+    choice({"kosmos": "", "paligemma": ""}, _OTHER_CODE)(value, config)
     raise KeptField("the config.json of model.name says it")
 
 
@@ -270,7 +246,9 @@ _NO_EFFECT = Keeps("without effect there")
 _BACKBONE = Keeps("the backbone's own files say it")
 _OTHER_CODE = "its backbone needs code that transformers does not have, which is never run"
 _FUTURE = Refuses("images and captions are not predicted, only actions")
-_ALL_TRAINED = Refuses("parts of the model cannot be left out of training", (True, None))
+# There, what is left out or null is not trained.
+_ALL_TRAINED = Refuses("parts of the model cannot be left out of training", (True,))
+_MORE_OF_LIGHTNING = Keeps("of Lightning's own output and checks")
 _QUANTISED = Refuses("quantised bases are not trained as a whole", (-1, None))
 _FOLDERS = Keeps("a run's files are below outputs/")
 _VALIDATION = Keeps("episodes are held out of the training data: data.eval_share")
@@ -284,16 +262,20 @@ RULES: Mapping[str, Rule] = {
     "model_url": Maps("model.name", _repository),
     "model_path": Maps("model.name", _local_model),
     "model_config": _BACKBONE,
-    "model_load_path": Refuses("weights to start from are not taken over", (None,)),
+    "model_load_path": Refuses(
+        "weights to start from are not taken over: import them as CHECKPOINT beside their own "
+        "config, and name the policy as model.name",
+        (None,),
+    ),
     "model_load_source": _NO_EFFECT,
     "resume": Refuses("a training of RoboVLMs cannot be resumed here", (None,)),
     "seq_len": _NO_EFFECT,
     "image_size": _BACKBONE,
     "image_mean": _NOT_READ,
     "image_std": _NOT_READ,
-    "window_size": Maps("data.window", _whole),
-    "fwd_pred_next_n": Maps("action_head.chunk", _whole),
-    "arm_gripper_loss_ratio": Maps("action_head.gripper_weight", _number),
+    "window_size": Maps("data.window", whole),
+    "fwd_pred_next_n": Maps("action_head.chunk", whole),
+    "arm_gripper_loss_ratio": Maps("action_head.gripper_weight", number),
     "cap_loss_ratio": _SIDE,
     "fwd_loss_ratio": _SIDE,
     "vl_cotrain_ratio": _SIDE,
@@ -306,13 +288,16 @@ RULES: Mapping[str, Rule] = {
     "data_scale": _NOT_READ,
     "train_weights": Refuses("weights of several datasets", (None,)),
     "optimizer": Keeps("AdamW (0.9, 0.999, 1e-8) whatever it says"),
-    "learning_rate": Maps("optim.learning_rate", _number),
-    "min_lr_scale": Keeps("without effect under a constant learning rate"),
+    "learning_rate": Maps("optim.learning_rate", number),
+    "min_lr_scale": Keeps("without effect but under half-cosine"),
     "scheduler": Maps(
         "optim.schedule",
-        _choice({"constant": "constant", "cosine": "cosine"}, "known are constant and cosine"),
+        choice(
+            {"constant": "constant", "cosine": "cosine"},
+            "known are constant and cosine; half-cosine ends at min_lr_scale, which is not offered",
+        ),
     ),
-    "weight_decay": Maps("optim.weight_decay", _number),
+    "weight_decay": Maps("optim.weight_decay", number),
     "warmup_epochs": Maps("optim.warmup_steps", _warmup, "as a share of all steps"),
     "warmup_steps": Maps("optim.warmup_steps", _warmup_steps),
     "warmup_ratio": _NOT_READ,
@@ -334,7 +319,7 @@ RULES: Mapping[str, Rule] = {
     "exp_name": _FOLDERS,
     "raw_config_path": _FOLDERS,
     "gpus": Keeps("parallel.ranks_per_node, found by itself"),
-    "num_nodes": Maps("parallel.nodes", _whole),
+    "num_nodes": Maps("parallel.nodes", whole),
     "norm_action": Refuses("actions are always normalised", (True,)),
     "norm_min": _bound("low"),
     "norm_max": _bound("high"),
@@ -355,9 +340,9 @@ RULES: Mapping[str, Rule] = {
     "train_setup.predict_caption": _FUTURE,
     "train_setup.train_vision": _ALL_TRAINED,
     "train_setup.train_text_embedding": _ALL_TRAINED,
-    "train_setup.train_resampler": _ALL_TRAINED,
+    "train_setup.train_resampler": Refuses(_ALL_TRAINED.why, (True, None)),
     "train_setup.train_full_decoder": _NO_EFFECT,
-    "train_setup.train_decoder_layers": Refuses(_ALL_TRAINED.why, (-1, None)),
+    "train_setup.train_decoder_layers": Refuses(_ALL_TRAINED.why, (-1,)),
     "train_setup.freeze_backbone": Refuses(_ALL_TRAINED.why),
     "train_setup.freeze_resampler": _SIDE,
     "train_setup.freeze_mm_mlp_adapter": _NOT_READ,
@@ -378,18 +363,18 @@ RULES: Mapping[str, Rule] = {
     "train_setup.lora_bias": Keeps("of lora_enable"),
     "act_head.type": Maps(
         "action_head.kind",
-        _choice(
+        choice(
             {"LSTMDecoder": "lstm", "FCDecoder": "fc", "GPTDecoder": "gpt",
              "DiscreteDecoder": "discrete"}
         ),
     ),
-    "act_head.hidden_size": Maps("action_head.hidden", _whole),
-    "act_head.num_layers": Maps("action_head.layers", _whole),
-    "act_head.policy_rnn_dropout_p": Maps("action_head.dropout", _number),
-    "act_head.action_dim": Maps("action_head.size", _whole),
-    "act_head.latent": Maps("action_head.latent", _whole),
+    "act_head.hidden_size": Maps("action_head.hidden", whole),
+    "act_head.num_layers": Maps("action_head.layers", whole),
+    "act_head.policy_rnn_dropout_p": Maps("action_head.dropout", number),
+    "act_head.action_dim": Maps("action_head.size", whole),
+    "act_head.latent": Maps("action_head.latent", whole),
     "act_head.down_sample": Maps(
-        "action_head.pool", _choice({"none": False, "pooling": True})
+        "action_head.pool", choice({"none": False, "pooling": True})
     ),
     "act_head.action_space": Maps("action_head.reads", _action_space),
     "act_head.token_source": Maps("", _token_source),
@@ -403,11 +388,14 @@ RULES: Mapping[str, Rule] = {
     "trainer.accelerator": Keeps("found by itself"),
     "trainer.strategy": Maps(
         "parallel.strategy",
-        _choice({"deepspeed_stage_2": "zero2", "deepspeed_stage_3": "zero3", "ddp": "ddp"}),
+        choice({
+            "deepspeed": "zero2", "deepspeed_stage_2": "zero2", "deepspeed_stage_3": "zero3",
+            "ddp": "ddp", "ddp_find_unused_parameters_true": "ddp", "auto": "auto",
+        }),
     ),
     "trainer.precision": Maps(
         "train.precision",
-        _choice({
+        choice({
             "16": "fp16", "16-mixed": "fp16", 16: "fp16", "bf16": "bf16", "bf16-mixed": "bf16",
             "32": "fp32", "32-true": "fp32", 32: "fp32",
         }),
@@ -415,12 +403,17 @@ RULES: Mapping[str, Rule] = {
     "trainer.logger": Keeps("TensorBoard is written; `tatara report RUN --csv` makes a CSV file"),
     "trainer.gradient_clip_val": Maps("", _trainer_clipping),
     "trainer.use_distributed_sampler": Keeps("ranks always take different samples"),
-    "trainer.log_every_n_steps": Maps("train.log_every", _whole),
-    "trainer.max_epochs": Maps("train.epochs", _number),
+    "trainer.log_every_n_steps": Maps("train.log_every", whole),
+    "trainer.max_epochs": Maps("train.epochs", number),
     "trainer.max_steps": Maps("train.max_steps", _max_steps),
     "trainer.val_check_interval": Keeps("evaluation.every_steps says when"),
     "trainer.check_val_every_n_epoch": Keeps("evaluation.every_steps says when"),
     "trainer.limit_val_batches": Keeps("evaluation.samples says how many"),
+    "trainer.num_sanity_val_steps": _MORE_OF_LIGHTNING,
+    "trainer.enable_checkpointing": _MORE_OF_LIGHTNING,
+    "trainer.enable_progress_bar": _MORE_OF_LIGHTNING,
+    "trainer.enable_model_summary": _MORE_OF_LIGHTNING,
+    "trainer.benchmark": _MORE_OF_LIGHTNING,
     "trainer.accumulate_grad_batches": Maps(
         "train.global_batch_size", _accumulated, "for one rank: multiply it by yours"
     ),
@@ -430,7 +423,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "train_dataset.data_dir": Maps("data.source", _calvin_folder),
     "train_dataset.lang_folder": Refuses("another folder of annotations", ("lang_annotations",)),
-    "train_dataset.skip_frames": Maps("data.stride", _whole),
+    "train_dataset.skip_frames": Maps("data.stride", whole),
     "train_dataset.rgb_pad": _shift("static"),
     "train_dataset.gripper_pad": _shift("gripper"),
     "train_dataset.traj_cons": Keeps("each frame is shifted by itself"),
@@ -438,15 +431,26 @@ RULES: Mapping[str, Rule] = {
     "train_dataset.model_name": Keeps("`model` says it"),
     "train_dataset.tokenizer_type": Keeps("`model` says it"),
     "train_dataset.text_aug": Refuses("texts are not varied"),
+    "train_dataset.save_format": Refuses("only frames as NPZ files are read", ("npz",)),
+    "train_dataset.partial_data": Refuses("all annotated spans are trained on"),
+    "train_dataset.few_shot": Refuses("all annotated spans are trained on"),
+    "train_dataset.exclude_tasks": Refuses("all annotated spans are trained on", ([], None)),
     "train_dataset.data_root_dir": Maps("data.source", _mixture_folder),
     "train_dataset.data_mix": Maps("data.mixture", _mixture),
-    "train_dataset.image_aug": Keeps("data.augmentation says how images are varied"),
+    "train_dataset.image_aug": Maps(
+        "data.augmentation.enabled", _image_aug, "by OpenVLA's settings, which are the defaults"
+    ),
     "train_dataset.mode": _NO_EFFECT,
     "train_dataset.train": _NO_EFFECT,
     "train_dataset.window_sample": _NO_EFFECT,
     "train_dataset.organize_type": Refuses("only windows side by side", ("interleave", None)),
     "train_dataset.shuffle_buffer_size": Keeps("all windows are shuffled"),
     "tokenizer.": Keeps("the model's own tokenizer"),
+    "tokenizer.pretrained_model_name_or_path": Maps("", _loaded),
+    "tokenizer.additional_special_tokens": Refuses(
+        "no tokens are added to the model's own", ([], None)
+    ),
+    "vlm.pretrained_model_name_or_path": Maps("", _loaded),
     "vlm.": Keeps("`model` and `model_url` say it"),
     "vision_resampler.": Keeps("of use_vision_resampler"),
     "vision_encoder.": Keeps("the backbone's own files say it"),
@@ -456,9 +460,20 @@ RULES: Mapping[str, Rule] = {
     "qwen": _SIDE,
 }  # fmt: skip
 
+# Fields that RoboVLMs cannot run without. A profile can: its own default counts.
+NEEDED = (
+    "window_size", "fwd_pred_next_n", "arm_gripper_loss_ratio", "seed", "batch_size",
+    "learning_rate", "weight_decay", "use_hand_rgb", "act_head.type", "act_head.latent",
+    "act_head.down_sample", "trainer.precision", "trainer.max_epochs",
+)  # fmt: skip
+
 # RoboVLMs' defaults that differ from those of a profile.
 DEFAULTS: Mapping[str, Any] = {
     "scheduler": "constant",
+    "gradient_clip_val": 0,
+    "norm_action": False,
+    "train_setup.train_vision": False,
+    "train_setup.train_text_embedding": False,
     "act_head.action_space": "continuous",
     "act_head.history_type": "post",
     "act_head.num_layers": 4,

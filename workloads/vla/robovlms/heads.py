@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2Model
 
-from workloads.vla.robovlms.spec import BRANCH, GPT_LAYERS, HeadSize
+from workloads.vla.robovlms.spec import BRANCH, GPT_HEADS, GPT_LAYERS, HeadSize
 
 Chunks = tuple[Tensor, Tensor | None]
 
@@ -102,12 +102,18 @@ class LstmHead(Head):
 
 
 class GptHead(Head):
-    """A GPT-2 of 8 layers and 8 heads over the steps of a window, with learned positions."""
+    """A GPT-2 of 8 layers and 8 heads over the steps of a window, with learned positions.
+
+    Where the widths differ, each of a step's tokens is brought to the head's. RoboVLMs has that
+    for one token alone.
+    """
 
     def __init__(self, size: HeadSize) -> None:
         super().__init__(size)
         width = size.hidden * size.latent
-        config = GPT2Config(n_layer=GPT_LAYERS, n_head=8, n_embd=width, n_positions=size.window)
+        config = GPT2Config(
+            n_layer=GPT_LAYERS, n_head=GPT_HEADS, n_embd=width, n_positions=size.window
+        )
         self.gpt = GPT2Model(config)
         del self.gpt.wte  # its input is states, no tokens
         same = size.features == size.hidden
@@ -118,8 +124,9 @@ class GptHead(Head):
         return self.chunks(self.remember(self.flat(states)))
 
     def remember(self, flat: Tensor) -> Tensor:
-        """[B, W, features] → [B, W, hidden]."""
-        return self.gpt(inputs_embeds=self.fc(flat), use_cache=False).last_hidden_state
+        """[B, W, latent · features] → [B, W, latent · hidden]."""
+        tokens = self.fc(flat.unflatten(-1, (self.size.latent, -1))).flatten(-2)
+        return self.gpt(inputs_embeds=tokens, use_cache=False).last_hidden_state
 
 
 class History:

@@ -9,7 +9,7 @@ from workloads.errors import UserError
 MODEL_TYPE = "robovlms"
 HistoryKind = Literal["none", "head", "interleaved"]
 BRANCH = (1024, 512, 256)  # widths of the layers of an arm's or a gripper's branch
-GPT_LAYERS = 8
+GPT_LAYERS = GPT_HEADS = 8
 IMAGE_SIDE = 224  # pixels, at most, where a backbone takes images of any size
 
 

@@ -7,16 +7,8 @@ from typing import Any, Literal
 
 from workloads.errors import did_you_mean
 from workloads.vla.robovlms.config import OVERRIDE, Inherited
-from workloads.vla.robovlms.fields import (
-    DEFAULTS,
-    RULES,
-    Keeps,
-    KeptField,
-    Maps,
-    RefusedField,
-    Refuses,
-    Rule,
-)
+from workloads.vla.robovlms.fields import DEFAULTS, NEEDED, RULES
+from workloads.vla.robovlms.rules import Keeps, KeptField, Maps, RefusedField, Refuses, Rule
 
 _SEVERAL = "several datasets: RoboVLMs trains on the first batch only; name one"
 
@@ -32,8 +24,14 @@ class Row:
 
     @property
     def shown(self) -> str:
-        """The value as JSON."""
-        return json.dumps(self.value, ensure_ascii=False)
+        """The value as JSON, on one line for every reader."""
+        plain = json.dumps(self.value, ensure_ascii=False)
+        return plain if plain.isprintable() else json.dumps(self.value)
+
+    @property
+    def name(self) -> str:
+        """The field, on one line for every reader."""
+        return self.field if self.field.isprintable() else json.dumps(self.field)
 
 
 def translate(found: Inherited) -> tuple[dict[str, Any], list[Row]]:
@@ -47,8 +45,14 @@ def translate(found: Inherited) -> tuple[dict[str, Any], list[Row]]:
             row = _row(config, field, value, settings)
             text = f"{row.text} (left out: RoboVLMs' default)"
             rows.append(Row(row.field, row.value, row.outcome, text))
-    # Its trainings do not vary colours; a profile would by default.
-    settings.setdefault("data", {})["augmentation"] = {"enabled": False}
+    for field in NEEDED:
+        if field not in there:
+            rule = RULES[field]
+            assert isinstance(rule, Maps)
+            text = f"left out, so that a profile's default of {rule.setting} counts"
+            rows.append(Row(field, None, "kept", text))
+    # Its trainings on CALVIN do not vary colours; a profile would by default.
+    settings.setdefault("data", {}).setdefault("augmentation", {"enabled": False})
     for section in found.overridden:
         why = "the section replaces the parent's; training there merges the two all the same"
         rows.append(Row(f"{section}.__override__", True, "kept", why))
@@ -98,7 +102,10 @@ def _mapped(
 def _rule(field: str) -> Rule | None:
     if field.rpartition(".")[2] == OVERRIDE:  # sections that were replaced have lost theirs
         return Refuses("nothing is replaced here; remove it")
-    return RULES.get(field) or RULES.get(f"{field.partition('.')[0]}.")
+    section = field.partition(".")[0]
+    of_section = RULES.get(f"{section}.") or RULES.get(section)
+    # A whole section of which nothing is mapped needs one rule.
+    return RULES.get(field) or (None if isinstance(of_section, Maps) else of_section)
 
 
 def _unknown(field: str, value: Any) -> str:

@@ -21,18 +21,25 @@ pytestmark = pytest.mark.unit
 CONFIG: dict[str, Any] = {
     "model": "kosmos",
     "model_url": "https://huggingface.co/microsoft/kosmos-2-patch14-224",
-    "model_path": ".vlms/kosmos",
+    "model_path": ".vlms/kosmos-2-patch14-224",
+    "vlm": {"pretrained_model_name_or_path": ".vlms/kosmos-2-patch14-224"},
     "window_size": 16,
     "fwd_pred_next_n": 10,
     "batch_size": 4,
+    "learning_rate": 2e-5,
+    "weight_decay": 0,
+    "seed": 123,
+    "arm_gripper_loss_ratio": 0.01,
     "warmup_epochs": 0.25,
     "warmup_steps": 0,
     "use_hand_rgb": True,
     "norm_action": True,
     "norm_min": -0.65,
     "norm_max": 0.65,
-    "train_setup": {"precision": "bf16", "freeze_backbone": False, "lora_enable": False},
-    "act_head": {"type": "LSTMDecoder", "window_size": 1, "fwd_pred_next_n": 1},
+    "train_setup": {"precision": "bf16", "freeze_backbone": False, "train_vision": True,
+                    "train_text_embedding": True, "lora_enable": False},
+    "act_head": {"type": "LSTMDecoder", "window_size": 1, "fwd_pred_next_n": 1, "latent": 1,
+                 "down_sample": "none"},
     "trainer": {"precision": "16", "gradient_clip_val": 1.0, "max_epochs": 5,
                 "accumulate_grad_batches": 4, "strategy": "deepspeed_stage_2"},
     "train_dataset": {"type": "DiskCalvinDataset", "data_dir": "calvin/training", "rgb_pad": 10},
@@ -69,9 +76,12 @@ def test_the_published_settings(tmp_path: Path) -> None:
         "augmentation": {"enabled": False},
     }
     assert settings["action_head"] == {
-        "chunk": 10, "kind": "lstm", "reads": "action_token", "history": "head", "layers": 4,
+        "chunk": 10, "gripper_weight": 0.01, "kind": "lstm", "latent": 1, "pool": False,
+        "reads": "action_token", "history": "head", "layers": 4,
     }  # fmt: skip
-    assert settings["optim"] == {"warmup_steps": 0.05, "schedule": "constant"}
+    assert settings["optim"] == {
+        "learning_rate": 2e-5, "weight_decay": 0, "warmup_steps": 0.05, "schedule": "constant",
+    }  # fmt: skip
     assert settings["train"]["precision"] == "fp16"
     assert settings["train"]["global_batch_size"] == 16
     assert rows["scheduler"].text.endswith("(left out: RoboVLMs' default)")
@@ -90,8 +100,11 @@ def test_a_mixture_of_open_x_embodiment(tmp_path: Path) -> None:
         "augmentation": {"enabled": False},
     }
     assert "q01 to q99" in rows["norm_max"].text
-    rows = _rows(tmp_path, train_dataset=mixture | {"data_mix": "own"})[1]
-    assert rows["use_hand_rgb"].outcome == "refused"
+    varied = mixture | {"data_mix": "own", "image_aug": True}
+    settings, rows = _rows(tmp_path, train_dataset=varied)
+    # There the second camera has no images in a mixture, and is left out.
+    assert rows["use_hand_rgb"].outcome == "kept" and "cameras" not in settings["data"]
+    assert settings["data"]["augmentation"] == {"enabled": True}
     assert "no known mixture; known: bridge, " in rows["train_dataset.data_mix"].text
 
 
@@ -129,7 +142,22 @@ def test_silent_overwrites_are_reported(tmp_path: Path) -> None:
         ({"warmup_steps": 10}, "warmup_epochs", "their sum has no setting"),
         ({"warmup_epochs": 6}, "warmup_epochs", "fewer epochs than trainer.max_epochs"),
         ({"norm_action": False}, "norm_action", "always normalised"),
+        ({"train_setup__train_vision": None}, "train_setup.train_vision", "left out"),
         ({"fwd_head": {}}, "fwd_head", "images are not predicted"),
+        ({"fwd_head": {"type": "Any"}}, "fwd_head.type", "images are not predicted"),
+        ({"model_url": "https://example.org/a/b"}, "model_url", "huggingface.co/OWNER/NAME"),
+        (
+            {"vlm": {"pretrained_model_name_or_path": ".vlms/other"}},
+            "vlm.pretrained_model_name_or_path",
+            "there this folder is loaded, and not https",
+        ),
+        (
+            {"tokenizer": {"additional_special_tokens": ["<x>"]}},
+            "tokenizer.additional_special_tokens",
+            "no tokens are added",
+        ),
+        ({"scheduler": "half-cosine"}, "scheduler", "half-cosine ends at min_lr_scale"),
+        ({"train_dataset__few_shot": True}, "train_dataset.few_shot", "all annotated spans"),
         ({"use_hand_rgb": "no"}, "use_hand_rgb", "true or false"),
     ],
 )
@@ -138,6 +166,40 @@ def test_what_is_refused_by_name(
 ) -> None:
     _, rows = _rows(tmp_path, **changes)
     assert rows[field].outcome == "refused" and why in rows[field].text
+
+
+@pytest.mark.parametrize(
+    ("left_out", "outcome", "why"),
+    [
+        ("train_setup.train_vision", "refused", "cannot be left out of training"),
+        ("train_setup.train_text_embedding", "refused", "cannot be left out of training"),
+        ("norm_action", "refused", "always normalised"),
+        ("act_head.latent", "kept", "a profile's default of action_head.latent counts"),
+        ("learning_rate", "kept", "a profile's default of optim.learning_rate counts"),
+        ("gradient_clip_val", "kept", "max_grad_norm is 1.0 unless set (left out"),
+    ],
+)
+def test_what_is_left_out_has_the_meaning_that_it_has_there(
+    tmp_path: Path, left_out: str, outcome: str, why: str
+) -> None:
+    config = json.loads(json.dumps(CONFIG))
+    section, _, name = left_out.rpartition(".")
+    (config[section] if section else config).pop(name, None)
+    rows = {row.field: row for row in translate(inherited(_written(tmp_path, config)))[1]}
+    assert rows[left_out].outcome == outcome and why in rows[left_out].text
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "google/paligemma-3b-pt-224",
+        "https://huggingface.co/google/paligemma-3b-pt-224.git",
+        "https://hf.co/google/paligemma-3b-pt-224/tree/main",
+    ],
+)
+def test_a_model_by_any_of_its_addresses(address: str, tmp_path: Path) -> None:
+    settings, _ = _rows(tmp_path, model_url=address)
+    assert settings["model"]["name"] == "google/paligemma-3b-pt-224"
 
 
 @pytest.mark.parametrize(("window", "history"), [(1, "none"), (8, "interleaved")])
@@ -188,12 +250,33 @@ def test_parents_that_cannot_be(tmp_path: Path) -> None:
     ring = _written(tmp_path, {"parent": "a.json"}, "b.json")
     with pytest.raises(UserError, match="expected parents that end"):
         import_config(ring)
+    twice = tmp_path / "twice.json"
+    twice.write_text('{"act_head": {"latent": 1, "latent": 2}}')
+    with pytest.raises(UserError, match="twice.json: expected each key once, found 'latent' twice"):
+        import_config(twice)
     with pytest.raises(UserError, match="expected a file's name as parent, found 3"):
         import_config(_written(tmp_path, {"parent": 3}))
     with pytest.raises(UserError, match="expected a JSON object"):
         import_config(_written(tmp_path, [1]))
     with pytest.raises(UserError, match="absent.json"):
         import_config(tmp_path / "absent.json")
+
+
+def test_a_parent_is_found_from_above_the_config(tmp_path: Path) -> None:
+    """As `configs/base.json`, which RoboVLMs looks for where it runs: in its own folder."""
+    (tmp_path / "configs/more").mkdir(parents=True)
+    _written(tmp_path / "configs", CONFIG, "base.json")
+    child = _written(tmp_path / "configs/more", {"parent": "configs/base.json", "seed": 7})
+    assert import_config(child)["seed"] == 7 and import_config(child)["window_size"] == 16
+
+
+def test_no_name_or_value_leaves_its_comment(tmp_path: Path) -> None:
+    odd = {"a\nworkload: llm": 1, "b": "x\u2028workload: llm"}
+    config = _written(tmp_path, CONFIG | odd)
+    assert main(["import", "robovlms", str(config), "--output", str(tmp_path / "a.yaml")]) == 1
+    written = (tmp_path / "a.yaml").read_text()
+    assert yaml.safe_load(written)["workload"] == "vla"
+    assert r'# refused: "a\nworkload: llm" = 1' in written and r"x\u2028workload" in written
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ CASES = {
     "lstm-alone": ("action_head.history=none",),
     "lstm-latents-state": ("action_head.latent=2", "action_head.state=true"),
     "gpt": ("action_head.kind=gpt",),
+    "gpt-latents": ("action_head.kind=gpt", "action_head.latent=3"),
     "fc-interleaved": ("action_head.kind=fc", "action_head.history=interleaved"),
     "fc-text": ("action_head.kind=fc", "action_head.reads=text", "action_head.pool=true"),
     "lstm-vision": ("action_head.reads=vision", "action_head.pool=true"),
@@ -312,6 +313,10 @@ def test_windows_of_training_are_what_an_episode_gives(
     [
         (("action_head.kind=discrete",), "no head sees a window; set none or interleaved"),
         (("action_head.reads=text",), "set action_head.pool=true"),
+        (
+            ("action_head.kind=gpt", "action_head.hidden=20"),
+            "expected 8 to divide hidden x latent, found 20",
+        ),
         (("adapter.method=qlora",), "policy heads train with full or lora"),
         (("action_head.kind=tokens",), "data.window: of policy heads"),
         (("data.frames_in_memory=2",), "at least the window's 3 steps"),

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.support.zero_shards import flip
 from workloads.cli import main
 from workloads.config.merge import resolve
 from workloads.errors import UserError
@@ -294,11 +295,14 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     save_file(whole | {"model.action_token": torch.zeros(3)}, file)
     refused(r"action_token of shape \[32\], found \[3\]")
     file.write_bytes(b"x" * 20)
-    refused("policy.safetensors: expected a file of weights alone")
+    refused("policy.safetensors: expected safetensors, found")
     file.unlink()
     refused("expected one file of weights, found none")
     torch.save({"state_dict": {"a": print}}, folder / "policy.pt")  # names a function
-    refused("policy.pt: expected a file of weights alone")
+    refused("policy.pt: expected weights and plain values, found .*print in it, which could run")
+    torch.save({"state_dict": whole}, folder / "policy.pt")
+    flip(folder / "policy.pt")
+    refused("policy.pt: expected record policy/data/.* as it was written, found it damaged")
     config.write_text(json.dumps(said | {"model": "uform"}))
     refused("code that transformers does not have")
     config.write_text(json.dumps(said | {"model_config": "absent.json"}))

@@ -2,6 +2,7 @@
 
 import sys
 import types
+import zipfile
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -38,7 +39,7 @@ def write_zero(
     if stage == 3:  # placeholders
         low = {name: torch.empty(0, dtype=dtype) for name in low}
     module = {**low, **buffers} | ({} if stage == 3 else dict(frozen))
-    module |= {name: module[source] for name, source in shared.items()}
+    module |= {name: module[source] for name, source in shared.items() if source in module}
     parts = _parts_two(groups, ranks) if stage <= 2 else _parts_three(groups, ranks)
     key = "single_partition_of_fp32_groups" if stage <= 2 else "fp32_flat_groups"
     for rank in range(ranks):
@@ -117,18 +118,22 @@ def fake_class(monkeypatch: pytest.MonkeyPatch, path: str) -> type:
     """A class that pickles under a full name whose module is not installed."""
     module, _, name = path.rpartition(".")
     made = type(name, (), {"__module__": module})
-    place = types.ModuleType(module)
-    setattr(place, name, made)
-    monkeypatch.setitem(sys.modules, module, place)
+    parts = module.split(".")
+    for count in range(1, len(parts) + 1):
+        package = ".".join(parts[:count])
+        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    setattr(sys.modules[module], name, made)
     return made
 
 
-def flip(file: Path, record: str) -> None:
-    """Flip one bit in the middle of a record of an archive, whose name ends in `record`."""
-    import zipfile
+def flip(file: Path, record: str = "") -> str:
+    """Flip one bit in the middle of the record of an archive whose name ends so, or the largest.
 
+    Returns its name.
+    """
     with zipfile.ZipFile(file) as archive:
-        item = next(item for item in archive.infolist() if item.filename.endswith(record))
+        found = [item for item in archive.infolist() if item.filename.endswith(record)]
+    item = max(found, key=lambda item: item.file_size)
     content = bytearray(file.read_bytes())
     start = item.header_offset
     names, extra = (
@@ -136,3 +141,4 @@ def flip(file: Path, record: str) -> None:
     )
     content[start + 30 + names + extra + item.file_size // 2] ^= 0x10
     file.write_bytes(content)
+    return item.filename

@@ -6,7 +6,6 @@ torch itself compares none: a flipped bit would become a weight without a word.
 import re
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,20 +29,17 @@ def silent(text: str) -> None:
 def read_torch_file(file: Path, say: Say = silent, stand_ins: Sequence[StandIn] = ()) -> Any:
     """The content of a file of torch.save, tensors on the host.
 
-    They are mapped from the file where its form allows it: what is not used is not read. say: is
-    told how far the checksums of a large file are, and of a file without any. Raises UserError for
-    a file that is missing or damaged, or names code other than that of `stand_ins`.
+    They are mapped from the file where its form allows it: what is not used takes no memory, and
+    the file must stay as it is meanwhile. say: is told how far the checksums of a large file are,
+    and of a file without any. Raises UserError for a file that is missing or damaged, or names code
+    other than that of `stand_ins`.
     """
     if not file.is_file():
         raise UserError(f"expected {file}, found none; copy the whole folder")
-    is_archive = zipfile.is_zipfile(file)
-    if is_archive:
-        _compare_checksums(file, say)
-    else:
-        say(f"{file}: its old form has no checksums: a damaged value in it goes unnoticed")
+    is_archive = _compare_checksums(file, say)
     try:
         with torch.serialization.safe_globals(list(stand_ins)):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
     # A damaged file raises one of many kinds, by where the damage lies.
     except Exception as error:
         if code := _FORBIDDEN.search(str(error)):
@@ -56,12 +52,20 @@ def read_torch_file(file: Path, say: Say = silent, stand_ins: Sequence[StandIn] 
             f"{file}: expected a file of torch.save, found one that cannot be read ({cause}); copy "
             "it again"
         ) from None
+    if not is_archive:
+        say(f"{file}: its old form has no checksums: a damaged value in it goes unnoticed")
+    return loaded
 
 
-def _compare_checksums(file: Path, say: Say) -> None:
-    """Raise UserError for a record of an archive whose bytes are not those that were written."""
+def _compare_checksums(file: Path, say: Say) -> bool:
+    """Whether the file is an archive, whose records' checksums are compared.
+
+    Raises UserError for a record whose bytes are not those that were written.
+    """
     record = None
     try:
+        if not zipfile.is_zipfile(file):
+            return False
         with zipfile.ZipFile(file) as archive:
             records = [item for item in archive.infolist() if item.file_size]
             # torch.serialization.set_crc32_options(False) writes 0 for all of them.
@@ -77,7 +81,9 @@ def _compare_checksums(file: Path, say: Say) -> None:
                         if time.monotonic() - told > _SECONDS:
                             told = time.monotonic()
                             say(f"{file}: compared {done / 1e9:.1f} of {size / 1e9:.1f} GB")
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        return True
+    # As above: of one of many kinds.
+    except Exception as error:
         where = f"record {record.filename}" if record else "its list of records"
         raise UserError(
             f"{file}: expected {where} as it was written, found it damaged ({error}); copy the "

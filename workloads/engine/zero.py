@@ -89,18 +89,20 @@ def _joined(shards: _Shards) -> dict[str, Tensor]:
     trained = _stage_two(shards) if shards.stage <= 2 else _stage_three(shards)
     _check_step(shards, trained)
     weights |= trained
+    tied: dict[str, str] = {}
     for model in shards.models.values():
-        for name, source in dict(model.get("shared_params") or {}).items():
-            if source not in weights:
-                raise UserError(f"expected {source}, which {name} is tied to, found no such weight")
-            weights[name] = weights[source]
+        tied |= model.get("shared_params") or {}
     if shards.stage <= 2:
         # ZeRO-1 lists no frozen parameters: the module has them.
         weights |= {
             name: _as_float(value)
             for name, value in first["module"].items()
-            if name not in weights and isinstance(value, Tensor)
+            if name not in weights and name not in tied and isinstance(value, Tensor)
         }
+    for name, source in tied.items():
+        if source not in weights:
+            raise UserError(f"expected {source}, which {name} is tied to, found no such weight")
+        weights[name] = weights[source]
     return weights
 
 

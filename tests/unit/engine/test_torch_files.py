@@ -18,12 +18,12 @@ def _saved(file: Path, content: object = None, **options: bool) -> Path:
     return file
 
 
-@pytest.mark.parametrize("record", ["data/0", "data.pkl", "version"])
+@pytest.mark.parametrize("record", ["data/0", "data.pkl", "/version"])
 def test_a_flipped_bit_in_any_record(record: str, tmp_path: Path) -> None:
     file = _saved(tmp_path / "a.pt")
     assert torch.equal(read_torch_file(file)["a"], torch.arange(1000.0))
     flip(file, record)
-    with pytest.raises(UserError, match=rf"a\.pt: expected record a/{record} as it was written"):
+    with pytest.raises(UserError, match=rf"a\.pt: expected record .*{record} as it was written"):
         read_torch_file(file)
 
 
@@ -31,7 +31,7 @@ def test_any_flipped_bit_is_named_or_changes_nothing(tmp_path: Path) -> None:
     """Between records lies padding, which nothing reads."""
     file = _saved(tmp_path / "a.pt", {"a": torch.arange(50.0)})
     whole = file.read_bytes()
-    for place in range(0, len(whole), 7):
+    for place in range(0, len(whole), 29):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         try:
             found = read_torch_file(file)

@@ -41,7 +41,8 @@ def translate(found: Inherited) -> tuple[dict[str, Any], list[Row]]:
     rows = [_row(config, field, value, settings) for field, value in _leaves(config)]
     there = {row.field for row in rows}
     for field, value in DEFAULTS.items():
-        if field not in there:
+        # A section has no defaults where all of it is missing: RoboVLMs cannot run without it.
+        if field not in there and field.rpartition(".")[0] in {"", *config}:
             row = _row(config, field, value, settings)
             text = f"{row.text} (left out: RoboVLMs' default)"
             rows.append(Row(row.field, row.value, row.outcome, text))

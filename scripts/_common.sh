@@ -11,6 +11,8 @@ fail_with() {
   exit "$1"
 }
 
+[[ $(uname -s) == Linux ]] ||
+  fail "expected Linux, found $(uname -s); on Windows use WSL 2, on macOS a Linux machine"
 python=.venv/bin/python
 [[ -x $python ]] || python=$(command -v python3) ||
   fail "expected python3 on PATH, found none; install it (Debian, Ubuntu: sudo apt-get install -y python3)"

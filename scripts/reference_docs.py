@@ -234,7 +234,7 @@ Written by `{_COMMAND}` from the parsers: change those, not this page.
 
 Exit codes: 0 done, 1 failed, 2 a mistake that you can fix, 3 stopped and saved, 75 worth retrying
 (network, NCCL, a lost node), 130 and 143 stopped by Ctrl-C or SIGTERM before there was anything to
-save. `tatara --print-completion bash` (or zsh, tcsh) prints a script for the shell:
+save. `tatara --print-completion bash` (or zsh, fish, tcsh) prints a script for the shell:
 
 ```
 tatara --print-completion bash > ~/.local/share/bash-completion/completions/tatara

@@ -24,7 +24,7 @@ COMMANDS: Commands = {
     "submit": ("workloads.commands.submit", "hand a profile to slurm, sky or a trainjob"),
     "rent": ("workloads.commands.rent", "rent a machine, train, bring the run home, end it"),
     "check": ("workloads.commands.check", "find mistakes in a profile before any GPU is used"),
-    "plan": ("workloads.commands.plan", "predict memory and disk of a profile"),
+    "plan": ("workloads.commands.plan", "predict memory, disk, time and cost of a profile"),
     "models": ("workloads.commands.models", "list models, and what fits a GPU by method"),
     "eval": ("workloads.commands.evaluate", "score a run or a model on a task"),
     "chat": ("workloads.commands.chat", "talk to a language model in the terminal"),
@@ -59,8 +59,8 @@ optim.learning_rate=1e-5 or, where the profile honours them, --learning_rate 1e-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; a user's mistake ends with one sentence."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    if arguments == ["help"]:
-        arguments = ["--help"]
+    if arguments[0] == "help":  # as in git: help train
+        arguments = [*arguments[1:], "--help"]
     return interruptible(lambda: _exit_code(arguments))
 
 
@@ -93,7 +93,7 @@ def parser() -> CommandParser:
         epilog=_EPILOG,
         formatter_class=UnwrappedHelpFormatter,
     )
-    whole.add_argument("--version", action=PrintVersion, help="print the version and leave")
+    whole.add_argument("-V", "--version", action=PrintVersion, help="print the version and leave")
     whole.add_argument(
         "--print-completion", action=PrintCompletion, help="print the completion of a shell"
     )
@@ -108,12 +108,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         if tuple(arguments[: len(names)]) == names:
             command = reduce(CommandParser.command, names, whole)
             own, settings = split_settings(command, arguments[len(names) :])
+            command.refuse_misspelt(settings)
             arguments = [*names, *own]
     found, rest = whole.parse_known_args(arguments)
-    words = [*settings, *rest]
-    if any(word.startswith("--") for word in words):
-        whole.chosen(arguments).refuse_misspelt(words)
-    return found, words
+    if any(word.startswith("--") for word in rest):
+        whole.chosen(arguments).refuse_misspelt(rest)
+    return found, [*settings, *rest]
 
 
 if __name__ == "__main__":

@@ -135,3 +135,26 @@ def test_no_python_that_fits_ends_with_one_sentence(project: Path, tmp_path: Pat
         f"expected Python 3.11 or 3.12 with its venv module, found: {old} (3.9.18);"
     )
     assert not (project / ".venv").exists()
+    assert "PYTHON=$(uv python find 3.12) make setup" in done.stderr
+
+
+def test_the_python_that_fits_is_named_and_nothing_made(project: Path) -> None:
+    shutil.rmtree(project / ".venv")
+    done = call(project, "scripts/local_setup.sh", "--python", PYTHON=sys.executable)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{sys.executable}\n", "")
+    assert not (project / ".venv").exists()
+
+
+@pytest.mark.parametrize("script", ["local_setup.sh", "start_training.sh"])
+def test_another_system_than_linux_ends_with_one_sentence(project: Path, script: str) -> None:
+    programs = project / "programs"
+    programs.mkdir()
+    (programs / "uname").write_text("#!/bin/sh\necho Darwin\n")
+    (programs / "uname").chmod(0o755)
+    shutil.rmtree(project / ".venv")
+    for name in ("_common.sh", script):
+        shutil.copy(ROOT / "scripts" / name, project / "scripts" / name)
+    done = call(project, f"scripts/{script}", PATH=f"{programs}:{os.environ['PATH']}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("expected Linux, found Darwin; on Windows use WSL 2")
+    assert not (project / ".venv").exists()

@@ -130,3 +130,14 @@ def test_int8_with_fsdp2_is_refused_with_the_reason(
     assert resolve(DEMO, {}, words[:2])[0].adapter.quantisation == "nf4"
     full = ["parallel.strategy=fsdp2", "adapter.quantisation=int8"]
     assert resolve(DEMO, {}, full)[0].adapter.method == "full"
+
+
+@pytest.mark.parametrize("profile", ["demo", "profiles/demo.yaml"])
+def test_settings_of_the_profile_itself_are_not_repeated(
+    profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its name as by its path: what is in the file its reader knows."""
+    monkeypatch.chdir(DEMO.parents[1])
+    assert main(["check", profile, "optim.beta2=0.9"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if " = " in line]
+    assert told == ["optim.beta2 = 0.9   (command line optim.beta2)"]

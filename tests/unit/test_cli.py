@@ -80,6 +80,12 @@ def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFi
         (["train", "demo", "--lerning_rate", "1"], "did you mean '--learning_rate'?"),
         (["monitor", "--onec"], "monitor: unknown option '--onec'; did you mean '--once'?"),
         (["eval", "gsm8k", "x", "--shot", "1"], "'--shot'; did you mean '--shots'?"),
+        (["--trian"], "tatara: unknown option '--trian'; see tatara --help"),
+        (["train", "--resum"], "train: unknown option '--resum'; did you mean '--resume'?"),
+        (["chat", "--temprature", "0"], "chat: unknown option '--temprature'; did you mean '--te"),
+        (["eval", "gsm8k", "--q"], "eval gsm8k: unknown option '--q'; see tatara eval gsm8k --h"),
+        (["plan", "demo", "--gpu", "rtx4090x"], "unknown card 'rtx4090x'; did you mean 'rtx-4090'"),
+        (["chat", "nothing"], "found no 'nothing'"),
         (["monitor", "--qqq"], "tatara: unexpected '--qqq'; see --help"),
         (["check"], "check: the following arguments are required: PROFILE; see tatara check"),
     ],
@@ -92,6 +98,27 @@ def test_a_mistake_is_one_sentence_with_the_nearest_name(
     assert main(arguments) == 2
     shown = capsys.readouterr().err
     assert sentence in shown and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["check", "demo"], ["train", "demo"], ["models"], ["submit", "slurm", "demo"]]
+)
+def test_outside_of_a_checkout_its_folder_is_asked_for(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert f"expected profiles in {tmp_path}/profiles, found none; run tatara in the fol" in shown
+
+
+def test_help_of_a_command_is_found_as_in_git(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["help", "rent", "lambda"], ["rent", "lambda", "--help"]):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == 0
+        assert capsys.readouterr().out.startswith("usage: tatara rent lambda ")
 
 
 @pytest.mark.parametrize(
@@ -141,3 +168,31 @@ def test_completion_in_a_real_bash(bash_completion: str) -> None:
         ["bash", "-c", bash_completion + ask], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["gsm8k"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("train dem", ["demo", "demo-vla"]),
+        ("train profiles/demo-", ["profiles/demo-vla.yaml"]),
+        ("train demo --resume la", ["latest"]),
+        ("chat de", ["demo", "demo/20261126-1"]),
+        ("report outputs/d", ["outputs/demo"]),
+        ("plan recipe-", ["recipe-16gb"]),
+    ],
+)
+def test_names_of_profiles_and_runs_are_completed(
+    words: str, found: list[str], bash_completion: str, tmp_path: Path
+) -> None:
+    for name in ("demo", "demo-vla", "recipes/recipe-16gb"):
+        profile = tmp_path / f"profiles/{name}.yaml"
+        profile.parent.mkdir(parents=True, exist_ok=True)
+        profile.touch()
+    (tmp_path / "outputs/demo/20261126-1").mkdir(parents=True)
+    ask = f"COMP_WORDS=(tatara {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _shtab_tatara"
+    ask += "; echo ${COMPREPLY[@]}"
+    done = subprocess.run(
+        ["bash", "-c", bash_completion + ask],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert sorted(done.stdout.split()) == found, done.stderr

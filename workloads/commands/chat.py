@@ -26,7 +26,7 @@ _HELP = "/system TEXT  /adapter NAME  /reset  /save FILE  /help  /quit"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_speaker(parser)
-    add_sampling(parser, max_new_tokens=512)
+    add_sampling(parser, max_new_tokens=512, temperature=0.7)
     parser.add_argument("--system", metavar="TEXT", help="a system turn before the conversation")
     parser.add_argument(
         "--compare", choices=["base"], help="answer twice: as trained, and by the base alone"

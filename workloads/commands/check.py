@@ -3,7 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from workloads.commands.common import loaded_environment, print_json, resolved
+from workloads.commands.common import (
+    loaded_environment,
+    print_json,
+    profile_path,
+    report_ignored,
+    resolved_to_fit,
+)
 from workloads.config.merge import leaves
 from workloads.environment import without_secrets
 from workloads.errors import EXIT_DONE, EXIT_USER, UserError
@@ -28,7 +34,9 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     if args.show is not None and (not args.deep or args.json):
         raise UserError("--show prints rows that --deep has read; add --deep, leave out --json")
     env = loaded_environment()
-    config, provenance = resolved(args.profile, env, words)
+    path = profile_path(args.profile, env)
+    config, provenance, _ = resolved_to_fit(path, env, words)
+    report_ignored(str(path), provenance)
     findings = check.shallow(config, env, provenance)
     if args.deep and not any(finding.level == "error" for finding in findings):
         findings += check.deep(config, env)
@@ -42,7 +50,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         print_json({"ok": not failed, "findings": found, "settings": settings})
     else:
         for name, source in provenance.items():
-            of_profile = source.startswith((args.profile, "file name of"))
+            of_profile = source.startswith((f"{path}:", "file name of"))
             if source != "default" and not of_profile:
                 print(f"{name} = {leaves(config)[name]}   ({source})")
         for finding in findings:

@@ -108,6 +108,11 @@ def _named(profile: str) -> Path:
         if (folder / f"{profile}.yaml").is_file():
             return folder / f"{profile}.yaml"
     known = sorted(path.stem for path in Path("profiles").glob("**/*.yaml"))
+    if not known:
+        raise UserError(
+            f"no profile {profile!r}: expected profiles in {Path('profiles').absolute()}, found "
+            "none; run tatara in the folder of the checkout, or name a file"
+        )
     raise UserError(f"no profile {profile!r} in profiles/; {did_you_mean(profile, known)}")
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run's folder, its id, or latest")
+    parser.add_argument(
+        "run", metavar="RUN", help="a run: folder, profile, id or its start, latest"
+    )
     parser.add_argument(
         "--output", "--out", type=Path, metavar="DIR", help="folder to write (default: RUN/final)"
     )

@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine(parser)
     parser.add_argument("--input", required=True, metavar="FILE", help="rows; - reads JSONL here")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL; - writes it here")
+    parser.add_argument("--encoding", default="utf-8", help="of a text file, such as cp932 (utf-8)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows at once (16)")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
-    add_sampling(parser, max_new_tokens=256)
-    parser.set_defaults(temperature=0.0)
+    add_sampling(parser, max_new_tokens=256, temperature=0)
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         raise UserError(f"--batch-size: expected 1 or more, found {args.batch_size}")
     sampling, step = sampling_of(args), args.batch_size * _BATCHES
     output = None if args.output == "-" else Path(args.output).expanduser()
-    rows, talks, places = _read(args.input)
+    rows, talks, places = _read(args.input, args.encoding)
     if output and output.is_file() and args.input != "-" and output.samefile(args.input):
         raise UserError(f"--output: expected another file than --input, found {output} for both")
     done = _answered(output, rows, step) if output else 0
@@ -76,17 +76,21 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _read(source: str) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]], list[str]]:
+def _read(
+    source: str, encoding: str
+) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]], list[str]]:
     """The rows of a file as they are written again, what each asks, and its file and line."""
     from workloads.data.rows import read_rows
 
-    if source != "-":
-        found = read_rows(Path(source).expanduser(), {}, budget=0)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder, "stdin.jsonl")
-            copy.write_bytes(sys.stdin.buffer.read())
-            found = read_rows(copy, {}, budget=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(source).expanduser()
+        if source == "-":
+            path = Path(folder, "stdin.jsonl")
+            path.write_bytes(sys.stdin.buffer.read())
+        try:
+            found = read_rows(path, {}, budget=0, encoding=encoding)
+        except UserError as error:  # the setting of a profile is an option here
+            raise UserError(str(error).replace("data.encoding", "--encoding")) from None
     places = [found.place(index) for index in range(len(found.rows))]
     talks = [_turns(row, place) for row, place in zip(found.rows, places, strict=True)]
     if any("output" in row for row in found.rows):

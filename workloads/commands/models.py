@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from workloads.commands.common import no_settings, print_json
+from workloads.commands.common import no_settings, print_json, profile_path
 from workloads.device import GIB
 from workloads.errors import EXIT_DONE, EXIT_FAILED, UserError
 
@@ -61,7 +61,7 @@ def recipes_of(methods: Sequence[str]) -> dict[str, "Profile"]:
     """Method → the recipe that trains by it, as the files say."""
     from workloads.config.merge import resolve
 
-    return {method: resolve(f"profiles/recipes/llm-{method}.yaml", {})[0] for method in methods}
+    return {method: resolve(profile_path(f"llm-{method}", {}), {})[0] for method in methods}
 
 
 def _named(name: str | None, language: str | None) -> list["KnownModel"]:

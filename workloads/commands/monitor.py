@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run", nargs="?", metavar="RUN", help="a run's id, profile/id, folder, or latest"
+        "run", nargs="?", metavar="RUN", help="a run: folder, profile, id or its start, latest"
     )
     parser.add_argument("--all", action="store_true", help="begin with the list of all runs")
     how = parser.add_mutually_exclusive_group()

@@ -16,6 +16,7 @@ TYPE_CHECKING = False  # the module typing would be a tenth of the time of `tata
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+_OPTION = re.compile(r"--?[A-Za-z]")
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 # command → (module with `add_arguments(parser)` and `main`, one line of help)
 Commands = Mapping[str, tuple[str, str]]
@@ -50,6 +51,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **settings)
         self._module, self._wrap = module, wrap
         self._commands: argparse._SubParsersAction[CommandParser] | None = None
+        self._given: list[str] = []  # to find the option that a missing argument hides
 
     def load(self) -> None:
         """Take the module's arguments, at the first call."""
@@ -93,10 +95,16 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.load()
+        self._given = list(args)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError in place of a usage page on stderr."""
+        names = (word.partition("=")[0] for word in self._given if _OPTION.match(word))
+        unknown = [name for name in names if name not in self._option_string_actions]
+        if unknown and "required" in message:
+            self.refuse_misspelt(unknown)
+            message = f"unknown option {unknown[0]!r}"
         raise UserError(f"{self._place()}{message}; see {self.prog} --help")
 
     def _place(self) -> str:
@@ -152,10 +160,10 @@ class PrintVersion(argparse.Action):
 
 
 class PrintCompletion(argparse.Action):
-    """`--print-completion bash|zsh|tcsh`: a script for the shell, made by shtab."""
+    """`--print-completion bash|zsh|fish|tcsh`: a script for the shell, made by shtab."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str = "") -> None:
-        shells = ("bash", "zsh", "tcsh")
+        shells = ("bash", "zsh", "fish", "tcsh")
         super().__init__(option_strings, argparse.SUPPRESS, choices=shells, help=help)
 
     def __call__(
@@ -164,22 +172,48 @@ class PrintCompletion(argparse.Action):
         import shtab
 
         assert isinstance(parser, CommandParser)
-        print(shtab.complete(_completing_files(load_all(parser)), str(shell)))
+        print(shtab.complete(_completing_names(load_all(parser)), str(shell)))
         parser.exit()
 
 
-def _completing_files(parser: CommandParser) -> CommandParser:
-    """Arguments that name a path, as their metavar or type tells, are completed as paths."""
+# What prints the names of profiles, and those of runs, in a shell.
+_PROFILES = "ls profiles profiles/recipes 2>/dev/null | sed -n 's/[.]yaml$//p'"
+_RUNS = "echo latest; cd ${TATARA_OUTPUTS:-outputs} 2>/dev/null && ls -d * */2* 2>/dev/null"
+
+
+def _completing_names(parser: CommandParser) -> CommandParser:
+    """Profiles and runs are completed by name or path, other paths as paths.
+
+    The metavar or the type of an argument tells which it is.
+    """
     import shtab
 
     for action in parser._actions:
-        names = str(action.metavar or "")
-        if action.type is Path or any(word in names for word in ("PROFILE", "RUN", "DIR", "FILE")):
+        metavar = str(action.metavar or "")
+        if "PROFILE" in metavar:
+            action.complete = _names_or_files("profile", _PROFILES)  # type: ignore[attr-defined]
+        elif "RUN" in metavar:
+            action.complete = _names_or_files("run", _RUNS)  # type: ignore[attr-defined]
+        elif action.type is Path or "DIR" in metavar or "FILE" in metavar:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     if parser._commands is not None:
         for below in parser._commands.choices.values():
-            _completing_files(below)
+            _completing_names(below)
     return parser
+
+
+def _names_or_files(what: str, command: str) -> dict[str, Any]:
+    """A completion for bash and zsh by what a command prints, and by paths; else by paths alone."""
+    import shtab
+
+    function = f"_tatara_{what}_files"  # shtab marks what has _file in its name as file names
+    bodies = {
+        # Where no name begins so, bash itself goes on with files.
+        "bash": f'compgen -W "$({command})" -- "$1"; [[ $1 != */* ]] || compgen -f -- "$1"',
+        "zsh": f"compadd -- $({command}); _files",
+    }
+    preamble = {shell: f"{function}() {{\n  {body}\n}}" for shell, body in bodies.items()}
+    return {**shtab.FILE, "bash": function, "zsh": function, "preamble": preamble}
 
 
 def split_settings(

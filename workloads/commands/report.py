@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=["latest"],
         metavar="RUN",
-        help="a run's id, profile/id, folder, or latest (the default); of several, one page that "
-        "lays their curves over each other and names the settings that differ",
+        help="a run: folder, profile, id or its start, latest (the default); of several, one page "
+        "that lays their curves over each other and names the settings that differ",
     )
     parser.add_argument(
         "--csv", action="store_true", help="write the numbers of every logged step as CSV instead"

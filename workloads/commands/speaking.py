@@ -60,7 +60,7 @@ def engine_of(args: argparse.Namespace) -> str:
     return str(args.engine or ("vllm" if has_vllm and gpu_count() else "transformers"))
 
 
-def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int, temperature: float) -> None:
     """Add the options of how tokens are drawn."""
     parser.add_argument(
         "--max-new-tokens",
@@ -69,7 +69,12 @@ def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
         metavar="N",
         help=f"longest answer ({max_new_tokens})",
     )
-    parser.add_argument("--temperature", type=float, default=0.7, help="of sampling (0.7; 0: none)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=temperature,
+        help=f"of sampling ({temperature:g}; at 0 always the likeliest token)",
+    )
     parser.add_argument("--top-p", type=float, default=0.9, help="of sampling (0.9)")
     parser.add_argument("--top-k", type=int, default=50, help="of sampling (50)")
     parser.add_argument("--seed", type=int, help="the same answers again")

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="latest",
         metavar="RUN",
-        help="go on with a run: its id, its folder, or latest (the default)",
+        help="go on with a run: folder, id or its start, latest (the default)",
     )
 
 

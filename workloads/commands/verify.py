@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         metavar="RUN|COPY",
-        help="a run's id, profile/id or latest; or a folder: of a run, a checkpoint, an exported "
-        "model, or a copy of one",
+        help="a run (folder, profile, id or its start, latest), or a folder: of a checkpoint, an "
+        "exported model, or a copy of one",
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 

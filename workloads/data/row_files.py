@@ -1,6 +1,7 @@
 """Files of rows: finding, opening, and a digest of their bytes."""
 
 import bz2
+import codecs
 import glob
 import gzip
 import hashlib
@@ -178,8 +179,15 @@ def unreadable(file: Path, error: OSError) -> UserError:
 def open_text(file: Path, encoding: str) -> Iterator[BinaryIO]:
     """Open a text file as UTF-8 bytes, unpacked; invalid bytes are reported by the rows.
 
-    Raises UserError for a packed file that is damaged, and for text that is not in `encoding`.
+    Raises UserError for a packed file that is damaged, for text that is not in `encoding`, and for
+    an encoding that Python does not know.
     """
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise UserError(
+            f"data.encoding: expected an encoding such as utf-8, cp932 or cp949, found {encoding!r}"
+        ) from None
     opener = PACKED.get(file.suffix.lower())
     try:
         with opener(file) if opener else file.open("rb") as content:

@@ -13,10 +13,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from workloads.data.encodings import not_utf8, reads_as, text_lines, without_utf8
 from workloads.data.row_files import data_files, fingerprint, kind_of, open_text, unreadable
 from workloads.errors import UserError
 
@@ -26,12 +27,10 @@ Columns = Mapping[str, type]
 Accept = Callable[[Row], Row | str]
 
 _SHOWN = 10
-_BOM = b"\xef\xbb\xbf"
 # Longer fields than csv's own 131072 characters are ordinary documents.
 _LONGEST_FIELD = 2**27
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-# Common encodings of text that is not UTF-8; the first that decodes a line is named.
-_ENCODINGS = ("cp932", "euc_jp", "gb18030", "cp949", "big5", "cp1252")
+_SAMPLE = 200  # lines of a CSV file that tell its encoding
 _NAMES = {
     str: "text",
     int: "a whole number",
@@ -142,10 +141,10 @@ def by_reason(bad: Sequence[object]) -> list[str]:
         reasons.setdefault(reason, []).append(place)
     lines = []
     for reason, places in list(reasons.items())[:_SHOWN]:
-        others = f" (and {len(places) - 1:,} more rows, the last {places[-1]})"
-        lines.append(f"{places[0]}: {reason}{others if len(places) > 1 else ''}")
+        more = f"{len(places) - 1:,} more row{'s' * (len(places) > 2)}, the last {places[-1]}"
+        lines.append(f"{places[0]}: {reason}{f' (and {more})' if len(places) > 1 else ''}")
     if len(reasons) > _SHOWN:
-        lines.append(f"and {len(reasons) - _SHOWN:,} more reasons")
+        lines.append(f"and {len(reasons) - _SHOWN:,} more kinds of mistakes")
     return lines
 
 
@@ -162,19 +161,9 @@ def _read(file: Path, columns: Columns, encoding: str) -> Iterator[tuple[int, Ro
             yield from _READERS[kind](file, columns)
             return
         with open_text(file, encoding) as content:
-            yield from _TEXT_READERS[kind](file, _without_mark(file, content), columns)
+            yield from _TEXT_READERS[kind](file, text_lines(file, content), columns)
     except OSError as error:
         raise unreadable(file, error) from error
-
-
-def _without_mark(file: Path, lines: Iterable[bytes]) -> Iterator[bytes]:
-    for number, line in enumerate(lines):
-        if number == 0 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise UserError(
-                f"{file}: expected UTF-8 text, found UTF-16; convert it (iconv), "
-                "or set data.encoding=utf-16"
-            )
-        yield line.removeprefix(_BOM) if number == 0 else line
 
 
 def _read_json(
@@ -223,7 +212,7 @@ def _read_json_values(
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(
-            f"{file}:{line}: {_not_utf8(1, content[error.start])}{_reads_as(content)}"
+            f"{file}:{line}: {not_utf8(1, content[error.start])}{reads_as(content)}"
         ) from error
     place = _skip(text, 0, "")
     in_array = text[place : place + 1] == "["
@@ -252,7 +241,7 @@ def _from_json_line(line: bytes, columns: Columns) -> Row | str:
         text = line.decode()
         return _from_json_value(_DECODER.decode(text), text, columns)
     except UnicodeDecodeError as error:
-        return _not_utf8(error.start + 1, line[error.start]) + _reads_as(line)
+        return not_utf8(error.start + 1, line[error.start]) + reads_as(line)
     except json.JSONDecodeError as error:
         return f"invalid JSON at column {error.colno}: {error.msg}"
     except (ValueError, RecursionError) as error:
@@ -279,20 +268,7 @@ def _read_txt(
             try:
                 yield number, _checked({"text": line.decode().rstrip("\r\n")}, columns)
             except UnicodeDecodeError as error:
-                yield number, _not_utf8(error.start + 1, line[error.start]) + _reads_as(line)
-
-
-def _not_utf8(column: int, byte: int) -> str:
-    return f"not UTF-8 at byte {column} (0x{byte:02x}); save the file as UTF-8"
-
-
-def _reads_as(content: bytes) -> str:
-    """The encoding that the bytes may be in, for a message."""
-    for encoding in _ENCODINGS:
-        with suppress(UnicodeDecodeError):
-            content.decode(encoding)
-            return f" (it reads as {encoding}: set data.encoding={encoding})"
-    return ""
+                yield number, not_utf8(error.start + 1, line[error.start]) + reads_as(line)
 
 
 def _no_constant(name: str) -> float:
@@ -334,8 +310,10 @@ def _read_csv(
     file: Path, lines: Iterator[bytes], columns: Columns
 ) -> Iterator[tuple[int, Row | str]]:
     csv.field_size_limit(_LONGEST_FIELD)
+    head = list(islice(lines, _SAMPLE))
+    sample = b"".join(without_utf8(head))
     # An invalid byte is passed on to the row that holds it.
-    texts = (line.decode(errors="surrogateescape") for line in lines)
+    texts = (line.decode(errors="surrogateescape") for line in chain(head, lines))
     delimiter = "\t" if kind_of(file) == ".tsv" else ","
     reader = csv.reader(texts, strict=True, delimiter=delimiter)
     header: list[str] = []
@@ -343,21 +321,22 @@ def _read_csv(
         if isinstance(fields, str):
             yield number, fields
         elif header:
-            yield number, _from_fields(header, fields, columns)
+            yield number, _from_fields(header, fields, columns, sample)
         else:
-            header = fields
-            _refuse_other_encoding(header, f"{file}:{number}")
-            _refuse_other_delimiter(header, delimiter, f"{file}:{number}")
+            _refuse_other_encoding(fields, sample, f"{file}:{number}")
+            _refuse_other_delimiter(fields, delimiter, f"{file}:{number}")
+            # One without a name is called by its place: it may hold something.
+            header = [name or f"column {place}" for place, name in enumerate(fields, start=1)]
             _require(columns, header, f"{file}:{number}")
 
 
-def _refuse_other_encoding(header: list[str], place: str) -> None:
+def _refuse_other_encoding(header: list[str], sample: bytes, place: str) -> None:
     raw = ",".join(header).encode(errors="surrogateescape")
     try:
         raw.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{place}: {_not_utf8(error.start + 1, raw[error.start])}{_reads_as(raw)}"
+            f"{place}: {not_utf8(error.start + 1, raw[error.start])}{reads_as(sample)}"
         ) from error
 
 
@@ -381,6 +360,11 @@ def _csv_records(file: Path, reader: Any) -> Iterator[tuple[int, list[str] | str
                     f"{file}:{number}: expected a closing quote, found the end of the file; "
                     'close the quoted field ("" stands for a quote inside one)'
                 ) from error
+            if "new-line character" in str(error):
+                raise UserError(
+                    f"{file}:{number}: expected lines that end in a line feed, found a carriage "
+                    "return alone; save the file as CSV in UTF-8"
+                ) from error
             yield number, f"invalid CSV: {error}"
             continue
         if fields is None:
@@ -389,14 +373,17 @@ def _csv_records(file: Path, reader: Any) -> Iterator[tuple[int, list[str] | str
             yield number, fields
 
 
-def _from_fields(header: list[str], fields: list[str], columns: Columns) -> Row | str:
+def _from_fields(
+    header: list[str], fields: list[str], columns: Columns, sample: bytes
+) -> Row | str:
     if len(fields) != len(header):
         return f"expected {len(header)} fields as in the header, found {len(fields)}"
     for text in fields:
         if broken := _NOT_UTF8.search(text):
             place = len(text[: broken.start()].encode(errors="surrogateescape")) + 1
-            other = _reads_as(text.encode(errors="surrogateescape"))
-            return _not_utf8(place, ord(broken[0]) - 0xDC00) + f" (counted in its field){other}"
+            found = not_utf8(place, ord(broken[0]) - 0xDC00)
+            other = reads_as(sample or text.encode(errors="surrogateescape"))
+            return f"{found} (counted in its field){other}"
     row: Row = dict(zip(header, fields, strict=True))
     for name, kind in columns.items():
         with suppress(ValueError):  # stays text, and is named as such
@@ -411,14 +398,16 @@ def _from_text(text: str, kind: type) -> object:
 
 
 def _require(columns: Columns, found: list[str], place: str) -> None:
-    missing = [name for name in columns if name not in found]
-    twice = [name for name in columns if found.count(name) > 1]
-    if missing or twice:
-        what = f"once, found it {found.count(twice[0])} times" if twice else "missing"
-        wanted = _listed(columns)
+    """Raise UserError where a column to keep, or of all where all are kept, is missing or twice."""
+    if twice := next((name for name in columns or found if found.count(name) > 1), None):
         raise UserError(
-            f"{place}: expected the columns {wanted}, found {_listed(found)}"
-            f" ({(twice or missing)[0]!r} {what}); rename them or map the columns"
+            f"{place}: expected each column once, found {twice!r} {found.count(twice)} times; "
+            "rename or remove one"
+        )
+    if missing := next((name for name in columns if name not in found), None):
+        raise UserError(
+            f"{place}: expected the columns {_listed(columns)}, found {_listed(found)}"
+            f" ({missing!r} missing); rename them or map the columns"
         )
 
 
@@ -471,7 +460,7 @@ def _plain_rows(batch: Any) -> Iterator[Row | str]:
         rows: list[Row] = batch.to_pylist()
     except UnicodeDecodeError as error:
         if len(batch) == 1:
-            yield _not_utf8(error.start + 1, error.object[error.start]) + " (counted in its field)"
+            yield not_utf8(error.start + 1, error.object[error.start]) + " (counted in its field)"
             return
         for place in range(len(batch)):
             yield from _plain_rows(batch.slice(place, 1))

@@ -17,6 +17,7 @@ from workloads.findings import Finding, Level
 from workloads.host.engine import Engine
 from workloads.host.folders import existing, how_to_write, may_write
 from workloads.host.ports import is_free
+from workloads.host.programs import run_program
 
 _OLDEST_PYTHON, _FIRST_TOO_NEW = (3, 11), (3, 13)
 # NVIDIA's NCCL guide, "Troubleshooting": containers need --shm-size=1g; an engine gives 64 MiB.
@@ -47,10 +48,14 @@ def _python(facts: Facts) -> Finding:
         return Finding("Python", "ok", f"{found}; the images bring their own")
     needed = "3.11 or 3.12, with the project's packages"
     if not _OLDEST_PYTHON <= version < _FIRST_TOO_NEW:
+        other = run_program(["scripts/local_setup.sh", "--python"], facts.env)
+        if other.is_good:
+            found = f"{found}; set-up takes {other.out.strip()}"
+            return Finding("Python", "warning", found, needed=needed, fix=SETUP)
         fix = (
             "install Python 3.11 or 3.12 with its venv module (Debian 12, Ubuntu 24.04: sudo "
-            "apt-get install -y python3 python3-venv; elsewhere: https://www.python.org/downloads/)"
-            f", then {SETUP}"
+            "apt-get install -y python3 python3-venv; elsewhere: uv python install 3.12, then "
+            f"PYTHON=$(uv python find 3.12) {SETUP})"
         )
         return Finding("Python", "error", found, needed=needed, fix=fix)
     try:

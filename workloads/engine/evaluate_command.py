@@ -40,8 +40,8 @@ def add_target(
         "target",
         nargs="?",
         metavar="RUN|MODEL",
-        help="a run's folder, its id, or latest, whose final/ is meant; or a model's folder or "
-        "hub id",
+        help="a run (folder, profile, id or its start, latest), whose final/ is meant, or a "
+        "model's folder or hub name",
     )
     what.add_argument("--run", metavar="RUN", help="the same, a run in any case")
     what.add_argument("--model", metavar="MODEL", help="the same, a model in any case")

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from workloads.errors import UserError
+from workloads.errors import UserError, did_you_mean
 
 Precision = Literal["bf16", "fp16", "fp32"]
 _TABLE = Path(__file__).with_name("cards.json")
@@ -76,7 +76,7 @@ def _named(words: list[str]) -> Card | None:
     # A card for PCIe has an entry of its own where it is slower.
     for wanted in (words, [word for word in words if word != "pcie"]):
         for card in known_cards():
-            if " ".join(wanted) in card.names:
+            if "".join(wanted) in (name.replace(" ", "") for name in card.names):
                 return card
     return None
 
@@ -101,10 +101,10 @@ def card_for_plan(name: str) -> tuple[Card, int]:
     size = _size_of(card, name) if card else None
     if card is not None and size is not None:
         return card, size
-    known = ", ".join(sorted(card.name.replace(" ", "-") for card in known_cards()))
+    near = did_you_mean(name, (card.name.replace(" ", "-") for card in known_cards()))
     raise UserError(
-        f"--gpu: expected one of {known}, found {name!r}; for another card or size leave the size "
-        "out of the name, or --gpu altogether, and give --gpu-memory GIB"
+        f"--gpu: unknown card {name!r}; {near} (for another card or size leave the size out of the "
+        "name, or --gpu altogether, and give --gpu-memory GIB)"
     )
 
 

@@ -223,4 +223,5 @@ def find(root: Path, profile: str, wanted: str) -> Run:
     names = ", ".join(path.name for path in reversed(known[:5]))
     have = f"runs there: {names}" if names else "there are none yet"
     many = f"{len(found)} runs of that name" if found else f"no {wanted!r}"
-    raise UserError(f"expected a run in {root / profile}, found {many}; {have}")
+    where = root if profile == "*" else root / profile
+    raise UserError(f"expected a run in {where}, found {many}; {have}")

@@ -31,8 +31,13 @@ def exported_model(wanted: str, root: Path, *workloads: str) -> tuple[str, Run |
         return wanted, _run_of(folder)
     if places:
         run = Run(places[0])
+    elif wanted == "latest":
+        run = _newest(root, workloads)
     else:
-        run = _newest(root, workloads) if wanted == "latest" else find(root, "*", wanted)
+        try:
+            run = find(root, "*", wanted)
+        except UserError as error:
+            raise UserError(f"{error} (a model is named by its folder, or OWNER/NAME)") from None
     return str(final_of(run)), run
 
 

@@ -264,12 +264,48 @@ def test_a_quote_that_is_never_closed_loses_no_rows_unseen(tmp_path: Path):
     ("header", "found"),
     [
         ("question,anser", r"a\.csv:1: .*found 'question', 'anser' \('answer' missing\)"),
-        ("question,answer,answer", r"a\.csv:1: .*\('answer' once, found it 2 times\)"),
+        ("question,answer,answer", r"a\.csv:1: expected each column once, found 'answer' 2 times"),
     ],
 )
 def test_a_csv_header_without_the_columns_is_refused(tmp_path: Path, header: str, found: str):
     with pytest.raises(UserError, match=found):
         read_rows(write(tmp_path / "a.csv", header, "1,2,3"), QA)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_of_two_columns_of_one_name_none_is_lost_unseen(tmp_path: Path, name: str):
+    file = tmp_path / name
+    if name == "a.csv":
+        write(file, "question,answer,answer", "q,right,wrong")
+    else:
+        table = pa.table([["q"], ["right"], ["wrong"]], names=["question", "answer", "answer"])
+        pq.write_table(table, file)
+    with pytest.raises(UserError, match="each column once, found 'answer' 2 times; rename"):
+        read_rows(file, {})
+
+
+def test_a_csv_column_without_a_name_has_that_of_its_place(tmp_path: Path):
+    """pandas writes its index so, and a spreadsheet what was formatted beside the table."""
+    file = write(tmp_path / "a.csv", ",question,answer,", "0,q,a,")
+    assert read_rows(file, {}).rows == [
+        {"column 1": "0", "question": "q", "answer": "a", "column 4": ""}
+    ]
+
+
+def test_lines_that_end_in_a_carriage_return_alone_are_named(tmp_path: Path):
+    file = write(tmp_path / "a.csv", b"question,answer\rq,a\rq,a\r")
+    with pytest.raises(UserError, match=r"a\.csv:1: .* found a carriage return alone; save"):
+        read_rows(file, {})
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(b"PK\x03\x04\x14", "a zip archive, as .xlsx is"), (b"PAR1\x15\x04", "a Parquet file")],
+)
+def test_a_file_under_a_text_files_name_is_named(tmp_path: Path, start: bytes, kind: str):
+    file = write(tmp_path / "a.csv", start + b"\0\xff\0")
+    with pytest.raises(UserError, match=f"expected text, found {kind}; save a table as CSV"):
+        read_rows(file, {})
 
 
 def write_parquet(path: Path, columns: dict[str, list]) -> Path:

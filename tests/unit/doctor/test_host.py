@@ -201,3 +201,19 @@ def test_a_disk_that_ends_with_the_machine(
     signs = [tmp_path] if rented else []
     found = looks.passing_disk(Path(place), {}, tmp_path / "mounts", signs)
     assert why in found if why else found == ""
+
+
+def test_an_old_python_beside_one_that_fits_is_no_mistake(
+    host: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ubuntu 22.04's python3 is 3.10, and set-up looks for python3.11 too."""
+    monkeypatch.setattr(looks, "_OLDEST_PYTHON", (3, 99))
+    there = {"TATARA_RUNTIME": "local"}
+    assert host.examine(**there)["Python"].level == "error"
+    script = host.home / "scripts" / "local_setup.sh"
+    script.parent.mkdir()
+    script.write_text('#!/bin/sh\n[ "$*" = --python ] && echo /opt/python3.11\n')
+    script.chmod(0o755)
+    found = host.examine(**there)["Python"]
+    assert (found.level, found.fix) == ("warning", "make setup")
+    assert found.found.endswith("; set-up takes /opt/python3.11")

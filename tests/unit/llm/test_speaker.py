@@ -226,6 +226,15 @@ def test_rows_without_a_question_are_named(
     assert not Path("out.jsonl").exists()
 
 
+def test_questions_in_another_encoding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a profile sets as data.encoding is an option here."""
+    Path("in.csv").write_bytes("question\n犬は何匹ですか\n".encode("cp932"))
+    assert generated(folder, "--input", "in.csv") == 2
+    assert "it reads as cp932: set --encoding=cp932" in capsys.readouterr().err
+    assert generated(folder, "--input", "in.csv", "--encoding", "cp932") == 0
+    assert '"question": "犬は何匹ですか"' in Path("out.jsonl").read_text(encoding="utf-8")
+
+
 def test_an_output_of_the_rows_own_is_kept(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

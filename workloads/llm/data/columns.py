@@ -7,6 +7,7 @@ texts.
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,10 +104,20 @@ class Columns:
             nothing = f" (and nothing in {_listed(empty)})" if empty else ""
             return _Plan(
                 problem=f"expected the columns of one format ({listed}), found {_listed(present)}"
-                f"{nothing}; map them by data.columns, or set data.prompt and data.answer"
+                f"{nothing}; map them, such as data.columns='{{{self._example(present)}}}' (a CSV "
+                "file's first line has their names), or set data.prompt and data.answer"
             )
         missing = next(ours for ours in first.needed if not self._theirs(first, ours, present))
         return _Plan(problem=missing_column(self.data, missing, list(row), row))
+
+    def _example(self, present: tuple[str, ...]) -> str:
+        """A map of columns that may be meant: those named nearly alike, or else of two the two."""
+        for form in self.data.formats.values():
+            near = [_near(ours, present) for ours in form.needed]
+            if all(near):
+                return ", ".join(map("{}: {}".format, form.needed, map(_in_yaml, near)))
+        names = present if len(present) == 2 else ("NAME", "NAME")
+        return "question: {}, answer: {}".format(*map(_in_yaml, names))
 
     def _theirs(self, form: Format, ours: str, present: Sequence[str]) -> str | None:
         """The dataset's name for one of our columns, among the existing ones."""
@@ -145,6 +156,22 @@ def format_of(row: Mapping[str, Any], data: LlmData) -> str:
         if column in row:
             return name
     return ""
+
+
+def _in_yaml(name: str | None) -> str:
+    """A name as a map on the command line takes it."""
+    return (
+        str(name)
+        if re.fullmatch(r"\w[\w ]*\w|\w", str(name))
+        else json.dumps(name, ensure_ascii=False)
+    )
+
+
+def _near(name: str, found: Sequence[str]) -> str | None:
+    """The one of the names that is nearly this one, whatever its capitals."""
+    alike = {other.strip().lower(): other for other in found}
+    near = difflib.get_close_matches(name, alike, n=1, cutoff=0.8)
+    return alike[near[0]] if near else None
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,5 +1,7 @@
 """The quick start, typed as it is written: its files, then its commands, in an own folder."""
 
+import io
+import json
 import os
 import re
 import shlex
@@ -33,6 +35,8 @@ def test_the_page_names_files_and_commands() -> None:
     "tatara plan mine",
     "tatara train mine",
     "tatara train mine --resume latest",
+    "tatara chat latest",
+    "tatara generate latest --input data/mine.csv --output outputs/answers.jsonl",
     "tatara report latest",
 )
 def test_from_a_csv_to_a_model(
@@ -50,6 +54,8 @@ def test_from_a_csv_to_a_model(
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TATARA_OUTPUTS", raising=False)
+    question = io.BytesIO(b"What is the capital of Japan?\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(question, encoding="utf-8"))
     said = {}
     for line in COMMANDS:
         code, said[line] = typed(shlex.split(line)[1:], capsys)
@@ -58,6 +64,10 @@ def test_from_a_csv_to_a_model(
     (final,) = tmp_path.glob("outputs/mine/*/final")
     assert (final / "model.safetensors").is_file()
     assert (final.parent / "report.html").is_file()
+    assert said[".venv/bin/tatara chat latest"].strip()
+    answers = (tmp_path / "outputs/answers.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in answers]
+    assert sum(row["output"] == row["answer"] for row in rows) > len(rows) // 2
 
 
 def typed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

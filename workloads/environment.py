@@ -71,13 +71,15 @@ def load(base: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]
         if env.get(old) and not env.get(new):
             env[new] = env[old]
     for name in SECRETS:
-        if not env.get(name) and (secret := _secret_from_file(name, env)):
-            env[name] = secret
-        if not env.get(name, "").isprintable():
+        # Blanks around it are of a file or an editor.
+        secret = env.pop(name, "").strip() or _secret_from_file(name, env)
+        if not secret.isprintable():
             # Libraries show such a value in their errors: no header may have it.
             raise UserError(
                 f"{name}: expected one line without control characters, found others; copy it again"
             )
+        if secret:
+            env[name] = secret
     return env
 
 
@@ -115,11 +117,11 @@ def is_readable(path: Path) -> bool:
     return True
 
 
-def _secret_from_file(name: str, env: Mapping[str, str]) -> str | None:
+def _secret_from_file(name: str, env: Mapping[str, str]) -> str:
     named = env.get(f"{name}_FILE")
     path = Path(named) if named else SECRET_FOLDER / name.lower()
     if not named and not path.is_file():
-        return None
+        return ""
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -205,6 +205,7 @@ def test_a_token_of_several_lines_is_refused_and_not_shown(value: str, folder: P
         with pytest.raises(UserError, match="^HF_TOKEN: expected one line") as error:
             load(env)
         assert "hf_a" not in str(error.value)
+    assert load({"HF_TOKEN": " hf_a\n"}) == {"HF_TOKEN": "hf_a"} and load({"HF_TOKEN": " "}) == {}
     (folder / "token").write_bytes(b"\xff\xfeh")
     with pytest.raises(UserError, match="^HF_TOKEN_FILE: expected a readable file"):
         load({"HF_TOKEN_FILE": "token"})

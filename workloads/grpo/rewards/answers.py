@@ -19,6 +19,7 @@ from workloads.grpo.rewards.quantities import Quantity, is_zero, same_quantities
 from workloads.grpo.rewards.statements import read_quantities
 from workloads.grpo.rewards.texts import POLITE, mean_the_same, says_none
 from workloads.grpo.rewards.tidy import argument, plain, trimmed
+from workloads.grpo.rewards.units import unit_of
 
 _TAG = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE)
 LONGEST = 2000  # longest answer in characters that is parsed; a longer one is compared as text
@@ -58,8 +59,27 @@ _DENIED = re.compile(
     r"|(?<=\S)[,、。]\s*[^,、。]{1,40}?(?:ではない|ではありません|아님|아닙니다|아니다)$"
     r"|(?<=[^\s,;(])\s*(?:[,;(]\s*(?:and )?not|(?:and|but) not|rather than|instead of)"
     r"\s[^,;]{1,40}$"
-    rf"|^{_CHOSEN} is {_WRONG}[,;.]\s*(?:but |and )?"
+    rf"|^[^\s,;]{{1,20}} is {_WRONG}[,;.]\s*(?:but |and |so )?(?:(?:it is|it's) )?"
     rf"|(?<=\S)[,;.]\s*(?:but |and )?{_CHOSEN} is {_WRONG}$",
+    re.IGNORECASE,
+)
+# What was taken back: "43? No, 42", "43... wait, 42", "43, sorry, 42".
+_TAKEN_BACK = re.compile(
+    r"^.{1,60}?[,.;?!…—-]\s*(?:(?:no|wait|sorry|oops|actually|i mean|correction|rather|hmm|hold on)"
+    r"[,.!:… -]+)+(?:(?:it(?: is|'s)|the answer is|that(?: is|'s)|should be)\s+)?"
+    rf"(?=[-+＄(]*\d|\(?{_LETTER}\)?[.]?$|(?:yes|no)\b)",
+    re.IGNORECASE,
+)
+_UNDECIDED = re.compile(
+    r"\b(?:can(?:not|'t)|could(?: not|n't)|unable to|impossible to)"
+    r" (?:be )?(?:determined?|tell|say|know|decide|sure)\b|\bnot sure (?:if|whether)\b"
+    r"|[判断確定]+できません|无法(?:确定|判断)|不(?:能确定|知道)|알 수 없|모르겠",
+    re.IGNORECASE,
+)
+# "Alice is the answer".
+_IS_ANSWER = re.compile(
+    r"(?:\s+(?:is|are|would be)\s+(?:the |my )?(?:correct |right |final )?answers?"
+    r"|\s*(?:が|是|이|가)\s*(?:正解|答え|正确答案|答案|정답)(?:です|だ|입니다|이다)?)$",
     re.IGNORECASE,
 )
 # A reason after an answer.
@@ -71,6 +91,7 @@ _REASON = re.compile(
 
 _COMMA_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,]*\d)")
 _EUROPEAN = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d{1,2}(?![\d.,]*\d)")  # 1.234,50
+_EUROS = re.compile(r"(?<![\d.,])(\d+),(\d\d)(?=\s*(?:€|EUR\b|euros?\b))")  # 9,99 €
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/]| \d)")
 
 _MARKED = re.compile(
@@ -94,7 +115,8 @@ _ANOTHER_CHOICE = re.compile(
 _BARE = re.compile(rf"^({_LETTER})$")
 _CHOICE_TAIL = re.compile(
     r"(?:(?:が|이|가)?\s*(?:正解|正しい|答え|정답|맞다|맞습니다))?"
-    r"(?:选项|項|项|番|번)?(?:です|だ|である|입니다|이다|이에요|是?(?:正确|对)的?(?:答案|选项)?)?$"
+    r"(?:选项|項|项|番|번)?(?:을? ?선택(?:합니다)?)?"
+    r"(?:です|だ|である|입니다|이다|이에요|是?(?:正确|对)的?(?:答案|选项)?)?$"
     r"|を選(?:びます|ぶ|択(?:します|する)?)$|だ?と(?:思います|思う|考えます)$"
     r"|\s+is\s+(?:the\s+)?(?:correct|right)(?:\s+(?:answer|option|choice|one))?$"
 )
@@ -122,6 +144,8 @@ _LETTER_RELATION = re.compile(
 )
 _INFINITE = re.compile(r"∞|\\infty|\binf")
 _BEYOND = re.compile(r"\\[A-Za-z]+|[∫∑∏∪∩∈]|\|")
+_UNIT = re.compile(r"(?<=\d)\s*([A-Za-zµμ]{2,4})(?![A-Za-z])")
+_POINT_EQUATION = re.compile(r"\(([A-Za-z](?:\s*,\s*[A-Za-z])+)\)\s*=\s*\(([^()]+)\)")
 _CONTENT = re.compile(r"[^\W_]|[△∠∞∅√π°]")
 
 
@@ -173,7 +197,7 @@ def compare_answers(answer: str, truth: str) -> Verdict:
     """Whether `answer` means the same as `truth`, and why."""
     if not answer.strip() or not truth.strip():
         return Verdict(False, "nothing was answered" if truth.strip() else "no solution")
-    if answer.strip().casefold() == truth.strip().casefold():
+    if _same_text(answer.strip(), truth.strip()):
         return Verdict(True, "the same text")
     if len(answer) > LONGEST:
         return Verdict(False, f"an answer of more than {LONGEST} characters")
@@ -195,18 +219,21 @@ def _compare(answer: str, truth: str, written: str, wanted: str) -> Verdict:
     answer, truth = _led(answer, last=False), _led(truth, last=True)
     if not _CONTENT.search(answer) or not _CONTENT.search(truth):
         return Verdict(answer == truth, f"{answer!r}, not {truth!r}")
-    if _unspaced(answer) == _unspaced(truth):
+    if _same_text(_unspaced(answer), _unspaced(truth)):
         return Verdict(True, f"the same: {truth}")
     if (same_time := same_date_or_time(answer, truth)) is not None:
         return Verdict(same_time, f"the same: {truth}" if same_time else f"{answer}, not {truth}")
     if (verdict := _compare_choices(answer, truth)) is not None:
         return verdict
+    if _UNDECIDED.search(answer) and not _UNDECIDED.search(truth):
+        return Verdict(False, "undecided")
     if _RATIO.match(truth):
         answer = _TO.sub(":", answer)
         if (wanted_ratio := _ratio(truth)) and (said_ratio := _ratio(answer)):
             same = wanted_ratio == said_ratio
             return Verdict(same, f"a ratio of {answer}{'' if same else f', not {truth}'}")
     answer, truth = _as_relations(_without_choice(answer), _without_choice(truth))
+    answer, truth = _named_parts(answer, truth), _named_parts(truth, answer)
     if (drawn := _DRAWN.findall(truth)) and drawn != _DRAWN.findall(answer):
         return Verdict(False, f"{answer}, not {truth}")
     if _same_equation(answer, truth):
@@ -254,6 +281,17 @@ def _same_equation(answer: str, truth: str) -> bool:
     return ours is not None and theirs is not None and are_proportional(ours, theirs)
 
 
+def _named_parts(text: str, other: str) -> str:
+    """(a, b) = (3, 5) as a = 3, b = 5, where the other text names its values so."""
+    found = _POINT_EQUATION.fullmatch(text)
+    if found is None or "=" not in other or "(" in other:
+        return text
+    names, values = found[1].split(","), found[2].split(",")
+    if len(names) != len(values):
+        return text
+    return ", ".join(f"{n.strip()} = {v.strip()}" for n, v in zip(names, values, strict=True))
+
+
 def _as_relations(*texts: str) -> list[str]:
     """x ∈ [1, 3) as 1 ≤ x < 3, and a bare interval beside it too; other texts as they are."""
     matches = [_intervals(text) for text in texts]
@@ -293,7 +331,15 @@ def _ratio(text: str) -> list[Fraction] | None:
 
 def _unspaced(text: str) -> str:
     """Without spaces but those between digits: 2 1/2 is not 21/2."""
-    return re.sub(r"(?<!\d) +| +(?!\d)", "", text.casefold())
+    return re.sub(r"(?<!\d) +| +(?!\d)", "", text)
+
+
+def _same_text(one: str, other: str) -> bool:
+    """Whether two texts differ in the case of letters at most, and not in units: mV and MV."""
+    if one.casefold() != other.casefold():
+        return False
+    pairs = zip(_UNIT.findall(one), _UNIT.findall(other), strict=False)
+    return one == other or all(unit_of(ours) == unit_of(theirs) for ours, theirs in pairs)
 
 
 def _readings(text: str) -> Iterator[str]:
@@ -308,6 +354,7 @@ def _readings(text: str) -> Iterator[str]:
 
 def _joined(text: str) -> str:
     text = _EUROPEAN.sub(lambda match: match[0].replace(".", "").replace(",", "."), text)
+    text = _EUROS.sub(r"\1.\2", text)
     text = _COMMA_THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     return _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), text)
 
@@ -352,7 +399,8 @@ def _led(text: str, last: bool) -> str:
         text = text[marks[-1 if last else 0].end() :]
     elif concluded := list(_CONCLUSION.finditer(text)):
         text = text[concluded[-1 if last else 0].end() :] or text
-    said = _HEDGE.sub("", _DENIED.sub("", text) or text)
+    text = _TAKEN_BACK.sub("", text)
+    said = _IS_ANSWER.sub("", _HEDGE.sub("", _DENIED.sub("", text) or text))
     return trimmed(_QUOTED.sub(r"\1", said))
 
 

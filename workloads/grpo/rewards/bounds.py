@@ -3,7 +3,7 @@
 import re
 from types import MappingProxyType
 
-_VALUE = r"(?=\s*[-＄€£¥₩√(]*[\d.])"
+_VALUE = r"(?=\s*(?:有|是|为|要|需要?|得|there (?:are|is)|we have)?\s*[-＄€£¥₩√(]*[\d.])"
 _LEAST = (
     r"at (?:the )?(?:very )?least|not? (?:less|fewer|smaller|lower) than"
     r"|(?:greater|more|larger) than or equal to|(?:a )?minimum of|minimally"
@@ -19,7 +19,7 @@ _MOST = (
 _NOT = (
     r"(?:real numbers?|reals) (?:except|other than|but)(?: for)?(?: [a-z] ?=)?"
     r"|(?:can|must) ?not be|can't be|not|isn't|is not|never|other than|not equal to"
-    r"|anything but|all but|except(?: for)?|不是|不等于|除了?"
+    r"|anything but|all but|except(?: for)?|不是|不等于|除了?|没有"
 )
 _MORE = (
     r"(?:greater|more|larger|bigger|higher) than|over|above|exceeding|exceeds|超过|大于|多于"
@@ -32,7 +32,8 @@ _LESS = (
 _OR_MORE = (
     r"\bor (?:more|greater|higher|above|over|larger|up)\b|\band (?:above|up)\b"
     r"|\b(?:at (?:the )?(?:very )?least|minimum)\b"
-    r"|(?<=\d)\+(?!\s*[\d(√a-zA-Z])|以上|이상|より大きいか等しい|보다 크거나 같[다은음]?"
+    r"|(?<=\d)\+(?:(?!\s*[\d(√a-zA-Z])|(?=\s+(?!sin|cos|tan|log|sqrt|exp)[a-zA-Z]{3}))"
+    r"|以上|이상|より大きいか等しい|보다 크거나 같[다은음]?"
 )
 _OR_LESS = (
     r"\bor (?:less|fewer|lower|below|under|smaller)\b|\band below\b|以下|以内|이하"
@@ -42,6 +43,10 @@ _OR_LESS = (
 _NOT_AFTER = (
     r"ではない|ではありません|じゃない|でない|以外|を除[いく]|이외|제외"
     r"|[個个つ개]?(?:이|가)?\s?아[니닌닙님]"
+    r"|\bis (?:wrong|incorrect|false|too (?:low|high|small|large|big|much|many))\b"
+    r"|\b(?:is not|isn't) (?:it|right|correct|true|possible|the (?:[a-z]+ )?answer)\b"
+    r"|(?:は|が)(?:間違い|誤り|不正解|違[ういっ])|是?(?:错误?的|不对|不正确)"
+    r"|(?:은|는)? ?(?:틀[렸린립]|오답)"
 )
 _WORD_START = r"(?:(?<![A-Za-z])|(?=[^\x00-\x7f]))"
 # Words before a value, then words after it; longer ones first.
@@ -63,6 +68,12 @@ _BOUNDS_AFTER = tuple(
         (r"より大きい|より多い|を超え|超|초과|보다 (?:큰|크다?|더|많[은다]?)", ">"),
         (_NOT_AFTER, "≠"),
     )
+) + tuple(
+    (re.compile(rf"比\s*{_COUNTED}\s*{words}"), sign)
+    for words, sign in (
+        ("[多大高长]", ">"),
+        ("[少小低短]", "<"),
+    )
 )
 _TO = r"(?:~|(?<![A-Za-z])(?:to|through)(?![A-Za-z])|から|到|至|에서|부터)"
 _RANGE = re.compile(
@@ -76,7 +87,9 @@ _DASHED = re.compile(
 )
 _AND = re.compile(r"并?且|かつ")
 # x is positive, xは3: a name before a value.
-_NAMED = re.compile(r"(?<![A-Za-z])([A-Za-z])\s*(?:は|은|는|이|가|是|为|為)\s*(?=[-\d√(])")
+_NAMED = re.compile(
+    r"(?<![A-Za-z])([A-Za-z])\s*(?:は|은|는|이|가|是|为|為|(?<=\s)is(?=\s))\s*(?=[-\d√(])"
+)
 _SIGNED = re.compile(
     r"^(?:(?P<name>[A-Za-z])\s*(?:is|must be|は|是|은|는)\s*)?"
     r"(?:(?P<above>positive|正(?:の数|数)|양수)|(?P<below>negative|負の数|负数|음수)"

@@ -33,7 +33,7 @@ _DEEPEST = 40  # brackets within brackets
 _LONGEST_NUMBER = 400  # digits
 _TOKEN = re.compile(
     r"(?P<number>(?:\d+(?:\.\d+)?|(?<![A-Za-z])\.\d+)(?:[eE][+-]?\d{1,3}(?![\w.]))?)"
-    r"|(?P<word>[A-Za-zµμ]+(?:_\w+|'+|\d+(?!\.\d)\w*)?|[Α-Ωα-ορ-ωΩ](?:_\w+)?)"
+    r"|(?P<word>[A-Za-zµμ]+(?:(?<=[kmMG])Ω|_\w+|'+|\d+(?!\.\d)\w*)?|[Α-Ωα-ορ-ωΩ](?:_\w+)?)"
     r"|(?P<east>[\u3040-\u30fe\u3400-\u9fff\uac00-\ud7a3々ー]+)"
     r"|(?P<sign>°[CF](?![A-Za-z])|\S)"
 )

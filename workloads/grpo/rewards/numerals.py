@@ -14,7 +14,8 @@ _ENGLISH = MappingProxyType(
     | {"dozen": 12}
 )
 _ENGLISH_SCALES = MappingProxyType(
-    {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+    {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+    | {"lakh": 10**5, "crore": 10**7}
 )
 _PARTS = MappingProxyType(
     {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6}
@@ -27,10 +28,14 @@ _RUN = re.compile(
 )
 _PART_NAMES = "|".join(sorted(_PARTS, key=len, reverse=True))
 _PART = re.compile(rf"(?<![\d/.,])\b(\d+|an?)[ -]({_PART_NAMES})s?\b", re.IGNORECASE)
-_LONE_HALF = re.compile(r"^half(?: an?)?\b|(?<=and )half\b", re.IGNORECASE)
+_LONE_HALF = re.compile(r"^half(?: an?)?\b|(?<=and )half\b|\bhalf(?= of \d)", re.IGNORECASE)
 # 1 and 1/2, 1と1/2, 2又1/2
 _AND_PART = re.compile(r"(?<![\d./])(\d+)\s*(?:\band\b|又|と|과|와)\s*(\d+/\d+)(?![\d/])")
-_SCALED = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?) (hundred|thousand|million|billion|dozen)\b", re.I)
+_UNIT_AND_HALF = re.compile(r"\b(\d+|an?) ([a-z]{2,}) and (?:a half|1/2)\b", re.IGNORECASE)
+_SCALED = re.compile(
+    r"(?<![\w.])(\d+(?:\.\d+)?) (hundred|thousand|million|billion|trillion|lakh|crore|dozen)s?\b",
+    re.I,
+)
 _ORDINAL_NAMES = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
 _ORDINALS = tuple(_ORDINAL_NAMES.split())
 _ORDINAL = re.compile(rf"(?:the )?({'|'.join(_ORDINALS)})[.]?", re.IGNORECASE)
@@ -46,7 +51,7 @@ _HAN_DIGITS = MappingProxyType(
     dict(zip("〇零一二三四五六七八九", (0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9), strict=True))
     | dict(zip("壱弐参两兩", (1, 2, 3, 2, 2), strict=True))
 )
-_HAN_SCALES = MappingProxyType({"十": 10, "百": 100, "千": 1000})
+_HAN_SCALES = MappingProxyType({"十": 10, "百": 100, "千": 1000, "拾": 10, "佰": 100, "仟": 1000})
 _MYRIADS = MappingProxyType(
     {"万": 10**4, "萬": 10**4, "億": 10**8, "亿": 10**8, "만": 10**4, "억": 10**8}
 )
@@ -54,7 +59,7 @@ _HAN = "".join([*_HAN_DIGITS, *_HAN_SCALES, "万萬億亿"])
 # Allowed before and after a kanji numeral: not the rest of a word, as in 一共.
 _HAN_RUN = re.compile(
     rf"(?<![〇\u4e00-\u9fff])[{_HAN}]+(?![〇\u4e00-\u9fff])"
-    rf"|(?<=[年月])[{_HAN}]+(?=[月日])|(?<=[割成])[{_HAN}](?=分|$)"
+    rf"|(?<=[负負])[{_HAN}]+(?![\u4e00-\u9fff])|(?<=[年月])[{_HAN}]+(?=[月日])|(?<=[割成])[{_HAN}](?=分|$)"
     rf"|(?<![\u4e00-\u9fff])[{_HAN}]+(?=[比対][{_HAN}])|(?<=[比対])[{_HAN}]+"
     rf"|(?<=[是有共约約計计为為第])[{_HAN}]+(?![共般样緒])"
     rf"|(?<![\u4e00-\u9fff])[{_HAN}]+(?=[個个つ人本枚匹頭头只隻台冊册回次度円元米点點分秒時时年月日歳岁平厘千海小块塊張张件割成斤打])"
@@ -77,6 +82,10 @@ _TIMES_MYRIAD = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*([万萬億亿만억])"
 # 1万5千, 1万5000; digits after it are never part of another number.
 _MYRIAD_AND = re.compile(
     r"(?<![\w.])(\d+)\s*([万萬億亿만억])\s*(\d{1,4})([千百十천백십]?)(?![\d.,])"
+)
+# 3千円, 2천 5백; not the kilo- of 3千米.
+_TIMES_SCALE = re.compile(
+    r"(?<![\w.])(\d+)\s*(千(?![米克瓦卡帕焦赫伏安字])|[百천백])(?:\s*(\d)\s*([百백]))?(?!\d)"
 )
 _JAPANESE = MappingProxyType(
     {"ひとつ": 1, "ふたつ": 2, "みっつ": 3, "よっつ": 4, "いつつ": 5, "むっつ": 6, "ななつ": 7}
@@ -111,7 +120,7 @@ _SINO_PART = re.compile(
     rf"(?<![가-힣])[{_SINO_ALL}]+(?=\s*분의)|(?<=분의)\s*[{_SINO_ALL}]+(?=입니다|이다|[^가-힣]|$)"
 )
 _SINO_RUN = re.compile(
-    rf"(?<![가-힣])(?:[{_SINO_ALL}만억]+ ?)?[{_SINO_ALL}]+"
+    rf"(?<![가-힣])(?:[{_SINO_ALL}만억]+ ?)?[{_SINO_ALL}만억]+"
     rf"(?:{_KOREAN_END}|(?=\s*(?:%|원|미터|센티|킬로|그램|도(?![가-힣]))))"
 )
 _SINO_POINT = re.compile(
@@ -146,6 +155,7 @@ def in_digits(text: str) -> str:
     text = _DOZENS.sub(lambda m: str(12 * int(m[1]) if m[1] else 6), text)
     text = _AND_HALF.sub(lambda m: f"{m[1]}.5{m[2] or ''}", text)
     text = _MYRIAD_AND.sub(_myriad_and, text)
+    text = _TIMES_SCALE.sub(_times_scale, text)
     text = _TIMES_MYRIAD.sub(lambda m: _times(m[1], _MYRIADS[m[2]]), text)
     return _english(text)
 
@@ -165,6 +175,7 @@ def _english(text: str) -> str:
     text = _RUN.sub(digits, text)
     if ordinal := _ORDINAL.fullmatch(text.strip()):
         return str(1 + _ORDINALS.index(ordinal[1].lower()))
+    text = _UNIT_AND_HALF.sub(lambda m: f"{m[1] if m[1].isdigit() else 1}.5 {m[2]}", text)
     text = _PART.sub(lambda m: f"{m[1] if m[1].isdigit() else 1}/{_PARTS[m[2].lower()]}", text)
     text = _LONE_HALF.sub("1/2", text)
     return _AND_PART.sub(r"\1 \2", text)
@@ -239,6 +250,12 @@ def _korean(match: re.Match[str]) -> str:
 def _myriad_and(match: re.Match[str]) -> str:
     scale = {**_HAN_SCALES, **_SINO_SCALES}.get(match[4], 1)
     return str(int(match[1]) * _MYRIADS[match[2]] + int(match[3]) * scale)
+
+
+def _times_scale(match: re.Match[str]) -> str:
+    scales = {**_HAN_SCALES, **_SINO_SCALES}
+    rest = int(match[3]) * scales[match[4]] if match[3] else 0
+    return str(int(match[1]) * scales[match[2]] + rest)
 
 
 def _times(number: str, scale: int) -> str:

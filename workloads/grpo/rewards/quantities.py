@@ -192,7 +192,7 @@ def difference(ours: Quantity, wanted: Quantity, several: bool = False) -> str:
     """Empty if two quantities agree, else why not. A name or unit of one side alone is ignored."""
     if ours.relation.replace("≈", "=") != wanted.relation.replace("≈", "="):
         return f"{ours} where {wanted} was wanted"
-    if ours.name and wanted.name and _name(ours.name) != _name(wanted.name):
+    if ours.name and wanted.name and not _same_name(_name(ours.name), _name(wanted.name)):
         return f"a value of {ours.name}, not of {wanted.name}"
     if _is_sum(wanted.name) != _is_sum(ours.name) and (_is_sum(wanted.name)):
         return f"{ours} where an equation was wanted"
@@ -213,6 +213,11 @@ def _kind(quantity: Quantity) -> str:
 
 def _name(name: str) -> str:
     return name.replace("∠", "").replace("|", "").replace("_", "").strip("()")
+
+
+def _same_name(ours: str, wanted: str) -> bool:
+    """The two roots x1 and x2 may both be called x."""
+    return ours == wanted or (ours.isalpha() and ours == wanted.rstrip("0123456789"))
 
 
 def _is_sum(name: str) -> bool:

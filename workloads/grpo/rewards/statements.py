@@ -46,6 +46,8 @@ _FILLING = (
 )
 _FLUFF = frozenset(_FILLING.split())
 _ARTICLES = frozenset(("a", "A", "I"))
+# The same word in other languages.
+_SAME_WORDS = MappingProxyType(dict.fromkeys(("人", "名", "명", "people", "persons"), "person"))
 _EAST_FLUFF = re.compile(
     r"(?:です|でした|だ|である|になります|あります|います|ある|いる|となる|なり|입니다|이다|이에요|예요"
     r"|있습니다|있다|物体|东西|もの|もある|が|は|の|を|に|も|은|는|이|가|을|를|個|个|개|つ|数|です|정도|左右|ほど|くらい)+$"
@@ -142,7 +144,7 @@ def _read_relation(sides: Sequence[str], signs: Sequence[str]) -> Iterator[Quant
     """`1 < x < 3` as x > 1 and x < 3; the name comes to the left."""
     for left, sign, right in zip(sides, signs, sides[1:], strict=False):
         left = _LEADING_VERB.sub("", left)
-        if _is_name(right) and not _is_name(left):
+        if _is_name(right) and (not _is_name(left) or right < left):  # b > a is a < b
             left, right, sign = right, left, _TURNED.get(sign, sign)
         values = list(_read_values(right))
         if len(values) != 1:
@@ -296,13 +298,15 @@ def _group_at(tokens: Sequence[Token], place: int) -> tuple[Group, int] | None:
 def _unit_at(tokens: Sequence[Token], place: int) -> tuple[Unit | None, int]:
     """The unit behind a value: cm^2, square metres, km/h, kilometres per hour, 平方米."""
     unit, place = _one_unit(tokens, place)
+    divides = False  # J/kg K is J/(kg K)
     while unit is not None and place < len(tokens):
         joint = tokens[place].text
         step = 1 if joint in ("/", "per", "*", "·", "毎", "a", "an") else 0
         other, end = _one_unit(tokens, place + step)
         if other is None or (not step and tokens[place].kind == "east"):
             break
-        unit = unit * (other.raised(-1) if joint not in ("*", "·") and step else other)
+        divides = joint not in ("*", "·") if step else divides
+        unit = unit * (other.raised(-1) if divides else other)
         place = end
     return unit, place
 
@@ -353,5 +357,5 @@ def _words(tokens: Sequence[Token]) -> frozenset[str]:
         elif len(text) > 3 and text.endswith("s") and not text.endswith("ss"):
             text = text.removesuffix("s")
         if text:
-            words.add(text)
+            words.add(_SAME_WORDS.get(text, text))
     return frozenset(words)

@@ -1,10 +1,13 @@
 """Units of measure and money, so that 5 cm is not 5 m, and 60 min is 1 h."""
 
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
+
+from workloads.grpo.rewards import unit_table
 
 Dimensions = tuple[tuple[str, int], ...]
 
@@ -30,85 +33,6 @@ class Unit:
         return Unit(self.factor**power, powers, f"{self.name}^{power}")
 
 
-# base: names of the unit with its factor. Symbols keep their case, words do not.
-_TABLE = """
-m 1: m meter metre metres mtr 米 公尺 メートル 미터
-m 1000: km kms kilometer kilometre 千米 公里 キロメートル 킬로미터
-m 1/100: cm cms centimeter centimetre 厘米 公分 センチ センチメートル 센티미터
-m 1/10: dm decimeter decimetre 分米
-m 1/1000: mm millimeter millimetre 毫米 ミリ ミリメートル 밀리미터
-m 1/1000000: µm μm um micrometer micron 微米
-m 1/1000000000: nm nanometer 纳米
-m 1852: nmi 海里
-m 1609344/1000: mi mile マイル 마일 英里
-m 9144/10000: yd yard ヤード 码
-m 3048/10000: ft foot feet フィート 英尺
-m 254/10000: inch inches インチ 英寸
-g 1: g gram gramme 克 グラム 그램
-g 500: 斤
-g 1000: kg kgs kilogram kilo 千克 公斤 キログラム キロ 킬로그램
-g 1/1000: mg milligram 毫克 ミリグラム
-g 1000000: tonne ton tons 吨 トン 톤
-g 45359237/100000: lb lbs pound 磅 ポンド
-g 45359237/1600000: oz ounce
-s 1: s sec secs second 秒 秒钟 초 秒間
-s 1/1000: ms millisecond 毫秒 ミリ秒
-s 60: min mins minute 分 分钟 分間 분
-s 3600: h hr hrs hour 小时 小時 時間 钟头 시간
-s 86400: day days 天 日 日間 일 일간
-s 1209600: fortnight
-s 604800: week weeks wk 周 週間 주일
-month 1: month months 个月 ヶ月 か月 개월
-month 1200: century centuries 世紀 世纪 세기
-month 120: decade
-month 12: year years yr yrs 年間
-m^3 1/1000: L l liter litre 升 リットル 리터
-m^3 3785411784/1000000000000: gallon gal ガロン 加仑
-m^3 946352946/1000000000000: quart
-m^3 473176473/1000000000000: pint パイント 品脱
-m^3 1/1000000: mL ml milliliter millilitre cc 毫升 ミリリットル
-m^3 1/10000: dL dl デシリットル
-m^2 10000: ha hectare 公顷 ヘクタール
-m^2 40468564224/10000000: acre エーカー 英亩
-m^2 1: 平米
-deg 1: ° degree degrees deg 度 도
-rad 1: rad rads radian ラジアン 弧度
-°C 1: °C ℃ celsius
-°F 1: °F ℉ fahrenheit
-N 1: N newton ニュートン
-J 1: J joule ジュール 焦耳
-J 1000: kJ kilojoule
-J 3600000: kWh
-cal 1: cal calorie
-cal 1000: kcal kilocalorie
-W 1: W watt ワット 瓦
-W 1000: kW kilowatt
-V 1: V volt ボルト 伏
-A 1: A amp amps ampere アンペア 安培
-A 1/1000: mA
-ohm 1: Ω ohm オーム 欧姆
-Pa 1: Pa pascal
-Pa 1000: kPa
-Hz 1: Hz hertz ヘルツ
-Hz 1000: kHz
-Hz 1000000: MHz
-K 1: K kelvin
-mol 1: mol mole
-C 1: C coulomb
-byte 1: byte bytes B
-byte 1000: kB KB kilobyte
-byte 1000000: MB megabyte
-byte 1000000000: GB gigabyte
-usd 1: $ ＄ USD US$ dollar dollars 美元 ドル 달러
-usd 1/100: cent cents ¢
-eur 1: € EUR euro ユーロ 欧元 유로
-gbp 1: £ GBP
-inr 1: ₹ INR Rs rupee rupees
-jpy 1: ¥ JPY yen 円 엔 日元
-cny 1: CNY RMB yuan 元 人民币
-cny 1/10: 角
-krw 1: ₩ KRW won 원
-"""
 _CURRENCIES = ("usd", "eur", "gbp", "inr", "jpy", "cny", "krw")
 # Words of counting without a unit: the same as no unit.
 _COUNTED = (
@@ -130,15 +54,46 @@ _NO_PLURALS = frozenset(_UNCOUNTING.split())
 
 
 def _entries() -> Iterator[tuple[str, Unit]]:
-    for line in _TABLE.strip().splitlines():
-        head, _, names = line.partition(": ")
-        base, _, factor = head.partition(" ")
-        base, _, power = base.partition("^")
-        for name in names.split():
-            unit = Unit(Fraction(factor), ((base, int(power or 1)),), name)
-            yield name, unit
-            if name.isascii() and name.isalpha() and len(name) > 3:
-                yield f"{name}s", unit
+    prefixes: dict[str, tuple[Fraction, list[str]]] = {}
+    for line in unit_table.PREFIXES.strip().splitlines():
+        head, names = line.split(": ")
+        sign, size = head.split()
+        prefixes[sign] = Fraction(size), names.split()
+    for line in unit_table.PREFIXED.strip().splitlines():
+        head, symbols, usual, names = line.split("|")
+        for sign, (factor, words) in prefixes.items():
+            if sign in usual.split():
+                yield from _named(head, [sign + symbol for symbol in symbols.split()], factor)
+            joined = [
+                word + name
+                for word in words
+                for name in names.split()
+                if _script(word) == _script(name)
+            ]
+            yield from _named(head, joined, factor)
+        yield from _named(head, [*symbols.split(), *names.split()])
+    for line in unit_table.NAMED.strip().splitlines():
+        head, names = line.split(": ")
+        yield from _named(head, names.split())
+
+
+def _named(
+    head: str, names: Sequence[str], prefix: Fraction = Fraction(1)
+) -> Iterator[tuple[str, Unit]]:
+    """Names with their unit, words in the plural too; head: dimensions and factor."""
+    *bases, factor = head.split()
+    powers = (base.partition("^") for base in bases)
+    dimensions = tuple(sorted((base, int(power or 1)) for base, _, power in powers))
+    for name in names:
+        unit = Unit(prefix * Fraction(factor), dimensions, name)
+        yield name, unit
+        if name.isascii() and name.isalpha() and len(name) > 3:
+            yield f"{name}s", unit
+
+
+def _script(word: str) -> str:
+    """Latin, kana, hangul or Chinese: a prefix goes with words of its own."""
+    return unicodedata.name(word[0]).partition(" ")[0]
 
 
 _BY_NAME = MappingProxyType(dict(_entries()))

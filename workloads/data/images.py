@@ -1,16 +1,53 @@
 """Conversion of any image that Pillow opens to RGB, for training, evaluation and serving alike.
 
 `Image.convert("RGB")` alone loses what people see: transparent ground turns black, and greys of
-16 bits or floating point are cut off at 255.
+16 bits or floating point are cut off at 255. A photograph is turned as its EXIF orientation says
+where a person hands over a file (GRPO's rows, questions, a policy's server and client); frames that
+robots recorded stay as they are stored, as TensorFlow reads them.
 """
 
+from types import MappingProxyType
+
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 WHITE = (255, 255, 255)
 _FAINT = 16  # of 255 levels
 # Premultiplied modes, and what they are without that.
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
+# EXIF orientation → the transposition that turns an image upright.
+_TURNS = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
+# Where Pillow reads an orientation from; an image keeps all of them when it is turned.
+_EXIF = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an open image, 1 where it is upright."""
+    # getexif of the base class: that of PNG decodes the whole image first.
+    found: int | None = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    return found if found is not None and found in _TURNS else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says, and then without it: libraries that apply
+    orientations themselves do not turn it again."""
+    # ImageOps.exif_transpose rewrites all EXIF data, and fails on a camera's odd ones.
+    turn = _TURNS.get(orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = {key: value for key, value in image.info.items() if key not in _EXIF}
+    return turned
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

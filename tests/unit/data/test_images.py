@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from workloads.data.images import is_one_colour, to_rgb
 from workloads.data.robot.images import decode as decode_frame
+from workloads.data.robot.images import kind_of
 from workloads.grpo.data.images import ImageFile
 from workloads.vla.processing import _as_rgb
-from workloads.vla.serve.client import _to_rgb
+from workloads.vla.serve.client import _image, _to_rgb
+from workloads.vla.serve.messages import _decoded
 
 pytestmark = pytest.mark.unit
 OPENERS = [to_rgb, _to_rgb, _as_rgb]
@@ -147,3 +149,23 @@ def test_an_image_of_one_colour_is_known() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "PNG")
     assert is_one_colour(to_rgb(Image.open(buffer)))
+
+
+@pytest.mark.parametrize("code", range(1, 9))
+def test_a_photograph_is_turned_and_a_recorded_frame_is_not(tmp_path: Path, code: int) -> None:
+    """A policy's server and client see a file as a viewer shows it, with its orientation; frames of
+    robot data are read as TensorFlow reads them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = code
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    encoded = (tmp_path / "a.png").read_bytes()
+    assert np.array_equal(decode_frame(encoded), pixels)
+    assert kind_of(encoded) == ("colour" if code == 1 else "turned")
+    with Image.open(tmp_path / "a.png") as image:
+        shown = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    _, sent = _image(str(tmp_path / "a.png"))
+    assert np.array_equal(decode_frame(encoded, is_photograph=True), shown)
+    assert np.array_equal(_decoded(encoded, "image"), shown)
+    assert np.array_equal(sent, shown)
+    assert np.array_equal(np.asarray(ImageFile(tmp_path / "a.png").load()), shown)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from workloads.data.images import is_deep, to_rgb
+from workloads.data.images import is_deep, orientation, to_rgb, upright
 
 _DEPTH_NAME = re.compile(r"(^|[._/-])depth($|[._/-])", re.IGNORECASE)
 # The first bytes of the formats that recorders write; anything else is no image.
@@ -32,9 +32,15 @@ def looks_like_image(encoded: bytes) -> bool:
     return encoded.startswith(_SIGNATURES)
 
 
-def decode(encoded: bytes) -> np.ndarray:
-    """JPEG, PNG, … → uint8 [H, W, 3] in the file's own order of colours; raises ImageError."""
+def decode(encoded: bytes, is_photograph: bool = False) -> np.ndarray:
+    """JPEG, PNG, … → uint8 [H, W, 3] in the file's own order of colours; raises ImageError.
+
+    A photograph is turned as its EXIF orientation says, a recorded frame is not.
+    """
     with _opened(encoded) as image:
+        if is_photograph:
+            image.load()
+            return np.array(to_rgb(upright(image)))
         return np.array(to_rgb(image))
 
 
@@ -52,10 +58,12 @@ def shape_of(encoded: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-def kind_of(encoded: bytes) -> Literal["colour", "grey", "deep", "transparent"]:
+def kind_of(encoded: bytes) -> Literal["colour", "grey", "deep", "transparent", "turned"]:
     """The kind of an image, from the header alone; "deep" is grey with more than 8 bits, as depth
-    maps are. Raises ImageError."""
+    maps are, "turned" has an EXIF orientation other than upright. Raises ImageError."""
     with _opened(encoded) as image:
+        if orientation(image) != 1:
+            return "turned"
         if is_deep(image.mode):
             return "deep"
         if image.has_transparency_data:

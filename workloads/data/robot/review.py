@@ -223,6 +223,11 @@ _KINDS = {
     ),
     "one colour": Remark("images of one colour alone: is it covered, or dark?"),
     "stuck": Remark("the same image at the first, middle and last step: is it stuck?"),
+    "turned": Remark(
+        "images with an EXIF orientation, which is not applied: they are used as they are stored, "
+        "as TensorFlow reads them, while LeRobot's own loader turns them",
+        "save them upright, without an orientation",
+    ),
     "grey": Remark("grey images: red, green and blue are the same", level="ok"),
     "transparent": Remark(
         "images with an alpha channel: they lie on white where they are transparent", level="ok"

@@ -19,27 +19,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO, Any, Protocol
+from urllib.parse import unquote
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from workloads.data.images import is_one_colour, to_rgb
+from workloads.data.images import is_one_colour, orientation, to_rgb, upright
 from workloads.errors import UserError
 
-# EXIF orientation → the transposition that turns an image upright; some swap width and height.
-_TURNS = MappingProxyType(
-    {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }
-)
-_SIDEWAYS = (5, 6, 7, 8)
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _TAIL = 1024  # last bytes in which a JPEG's end mark is searched
 _HEAD = 512  # first bytes, by which a file that is no image is recognised
@@ -50,12 +38,15 @@ _NO_IMAGES = (
     ((b"<html", b"<!DOCTYPE html", b"<!doctype html", b"<HTML"), "a web page; download it again"),
     ((b"<svg", b"<?xml"), "an SVG drawing; convert it to PNG"),
     ((b"%PDF-",), "a PDF; convert its pages to PNG"),
-    ((b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"), "a HEIC image; convert it to JPEG"),
+    ((b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1"), "a HEIC image; convert it to JPEG"),
+    ((b"JXL \r\n",), "a JPEG XL image; convert it to JPEG"),
+    ((b"PK\x03\x04", b"\x1f\x8b\x08"), "an archive; unpack it"),
     ((b"ftypmp4", b"ftypisom", b"ftypqt", b"\x1aE\xdf\xa3"), "a video; extract images from it"),
 )
 _BATCH = 256
 # The beginnings of JPEG, PNG, GIF, WEBP and BMP in base64; the text is longer than any file name.
-_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk)[A-Za-z0-9+/=\s]{200,}$")
+_BASE64 = re.compile(r"(?:/9j/|_9j_|iVBORw0KGgo|R0lGOD|UklGR|Qk)[A-Za-z0-9+/_=\s-]{200,}$")
+_ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 class StoredImage(Protocol):
@@ -258,25 +249,29 @@ def find_image(value: Any, root: Path) -> StoredImage:
         return ImageBytes(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"expected the path of an image, found {value!r:.60}")
-    if value.startswith("data:") or _BASE64.match(value):
+    if value[:5].lower() == "data:" or _BASE64.match(value):
         return _decoded(value)
-    if value.startswith(("http://", "https://")):
+    if _ADDRESS.match(value):
         raise ValueError(
             f"expected an image on disk, found the address {value:.60}; download the images first"
         )
-    name = value.removeprefix("file://")
-    for path in map(Path, dict.fromkeys((name, name.replace("\\", "/")))):
+    is_address = value.lower().startswith("file://")
+    name = unquote(value[len("file://") :]) if is_address else value
+    for path in map(Path, dict.fromkeys((name, name.replace("\\", "/"), name.strip()))):
         for leading in range(len(path.parts)):
-            below = Path(*path.parts[leading:]) if leading else path
+            below = Path(*path.parts[leading:]) if leading else path.expanduser()
             for place in (root / below, root / "images" / below):
-                if place.is_file():
-                    return ImageFile(place)
+                with suppress(OSError):  # a name that is too long
+                    if place.is_file():
+                        return ImageFile(place)
     raise ValueError(f"expected an image at {root / name!s:.200}, found no file there")
 
 
 def _decoded(value: str) -> "ImageBytes":
+    """The bytes of base64, also in lines, in the alphabet of addresses, or without its end."""
+    text = "".join(value.rpartition(",")[2].split()).translate(str.maketrans("-_", "+/"))
     try:
-        return ImageBytes(base64.b64decode(value.rpartition(",")[2], validate=True))
+        return ImageBytes(base64.b64decode(text + "=" * (-len(text) % 4), validate=True))
     except ValueError as error:
         raise ValueError(f"expected an image in base64, found {value[:40]!r}…: {error}") from error
 
@@ -328,7 +323,7 @@ def upright_size(stream: IO[bytes]) -> tuple[int, int]:
             whole = image.format in _WHOLE_WHEN_OPEN
         if not whole:
             image.load()  # an image that Pillow can read nevertheless is good enough
-        turned = _orientation(image) in _SIDEWAYS
+        turned = orientation(image) in _SIDEWAYS
         # Pillow rotates a TIFF itself, and reports the size after that.
         return (height, width) if turned and image.format != "TIFF" else (width, height)
 
@@ -348,11 +343,6 @@ def _has_whole_chunks(image: Image.Image, stream: IO[bytes]) -> bool:
     return False
 
 
-def _orientation(image: Image.Image) -> Any:
-    # getexif of the base class: that of PNG decodes the whole image first.
-    return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-
-
 def _has_end(stream: IO[bytes]) -> bool:
     """Whether a JPEG's end mark is near its end; some programs append more."""
     size = stream.seek(0, io.SEEK_END)
@@ -364,9 +354,7 @@ def decode(stream: IO[bytes]) -> Image.Image:
     """The image in `stream`, turned upright and as RGB."""
     with _readable(stream), Image.open(stream) as image:
         image.load()
-        # ImageOps.exif_transpose rewrites all EXIF data, and fails on a camera's odd ones.
-        turn = _TURNS.get(_orientation(image))
-        return to_rgb(image if turn is None else image.transpose(turn))
+        return to_rgb(upright(image))
 
 
 @contextmanager
@@ -393,7 +381,7 @@ def _described(stream: IO[bytes]) -> str:
         return "an empty file; copy it again"
     return next(
         (said for marks, said in _NO_IMAGES if any(mark in head for mark in marks)),
-        "bytes of no known format",
+        f"bytes of no known format, {head[:16]!r}…",
     )
 
 

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import struct
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 URL = "http://127.0.0.1:8000/act"
 TOKEN = "TATARA_SERVE_TOKEN"
@@ -261,7 +262,7 @@ def main(words: Sequence[str] | None = None) -> int:
             actions = client.act(args.instruction, images, state, args.unnorm_key, args.episode)
             took = None if client.latency is None else round(1000 * client.latency, 1)
             print(json.dumps({"action": actions.tolist(), "server_ms": took}))
-    except (OSError, ValueError, ServerError) as error:
+    except (OSError, ValueError, struct.error, ServerError) as error:
         print(f"no action: {error}", file=sys.stderr)
         return 2
     return 0
@@ -270,7 +271,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _image(word: str) -> tuple[str, np.ndarray]:
     name, equals, file = word.rpartition("=")
     with Image.open(Path(file)) as image:
-        return (name if equals else "image"), np.asarray(_to_rgb(image))
+        return (name if equals else "image"), np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

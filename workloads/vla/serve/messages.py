@@ -196,7 +196,7 @@ def _decoded(encoded: bytes, name: str) -> np.ndarray:
         raise UserError(f"{name}: expected a JPEG or PNG file, found something else")
     try:
         _check_size(name, *images.shape_of(encoded))
-        return images.decode(encoded)
+        return images.decode(encoded, is_photograph=True)
     except images.ImageError as error:
         raise UserError(f"{name}: {error}; send a whole image") from None
 

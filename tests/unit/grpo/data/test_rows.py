@@ -1,5 +1,6 @@
 """Rows for GRPO from disk and from the generator."""
 
+import base64
 import csv
 import json
 import pickle
@@ -394,6 +395,65 @@ def test_images_are_turned_as_pillow_turns_them_whatever_else_their_exif_holds(
             ImageOps.exif_transpose(Image.open(path))
     assert image.size() == image.load().size
     assert image.load().tobytes() == expected.tobytes()
+
+
+def test_names_and_bytes_of_an_image_in_their_many_forms(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a b.png")
+    content = (tmp_path / "a b.png").read_bytes()
+    text = base64.b64encode(content).decode()
+    lines = "\n".join(text[place : place + 76] for place in range(0, len(text), 76))
+    of_addresses = base64.urlsafe_b64encode(content).decode().rstrip("=")
+    for value in (
+        "a b.png",
+        " a b.png\n",
+        "/elsewhere/a b.png",
+        f"file://{tmp_path}/a%20b.png",
+        lines,
+        of_addresses,
+        f"data:image/png;base64,{lines}",
+        f"DATA:image/png;base64, {of_addresses}",
+        {"bytes": text},
+    ):
+        assert np.array_equal(np.asarray(data.find_image(value, tmp_path).load()), noise), value
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("x" * 5000, "expected an image at .*xxx, found no file there"),
+        ("SUkqAAgAAAA" + "A" * 5000, "expected an image at"),  # a TIFF in base64
+        ("HTTP://example.org/a.png", "found the address HTTP://example.org/a.png; download"),
+        ("s3://bucket/a.png", "found the address s3://bucket/a.png; download"),
+        ("data:image/svg+xml;utf8,<svg/>", "expected an image in base64"),
+        ("a\0b.png", "expected an image at"),
+        (b"\0\0\0\x18ftyphevc\0\0\0\0mif1heic", "found a HEIC image"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "found a JPEG XL image"),
+        (b"PK\x03\x04", "found an archive"),
+        (b'{"error": "not found"}', 'found bytes of no known format, b\'{"error": "not f\''),
+    ],
+)
+def test_what_is_no_image_is_named(value: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        data.find_image(value, tmp_path).load()
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "jpg by XMP"])
+def test_an_image_is_turned_once(tmp_path: Path, kind: str) -> None:
+    """transformers and others turn an image by what is left of its EXIF."""
+    from PIL import ImageOps
+
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{kind.split()[0]}"
+    if "XMP" in kind:
+        packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
+        Image.fromarray(pixels).save(path, xmp=packet)
+    else:
+        Image.fromarray(pixels).save(path, exif=turned(6))
+    image = data.find_image(path.name, tmp_path).load()
+    assert image.size == (16, 24)
+    again = ImageOps.exif_transpose(image)
+    assert again.size == image.size and again.tobytes() == image.tobytes()
 
 
 def test_a_first_row_without_an_image_takes_no_other_image_away(tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ class Rewards(Section):
         names = [reward.name for reward in self.functions]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{twice[0]!r} is there twice; give it one weight instead")
+        if self.functions and not any(reward.weight for reward in self.functions):
+            raise ValueError("every weight is 0, so that no completion earns anything; raise one")
         return self
 
 
@@ -194,6 +196,21 @@ class Generation(Section):
     use_transformers_continuous_batching: bool = Field(
         False, description="transformers' continuous batching; for language models on a GPU."
     )
+
+    @model_validator(mode="after")
+    def _of_this_engine(self) -> "Generation":
+        is_vllm = self.engine != "transformers"
+        if self.vllm_structured_outputs_regex is not None and not is_vllm:
+            raise ValueError(
+                "vllm_structured_outputs_regex: only vLLM holds completions to it; set "
+                "engine=vllm_colocate or vllm_server, or leave it out"
+            )
+        if self.use_transformers_continuous_batching and is_vllm:
+            raise ValueError(
+                f"use_transformers_continuous_batching: {self.engine} does not use transformers; "
+                "leave it out"
+            )
+        return self
 
 
 class Rollouts(Section):

@@ -90,6 +90,13 @@ class Entropy(Section):
         1.0, ge=0, le=1, description="Learn from this share of tokens, of highest entropy."
     )
 
+    @model_validator(mode="after")
+    def _bounded(self) -> "Entropy":
+        low, high = self.entropy_coef_min, self.entropy_coef_max
+        if low > high:
+            raise ValueError(f"entropy_coef_min is {low:g}, more than entropy_coef_max, {high:g}")
+        return self
+
 
 class Reference(Section):
     """The reference of the KL term: frozen, or following the model."""

@@ -67,6 +67,26 @@ def test_the_change_follows_from_what_is_earned(reward: float, change: str) -> N
     assert sign is not None and sign.change.startswith(change)
 
 
+def test_rows_that_are_means_over_steps_count_as_these() -> None:
+    """G-F2: with train.log_every=10 the third row would be step 30."""
+    seldom = {"train": {"log_every": 10}}
+    assert names(rows(1, frac_reward_zero_std=1.0), **seldom) == ["no spread"]
+    (sign,) = (signs.all_cut(rows(1, **{"completions/clipped_ratio": 1.0}), config(**seldom)),)
+    assert sign is not None and sign.seen.startswith("in the last 10 steps all completions")
+    assert names(rows(4, reward=0.25), **seldom) == []  # two equal means are no flat reward
+    assert names(rows(5, reward=0.25), **seldom) == ["reward flat"]
+    often = {"train": {"log_every": 2}}
+    assert names(rows(1, frac_reward_zero_std=1.0), **often) == []
+    assert names(rows(2, frac_reward_zero_std=1.0), **often) == ["no spread"]
+
+
+def test_rewards_that_weigh_less_than_nothing_were_not_all_earned() -> None:
+    rewards = [{"name": "format", "weight": -1.0}]
+    found = [{"reward": 0.0, "frac_reward_zero_std": 1.0}] * 3
+    sign = signs.no_spread(found, config(rewards=rewards))
+    assert sign is not None and sign.change.startswith("no completion earned anything")
+
+
 def test_masked_completions_that_are_all_cut_leave_nothing(tmp_path: Any) -> None:
     sign = signs.all_cut(
         rows(3, **{"completions/clipped_ratio": 1.0}), config(grpo={"objective": "dapo"})

@@ -38,6 +38,7 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     from workloads.grpo.evaluate.tasks import TASKS, evaluate, read_questions, rescore, table
 
     if args.rescore is not None:
+        _check_rescore(args)
         task = TASKS[args.task]
         result, before = rescore(task, args.rescore, args.output)
         print(table(task, result, f"{args.rescore}, scored again"))
@@ -69,6 +70,20 @@ def main(args: argparse.Namespace, env: dict[str, str]) -> int:
     print(table(task, result, name))
     print(f"answers: {out}")
     return EXIT_DONE
+
+
+def _check_rescore(args: argparse.Namespace) -> None:
+    """Raise UserError for what would be ignored, or would overwrite the result that is scored."""
+    asking = ("prompts", "images", "rows", "max_pixels", "precision")
+    if given := [name for name in asking if getattr(args, name) is not None]:
+        raise UserError(
+            f"--{given[0].replace('_', '-')}: --rescore asks no questions, it takes a result's "
+            "answers as they are; leave it out"
+        )
+    if args.output is not None and args.output.resolve() == args.rescore.resolve():
+        raise UserError(
+            f"--output: expected another file than the result, found {args.output}; name a new one"
+        )
 
 
 def _identity(target: Target, args: argparse.Namespace) -> str:

@@ -290,6 +290,7 @@ def rescore(task: Task, file: Path, output: Path | None) -> tuple[Result, float]
         raise UserError(f"{file}: expected answers to questions of {task.name}, found others")
     result = _scored(task, rows)
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         _write(output, task, result)
     return result, before
 

@@ -11,13 +11,13 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
 from workloads.errors import UserError
-from workloads.grpo.rewards.scoring import Batch, Score, ScoreBatch
+from workloads.grpo.rewards.scoring import Batch, RewardFailed, Score, ScoreBatch
 
 
 def load_plug_in(spec: str) -> ScoreBatch:
@@ -121,7 +121,13 @@ def _of_batches(
         if not takes_all:
             _check_columns(spec, signature, known)
             known = {name: known[name] for name in signature.parameters if name in known}
-        return [_score(value) for value in _awaited(function(**known))]
+        values = _awaited(function(**known))
+        if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
+            raise RewardFailed(
+                f"expected a list of {len(batch.texts)} numbers from reward {spec}, one a "
+                f"completion, found {values!r:.80}; fix the reward"
+            )
+        return [_score(value) for value in values]
 
     return score
 
@@ -150,9 +156,8 @@ def _of_pairs(function: Callable[..., Any], arguments: int) -> ScoreBatch:
     return score
 
 
-def _awaited(result: Any) -> Sequence[Any]:
-    values: Sequence[Any] = asyncio.run(_one(result)) if inspect.isawaitable(result) else result
-    return values
+def _awaited(result: Any) -> Any:
+    return asyncio.run(_one(result)) if inspect.isawaitable(result) else result
 
 
 async def _one(result: Awaitable[Any]) -> Any:

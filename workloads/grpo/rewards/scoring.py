@@ -86,22 +86,24 @@ class WeightedReward:
 
     def scores(self, batch: Batch) -> list[Score]:
         """One score a completion, before weighting; RewardFailed names the reward."""
+        texts = batch.texts  # before a plug-in may change the list
         try:
             found = list(self.score_batch(batch))
         except TataraError:
             raise
-        # A plug-in is foreign code: anything it raises is reported as that reward's failure.
-        except Exception as error:
+        # A plug-in is foreign code: anything it raises is reported as that reward's failure, and
+        # sys.exit() in it ends no run.
+        except (Exception, SystemExit) as error:
             raise RewardFailed(
                 f"reward {self.name} failed with {type(error).__name__}: {error}, on "
-                f"{len(batch)} completions, the first {batch.texts[0][:_SHOWN]!r}"
+                f"{len(texts)} completions, the first {texts[0][:_SHOWN]!r}"
             ) from error
-        if len(found) != len(batch):
+        if len(found) != len(texts):
             raise RewardFailed(
-                f"expected {len(batch)} numbers from reward {self.name}, one a completion, found "
+                f"expected {len(texts)} numbers from reward {self.name}, one a completion, found "
                 f"{len(found)}; fix the reward"
             )
-        for score, text in zip(found, batch.texts, strict=True):
+        for score, text in zip(found, texts, strict=True):
             self._check(score.value, text)
         return found
 

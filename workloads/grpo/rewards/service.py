@@ -8,6 +8,7 @@ texts of one length. The answer: `{"rewards": [number or null, …]}`, optionall
 import json
 import time
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -19,6 +20,7 @@ _AT_ONCE = 64  # completions in a request
 _SECONDS = 60.0
 PAUSES = (1.0, 5.0)  # seconds before another attempt
 _SHOWN = 200
+_BUSY = (429, 502, 503, 504)  # HTTP codes of a service, or a proxy before it, that may answer later
 
 
 class ServiceLost(Retry, RewardFailed):
@@ -36,6 +38,7 @@ class RewardService:
         prompts = [completion_text(prompt) for prompt in batch.prompts] or [""] * len(batch)
         scores: list[Score] = []
         for start in range(0, len(batch), _AT_ONCE):
+            batch.progress()
             part = slice(start, start + _AT_ONCE)
             question: dict[str, Sequence[Any]] = {
                 "prompts": prompts[part],
@@ -55,6 +58,11 @@ class RewardService:
                 f"{json.dumps(answer)[:_SHOWN]}; fix the service"
             )
         why = answer.get("why") or [""] * count
+        if not isinstance(why, list) or len(why) != count:
+            raise RewardFailed(
+                f'{self._address}: expected "why" as a list of {count} texts, found '
+                f"{json.dumps(why)[:_SHOWN]}; fix the service, or leave it out"
+            )
         return [Score(value, str(reason)) for value, reason in zip(rewards, why, strict=True)]
 
     def _answer(self, body: bytes) -> Any:
@@ -67,8 +75,10 @@ class RewardService:
                     return json.loads(answer.read())
             except HTTPError as error:
                 said = error.read().decode("utf-8", "replace")[:_SHOWN]
-                raise RewardFailed(f"{self._address}: HTTP {error.code}: {said}") from error
-            except (URLError, OSError, ValueError) as error:
+                problem = RewardFailed(f"{self._address}: HTTP {error.code}: {said}")
+                if error.code not in _BUSY:
+                    raise problem from error
+            except (URLError, OSError, ValueError, HTTPException) as error:
                 problem = error
         raise ServiceLost(
             f"{self._address}: expected rewards from this service, found none in "

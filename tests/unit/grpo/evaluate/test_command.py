@@ -137,7 +137,7 @@ def test_a_finished_result_is_scored_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = result_of(tmp_path, ["<answer> 3 </answer>", "<answer> 4 </answer>"], [3, 5])
-    new = tmp_path / "new.json"
+    new = tmp_path / "folder" / "new.json"
     words = ("--rescore", str(path), "--output", str(new))
     assert ask.main(arguments("superclevr", *words), {}) == 0
     assert "before: 1.00 %" in capsys.readouterr().out
@@ -149,6 +149,28 @@ def test_a_finished_result_is_scored_anew(
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UserError, match="expected a result of tatara eval superclevr"):
         ask.main(arguments("superclevr", "--rescore", str(tmp_path / "other.json")), {})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--rows", "1"), "--rows: --rescore asks no questions"),
+        (("--max-pixels", "9"), "--max-pixels: --rescore asks no questions"),
+        (("--prompts", "a.jsonl", "--images", "a"), "--prompts: --rescore asks no questions"),
+        (("--precision", "fp32"), "--precision: --rescore asks no questions"),
+        (("--output", "{path}"), "expected another file than the result"),
+    ],
+)
+def test_what_rescoring_cannot_follow_is_refused(
+    tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    """G-F15: nothing is ignored, and the result that is scored stays."""
+    path = result_of(tmp_path, ["<answer> 3 </answer>"], [3])
+    before = path.read_text()
+    given = [word.format(path=path) for word in words]
+    with pytest.raises(UserError, match=said):
+        ask.main(arguments("superclevr", "--rescore", str(path), *given), {})
+    assert path.read_text() == before
 
 
 def test_an_evaluation_with_other_settings_is_another_one() -> None:

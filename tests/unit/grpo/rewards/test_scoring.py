@@ -23,6 +23,7 @@ from workloads.grpo.rewards.scoring import (
 pytestmark = pytest.mark.unit
 
 PLUG_INS = """
+import sys
 calls = 0
 seen = {}
 def of_trl(completions, **kwargs): return [1.0 for _ in completions]
@@ -40,6 +41,23 @@ def short(completions, **kwargs): return [1.0]
 def on_seven(completion, solution):
     if completion == "7": raise ValueError("seven")
     return 0.5
+def ends(completion, solution): sys.exit(3)
+def empties(completions, **kwargs): completions.clear(); return []
+def as_dict(completions, **kwargs): return {0.0: "a", 1.0: "b"}
+def as_text(completions, **kwargs): return "10"
+def as_set(completions, **kwargs): return {0.0, 1.0}
+def as_nothing(completions, **kwargs): print(completions)
+def as_number(completions, **kwargs): return 0.5
+def as_array(completions, **kwargs):
+    import numpy as np
+    return np.linspace(0, 1, len(completions), dtype="float32")
+def as_column(completions, **kwargs):
+    import numpy as np
+    return np.zeros((len(completions), 2))
+def one_by_one(completions, **kwargs):
+    yield from map(float, range(len(completions)))
+def endless(completion, solution): return 10 ** 400
+def imaginary(completion, solution): return 1j
 def batch_on_seven(completions, **kwargs):
     if any("7" in str(one) for one in completions): raise ValueError("seven")
     return [0.5] * len(completions)
@@ -94,6 +112,33 @@ def test_plug_ins_that_are_async_or_abstain(module: str) -> None:
     assert values(f"{module}:abstains", batch) == [None, None]
     with pytest.raises(RewardFailed, match="expected 2 numbers"):
         values(f"{module}:short", batch)
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        ("ends", "failed with SystemExit: 3"),
+        ("empties", "expected 2 numbers"),
+        ("as_dict", "expected a list of 2 numbers from reward .*found {0.0: 'a'"),
+        ("as_text", "expected a list of 2 numbers from reward .*found '10'"),
+        ("as_set", "expected a list of 2 numbers"),
+        ("as_nothing", "expected a list of 2 numbers from reward .*found None"),
+        ("as_number", "expected a list of 2 numbers from reward .*found 0.5"),
+        ("as_column", "expected a finite number or None"),
+        ("endless", "failed with OverflowError"),
+        ("imaginary", "expected a finite number or None"),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_named(module: str, function: str, found: str) -> None:
+    """G-F9, G-F10: keys of a dict or digits of a text are no rewards."""
+    with pytest.raises(RewardFailed, match=found):
+        values(f"{module}:{function}", Batch(["6", "8"], ["1", "1"]))
+
+
+def test_rewards_of_other_libraries_and_generators(module: str) -> None:
+    batch = Batch(["6", "8"], ["1", "1"])
+    assert values(f"{module}:as_array", batch) == [0.0, 1.0]
+    assert values(f"{module}:one_by_one", batch) == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("function", ["on_seven", "batch_on_seven"])
@@ -160,7 +205,10 @@ def address() -> Iterator[str]:
             body = {"rewards": rewards, "why": asked["solutions"]}
             if self.path == "/short":
                 body = {"rewards": [1]}
-            self.send_response(500 if self.path == "/broken" else 200)
+            if self.path == "/why":
+                body["why"] = "because"
+            busy = self.path == "/busy" and len(sizes) < 3
+            self.send_response(503 if busy else 500 if self.path == "/broken" else 200)
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
 
@@ -188,6 +236,23 @@ def test_a_reward_service_is_asked_in_batches(address: str) -> None:
         load_reward(f"{address}/short").scores(batch)
     with pytest.raises(RewardFailed, match="HTTP 500"):
         load_reward(f"{address}/broken").scores(batch)
+    with pytest.raises(RewardFailed, match='expected "why" as a list of 64 texts, found "because"'):
+        load_reward(f"{address}/why").scores(batch)
+
+
+def test_a_busy_reward_service_is_asked_again(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G-F9: 429, 502, 503 and 504 are no verdict; a sign of life goes with each batch."""
+    monkeypatch.setattr(service, "PAUSES", (0.0, 0.0))
+    told: list[None] = []
+    batch = Batch(["abc"] * 65, ["s"] * 65, progress=lambda: told.append(None))
+    assert [score.value for score in load_reward(f"{address}/busy").scores(batch)] == [3] * 65
+    assert sizes == [64, 64, 64, 1] and len(told) == 2
+    monkeypatch.setattr(service, "PAUSES", ())
+    sizes.clear()
+    with pytest.raises(Retry, match="HTTP 503"):
+        load_reward(f"{address}/busy").scores(batch)
 
 
 def test_a_reward_service_that_is_gone_is_worth_another_attempt(

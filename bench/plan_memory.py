@@ -33,7 +33,7 @@ from workloads.engine.fake_step.step import prepare
 from workloads.engine.fake_step.trace import MemoryTrace, Peak
 from workloads.engine.pretrained.adapter import add_adapter
 from workloads.engine.pretrained.files import weights_dtype
-from workloads.grpo.model import freeze_vision
+from workloads.grpo.model import learner
 from workloads.plan.estimate import Breakdown, estimate
 from workloads.vla.config import TEXT_TOKENS
 
@@ -183,10 +183,9 @@ class SeeingCase:
             self._model(), attn_implementation="sdpa"
         )
         model = model.to(weights_dtype(config.train, config.adapter))
-        found = prepare(config, model, lambda base: add_adapter(base, config.adapter))
-        if config.model.freeze_vision:
-            freeze_vision(found, config.model.name)
-        return found
+        if config.adapter.method == "full":
+            learner(model, config)
+        return prepare(config, model, lambda base: learner(base, config))
 
     def inputs(self, config: Any) -> dict[str, torch.Tensor]:
         rows = config.train.per_device_batch_size

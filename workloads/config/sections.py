@@ -419,11 +419,7 @@ class Profile(Section):
 
     @property
     def needs_input_gradients(self) -> bool:
-        """Whether the output of every embedding is made to need a gradient, as TRL does it.
-
-        To transformers the patches of an image are embeddings too: the backward pass then goes
-        through vision towers in which nothing is trained.
-        """
+        """Whether the output of the embeddings is made to need a gradient, as TRL does it."""
         return self.adapter.method != "full" and self.train.gradient_checkpointing
 
     def extra_parameters(self, shape: "ModelShape") -> int:

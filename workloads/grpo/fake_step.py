@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from workloads.engine.fake_step.step import FakeStep, Fields, fake_model, prepare
-from workloads.engine.pretrained.adapter import add_adapter
 from workloads.grpo.config import GrpoConfig
-from workloads.grpo.model import freeze_vision, kind_of
+from workloads.grpo.model import kind_of, learner
 
 # An image of 512 x 512, where a profile does not say how large images are.
 _USUAL_PIXELS = 512 * 512
@@ -35,9 +34,9 @@ def build(config: GrpoConfig, fields: Fields) -> FakeStep:
     tokens = torch.zeros(rows, prompt + answer, dtype=torch.long)
     show = _IMAGES.get(str(fields.get("model_type")), _nothing)
     images = show(config, model.base_model)
-    trained = prepare(config, model, lambda base: add_adapter(base, config.adapter))
-    if config.model.freeze_vision:
-        freeze_vision(trained, config.model.name)
+    if config.adapter.method == "full":
+        learner(model, config)  # in place: what it freezes, checkpointing passes by
+    trained = prepare(config, model, lambda base: learner(base, config))
 
     def loss(model: nn.Module) -> Tensor:
         output = model(input_ids=tokens, labels=tokens, **fused, **images)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoProcessor,
@@ -175,6 +176,7 @@ def learner(model: PreTrainedModel, config: GrpoConfig) -> Any:
             trained = add_adapter(model, config.adapter)
     if config.model.freeze_vision:
         freeze_vision(trained, config.model.name)
+    spare_frozen_tower(trained)
     return trained
 
 
@@ -183,17 +185,41 @@ def freeze_vision(model: Any, name: str) -> None:
 
     Raises UserError where the model has no vision tower.
     """
-    frozen = [
-        weights
-        for path, weights in model.named_parameters()
-        if _TOWERS & set(path.split(".")) and "merger" not in path
-    ]
+    frozen = _tower_weights(model)
     if not frozen:
         raise UserError(
             f"model.freeze_vision: expected a vision tower in {name}, found none; leave it out"
         )
     for weights in frozen:
         weights.requires_grad_(False)
+
+
+def spare_frozen_tower(model: Any) -> None:
+    """Keep the backward pass out of a vision tower in which nothing is trained.
+
+    With checkpointing transformers asks every model inside for its input embeddings and makes
+    their output need a gradient; to a tower these are the patches. It asks again whenever
+    checkpointing is switched on, so the tower answers that it has none.
+    """
+    if any(weights.requires_grad for weights in _tower_weights(model)):
+        return
+    for path, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and _TOWERS & set(path.split(".")):
+            tower: Any = module
+            tower.get_input_embeddings = _no_embeddings
+
+
+def _no_embeddings() -> None:
+    return None
+
+
+def _tower_weights(model: Any) -> list[Tensor]:
+    """The weights of the vision tower, those of an adapter on it too."""
+    return [
+        weights
+        for path, weights in model.named_parameters()
+        if _TOWERS & set(path.split(".")) and "merger" not in path
+    ]
 
 
 def kind_of(own: PreTrainedConfig) -> load.Kind:

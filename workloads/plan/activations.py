@@ -29,7 +29,6 @@ class Work:
     expands: fused attention reads keys and values of every query head, as it has to on cards
     without flash attention. dequantised: bytes of a number of a quantised matrix as it is
     multiplied.
-    through_towers: the backward pass goes through vision towers in which nothing is trained.
     """
 
     shape: ModelShape
@@ -55,7 +54,6 @@ class Work:
     keeps_logits: bool = False
     compiled: bool = False
     offloaded: bool = False
-    through_towers: bool = False
     expands: bool = False
     dequantised: int = 2
     sequences: int = 1
@@ -398,17 +396,15 @@ def _image(tower: TowerShape) -> int:
 
 
 def towers(work: Work) -> int:
-    """Bytes that vision towers keep: those whose weights learn, and, where the backward pass goes
-    through towers that do not, with checkpointing, the stream of these."""
+    """Bytes that vision towers keep whose weights learn; no backward pass goes through others."""
     kept = 0
     for tower in work.shape.towers:
-        learns = _tower_linears(work, tower)
-        if learns or work.through_towers:
+        if _tower_linears(work, tower):
             kept += tower.patches * tower.layers * _tower_layer(work, tower)
             kept += _resampler(work, tower) or _projected(work, tower)
-        if learns and work.full and work.compute < 4:
-            # The convolution that cuts patches reads a copy.
-            kept += work.compute * _image(tower)
+            if work.full and work.compute < 4:
+                # The convolution that cuts patches reads a copy.
+                kept += work.compute * _image(tower)
     return work.rows * kept
 
 

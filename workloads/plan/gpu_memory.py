@@ -143,7 +143,6 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
         fused_head=config.fuses_head,
         eager=config.model.attention == "eager",
         fp16=train.precision == "fp16",
-        through_towers=config.needs_input_gradients,
         sequences=config.sequences,
     )
 

@@ -267,14 +267,18 @@ def test_a_frozen_tower_gets_neither_gradients_nor_moments() -> None:
     assert whole.states.weights == frozen.states.weights
 
 
-def test_larger_images_keep_more_where_the_backward_pass_goes_through_the_tower() -> None:
-    """Adapters on the text alone: transformers makes patches need gradients with checkpointing."""
-    text = ("adapter.method=lora", "train.gradient_checkpointing=true")
-    small, large = (seeing(*text, f"grpo.max_pixels={pixels}") for pixels in (200704, 401408))
+def test_larger_images_keep_more_where_the_tower_learns() -> None:
+    """Adapters on the text alone: no backward pass goes through the tower."""
     patches, layers, hidden = (401408 - 200704) // 14**2, 32, 1280
-    # The stream before each layer and before the last norm, and the images themselves.
-    grown = 2 * patches * (layers + 1) * hidden + 4 * patches * 2 * 3 * 14**2
-    assert highest(large, "activations") - highest(small, "activations") == grown
+    images = 4 * patches * 2 * 3 * 14**2
+    # The stream before each layer and before the last norm.
+    stream = 2 * patches * (layers + 1) * hidden
+    usual = ("adapter.method=lora", "train.gradient_checkpointing=true", "adapter.dropout=0")
+    for targets, kept in (("q_proj,v_proj", images), ("all-linear", images + stream)):
+        words = (*usual, f"adapter.targets=[{targets}]")
+        small, large = (seeing(*words, f"grpo.max_pixels={pixels}") for pixels in (200704, 401408))
+        grown = highest(large, "activations") - highest(small, "activations")
+        assert grown == pytest.approx(kept, rel=0.1)
 
 
 def test_the_supervised_stage_makes_all_logits() -> None:

@@ -107,8 +107,12 @@ def _precision(config: Profile) -> Finding | None:
 
 
 def _compute(config: Profile, env: Mapping[str, str]) -> Finding | None:
-    """fp16 needs a GPU for its loss scaling; bf16 one that has it."""
+    """fp16 needs a GPU for its loss scaling; bf16 one that has it; a name has to be of one here."""
     gpus = device.gpus(env)
+    wanted = env.get("CUDA_VISIBLE_DEVICES", "")
+    if not gpus and wanted not in ("", "-1") and (hidden := device.gpus({})):
+        found = f"CUDA_VISIBLE_DEVICES={wanted} names none of the {len(hidden)} GPUs here"
+        return Finding("compute", "error", found, "unset it, or leave it empty for the CPU")
     precision = config.train.precision
     if precision == "fp16" and not gpus:
         found = "train.precision=fp16 needs a GPU, and none is here"

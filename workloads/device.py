@@ -27,6 +27,11 @@ class Gpu:
     capability: tuple[int, int]
 
     @property
+    def is_slice(self) -> bool:
+        """Whether it is a part of a GPU, made by MIG."""
+        return self.uuid.startswith("MIG-")
+
+    @property
     def has_bf16(self) -> bool:
         """Whether its tensor cores compute in bf16 (Ampere and later)."""
         return self.capability >= (8, 0)
@@ -79,8 +84,9 @@ def gpus(env: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
     with _nvml() as nvml:
         if nvml is None:
             return ()
-        found = [_describe(nvml, number, handle) for number, handle in _handles(nvml)]
-        return visible(found, env.get("CUDA_VISIBLE_DEVICES"), lambda uuid: _slice(nvml, uuid))
+        found = [gpu for number in range(_count(nvml)) if (gpu := _describe(nvml, number))]
+        chosen = visible(found, env.get("CUDA_VISIBLE_DEVICES"), lambda uuid: _slice(nvml, uuid))
+        return _enumerated(nvml, chosen)
 
 
 def gpu_count(env: Mapping[str, str] = os.environ) -> int:
@@ -103,8 +109,12 @@ def driver() -> Driver | None:
     with _nvml() as nvml:
         if nvml is None:
             return None
-        cuda = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
-        return Driver(_text(nvml.nvmlSystemGetDriverVersion()), (cuda // 1000, cuda % 1000 // 10))
+        try:
+            cuda = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+            version = _text(nvml.nvmlSystemGetDriverVersion())
+        except nvml.NVMLError:
+            return None
+        return Driver(version, (cuda // 1000, cuda % 1000 // 10))
 
 
 @contextmanager
@@ -123,26 +133,65 @@ def _nvml() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
-def _handles(nvml: Any) -> Iterator[tuple[int, Any]]:
-    """Every GPU that answers; one that has fallen off the bus is left out."""
-    for number in range(nvml.nvmlDeviceGetCount()):
+def _count(nvml: Any) -> int:
+    try:
+        return int(nvml.nvmlDeviceGetCount())
+    except nvml.NVMLError:
+        return 0
+
+
+def _describe(nvml: Any, number: int) -> Gpu | None:
+    """A GPU by its number; None for one that does not answer, as when it has fallen off the bus."""
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(number)
+        total, free = _memory(nvml, handle)
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
+    except nvml.NVMLError:
+        return None
+    return Gpu(number, _text(uuid), _text(name), total, free, (int(major), int(minor)))
+
+
+def _memory(nvml: Any, handle: Any) -> tuple[int, int]:
+    """Total and free bytes; those of the host where a GPU has none of its own (GB10, Jetson)."""
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    except nvml.NVMLError as error:
+        if error.value != nvml.NVML_ERROR_NOT_SUPPORTED:
+            raise
+        host = host_memory()
+        return host.usable, host.available
+    return int(memory.total), int(memory.free)
+
+
+def _enumerated(nvml: Any, chosen: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """CUDA's rule for MIG: a GPU that is cut up stands for its first slice, a process sees one
+    slice only, and no whole GPU beside it."""
+    found = [_first_slice(nvml, gpu) if _is_cut_up(nvml, gpu) else gpu for gpu in chosen]
+    here = [gpu for gpu in found if gpu is not None]
+    return tuple([gpu for gpu in here if gpu.is_slice][:1] or here)
+
+
+def _is_cut_up(nvml: Any, gpu: Gpu) -> bool:
+    if gpu.is_slice:
+        return False
+    try:
+        current, _ = nvml.nvmlDeviceGetMigMode(nvml.nvmlDeviceGetHandleByIndex(gpu.index))
+    except nvml.NVMLError:
+        return False  # most cards know no MIG
+    return bool(current == nvml.NVML_DEVICE_MIG_ENABLE)
+
+
+def _first_slice(nvml: Any, gpu: Gpu) -> Gpu | None:
+    """The first of a GPU's slices; None where none was made."""
+    handle = nvml.nvmlDeviceGetHandleByIndex(gpu.index)
+    for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:
-            yield number, nvml.nvmlDeviceGetHandleByIndex(number)
+            part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
+            return _slice(nvml, _text(nvml.nvmlDeviceGetUUID(part)))
         except nvml.NVMLError:
-            continue
-
-
-def _describe(nvml: Any, number: int, handle: Any) -> Gpu:
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    return Gpu(
-        index=number,
-        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
-        name=_text(nvml.nvmlDeviceGetName(handle)),
-        total=int(memory.total),
-        free=int(memory.free),
-        capability=(int(major), int(minor)),
-    )
+            continue  # slices keep their numbers when others go
+    return None
 
 
 def visible(
@@ -181,14 +230,14 @@ def _slice(nvml: Any, uuid: str) -> Gpu | None:
     try:
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid.encode())
         parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        total, free = _memory(nvml, handle)
         capability = nvml.nvmlDeviceGetCudaComputeCapability(parent)
         name = _text(nvml.nvmlDeviceGetName(handle))
         number = int(nvml.nvmlDeviceGetIndex(parent))
     except nvml.NVMLError:
         return None
     major, minor = (int(part) for part in capability)
-    return Gpu(number, uuid, name, int(memory.total), int(memory.free), (major, minor))
+    return Gpu(number, uuid, name, total, free, (major, minor))
 
 
 def _text(value: str | bytes) -> str:

@@ -63,10 +63,9 @@ def load(base: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]
     Raises UserError for a `.env`, or a secret file that is named, which cannot be read.
     """
     files = {**env_file.read(dotenv), **handed_in(SECRET_FOLDER)}
-    for name in set(_EMPTY_IS_A_CHOICE) & set(base):
-        files.pop(name, None)
+    chosen = set(_EMPTY_IS_A_CHOICE)
     env = {name: value for name, value in files.items() if value}
-    env.update({name: value for name, value in base.items() if value})
+    env.update({name: value for name, value in base.items() if value or name in chosen})
     for old, new in ALIASES.items():
         if env.get(old) and not env.get(new):
             env[new] = env[old]

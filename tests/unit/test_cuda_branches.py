@@ -326,21 +326,35 @@ def test_a_robot_policys_weights_are_packed_on_the_gpu(
     )
 
 
-@pytest.mark.parametrize("found", [True, False])
+@pytest.mark.parametrize(
+    ("found", "package", "expected"),
+    [
+        (True, "", True),  # a prebuilt kernel
+        (True, "VALUE = 1", True),
+        (True, "raise ImportError('flash_attn_2_cuda.so: undefined symbol')", False),
+        (False, "", False),
+    ],
+)
 def test_flash_attention_is_its_package_or_a_prebuilt_kernel(
-    found: bool, monkeypatch: pytest.MonkeyPatch
+    found: bool, package: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A package that was compiled for another torch is installed, and cannot be loaded."""
     import transformers.utils
 
     from workloads.engine.pretrained.files import has_flash_kernel
 
+    if package:
+        (tmp_path / "flash_attn.py").write_text(package)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     asked: list[dict[str, bool]] = []
     monkeypatch.setattr(
         transformers.utils,
         "is_flash_attn_2_available",
         lambda **settings: asked.append(settings) or found,
     )
-    assert has_flash_kernel() is found and asked == [{"kernels_fallback_ok": True}]
+    assert has_flash_kernel() is expected and asked == [{"kernels_fallback_ok": True}]
+    sys.modules.pop("flash_attn", None)
 
 
 def test_packed_rows_are_compared_on_the_host_without_flash_attention() -> None:
@@ -402,14 +416,21 @@ def test_ranks_of_several_nodes_know_nccls_interface(
 class NVMLError(Exception):
     """What every call of NVML raises where it cannot answer."""
 
+    def __init__(self, value: int = 999) -> None:
+        self.value = value
+
 
 class Nvml:
-    """pynvml on a machine with an H100 and a GPU that has fallen off the bus."""
+    """pynvml on a machine with an H100 and a GPU that has fallen off the bus.
+
+    is_cut_up: by MIG, into slices of which the first is gone. has_memory: of its own.
+    """
 
     NVMLError = NVMLError
+    NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_NOT_FOUND, NVML_DEVICE_MIG_ENABLE = 3, 6, 1
 
     def __init__(self) -> None:
-        self.is_open = False
+        self.is_open, self.is_cut_up, self.has_memory = False, False, True
 
     def nvmlInit(self) -> None:
         self.is_open = True
@@ -433,8 +454,21 @@ class Nvml:
         return number
 
     def nvmlDeviceGetHandleByUUID(self, uuid: bytes) -> int:
-        if uuid != b"MIG-1":
+        if uuid not in (b"MIG-1", b"MIG-2"):
             raise NVMLError
+        return 7
+
+    def nvmlDeviceGetMigMode(self, handle: int) -> list[int]:
+        if not self.is_cut_up:
+            raise NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
+        return [1, 1]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: int) -> int:
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: int, place: int) -> int:
+        if place == 0:
+            raise NVMLError(self.NVML_ERROR_NOT_FOUND)
         return 7
 
     def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: int) -> int:
@@ -444,6 +478,8 @@ class Nvml:
         return handle
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+        if not self.has_memory:
+            raise NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
         total = 10 * GIB if handle == 7 else 80 * GIB
         return SimpleNamespace(total=total, free=total - GIB, used=GIB)
 
@@ -451,7 +487,7 @@ class Nvml:
         return 9, 0
 
     def nvmlDeviceGetUUID(self, handle: int) -> str:
-        return "GPU-1"
+        return "MIG-1" if handle == 7 else "GPU-1"
 
     def nvmlDeviceGetName(self, handle: int) -> bytes:
         return b"NVIDIA H100 80GB HBM3 MIG 1g.10gb" if handle == 7 else b"NVIDIA H100 80GB HBM3"
@@ -473,6 +509,108 @@ def test_gpus_and_driver_by_nvml(nvml: Nvml) -> None:
     assert driver is not None and (driver.version, driver.cuda) == ("580.159.04", (13, 0))
     (slice_,) = device.gpus({"CUDA_VISIBLE_DEVICES": "MIG-1"})
     assert slice_.total == 10 * GIB
+
+
+@pytest.mark.parametrize("wanted", [None, "0", "GPU-1"])
+def test_a_gpu_that_is_cut_up_is_its_first_slice(nvml: Nvml, wanted: str | None) -> None:
+    """CUDA shows one slice to a process, whatever is asked for, and no whole GPU."""
+    nvml.is_cut_up = True
+    env = {} if wanted is None else {"CUDA_VISIBLE_DEVICES": wanted}
+    (found,) = device.gpus(env)
+    assert (found.uuid, found.index, found.total) == ("MIG-1", 0, 10 * GIB)
+    assert found.is_slice and "1g.10gb" in found.name
+
+
+def test_of_several_slices_a_process_sees_the_first(nvml: Nvml) -> None:
+    nvml.is_cut_up = True
+    found = device.gpus({"CUDA_VISIBLE_DEVICES": "MIG-2,MIG-1"})
+    assert [gpu.uuid for gpu in found] == ["MIG-2"]
+
+
+def test_a_gpu_without_memory_of_its_own_has_the_hosts(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GB10 and Jetson share the host's: NVML does not support the question there."""
+    nvml.has_memory = False
+    monkeypatch.setattr(device, "host_memory", lambda: device.HostMemory(128 * GIB, 90 * GIB, None))
+    (card,) = device.gpus({})
+    assert (card.total, card.free) == (128 * GIB, 90 * GIB)
+
+
+@pytest.mark.parametrize(("wanted", "refused"), [("7", True), ("-1", False), ("0", False)])
+def test_a_number_of_no_gpu_is_not_the_cpu(
+    wanted: str, refused: bool, nvml: Nvml, tmp_path: Path
+) -> None:
+    """-1 and nothing hide all GPUs, as people want it."""
+    from workloads import check
+
+    found = check._compute(profile(tmp_path), {"CUDA_VISIBLE_DEVICES": wanted})
+    assert (found is not None and "names none of the 1 GPUs here" in found.found) is refused
+
+
+def test_local_nodes_share_the_gpus_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA leaves out what stands behind an entry that names no GPU; UUIDs are names, too."""
+    from workloads.launch.supervisor import _gpu_share
+
+    for wanted, gpus, expected in (
+        ("GPU-a,GPU-b,9,GPU-c", 2, ["GPU-a", "GPU-b"]),
+        ("3,1", 2, ["3", "1"]),
+        (None, 4, ["0,1", "2,3"]),
+    ):
+        env = {} if wanted is None else {"CUDA_VISIBLE_DEVICES": wanted}
+        job: Any = SimpleNamespace(env=env, gpus=gpus, nodes=2)
+        shares = [_gpu_share(job, node)["CUDA_VISIBLE_DEVICES"] for node in range(2)]
+        assert shares == expected
+
+
+def test_a_driver_that_answers_nothing_is_none(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*words: Any) -> Any:
+        raise NVMLError(4)  # no permission
+
+    for name in ("nvmlSystemGetCudaDriverVersion_v2", "nvmlDeviceGetCount"):
+        monkeypatch.setattr(nvml, name, refuse)
+    assert device.driver() is None and device.gpus({}) == ()
+
+
+def test_gpus_that_torch_cannot_use_are_no_reason_to_train_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A driver that is too old for torch's CUDA: in torch's own words, before any work."""
+    from workloads.engine import distributed
+    from workloads.errors import UserError
+
+    def init() -> None:
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 12080). Please update"
+        )
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(distributed, "gpu_count", lambda: 0)
+    distributed.join(600)
+    monkeypatch.setattr(distributed, "gpu_count", lambda: 2)
+    with pytest.raises(UserError, match=r"the 2 GPU .*found version 12080.*CUDA_VISIBLE_DEVICES="):
+        distributed.join(600)
+
+
+def test_sampling_has_a_random_state_of_its_own_on_the_ranks_gpu(
+    gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many GPUs that a rank sees, torch would warn and keep the state of all."""
+    from workloads.engine.generate.generate import _seeded
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    asked: list[tuple[str, Any]] = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda place: asked.append(("get", place)))
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, place: asked.append(("set", place))
+    )
+    before = torch.get_rng_state()
+    with _seeded(5):
+        torch.rand(1)
+    assert asked == [("get", 3), ("set", 3)] and torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_monitor_opens_nvml_once_and_closes_it(nvml: Nvml) -> None:

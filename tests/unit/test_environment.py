@@ -62,6 +62,13 @@ def test_an_empty_variable_does_not_hide_dotenv(folder: Path) -> None:
     assert load({"SEED": "", "OTHER": ""}) == {"SEED": "3"}
 
 
+def test_no_gpu_is_a_choice_that_stays(folder: Path) -> None:
+    """`CUDA_VISIBLE_DEVICES= tatara train` on a machine with GPUs, as `make demo` does it."""
+    (folder / ".env").write_text("CUDA_VISIBLE_DEVICES=0,1\n")
+    assert environment.load({"CUDA_VISIBLE_DEVICES": ""})["CUDA_VISIBLE_DEVICES"] == ""
+    assert environment.load({})["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
 def test_a_folder_named_dotenv_is_no_file(folder: Path) -> None:
     (folder / ".env").mkdir()
     assert load({"SEED": "1"}) == {"SEED": "1"}

@@ -65,6 +65,10 @@ def compute(facts: Facts) -> Finding:
     if not answer.is_good or not result:
         fix = "compare driver and compute capability above with torch's build"
         return Finding("forward and backward", "error", answer.problem, needed=needed, fix=fix)
+    if result["device"] == "CPU" and facts.cards and facts.build.cuda and not facts.in_docker:
+        fix = "compare driver and compute capability above with torch's build"
+        found = f"torch uses the CPU and leaves {facts.cards[0].name}"
+        return Finding("forward and backward", "error", found, needed="on the GPU", fix=fix)
     found = f"{result['device']}, {result['dtype']}: off by {result['error']}"
     return Finding("forward and backward", "ok", found, needed=needed)
 

@@ -84,7 +84,8 @@ class Facts:
         """The cards that a run here may use."""
         if self.in_docker:
             return self.smi.cards
-        return nvidia.visible(self.smi.cards, self.env.get("CUDA_VISIBLE_DEVICES"))
+        wanted = self.env.get("CUDA_VISIBLE_DEVICES")
+        return nvidia.visible(self.smi.cards, wanted, self.smi.slices)
 
     @property
     def used_cards(self) -> tuple[InstalledCard, ...]:

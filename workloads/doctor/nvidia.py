@@ -8,7 +8,7 @@ capabilities in the binaries, from 2.11 on).
 import importlib.util
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workloads.device import MIB
@@ -44,7 +44,7 @@ _BY_NAME = (
     (r"\bV100|TITAN V\b|GV100", (7, 0)),
     (r"\bT4\b|RTX 20|GTX 16|Quadro RTX", (7, 5)),
     (r"\bA100|\bA30\b", (8, 0)),
-    (r"\bA10\b|\bA40\b|\bA16\b|RTX 30|RTX A\d000", (8, 6)),
+    (r"\bA10G?\b|\bA40\b|\bA16\b|RTX 30|RTX A\d000", (8, 6)),
     (r"RTX 40|\bL4\b|\bL40S?\b|Ada", (8, 9)),
     (r"\bH100|\bH200|\bH800|GH200", (9, 0)),
     (r"\bB100|\bB200|GB200", (10, 0)),
@@ -65,11 +65,15 @@ class InstalledCard:
 
 @dataclass(frozen=True)
 class Smi:
-    """What nvidia-smi answers: the driver and the cards, or the problem."""
+    """What nvidia-smi answers: the driver and the cards, or the problem.
+
+    slices: parts of cards that MIG has made, where CUDA_VISIBLE_DEVICES names some.
+    """
 
     driver: str = ""
     cards: tuple[InstalledCard, ...] = ()
     problem: str = ""
+    slices: tuple[InstalledCard, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ def smi(env: Mapping[str, str]) -> Smi:
         answer = run_program(["nvidia-smi"], env, seconds=30)
         found = _from_table(answer.out)
     if found.cards:
-        return found
+        names_slices = "MIG-" in env.get("CUDA_VISIBLE_DEVICES", "")
+        return replace(found, slices=_slices(env)) if names_slices else found
     text = answer.problem or _first_line(answer.out) or "nothing"
     return Smi(driver=found.driver, problem=f"nvidia-smi says: {text}")
 
@@ -155,18 +160,40 @@ def _by_name(name: str) -> tuple[int, int] | None:
     return next((found for part, found in _BY_NAME if re.search(part, name)), None)
 
 
-def visible(cards: tuple[InstalledCard, ...], wanted: str | None) -> tuple[InstalledCard, ...]:
-    """CUDA's rule for CUDA_VISIBLE_DEVICES: in its order, up to the first that names no card."""
+def visible(
+    cards: tuple[InstalledCard, ...],
+    wanted: str | None,
+    slices: tuple[InstalledCard, ...] = (),
+) -> tuple[InstalledCard, ...]:
+    """CUDA's rule for CUDA_VISIBLE_DEVICES: in its order, up to the first that names no card.
+
+    slices: parts of cards that MIG has made, which are named by their UUID.
+    """
     if wanted is None:
         return cards
     chosen: list[InstalledCard] = []
     for entry in (part.strip() for part in wanted.split(",")):
+        if entry.startswith("MIG-"):  # a process sees one slice, and nothing beside it
+            return tuple(card for card in slices if card.uuid == entry)
         named = [card for card in cards if entry in (str(card.index), card.uuid)]
         named = named or [card for card in cards if entry and card.uuid.startswith(entry)]
         if len(named) != 1:
             break
         chosen.append(named[0])
     return tuple(chosen)
+
+
+def _slices(env: Mapping[str, str]) -> tuple[InstalledCard, ...]:
+    """All parts of cards that MIG has made, by `nvidia-smi -L`, which tells no memory of them."""
+    found: list[InstalledCard] = []
+    index, name = 0, ""
+    for line in run_program(["nvidia-smi", "-L"], env, seconds=30).out.splitlines():
+        if card := re.match(r"GPU (\d+): (.+?) \(UUID: ", line):
+            index, name = int(card[1]), card[2]
+        elif part := re.match(r"\s+(MIG \S+)\s.*\(UUID: (MIG-[^)]+)\)", line):
+            whole = f"{name} {part[1]}"
+            found.append(InstalledCard(index, part[2], whole, None, _by_name(name)))
+    return tuple(found)
 
 
 def on_the_bus(devices: Path = Path("/sys/bus/pci/devices")) -> bool:

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from workloads.device import gpu_count
+from workloads.engine.memory_errors import is_out_of_memory
 from workloads.errors import (
     EXIT_FAILED,
     EXIT_RETRY,
@@ -29,9 +31,12 @@ def join(hang_timeout: float) -> None:
     A rank alone on a GPU has a group too: accelerate (1.15) would make one for it, as for any rank
     that torchrun started, of NCCL alone, which refuses the CPU tensors that ranks agree by. The
     back end's own timeout is far longer than `hang_timeout`: the supervisor names a rank that
-    hangs before torch gives up without a name.
+    hangs before torch gives up without a name. Raises UserError where torch cannot use the GPUs
+    that are here.
     """
     gpu = torch.cuda.is_available()
+    if not gpu:
+        _refuse_idle_gpus()
     is_alone = int(os.environ["WORLD_SIZE"]) == 1
     if dist.is_initialized() or (is_alone and not gpu):
         return
@@ -41,6 +46,23 @@ def join(hang_timeout: float) -> None:
     dist.init_process_group(
         backend="cuda:nccl,cpu:gloo" if gpu else "gloo",
         timeout=datetime.timedelta(seconds=seconds),
+    )
+
+
+def _refuse_idle_gpus() -> None:
+    """Raise UserError where torch uses none of the driver's GPUs: it would train on the CPU."""
+    count = gpu_count()
+    if not count:
+        return
+    try:
+        torch.cuda.init()
+        reason = "it gives no reason"
+    except (RuntimeError, AssertionError) as error:  # the latter for a build without CUDA
+        reason = str(error).strip().splitlines()[0]
+    raise UserError(
+        f"expected torch {torch.__version__} to use the {count} GPU that the driver shows, found: "
+        f"{reason}; `tatara doctor` compares driver and torch, and CUDA_VISIBLE_DEVICES= (empty) "
+        "trains on the CPU"
     )
 
 
@@ -136,7 +158,9 @@ def together(work: Callable[[], T], what: str) -> T:
         result = work()
     except TataraError as error:
         problem = error
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         # Without the error itself, which holds the tensors.
         problem = TataraError(f"rank {rank()} is out of memory: {str(error).splitlines()[0]}")
     if agree(isinstance(problem, Stopped)):

@@ -29,6 +29,7 @@ from transformers import (
 from trl import GRPOTrainer
 
 from workloads.engine import distributed
+from workloads.engine.memory_errors import is_out_of_memory
 from workloads.engine.pretrained.chat import fixed
 from workloads.engine.training.trainer import RunTrainer
 from workloads.errors import Retry, Stopped, TataraError
@@ -209,7 +210,7 @@ class GrpoTrainer(LoadsByName, RunTrainer, GRPOTrainer):
             if self.handed.reward_failed:
                 self._save_last_good()
             is_final = not isinstance(error, Retry)
-            if is_final and isinstance(error.__cause__, torch.OutOfMemoryError):
+            if is_final and is_out_of_memory(error.__cause__):
                 ladder = "\n  ".join([str(error), *engine.memory_ladder(self.profile)])
                 raise TataraError(ladder) from error
             raise

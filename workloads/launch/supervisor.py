@@ -289,7 +289,7 @@ def _gpu_share(job: Job, node: int) -> dict[str, str]:
     if job.gpus == 0:
         return {}
     visible = job.env.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(job.gpus)))
-    names = visible.split(",")
+    names = visible.split(",")[: job.gpus]  # behind an entry that names none, none counts
     share = max(1, len(names) // job.nodes)
     return {"CUDA_VISIBLE_DEVICES": ",".join(names[node * share : (node + 1) * share])}
 

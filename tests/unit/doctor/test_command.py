@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support.doctor_machine import ROOT, RTX_4090, Machine, llm, service
+from tests.support.doctor_machine import H100, ROOT, RTX_4090, Machine, llm, service
 from workloads.doctor import deep
+from workloads.doctor.nvidia import Build
 from workloads.findings import Finding, table
+from workloads.host.programs import ProgramResult
 
 pytestmark = pytest.mark.unit
 # -S leaves site-packages out: a Python with its standard library alone.
@@ -121,6 +124,27 @@ def test_deep_is_skipped_without_torch(host: Machine) -> None:
     last = json.loads(done.stdout)["checks"][-1]
     assert last["name"] == "trials" and last["level"] == "skipped"
     assert "run --rm llm-master doctor llm-4090 --deep" in last["found"]
+
+
+def test_a_gpu_that_torch_leaves_alone_is_no_good_trial(
+    host: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would train on the CPU; where that is wanted, GPUs are hidden."""
+    host.gpus(H100)
+    said = '{"device": "CPU", "dtype": "float32", "error": "0.0e+00"}'
+    monkeypatch.setattr(deep, "_run", lambda *words: ProgramResult(0, said))
+    for env, level in (({}, "error"), ({"CUDA_VISIBLE_DEVICES": ""}, "ok")):
+        facts = replace(
+            host.look(None, TATARA_RUNTIME="local", **env), build=Build((13, 0), "torch")
+        )
+        found = deep.compute(facts)
+        assert found.level == level, found
+    assert (
+        "leaves NVIDIA H100"
+        in deep.compute(
+            replace(host.look(None, TATARA_RUNTIME="local"), build=Build((13, 0), "torch"))
+        ).found
+    )
 
 
 def test_deep_computes_and_speaks(host: Machine) -> None:

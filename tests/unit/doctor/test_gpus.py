@@ -230,6 +230,21 @@ def test_visible_devices_follow_cudas_rule(wanted: str | None, expected: list[in
     assert [card.index for card in nvidia.visible(cards, wanted)] == expected
 
 
+def test_a_slice_of_mig_is_found_by_its_uuid(host: Machine) -> None:
+    """`nvidia-smi -L` alone lists them; a process sees one of them, and nothing beside it."""
+    host.gpus(H100, p2p="OK")
+    listed = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0a-77)"
+    for place, uuid in enumerate(("MIG-aa", "MIG-bb")):
+        listed += f"\n  MIG 1g.10gb     Device  {place}: (UUID: {uuid})"
+    query = (host.bin / "nvidia-smi").read_text()
+    (host.bin / "nvidia-smi").write_text(query.replace("in\n", f"in\n-L) {say(listed)} ;;\n", 1))
+    facts = host.look(None, TATARA_RUNTIME="local", CUDA_VISIBLE_DEVICES="MIG-bb,MIG-aa")
+    (card,) = facts.cards
+    assert card == InstalledCard(0, "MIG-bb", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", None, (9, 0))
+    assert host.look(None, TATARA_RUNTIME="local", CUDA_VISIBLE_DEVICES="MIG-cc").cards == ()
+    assert host.look(None, TATARA_RUNTIME="local").smi.slices == ()
+
+
 @pytest.mark.parametrize(
     ("url", "cuda"),
     [

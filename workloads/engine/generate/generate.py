@@ -9,6 +9,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from workloads.engine.generate.encode import ImagePrompts, Prompt, TextPrompts
+from workloads.engine.memory_errors import is_out_of_memory
 from workloads.engine.pretrained.chat import stop_ids
 
 if TYPE_CHECKING:
@@ -158,7 +159,9 @@ def _seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    with torch.random.fork_rng():
+    # Of all GPUs that a rank sees it draws on its own.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
 
@@ -174,8 +177,8 @@ def _try_batch(
     """Continuations of a batch; None where it does not fit into memory but half of it may."""
     try:
         return _batch(model, tokenizer, encoded, rows, rules, stop)
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
+    except RuntimeError as error:
+        if len(rows) == 1 or not is_out_of_memory(error):
             raise
         # Freed by the caller: until this function has returned, the error holds the tensors.
         return None

@@ -220,12 +220,25 @@ def _why_no_flash(
     if model_class is not None and not model_class._supports_flash_attn:  # type: ignore[attr-defined]
         return f"{_named(model_class)} does not support it"
     if not has_kernel():
-        return "neither the package flash-attn nor a prebuilt kernel (package kernels) can be used"
+        return (
+            "neither the package flash-attn nor a prebuilt kernel (package kernels) can be loaded"
+        )
     return None
 
 
 def has_flash_kernel() -> bool:
-    """Whether flash attention can be loaded: its own package first, else a prebuilt kernel."""
+    """Whether flash attention can be loaded: its own package first, else a prebuilt kernel.
+
+    transformers (5.17) takes a package that is installed for one that works, and fails where it was
+    compiled for another torch.
+    """
     from transformers.utils import is_flash_attn_2_available
 
-    return bool(is_flash_attn_2_available(kernels_fallback_ok=True))
+    if not is_flash_attn_2_available(kernels_fallback_ok=True):
+        return False
+    if find_spec("flash_attn") is not None:
+        try:
+            import flash_attn  # noqa: F401
+        except (ImportError, OSError):
+            return False
+    return True

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from workloads.config.sections import Model, Profile, Train
+from workloads.engine.memory_errors import is_out_of_memory
 from workloads.engine.pretrained.base import Base, find_base, load_config, locate_for_use
 from workloads.engine.pretrained.files import (
     ADAPTER_CONFIG,
@@ -118,9 +119,9 @@ def _pretrained(
             f"{name}: a weights file in {base.folder} is damaged ({error}); delete it and "
             "download it again"
         ) from error
-    except torch.OutOfMemoryError:
-        raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"{name}: its weights cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from error

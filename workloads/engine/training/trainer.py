@@ -21,6 +21,7 @@ from transformers import Trainer
 from workloads.config.sections import Profile
 from workloads.engine import distributed
 from workloads.engine.hub.publish import Publisher
+from workloads.engine.memory_errors import is_out_of_memory
 from workloads.engine.pretrained.adapter import adapters_alone
 from workloads.engine.training import checkpoints
 from workloads.engine.training.callbacks import RunCallback
@@ -114,7 +115,9 @@ class RunTrainer(Trainer):
         self.session.enter(Phase.TRAINING)
         try:
             self.train(resume_from_checkpoint=str(resume) if resume else None)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             size = self.args.per_device_train_batch_size
             raise out_of_memory(self.profile, self.session, size, error) from error
         finally:

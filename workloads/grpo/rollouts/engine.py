@@ -27,6 +27,8 @@ URL_VARIABLE = "TATARA_VLLM_URL"
 # Seconds between health checks of an engine, for one answer, and of silence until it is given up.
 # A check may take longer than its limit: resolving the name of a dead container takes time.
 _EVERY, _PATIENCE, _SILENCE = 5.0, 5.0, 25.0
+# torch's settings of its allocator, by either name.
+_ALLOCATOR, _OLD_ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 
 
 def check(config: GrpoConfig, sees_images: bool, is_main: bool = True) -> None:
@@ -185,9 +187,14 @@ def _made_as_wanted(level: int, pixels: Mapping[str, int]) -> Iterator[None]:
     TRL makes the engine and already sends it to sleep on the way, so that there is no object yet
     whose method could be replaced. With new weights TRL 1.16 resets the cache of prefixes alone;
     that of encoded images is reset too, or a repeated image would be as the old tower saw it.
+    An engine that sleeps keeps its memory in a pool, for which vLLM (0.31) turns expandable
+    segments off where it sees them under the variable's old name alone; in such segments a pool
+    gives nothing back.
     """
     from vllm import LLM
 
+    if level and _ALLOCATOR in os.environ:
+        os.environ.setdefault(_OLD_ALLOCATOR, os.environ[_ALLOCATOR])
     own, own_sleep, own_reset = LLM.__init__, LLM.sleep, LLM.reset_prefix_cache
     more = {"mm_processor_kwargs": dict(pixels)} if pixels else {}
 
@@ -307,7 +314,7 @@ def memory_ladder(config: GrpoConfig) -> list[str]:
         steps.append("grpo.num_generations=2")
     if engine.engine == "vllm_colocate" and engine.gpu_memory_utilization > 0.2:
         steps.append("generation.gpu_memory_utilization=0.2")
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    names = (_ALLOCATOR, _OLD_ALLOCATOR)
     if not any("expandable_segments" in os.environ.get(name, "") for name in names):
         steps.append("PYTORCH_ALLOC_CONF=expandable_segments:True in .env")
     if config.adapter.method == "full":

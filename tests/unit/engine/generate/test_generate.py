@@ -138,11 +138,13 @@ class SmallMemory(LlamaForCausalLM):
     """Fits two rows at a time, as a full GPU would."""
 
     rows: list[int]
+    error: type[RuntimeError] = torch.OutOfMemoryError
+    words = "CUDA out of memory."
 
     def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
         self.rows.append(input_ids.shape[0])
         if input_ids.shape[0] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise self.error(self.words)
         return super().forward(input_ids=input_ids, **kwargs)
 
 
@@ -154,6 +156,18 @@ def test_out_of_memory_halves_the_batch(model: LlamaForCausalLM) -> None:
     assert ask(small, size=6, report=told.append) == ask(model)
     assert small.rows[0] == 6 and small.rows[1] == 3 and set(small.rows[2:]) <= {1, 2}
     assert len(told) == 2 and "batches of 1" in told[1]
+
+
+def test_a_full_gpu_is_known_by_its_libraries_words_too(model: LlamaForCausalLM) -> None:
+    """cuBLAS asks the driver for memory, not torch; other errors of the GPU end the answer."""
+    small = SmallMemory(make_config()).eval()
+    small.load_state_dict(model.state_dict())
+    small.rows, small.error = [], RuntimeError
+    small.words = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    assert ask(small, size=4) == ask(model)
+    small.words = "CUDA error: an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        ask(small, size=4)
 
 
 def test_one_row_that_does_not_fit_is_an_error(model: LlamaForCausalLM) -> None:

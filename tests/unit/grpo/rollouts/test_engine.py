@@ -1,5 +1,6 @@
 """What a generation engine is given, with a stand-in for vLLM."""
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -81,6 +82,24 @@ def test_the_engine_beside_the_trainer_is_made_as_the_profile_wants(
     limits = {"mm_processor_kwargs": {"max_pixels": 200704}}
     made = {"model": "m", **limits}
     assert seen == [made, 1, made, "images", "prefixes", {"model": "m"}, 2]
+
+
+@pytest.mark.parametrize(("level", "told"), [(1, True), (0, False)])
+def test_an_engine_that_sleeps_is_told_of_expandable_segments(
+    level: int, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM (0.31) turns them off for its pool where it sees them under their old name."""
+    vllm: Any = ModuleType("vllm")
+    own = lambda self, **options: None  # noqa: E731
+    vllm.LLM = type("LLM", (), {"__init__": own, "sleep": own, "reset_prefix_cache": own})
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    config = profile(f"generation.sleep_level={level}")
+    with generation.ready(config, Session(run=Run(tmp_path))):
+        found = os.environ.get("PYTORCH_CUDA_ALLOC_CONF")
+    assert found == ("expandable_segments:True" if told else None)
 
 
 def test_a_server_encodes_images_anew_with_new_weights(

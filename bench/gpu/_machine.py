@@ -1,9 +1,14 @@
 """What the machine has: for a person before the run, and for every result file."""
 
 import importlib.metadata
+import importlib.util
 import json
+import os
 import platform
+import shutil
 import sys
+import sysconfig
+import time
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -84,19 +89,32 @@ def report() -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         print(
-            "expected a CUDA GPU that torch can use, found none; --device cpu runs the parts with "
-            "tiny shapes and stand-ins",
+            f"expected a CUDA GPU that torch {torch.__version__} can use, found none: "
+            f"{_why_no_gpu()}; --device cpu runs the parts with tiny shapes and stand-ins",
             file=sys.stderr,
         )
         sys.exit(2)
     print(json.dumps(facts(device)))
     if device == "cuda":
         _compute()
+        for line in lacking():
+            print(line)
     if others := outside_ranges():
         print(f"other versions than this code was written for: {'; '.join(others)}")
     sites = [Path(place) for place in sys.path if (Path(place) / FACTS).is_file()]
     if others := [line for site in sites for line in unmet(site)]:
         print(f"other packages than the bundle's ask for: {'; '.join(others)}")
+
+
+def _why_no_gpu() -> str:
+    """torch's own reason: no driver, one that is too old, or one that is not ready."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # the latter for a build without CUDA
+        return str(error).strip().splitlines()[0]
+    return f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}"
 
 
 def _compute() -> None:
@@ -106,9 +124,50 @@ def _compute() -> None:
     try:
         torch.ones(64, 64, device="cuda").mm(torch.ones(64, 64, device="cuda")).sum().item()
     except RuntimeError as error:
-        print(
-            f"expected the GPU to compute, found: {str(error).strip().splitlines()[0]}; where its "
-            "driver cannot map memory in parts, PYTORCH_ALLOC_CONF=expandable_segments:False helps",
-            file=sys.stderr,
-        )
+        said = str(error).strip().splitlines()[0]
+        fix = "where its driver cannot map memory in parts, set PYTORCH_ALLOC_CONF="
+        fix += "expandable_segments:False"
+        if "no kernel image" in said:
+            fix = f"this torch has code for {', '.join(torch.cuda.get_arch_list())}"
+        print(f"expected the GPU to compute, found: {said}; {fix}", file=sys.stderr)
         sys.exit(2)
+
+
+def lacking() -> list[str]:
+    """What makes some parts fail here, each with what to do."""
+    import torch
+
+    told = []
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does
+    header = Path(sysconfig.get_path("include", scheme)) / "Python.h"
+    lacks = [] if compiler else ["compiler"]
+    lacks += [] if header.is_file() else [str(header)]
+    if lacks:
+        told.append(
+            f"expected a C compiler and Python.h, found no {' and no '.join(lacks)}: Triton "
+            "compiles its launchers with them, so that the fused head and torch.compile fail; "
+            "install gcc and this Python's headers"
+        )
+    spec = importlib.util.find_spec("bitsandbytes")
+    major = (torch.version.cuda or "").partition(".")[0]
+    # bitsandbytes takes a library of another minor version.
+    library = f"libbitsandbytes_cuda{major}[0-9].so"
+    if spec and spec.origin and not list(Path(spec.origin).parent.glob(library)):
+        told.append(f"bitsandbytes has no library for CUDA {major}: 8-bit AdamW and QLoRA fail")
+    return told
+
+
+def wait_for_memory(seconds: float = 20, share: float = 0.95) -> str:
+    """Wait until nearly all memory of the GPU is free, as it is once the part before is gone; what
+    is in use when that does not come, else empty."""
+    import torch
+
+    end = time.monotonic() + seconds
+    while True:
+        free, total = torch.cuda.mem_get_info()
+        if free >= share * total:
+            return ""
+        if time.monotonic() > end:
+            return f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU are in use"
+        time.sleep(0.5)

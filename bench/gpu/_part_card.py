@@ -23,7 +23,7 @@ def card(report: Report) -> None:
         rate = _product_rate(report, size, dtype)
         report.figures[f"matrix product, {name}: TFLOP/s"] = round(rate / 1e12, 3)
         report.check(f"matrix product in {name}", rate > 0, f"{rate / 1e12:.3f} TFLOP/s")
-    copied = _copy_rate(report, (4 * GIB) if report.on_gpu else (8 << 20))
+    copied = _copy_rate(report, _room(4 * GIB) if report.on_gpu else (8 << 20))
     report.figures["copy on the card: GB/s read and written"] = round(copied / 1e9, 1)
     report.check("copy", copied > 0, f"{copied / 1e9:.1f} GB/s")
     _nvml(report)
@@ -36,6 +36,11 @@ def card(report: Report) -> None:
     # 1 where the doctor finds something; it answers in any case.
     answers = done.returncode in (0, 1, 2) and not isinstance(found, str)
     report.check("`tatara doctor` answers", answers, found if not answers else done.returncode)
+
+
+def _room(most: int) -> int:
+    """So many bytes, or what a small card has room for beside them."""
+    return min(most, torch.cuda.get_device_properties(0).total_memory // 4)
 
 
 def _product_rate(report: Report, size: int, dtype: torch.dtype) -> float:
@@ -74,7 +79,7 @@ def _nvml(report: Report) -> None:
         report.check("without NVML there are no GPUs", hardware.read().gpus == ())
         hardware.close()
         return
-    held = torch.empty(8 * GIB, dtype=torch.uint8, device="cuda").fill_(1)
+    held = torch.empty(_room(8 * GIB), dtype=torch.uint8, device="cuda").fill_(1)
     left = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     end = time.monotonic() + 2
     while time.monotonic() < end:
@@ -84,14 +89,20 @@ def _nvml(report: Report) -> None:
     reading = next(found for found in hardware.read().gpus if found.index == gpu.index)
     hardware.close()
     report.figures["NVML while it works"] = str(reading)
-    report.check("NVML: it works", (reading.utilisation or 0) > 20, reading.utilisation)
-    report.check("NVML: what is held shows", (reading.used or 0) > held.numel(), reading.used)
-    report.check("NVML: power and temperature", bool(reading.power and reading.temperature),
-                 f"{reading.power} W, {reading.temperature} °C")  # fmt: skip
+    values = {"it works": (reading.utilisation, 20), "what is held": (reading.used, held.numel()),
+              "power": (reading.power, 0), "temperature": (reading.temperature, 0)}  # fmt: skip
+    for name, (value, least) in values.items():
+        if value is None:  # of a slice, a virtual or an integrated GPU
+            report.note(f"NVML: {name}: the driver does not tell")
+        else:
+            report.check(f"NVML: {name}", value > least, value)
     properties = torch.cuda.get_device_properties(0)
     report.check("NVML: the name that torch says", gpu.name == properties.name, gpu.name)
     is_same = gpu.capability == (properties.major, properties.minor)
     report.check("NVML: the capability that torch says", is_same, gpu.capability)
     known = find_card(gpu.name)
-    report.check("the planner knows the card", known is not None, known and known.name)
+    if gpu.is_slice:
+        report.note("a slice of a GPU is no card that the planner knows")
+    else:
+        report.check("the planner knows the card", known is not None, known and known.name)
     report.figures["driver"] = str(device.driver())

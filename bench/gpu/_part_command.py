@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from bench._pair import ROOT
 from bench.gpu._train import base_model, free
-from bench.gpu.part import RUNS, Report
+from bench.gpu.part import Report
 from workloads.config.merge import resolve
 from workloads.plan.estimate import estimate
 from workloads.run import Run
@@ -58,7 +58,7 @@ class Training:
 
     def __init__(self, report: Report, name: str, small: bool = True, fault: str = "") -> None:
         self.report, self.small = report, small
-        self.outputs = report.work / RUNS / name
+        self.outputs = report.runs / name
         shutil.rmtree(self.outputs, ignore_errors=True)
         self.outputs.mkdir(parents=True)
         self.env = {**os.environ, "TATARA_OUTPUTS": str(self.outputs)}
@@ -179,8 +179,7 @@ def resume(report: Report) -> None:
     """Killed and stopped on the way, it ends with the losses of one that was left alone."""
     long = {"train.max_steps": "40", "train.epochs": "100"}
     whole = Training(report, "whole").start(long)
-    whole.ends(0, "left alone: exit code")
-    hurt = Training(report, "hurt").start(long)
+    hurt = Training(report, "hurt").start(long)  # beside it: both are small
     hurt.until(lambda: any(step >= 6 for step in hurt.losses()), "step 6")
     os.kill(int(hurt.run.statuses()[0]["pid"]), signal.SIGKILL)
     hurt.until(lambda: bool(hurt.events("restarted")), "a restart")
@@ -192,6 +191,7 @@ def resume(report: Report) -> None:
     kept = sealed(hurt.run.checkpoints)
     report.check("stopped: a checkpoint is there", bool(kept), [path.name for path in kept])
     hurt.start(long, resume=True).ends(0, "resumed: exit code")
+    whole.ends(0, "left alone: exit code")
     mine, other = hurt.losses(), whole.losses()
     report.check("every step is there", mine.keys() == other.keys(), len(mine))
     worst = max(abs(mine[step] / other[step] - 1) for step in other if step in mine)
@@ -215,7 +215,7 @@ def hang(report: Report) -> None:
     """A rank that makes no progress is named and started again."""
     training = Training(report, "hang", fault="hang:5:0")
     # The first step on a GPU loads kernels and compiles some, which is no hang.
-    training.start({"parallel.hang_timeout": "40" if report.on_gpu else "20"})
+    training.start({"parallel.hang_timeout": "30" if report.on_gpu else "20"})
     training.ends(0)
     restart = (training.events("restarted") or [{"reason": ""}])[-1]
     named = "rank 0" in restart["reason"] and "no progress" in restart["reason"]
@@ -250,8 +250,10 @@ def _too_large(report: Report) -> dict[str, str]:
     does."""
     total = torch.cuda.get_device_properties(0).total_memory
     free()
+    # An adapter's checkpoint is small; one of all weights and moments has 15 GB.
     base = {"data.packing": "true", "data.max_length": "2048", "train.max_steps": "3",
-            "checkpoints.every_steps": "null", "train.epochs": "500"}  # fmt: skip
+            "checkpoints.every_steps": "null", "train.epochs": "500",
+            "adapter.method": "lora"}  # fmt: skip
     size = 4
     while True:
         words = {**SETTINGS, **base, "model.name": str(base_model(report))}

@@ -20,7 +20,7 @@ from workloads.llm.model import load_model
 
 def distributed(report: Report) -> None:
     """As torchrun starts a rank: join, agree, send tensors; then train in DDP and in FSDP2."""
-    alone = train(report, case_of(report), STILL)
+    alone = train(report, case_of(report), STILL, from_disk=True)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -39,7 +39,7 @@ def distributed(report: Report) -> None:
             )
 
         with mock.patch.object(LlmConfig, "strategy", lambda self, world: "fsdp2"):
-            found = train(report, case_of(report), STILL, look=look)
+            found = train(report, case_of(report), STILL, from_disk=True, look=look)
         report.check("FSDP2: every parameter is sharded", sharded == [True], sharded)
         report.close("FSDP2: loss", found.loss, alone.loss, 2e-3)
         report.close("FSDP2: gradient norm", found.norms[0], alone.norms[0], 5e-2)

@@ -1,43 +1,73 @@
 """What `tatara plan` says against what a step allocates, reserves, and its process holds."""
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import torch
 
 from bench.gpu import _machine
-from bench.gpu._sft_cases import Case
-from bench.gpu._train import LARGE, STILL, case_of, shape_of, train
+from bench.gpu._sft_cases import EIGHT_B, ONE_B, Case
+from bench.gpu._train import STILL, case_of, model_folder, train
 from bench.gpu.part import Report
 from workloads.device import MIB
 
 # Largest error of allocated bytes, and how far below what is measured a plan may be.
 MOST, UNDER = 0.08, 0.03
+# An 8B's widths: all of its layers would be written and read for a minute.
+FEW_LAYERS = {**EIGHT_B, "num_hidden_layers": 8}
 
 
-def settings(report: Report) -> list[tuple[int, int, bool, dict[str, Any]]]:
-    """Rows a micro-batch, tokens a row, whether it is the large model, and settings: 24 of them."""
-    found: list[tuple[int, int, bool, dict[str, Any]]] = []
+@dataclass(frozen=True)
+class Setting:
+    """Rows a micro-batch, tokens a row, settings by their names, and the model's shape."""
+
+    batch: int
+    length: int
+    own: Mapping[str, Any]
+    shape: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        model = {ONE_B["hidden_size"]: "1B", EIGHT_B["hidden_size"]: "8B"}
+        named = f"{model[self.shape['hidden_size']]}, {self.batch} x {self.length}"
+        if self.shape not in (ONE_B, EIGHT_B):
+            named += f", {self.shape['num_hidden_layers']} layers"
+        said = [f"{key.rpartition('.')[2]}={value}" for key, value in self.own.items()
+                if "dropout" not in key]  # fmt: skip
+        return ", ".join([named, *said])
+
+
+def settings(report: Report) -> list[Setting]:
+    """24 of them on a GPU, where bitsandbytes is there; a sixth of them on a CPU."""
+    found: list[Setting] = []
+
+    def add(
+        batch: int, length: int, own: Mapping[str, Any], shape: Mapping[str, Any] = ONE_B
+    ) -> None:
+        found.append(Setting(batch, length, own, shape))
+
     for batch, again, kind in product((1, 4, 16), (False, True), ("full", "lora")):
-        found.append((batch, 512 if batch == 16 else 2048, False, _kind(kind, again)))
+        add(batch, 512 if batch == 16 else 2048, _kind(kind, again))
     for attention in ("eager", "sdpa"):
-        found.append((2, 1024, False, {**_kind("full", False), "model.attention": attention}))
-        found.append((2, 1024, False, {**_kind("lora", True), "model.attention": attention}))
-    found.append((4, 1024, False, {**_kind("full", False), "train.fused_cross_entropy": False}))
-    found.append((4, 1024, False, {**_kind("full", False), "train.master_weights": "compute"}))
-    found.append((2, 1024, False, {**_kind("full", False), "train.precision": "fp32"}))
-    found.append((2, 1024, False, {**_kind("full", False), "train.precision": "fp16"}))
-    found.append((4, 2048, False, {**_kind("full", True), "train.global_batch_size": 8}))
-    found.append((4, 1024, False, {**_kind("lora", False), "adapter.targets": ["all-linear"]}))
+        add(2, 1024, _kind("full", False) | {"model.attention": attention})
+        add(2, 1024, _kind("lora", True) | {"model.attention": attention})
+    add(4, 1024, _kind("full", False) | {"train.fused_cross_entropy": False})
+    add(4, 1024, _kind("full", False) | {"train.master_weights": "compute"})
+    add(2, 1024, _kind("full", False) | {"train.precision": "fp32"})
+    add(2, 1024, _kind("full", False) | {"train.precision": "fp16"})
+    add(4, 2048, _kind("full", True) | {"train.global_batch_size": 8})
+    add(4, 1024, _kind("lora", False) | {"adapter.targets": ["all-linear"]})
     if _machine.version("bitsandbytes"):
-        found.append((4, 1024, False, {**_kind("full", False), "optim.optimizer": "adamw_8bit"}))
-        found.append((4, 1024, False, _kind("qlora", False)))
-        found.append((4, 1024, False, _kind("qlora", True)))
+        add(4, 1024, _kind("full", False) | {"optim.optimizer": "adamw_8bit"})
+        add(4, 1024, _kind("qlora", False))
+        add(4, 1024, _kind("qlora", True))
         if report.on_gpu:
-            found.append((2, 4096, True, _kind("qlora", True)))
+            add(2, 4096, _kind("qlora", True), FEW_LAYERS)
     if report.on_gpu:
-        found.append((2, 2048, True, _kind("lora", True)))
+        add(2, 2048, _kind("lora", True), EIGHT_B)
     return found if report.on_gpu else found[::6]
 
 
@@ -47,18 +77,14 @@ def _kind(method: str, again: bool) -> dict[str, Any]:
 
 def planned(report: Report) -> None:
     """Three steps of each setting; on a CPU the plans alone are there, and nothing to compare."""
-    for batch, length, large, own in settings(report):
-        case = case_of(report, batch, length)
-        if large:
-            case = Case("large", "", shape_of(report, large), length, batch, ())
-        name = f"{'8B' if large else '1B'}, {batch} x {length}, " + ", ".join(
-            f"{key.rpartition('.')[2]}={value}"
-            for key, value in own.items()
-            if "dropout" not in key
-        )
-        steps = 3 * (own.get("train.global_batch_size", batch) // batch)
+    for setting in settings(report):
+        case = case_of(report, setting.batch, setting.length, shape=setting.shape)
+        own, name = setting.own, setting.name
+        steps = 3 * (own.get("train.global_batch_size", setting.batch) // setting.batch)
+        # What is quantised is read.
+        from_disk = own["adapter.method"] == "qlora"
         try:
-            found = train(report, case, {**STILL, **own}, max(3, steps), large=large)
+            found = train(report, case, {**STILL, **own}, max(3, steps), from_disk=from_disk)
         except Exception as error:  # one setting that fails costs only itself
             report.check(name, False, f"{type(error).__name__}: {str(error)[:300]}")
             continue
@@ -72,11 +98,11 @@ def planned(report: Report) -> None:
         report.check(name, -UNDER <= off <= MOST,
                      f"planned {said:.0f} MiB, allocated {measured:.0f}, {off:+.1%}")  # fmt: skip
     if report.on_gpu:
-        # 16 GB that no other part needs.
-        shutil.rmtree(report.work / "models" / LARGE, ignore_errors=True)
+        # 6 GB that no other part needs.
+        shutil.rmtree(model_folder(report, FEW_LAYERS), ignore_errors=True)
 
 
-def _row(case: Case, own: dict[str, Any], memory: dict[str, Any]) -> dict[str, Any]:
+def _row(case: Case, own: Mapping[str, Any], memory: dict[str, Any]) -> dict[str, Any]:
     """A row in the form of tests/golden/memory/t4_peaks.csv, with what was planned beside it."""
     measured = memory["measured"] or {}
     method = own.get("adapter.method", "full")

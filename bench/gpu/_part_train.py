@@ -50,11 +50,13 @@ def quantised(report: Report) -> None:
     _needs_bitsandbytes()
     case = case_of(report)
     lora = {**LEARNS, "adapter.dropout": 0.0, "optim.learning_rate": 2e-3}
-    found = {"lora": train(report, case, {**lora, "adapter.method": "lora"}, STEPS,
-                           same_rows(case, STEPS))}  # fmt: skip
-    for name in ("nf4", "int8"):
-        settings = {**lora, "adapter.method": "qlora", "adapter.quantisation": name}
-        found[name] = train(report, case, settings, STEPS, same_rows(case, STEPS))
+    found = {}
+    for name in ("lora", "nf4", "int8"):
+        settings = {**lora, "adapter.method": "lora"}
+        if name != "lora":
+            settings |= {"adapter.method": "qlora", "adapter.quantisation": name}
+        rows = same_rows(case, STEPS)
+        found[name] = train(report, case, settings, STEPS, rows, from_disk=True)
     for name, trained in found.items():
         learns(report, name, trained)
         _figures(report, name, trained)

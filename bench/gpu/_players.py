@@ -67,6 +67,30 @@ def _serve(line: Connection, take_turn: Callable[[], Any]) -> None:
         line.send(answer)
 
 
+def play_around(
+    players: Sequence[Player],
+    assert_same: Callable[[dict[str, Any]], None],
+    look: Callable[[dict[str, list[Any]]], None],
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """A-B-A: the first side, each other one, and the first again; all sides are ended.
+
+    Gives the turns by the name of the side, and the problems of those that had some. The figures of
+    the sides' first turns are compared once all have played. look: is shown the turns so far.
+    """
+    try:
+        for player in [*players, players[0]]:
+            if player is players[0] and player.turns:
+                assert_same({each.name: each.turns[0] for each in players if each.turns})
+            if not player.problem and (turn := player.play()) is not None:
+                player.turns.append(turn)
+                look({each.name: each.turns for each in players})
+    finally:
+        for player in players:
+            player.end()
+    problems = {player.name: player.problem for player in players if player.problem}
+    return {player.name: player.turns for player in players}, problems
+
+
 def play(
     players: Sequence[Player],
     rounds: int,

@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.gpu._parts import PARTS
+from bench.gpu._parts import PARTS, find
 
 
 def summary(results: Path, device: str) -> dict[str, Any]:
     """All result files of a device in one, in the order of the parts."""
     parts = {}
     for part in PARTS:
-        file = results / f"{part.name}.json"
-        if file.is_file():
-            parts[part.name] = json.loads(file.read_text(encoding="utf-8"))
+        if "status" in (found := read_json(results / f"{part.name}.json")):
+            parts[part.name] = found
     machine: dict[str, Any] = next(
         (part["machine"] for part in parts.values() if part.get("machine")), {}
     )
@@ -29,6 +28,15 @@ def summary(results: Path, device: str) -> dict[str, Any]:
         "left": [part.name for part in PARTS if part.name not in parts],
         "parts": parts,
     }
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A file's object; empty where there is none, or half of one."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -54,10 +62,16 @@ def page(found: Mapping[str, Any]) -> str:
         )
     if found["left"]:
         head.append(f"Left for another call: {', '.join(found['left'])}.")
-    lines = ["| part | what | ran on | result | seconds |", "|---|---|---|---|---|"]
+    rows = [["part", "what", "ran on", "result", "seconds"]]
     for name, part in found["parts"].items():
-        cells = [name, part["title"], part.get("ran_on", found["ran_on"]), outcome(part)]
-        lines.append(f"| {' | '.join([*cells, str(round(part['seconds']))])} |")
+        ran_on = part.get("ran_on", found["ran_on"])
+        rows.append([name, part["title"], ran_on, outcome(part), str(round(part["seconds"]))])
+    if found["device"] != "cpu":
+        expected = (str(find(name).expected) for name in found["parts"])
+        for row, cell in zip(rows, ["expected on an H100", *expected], strict=True):
+            row.append(cell)
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, f"|{'---|' * len(rows[0])}")
     sections = [_section(name, part) for name, part in found["parts"].items()]
     return "\n\n".join([*head, "\n".join(lines), *sections]) + "\n"
 

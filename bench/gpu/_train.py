@@ -15,7 +15,7 @@ import transformers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from bench._rank import rank_session
-from bench.gpu._sft_cases import EIGHT_B, ONE_B, RATE, TOKENIZER, WARM, Case, Rows, rows_of
+from bench.gpu._sft_cases import ONE_B, RATE, TOKENIZER, WARM, Case, Rows, rows_of
 from bench.gpu._sft_sides import Clock, Count, figures, prepared
 from bench.gpu.part import Report
 from workloads.engine.pretrained.base import find_base
@@ -40,7 +40,6 @@ TINY = {
 # amplifies the rounding of bf16 then: logits are 15 % off those in fp32, and 3 % as it is drawn.
 SPREAD, WIDER = 0.02, 0.05
 LEARNING = 2e-4
-LARGE = "llama-8b"
 
 
 @dataclass(frozen=True)
@@ -61,48 +60,63 @@ class Trained:
         return measured and int(measured["allocated"])
 
 
-def shape_of(report: Report, large: bool = False) -> Mapping[str, Any]:
-    """The real shape on a GPU, a tiny one on a CPU."""
+def case_of(
+    report: Report,
+    batch: int = 2,
+    length: int = 2048,
+    mean: int | None = None,
+    shape: Mapping[str, Any] = ONE_B,
+) -> Case:
+    """Rows of random tokens for a model of that shape; a tiny one and short rows on a CPU."""
     if not report.on_gpu:
-        return TINY
-    return EIGHT_B if large else ONE_B
+        length, mean, shape = 64, mean and 16, TINY
+    return Case("part", "", shape, length, batch, (), mean=mean)
 
 
-def case_of(report: Report, batch: int = 2, length: int = 2048, mean: int | None = None) -> Case:
-    """Rows of random tokens for the model of `base_model`; short ones on a CPU."""
-    if not report.on_gpu:
-        length, mean = 64, mean and 16
-    return Case("part", "", shape_of(report), length, batch, (), mean=mean)
+def model_folder(report: Report, shape: Mapping[str, Any], has_weights: bool = True) -> Path:
+    """Where `base_model` has a model of that shape."""
+    shape = shape if report.on_gpu else TINY
+    name = f"llama-{shape['hidden_size']}-{shape['num_hidden_layers']}"
+    return report.work / "models" / (name if has_weights else f"{name}-config")
 
 
-def base_model(report: Report, large: bool = False) -> Path:
-    """A folder with weights in bf16, drawn once for all parts of a run."""
-    name = (LARGE if large else "llama-1b") if report.on_gpu else "llama-tiny"
-    folder = report.work / "models" / name
+def base_model(report: Report, shape: Mapping[str, Any] = ONE_B, has_weights: bool = True) -> Path:
+    """A model's folder, made once for all parts of a run: with weights in bf16, drawn at random, or
+    with its config and tokenizer alone."""
+    folder = model_folder(report, shape, has_weights)
     if (folder / "config.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(dir=folder.parent))
+    report.runs.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(dir=report.runs))
     config = LlamaConfig(
-        **shape_of(report, large), max_position_embeddings=8192,
+        **(shape if report.on_gpu else TINY), max_position_embeddings=8192,
         initializer_range=SPREAD if report.on_gpu else WIDER,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device(report.device):
-        model = LlamaForCausalLM(config)
-    model.to(torch.bfloat16).save_pretrained(making)
+    if has_weights:
+        torch.manual_seed(0)
+        with torch.device(report.device):
+            model = LlamaForCausalLM(config)
+        model.to(torch.bfloat16).save_pretrained(making)
+        del model
+        free()
+    else:
+        config.save_pretrained(making)
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(making)
-    del model
-    free()
     making.rename(folder)
     return folder
 
 
-def config_of(case: Case, base: Path, steps: int, settings: Mapping[str, Any]) -> LlmConfig:
-    """The benchmark's profile with other settings, named as on the command line."""
+def config_of(
+    case: Case, base: Path, steps: int, settings: Mapping[str, Any], is_drawn: bool = False
+) -> LlmConfig:
+    """The benchmark's profile with other settings, named as on the command line.
+
+    is_drawn: weights are drawn at random, not read from the base's folder.
+    """
     fields = case.config(steps, model=str(base)).model_dump()
-    fields["model"]["random_init"] = False
+    fields["model"]["random_init"] = is_drawn
     for dotted, value in settings.items():
         *sections, name = dotted.split(".")
         place = fields
@@ -118,36 +132,49 @@ def train(
     settings: Mapping[str, Any],
     steps: int = 6,
     rows: Rows | None = None,
-    large: bool = False,
+    from_disk: bool = False,
     look: Callable[[Any], None] = lambda trainer: None,
 ) -> Trained:
     """Train for some steps as `workloads.llm.train` does, and leave nothing on the GPU.
 
-    rows: random ones where there are none. look: is shown the trainer after its last step.
+    rows: random ones where there are none. from_disk: weights are read, as a run reads them, and
+    are the same in every type; else they are drawn where they are trained, which takes a fifth of
+    the time. look: is shown the trainer after its last step.
     """
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     free()  # what a training before held that ended with an error
-    base = base_model(report, large)
-    config = config_of(case, base, steps, settings)
+    base = base_model(report, case.shape, from_disk)
+    config = config_of(case, base, steps, settings, not from_disk)
     # Packing is a matter of the collated rows, as the profile has it.
     packed = replace(case, mean=(case.mean or case.length) if config.data.packing else None)
-    folder = Path(tempfile.mkdtemp(dir=report.work))
+    report.runs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=report.runs))
+    data = prepared(packed, rows or rows_of(case, steps), folder)
+    place = "cpu" if from_disk else report.device
     try:
-        return _in_a_session(config, base, prepared(packed, rows or rows_of(case, steps), folder),
-                             folder, look)  # fmt: skip
+        return _in_a_session(config, base, data, folder, place, look)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         free()
 
 
 def _in_a_session(
-    config: LlmConfig, base: Path, data: Prepared, folder: Path, look: Callable[[Any], None]
+    config: LlmConfig,
+    base: Path,
+    data: Prepared,
+    folder: Path,
+    place: str,
+    look: Callable[[Any], None],
 ) -> Trained:
-    """What nothing holds after it has returned: model, trainer, optimizer."""
+    """What nothing holds after it has returned: model, trainer, optimizer.
+
+    place: the device that the model is made on.
+    """
     tokenizer = AutoTokenizer.from_pretrained(base)
     with rank_session(folder) as session:
-        model = load_model(find_base(config.model, print), config, print)
+        with torch.device(place):
+            model = load_model(find_base(config.model, print), config, print)
         trainer = build_trainer(config, session, model, tokenizer, data)
         clock, count = Clock(), Count(Collate(tokenizer.pad_token_id))
         trainer.data_collator = count

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu import _machine
-from bench.gpu._parts import NAMES, find
+from bench.gpu._parts import NAMES, RUNS, find
 from bench.gpu._summary import write_json
-
-RUNS = "runs"  # the folder of a part's own trainings, below its work folder
 
 
 class Skipped(Exception):
@@ -42,6 +40,11 @@ class Report:
     @property
     def on_gpu(self) -> bool:
         return self.device == "cuda"
+
+    @property
+    def runs(self) -> Path:
+        """The folder of this part's own trainings, which goes with its end."""
+        return self.work / RUNS
 
     def check(self, name: str, passed: bool, found: Any = None) -> None:
         """Note whether something is as it has to be, and what was found."""
@@ -80,6 +83,8 @@ def main() -> int:
     report = Report(options.device, options.work, ran_on, options.result, machine)
     module, _, name = find(options.name).function.partition(":")
     result: dict[str, Any] = {}
+    if report.on_gpu and (held := _machine.wait_for_memory()):
+        report.note(f"by others when it began: {held}")
     try:
         getattr(importlib.import_module(f"bench.gpu.{module}"), name)(report)
         passed = bool(report.checks) and all(check["passed"] for check in report.checks)
@@ -93,7 +98,7 @@ def main() -> int:
         result |= {"status": "failed", "error": text[:1500]}
     finally:
         # A checkpoint of a 1B with its optimizer has 15 GB: those of all parts would fill a disk.
-        shutil.rmtree(options.work / RUNS, ignore_errors=True)
+        shutil.rmtree(report.runs, ignore_errors=True)
     report.save(result)
     return 0
 

@@ -123,9 +123,9 @@ def _page(runs: Sequence[Mapping[str, Any]]) -> str:
     head = [
         "# What one run on a GPU has found",
         "`bench/gpu/run.sh` tries every path that needs a GPU and writes this page's figures; "
-        "[what has run where](../hardware.md) lists the paths. Speeds beside peers are one turn a "
-        "side; `python -m bench.gpu.sft --write`, `bench.gpu.vla` and `bench.gpu.grpo` take five "
-        "and have pages of their own.",
+        "[what has run where](../hardware.md) lists the paths. Speeds beside peers are A-B-A: "
+        "ours, each peer once, ours again; `python -m bench.gpu.sft --write`, `bench.gpu.vla` and "
+        "`bench.gpu.grpo` take five turns a side and have pages of their own.",
     ]
     if not any(run["device"] != "cpu" for run in runs):
         head.append("**Never run on a GPU.**")

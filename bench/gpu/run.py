@@ -1,8 +1,9 @@
 """Everything that has to be tried on a GPU, by one command that needs no network.
 
     bench/gpu/run.sh                     # on a GPU machine; `make gpu-bundle` was run elsewhere
-    bench/gpu/run.sh --budget 540        # end within 540 seconds; the next call goes on with what
-                                         # is left
+    bench/gpu/run.sh --list              # the parts, and what each is expected to take
+    bench/gpu/run.sh --budget 540        # end within 540 seconds: only what is expected to fit is
+                                         # begun, and the next call goes on with what is left
     bench/gpu/run.sh --from nan          # run this part and those after it again
     bench/gpu/run.sh --earlier results.tar.gz   # go on with a call on a machine that is gone
     bench/gpu/run.sh --device cpu        # tiny shapes and stand-ins: that every part answers
@@ -21,67 +22,43 @@ import argparse
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.gpu._install import Refused, installed
 from bench.gpu._loopback import ensure_loopback
-from bench.gpu._parts import NAMES, PARTS, Part
-from bench.gpu._summary import summary, write_json, write_summary
+from bench.gpu._parts import NAMES, PARTS, Part, listing
+from bench.gpu._process import ROOT, Place, end_left_over, run_part
+from bench.gpu._summary import read_json, summary, write_summary
 
-ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".cache" / "gpu-run"
 BUNDLE = ROOT / ".gpu-bundle"
 DONE, FAILED, REFUSED, LEFT, STOPPED = 0, 1, 2, 3, 130
-# Models of 1B and 8B with 19 GB, and a 1B's checkpoint with its optimizer and export with 18 GB.
-ROOM = 40 * 10**9
-# On a CPU no part has much to compute, and a loaded machine takes long for anything.
-CPU_LIMIT, CPU_LEAST = 900, 5
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a call writes: results of one device, which the next call finds again."""
-
-    work: Path
-    device: str
-
-    @property
-    def folder(self) -> Path:
-        return self.work / self.device
-
-    @property
-    def results(self) -> Path:
-        return self.folder / "results"
-
-    @property
-    def running(self) -> Path:
-        """The process of the part that runs; what a call that was killed leaves behind."""
-        return self.folder / "running.json"
-
-    def result(self, part: str) -> Path:
-        return self.results / f"{part}.json"
-
-    def log(self, part: str) -> Path:
-        return self.results / f"{part}.log"
-
-    def limits(self, part: Part) -> tuple[float, float]:
-        """Seconds that a part may take, and those without which it is not begun."""
-        return (part.limit, part.least) if self.device == "cuda" else (CPU_LIMIT, CPU_LEAST)
+# Two models with 8 GB, and a 1B's checkpoint with its optimizer and export with 18 GB.
+ROOM = 30 * 10**9
+# Caches that libraries would write below HOME, which may be read-only, or into /tmp. HF_HOME stays:
+# a lab's own may hold kernels.
+WRITTEN = ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR",
+           "TRITON_CACHE_DIR")  # fmt: skip
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Install, run what is left, write the archive and the summary."""
     options = _options(words)
+    if options.list:
+        print(listing(tuple(part for part in PARTS if part.name in options.parts)))
+        return DONE
     place = Place(options.work, options.device)
     try:
         return _run(options, place)
@@ -133,9 +110,15 @@ def _run(options: argparse.Namespace, place: Place) -> int:
             for part in wanted:
                 if NAMES.index(part.name) >= NAMES.index(options.again_from):
                     place.result(part.name).unlink(missing_ok=True)
+        if card:
+            seconds = [part.expected for part in wanted if not _is_done(part, place)]
+            print(f"{len(seconds)} parts, about {sum(seconds) / 60:.0f} minutes on an H100")
         is_stopped = False
         try:
             left = run_parts(wanted, place, env, end, write)
+        except Refused:
+            write()
+            raise
         except KeyboardInterrupt:
             left, is_stopped = [part.name for part in wanted if not _is_done(part, place)], True
         write()
@@ -161,7 +144,10 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
         "--from", dest="again_from", choices=NAMES, metavar="PART",
         help=f"run it and all after it again: {', '.join(NAMES)}",
     )  # fmt: skip
-    parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS")
+    parser.add_argument(
+        "--list", action="store_true", help="what each part is expected to take, and begin none"
+    )
+    parser.add_argument("--budget", type=_seconds, default=math.inf, metavar="SECONDS")
     parser.add_argument(
         "--earlier", type=Path, metavar="ARCHIVE",
         help="results.tar.gz of an earlier call: what has answered there is not run again",
@@ -169,8 +155,18 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "outputs" / "gpu-run", metavar="FOLDER"
     )
-    parser.add_argument("--work", type=Path, default=WORK, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--work", type=Path, default=WORK, metavar="FOLDER",
+        help="where models, caches and results are written, %(default)s unless given",
+    )  # fmt: skip
     return parser.parse_args(words)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, found {text}")
+    return seconds
 
 
 @contextlib.contextmanager
@@ -184,12 +180,19 @@ def _alone(place: Place) -> Iterator[None]:
                 f"expected one call at a time, found another at work in {place.folder}; wait for "
                 "it, or stop it"
             ) from error
-        _end_left_over(place.running)
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        except OSError as error:  # some network disks know no locks
+            print(f"no lock in {place.folder} ({error.strerror}): let no other call work there")
+        end_left_over(place.running)
+        shutil.rmtree(place.runs, ignore_errors=True)
+        # A terminal that is closed is a stop too, unless nohup has said otherwise.
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        stops = [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGHUP]
+        before = {stop: signal.signal(stop, signal.default_int_handler) for stop in stops}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for stop, handler in before.items():
+                signal.signal(stop, handler)
 
 
 def environment(device: str, work: Path) -> dict[str, str]:
@@ -202,7 +205,15 @@ def environment(device: str, work: Path) -> dict[str, str]:
     env |= {"TATARA_CACHE": str(work / "cache"), "TATARA_RUNTIME": "local", "WANDB_MODE": "offline"}
     own = [str(path) for path in (ROOT, site) if path]
     env["PYTHONPATH"] = os.pathsep.join([*own, *filter(None, [env.get("PYTHONPATH")])])
-    env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    # Every part would compile the bundle's packages again, which takes as long as all else it does.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    for name in WRITTEN:
+        env.setdefault(name, str(work / "cache" / name.lower()))
+    if tempfile.gettempdir() == os.getcwd():  # no usual place for temporary files can be written
+        (work / "tmp").mkdir(parents=True, exist_ok=True)
+        env["TMPDIR"] = str(work / "tmp")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in env:  # torch's older name for the same
+        env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if device == "cpu":
         env |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_TORCH_DEVICE": "cpu"}
         env |= {"OMP_NUM_THREADS": "1"}
@@ -229,25 +240,41 @@ def _card(env: Mapping[str, str], device: str) -> str | None:
 
 
 def _take_over(archive: Path, place: Place) -> None:
-    """Unpack results of an earlier call; those that are here stay."""
+    """Unpack results of an earlier call; those that are here stay.
+
+    An archive that was cut gives what is whole in it. Raises Refused where that is nothing.
+    """
+    found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive) as found:
-            for member in found.getmembers():
-                file = place.results / Path(member.name).name
-                is_result = file.stem in NAMES and file.suffix in (".json", ".log")
-                content = found.extractfile(member) if is_result else None
-                if content is not None and not file.exists():
-                    file.write_bytes(content.read())
-    except (OSError, tarfile.TarError) as error:
-        raise Refused(
-            f"--earlier: expected the results.tar.gz of an earlier call, found {archive}: {error}"
-        ) from error
+        with tarfile.open(archive) as members:
+            for member in members:
+                name = Path(member.name)
+                is_result = name.stem in NAMES and name.suffix in (".json", ".log")
+                if is_result and (content := members.extractfile(member)) is not None:
+                    found[name.name] = content.read()
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        if not found:
+            raise Refused(
+                f"--earlier: expected the results.tar.gz of an earlier call, found {archive}: "
+                f"{error}"
+            ) from error
+        print(f"{archive} is cut ({error}): what is whole in it is taken")
+    for file, text in found.items():
+        if not (place.results / file).exists() and (file.endswith(".log") or _is_whole(text)):
+            (place.results / file).write_bytes(text)
+
+
+def _is_whole(text: bytes) -> bool:
+    try:
+        return "status" in json.loads(text)
+    except ValueError:
+        return False
 
 
 def _check_cards(place: Place, card: str | None) -> None:
     """Figures of two cards do not stand in one summary."""
     for part in PARTS:
-        machine = _read(place.result(part.name)).get("machine")
+        machine = read_json(place.result(part.name)).get("machine")
         if machine and machine["card"] != card:
             raise Refused(
                 f"expected results of {card or 'a CPU'} in {place.results}, found some of "
@@ -300,90 +327,8 @@ def run_parts(
 
 
 def _is_done(part: Part, place: Place) -> bool:
-    return place.result(part.name).is_file()
-
-
-def run_part(part: Part, place: Place, env: Mapping[str, str], limit: float) -> dict[str, Any]:
-    """One part in a process group of its own; its result file is there in the end, always."""
-    begun = time.monotonic()
-    own = place.result(part.name).with_suffix(".unfinished")
-    own.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "bench.gpu.part", part.name, "--device", place.device]
-    command += ["--result", str(own), "--work", str(place.folder)]
-    problem, is_cut = "", False
-    with place.log(part.name).open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=dict(env), stdout=log, stderr=log, process_group=0
-        )
-        try:
-            write_json(place.running, {"pid": process.pid, "born": _born(process.pid)})
-            code = process.wait(limit)
-            if _read(own).get("status") in (None, "unfinished"):
-                problem = f"its process {_ended(code)} before its result was whole"
-        except subprocess.TimeoutExpired:
-            problem, is_cut = f"did not end within {limit:.0f} seconds", True
-        finally:
-            _end_group(process.pid)
-            process.wait()
-            place.running.unlink(missing_ok=True)
-    result = {"checks": [], "figures": {}, "memory": [], "notes": [], **_read(own)}
-    if problem:
-        last = place.log(part.name).read_text(encoding="utf-8", errors="replace")[-2000:]
-        result |= {"status": "failed", "error": problem, "log": last, "is_cut": is_cut}
-    seconds = round(time.monotonic() - begun, 1)
-    result |= {"part": part.name, "title": part.title, "seconds": seconds}
-    write_json(place.result(part.name), result)
-    own.unlink(missing_ok=True)
-    return result
-
-
-def _ended(code: int) -> str:
-    if code >= 0:
-        return f"ended with {code}"
-    name = signal.Signals(-code).name
-    memory = ", as the system does where host memory runs out" if name == "SIGKILL" else ""
-    return f"was ended by {name}{memory},"
-
-
-def _born(pid: int) -> str:
-    """When a process started: this start of the machine, and ticks since it; empty without it."""
-    try:
-        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        ticks = ""
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {ticks}"
-
-
-def _end_left_over(note: Path) -> None:
-    """End a part whose call was killed, and wait until the GPU is free.
-
-    Its group keeps its number as long as any process of it lives, also without its first.
-    """
-    found = _read(note)
-    note.unlink(missing_ok=True)
-    if not found or _born(found["pid"]) not in (found["born"], f"{found['born'].split()[0]} "):
-        return
-    _end_group(found["pid"])
-    end = time.monotonic() + 10
-    with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() < end:
-            os.killpg(found["pid"], 0)
-            time.sleep(0.05)
-
-
-def _end_group(leader: int) -> None:
-    """End a part and whatever it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A part's result; empty where there is none, or half of one."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
+    """Whether it has answered; half a result, as of a disk that was full, is none."""
+    return "status" in read_json(place.result(part.name))
 
 
 def _why(result: Mapping[str, Any]) -> str:

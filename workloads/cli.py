@@ -1,6 +1,7 @@
 """The command `tatara`. Nothing heavy is imported before a command needs it."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,9 @@ optim.learning_rate=1e-5 or, where the profile honours them, --learning_rate 1e-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; a user's mistake ends with one sentence."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # In a locale that lacks a letter (EUC-JP, C) it is printed as \u30c4, as JSON has it too.
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if arguments[0] == "help":  # as in git: help train
         arguments = [*arguments[1:], "--help"]

@@ -113,6 +113,18 @@ def test_outside_of_a_checkout_its_folder_is_asked_for(
     assert f"expected profiles in {tmp_path}/profiles, found none; run tatara in the fol" in shown
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "euc_jp", "cp932"])
+def test_a_letter_that_the_terminal_lacks_ends_nothing(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("질문,답변\nq,a\n", encoding="utf-8")
+    (tmp_path / "p.yaml").write_text("workload: llm\ndata: {source: rows.csv}\n")
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "workloads.cli", "check", "p.yaml", "optim.beta2=0.9"]
+    words = ["data.columns={question: 질문, answer: 답변}", "model.name=data"]
+    done = subprocess.run([*command, *words], cwd=tmp_path, env=env, capture_output=True)
+    assert b"Traceback" not in done.stderr
+    assert b"\\uc9c8\\ubb38" in done.stdout
+
+
 def test_help_of_a_command_is_found_as_in_git(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["help", "rent", "lambda"], ["rent", "lambda", "--help"]):
         with pytest.raises(SystemExit) as left:

@@ -54,6 +54,8 @@ def _old(run: Run, keep: int) -> Iterator[Removable]:
             continue
         if folder in whole:
             why = "" if step_of(folder) == best else f"{kept[-1].name} is newer"
+        elif folder.name == STAGING and not any(folder.iterdir()):
+            continue  # each save leaves it, and empty
         elif step_of(folder) >= 0 or folder.name == STAGING:
             why = "never completed"
         else:

@@ -54,6 +54,18 @@ def test_nothing_goes_without_yes(folder: Path, capsys: pytest.CaptureFixture[st
     assert "remove it with: tatara prune checkpoints caches --yes" in told
 
 
+def test_what_a_save_leaves_is_listed_where_it_holds_something(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    staging = made(folder, "a", "started", "finished").checkpoints / ".staging"
+    staging.mkdir()
+    assert main(["prune", "checkpoints"]) == 0
+    assert ".staging" not in capsys.readouterr().out
+    (staging / "model.safetensors").write_bytes(b"x")
+    assert main(["prune", "checkpoints"]) == 0
+    assert ".staging  (never completed)" in capsys.readouterr().out
+
+
 def test_the_newest_stays_and_runs_that_may_go_on_keep_all(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

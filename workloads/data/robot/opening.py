@@ -202,18 +202,26 @@ def _rlds_folder(root: Path) -> Path | None:
 
 
 def _calvin_split(root: Path) -> Path | None:
-    """The folder of frames with annotations: the one given, or the only one in it."""
+    """The folder of frames with annotations: the one given, or the only one up to two levels below
+    it, as in dataset/task_ABC_D/training."""
     if not root.is_dir():
         return None
-    folders = [
-        folder
-        for folder in [root, *sorted(item for item in root.glob("*") if item.is_dir())]
-        if (folder / CALVIN_ANNOTATIONS).is_file() or (folder / CALVIN_RECORDINGS).is_file()
-    ]
+    level = [root]
+    for _ in range(3):
+        folders = sorted(folder for folder in level if _is_split(folder))
+        if folders:
+            break
+        walked = (next(os.walk(folder), ("", [], [])) for folder in level)
+        level = [Path(folder, name) for folder, names, _ in walked for name in names]
     if len(folders) > 1:
         listed = ", ".join(str(folder) for folder in folders)
         raise UserError(f"expected one split of CALVIN in {root}, found {listed}; name one of them")
     return folders[0] if folders else None
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether a folder is a split; one that may not be read, such as lost+found, is none."""
+    return any(os.path.isfile(folder / name) for name in (CALVIN_ANNOTATIONS, CALVIN_RECORDINGS))
 
 
 def _version(folder: Path) -> tuple[int, ...]:

@@ -1,7 +1,9 @@
 """CALVIN splits: spans, frames, what is damaged, and a pickle of which nothing is run."""
 
+import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ def test_the_folder_of_splits(tmp_path: Path) -> None:
     write_calvin(tmp_path / "set/validation")
     with pytest.raises(UserError, match="one split of CALVIN.*validation; name one of them"):
         open_dataset(tmp_path / "set")
+    write_calvin(tmp_path / "download/dataset/task_D_D/training")
+    assert open_dataset(tmp_path / "download/dataset").name == "training"
     with pytest.raises(UserError, match="expected no split for CALVIN recordings"):
         open_dataset(tmp_path / "set/training", split="training")
 
@@ -114,8 +118,24 @@ def test_a_frame_that_is_no_archive(tmp_path: Path) -> None:
     (folder / "one.npy").rename(folder / "episode_0000009.npz")
     (folder / "episode_0000010.npz").write_bytes(b"")
     (folder / "episode_0000012.npz").write_text("404 not found")
+    claim = io.BytesIO()
+    described = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6, 3)}
+    np.lib.format.write_array_header_1_0(claim, described)
+    with zipfile.ZipFile(folder / "episode_0000013.npz", "a") as archive:
+        archive.writestr("rgb_static.npy", claim.getvalue())  # terabytes, it says
     found = {(item.record, item.trouble) for item in open_dataset(folder).verify()}
-    assert found == {(number, "bad_file") for number in (9, 10, 12)}
+    assert found == {(number, "bad_file") for number in (9, 10, 12, 13)}
+
+
+def test_values_that_cannot_be_trained_on(tmp_path: Path) -> None:
+    """Finite in float64 alone; an image without pixels; whole numbers."""
+    folder = write_calvin(tmp_path / "training")
+    write_frame(folder, 9, rel_actions=np.full(7, 1e300))
+    write_frame(folder, 10, rgb_static=np.zeros((0, 30, 3), np.uint8))
+    write_frame(folder, 12, robot_obs=np.zeros(15, int))
+    found = {(item.record, item.trouble): item for item in open_dataset(folder).verify()}
+    assert set(found) == {(9, "non_finite"), (10, "wrong_dim"), (12, "wrong_dim")}
+    assert "robot_obs is int64 [15], not float [15]" in str(found[12, "wrong_dim"])
 
 
 class _Evil:
@@ -148,6 +168,9 @@ def test_pickles_of_old_and_new_numpy(tmp_path: Path) -> None:
     assert b"numpy._core" not in old
     file.write_bytes(header + old)
     assert [episode.instruction for episode in open_dataset(folder)] == ["a", "b"]
+    with file.open("wb") as stream:
+        np.lib.format.write_array(stream, content, version=(2, 0))
+    assert [episode.instruction for episode in open_dataset(folder)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -176,6 +199,7 @@ def test_damaged_annotations(tmp_path: Path, content: bytes, found: str) -> None
         ([(1, float("inf"))], ["a"], "no pair of frame numbers"),
         ([(1, 2)], ["a", "b"], "1 spans, 2 texts"),
         ([(1, 2)], [7], "7 of task 'x' as what span 0 shows"),
+        ([(1, 2)], ["open \ud800"], "as what span 0 shows"),
         (4, ["a"], "no list info.indx"),
     ],
 )

@@ -25,6 +25,11 @@ _ALLOWED = {
     ("multiarray", "scalar"): np.float64(0).__reduce__()[0],
     ("numeric", "_frombuffer"): np.empty(0).__reduce_ex__(5)[0],
 }
+# By the version of the format: the second one has room for longer headers.
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _BROKEN = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
     OverflowError, MemoryError, OSError, UnicodeDecodeError, TokenError,
@@ -72,10 +77,15 @@ def load(file: Path) -> list[Span]:
             _refuse(file, f"{span!r} as span {number}, which is no pair of frame numbers")
         if not 0 <= start <= end:
             _refuse(file, f"span {number} from frame {start} to {end}")
-        if not isinstance(text, str) or not isinstance(task, str):
+        if not _is_text(text) or not _is_text(task):
             _refuse(file, f"{text!r} of task {task!r} as what span {number} shows")
-        found.append(Span(start, end, text, task))
+        found.append(Span(start, end, str(text), str(task)))
     return found
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text that every file and tokenizer takes."""
+    return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def _content(file: Path) -> Any:
@@ -83,9 +93,8 @@ def _content(file: Path) -> Any:
         _refuse(file, missing_files.WHAT_TO_DO)
     try:
         with open(file, "rb") as stream:
-            np.lib.format.read_magic(stream)
-            stream.seek(8)
-            header = np.lib.format.read_array_header_1_0(stream)
+            version = np.lib.format.read_magic(stream)
+            header = _HEADERS[version](stream)
             if header[2] != np.dtype(object):
                 _refuse(file, f"an array of {header[2]}")
             content = _Arrays(stream).load()

@@ -28,10 +28,11 @@ _STATE, _ACTION = "robot_obs", "rel_actions"
 _FRAMES_SEEN = 16  # to learn which arrays frames have
 _SIZES = {_STATE: 15, _ACTION: 7}
 _CAMERA = "rgb_"
-# TypeError: one array in place of an archive; TokenError: an array's header that was cut.
+# TypeError: one array in place of an archive; TokenError: an array's header that was cut;
+# MemoryError: one that speaks of terabytes.
 _BROKEN = (
     OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
-    zlib.error, struct.error, TokenError,
+    zlib.error, struct.error, TokenError, MemoryError,
 )  # fmt: skip
 _UNUSED = {
     "actions": "absolute poses; rel_actions are what is trained on",
@@ -209,7 +210,8 @@ class _Frames:
     def pixels(self, camera: str, row: int) -> np.ndarray:
         key = _CAMERA + camera
         found = _arrays(self.folder, row, (key,))[key]
-        if found.dtype != np.uint8 or found.ndim != 3 or found.shape[-1] not in (1, 3, 4):
+        is_image = found.ndim == 3 and found.shape[-1] in (1, 3, 4) and found.size
+        if found.dtype != np.uint8 or not is_image:
             cause = f"wrong_dim: {key} is {found.dtype} {list(found.shape)}"
             raise _damaged(self.folder, row, cause)
         return images.as_rgb(found)
@@ -240,11 +242,13 @@ def _arrays(folder: Path, frame: int, keys: tuple[str, ...]) -> Mapping[str, np.
 def _vector(folder: Path, frame: int, arrays: Mapping[str, np.ndarray], key: str) -> np.ndarray:
     found = arrays[key]
     if found.shape != (_SIZES[key],) or found.dtype.kind != "f":
-        cause = f"wrong_dim: {key} is {found.dtype} {list(found.shape)}, not [{_SIZES[key]}]"
+        cause = f"wrong_dim: {key} is {found.dtype} {list(found.shape)}, not float [{_SIZES[key]}]"
         raise _damaged(folder, frame, cause)
-    if not np.isfinite(found).all():
+    with np.errstate(over="ignore"):
+        vector = found.astype(np.float32)
+    if not np.isfinite(vector).all():
         raise _damaged(folder, frame, f"non_finite: non-finite value in {key}")
-    return found.astype(np.float32)
+    return vector
 
 
 def _damaged(folder: Path, frame: int, cause: str) -> DamagedRecord:

@@ -119,8 +119,11 @@ class PolicyNode(Node):
         # The answer may have taken long: whether the robot is still where it was is asked again.
         if not self.is_current():
             return
-        goal, position = self.steps.popleft(), self.state[1]
         most = self.value("max_step")
+        if not 0 < most < np.inf:  # a range turned round would move every joint
+            self.hold(f"max_step of {most}, expected rad above 0")
+            return
+        goal, position = self.steps.popleft(), self.state[1]
         goal = position + np.clip(np.clip(goal, LOW, HIGH) - position, -most, most)
         if not np.isfinite(goal).all():
             self.hold("a goal that is not finite")

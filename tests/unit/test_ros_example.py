@@ -265,6 +265,15 @@ def test_whatever_the_client_raises_the_node_lives(example: Any, error: Exceptio
     assert node.published == [] and node.told[-1].startswith("holding: ")
 
 
+@pytest.mark.parametrize("most", [0.0, -0.2, np.nan, np.inf, "fast"])
+def test_a_step_without_a_limit_moves_nothing(example: Any, most: Any) -> None:
+    """V-W5: a range whose ends are exchanged would move every joint by it."""
+    node = ready(example, lambda *_: ANSWER)
+    node.parameters["max_step"] = most
+    node.tick()
+    assert node.published == [] and node.told[-1].startswith("holding: ")
+
+
 def test_age_is_that_of_the_stamp_where_one_is_set(example: Any) -> None:
     """V-W5: a message that was under way for long is old when it comes."""
     node = ready(example, lambda *_: ANSWER)

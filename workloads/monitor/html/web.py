@@ -61,7 +61,10 @@ def name_of(run: Run) -> str:
 
 def answer(views: Views, address: str) -> Answer:
     """Status, media type and text for a path with its query; 404 for an unknown one."""
-    url = urlsplit(address)
+    try:
+        url = urlsplit(address)
+    except ValueError:  # no address at all, as "http://["
+        return _NO_RUN
     fixed: dict[str, Callable[[], Answer]] = {
         "/": lambda: _page("Runs", "/parts", "", _LIST + _sections(_list_parts(views))),
         "/view": lambda: _html(_sections(_list_parts(views))),

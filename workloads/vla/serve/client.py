@@ -17,6 +17,7 @@ import struct
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ URL = "http://127.0.0.1:8000/act"
 TOKEN = "TATARA_SERVE_TOKEN"
 WAYS = ("jpeg", "png", "json-numpy")
 _MARK = "__numpy__"
+_LARGEST = 1 << 31  # of an axis: numpy's own integers end not far beyond
 # Allowed dtypes of numbers: no objects, text or records.
 _NUMBERS = re.compile(r"[<>=|]?(?:[iu][1248]|f[248]|b1)|u?int(?:8|16|32|64)|float(?:16|32|64)|bool")
 
@@ -122,27 +124,33 @@ class PolicyClient:
             headers["Authorization"] = f"Bearer {self._token}".encode().decode("latin-1")
         kept = self._connection.sock is not None
         try:
-            response = self._response(method, path, body, headers)
-        except (ConnectionError, http.client.RemoteDisconnected):
+            status, response_headers, content = self._response(method, path, body, headers)
+        except ConnectionError:
             # The server may have closed an idle connection: try once more.
-            self._connection.close()
             if not kept:
                 raise
-            response = self._response(method, path, body, headers)
-        content = response.read()
-        if response.status != 200:
-            raise ServerError(response.status, _sentence(content))
-        took = response.getheader("X-Latency-Ms")
+            status, response_headers, content = self._response(method, path, body, headers)
+        if status != 200:
+            raise ServerError(status, _sentence(content))
+        took = response_headers.get("X-Latency-Ms")
         self.latency = None if took is None else float(took) / 1000
-        frame = response.getheader("X-Episode-Frame", "")
+        frame = response_headers.get("X-Episode-Frame", "")
         self.frame = int(frame) if frame.isdecimal() else None
         return content
 
     def _response(
         self, method: str, path: str, body: bytes, headers: dict[str, str]
-    ) -> http.client.HTTPResponse:
-        self._connection.request(method, path, body, headers)
-        return self._connection.getresponse()
+    ) -> tuple[int, Message, bytes]:
+        """Status, headers and content of the answer."""
+        try:
+            self._connection.request(method, path, body, headers)
+            response = self._connection.getresponse()
+            return response.status, response.headers, response.read()
+        except BaseException:
+            # http.client keeps a connection whose answer did not come whole, and refuses every
+            # further request on it.
+            self._connection.close()
+            raise
 
 
 def encode(array: np.ndarray) -> dict[str, Any]:
@@ -162,8 +170,8 @@ def decode(value: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(f"expected an array of numbers, found dtype {str(dtype)[:40]!r}")
     if not isinstance(data, str) or not isinstance(shape, list) or len(shape) > 8:
         raise ValueError(f"expected an array with {_MARK}, dtype and shape, found {list(value)}")
-    if any(type(size) is not int or size < 0 for size in shape):
-        raise ValueError(f"expected a shape of whole numbers, found {str(shape)[:80]}")
+    if any(type(size) is not int or not 0 <= size < _LARGEST for size in shape):
+        raise ValueError(f"expected a shape of whole numbers below 2**31, found {str(shape)[:80]}")
     try:
         raw = base64.b64decode(data, validate=True)
     except binascii.Error as error:

@@ -105,8 +105,16 @@ class Handler(BaseHTTPRequestHandler):
             text = "the model failed on this request; the server's log says why"
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, text)
 
+    @property
+    def _route(self) -> str:
+        """The request's path without a query."""
+        try:
+            return urlsplit(self.path).path
+        except ValueError:  # no address at all, as "http://["
+            return self.path
+
     def _routed(self, routes: dict[str, Callable[[], None]]) -> Callable[[], None]:
-        path = urlsplit(self.path).path
+        path = self._route
         if path not in ("/act", "/reset", "/health"):
             raise Refused(HTTPStatus.NOT_FOUND, "expected POST /act, POST /reset or GET /health")
         if path not in routes:
@@ -210,7 +218,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or self._unread
         content = text.encode("utf-8", "replace")
         seconds = time.monotonic() - self._began
-        if urlsplit(self.path).path == "/act":
+        if self._route == "/act":
             self.server.service.note(seconds, status == HTTPStatus.OK)
         self.send_response(status)
         self.send_header("Content-Type", "application/json; charset=utf-8")

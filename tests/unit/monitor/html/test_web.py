@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,6 +64,12 @@ def test_a_run_has_its_page(server: ViewServer) -> None:
     assert list(tags.dangers()) == []
     scripts = [facts.get("src") for tag, facts in tags.found if tag == "script"]
     assert scripts == ["/view.js"]
+
+
+def test_an_address_that_is_none_gets_an_answer(server: ViewServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_port)) as odd:
+        odd.sendall(b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 404 " in odd.recv(1 << 16).splitlines()[0]
 
 
 def test_texts_of_files_are_shown_and_never_obeyed(server: ViewServer) -> None:

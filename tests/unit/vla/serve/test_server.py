@@ -306,6 +306,45 @@ def test_a_kept_connection_that_was_closed_is_made_anew(policy: Policy) -> None:
         PolicyClient(first.url).act("go", images, STATE, "other")
 
 
+def test_a_client_goes_on_after_an_answer_that_came_too_late() -> None:
+    """V-W5's kind: http.client alone refuses every request after one that timed out."""
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n[1.0, 2.0]"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = PolicyClient(f"http://127.0.0.1:{listener.getsockname()[1]}/act", timeout=0.2)
+        for sent in (b"", answer[:20], answer[:-3]):  # nothing, half a head, half a body
+            connections = []
+
+            def part(sent: bytes = sent, connections: list[Any] = connections) -> None:
+                connections.append(listener.accept()[0])
+                connections[0].sendall(sent)
+
+            thread = threading.Thread(target=part)
+            thread.start()
+            with pytest.raises(TimeoutError):
+                client.act("go", PICTURE)
+            thread.join()
+            connections[0].close()
+
+        def whole() -> None:
+            connection = listener.accept()[0]
+            connection.recv(1 << 16)
+            connection.sendall(answer)
+            connection.close()
+
+        thread = threading.Thread(target=whole)
+        thread.start()
+        assert client.act("go", PICTURE).tolist() == [1.0, 2.0]
+        thread.join()
+        client.close()
+
+
+def test_an_address_that_is_none_gets_an_answer(served: Served, capsys: Any) -> None:
+    with socket.create_connection(("127.0.0.1", served.server.server_port)) as odd:
+        odd.sendall(b"POST http://[ HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+        assert odd.recv(1 << 16).startswith(b"HTTP/1.1 404 ")
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_no_policy_is_served_without_statistics(tmp_path: Path) -> None:
     folder = policy_folder(tmp_path / "model")
     (folder / "dataset_statistics.json").write_text("{}")

@@ -1,7 +1,8 @@
 """Refuses datasets that are incompatible with each other or with the profile's head."""
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -102,3 +103,25 @@ def check_tokens(parts: Sequence["Part"], statistics: Statistics) -> None:
                     f"-1 to 1, which is what action tokens hold, found {low:g} to {high:g}; "
                     f"set true at dimension {number}, or use action_head.kind=oft with decode=l1"
                 )
+
+
+def check_numbers(where: str, entry: Any, what: str, size: int | None) -> None:
+    """Raise UserError unless statistics for normalisation have `size` numbers each; None: any.
+
+    A mask, where there is one, has to have as many values.
+    """
+    numbers = entry.get(what) if isinstance(entry, dict) else None
+    table = numbers if isinstance(numbers, dict) else {}
+    fix = "name the dataset's own statistics, or leave out data.statistics"
+    for key in ("min", "max", "q01", "q99", *(["mask"] if table.get("mask") is not None else [])):
+        found = table.get(key)
+        if not isinstance(found, list) or (size is not None and len(found) != size):
+            wanted = "a list of" if size is None else f"{size}"
+            there = f"{len(found)}" if isinstance(found, list) else "none"
+            raise UserError(
+                f"{where}.{key}: expected {wanted} numbers, one a dimension of the data, found "
+                f"{there}; {fix}"
+            )
+        odd = [n for n in found if not isinstance(n, int | float) or not math.isfinite(n)]
+        if odd:
+            raise UserError(f"{where}.{key}: expected finite numbers, found {odd[0]!r}; {fix}")

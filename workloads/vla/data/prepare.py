@@ -19,7 +19,13 @@ from workloads.data.windows import WindowOptions, starts
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.config import Source, VlaConfig, VlaData
-from workloads.vla.data.fit import check_alike, check_head, check_states, check_tokens
+from workloads.vla.data.fit import (
+    check_alike,
+    check_head,
+    check_numbers,
+    check_states,
+    check_tokens,
+)
 from workloads.vla.processing import ImageProcessor
 from workloads.vla.statistics import Statistics
 
@@ -338,6 +344,11 @@ def _statistics(config: VlaConfig, parts: Sequence[Part], kept: Path | None) -> 
     file = kept if kept is not None and kept.is_file() else None
     if file is None and data.statistics is not None:
         file = Path(data.statistics)
+        if data.action_mask is not None:
+            raise UserError(
+                f"data.action_mask: expected none beside data.statistics, found both; {file} holds "
+                "the mask of its dataset (action.mask): change it there, or leave out one"
+            )
     if file is None:
         return {name: _described(name, parts, data.action_mask) for name in names}
     table = read_json(file)
@@ -350,25 +361,11 @@ def _statistics(config: VlaConfig, parts: Sequence[Part], kept: Path | None) -> 
     episode = parts[0].dataset[parts[0].episodes[0]]
     takes_state = config.state_setting is not None
     for name in names:
-        _check_numbers(f"{file}: {name}.action", table[name], "action", episode.actions.shape[1])
+        check_numbers(f"{file}: {name}.action", table[name], "action", episode.actions.shape[1])
         size = episode.states.shape[1] if takes_state else None
         if takes_state or "proprio" in table[name]:
-            _check_numbers(f"{file}: {name}.proprio", table[name], "proprio", size)
+            check_numbers(f"{file}: {name}.proprio", table[name], "proprio", size)
     return {name: table[name] for name in names}
-
-
-def _check_numbers(where: str, entry: Any, what: str, size: int | None) -> None:
-    """Raise UserError unless statistics for normalisation have `size` numbers each; None: any."""
-    numbers = entry.get(what) if isinstance(entry, dict) else None
-    for key in ("min", "max", "q01", "q99"):
-        found = numbers.get(key) if isinstance(numbers, dict) else None
-        if not isinstance(found, list) or (size is not None and len(found) != size):
-            wanted = "a list of" if size is None else f"{size}"
-            there = f"{len(found)}" if isinstance(found, list) else "none"
-            raise UserError(
-                f"{where}.{key}: expected {wanted} numbers, one a dimension of the data, found "
-                f"{there}; name the dataset's own statistics, or leave out data.statistics"
-            )
 
 
 def _described(name: str, parts: Sequence[Part], mask: tuple[bool, ...] | None) -> dict[str, Any]:

@@ -208,6 +208,17 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     assert opened(config_of(root, **own)).statistics["crane_x7"]["proprio"] == short
     with pytest.raises(UserError, match=r"proprio\.min: expected 8 numbers"):
         opened(config_of(root, **own, **{"action_head.kind": "oft"}))
+    with pytest.raises(UserError, match="data.action_mask: expected none beside data.statistics"):
+        opened(config_of(root, **own, **{"data.action_mask": [True] * 8}))
+    for key, value, words in (
+        ("q01", [None] * 8, "q01: expected finite numbers, found None"),
+        ("q99", [float("nan")] * 8, "q99: expected finite numbers, found nan"),
+        ("mask", [False], "mask: expected 8 numbers"),
+    ):
+        odd = {"action": numbers | {key: value}, "proprio": numbers}
+        file.write_text(json.dumps({"crane_x7": odd}))
+        with pytest.raises(UserError, match=words):
+            opened(config_of(root, **own))
     with pytest.raises(UserError, match="never runs code"):
         config_of(root, **{"model.trust_remote_code": True, "model.revision": "a" * 40})
     with pytest.raises(UserError, match="ddp"):

@@ -153,3 +153,111 @@ def test_what_is_no_demonstration_or_has_no_step(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert dataset.lengths.tolist() == [6, 6, 0] and dataset.damage == []
     assert dataset.unused["data/readme"] == "no demonstration"
+
+
+def test_attributes_that_are_no_texts_are_no_instructions(tmp_path: Path) -> None:
+    """V-B08's kind: neither the notation of a number nor letters that stand in for broken ones."""
+    with h5py.File(robomimic(tmp_path / "set.hdf5"), "a") as root:
+        root["data"].attrs["language_instruction"] = h5py.Empty("S10")
+        root["data"].attrs["task"] = 3
+        root["data/demo_1"].attrs["language_instruction"] = np.array(
+            ["open it"], h5py.string_dtype()
+        )
+        root["data/demo_2"].attrs["language_instruction"] = np.bytes_(b"ouvre le caf\xe9")
+    dataset = open_dataset(tmp_path)
+    assert [(e.said.origin, e.instruction) for e in dataset][1] == ("recorded", "open it")
+    assert dict(dataset.origins) == {"default": 1, "recorded": 1}
+    (damage,) = dataset.damage
+    assert "data/demo_2 cannot be used, language_instruction is not UTF-8" in damage.cause
+
+
+@pytest.mark.parametrize("stored", ["S", "V", "vlen"])
+def test_images_as_bytes_of_any_type(tmp_path: Path, stored: str) -> None:
+    """RoboTwin's layout, too: a folder for each camera."""
+    jpegs = [encode_jpeg(picture(t)) for t in range(6)]
+    with h5py.File(tmp_path / "episode0.hdf5", "w") as root:
+        root["joint_action/vector"] = vectors(6, 1, 14)
+        if stored == "vlen":
+            images = root.create_dataset(
+                "observation/head_camera/rgb", (6,), h5py.vlen_dtype(np.uint8)
+            )
+            for t, jpeg in enumerate(jpegs):
+                images[t] = np.frombuffer(jpeg, np.uint8)
+        else:
+            longest = max(len(jpeg) for jpeg in jpegs)
+            padded = [jpeg.ljust(longest, b"\0") for jpeg in jpegs]
+            root["observation/head_camera/rgb"] = np.array(padded, f"{stored}{longest}")
+    dataset = open_dataset(tmp_path, action_keys=["joint_action/vector"])
+    assert dataset.cameras == ("head_camera",) and dataset.text_keys == ()
+    assert [step_of(dataset[0].image("head_camera", t)) for t in (5, 0, 3)] == [5, 0, 3]
+
+
+def test_the_order_of_colours_of_encoded_images_is_asked_for(tmp_path: Path) -> None:
+    """Recorders that hand RGB to OpenCV exchange red and blue, and nothing in the file says so."""
+    file = aloha(tmp_path / "episode_0.hdf5", padded=True)
+    assert "set data.color_order to rgb, or to bgr" in open_dataset(file).notes[0]
+    assert open_dataset(file, color_order="rgb").notes == []
+    assert open_dataset(aloha(tmp_path / "raw.hdf5")).notes == []
+
+
+def test_one_image_that_is_damaged_is_no_other_camera(tmp_path: Path) -> None:
+    file = aloha(tmp_path / "episode_0.hdf5", padded=True)
+    with h5py.File(file, "a") as root:
+        root["observations/images/cam_high"][0] = 0
+    dataset = open_dataset(file)
+    assert dataset.cameras == ("cam_high", "cam_left_wrist")
+    assert [item.trouble for item in dataset.verify()] == ["bad_image"]
+
+
+def test_demonstrations_at_other_places(tmp_path: Path) -> None:
+    """In a group for each task, or at the top as ManiSkill writes them."""
+    with h5py.File(robomimic(tmp_path / "set.hdf5", demos=11), "a") as root:
+        for number in (3, 10):
+            root.move(f"data/demo_{number}", f"data/task_1/demo_{number}")
+    dataset = open_dataset(tmp_path)
+    names = [episode.name for episode in dataset]
+    assert names[-2:] == ["set/task_1/demo_3", "set/task_1/demo_10"] and len(dataset) == 11
+    assert dataset.damage == []
+    with h5py.File(tmp_path / "set.hdf5", "a") as root:
+        for number in range(2):
+            root.move(f"data/demo_{number}", f"traj_{number}")
+        del root["data"]
+    assert [episode.name for episode in open_dataset(tmp_path)] == ["set/traj_0", "set/traj_1"]
+
+
+@pytest.mark.parametrize(
+    ("actions", "words"),
+    [(np.float64(3), "actions holds one value"), (np.array([b"up"] * 6), "could not convert")],
+)
+def test_actions_that_are_no_vectors(tmp_path: Path, actions: np.ndarray, words: str) -> None:
+    with h5py.File(robomimic(tmp_path / "set.hdf5"), "a") as root:
+        del root["data/demo_1/actions"]
+        root["data/demo_1/actions"] = actions
+    (damage,) = open_dataset(tmp_path).damage
+    assert f"data/demo_1 cannot be used, {words}" in damage.cause
+
+
+def test_wide_bytes_are_no_images(tmp_path: Path) -> None:
+    with h5py.File(robomimic(tmp_path / "set.hdf5"), "a") as root:
+        for number in range(3):
+            root[f"data/demo_{number}/obs/tactile"] = np.full((6, 100), number, np.uint8)
+    dataset = open_dataset(tmp_path)
+    assert dataset.cameras == ("agentview",) and dataset.unused["obs/tactile"] == "uint8 [100]"
+
+
+def test_cameras_of_one_name_keep_their_whole_names(tmp_path: Path) -> None:
+    """V-A30's kind: none takes the place of the other."""
+    with h5py.File(robomimic(tmp_path / "set.hdf5"), "a") as root:
+        for number in range(3):
+            root[f"data/demo_{number}/obs/agentview_image"] = np.zeros((6, 24, 32, 3), np.uint8)
+    assert open_dataset(tmp_path).cameras == ("obs/agentview_image", "obs/agentview_rgb")
+
+
+def test_another_number_of_steps_than_the_attributes_say(tmp_path: Path) -> None:
+    """V-A32's kind."""
+    with h5py.File(robomimic(tmp_path / "set.hdf5"), "a") as root:
+        root["data/demo_1"].attrs["num_samples"] = 20
+        root["data/demo_2"].attrs["num_samples"] = 6
+    (note,) = open_dataset(tmp_path).notes
+    assert note.startswith("1 demonstrations have another number of steps than their num_samples")
+    assert note.endswith("the first is data/demo_1: 20 said, 6 found")

@@ -36,6 +36,7 @@ class Demonstration:
     cameras: dict[str, layout.Camera]
     texts: list[str]
     which: np.ndarray | None
+    stated: int | None  # steps by its attributes
 
 
 class Hdf5(Dataset):
@@ -54,6 +55,7 @@ class Hdf5(Dataset):
         for file in files:
             lost += self._read(file)
         self._weigh(lost)
+        self._compare_with_attributes()
         self.text_keys = tuple(sorted(self._texts))
         self.report([])
 
@@ -65,7 +67,7 @@ class Hdf5(Dataset):
         place = demonstration.file.stem
         if self.path.is_dir():
             place = demonstration.file.relative_to(self.path).with_suffix("").as_posix()
-        name = demonstration.group.rpartition("/")[2]
+        name = demonstration.group.removeprefix(f"{layout.DEMONSTRATIONS}/").strip("/")
         episode = Episode(
             name=f"{place}/{name}" if name else place,
             states=demonstration.states,
@@ -131,13 +133,32 @@ class Hdf5(Dataset):
             if key not in used and key not in others:
                 self.unused.setdefault(key, f"{item.dtype} {list(item.shape[1:])}")
         sound = np.isfinite(states).all(1) & np.isfinite(actions).all(1)
-        return Demonstration(file, name, states, actions, sound, cameras, texts, which)
+        stated = layout.stated_steps(group)
+        return Demonstration(file, name, states, actions, sound, cameras, texts, which, stated)
+
+    def _compare_with_attributes(self) -> None:
+        """Note what the files' attributes contradict, or leave open."""
+        other = [d for d in self.found if d.stated not in (None, len(d.actions))]
+        if other:
+            self.note(
+                f"{len(other)} demonstrations have another number of steps than their num_samples "
+                f"says, and all are used; the first is {other[0].group}: {other[0].stated} said, "
+                f"{len(other[0].actions)} found"
+            )
+        is_encoded = any(camera.encoded for d in self.found for camera in d.cameras.values())
+        if is_encoded and self.options.color_order is None:
+            self.note(
+                "the files do not say the order of colours in their JPEG or PNG images, and "
+                "recorders that hand RGB to OpenCV exchange red and blue: look at the images, and "
+                "set data.color_order to rgb, or to bgr where they are exchanged"
+            )
 
     def _action_keys(self, found: dict[str, Any], file: Path) -> tuple[str, ...]:
         usual = next(((key,) for key in layout.ACTION_KEYS if key in found), ())
         keys = self.options.action_keys or usual
         if not keys:
-            raise KeyError(f"no {' or '.join(layout.ACTION_KEYS)}; there are {_listed(found)}")
+            wanted = " or ".join(layout.ACTION_KEYS)
+            raise ValueError(f"no {wanted}; name some with action_keys: {_listed(found)}")
         return _known(keys, found, "action_keys", file)
 
     def _state_keys(self, found: dict[str, Any], file: Path) -> tuple[str, ...]:
@@ -203,6 +224,9 @@ def _listed(found: dict[str, Any]) -> str:
 
 def _vectors(found: dict[str, Any], keys: tuple[str, ...]) -> np.ndarray:
     """float32 [T, D]: the datasets side by side."""
+    for key in keys:
+        if found[key].ndim == 0:
+            raise ValueError(f"{key} holds one value, not one a step")
     blocks = [np.asarray(found[key][()], np.float32) for key in keys]
     flat = [block.reshape(len(block), math.prod(block.shape[1:])) for block in blocks]
     return np.concatenate(flat, axis=1)
@@ -242,7 +266,7 @@ class _Images:
         if not place.encoded:
             return None
         # Padded to one length with zeros, which no JPEG or PNG ends with.
-        return np.asarray(self._row(camera, row), np.uint8).tobytes().rstrip(b"\0")
+        return layout.content(self._row(camera, row)).rstrip(b"\0")
 
     def pixels(self, camera: str, row: int) -> np.ndarray:
         encoded = self.encoded(camera, row)

@@ -2,6 +2,7 @@
 Steps with a damaged image are left out and reported; past the budget nothing is written."""
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from workloads.errors import EXIT_DONE, UserError
 FORMATS = ("lerobot", "crane-x7")
 VIDEO = ("h264", "av1")
 _LARGEST = 4096
-_MOST = 20  # damaged records shown
+_MOST = 20  # lines of damage shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +41,12 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from workloads.data.robot.crane_x7.converter import to_crane_x7
     from workloads.data.robot.lerobot.writer import to_lerobot_v3
     from workloads.data.robot.review import missing_instruction
+    from workloads.data.tfrecord import summed_up
 
     source, out = args.folder.resolve(), args.out.resolve()
     if out.is_relative_to(source) or source.is_relative_to(out):
         raise UserError(f"expected OUT beside the dataset, found {args.out}; choose another")
-    if args.fps is not None and not args.fps > 0:
+    if args.fps is not None and not 0 < args.fps < math.inf:
         raise UserError(f"--fps: expected steps a second above 0, found {args.fps:g}")
     if args.size is not None and not 8 <= args.size <= _LARGEST:
         raise UserError(f"--size: expected 8 to {_LARGEST} pixels, found {args.size}")
@@ -58,20 +60,28 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
                 "data.instruction", "--instruction"
             )
         )
-    options = {"fps": args.fps, "cameras": args.cameras, "size": args.size}
+    cameras = None if args.cameras is None else list(dict.fromkeys(args.cameras))
+    options = {"fps": args.fps, "cameras": cameras, "size": args.size}
     ticker = Ticker("episodes written")
     if args.to == "lerobot":
         done = to_lerobot_v3(dataset, args.out, **options, video=args.video, progress=ticker)
     else:
         done = to_crane_x7(dataset, args.out, **options, progress=ticker)
-    left_out = (*dataset.damage, *done.skipped)
-    for item in left_out[:_MOST]:
-        print(f"left out: {item}")
+    for note in dataset.notes:
+        print(f"note: {note}")
+    left_out = summed_up((*dataset.damage, *done.skipped))
+    for line in left_out[:_MOST]:
+        print(f"left out: {line}")
     if len(left_out) > _MOST:
-        print(f"and {len(left_out) - _MOST} more; tatara data inspect {args.folder} lists all")
+        more = f"and {len(left_out) - _MOST} more lines"
+        print(f"{more}; tatara data inspect {args.folder} --json lists all")
     for camera in dataset.cameras:
         if args.cameras and camera not in args.cameras:
             print(f"not written: camera {camera}")
+        elif args.to == "lerobot" and "/" in camera:
+            print(f"camera {camera}: written as {camera.replace('/', '.')}, as LeRobot needs it")
+    for text in dataset.lost_cameras.values():
+        print(f"not written: {text}")
     for feature, what in dataset.unused.items():
         print(f"not written: {feature} ({what})")
     name = "LeRobot v3.0" if args.to == "lerobot" else "CRANE-X7"

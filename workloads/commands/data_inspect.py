@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from workloads.data.robot import Dataset
 
 SHEET, CURVES, PAGE = "contact_sheet.png", "action_curves.png", "episodes.html"
-_MOST = 20  # instructions and damaged records shown
+_MOST = 20  # instructions and lines of damage shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,15 +133,17 @@ def _ranges(what: str, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _damage(found: Mapping[str, Any]) -> list[str]:
+    from workloads.data.tfrecord import Damage, summed_up
+
     read = "every image read" if found["verified"] else "images not read"
     if not found["damage"]:
         return [f"damage: none ({read}), {found['gaps']} gaps"]
     counts = ", ".join(f"{count} {name}" for name, count in found["damage_counts"].items())
     lost = f", {found['lost_steps']:,} steps lost"
     out = [f"damage: {counts} ({read}){lost}, {found['gaps']} gaps"]
-    for item in found["damage"][:_MOST]:
-        place = "" if item["offset"] is None else f" at byte {item['offset']}"
-        out.append(f"  {item['file']}: record {item['record']}{place}: {item['cause']}")
-    if len(found["damage"]) > _MOST:
-        out.append(f"  and {len(found['damage']) - _MOST} more: --json lists all")
+    kinds = summed_up(Damage(**item) for item in found["damage"])
+    out += [f"  {line}" for line in kinds[:_MOST]]
+    if len(kinds[:_MOST]) < len(found["damage"]):
+        more = f"and {len(kinds) - _MOST} lines more; " if len(kinds) > _MOST else ""
+        out.append(f"  {more}--json lists every record")
     return out

@@ -1,6 +1,7 @@
 """Arguments that name a dataset, shared by all commands that open one."""
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ def open_named(
     for found, equals, text in pairs:
         if not equals or not text.strip():
             raise UserError(f"--instruction-map: expected FOUND=TEXT, found {found!r}")
-    if args.rate is not None and not args.rate > 0:
+    if args.rate is not None and not 0 < args.rate < math.inf:
         raise UserError(f"--rate: expected steps a second above 0, found {args.rate:g}")
     options = Options(
         drop_last_placeholder=not args.keep_placeholder,

@@ -8,6 +8,7 @@ frame when the length can be trusted, else at the next place where both checksum
 import logging
 import mmap
 import os
+import re
 import shlex
 import struct
 import zlib
@@ -38,6 +39,7 @@ _COMPRESSED = (b"\x1f\x8b\x08", b"\x78\x01", b"\x78\x9c", b"\x78\xda")
 _PEEK_BYTES = 4096
 _GZIP_OR_ZLIB = 47  # zlib's own number for "whichever header it has"
 _INDEX_VERSION = "tfrecord-1"
+_NUMBER = re.compile(r"\d+")
 
 
 class Damage(NamedTuple):
@@ -63,6 +65,26 @@ class Damage(NamedTuple):
     def __str__(self) -> str:
         place = "" if self.offset is None else f" at byte {self.offset}"
         return f"{self.file}: record {self.record}{place}: {self.cause}"
+
+
+_ALIKE_SHOWN = 3
+
+
+def summed_up(damage: Iterable[Damage]) -> list[str]:
+    """Damage as lines: much that differs in its numbers alone is one line, with its count."""
+    kinds: dict[tuple[str, str], list[Damage]] = {}
+    for item in damage:
+        kind = _NUMBER.sub("#", item.file), _NUMBER.sub("#", item.cause)
+        kinds.setdefault(kind, []).append(item)
+    lines = []
+    for alike in kinds.values():
+        shown = [str(item) for item in alike[:_ALIKE_SHOWN]]
+        if len(alike) > _ALIKE_SHOWN:
+            files = len({item.file for item in alike})
+            place = f"in {files:,} files" if files > 1 else "in one file"
+            shown = [f"{len(alike):,} like these {place}: {'; '.join(shown)}"]
+        lines += shown
+    return lines
 
 
 class DamagedRecord(UserError):

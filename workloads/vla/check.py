@@ -16,7 +16,7 @@ from workloads.plan.recipes import fitting_recipe, recipes_of
 from workloads.vla.config import VlaConfig
 
 _WITH_RECIPES = Path("profiles/vla.yaml")
-_MOST = 20  # damaged records shown
+_MOST = 20  # lines of damage shown
 
 
 def shallow(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
@@ -70,6 +70,7 @@ def _memory(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
 def deep(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     """Open, split and describe the data as training does, and read every image."""
     from workloads.data.robot.review import remarks
+    from workloads.data.tfrecord import summed_up
     from workloads.vla.data.prepare import open_sources
 
     try:
@@ -84,7 +85,9 @@ def deep(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
             for remark in remarks(part.dataset)
         ]
         damage = part.dataset.verify()
-        findings += [Finding("damaged record", "warning", str(item)) for item in damage[:_MOST]]
+        findings += [
+            Finding("damaged record", "warning", line) for line in summed_up(damage)[:_MOST]
+        ]
         try:
             part.dataset.report(damage)
         except UserError as error:

@@ -102,6 +102,8 @@ def test_convert_joins_the_vectors_of_rlds(tmp_path: Path) -> None:
         (["inspect", "{logs}", "train.epochs=1"], "unexpected 'train.epochs=1'"),
         (["convert", "{logs}", "{logs}/out"], "expected OUT beside the dataset"),
         (["convert", "{logs}", "{logs}_out", "--fps", "0"], "expected steps a second above 0"),
+        (["convert", "{logs}", "{logs}_out", "--fps", "inf"], "expected steps a second above 0"),
+        (["inspect", "{logs}", "--rate", "inf"], "expected steps a second above 0"),
         (["convert", "{logs}", "{logs}_out", "--size", "3"], "expected 8 to 4096 pixels, found 3"),
         (["convert", "{logs}", "{logs}_out", "--max-damaged", "0"], "expected at most 0 damaged"),
         (["convert", "{logs}", "{logs}_out", "--cameras", "left"], "found 'left'"),

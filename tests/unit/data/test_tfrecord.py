@@ -242,3 +242,12 @@ def test_framing_is_little_endian(tmp_path: Path) -> None:
     tfrecord.write(tmp_path / "one", [b"abc"])
     data = (tmp_path / "one").read_bytes()
     assert data[:8] == struct.pack("<Q", 3) and data[12:15] == b"abc" and len(data) == 19
+
+
+def test_damage_that_differs_in_numbers_alone_is_one_line() -> None:
+    alike = [Damage(f"e{n}/x.tfrecord", n, 7 * n, f"bad_image: i{n}.png") for n in range(1200)]
+    other = Damage("e0/x.tfrecord", 3, None, "empty: empty file")
+    long, short = tfrecord.summed_up([*alike[:2], other, *alike[2:]])
+    assert long == f"1,200 like these in 1,200 files: {'; '.join(map(str, alike[:3]))}"
+    assert short == str(other)
+    assert tfrecord.summed_up(alike[:3]) == [str(item) for item in alike[:3]]

@@ -4,7 +4,8 @@ import io
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -25,6 +26,13 @@ class ImageError(ValueError):
 def is_depth_name(key: str) -> bool:
     """Whether a feature is depth by its name, whatever its images look like."""
     return _DEPTH_NAME.search(key) is not None
+
+
+def camera_names(keys: Iterable[str], short: Callable[[str], str]) -> dict[str, str]:
+    """Cameras by name: the short names of features, whole ones where several have the same."""
+    names = {key: short(key) for key in keys}
+    counts = Counter(names.values())
+    return {name if counts[name] == 1 else key: key for key, name in names.items()}
 
 
 def looks_like_image(encoded: bytes) -> bool:

@@ -86,6 +86,11 @@ def _local(path: str | os.PathLike[str], options: Options) -> tuple[Path, str | 
     """Local folder of a dataset, and its commit if it comes from the hub."""
     root = Path(path)
     if root.exists():
+        if options.revision is not None:
+            raise UserError(
+                f"revision: expected a dataset's name on the hub, found the folder {root} here; "
+                "leave it out"
+            )
         return root, None
     if is_hub_name(os.fspath(path)):
         from workloads.data.robot.lerobot.hub import download
@@ -141,15 +146,24 @@ WHAT_IS_READ = (
 
 
 def _contents(root: Path) -> str:
-    """Short description of a folder that holds no dataset."""
-    if root.is_file():
-        return f"a file {root.name}"
-    names = [file.name for _, file in zip(range(10_000), root.rglob("*"), strict=False)]
-    if not names:
-        return "an empty folder"
-    loose = [name for name in names if name.endswith((".mcap", ".db3", ".bag"))]
+    """Short description of a file or a folder that holds no dataset."""
+    inner = [*root.glob(f"*/{LEROBOT_INFO}"), *root.glob(f"*/*/{LEROBOT_INFO}")]
+    if inner:
+        named = ", ".join(str(file.parents[1]) for file in sorted(inner)[:_MOST_NAMED])
+        more = f" and {len(inner) - _MOST_NAMED} more" if len(inner) > _MOST_NAMED else ""
+        return f"LeRobot datasets below it, {named}{more} (name one of them)"
+    files = [root] if root.is_file() else root.rglob("*")
+    names = [file.name for _, file in zip(range(10_000), files, strict=False)]
+    ros_1 = [name for name in names if name.endswith(".bag")]
+    if ros_1:
+        return f"{ros_1[0]}, a bag of ROS 1 (rosbags-convert makes one of ROS 2 from it)"
+    loose = [name for name in names if name.endswith((".mcap", ".db3"))]
     if loose:
         return f"{loose[0]} without a {BAG_METADATA} beside it (ros2 bag reindex writes one)"
+    if root.is_file():
+        return f"a file {root.name}"
+    if not names:
+        return "an empty folder"
     kinds = Counter(Path(name).suffix or name for name in names)
     listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(_MOST_NAMED))
     return f"none of a known format: {listed}"

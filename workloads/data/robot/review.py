@@ -115,6 +115,9 @@ def remarks(dataset: Dataset) -> list[Remark]:
         count = dataset.origins["option"]
         text = f"{count} of {len(episodes)} episodes have no instruction of their own"
         found.append(Remark(f"{text}: {dataset.options.instruction!r} stands in", level="ok"))
+    elif dataset.options.instruction is not None and episodes:
+        text = f"all episodes have an instruction: {dataset.options.instruction!r} is not used"
+        found.append(Remark(text, "data.instruction_map replaces recorded texts"))
     found += _odd_spaces(episodes)
     if not dataset.shares_rows:
         found += _copies(episodes)

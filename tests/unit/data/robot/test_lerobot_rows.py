@@ -118,7 +118,7 @@ def test_totals_that_the_list_of_episodes_does_not_reach(tmp_path: Path) -> None
     ("facts", "names", "note"),
     [
         ({"names": {"left": ["a", "b", "c"], "right": ["a", "b", "c"]}}, "left_a", ""),
-        ({"shape": [7]}, "joint_0.pos", ""),
+        ({"shape": [7]}, "joint_0.pos", "says 7 numbers for action, the rows have 6"),
         ({"names": ["a", "b"]}, "dimension 0", "names 2 dimensions of action, the rows have 6"),
         ({"names": ["motors"]}, "dimension 0", ""),
     ],

@@ -332,3 +332,17 @@ def test_the_same_joints_in_another_order_are_not_mixed(tmp_path: Path, capsys: 
     mixed = f"data.mixed_with=[{{source: {tmp_path / 'b'}}}]"
     assert main(["check", "--deep", PROFILE, f"data.source={tmp_path / 'a'}", mixed]) == 2
     assert "data.mixed_with: expected the actions of" in capsys.readouterr().out
+
+
+def test_options_that_change_nothing_are_told(tmp_path: Path) -> None:
+    v2(tmp_path / "in", (8, 8))
+    dataset = open_dataset(tmp_path / "in", instruction="take it")
+    assert "all episodes have an instruction: 'take it' is not used" in said(dataset)
+    with pytest.raises(UserError, match="revision: expected a dataset's name on the hub, found"):
+        open_dataset(tmp_path / "in", revision="v1.2")
+    crane_cases.write(tmp_path / "logs")
+    for folder in (tmp_path / "logs").iterdir():
+        (folder / "meta.json").write_text(json.dumps({"image_color_order": "rgb"}))
+    dataset = open_dataset(tmp_path / "logs", color_order="bgr")
+    assert "color_order is set to bgr, meta.json says rgb: that counts" in said(dataset)
+    assert "color_order" not in said(open_dataset(tmp_path / "logs", color_order="rgb"))

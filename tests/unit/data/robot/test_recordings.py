@@ -238,6 +238,7 @@ def test_npz(tmp_path: Path) -> None:
         ({"actions": np.array([[1.0] * 8, [np.nan] * 8, *[[1.0] * 8] * 3])}, "non_finite", 4),
         ({"images_wrist": np.zeros((3, 24, 32, 3), np.uint8)}, "wrong_dim", 0),
         ({"images_wrist": np.zeros((6, 24, 32, 3), np.uint8)}, "wrong_dim", 0),
+        ({"language_instruction": np.array([b"ouvre le caf\xe9"])}, "bad_utf8", 0),
     ],
 )
 def test_npz_damage(tmp_path: Path, changes: dict[str, object], trouble: str, length: int) -> None:

@@ -3,7 +3,9 @@
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from tests.support.robot_data import picture, rlds, step_of, vectors
 from workloads.data import tfrecord
 from workloads.data.robot import DamagedRecord, images, open_dataset, statistics
+from workloads.data.robot.images import encode_png
 from workloads.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -192,3 +195,49 @@ def test_array_record_is_read_like_tfrecord(tmp_path: Path) -> None:
     assert np.array_equal(again[0].actions, vectors(5, 50, 7)) and dataset.verify() == []
     (tmp_path / "aside").rename(file)
     assert np.array_equal(expected[0].image("primary", 2), again[0].image("primary", 2))
+
+
+def changed(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the features of a step."""
+    fields = json.loads((root / "features.json").read_text())
+    steps = fields["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]
+    change(steps["features"])
+    (root / "features.json").write_text(json.dumps(fields))
+
+
+def test_what_nothing_reads_is_named(tmp_path: Path) -> None:
+    root = rlds(rlds(tmp_path / "toy"), split="val")
+    texts = {"pythonClassName": "Sequence", "sequence": {"feature": {"text": {}}, "length": "-1"}}
+    changed(root, lambda step: step.update(subgoals=texts))
+    unused = open_dataset(root).unused
+    assert unused["subgoals"] == "sequence"
+    assert unused["split val"] == "data.split chooses another"
+
+
+def test_cameras_of_one_name_keep_their_whole_names(tmp_path: Path) -> None:
+    """V-A30's kind: none takes the place of the other."""
+    root = rlds(tmp_path / "toy", (5,), changes={0: {
+        "steps/observation/image_primary": [encode_png(picture(9))] * 5
+    }})  # fmt: skip
+
+    def add(step: dict[str, Any]) -> None:
+        observation = step["observation"]["featuresDict"]["features"]
+        observation["image_primary"] = observation["image"]
+
+    changed(root, add)
+    (episode,) = open_dataset(root)
+    names = ("observation/image", "observation/image_primary", "wrist")
+    assert episode.cameras == names
+    assert [step_of(episode.image(name, 2)) for name in names] == [2, 9, 2]
+
+
+def test_what_the_folder_says_of_its_shards_in_odd_ways(tmp_path: Path) -> None:
+    root = rlds(tmp_path / "toy")
+    splits = [{"name": "train", "shardLengths": ["many"]}]
+    (root / "dataset_info.json").write_text(json.dumps({"splits": splits}))
+    with pytest.raises(UserError, match=r"expected numbers of episodes as shardLengths"):
+        open_dataset(root)
+    shard = root / "toy_arm-train.tfrecord-00000-of-00001"
+    shard.rename(root / f"{shard.name}.incomplete")
+    with pytest.raises(UserError, match="00001.incomplete', which is no shard's name"):
+        open_dataset(root)

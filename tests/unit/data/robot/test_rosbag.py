@@ -189,3 +189,72 @@ def test_topics_without_a_common_time_are_named(tmp_path: Path) -> None:
     arm(tmp_path / "bags/a", ["joint_1"], late=10)
     (damage,) = open_dataset(tmp_path / "bags").damage
     assert damage.cause == "missing_feature: /joint_states ends before /cam begins"
+
+
+def written(folder: Path, events: list[tuple[int, str, Any]], cut: int | None = None) -> Path:
+    """A bag of messages at times in nanoseconds; cut: the number of one that ends early."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    kinds = {topic: message.__msgtype__ for _, topic, message in events}
+    storage = rosbag2.StoragePlugin.MCAP
+    with rosbag2.Writer(folder, version=9, storage_plugin=storage) as writer:
+        topics = {t: writer.add_connection(t, kind, typestore=STORE) for t, kind in kinds.items()}
+        for number, (at, topic, message) in enumerate(events):
+            raw = STORE.serialize_cdr(message, kinds[topic])
+            writer.write(topics[topic], at, raw[:30] if number == cut else raw)
+    return folder
+
+
+def usual(ticks: int = 20) -> list[tuple[int, str, Any]]:
+    """Joints and an image ten times a second."""
+    return [
+        (1_700_000_000 * SECOND + tick * SECOND // 10, topic, message)
+        for tick in range(ticks)
+        for topic, message in (
+            ("/joint_states", joints(np.full(8, tick / 10))),
+            ("/cam/image_raw", image(picture(tick))),
+        )
+    ]
+
+
+def test_a_camera_that_was_recorded_twice_counts_once(tmp_path: Path) -> None:
+    """V-A30's kind: as it is and compressed; other topics of one name keep their whole names."""
+    packed = [
+        (at, "/cam/image_raw/compressed", TYPES["sensor_msgs/msg/CompressedImage"](
+            header(), "jpeg", np.frombuffer(encode_jpeg(picture(0)), np.uint8)
+        ))
+        for at, topic, _ in usual() if topic == "/cam/image_raw"
+    ]  # fmt: skip
+    written(tmp_path / "twice/a", usual() + packed)
+    dataset = open_dataset(tmp_path / "twice")
+    assert dataset.cameras == ("cam",) and step_of(dataset[0].image("cam", 7)) == 7
+    assert dataset.unused["/cam/image_raw/compressed"] == "the images of /cam/image_raw once more"
+    straight = [(at, "/cam/image_rect_color", m) for at, t, m in usual() if t == "/cam/image_raw"]
+    written(tmp_path / "two/a", usual() + straight)
+    dataset = open_dataset(tmp_path / "two")
+    assert dataset.cameras == ("/cam/image_raw", "/cam/image_rect_color")
+
+
+def test_a_clock_that_jumps_takes_no_memory(tmp_path: Path) -> None:
+    """Recording that begins before a simulation's clock stamps its first messages with 0."""
+    early = [(0, topic, message) for _, topic, message in usual(1)]
+    written(tmp_path / "bags/a", early + usual())
+    (damage,) = open_dataset(tmp_path / "bags").damage
+    assert "17,000,000,020 steps at 10 a second, and 21 messages" in damage.cause
+    assert "the clock jumped" in damage.cause
+
+
+def test_a_message_that_is_cut_off_costs_its_bag(tmp_path: Path) -> None:
+    written(tmp_path / "bags/a", usual())
+    written(tmp_path / "bags/b", usual(), cut=20)
+    dataset = open_dataset(tmp_path / "bags", damage_budget=100)
+    (damage,) = dataset.damage
+    assert [episode.name for episode in dataset] == ["a"]
+    assert damage.cause.startswith("bad_file: a message cannot be read, ") and damage.lost == 20
+
+
+def test_a_bag_of_ros_1_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "run.bag"
+    file.write_bytes(b"#ROSBAG V2.0\n")
+    for place in (tmp_path, file):
+        with pytest.raises(UserError, match="run.bag, a bag of ROS 1 .rosbags-convert makes"):
+            open_dataset(place)

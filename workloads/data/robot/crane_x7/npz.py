@@ -165,13 +165,13 @@ def _times(stored: np.lib.npyio.NpzFile, steps: int) -> np.ndarray | None:
 
 
 def _cameras(stored: np.lib.npyio.NpzFile, prefixes: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key in stored.files:
-        for prefix in prefixes:
-            if key == prefix:
-                found.setdefault(MAIN_CAMERA, key)
-            elif key.startswith(f"{prefix}_"):
-                found.setdefault(key[len(prefix) + 1 :], key)
+    short = {
+        key: key[len(prefix) + 1 :] or MAIN_CAMERA
+        for key in stored.files
+        for prefix in prefixes
+        if key == prefix or key.startswith(f"{prefix}_")
+    }
+    found = images.camera_names(short, short.__getitem__)
     return dict(sorted(found.items(), key=lambda item: (item[0] != MAIN_CAMERA, item[0])))
 
 
@@ -195,7 +195,10 @@ def _texts(
             values = stored[key].ravel()
         except ValueError:  # pickled objects: never loaded
             continue
-        words = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values]
+        try:
+            words = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values]
+        except UnicodeDecodeError:
+            raise _Unusable(f"bad_utf8: {key} is not UTF-8") from None
         if any(word.strip() for word in words):
             texts, which = distinct(words)
             if len(texts) > 1 and len(words) != steps:

@@ -90,6 +90,12 @@ class Recordings(Dataset):
             "meta.json" if any(meta.fps for meta in self._meta) else "the format",
             [episode for episode in times if episode is not None],
         )
+        other = {meta.color_order for meta in self._meta} - {None, options.color_order}
+        if options.color_order is not None and other:
+            self.note(
+                f"color_order is set to {options.color_order}, meta.json says "
+                f"{' and '.join(sorted(map(str, other)))}: that counts"
+            )
         self._describe()
         self._weigh_damage()
         self.report([])

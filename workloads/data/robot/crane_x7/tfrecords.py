@@ -52,7 +52,7 @@ TIMESTEP_KEY = "observation/timestep"
 TIMESTAMP_KEY = "observation/timestamp"
 NAME_KEY = "dataset_name"
 
-_VERSION = "crane-x7-3"
+_VERSION = "crane-x7-4"
 _CAMERA = re.compile(r"observation/image(?:s?[/_](?P<name>.+))?$")
 _DEPTH = re.compile(r"observation/depth(?:s?[/_](?P<name>.+))?$")
 _NOT_CAMERAS = {"height", "width", "channels", "format", "encoding"}
@@ -316,7 +316,7 @@ def _text(features: dict[str, Feature], keys: tuple[str, ...]) -> str:
 
 
 def _images(features: dict[str, Feature]) -> dict[str, str]:
-    found = {}
+    found = []
     for key, feature in features.items():
         match = _CAMERA.match(key)
         if not match or match["name"] in _NOT_CAMERAS or feature.kind != "bytes":
@@ -328,8 +328,13 @@ def _images(features: dict[str, Feature]) -> dict[str, str]:
             continue
         if not images.looks_like_image(content) and _raw_shape(features, key, content) is None:
             raise _Unusable(f"bad_image: image decode error, {key} holds no image")
-        found[match["name"] or MAIN_CAMERA] = key
-    return found
+        found.append(key)
+    return images.camera_names(found, _camera_name)
+
+
+def _camera_name(key: str) -> str:
+    match = _CAMERA.match(key)
+    return (match["name"] if match else None) or MAIN_CAMERA
 
 
 def _raw_shape(

@@ -26,7 +26,7 @@ from workloads.errors import UserError
 if TYPE_CHECKING:
     from workloads.data.robot.lerobot.reader import LeRobot
 
-_INDEX_VERSION = "video-frames-2"
+_INDEX_VERSION = "video-frames-3"
 _NEAR = 0.25  # tolerance of a time, in frames
 
 
@@ -146,12 +146,20 @@ class ImageColumns:
         self._cache: LruCache[tuple[Path, str, int], pa.Array] = LruCache(kept)
         self._starts: dict[Path, list[int]] = {}
 
-    def cell(self, file: Path, key: str, row: int) -> dict[str, object]:
-        """A cell with `bytes` or `path`; raises what pyarrow raises."""
+    def cell(self, file: Path, key: str, row: int) -> tuple[bytes | None, str | None]:
+        """The bytes of an image, or the path of its file, of which most writers make a struct.
+
+        Raises what pyarrow raises, and ValueError for a column of something else.
+        """
         starts = self._row_groups(file)
         group = int(np.searchsorted(starts, row, side="right")) - 1
         column = self._cache.get((file, key, group), lambda: _read_group(file, key, group))
-        return column[row - starts[group]].as_py() or {}
+        found = column[row - starts[group]].as_py()
+        if isinstance(found, dict):
+            return found.get("bytes"), found.get("path")
+        if not isinstance(found, bytes | str | None):
+            raise ValueError(f"it holds {column.type}, expected bytes or paths of images")
+        return (found, None) if isinstance(found, bytes) else (None, found)
 
     def _row_groups(self, file: Path) -> list[int]:
         if file not in self._starts:
@@ -178,12 +186,14 @@ class EpisodeImages:
         if key in self.entry.videos:
             return None
         try:
-            cell = self.dataset.columns.cell(self.entry.file, key, row)
-            if cell.get("bytes"):
-                return bytes(cell["bytes"])  # type: ignore[call-overload]
-            if cell.get("path"):
-                return self._read(key, str(cell["path"]))
+            content, path = self.dataset.columns.cell(self.entry.file, key, row)
+            if content:
+                return content
+            if path:
+                return self._read(key, path)
             raise ValueError("an empty cell")
+        except FileNotFoundError as error:
+            raise self._damaged(row, f"missing_file: no image {error}") from None
         except BROKEN as error:
             cause = f"bad_file: {key} cannot be read, {' '.join(str(error).split())}"
             raise self._damaged(row, cause) from error
@@ -207,7 +217,9 @@ class EpisodeImages:
         places = [root / path, folder / path]
         places += [folder / f"episode{mark}{index:06d}" / path for mark in ("_", "-")]
         places += [folder / f"episode_{index}" / path]
-        file = next((place for place in places if place.is_file()), places[0])
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            raise FileNotFoundError(path)
         if missing_files.is_pointer(file):
             raise OSError(f"{file}: {missing_files.WHAT_TO_DO}")
         return file.read_bytes()

@@ -34,8 +34,8 @@ _CUBE = pa.list_(pa.list_(pa.list_(pa.float64())))
 
 
 def camera_key(camera: str) -> str:
-    """The feature of a camera."""
-    return f"observation.images.{camera}"
+    """The feature of a camera; LeRobot takes "/" in names for a level of its statistics."""
+    return f"observation.images.{camera.replace('/', '.')}"
 
 
 def in_order(described: dict[str, Described]) -> dict[str, Described]:

@@ -12,13 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workloads import missing_files
-from workloads.data.robot.images import is_depth_name
+from workloads.data.robot.images import camera_names, is_depth_name
 from workloads.errors import UserError
 from workloads.json_files import read_json, read_json_lines
 
 BROKEN = (pa.ArrowException, OSError, KeyError, ValueError)
 # Features that every dataset has, or that no policy here learns from.
-_BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
+BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
+_IMAGE_TYPES = ("image", "video", "depth")
+# Names of the column of texts: of its own, or of a data frame's index.
+_TASK_TEXTS = ("task", "__index_level_0__")
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,18 @@ class DatasetMeta:
         """Names of the dimensions of the joined features, by info.json."""
         return tuple(name for key in keys for name in _names(self.features[key].get("names")))
 
+    def size(self, keys: tuple[str, ...]) -> int | None:
+        """Numbers of the joined features by info.json; None where it does not say."""
+        shapes = [self.features[key].get("shape") for key in keys]
+        if not all(
+            isinstance(shape, list) and all(type(size) is int for size in shape) for shape in shapes
+        ):
+            return None
+        return sum(math.prod(shape) for shape in shapes if shape)
+
     def unused(self, used: set[str]) -> dict[str, str]:
         """Features that nothing reads, each with its type and shape."""
-        left = {key for key in self.features if key not in used | _BOOKKEEPING}
+        left = {key for key in self.features if key not in used | BOOKKEEPING}
         return {
             key: f"{facts.get('dtype', 'unknown')} {facts.get('shape', '')}".strip()
             for key, facts in self.features.items()
@@ -137,15 +149,16 @@ class DatasetMeta:
             return _by_number(file, [(int(row["task_index"]), row["task"]) for row in rows])
         file = self.root / "meta" / "tasks.parquet"
         table = _read_table(file)
-        # The text is the index of a data frame, whose name differs between writers.
-        text = next((name for name in table.column_names if name != "task_index"), None)
-        if text is None or "task_index" not in table.column_names:
+        columns = {name: table[name].to_pylist() for name in table.column_names}
+        numbers = columns.pop("task_index", None)
+        texts = {name: column for name, column in columns.items() if _is_text(column)}
+        known = [texts[name] for name in _TASK_TEXTS if name in texts] or list(texts.values())
+        if numbers is None or not known or any(column != known[0] for column in known):
             raise UserError(
-                f"{file}: expected task_index and a text column, found "
-                f"{', '.join(table.column_names)}; copy the dataset again"
+                f"{file}: expected task_index and one column of texts, found "
+                f"{', '.join(table.column_names)}; write the tasks again with LeRobot's own tools"
             )
-        numbers, texts = table["task_index"].to_pylist(), table[text].to_pylist()
-        return _by_number(file, list(zip(numbers, texts, strict=True)))
+        return _by_number(file, list(zip(numbers, known[0], strict=True)))
 
     def _entries(self) -> list[Entry]:
         if not self._is_v3:
@@ -169,10 +182,16 @@ class DatasetMeta:
         named: dict[str, Any] = {"episode_chunk": chunk, "episode_index": index}
         videos = {}
         for key in self._video_keys:
-            name = str(self.info["video_path"]).format(video_key=key, **named)
+            name = self._video_path(key).format(video_key=key, **named)
             videos[key] = VideoSpan(self.root / name, 0.0, None)
         file = self.root / self.info["data_path"].format(**named)
         return Entry(index, int(row["length"]), _texts(row.get("tasks")), file, videos)
+
+    def _video_path(self, key: str) -> str:
+        path = self.info.get("video_path")
+        if not isinstance(path, str):
+            raise ValueError(f"a video_path of {path!r} in info.json, and {key} of type video")
+        return path
 
     def _entry_v3(self, meta_file: Path, row: Mapping[str, Any]) -> Entry:
         videos = {}
@@ -189,32 +208,56 @@ class DatasetMeta:
                     "none; LeRobot's own converter writes it, or leave the camera out of "
                     "meta/info.json"
                 )
-            name = str(self.info.get("video_path")).format(
+            name = self._video_path(key).format(
                 video_key=key,
-                chunk_index=row[f"{column}/chunk_index"],
-                file_index=row[f"{column}/file_index"],
+                chunk_index=_whole(row, f"{column}/chunk_index"),
+                file_index=_whole(row, f"{column}/file_index"),
             )
             start, end = row[f"{column}/from_timestamp"], row.get(f"{column}/to_timestamp")
             videos[key] = VideoSpan(
                 self.root / name, float(start), None if end is None else float(end)
             )
-        chunk, number = row["data/chunk_index"], row["data/file_index"]
+        chunk, number = _whole(row, "data/chunk_index"), _whole(row, "data/file_index")
         file = self.root / self.info["data_path"].format(chunk_index=chunk, file_index=number)
         tasks = _texts(row.get("tasks"))
-        return Entry(int(row["episode_index"]), int(row["length"]), tasks, file, videos)
+        return Entry(_whole(row, "episode_index"), _whole(row, "length"), tasks, file, videos)
+
+
+def _whole(row: Mapping[str, Any], column: str) -> int:
+    """A whole number, which data frames also write as a float, or in a list."""
+    found = row[column]
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    if not isinstance(found, int | float) or not math.isfinite(found) or found != int(found):
+        raise ValueError(f"{found!r} in the column {column}")
+    return int(found)
 
 
 def _texts(stated: Any) -> tuple[str, ...]:
     """An episode's tasks, which some writers state as one text instead of a list."""
-    listed = [stated] if isinstance(stated, str) else stated or ()
-    return tuple("" if text is None else str(text) for text in listed)
+    return tuple(map(as_text, [stated] if isinstance(stated, str) else stated or ()))
 
 
-def _by_number(file: Path, tasks: Sequence[tuple[int, str | None]]) -> dict[int, str]:
+def _is_text(column: list[Any]) -> bool:
+    return all(isinstance(value, str | None) for value in column)
+
+
+def as_text(stated: Any) -> str:
+    """A recorded text, '' for null; ValueError for all else: its notation is no instruction."""
+    if isinstance(stated, list) and len(stated) == 1:
+        stated = stated[0]
+    if not isinstance(stated, str | None):
+        raise ValueError(f"{stated!r} where a text is expected")
+    if stated and not stated.isascii() and any("\ud800" <= letter <= "\udfff" for letter in stated):
+        raise ValueError(f"{stated!r}, a text with half a letter (a lone surrogate)")
+    return stated or ""
+
+
+def _by_number(file: Path, tasks: Sequence[tuple[int, Any]]) -> dict[int, str]:
     """The text of each task, '' for null; UserError where a number has two."""
     found: dict[int, str] = {}
     for number, stated in tasks:
-        text = "" if stated is None else str(stated)
+        text = as_text(stated)
         if found.setdefault(number, text) != text:
             raise UserError(
                 f"{file}: expected one text for task_index {number}, found {found[number]!r} and "
@@ -236,17 +279,13 @@ def _cameras(
     features: Mapping[str, Mapping[str, Any]],
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Colour cameras with their features, and other images with the reason why they are none."""
-    colour, other = {}, {}
-    for key, facts in features.items():
-        if facts.get("dtype") not in ("image", "video", "depth"):
-            continue
-        camera = re.sub(r"^observation\.(images\.)?", "", key)
-        reason = _no_colour(key, facts)
-        if reason is None:
-            colour[camera] = key
-        else:
-            other[camera] = reason
-    return colour, other
+    images = [key for key, facts in features.items() if facts.get("dtype") in _IMAGE_TYPES]
+    reasons = {key: _no_colour(key, features[key]) for key in images}
+    colour = [key for key, reason in reasons.items() if reason is None]
+    return (
+        camera_names(colour, lambda key: re.sub(r"^observation\.(images\.)?", "", key)),
+        {key: reason for key, reason in reasons.items() if reason is not None},
+    )
 
 
 def _no_colour(key: str, facts: Mapping[str, Any]) -> str | None:
@@ -264,16 +303,18 @@ def _no_colour(key: str, facts: Mapping[str, Any]) -> str | None:
 
 
 def _names(stated: Any) -> list[str]:
-    """The names of a vector's dimensions: a list, or lists by kind of part, or numbers by name."""
+    """The names of a vector's dimensions: lists, by kind of part or not, or numbers by name."""
     if isinstance(stated, Mapping):
         if all(isinstance(value, int) for value in stated.values()):
             return sorted(map(str, stated), key=lambda name: int(stated[name]))
-        parts = {part: names for part, names in stated.items() if isinstance(names, list)}
-        found = [str(name) for names in parts.values() for name in names]
+        parts = {part: _names(names) for part, names in stated.items()}
+        found = [name for names in parts.values() for name in names]
         if len(set(found)) < len(found):  # two arms with the same joints
             return [f"{part}_{name}" for part, names in parts.items() for name in names]
         return found
-    return [str(name) for name in stated] if isinstance(stated, list) else []
+    if isinstance(stated, list):
+        return [name for item in stated for name in _names(item)]
+    return [] if stated is None else [str(stated)]
 
 
 def _read_table(file: Path, without: str | None = None) -> pa.Table:

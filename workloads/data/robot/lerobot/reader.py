@@ -13,7 +13,14 @@ from workloads import missing_files
 from workloads.data.robot.episode import Dataset, Episode, usual_sizes
 from workloads.data.robot.instructions import distinct, instruction_of
 from workloads.data.robot.lerobot.frames import EpisodeImages, ImageColumns, tie_videos
-from workloads.data.robot.lerobot.meta import BROKEN, DatasetMeta, Entry, cause_of
+from workloads.data.robot.lerobot.meta import (
+    BOOKKEEPING,
+    BROKEN,
+    DatasetMeta,
+    Entry,
+    as_text,
+    cause_of,
+)
 from workloads.data.robot.lerobot.video import OpenVideos
 from workloads.data.robot.lru import LruCache
 from workloads.data.robot.options import Options
@@ -27,6 +34,7 @@ _NOT_WHOLE = "wrong_dim: state or action missing, or of another size than in mos
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
 _FILES_KEPT = 2
+_MOST_NAMED = 5  # episodes
 _GROUPS_KEPT = 2
 
 
@@ -89,8 +97,8 @@ class LeRobot(Dataset):
     def _name_what_is_unused(self) -> None:
         used = {*self.state_keys, *self.action_keys, self.text_key, *self.meta.cameras.values()}
         self.unused = self.meta.unused(used)
-        for camera, reason in self.meta.no_cameras.items():
-            self.unused[f"observation.images.{camera}"] = f"no colour camera: {reason}"
+        for key, reason in self.meta.no_cameras.items():
+            self.unused[key] = f"no colour camera: {reason}"
 
     def _read_all(self) -> list["_Rows"]:
         """Read the rows of every episode and record damage."""
@@ -117,10 +125,15 @@ class LeRobot(Dataset):
         return found
 
     def _names(self, keys: tuple[str, ...], size: int) -> tuple[str, ...] | None:
+        stated = self.meta.size(keys)
+        if size and stated not in (None, size):
+            self.note(
+                f"meta/info.json says {stated} numbers for {', '.join(keys)}, the rows have {size}"
+            )
         names = self.meta.names(keys)
         if len(names) == size:
             return names or None
-        if len(names) > 1:  # one stands for the whole vector
+        if size and len(names) > 1:  # one stands for the whole vector
             self.note(
                 f"meta/info.json names {len(names)} dimensions of {', '.join(keys)}, the rows have "
                 f"{size}: they go by their numbers"
@@ -142,6 +155,18 @@ class LeRobot(Dataset):
             self.note(
                 f"{len(mixed)} episodes have rows out of order, which are used in the file's; the "
                 f"first is episode {mixed[0][0].index}: {mixed[0][1]}"
+            )
+        spoken = [
+            (entry, [text for text in rows.texts if text.strip()])
+            for entry, rows in pairs
+            if rows.which is None
+        ]
+        several = [(entry, texts) for entry, texts in spoken if len(texts) > 1]
+        if several:
+            entry, texts = several[0]
+            self.note(
+                f"{len(several)} episodes list several tasks, and no task_index says which row has "
+                f"which; the first is episode {entry.index}, where {texts[0]!r} stands for all"
             )
         if self.silent_tasks:
             numbers = ", ".join(map(str, sorted(self.silent_tasks, key=str)))
@@ -179,6 +204,9 @@ class LeRobot(Dataset):
         count = len(rows.rows)
         if count < lost:
             cause = f"truncated: {lost} rows of episode {entry.index} expected, {count} found"
+            if not count:
+                there = pc.unique(table["episode_index"]).to_pylist()[:_MOST_NAMED]
+                cause += f"; the file has rows of episode {', '.join(map(str, there))}"
             self.damage.append(Damage(str(entry.file), count, None, cause, lost - count))
         causes = np.where(rows.whole, _NOT_FINITE, _NOT_WHOLE)
         self.damage += [
@@ -191,6 +219,8 @@ class LeRobot(Dataset):
         if missing_files.is_pointer(file):
             raise OSError(missing_files.WHAT_TO_DO)
         there = set(pq.read_schema(file).names)
+        for column in sorted(there - {*self.meta.features, *BOOKKEEPING}):
+            self.unused.setdefault(column, "a column that meta/info.json does not list")
         wanted = {"timestamp", "frame_index", "episode_index", _TASK_KEY, self.text_key}
         wanted |= {*self.state_keys, *self.action_keys}
         return pq.read_table(file, columns=sorted(wanted & there))
@@ -267,8 +297,11 @@ def _texts(
         return list(entry.tasks), None, False
     values = table[key].to_pylist()
     if key != _TASK_KEY:
-        numbers = not pa.types.is_string(table[key].type)
-        texts, which = distinct(["" if value is None else str(value) for value in values])
+        kind = table[key].type
+        numbers = not pa.types.is_null(kind) and any(is_kind(kind) for is_kind in _NUMBERS)
+        if numbers:
+            values = [None if value is None else str(value) for value in values]
+        texts, which = distinct([as_text(value) for value in values])
         return texts, which, numbers
     by_row = [dataset.meta.tasks.get(task, "") for task in values]
     texts, which = distinct(by_row)

@@ -19,9 +19,10 @@ class VideoError(ValueError):
 
 
 def video_facts(path: Path) -> tuple[int, str]:
-    """Number of frames of a video, by its header if given there, and the name of its pixel format.
+    """Number of frames that a video shows, and the name of its pixel format; VideoError.
 
-    Raises VideoError.
+    The header counts all frames. It is believed where the index has as many and an edit list
+    leaves none of them out; else all packets are read.
     """
     import av
 
@@ -30,7 +31,8 @@ def video_facts(path: Path) -> tuple[int, str]:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            frames = int(stream.frames) or len(frame_times(path))
+            shown = sum(not entry.is_discard for entry in stream.index_entries)
+            frames = shown if 0 < shown == stream.frames else len(frame_times(path))
             return frames, str(stream.codec_context.pix_fmt)
     except (av.FFmpegError, ValueError, EOFError, OSError, IndexError) as error:
         raise VideoError(f"not a readable video: {error}") from error

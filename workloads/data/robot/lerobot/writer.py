@@ -49,6 +49,11 @@ def to_lerobot_v3(
     """
     rate = rate_of(dataset, fps)
     chosen = tuple(cameras or dataset.cameras)
+    if len({layout.camera_key(camera) for camera in chosen}) < len(chosen):
+        raise UserError(
+            f"{dataset.path}: expected cameras whose names differ with '.' for '/', found "
+            f"{', '.join(chosen)}; choose some with --cameras"
+        )
     with whole_folder(Path(out)) as folder:
         recipe = Recipe(chosen, size, video, rate, folder / "encoding")
         writer = _Writer(folder, dataset, recipe)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workloads.data.robot.images import is_depth_name
+from workloads.data.robot.images import camera_names, is_depth_name
 from workloads.data.robot.options import Options
 from workloads.errors import UserError
 from workloads.json_files import read_json
@@ -31,7 +31,8 @@ _FLAGS = {"is_first", "is_last", "is_terminal", "discount", "reward"}
 
 @dataclass(frozen=True)
 class Spec:
-    """One feature: kind "tensor", "image", "text" or "class", its shape and type."""
+    """One feature: kind "tensor", "image", "text", "class" or one that nothing reads, its shape
+    and type."""
 
     kind: str
     shape: tuple[int, ...]
@@ -41,7 +42,7 @@ class Spec:
         if self.kind == "class":
             return f"a class of {self.shape[0]}"
         size = f" {list(self.shape)}" if self.shape else ""
-        return "a text" if self.kind == "text" else f"{self.kind} {self.dtype}{size}"
+        return "a text" if self.kind == "text" else f"{self.kind} {self.dtype}{size}".strip()
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def read_features(path: Path, options: Options) -> Features:
 
 
 def _specs(features: dict[str, Any], path: Path) -> tuple[dict[str, Spec], dict[str, Spec]]:
-    """The features of a step, and those of an episode, by key; other kinds are left out."""
+    """The features of a step, and those of an episode, by key."""
     file = path / "features.json"
     if "featuresDict" not in features and {"type", "content"} <= features.keys():
         raise UserError(
@@ -139,6 +140,10 @@ def _collect(node: dict[str, Any], key: str, found: dict[str, Spec]) -> None:
             dtype = str(facts.get("dtype", ""))
             is_text = kind == "tensor" and dtype in ("string", "object", "str")
             found[key] = Spec("text" if is_text else kind, shape, dtype)
+            return
+    # A sequence of any length in each step, a video and the like: named as not used.
+    other = [kind for kind in node if kind not in ("pythonClassName", "description")]
+    found[key] = Spec(other[0] if other else "nothing", (), "")
 
 
 def _vector_keys(
@@ -175,7 +180,7 @@ def _is_vector(spec: Spec | None) -> bool:
 def _cameras(specs: Mapping[str, Spec]) -> tuple[dict[str, str], dict[str, str]]:
     """Colour images by camera, and the images that are none: observation/image_x is "x",
     observation/image "primary"."""
-    found, other = {}, {}
+    found, other = [], {}
     for key, spec in specs.items():
         is_pixels = spec.kind == "tensor" and spec.dtype == "uint8" and len(spec.shape) == 3
         if spec.kind != "image" and not is_pixels:
@@ -186,11 +191,14 @@ def _cameras(specs: Mapping[str, Spec]) -> tuple[dict[str, str], dict[str, str]]
         if spec.shape[-1:] == (1,) or (is_pixels and spec.shape[-1] not in (3, 4)):
             other[key] = f"no colour camera: {spec}"
             continue
-        match = re.fullmatch(r"observation/image(?:s?[/_](?P<name>.+))?", key)
-        name = (match["name"] or "primary") if match else key.removeprefix("observation/")
-        found[name] = key
-    cameras = dict(sorted(found.items(), key=lambda item: (item[0] != "primary", item[0])))
-    return cameras, other
+        found.append(key)
+    cameras = camera_names(found, _camera_name)
+    return dict(sorted(cameras.items(), key=lambda item: (item[0] != "primary", item[0]))), other
+
+
+def _camera_name(key: str) -> str:
+    match = re.fullmatch(r"observation/image(?:s?[/_](?P<name>.+))?", key)
+    return (match["name"] or "primary") if match else key.removeprefix("observation/")
 
 
 def _text_key(specs: Mapping[str, Spec], asked: str, texts: tuple[str, ...], path: Path) -> str:

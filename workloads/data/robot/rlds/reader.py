@@ -39,7 +39,8 @@ class Rlds(Dataset):
         features = read_features(path, options)
         self.layout, self.text_keys = features.layout, features.text_keys
         self.unused = features.unused
-        self.name, split, shards = find_shards(path, options.split)
+        self.name, split, shards, others = find_shards(path, options.split)
+        self.unused |= {f"split {name}": "data.split chooses another" for name in others}
         there = [file for file in shards if file.exists()]
         version = f"{_VERSION} {self.layout}"
         arrays = load_or_build(

@@ -18,8 +18,8 @@ _SHARD = re.compile(
 _DEFAULT_SPLIT = "train"
 
 
-def find_shards(path: Path, split: str | None) -> tuple[str, str, list[Path]]:
-    """The dataset's name, the split, and all its shards, missing ones included.
+def find_shards(path: Path, split: str | None) -> tuple[str, str, list[Path], list[str]]:
+    """The dataset's name, the split, all its shards, missing ones included, and other splits.
 
     Raises UserError where the split has no shards.
     """
@@ -30,9 +30,11 @@ def find_shards(path: Path, split: str | None) -> tuple[str, str, list[Path]]:
         chosen = splits[0]
     mine = [match for match in matches if match["split"] == chosen]
     if not mine:
+        named = [file.name for file in sorted(path.iterdir()) if "record" in file.name]
+        other = f" (found {named[0]!r}, which is no shard's name)" if named and not matches else ""
         raise UserError(
             f"{path}: expected shards of split {chosen or 'train'}, found splits: "
-            f"{', '.join(splits) or 'none'}; name one with split, or download the shards"
+            f"{', '.join(splits) or 'none'}{other}; name one with split, or download the shards"
         )
     first = mine[0]
     sets = {(match["stem"], match["kind"], match["count"]): match for match in mine}
@@ -52,7 +54,8 @@ def find_shards(path: Path, split: str | None) -> tuple[str, str, list[Path]]:
         f"{stem}-{chosen}.{kind}-{number:0{digits}d}-of-{count:0{digits}d}"
         for number in range(count)
     ]
-    return stem, str(chosen), [path / name for name in names]
+    others = [name for name in splits if name != chosen]
+    return stem, str(chosen), [path / name for name in names], others
 
 
 def shard_lengths(path: Path, split: str, count: int) -> list[int] | None:
@@ -63,7 +66,13 @@ def shard_lengths(path: Path, split: str, count: int) -> list[int] | None:
     for entry in read_json(file).get("splits") or ():
         lengths = entry.get("shardLengths") if isinstance(entry, dict) else None
         if lengths and entry.get("name") == split and len(lengths) == count:
-            return [int(length) for length in lengths]
+            try:
+                return [int(length) for length in lengths]
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"{file}: expected numbers of episodes as shardLengths, found {lengths!r}; "
+                    "copy the file again"
+                ) from error
     return None
 
 

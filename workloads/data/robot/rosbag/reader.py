@@ -30,6 +30,8 @@ STATE_TOPIC = "/joint_states"
 _OLD = 0.5  # seconds after which a message is too old for a step
 _BAGS_OPEN = 4
 _NANOSECONDS = 1e-9
+_MOST_SPARSE = 1000  # steps for each message of the most frequent topic
+_PACKED = "/compressed"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Rosbags(Dataset):
                 self.found.append(self._read(folder))
             except _Unusable as error:
                 lost.append(Damage(str(folder), 0, None, str(error)))
+            except UserError:
+                raise
+            except Exception as error:  # rosbags' own, sqlite3's, struct's, numpy's
+                cause = f"bad_file: a message cannot be read, {' '.join(str(error).split())}"
+                lost.append(Damage(str(folder), 0, None, cause))
         if self.state_names == messages.CRANE_X7:
             self.name = "crane_x7"
         self._weigh(lost)
@@ -124,7 +131,7 @@ class Rosbags(Dataset):
 
     def _cameras(self, reader: Any, topics: dict[str, str]) -> dict[str, str]:
         """Colour cameras, named by their topics without their common ending."""
-        found: dict[str, str] = {}
+        found: list[str] = []
         for connection in reader.connections:
             if connection.msgtype not in (messages.IMAGE, messages.COMPRESSED):
                 continue
@@ -136,11 +143,11 @@ class Rosbags(Dataset):
             if reason is not None:
                 self.unused[connection.topic] = f"no colour camera: {reason}"
                 continue
-            name = connection.topic.strip("/")
-            for ending in ("/compressed", "/image_raw", "/image_rect_color", "/image"):
-                name = name.removesuffix(ending)
-            found.setdefault(name, connection.topic)
-        return dict(sorted(found.items()))
+            found.append(connection.topic)
+        once = [topic for topic in found if topic.removesuffix(_PACKED) not in {*found} - {topic}]
+        for topic in {*found} - {*once}:
+            self.unused[topic] = f"the images of {topic.removesuffix(_PACKED)} once more"
+        return dict(sorted(images.camera_names(once, _camera_name).items()))
 
     def _text_topic(self, folder: Path, topics: dict[str, str]) -> str | None:
         texts = [topic for topic, kind in topics.items() if kind == messages.TEXT]
@@ -217,6 +224,13 @@ class Rosbags(Dataset):
             raise _Unusable(f"missing_feature: {first} ends before {last} begins")
         rate = self.fps or RATE
         count = int((stop - start) * _NANOSECONDS * rate + 1e-6) + 1
+        most = max(len(streams[topic][0]) for topic in needed)
+        if count > _MOST_SPARSE * most:
+            raise _Unusable(
+                f"bad_file: {count:,} steps at {rate:g} a second, and {most:,} messages of the "
+                "most frequent topic: the clock jumped, as where recording begins before a "
+                "simulation's clock, or data.rate is too high"
+            )
         moments = start + np.round(np.arange(count) / rate / _NANOSECONDS).astype(np.int64)
         fresh, latest = np.ones(count, bool), {}
         for topic in needed:
@@ -289,6 +303,13 @@ class Rosbags(Dataset):
         self.seen = sum(element.moments for element in self.found) + sum(
             d.lost for d in self.damage
         )
+
+
+def _camera_name(topic: str) -> str:
+    name = topic.strip("/").removesuffix(_PACKED)
+    for ending in ("/image_raw", "/image_rect_color", "/image"):
+        name = name.removesuffix(ending)
+    return name
 
 
 class _Unusable(Exception):
@@ -367,7 +388,7 @@ class _Images:
             wanted = [link for link in reader.connections if link.topic == topic]
             connection, _, raw = next(iter(reader.messages(wanted, stamp, stamp + 1)))
             return connection.msgtype, reader.deserialize(raw, connection.msgtype)
-        except (StopIteration, _Unusable, OSError, ValueError, KeyError) as error:
+        except Exception as error:  # as above
             raise self._damaged(camera, row, f"missing_feature: {error}") from error
 
     def _damaged(self, camera: str, row: int, cause: str) -> DamagedRecord:

@@ -7,8 +7,8 @@ import openai
 import pytest
 
 from tests.compose.project import Project, docker
-from tests.support.processes import free_port
 from tests.support.tiny_llama import write_tiny
+from workloads.launch.network import free_ports
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
 
@@ -17,7 +17,7 @@ ASKED = "hi"
 
 
 def test_the_openai_client_is_answered(project: Callable[..., Project]) -> None:
-    port = free_port()
+    port = free_ports()
     chat = project("llm-4090", FILES, TATARA_CHAT_MODEL="outputs/tiny", TATARA_CHAT_PORT=str(port))
     for path in (folder := write_tiny(chat.outputs / "tiny"), *folder.iterdir()):
         os.chown(path, chat.uid, chat.gid)

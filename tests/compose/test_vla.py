@@ -13,7 +13,8 @@ from tests.compose.project import ROOT, Project, arguments, docker
 from tests.smoke.test_vla_train import unpack
 from tests.support.calvin_cases import write_calvin
 from tests.support.policy_heads import HEADS, answers_as_its_checkpoint
-from tests.support.processes import events, free_port, losses, state
+from tests.support.processes import events, losses, state
+from workloads.launch.network import free_ports
 from workloads.run.integrity import sealed
 from workloads.vla.serve.client import PolicyClient
 
@@ -59,7 +60,7 @@ def run_once(vla: Project, *words: str) -> subprocess.CompletedProcess[str]:
 def test_it_trains_looks_at_data_and_serves(
     project: Callable[..., Project], tmp_path: Path
 ) -> None:
-    port = free_port()
+    port = free_ports()
     vla = project(
         "vla",
         FILES,
@@ -131,7 +132,7 @@ def test_a_policy_head_is_stopped_and_resumes_to_the_same_weights(
         "action_head.hidden=16",
         "parallel.ranks_per_node=2",
         "parallel.strategy=fsdp2",
-        "train.max_steps=24",
+        "train.max_steps=40",
         "train.per_device_batch_size=2",
         "checkpoints.every_steps=100",
         "evaluation.every_steps=100",
@@ -145,7 +146,7 @@ def test_a_policy_head_is_stopped_and_resumes_to_the_same_weights(
     docker("stop", "--time", "120", part.container("vla"), timeout=180)
     part.ends(vla=3)
     stopped_at = events(run, "stop requested")[0]["step"]
-    assert sealed(run.checkpoints)[-1].name == f"checkpoint-{stopped_at}" != "checkpoint-24"
+    assert sealed(run.checkpoints)[-1].name == f"checkpoint-{stopped_at}" != "checkpoint-40"
     part.write_settings(**own, **arguments(*words, "--resume", "latest"))
     # Neither waits for the other: half of a start is waiting for files.
     whole.up("vla")
@@ -155,6 +156,6 @@ def test_a_policy_head_is_stopped_and_resumes_to_the_same_weights(
     straight = whole.run("policy-tiny")
     assert events(straight, "training")[0]["strategy"] == "fsdp2"
     assert part.run("policy-tiny").path == run.path
-    assert losses(run) == losses(straight) and len(losses(run)) == 24
+    assert losses(run) == losses(straight) and len(losses(run)) == 40
     assert state(run) == state(straight)
     assert answers_as_its_checkpoint(run)

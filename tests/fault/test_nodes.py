@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.processes import PATIENCE, ROOT, Training, descendants, events, free_port, rows
+from tests.support.processes import PATIENCE, ROOT, Training, descendants, events, rows
+from workloads.launch.network import free_ports
 
 pytestmark = pytest.mark.fault
 
@@ -45,7 +46,7 @@ def train(nodes: list[Path]) -> tuple[list[int], str]:
     shared = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(free_ports()),
         "TATARA_RENDEZVOUS_SECRET": "shared by the two nodes alone",
         "OMP_NUM_THREADS": "1",
     }

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import socket
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -62,9 +61,7 @@ def train_inline(profile: Path, folder: Path, *words: str) -> Trained:
 
 def as_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of a job with one rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     facts = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}
-    for name, value in (facts | {"MASTER_PORT": port, "OMP_NUM_THREADS": 1}).items():
+    # Nobody else comes to its store, so torch may choose the port.
+    for name, value in (facts | {"MASTER_PORT": 0, "OMP_NUM_THREADS": 1}).items():
         monkeypatch.setenv(name, str(value))

@@ -4,9 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import termios
@@ -85,7 +83,7 @@ class Training:
 
     @property
     def console(self) -> str:
-        return self.log.read_text()
+        return self.log.read_text(errors="replace")  # it may end within a letter for now
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for something to show in the run's files; fail with the console otherwise."""
@@ -97,7 +95,9 @@ class Training:
             time.sleep(0.02)
 
     def everything(self) -> str:
-        logs = [path.read_text()[-3000:] for path in self.outputs.glob("*/*/logs/*.log")]
+        logs = [
+            path.read_text(errors="replace")[-3000:] for path in self.outputs.glob("*/*/logs/*.log")
+        ]
         return "\n".join([self.console[-3000:], *logs])
 
     def until_step(self, step: int) -> None:
@@ -146,19 +146,6 @@ class Trainings:
         return Training(outputs, [*self.words, *words], profile=self.profile, **more)
 
 
-def free_port() -> int:
-    """A port of this machine that is free now, and the one below it too, which torchrun takes.
-
-    It lies below those that the kernel gives to connections: none of them takes it by chance.
-    """
-    while True:
-        port = random.SystemRandom().randrange(10_001, 32_000)
-        with contextlib.suppress(OSError):
-            for number in (port, port - 1):
-                socket.create_server(("", number)).close()
-            return port
-
-
 def descendants(root: int) -> list[int]:
     """A process and all below it, parents first."""
     parents = {}
@@ -175,8 +162,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSON Lines file that may be written right now."""
     if not path.is_file():
         return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def steps(run: Run) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import free_port
+from workloads.launch.network import free_ports
 
 _CONFIG = """\
 Port {port}
@@ -56,7 +56,7 @@ def ssh_server(folder: Path) -> Iterator[SshServer]:
     folder.mkdir(parents=True)
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it where it gives up its rights
-    server = SshServer(folder, free_port(), folder / "id_ed25519", getpass.getuser())
+    server = SshServer(folder, free_ports(), folder / "id_ed25519", getpass.getuser())
     for path in (server.identity, folder / "host_key"):
         _key(path)
     shutil.copy(f"{server.identity}.pub", folder / "authorized_keys")

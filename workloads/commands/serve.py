@@ -20,6 +20,7 @@ from workloads.commands.speaking import (
 )
 from workloads.errors import UserError
 from workloads.host.ports import check_exposed, claim, is_free, unusable, url_of
+from workloads.launch.network import free_ports
 from workloads.run import outputs
 from workloads.run.models import exported_model
 
@@ -167,8 +168,8 @@ def _by_vllm(
 
     port = args.port
     if port == 0:
-        with claim(args.host, 0) as taken:
-            port = taken.getsockname()[1]
+        claim(args.host, 0).close()  # raises for a host that is not this machine's
+        port = free_ports()  # vLLM takes it half a minute later
     elif not is_free(port, args.host):
         raise unusable(args.host, port, OSError("it is in use"))
     config = run.config() if run else None

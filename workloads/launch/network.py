@@ -1,15 +1,21 @@
 """Interface to another host, and free ports, without any package."""
 
+import contextlib
 import fcntl
 import os
+import random
 import socket
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from workloads.errors import UserError
 
 _PORT_WAIT = 10.0  # seconds until a port of a job that has just ended is free
+
+_LEAST_PORT = 10_001
+_GIVEN_BY_THE_KERNEL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 _SIOCGIFADDR = 0x8915  # the request for an interface's IPv4 address, from linux/sockios.h
 
@@ -39,6 +45,27 @@ def _address_of(some: socket.socket, interface: str) -> str | None:
     except OSError:
         return None  # an interface without an IPv4 address
     return socket.inet_ntoa(answer[20:24])
+
+
+def free_ports() -> int:
+    """The first of two neighbouring ports that are free on this machine; UserError for none.
+
+    torchrun takes its port seconds after it was chosen, so it is one that the kernel gives to no
+    connection meanwhile.
+    """
+    try:
+        end = int(_GIVEN_BY_THE_KERNEL.read_text().split()[0]) - 1
+    except OSError:
+        end = 32_767  # Linux's own default
+    if end < _LEAST_PORT + 100:  # the kernel gives nearly all of them
+        end = 65_535
+    for _ in range(64):
+        port = random.SystemRandom().randrange(_LEAST_PORT, end)
+        with contextlib.suppress(OSError):
+            for number in (port, port + 1):
+                socket.create_server(("", number)).close()
+            return port
+    raise UserError("expected two free ports next to each other on this machine, found none")
 
 
 def listener(

@@ -37,7 +37,7 @@ from workloads.launch.attempt import Attempt
 from workloads.launch.coordinator import Coordinator
 from workloads.launch.member import Member
 from workloads.launch.messages import Hello, Meeting, Outcome, Terms
-from workloads.launch.network import interface_to, listener
+from workloads.launch.network import free_ports, interface_to, listener
 from workloads.launch.rendezvous import Alone, Rendezvous
 from workloads.processes import PARENT, die_with_parent, make_output_lossy, own_command
 from workloads.run import Owner, Run
@@ -117,7 +117,8 @@ def launch(job: Job) -> int:
     signals.listen_to_terminal(stop.on_signal)
     job.config.accumulation_steps(job.nodes * job.ranks)  # refuses a batch that cannot be split
     if job.is_local:
-        job = replace(job, env={**job.env, "MASTER_ADDR": "127.0.0.1", **_free_port(job)})
+        port = job.env.get("MASTER_PORT") or str(free_ports())
+        job = replace(job, env={**job.env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
     report = _reporter(job)
     if job.node != 0:
         code = _take_part(job, None, stop, report)
@@ -162,21 +163,6 @@ def _reporter(job: Job) -> Callable[[str], None]:
             print(f"tatara{name}: {text}", file=sys.stderr, flush=True)
 
     return report
-
-
-def _free_port(job: Job) -> dict[str, str]:
-    """Two consecutive free ports: local nodes need no agreed one."""
-    if job.env.get("MASTER_PORT"):
-        return {}
-    for _ in range(64):
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port = first.getsockname()[1]
-        try:
-            socket.create_server(("127.0.0.1", port + 1)).close()
-        except OSError:
-            continue
-        return {"MASTER_PORT": str(port)}
-    raise UserError("expected two free ports next to each other on this machine, found none")
 
 
 def _target(job: Job) -> Run:
@@ -367,8 +353,8 @@ def _prepare(job: Job, meeting: Meeting) -> Run:
 def _agent_words(job: Job) -> list[str]:
     """torchrun's arguments: with a static rendezvous, so that rank 0 is on NODE_RANK 0."""
     address, port = _master(job)
-    if job.nodes == 1:
-        port = int(_free_port(job).get("MASTER_PORT", port))
+    if job.nodes == 1 and not job.env.get("MASTER_PORT"):
+        port = free_ports()
     return [
         f"--nnodes={job.nodes}",
         f"--node-rank={job.node}",

@@ -158,6 +158,7 @@ def test_shards_of_two_real_ranks(tmp_path: Path) -> None:
 
     def fill(folder: Path) -> None:
         words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        words += ["--local-addr=127.0.0.1"]  # where the name of this host leads nowhere
         words += ["--nproc-per-node", "2", str(script), str(folder / "pytorch_model_fsdp_0")]
         env = {"PYTHONPATH": str(Path(__file__).parents[4]), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(words, env={**env, "PATH": ""}, capture_output=True, text=True)

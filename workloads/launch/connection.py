@@ -79,9 +79,13 @@ class Link:
     def _mac(self, side: bytes, number: int, line: bytes) -> bytes:
         return _proof(self._key, side, str(number).encode(), line)
 
-    def close(self) -> None:
+    def shut(self) -> None:
+        """End the connection; what has come already can still be read."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.shut()
         self._socket.close()
 
 
@@ -165,7 +169,7 @@ class Connection:
             with self._writing:
                 self._link.write(line_of(kind, facts))
         except OSError:
-            self.open = False
+            self._link.shut()  # `_read` has the last word, and what came before the end
 
     def lost(self, silence: float) -> bool:
         """Whether nothing more will come.

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import free_port
 from tests.support.waiting import until
 from workloads.errors import EXIT_DONE, EXIT_RETRY, EXIT_USER, Retry, Stopped, UserError
 from workloads.launch.coordinator import Coordinator
 from workloads.launch.member import Member
 from workloads.launch.messages import Hello, Meeting, Outcome, Terms
+from workloads.launch.network import free_ports
 from workloads.launch.rendezvous import Alone
 
 pytestmark = pytest.mark.unit
@@ -31,12 +31,12 @@ class Nodes:
     """Two nodes of one job, each with its own idea of `outputs/`."""
 
     def __init__(
-        self, outputs: list[Path], timeout: float = 10, config: str = "same", silence: float = 2.0
+        self, outputs: list[Path], timeout: float = 60, config: str = "same", silence: float = 30
     ) -> None:
         self.stop = threading.Event()
         self.told: list[str] = []
         terms = Terms(timeout, silence, lambda: 15 * self.stop.is_set(), self.told.append)
-        port = free_port()
+        port = free_ports() + 1  # torchrun has the one before it
         here = "127.0.0.1"
         self.first = Coordinator(
             Hello(0, "a", 1, "same"), 2, here, port, "run-1", outputs[0], terms, SECRET
@@ -61,7 +61,7 @@ def test_all_nodes_learn_the_run_id_and_that_they_share_a_disk(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     nodes = Nodes([tmp_path])
-    first, second = (node.result(20) for node in nodes.meet(pool))
+    first, second = (node.result(60) for node in nodes.meet(pool))
     assert first == second == Meeting("run-1", 0, shared=True, hosts=("a", "b"))
     assert list(tmp_path.iterdir()) == [], "the probe file is gone"
     nodes.close()
@@ -70,7 +70,7 @@ def test_all_nodes_learn_the_run_id_and_that_they_share_a_disk(
 def test_separate_disks_are_found_out(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     (tmp_path / "x").mkdir()
     nodes = Nodes([tmp_path, tmp_path / "x"])
-    assert [node.result(20).shared for node in nodes.meet(pool)] == [False, False]
+    assert [node.result(60).shared for node in nodes.meet(pool)] == [False, False]
     nodes.close()
 
 
@@ -89,10 +89,10 @@ def test_other_settings_on_another_node_are_refused_on_both(
     nodes = Nodes([tmp_path], config="other")
     first, second = nodes.meet(pool)
     with pytest.raises(UserError, match="node 1 .* has other settings") as caught:
-        first.result(20)
+        first.result(60)
     nodes.first.end(Outcome(EXIT_USER, str(caught.value)))
     with pytest.raises(UserError, match="other settings"):
-        second.result(20)
+        second.result(60)
     nodes.close()
 
 
@@ -100,22 +100,22 @@ def test_the_cause_wins_over_what_it_made_others_lose(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     nodes = Nodes([tmp_path])
-    [node.result(20) for node in nodes.meet(pool)]
+    [node.result(60) for node in nodes.meet(pool)]
     mine = pool.submit(nodes.first.settle, Outcome(EXIT_RETRY, "lost contact with a rank"), True)
     other = pool.submit(nodes.second.settle, Outcome(EXIT_RETRY, "rank 1: SIGKILL"), True)
     expected = Outcome(EXIT_RETRY, "rank 1: SIGKILL", again=True)
-    assert mine.result(20) == other.result(20) == expected
-    again = [node.result(20) for node in nodes.meet(pool, attempt=1)]
+    assert mine.result(60) == other.result(60) == expected
+    again = [node.result(60) for node in nodes.meet(pool, attempt=1)]
     assert [node.attempt for node in again] == [1, 1]
     mine = pool.submit(nodes.first.settle, Outcome(EXIT_DONE, ""), True)
     other = pool.submit(nodes.second.settle, Outcome(EXIT_USER, "bad row"), True)
-    assert mine.result(20) == other.result(20) == Outcome(EXIT_USER, "bad row")
+    assert mine.result(60) == other.result(60) == Outcome(EXIT_USER, "bad row")
     nodes.close()
 
 
 def test_a_node_that_is_gone_is_named(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     nodes = Nodes([tmp_path])
-    [node.result(20) for node in nodes.meet(pool)]
+    [node.result(60) for node in nodes.meet(pool)]
     assert nodes.first.trouble() is None and nodes.second.trouble() is None
     nodes.second.close()
     verdict = nodes.first.settle(Outcome(EXIT_DONE, ""), may_restart=False)
@@ -127,16 +127,16 @@ def test_a_node_that_is_gone_is_named(tmp_path: Path, pool: ThreadPoolExecutor) 
 def test_a_node_that_comes_back_early_is_part_of_the_next_attempt(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
-    nodes = Nodes([tmp_path], silence=20.0)
-    [node.result(20) for node in nodes.meet(pool)]
+    nodes = Nodes([tmp_path])
+    [node.result(60) for node in nodes.meet(pool)]
     nodes.second.close()
     until(nodes.first.missing)
     back = nodes.another("b")
     early = pool.submit(back.meet, 0)
     until(lambda: not nodes.first.missing())
     nodes.first.end(Outcome(EXIT_RETRY, "lost node 1 (b)", again=True))
-    assert pool.submit(nodes.first.meet, 1).result(20).attempt == 1
-    assert early.result(20).attempt == 1
+    assert pool.submit(nodes.first.meet, 1).result(60).attempt == 1
+    assert early.result(60).attempt == 1
     back.close()
     nodes.close()
 
@@ -144,14 +144,14 @@ def test_a_node_that_comes_back_early_is_part_of_the_next_attempt(
 def test_a_node_that_leaves_while_the_nodes_meet_is_waited_for(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
-    nodes = Nodes([tmp_path], silence=20.0)
+    nodes = Nodes([tmp_path])
     first = pool.submit(nodes.first.meet, 0)
-    left = nodes.second._connected(time.monotonic() + 20)
+    left = nodes.second._connected(time.monotonic() + 60)
     until(lambda: left.peek("probe"))
     left.close()  # asked, and gone before it answers
     back = nodes.another("b")
     second = pool.submit(back.meet, 0)
-    assert first.result(20) == second.result(20) == Meeting("run-1", 0, True, ("a", "b"))
+    assert first.result(60) == second.result(60) == Meeting("run-1", 0, True, ("a", "b"))
     assert list(tmp_path.iterdir()) == [], "the probe file is gone"
     back.close()
     nodes.close()
@@ -161,8 +161,8 @@ def test_a_node_that_is_back_at_once_is_not_in_the_attempt_of_before(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     """Between two looks of node 0 a node may go and come: its ranks are gone all the same."""
-    nodes = Nodes([tmp_path], silence=20.0)
-    [node.result(20) for node in nodes.meet(pool)]
+    nodes = Nodes([tmp_path])
+    [node.result(60) for node in nodes.meet(pool)]
     nodes.second.close()
     back = nodes.another("b")
     early = pool.submit(back.meet, 0)
@@ -171,7 +171,7 @@ def test_a_node_that_is_back_at_once_is_not_in_the_attempt_of_before(
     assert nodes.first.trouble() == "lost node 1 (b)"
     verdict = nodes.first.settle(Outcome(EXIT_RETRY, "lost contact with a rank"), True)
     assert verdict == Outcome(EXIT_RETRY, "lost node 1 (b)", again=True)
-    assert pool.submit(nodes.first.meet, 1).result(20).attempt == early.result(20).attempt == 1
+    assert pool.submit(nodes.first.meet, 1).result(60).attempt == early.result(60).attempt == 1
     back.close()
     nodes.close()
 
@@ -179,22 +179,23 @@ def test_a_node_that_is_back_at_once_is_not_in_the_attempt_of_before(
 def test_a_node_of_other_settings_in_the_place_of_one_that_left_is_refused(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
-    nodes = Nodes([tmp_path], silence=20.0)
+    nodes = Nodes([tmp_path])
     first = pool.submit(nodes.first.meet, 0)
-    left = nodes.second._connected(time.monotonic() + 20)
+    left = nodes.second._connected(time.monotonic() + 60)
     until(lambda: left.peek("probe"))
     left.send("seen", seen=True)
     left.close()
     other = nodes.another("b")
     other.me = Hello(1, "b", 1, "other")
     stray = pool.submit(other.meet, 0)
-    assert first.result(20).attempt == 0
+    assert first.result(60).attempt == 0
+    until(nodes.first.trouble)
     assert nodes.first.trouble() == "lost node 1 (b)"
     with pytest.raises(UserError, match="has other settings") as caught:
         nodes.first.meet(1)
     nodes.first.end(Outcome(EXIT_USER, str(caught.value)))
     with pytest.raises(UserError, match="other settings"):
-        stray.result(20)
+        stray.result(60)
     other.close()
     nodes.close()
 
@@ -205,7 +206,7 @@ def test_the_last_word_of_node_0_counts(
 ) -> None:
     """Node 0 may have ended, and closed, before a busy node looks."""
     nodes = Nodes([tmp_path])
-    [node.result(20) for node in nodes.meet(pool)]
+    [node.result(60) for node in nodes.meet(pool)]
     connection = nodes.second._connection
     assert connection is not None
     nodes.first.end(Outcome(EXIT_USER, "bad row", again))
@@ -225,7 +226,7 @@ def test_the_last_word_of_node_0_counts(
 def test_the_last_word_of_a_node_counts(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     """A node that cannot begin, as where its outputs are read-only, says so and leaves."""
     nodes = Nodes([tmp_path])
-    [node.result(20) for node in nodes.meet(pool)]
+    [node.result(60) for node in nodes.meet(pool)]
     nodes.second.end(Outcome(EXIT_USER, "/x: cannot be written"))
     nodes.second.close()
     until(lambda: nodes.first._of_attempt[1].lost(20))
@@ -246,7 +247,7 @@ def test_a_node_that_is_one_too_many_is_sent_away(
 ) -> None:
     nodes = Nodes([tmp_path])
     first, second = nodes.meet(pool)
-    assert first.result(20) == second.result(20)
+    assert first.result(60) == second.result(60)
     stray = nodes.another(host, node)
     with pytest.raises(UserError, match=said):
         stray.meet(0)
@@ -264,7 +265,7 @@ class Impatient(Terms):
 
 @pytest.mark.parametrize("taken", [0, 1], ids=["MASTER_PORT", "the one after it"])
 def test_a_port_that_is_taken_is_named(tmp_path: Path, taken: int) -> None:
-    port, me = free_port(), Hello(0, "a", 1, "same")
+    port, me = free_ports(), Hello(0, "a", 1, "same")
     terms = Impatient(10, 2, lambda: 0, print)
     with (
         socket.create_server(("127.0.0.1", port + taken)),

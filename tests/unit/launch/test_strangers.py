@@ -30,14 +30,14 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     made = Nodes([tmp_path])
     with ThreadPoolExecutor(2) as pool:
         for node in made.meet(pool):
-            node.result(20)
+            node.result(60)
     yield made
     made.close()
     assert ended == []
 
 
 def connect(nodes: Nodes) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", nodes.first.port), 10)
+    return socket.create_connection(("127.0.0.1", nodes.first.port), 60)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,7 +54,8 @@ def test_a_stranger_changes_nothing_and_is_cut_off(nodes: Nodes, kind: str) -> N
     )
     assert nodes.first.stop_asked() is None and nodes.second.stop_asked() is None
     assert nodes.first.trouble() is None and nodes.second.trouble() is None
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 << 10, "KiB"
+    # In KiB; the longest kind is of 8 MiB, and the system may give memory in pages of 2 MiB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 6 << 10
 
 
 def test_what_was_recorded_is_of_no_use(nodes: Nodes) -> None:
@@ -69,7 +70,7 @@ def test_what_was_recorded_is_of_no_use(nodes: Nodes) -> None:
             hello = caught.makefile("rb").readline()
             caught.sendall(lines({"type": "stranger"}))
             with pytest.raises(UserError, match="does not know the secret of this run"):
-                meeting.result(20)
+                meeting.result(60)
             caught.close()
     with connect(nodes) as stranger:
         stranger.sendall(hello)
@@ -86,7 +87,7 @@ def test_many_that_say_nothing_keep_no_node_out(nodes: Nodes) -> None:
         meeting = pool.submit(back.meet, 1)
         until(lambda: not nodes.first.missing())
         nodes.first.meet(1)
-        assert meeting.result(20).attempt == 1
+        assert meeting.result(60).attempt == 1
     assert len(nodes.first._unseated) <= 16
     back.close()
     for stranger in idle:
@@ -110,7 +111,7 @@ def test_a_false_node_0_is_not_believed(tmp_path: Path, say: bytes) -> None:
             meeting = pool.submit(member.meet, 0)
             server.settimeout(0.2)
             while not meeting.done():
-                with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(OSError):  # nobody came, or has left again
                     server.accept()[0].sendall(say)
             with pytest.raises(Retry, match="node 0 did not answer"):
                 meeting.result()
@@ -134,7 +135,7 @@ def test_a_node_that_breaks_the_rules_is_lost_and_no_more(nodes: Nodes, line: by
     introduce(link, SECRET, Hello(1, "b", 1, "same"))
     until(lambda: not nodes.first.missing())
     link.write(line.removesuffix(b"\n"))
-    until(lambda: nodes.first.missing() == [1])
+    until(lambda: nodes.first.missing() == [1], 20)  # sooner than by its silence
     verdict = nodes.first.settle(Outcome(EXIT_DONE, ""), may_restart=False)
     assert verdict == Outcome(EXIT_RETRY, "lost node 1 (b)")
 

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ def probe(
         return "cached"
     try:
         with explained(repo_id, kind, revision):
-            within(seconds, lambda: _touch(repo_id, kind, revision, seconds), repo_id)
+            within(seconds, _header_of(repo_id, kind, revision, seconds), repo_id)
     except Retry as trouble:
         if _is_cached(repo_id, kind, revision):
             return "cached"
@@ -275,20 +275,25 @@ def check_name(repo_id: str) -> None:
         raise _bad_name(repo_id) from None
 
 
-def _touch(repo_id: str, kind: Kind, revision: str | None, seconds: float) -> None:
-    """Request one file's header, as a download would; a missing file is an answer, too.
+def _header_of(
+    repo_id: str, kind: Kind, revision: str | None, seconds: float
+) -> Callable[[], None]:
+    """The request of one file's header, as of a download; a missing file is an answer, too.
 
     The repository's description is no test: that of a gated repository is public.
     """
+    # Here, not in the request: on a busy machine the import takes longer than any hub.
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     file = "config.json" if kind == "model" else "README.md"
     address = hf_hub_url(repo_id, file, repo_type=kind, revision=revision, endpoint=endpoint())
-    try:
-        get_hf_file_metadata(address, timeout=seconds, endpoint=endpoint())
-    except RemoteEntryNotFoundError:
-        return
+
+    def request() -> None:
+        with suppress(RemoteEntryNotFoundError):
+            get_hf_file_metadata(address, timeout=seconds, endpoint=endpoint())
+
+    return request
 
 
 def within(seconds: float, action: Callable[[], None], repo_id: str) -> None:

@@ -1,6 +1,5 @@
 """What a hub can do wrong, told apart within seconds; a real HTTP server on loopback answers."""
 
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,18 +92,16 @@ def test_a_broken_hub_is_worth_another_try(server: FakeHub) -> None:
 
 
 def test_silence_ends_in_time(server: FakeHub) -> None:
+    hub.probe(NAME)  # the first import of a process takes its time, too
     server.mood = "silent"
     start = time.monotonic()
-    with pytest.raises(Retry, match="did not answer"):
+    with pytest.raises(Retry, match="did not answer within 0.5 s"):
         hub.probe(NAME, seconds=0.5)
-    assert time.monotonic() - start < 2
-    assert hub.PROBE_SECONDS < 5
+    assert time.monotonic() - start < hub.PROBE_SECONDS < 5
 
 
 def test_no_network_at_all(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(Retry, match="cannot be reached"):
         hub.probe(NAME)
 

@@ -34,8 +34,8 @@ mark=.cache/stopping
 read -r first since asked <<<"$(cat "$mark" 2>/dev/null || true)"
 if [[ $asked == "${jobs[*]}" && $first =~ ^[0-9]+$ ]]; then
   say "asked before: ending now, without a checkpoint"
-  # Signals within two seconds are one wish to a training.
-  while (($(date +%s) < first + 3)); do sleep 0.2; done
+  # Signals within two seconds are one wish to a training, which on a busy machine heard the first late.
+  while (($(date +%s) < first + 4)); do sleep 0.2; done
   ask_to_stop "${jobs[@]}"
   mapfile -t jobs < <(await 15 || left)
   if ((${#jobs[@]})); then end_now "${jobs[@]}"; fi

@@ -313,9 +313,9 @@ def serve(server: Server, service: PolicyService) -> int:
             threading.Thread(target=server.shutdown, daemon=True).start()
 
     name = f"[{server.server_name}]" if ":" in server.server_name else server.server_name
-    print(f"http://{name}:{server.server_port}/act   (Ctrl-C ends it)", flush=True)
     try:
         with handled_by(on_signal):
+            print(f"http://{name}:{server.server_port}/act   (Ctrl-C ends it)", flush=True)
             server.serve_forever(poll_interval=0.1)
             service.drain(_LAST_ANSWERS)
     finally:

@@ -42,7 +42,7 @@ def test_a_secret_trains_and_is_nowhere_to_be_read(project: Callable[..., Projec
     assert CANARY not in demo.compose("config").stdout
     demo.up("demo-master", "demo-worker")
     demo.run()
-    shown = docker("exec", demo.container("demo-master"), "sh", "-c", "cat /proc/*/cmdline")
+    shown = docker("exec", demo.container("demo-master"), "sh", "-c", "cat /proc/*/cmdline || true")
     assert CANARY not in shown
     demo.ends(demo_master=0, demo_worker=0)
     for service in ("demo-master", "demo-worker"):

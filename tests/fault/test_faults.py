@@ -1,5 +1,6 @@
 """Ranks die, hang and go wrong; files are damaged: what the user is left with."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.support.processes import (
     rows,
     state,
 )
+from tests.support.waiting import has_ended, until
 from workloads.run import verify_checkpoint
 from workloads.run.integrity import sealed
 
@@ -28,10 +30,7 @@ def test_a_killed_rank_is_named_and_the_run_finishes_by_itself(
     tmp_path: Path, begin: Trainings
 ) -> None:
     whole = begin(tmp_path / "whole").end()
-    hurt = begin(tmp_path / "hurt")
-    hurt.until_step(10)
-    hurt.signal_rank(1, signal.SIGKILL)
-    hurt.end()
+    hurt = begin(tmp_path / "hurt", fault="kill:11:1").end()
     (restart,) = events(hurt.run, "restarted")
     assert "rank 1 was ended by SIGKILL" in restart["reason"]
     assert state(hurt.run) == state(whole.run)
@@ -80,12 +79,9 @@ def test_a_users_mistake_on_one_rank_ends_all_without_a_restart(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_suspended_rank_is_named_before_torch_gives_up(tmp_path: Path) -> None:
-    training = Training(tmp_path, ["parallel.hang_timeout=10"])
-    training.until_step(3)
-    pid = training.signal_rank(1, signal.SIGSTOP)
-    training.end()
+    training = Training(tmp_path, ["parallel.hang_timeout=10"], fault="suspend:4:1").end()
     (restart,) = events(training.run, "restarted")
-    assert f"rank 1 (node 1, pid {pid}, suspended) hangs" in restart["reason"]
+    assert re.search(r"rank 1 \(node 1, pid \d+, suspended\) hangs", restart["reason"])
 
 
 @pytest.mark.slow
@@ -145,10 +141,4 @@ def test_killing_the_supervisor_leaves_no_orphans(tmp_path: Path) -> None:
     pids = [status["pid"] for status in training.run.statuses().values()]
     training.process.kill()
     training.process.wait()
-    training_gone = [not Path(f"/proc/{pid}").exists() for pid in pids]
-    for _ in range(200):
-        if all(training_gone):
-            break
-        training_gone = [not Path(f"/proc/{pid}").exists() for pid in pids]
-        signal.sigtimedwait([], 0.05)
-    assert all(training_gone)
+    until(lambda: all(map(has_ended, pids)))

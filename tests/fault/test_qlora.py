@@ -57,7 +57,7 @@ def test_two_ranks_share_a_4_bit_base_and_resume_bit_for_bit(tmp_path: Path) -> 
     found = losses(whole.run)
     assert len(found) == 8 and found[8][0] < found[1][0], "it learns"
 
-    part = Training(tmp_path / "part", words)
+    part = Training(tmp_path / "part", words, fault="wait:4:0")
     part.until_step(3)
     part.signal(signal.SIGTERM)
     part.end(expected=3)

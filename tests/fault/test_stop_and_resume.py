@@ -36,7 +36,7 @@ SLOW = ("ddp", "single")
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, case: str) -> None:
     whole = Training(tmp_path / "whole", CASES[case]).end()
-    part = Training(tmp_path / "part", CASES[case])
+    part = Training(tmp_path / "part", CASES[case], fault="wait:6:0")
     part.until_step(5)
     part.signal(signal.SIGTERM)
     part.end(expected=3)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.processes import SHORT, events, steps
 from tests.support.tiny_policy import episodes
+from tests.support.waiting import until
 from workloads.run import Run
 from workloads.run.integrity import sealed
 
@@ -122,7 +123,7 @@ def test_one_node_by_a_word_stopped_from_elsewhere_while_its_start_waits(
     stopped = checkout.script("stop_training.sh")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert "stopped; newest checkpoint" in stopped.stdout
-    assert started.wait(30) == 3
+    assert started.wait(PATIENCE) == 3
     assert set(checkout.run.statuses()) == {0}
     assert len(events(checkout.run, "started")[0]["hosts"]) == 1
 
@@ -151,7 +152,7 @@ def test_a_killed_supervisor_is_started_again_while_the_start_waits(checkout: Ch
     (second,) = [int(path.name) for path in running.iterdir() if path.name != str(first)]
     (checkout.root / ".cache" / "stopping").write_text(f"0 {second}")
     os.kill(second, signal.SIGKILL)
-    assert started.wait(30) == 137
+    assert started.wait(PATIENCE) == 137
 
 
 def test_a_mistake_ends_the_start_with_its_exit_code(checkout: Checkout) -> None:
@@ -183,14 +184,12 @@ def test_a_second_stop_ends_at_once(checkout: Checkout) -> None:
         text=True,
     )
     mark = checkout.root / ".cache" / "stopping"
-    end = time.monotonic() + 30
-    while not mark.is_file() and time.monotonic() < end:
-        time.sleep(0.05)
+    until(mark.is_file)
     second = checkout.script("stop_training.sh")
     assert second.returncode == 0, second.stderr
     assert "asked before: ending now" in second.stdout
     assert events(checkout.run, "stopped")[0]["reason"].startswith("stopped at once")
-    first_said, _ = first.communicate(timeout=30)
+    first_said, _ = first.communicate(timeout=PATIENCE)
     assert first.returncode == 0, first_said
     saved = sealed(checkout.run.checkpoints)
     left = "stopped; newest checkpoint: " if saved else "stopped before there was anything to save"

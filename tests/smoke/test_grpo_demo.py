@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.smoke.test_grpo_train import GrpoTraining, weights_and_states
-from tests.support.processes import ROOT, losses, rows
+from tests.support.processes import INJECT, ROOT, losses, rows
 from workloads.grpo.evaluate.scores import scores_of
 from workloads.grpo.rollouts.rollouts import read_rollouts
 from workloads.run import Run
@@ -68,13 +68,11 @@ def test_killed_and_resumed_it_learns_the_same(tmp_path: Path) -> None:
     words += ("rollouts.every_steps=1", "evaluation.blank=false")
     profile = Path("profiles/demo-grpo.yaml")
     whole = GrpoTraining(profile, tmp_path / "whole", words, cache).end()
-    broken = GrpoTraining(profile, tmp_path / "broken", words, cache)
+    fault = {"FAULT": "hang:6:0", "PYTHONPATH": str(INJECT)}
+    broken = GrpoTraining(profile, tmp_path / "broken", words, cache | fault)
     broken.until_step(5)
-    pid = int(broken.run.statuses()[0]["pid"])
-    broken.process.kill()
-    broken.process.wait()
-    if Path(f"/proc/{pid}").exists():
-        os.kill(pid, signal.SIGKILL)
+    broken.signal(signal.SIGKILL)
+    broken.end(expected=128 + signal.SIGKILL)
     resumed = GrpoTraining(profile, tmp_path / "broken", (*words, "--resume", "latest"), cache)
     resumed.end()
     assert "going on from checkpoint-" in resumed.console

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.support.processes import ROOT, Training, events, losses, rows, state, steps
+from tests.support.processes import (
+    INJECT,
+    ROOT,
+    Training,
+    events,
+    losses,
+    rows,
+    state,
+    steps,
+)
 from tests.support.tiny_llava import write_llava
 from workloads.grpo.data.rows import generate_scenes, write_imagefolder
 from workloads.grpo.rollouts.rollouts import read_rollouts
@@ -124,8 +133,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path: Path, extra: tup
     path = profile(tmp_path, 6)
     words = ("export.enabled=false", *extra)
     whole = GrpoTraining(path, tmp_path / "whole", words).end()
-    broken = GrpoTraining(path, tmp_path / "broken", words)
-    broken.until(lambda: any(step >= 3 for step in steps(broken.run)), "step 3")
+    fault = {"FAULT": "wait:4:0", "PYTHONPATH": str(INJECT)}
+    broken = GrpoTraining(path, tmp_path / "broken", words, fault)
+    broken.until_step(3)
     broken.signal(signal.SIGTERM)
     broken.end(expected=3)
     assert max(steps(broken.run)) < 6, "it was stopped on the way"

@@ -66,7 +66,7 @@ def test_killed_and_resumed_it_learns_the_same(tmp_path: Path) -> None:
     generate(data, 30, 0, lambda done, total: None, "recall")
     words = (*SHORT, "train.max_steps=40", "checkpoints.every_steps=10")
     whole = train(tmp_path / "whole", data, *words, profile=PROFILE).end().run
-    part = train(tmp_path / "part", data, *words, profile=PROFILE)
+    part = train(tmp_path / "part", data, *words, profile=PROFILE, fault="hang:15:0")
     part.until_step(14)
     part.signal(signal.SIGKILL)
     part.end(expected=128 + signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,11 +31,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_calvin(folder, spans=((0, 12), (8, 20), (28, 36)))
 
 
-def train(folder: Path, data: Path, *settings: str, resume: bool = False) -> Training:
+def train(folder: Path, data: Path, *settings: str, **more: Any) -> Training:
     """`tatara train` with the tiny profile."""
     words = [f"data.source={data}", *SETTINGS, *settings]
     cache = {"TATARA_CACHE": str(folder / "cache")}
-    return Training(folder, words, cache, resume=resume, profile=PROFILE, defaults=())
+    return Training(folder, words, cache, profile=PROFILE, defaults=(), **more)
 
 
 def frames(data: Path, count: int) -> list[Observation]:
@@ -93,7 +94,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 ) -> None:
     settings = ("train.max_steps=24", "checkpoints.every_steps=100", *case)
     straight = train(tmp_path / "straight", data, *settings).end().run
-    part = train(tmp_path / "part", data, *settings)
+    part = train(tmp_path / "part", data, *settings, fault="wait:5:0")
     part.until_step(4)
     part.signal(signal.SIGTERM)
     part.end(expected=3)

@@ -47,13 +47,11 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(
-    folder: Path, data: Path, *words: str, resume: bool = False, profile: str = PROFILE
-) -> Training:
+def train(folder: Path, data: Path, *words: str, profile: str = PROFILE, **more: Any) -> Training:
     """`tatara train PROFILE` for a few steps, watched as the harness does."""
     cache = {"TATARA_CACHE": str(folder / "cache")}
     settings = [f"data.source={data}", *WORDS, *words]
-    return Training(folder, settings, cache, resume=resume, profile=profile, defaults=())
+    return Training(folder, settings, cache, profile=profile, defaults=(), **more)
 
 
 def verdict(run: Run, task: str = "reach") -> dict[str, Any]:
@@ -92,7 +90,7 @@ def test_killed_and_resumed_has_the_same_losses_and_the_same_success(
 ) -> None:
     words = ("train.max_steps=40", "checkpoints.every_steps=10")
     whole = train(tmp_path / "whole", demonstrations, *words).end().run
-    part = train(tmp_path / "part", demonstrations, *words)
+    part = train(tmp_path / "part", demonstrations, *words, fault="hang:15:0")
     part.until_step(14)
     part.signal(signal.SIGKILL)
     part.end(expected=128 + signal.SIGKILL)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,11 +55,11 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack(tmp_path_factory.mktemp("tfrecord_logs"))
 
 
-def train(folder: Path, recordings: Path, *words: str, resume: bool = False) -> Training:
+def train(folder: Path, recordings: Path, *words: str, **more: Any) -> Training:
     """`tatara train` with the tiny profile; the harness' words for llm alone are left out."""
     settings = [f"data.source={recordings}", *WORDS, "tracking.tensorboard=false", *words]
     cache = {"TATARA_CACHE": str(folder / "cache")}
-    return Training(folder, settings, cache, resume=resume, profile=PROFILE, defaults=())
+    return Training(folder, settings, cache, profile=PROFILE, defaults=(), **more)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 ) -> None:
     words = ("train.max_steps=40", "checkpoints.every_steps=100", *case)
     straight = train(tmp_path / "straight", recordings, *words).end().run
-    part = train(tmp_path / "part", recordings, *words)
+    part = train(tmp_path / "part", recordings, *words, fault="wait:5:0")
     part.until_step(4)
     part.signal(signal.SIGTERM)
     part.end(expected=3)

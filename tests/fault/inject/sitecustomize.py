@@ -1,15 +1,18 @@
 """Puts one fault into a real training; on PYTHONPATH only where a test asks for it.
 
-FAULT=<kind>:<step>:<rank>; kinds at a step: nan, oom, exit2, hang. At step 0: unborn, a rank that
-never begins, and absent, one that never joins the others.
+FAULT=<kind>:<step>:<rank>; kinds at a step: nan, oom, exit2, hang, kill, suspend, and wait, a rank
+that goes on once it was asked to stop. At step 0: unborn, a rank that never begins, and absent, one
+that never joins the others.
 """
 
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
+import signal
 import sys
 import threading
+import time
 
 KIND, STEP, RANK = (os.environ.get("FAULT") or "::").split(":")
 
@@ -20,13 +23,13 @@ def spoil(module):
     def training_step(self, model, inputs, *args, **kwargs):
         here = self.state.global_step + 1 == int(STEP) and os.environ.get("RANK") == RANK
         if here and os.environ.get("TATARA_ATTEMPT") == "0":
-            strike(KIND, model)
+            strike(KIND, model, self.session)
         return original(self, model, inputs, *args, **kwargs)
 
     module.RunTrainer.training_step = training_step
 
 
-def strike(kind, model):
+def strike(kind, model, session):
     import torch
 
     if kind == "nan":
@@ -39,6 +42,10 @@ def strike(kind, model):
         raise UserError("expected a good row, found a bad one; fix it")
     if kind == "hang":
         threading.Event().wait()
+    if kind in ("kill", "suspend"):
+        os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+    while kind == "wait" and not session.stopping:
+        time.sleep(0.01)
 
 
 def poison(handle, output):

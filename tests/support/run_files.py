@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -55,7 +54,7 @@ class Written:
             status["monotonic"] = facts["monotonic"]
         status["monotonic"] -= ago
         path.write_text(json.dumps(status))
-        when = time.time() - ago
+        when = status["time"] - ago
         os.utime(path, (when, when))
 
     def files(self) -> dict[str, tuple[int, int]]:

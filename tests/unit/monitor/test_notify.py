@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.run_files import ID, Written
-from tests.support.waiting import until
+from tests.support.waiting import has_ended, until
 from workloads.errors import UserError
 from workloads.monitor import notify
 from workloads.monitor.notify import Changes, Command, Notice, Notifier, Webhook, target_of
@@ -58,8 +58,6 @@ def test_the_end_of_a_run_is_told_once(written: Written, tmp_path: Path, end: st
 
 def test_what_had_ended_before_is_not_told(written: Written, tmp_path: Path) -> None:
     written.run.event("finished", code=0)
-    text = written.run.events.read_text()
-    written.run.events.write_text(text.replace('"time": 1', '"time": 0'))
     assert Notifier(tmp_path, None, Told(), print).read() == []
 
 
@@ -118,11 +116,18 @@ def test_an_odd_reason_reaches_a_command(written: Written, tmp_path: Path, odd: 
 def test_what_a_hanging_command_has_started_is_ended_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "_SECONDS", 0.5)
-    trouble = Command(("sh", "-c", f"sleep 60 & echo $! > {tmp_path / 'pid'}; wait")).send(NOTICE)
+    note, wait = tmp_path / "pid", subprocess.Popen.wait
+
+    def out_of_time(process: "subprocess.Popen[bytes]", timeout: float | None = None) -> int:
+        if timeout is None:
+            return wait(process)
+        until(lambda: note.is_file() and note.read_text().endswith("\n"))
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", out_of_time)
+    trouble = Command(("sh", "-c", f"sleep 60 & echo $! > {note}; wait")).send(NOTICE)
     assert trouble and "did not end within" in trouble
-    child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/cmdline")
-    until(lambda: not child.exists() or not child.read_bytes())  # gone, or waits for init
+    until(lambda: has_ended(int(note.read_text())))
 
 
 def test_a_command_that_a_signal_ended_is_told_of() -> None:
@@ -130,8 +135,8 @@ def test_a_command_that_a_signal_ended_is_told_of() -> None:
 
 
 def test_a_command_that_fails_or_hangs_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify, "_SECONDS", 0.3)
     assert Command(("false",)).send(NOTICE) == "ended with exit code 1"
+    monkeypatch.setattr(notify, "_SECONDS", 0.3)
     hanging = Command((sys.executable, "-c", "input_ = __import__('threading').Event().wait()"))
     assert "did not end within" in str(hanging.send(NOTICE))
 
@@ -242,7 +247,7 @@ def test_the_address_may_stand_in_a_file(tmp_path: Path) -> None:
 def run_cli(tmp_path: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     env = {**os.environ, "TATARA_OUTPUTS": str(tmp_path)}
     command = [sys.executable, "-m", "workloads.cli", "monitor", *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
 def test_without_a_terminal_it_waits_for_the_end_of_the_run(

@@ -418,13 +418,14 @@ def test_no_such_model(tmp_path: Path) -> None:
 
 
 def test_a_silent_hub_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = known_shapes._PATIENCE
     monkeypatch.setattr(known_shapes, "_PATIENCE", 0.2)
     with FakeHub({"owner/fresh": tmp_path}) as hub:
         hub.mood = "silent"
         start = time.monotonic()
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
         found = estimate(profile(tmp_path, model="owner/fresh"), env=env)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < usual
     assert found.total is None and "check the network" in (found.unknown or "")
 
 

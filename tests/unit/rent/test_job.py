@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.waiting import until
 from workloads.rent import cuda_step, job, probe
 from workloads.rent.ledger import Ledger
 from workloads.rent.remote import harmless
@@ -54,10 +54,7 @@ def begin(ledger: Ledger, training: str, retries: int = 3) -> Path:
 
 
 def ended(folder: Path) -> int:
-    end = time.monotonic() + 30
-    while not (folder / "exit").is_file():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until((folder / "exit").is_file)
     return int((folder / "exit").read_text())
 
 
@@ -83,9 +80,7 @@ def test_75_is_tried_again_within_its_budget(ledger: Ledger) -> None:
 
 def test_a_stop_reaches_the_training_alone_and_is_not_tried_again(ledger: Ledger) -> None:
     folder = begin(ledger, 'trap "exit 75" TERM\ntouch ready\nwhile :; do sleep 0.05; done')
-    end = time.monotonic() + 30
-    while not (Path(ledger.folder) / "ready").is_file() and time.monotonic() < end:
-        time.sleep(0.01)
+    until((Path(ledger.folder) / "ready").is_file)
     assert facts(ledger)["alive"] and facts(ledger)["code"] is None
     again = subprocess.run(["bash", "-c", job.prepare(ledger)], capture_output=True, text=True)
     assert again.returncode == 2 and "a training runs there already" in again.stderr

@@ -138,8 +138,9 @@ def test_a_manifest_that_was_cut_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_runs_are_found_by_id_path_and_latest(tmp_path: Path) -> None:
-    for name in ("b", "a"):
-        started(tmp_path / "demo" / name)
+    for when, name in enumerate(("b", "a")):
+        run = started(tmp_path / "demo" / name)
+        os.utime(run.path / "config.json", (when, when))
     assert runs.find(tmp_path, "demo", "latest").id == "a"
     assert runs.find(tmp_path, "demo", "b").id == "b"
     assert runs.find(tmp_path, "demo", str(tmp_path / "demo" / "b")).id == "b"

@@ -49,9 +49,10 @@ def later(now: Now, seconds: float) -> Now:
 
 
 def test_fresh_heartbeats_are_ok(written: Written) -> None:
+    now = Now()
     written.beat(0)
     written.beat(10, node=3, step=8)
-    found = look(written)
+    found = look(written, now)
     assert list(found) == [0, 10]
     assert {item.state for item in found.values()} == {"ok"}
     assert (found[10].node, found[10].step, found[10].here, found[10].sure) == (3, 8, True, True)
@@ -61,12 +62,13 @@ def test_fresh_heartbeats_are_ok(written: Written) -> None:
 def test_a_suspended_rank_is_named(written: Written, process: "subprocess.Popen[bytes]") -> None:
     written.beat(0)
     written.beat(1, ago=12, pid=process.pid)
-    assert look(written)[1].state == "stalled"  # it runs, and is silent
+    now = Now()
+    assert look(written, now)[1].state == "stalled"  # it runs, and is silent
     process.send_signal(signal.SIGSTOP)
     until = time.monotonic() + 20
     while not is_stopped(process.pid) and time.monotonic() < until:
         time.sleep(0.01)
-    found = look(written)
+    found = look(written, now)
     assert (found[0].state, found[1].state) == ("ok", "suspended")
     assert found[1].age == pytest.approx(12, abs=2)
     process.send_signal(signal.SIGCONT)

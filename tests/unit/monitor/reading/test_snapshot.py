@@ -1,6 +1,7 @@
 """What a look at a run finds, and what it warns of."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.run_files import Written
+from tests.support.waiting import until
 from workloads import run as runs
 from workloads.errors import UserError
 from workloads.monitor.reading import find
@@ -139,7 +141,8 @@ def test_silent_ranks_are_warned_of_by_name(written: Written) -> None:
     written.beat(0)
     written.beat(1, ago=15, host="elsewhere-but-same-clock")
     text = warned(written)
-    assert "rank 1 (node 1, elsewhere-but-same-clock" in text and "no heartbeat for 15 s" in text
+    assert "rank 1 (node 1, elsewhere-but-same-clock" in text
+    assert re.search(r"no heartbeat for 1\d s", text)
 
 
 def test_ranks_whose_files_are_elsewhere_are_told_of(written: Written) -> None:
@@ -260,9 +263,7 @@ def test_flops_of_a_token_and_their_share(
     assert peak == peak_flops("NVIDIA H200")
     flops, gpus = Flops(written.run), [GpuReading(0, "NVIDIA H200"), GpuReading(1, "NVIDIA H200")]
     assert flops.utilisation(1e6, 2, gpus) is None and flops.pending
-    until = time.monotonic() + 60
-    while flops.pending and time.monotonic() < until:
-        time.sleep(0.02)
+    until(lambda: not flops.pending)
     assert flops.utilisation(1e6, 2, gpus) == pytest.approx(1e6 * token / (2 * peak))
 
 
@@ -276,8 +277,8 @@ def test_this_machine_is_measured_from_any_thread() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     hardware = Hardware()
-    until = time.monotonic() + 0.3
-    while time.monotonic() < until:  # keeps a processor busy
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:  # keeps a processor busy
         sum(range(1000))
     with ThreadPoolExecutor(1) as threads:
         here = threads.submit(hardware.read).result()

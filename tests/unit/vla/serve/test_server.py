@@ -1,5 +1,6 @@
 """A served policy over real HTTP on the loopback: answers, refusals, tokens, many at once."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -390,8 +391,8 @@ def dripping(served: Served, count: int = 8) -> list[socket.socket]:
 def test_slow_senders_shut_nobody_out(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """V-S1: a body has a limit for the whole of it, however steadily it drips."""
     monkeypatch.setattr(serve, "_BODY_SECONDS", 1.5)
-    clients = dripping(served)
     began = time.monotonic()
+    clients = dripping(served)
     for _ in range(4):
         assert served.post(payload())[0] == 200
         for client in clients:
@@ -411,7 +412,8 @@ def test_a_head_that_drips_is_dropped(served: Served, monkeypatch: pytest.Monkey
     monkeypatch.setattr(serve, "_HEAD_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", served.server.server_port), timeout=20) as client:
         client.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\n")
-        assert client.recv(100) == b""
+        with contextlib.suppress(ConnectionResetError):  # it was dropped before all had come
+            assert client.recv(100) == b""
 
 
 def test_bodies_hold_no_more_memory_than_there_is(

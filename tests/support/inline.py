@@ -12,6 +12,7 @@ import pytest
 
 from workloads.config.merge import resolve
 from workloads.errors import TataraError
+from workloads.launch.network import free_ports
 from workloads.run import Run
 from workloads.run.session import Session
 
@@ -62,6 +63,5 @@ def train_inline(profile: Path, folder: Path, *words: str) -> Trained:
 def as_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of a job with one rank."""
     facts = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}
-    # Nobody else comes to its store, so torch may choose the port.
-    for name, value in (facts | {"MASTER_PORT": 0, "OMP_NUM_THREADS": 1}).items():
+    for name, value in (facts | {"MASTER_PORT": free_ports(), "OMP_NUM_THREADS": 1}).items():
         monkeypatch.setenv(name, str(value))

@@ -172,7 +172,7 @@ def test_joints_keep_one_order_through_all_bags(tmp_path: Path) -> None:
     assert dataset.state_names == ("joint_1", "joint_2", "joint_3") and len(dataset) == 2
     for episode in dataset:
         assert np.array_equal(episode.states, np.tile([1, 2, 3], (len(episode), 1)))
-    assert dataset.unused["/joint_states/joint_4"] == "a joint that its first message lacks"
+    assert dataset.unused["/joint_states/joint_4"] == "a joint that the first bag lacks"
     (damage,) = dataset.damage
     assert "no message on /joint_states that has all of joint_1, joint_2, joint_3" in damage.cause
 
@@ -232,6 +232,50 @@ def test_a_camera_that_was_recorded_twice_counts_once(tmp_path: Path) -> None:
     written(tmp_path / "two/a", usual() + straight)
     dataset = open_dataset(tmp_path / "two")
     assert dataset.cameras == ("/cam/image_raw", "/cam/image_rect_color")
+
+
+def test_arm_and_gripper_in_messages_of_their_own(tmp_path: Path) -> None:
+    """Each joint has its newest position, whichever message comes first; rare ones are named."""
+    kind = TYPES["sensor_msgs/msg/JointState"]
+
+    def part(names: list[str], value: float) -> Any:
+        none = np.zeros(0)
+        return kind(header(), names, np.full(len(names), value), none, none)
+
+    events: list[tuple[int, str, Any]] = [(0, "/joint_states", part(["camera_tilt"], 9.0))]
+    for tick in range(200):  # the arm at 100 Hz, the gripper at 10 Hz until 1.2 s
+        at = tick * SECOND // 100
+        if tick % 10 == 0:
+            events.append((at, "/cam/image_raw", image(picture(tick // 10))))
+            if tick < 130:
+                events.append((at, "/joint_states", part(["finger"], tick / 100)))
+        events.append((at, "/joint_states", part(["joint_1", "joint_2"], 10 + tick / 100)))
+    written(tmp_path / "bags/a", sorted(events, key=lambda event: event[0]))
+    dataset = open_dataset(tmp_path / "bags")
+    assert dataset.state_names == ("finger", "joint_1", "joint_2")
+    assert dataset.unused["/joint_states/camera_tilt"] == "a joint in 1 of 214 messages"
+    states = dataset[0].states
+    assert np.allclose(states[5], [0.5, 10.5, 10.5]) and np.allclose(states[16], [1.2, 11.6, 11.6])
+    assert len(states) == 17 and "2 of 20 steps without a message" in dataset.damage[0].cause
+
+
+def test_joints_without_names_or_a_moment(tmp_path: Path) -> None:
+    kind = TYPES["sensor_msgs/msg/JointState"]
+    none = np.zeros(0)
+    bare = [
+        (at, topic, kind(header(), [], message.position, none, none))
+        if topic == "/joint_states" else (at, topic, message)
+        for at, topic, message in usual()
+    ]  # fmt: skip
+    written(tmp_path / "bags/a", bare)
+    written(tmp_path / "bags/b", [(0, topic, message) for _, topic, message in usual()])
+    written(tmp_path / "bags/c", usual())
+    dataset = open_dataset(tmp_path / "bags", damage_budget=1000)
+    assert [episode.name for episode in dataset] == ["c"] and dataset.name == "crane_x7"
+    assert [damage.cause.partition(": ")[2] for damage in dataset.damage] == [
+        "no message on /joint_states with names and positions",
+        "all messages are of one moment, which none follows",
+    ]
 
 
 def test_a_clock_that_jumps_takes_no_memory(tmp_path: Path) -> None:

@@ -40,20 +40,15 @@ CRANE_X7 = (
 )
 
 
-def joint_names(message: Any) -> tuple[str, ...]:
-    """Joint names in the order of vectors: CRANE-X7's own order, else the message's."""
-    names = tuple(str(name) for name in message.name)
-    return CRANE_X7 if set(CRANE_X7) <= set(names) else names
+def positions(message: Any) -> dict[str, float]:
+    """The positions of a JointState by joint; none for joints that it only names."""
+    names = (str(name) for name in message.name)
+    return dict(zip(names, map(float, message.position), strict=False))
 
 
-def vector(kind: str, message: Any, names: tuple[str, ...]) -> np.ndarray | None:
-    """float32 [D]; None where a joint of `names` is missing, as in messages of another part."""
-    if kind == JOINTS:
-        found = dict(zip(message.name, message.position, strict=False))
-        if any(name not in found for name in names):
-            return None
-        values = [found[name] for name in names]
-    elif kind == "trajectory_msgs/msg/JointTrajectory":
+def vector(kind: str, message: Any) -> np.ndarray | None:
+    """float32 [D] of any message but a JointState; None where it is empty."""
+    if kind == "trajectory_msgs/msg/JointTrajectory":
         values = list(message.points[-1].positions) if len(message.points) else []
     elif kind.endswith("MultiArray"):
         values = list(message.data)

@@ -2,13 +2,14 @@
 
 A step is a moment of the recording: it has the newest message of every topic at or before it, by
 the time that the recorder received it. Later messages are never used, and nothing is interpolated.
-A step without a message of the last half second is left out.
+A step without a message of the last half second is left out. Joints may come in several messages:
+each has its newest position, and the oldest of them counts as the age of all.
 """
 
 import os
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ class BagRecording:
     which: np.ndarray | None
     moments: int
     not_finite: int  # moments with a value that is no number
+
+
+@dataclass
+class _Stream:
+    """What came on a topic: times, when the oldest part of each value was sent, and values."""
+
+    times: list[int] = field(default_factory=list)
+    oldest: list[int] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+
+    def add(self, time: int, oldest: int, value: Any) -> None:
+        self.times.append(time)
+        self.oldest.append(oldest)
+        self.values.append(value)
 
 
 class Rosbags(Dataset):
@@ -113,6 +128,9 @@ class Rosbags(Dataset):
         for topic, kind in topics.items():
             if topic not in used:
                 self.unused.setdefault(topic, kind)
+        for topic in (*states, *actions):
+            if topics[topic] == messages.JOINTS and not self.joints.get(topic):
+                self.joints[topic] = self._usual_joints(reader, topic)
         streams = self._streams(reader, topics, used, {*states, *actions}, said)
         return self._sampled(folder, states, actions, cameras, said, streams)
 
@@ -160,6 +178,27 @@ class Rosbags(Dataset):
             )
         return wanted or next((topic for topic in texts if "instruction" in topic), None)
 
+    def _usual_joints(self, reader: Any, topic: str) -> tuple[str, ...]:
+        """The joints of a topic: CRANE-X7's in their own order, else as they first appear.
+
+        Arm and gripper often send messages of their own. Joints that come too seldom to be known
+        at every step are named and left out.
+        """
+        links = [connection for connection in reader.connections if connection.topic == topic]
+        counts: Counter[str] = Counter()
+        stamps: list[int] = []
+        for connection, stamp, raw in reader.messages(links):
+            counts.update(list(messages.positions(reader.deserialize(raw, connection.msgtype))))
+            stamps.append(stamp)
+        # Not the whole time: a clock may jump.
+        seconds = np.minimum(np.diff(stamps) * _NANOSECONDS, _OLD).sum()
+        often = tuple(name for name, count in counts.items() if count * _OLD >= seconds)
+        if set(messages.CRANE_X7) <= {*often}:
+            return messages.CRANE_X7
+        for name in counts.keys() - {*often}:
+            self.unused[f"{topic}/{name}"] = f"a joint in {counts[name]} of {len(stamps)} messages"
+        return often
+
     def _streams(
         self,
         reader: Any,
@@ -167,26 +206,30 @@ class Rosbags(Dataset):
         used: set[str],
         vectors: set[str],
         said: str | None,
-    ) -> dict[str, tuple[list[int], list[Any]]]:
-        """Times and values of every topic in use; for images the times alone."""
-        streams: dict[str, tuple[list[int], list[Any]]] = defaultdict(lambda: ([], []))
+    ) -> dict[str, "_Stream"]:
+        """What came on every topic in use; for images the times alone."""
+        streams: dict[str, _Stream] = defaultdict(_Stream)
+        known: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
         wanted = [connection for connection in reader.connections if connection.topic in used]
         for connection, stamp, raw in reader.messages(wanted):
             topic, kind = connection.topic, connection.msgtype
-            value: Any = None
-            if topic in vectors:
-                message = reader.deserialize(raw, kind)
-                if kind == messages.JOINTS:
-                    self.joints.setdefault(topic, messages.joint_names(message))
-                    self._name_more_joints(topic, message)
-                value = messages.vector(kind, message, self.joints.get(topic, ()))
+            value, oldest = None, stamp
+            if topic in vectors and kind == messages.JOINTS:
+                found = messages.positions(reader.deserialize(raw, kind))
+                self._name_more_joints(topic, found)
+                known[topic] |= {name: (stamp, position) for name, position in found.items()}
+                joints = self.joints[topic]
+                if not joints or any(name not in known[topic] for name in joints):
+                    continue
+                oldest = min(known[topic][name][0] for name in joints)
+                value = np.array([known[topic][name][1] for name in joints], np.float32)
+            elif topic in vectors:
+                value = messages.vector(kind, reader.deserialize(raw, kind))
                 if value is None:
                     continue
             elif topic == said:
                 value = reader.deserialize(raw, kind).data
-            times, values = streams[topic]
-            times.append(stamp)
-            values.append(value)
+            streams[topic].add(stamp, oldest, value)
         if self.options.state_keys in ((), (STATE_TOPIC,)):
             self.state_names = self.joints.get(STATE_TOPIC, self.state_names)
         action = self.options.action_keys or self.options.state_keys or (STATE_TOPIC,)
@@ -194,12 +237,12 @@ class Rosbags(Dataset):
             self.action_names = self.joints.get(action[0], self.action_names)
         return streams
 
-    def _name_more_joints(self, topic: str, message: Any) -> None:
+    def _name_more_joints(self, topic: str, found: Iterable[str]) -> None:
         """Name joints that vectors do not have; CRANE-X7's are all known."""
         known = self.joints[topic]
         if known != messages.CRANE_X7:
-            for name in set(message.name) - set(known):
-                self.unused.setdefault(f"{topic}/{name}", "a joint that its first message lacks")
+            for name in {*found} - {*known}:
+                self.unused.setdefault(f"{topic}/{name}", "a joint that the first bag lacks")
 
     def _sampled(
         self,
@@ -208,23 +251,27 @@ class Rosbags(Dataset):
         actions: list[str],
         cameras: dict[str, str],
         said: str | None,
-        streams: dict[str, tuple[list[int], list[Any]]],
+        streams: dict[str, "_Stream"],
     ) -> BagRecording:
         needed = [*states, *actions, *cameras.values()]
-        silent = [topic for topic in needed if not streams[topic][0]]
+        silent = [topic for topic in needed if not streams[topic].times]
         if silent:
             joints = ", ".join(self.joints.get(silent[0], ()))
             having = f" that has all of {joints}" if joints else ""
+            if not joints and silent[0] in self.joints:
+                having = " with names and positions"
             raise _Unusable(f"missing_feature: no message on {silent[0]}{having}")
-        start = max(streams[topic][0][0] for topic in needed)
-        stop = min(streams[topic][0][-1] for topic in needed)
+        start = max(streams[topic].times[0] for topic in needed)
+        stop = min(streams[topic].times[-1] for topic in needed)
         if stop < start:
-            first = min(needed, key=lambda topic: streams[topic][0][-1])
-            last = max(needed, key=lambda topic: streams[topic][0][0])
+            first = min(needed, key=lambda topic: streams[topic].times[-1])
+            last = max(needed, key=lambda topic: streams[topic].times[0])
             raise _Unusable(f"missing_feature: {first} ends before {last} begins")
         rate = self.fps or RATE
         count = int((stop - start) * _NANOSECONDS * rate + 1e-6) + 1
-        most = max(len(streams[topic][0]) for topic in needed)
+        if count < 2 and not actions:
+            raise _Unusable("missing_feature: all messages are of one moment, which none follows")
+        most = max(len(streams[topic].times) for topic in needed)
         if count > _MOST_SPARSE * most:
             raise _Unusable(
                 f"bad_file: {count:,} steps at {rate:g} a second, and {most:,} messages of the "
@@ -234,10 +281,11 @@ class Rosbags(Dataset):
         moments = start + np.round(np.arange(count) / rate / _NANOSECONDS).astype(np.int64)
         fresh, latest = np.ones(count, bool), {}
         for topic in needed:
-            times = np.array(streams[topic][0], np.int64)
+            times = np.array(streams[topic].times, np.int64)
             latest[topic] = np.searchsorted(times, moments, side="right") - 1
-            fresh &= (moments - times[latest[topic]]) * _NANOSECONDS <= _OLD
-        table = {topic: _stacked(folder, topic, streams[topic][1], latest[topic]) for topic in
+            oldest = np.array(streams[topic].oldest, np.int64)[latest[topic]]
+            fresh &= (moments - oldest) * _NANOSECONDS <= _OLD
+        table = {topic: _stacked(folder, topic, streams[topic].values, latest[topic]) for topic in
                  (*states, *actions)}  # fmt: skip
         state = np.concatenate([table[topic] for topic in states], axis=1)
         if actions:
@@ -254,19 +302,19 @@ class Rosbags(Dataset):
         return BagRecording(
             folder, np.flatnonzero(fresh), (moments[fresh] - start) * _NANOSECONDS,
             state[fresh], action[fresh], cameras,
-            {name: np.array(streams[topic][0], np.int64)[latest[topic][fresh]]
+            {name: np.array(streams[topic].times, np.int64)[latest[topic][fresh]]
              for name, topic in cameras.items()},
             texts, which, count, not_finite,
         )  # fmt: skip
 
     def _said(
-        self, streams: dict[str, tuple[list[int], list[Any]]], said: str | None, moments: np.ndarray
+        self, streams: dict[str, "_Stream"], said: str | None, moments: np.ndarray
     ) -> tuple[list[str], np.ndarray | None]:
         """The newest instruction at each moment; the first one also counts before it came."""
-        if said is None or not streams[said][0]:
+        if said is None or not streams[said].times:
             return [], None
-        texts, numbers = distinct([str(value) for value in streams[said][1]])
-        at = np.searchsorted(np.array(streams[said][0]), moments, side="right") - 1
+        texts, numbers = distinct([str(value) for value in streams[said].values])
+        at = np.searchsorted(np.array(streams[said].times), moments, side="right") - 1
         return texts, numbers[np.maximum(at, 0)]
 
     def _weigh(self, lost: list[Damage]) -> None:

@@ -158,16 +158,18 @@ def lacking() -> list[str]:
     return told
 
 
-def wait_for_memory(seconds: float = 20, share: float = 0.95) -> str:
-    """Wait until nearly all memory of the GPU is free, as it is once the part before is gone; what
-    is in use when that does not come, else empty."""
+def wait_for_memory(patience: float = 5, share: float = 0.95) -> str:
+    """Wait while memory of the GPU becomes free, as it does once the part before is gone; what is
+    in use when nothing has changed for `patience` seconds, empty where nearly all is free."""
     import torch
 
-    end = time.monotonic() + seconds
+    most, since = 0, time.monotonic()
     while True:
         free, total = torch.cuda.mem_get_info()
         if free >= share * total:
             return ""
-        if time.monotonic() > end:
+        if free > most:
+            most, since = free, time.monotonic()
+        elif time.monotonic() - since > patience:
             return f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU are in use"
         time.sleep(0.5)

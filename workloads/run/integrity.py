@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,15 @@ def files_of(folder: Path) -> list[Path]:
 def seal(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Sync every file of a folder to disk and write `complete.json` last.
 
-    Returns the seal: the facts given, and each file's size in bytes and digest.
+    Files get the rights that the folder has: safetensors 0.8 writes for the owner alone, whatever
+    the umask. Returns the seal: the facts given, and each file's size in bytes and digest.
     """
     files = {}
     found = files_of(folder)
+    rights = folder.stat().st_mode & 0o666
+    for path in found:
+        with suppress(PermissionError):  # a mount without rights of its own
+            path.chmod(rights)
     # The disk writes while the digests are computed from memory.
     with ThreadPoolExecutor(1) as disk:
         synced = disk.map(_sync, found)

@@ -28,6 +28,21 @@ def test_a_sealed_checkpoint_is_whole(tmp_path: Path) -> None:
     assert record["files"]["shards/0.distcp"]["size"] == 500
 
 
+@pytest.mark.parametrize(
+    ("of_folder", "of_files"), [(0o755, 0o644), (0o770, 0o660), (0o700, 0o600)]
+)
+def test_files_get_the_rights_of_their_folder(
+    tmp_path: Path, of_folder: int, of_files: int
+) -> None:
+    """safetensors writes weights for the owner alone: a colleague could not load the model."""
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "model.safetensors").chmod(0o600)
+    tmp_path.chmod(of_folder)
+    integrity.seal(tmp_path, {"step": 1})
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == of_files
+    assert verify_checkpoint(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "shards/0.distcp"])
 @pytest.mark.parametrize("offset", [0, 17, -1])
 def test_one_flipped_bit_is_found_and_named(tmp_path: Path, name: str, offset: int) -> None:

@@ -2,9 +2,12 @@
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.waiting import until
 
 CHECKS = [{"name": "it learns", "passed": True, "found": "2 → 1"}]
 # What a part writes on its way.
@@ -24,11 +27,22 @@ def result(status: str = "passed", **more: Any) -> dict[str, Any]:
     return {**own, "title": "a part", "seconds": 3.0, "machine": machine, "ran_on": ran_on, **more}
 
 
+HANGS = ': >"$1.hangs"; sleep 60 & wait'
+
+
 def as_command(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    popen = subprocess.Popen
+    """Parts are a shell command; the time of one that HANGS is not over before it does."""
+    popen: Any = subprocess.Popen
 
-    def start(command: list[str], **kwargs: Any) -> Any:
-        file = command[command.index("--result") + 1]
-        return popen(["bash", "-c", script, "part", file], **kwargs)
+    class Command(popen):
+        def __init__(self, command: list[str], **kwargs: Any) -> None:
+            self.result = command[command.index("--result") + 1]
+            super().__init__(["bash", "-c", script, "part", self.result], **kwargs)
 
-    monkeypatch.setattr(subprocess, "Popen", start)
+        def wait(self, timeout: float | None = None) -> int:
+            if HANGS in script:
+                hangs = Path(f"{self.result}.hangs")
+                until(lambda: self.poll() is not None or hangs.exists())
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Command)

@@ -68,7 +68,8 @@ def test_essential_groups_must_fit_the_deadline(tmp_path: Path) -> None:
     assert "LEFT OUT code: the deadline of 1 s had come" in done.stdout
 
 
-def test_a_process_that_lost_a_race_gets_a_second_look(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["unit", "fault"])
+def test_what_lost_a_race_gets_a_second_look(tmp_path: Path, folder: str) -> None:
     flaky = (
         "from pathlib import Path\n"
         "def test_it():\n"
@@ -77,6 +78,7 @@ def test_a_process_that_lost_a_race_gets_a_second_look(tmp_path: Path) -> None:
         "    mark.touch()\n"
         "    assert not first\n"
     )
-    done = run(tmp_path, {"fault/test_b.py": flaky}, "--deadline", "600", workers=2)
+    done = run(tmp_path, {f"{folder}/test_b.py": flaky}, "--deadline", "600", workers=2)
     assert (done.returncode, last(done)) == (0, "1 passed, 0 failed, 0 skipped"), done.stdout
     assert "1 passed at the second try, 0 failed twice" in done.stdout
+    assert "UNSTEADY: 1 passed at the second try only" in done.stdout

@@ -57,18 +57,12 @@ QUICK = (
     Group("code", CODE, "not slow and not gpu", workers=2),
     Group("processes", PROCESSES, "not slow and not gpu", workers=2),
 )
-SLOW = Group(
-    "slow", (*CODE, *PROCESSES), "slow and not gpu", workers=2, essential=False
-)
-COMPOSE = Group(
-    "compose", ("compose",), "not slow and not gpu", workers=0, essential=False
-)
+SLOW = Group("slow", (*CODE, *PROCESSES), "slow and not gpu", workers=2, essential=False)
+COMPOSE = Group("compose", ("compose",), "not slow and not gpu", workers=0, essential=False)
 # Jobs of a scheduler that signals them: a Slurm with two nodes.
 CLUSTER = Group("cluster", ("cluster",), "cluster", workers=0, essential=False)
 # Images of many gigabytes.
-LARGE = Group(
-    "large images", ("compose",), "slow and not gpu", workers=0, essential=False
-)
+LARGE = Group("large images", ("compose",), "slow and not gpu", workers=0, essential=False)
 VLLM = Group(
     "vllm",
     ("vllm",),
@@ -126,7 +120,8 @@ def main() -> int:
     for name, reason in left_out.items():
         print(f"LEFT OUT {name}: {reason}")
     if total.unsteady:
-        print(f"UNSTEADY: {total.unsteady} passed at the second try only, alone; they are named above")
+        told = "passed at the second try only, alone; they are named above"
+        print(f"UNSTEADY: {total.unsteady} {told}")
     print(f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped", flush=True)
     return code
 

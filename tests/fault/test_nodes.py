@@ -115,7 +115,7 @@ def test_a_node_that_cannot_write_ends_the_others_with_its_reason(tmp_path: Path
 
 def test_a_local_node_that_is_killed_is_started_again(tmp_path: Path) -> None:
     """Nobody else would: its start is node 0's, and its port is known to no person."""
-    training = Training(tmp_path)
+    training = Training(tmp_path, fault="hang:10:1")
     training.until_event("checkpoint")
     (second,) = [
         pid

@@ -105,7 +105,7 @@ def test_a_part_that_prints_without_end_is_ended_and_its_ends_are_kept(
     assert found["checks"] == CHECKS and not found["is_cut"]
     text = place.log(PARTS[0].name).read_text()
     assert text.startswith("first") and "bytes are left out" in text and len(text) < 2100
-    assert found["log"].endswith("more\n") or found["log"].endswith("mor")
+    assert "more\nmore\n" in found["log"][-20:]  # it may have been ended within a letter
 
 
 def test_what_a_part_that_was_ended_has_written_goes_with_it(

@@ -328,10 +328,13 @@ def test_a_client_goes_on_after_an_answer_that_came_too_late() -> None:
 
         def whole() -> None:
             connection = listener.accept()[0]
-            connection.recv(1 << 16)
+            asked = b""
+            while not asked.endswith(b"--\r\n"):  # the end of its last part
+                asked += connection.recv(1 << 16)
             connection.sendall(answer)
             connection.close()
 
+        client._connection.timeout = 60
         thread = threading.Thread(target=whole)
         thread.start()
         assert client.act("go", PICTURE).tolist() == [1.0, 2.0]

@@ -43,10 +43,11 @@ def test_a_job_that_its_limit_ends_is_requeued_and_equals_an_uninterrupted_one(
     tmp_path: Path,
 ) -> None:
     """USR1 to the script is what --signal=B:USR1@… sends before the limit."""
-    job = Submitted(tmp_path / "job")
+    steps = "train.max_steps=80"  # more than it does before the signal has gone its way
+    job = Submitted(tmp_path / "job", steps)
     job.until_step(2)
     job.signal_script("USR1")
-    whole = Training(tmp_path / "whole").end()  # while Slurm lets it wait
+    whole = Training(tmp_path / "whole", [steps]).end()  # while Slurm lets it wait
     job.until_ended()
     assert (job.fact("JobState"), job.fact("ExitCode"), job.fact("Restarts")) == (
         "COMPLETED",

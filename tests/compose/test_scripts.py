@@ -170,7 +170,7 @@ def test_a_killed_container_is_started_again_while_the_start_waits(
     checkout: Checkout, killed: str
 ) -> None:
     """O-A9: the worker within the run's own restarts; node 0 with all others, from a checkpoint."""
-    words = (*SHORT, "train.max_steps=40")
+    words = (*SHORT, "train.max_steps=80")
     with checkout.start("start_training.sh", "demo", *words, "--wait") as started:
         end = time.monotonic() + 600
         while not list(checkout.root.glob("outputs/demo/*/checkpoints/*/complete.json")):
@@ -181,7 +181,7 @@ def test_a_killed_container_is_started_again_while_the_start_waits(
         docker("kill", container)
         text, _ = started.communicate(timeout=600)
     assert started.returncode == 0, text
-    assert max(steps(checkout.run)) == 40
+    assert max(steps(checkout.run)) == 80
     if killed == "demo-worker":
         assert "demo-worker was killed (exit code 137); starting it again" in text
         assert "lost node 1 (demo-worker)" in events(checkout.run, "restarted")[0]["reason"]

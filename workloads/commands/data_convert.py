@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from workloads.data.robot.crane_x7.converter import to_crane_x7
+    from workloads.data.robot.crane_x7.tfrecords import DATASET_NAME
+    from workloads.data.robot.lerobot.layout import camera_name
     from workloads.data.robot.lerobot.writer import to_lerobot_v3
     from workloads.data.robot.review import missing_instruction
     from workloads.data.tfrecord import summed_up
@@ -78,8 +80,10 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     for camera in dataset.cameras:
         if args.cameras and camera not in args.cameras:
             print(f"not written: camera {camera}")
-        elif args.to == "lerobot" and "/" in camera:
-            print(f"camera {camera}: written as {camera.replace('/', '.')}, as LeRobot needs it")
+        elif args.to == "lerobot" and camera_name(camera) != camera:
+            print(f"camera {camera}: written as {camera_name(camera)}, as LeRobot needs it")
+    if args.to == "crane-x7" and dataset.name != DATASET_NAME and dataset.action_names:
+        print(f"not written: names of dimensions ({', '.join(dataset.action_names)})")
     for text in dataset.lost_cameras.values():
         print(f"not written: {text}")
     for feature, what in dataset.unused.items():

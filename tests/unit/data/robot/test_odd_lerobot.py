@@ -93,6 +93,9 @@ def test_conversion_tells_what_was_chosen(tmp_path: Path, capsys: Any) -> None:
     put(tmp_path / "in/meta/episodes.jsonl", rows)
     assert main(["data", "convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     assert "note: 2 episodes list several tasks" in capsys.readouterr().out
+    words = ["data", "convert", str(tmp_path / "in"), str(tmp_path / "logs"), "--to", "crane-x7"]
+    assert main(words) == 0
+    assert "not written: names of dimensions (joint_0.pos, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["large_string", "dictionary", "list of one"])

@@ -34,8 +34,13 @@ _CUBE = pa.list_(pa.list_(pa.list_(pa.float64())))
 
 
 def camera_key(camera: str) -> str:
-    """The feature of a camera; LeRobot takes "/" in names for a level of its statistics."""
-    return f"observation.images.{camera.replace('/', '.')}"
+    """The feature of a camera."""
+    return f"observation.images.{camera_name(camera)}"
+
+
+def camera_name(camera: str) -> str:
+    """A camera's name in LeRobot, which takes "/" for a level of its statistics."""
+    return camera.strip("/").replace("/", ".")
 
 
 def in_order(described: dict[str, Described]) -> dict[str, Described]:

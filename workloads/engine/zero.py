@@ -171,14 +171,18 @@ def _files(folder: Path) -> dict[str, dict[int, Path]]:
 def _read(folder: Path, say: Say) -> _Shards:
     files = _files(folder)
     paths = [files["optim"][rank] for rank in sorted(files["optim"])]
-    states = [_states(load_shard(path, say), path) for path in paths]
+    states = [_states(load_shard(paths[0], say), paths[0])]
     # BF16_Optimizer is ZeRO-1 and writes no stage.
     stage = int(states[0].get("zero_stage", 1))
     ranks = _ranks(states[0]["partition_count"], paths[0])
+    # Before minutes are spent on checksums.
     _check_complete(folder, files["optim"], ranks, "optim")
     models = {0: folder / _WHOLE} if stage <= 2 else files["model"]
     if stage == 3:
         _check_complete(folder, models, ranks, "model")
+    elif not models[0].is_file():
+        raise UserError(f"expected {models[0]}, found none; copy the whole folder")
+    states += [_states(load_shard(path, say), path) for path in paths[1:]]
     for path, state in zip(paths, states, strict=True):
         _check_alike(path, states[0], state)
     key = _FLAT_TWO if stage <= 2 else _FLAT_THREE

@@ -25,9 +25,14 @@ def check_alike(config: VlaConfig, parts: Sequence["Part"]) -> None:
         shape = (first.actions.shape[1], states, len(part.cameras))
         shapes[shape] = str(part.dataset.path)
         if len(part.places) == 0:
+            of_head = config.action_head.is_policy_head
+            name, wanted = (
+                ("data.window", config.window) if of_head else ("action_head.chunk", config.chunk)
+            )
+            longest = part.dataset.lengths[list(part.episodes)].max()
             raise UserError(
-                f"{part.dataset.path}: expected steps to train on, found none; its episodes are "
-                "shorter than action_head.chunk or data.window"
+                f"{part.dataset.path}: expected steps to train on, found none: {name} is {wanted}, "
+                f"and the longest episode has {longest} steps; lower {name}"
             )
     if len(shapes) > 1:
         found = "; ".join(f"{path}: {shape}" for shape, path in shapes.items())

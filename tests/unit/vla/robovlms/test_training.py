@@ -335,7 +335,7 @@ def test_settings_that_do_not_fit_are_named(
     [
         (("action_head.size=8",), "action_head.size: expected 7"),
         (("data.shift={wrist: 4}",), "data.shift: expected cameras that are used, static, gripper"),
-        (("data.window=40",), "expected steps to train on, found none"),
+        (("data.window=40",), "found none: data.window is 40, and the longest episode has 12"),
     ],
 )
 def test_data_that_does_not_fit_is_named(

@@ -1,6 +1,5 @@
 """Checks of an llm profile before its start; `deep` reads every row."""
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ from workloads.data.rows import by_reason
 from workloads.engine.hub.publish import may_push
 from workloads.engine.keep_best import keep_best
 from workloads.engine.pretrained.files import local_model
+from workloads.engine.warm_up import warm_up
 from workloads.environment import cache_folder
 from workloads.errors import UserError
 from workloads.findings import Finding
@@ -49,8 +49,7 @@ def _settings(config: LlmConfig) -> list[Finding]:
         text = f"{heads[0]} is the model's head, which takes no adapter"
         fix = f"take it out, or train it whole by adapter.modules_to_save=[{heads[0]}]"
         found.append(Finding("adapter.targets", "error", text, fix))
-    if config.train.max_steps is not None:
-        found += warm_up(config, config.train.max_steps)
+    found += warm_up(config)
     evaluates, best = config.evaluation.every_steps, config.checkpoints.keep_best
     for name in ("patience", "samples"):
         if getattr(config.evaluation, name) and not evaluates:
@@ -66,17 +65,6 @@ def _settings(config: LlmConfig) -> list[Finding]:
         fix = f"set checkpoints.every_steps={evaluates}, as evaluation.every_steps is"
         found.append(Finding("checkpoints.keep_best", "warning", text, fix))
     return found
-
-
-def warm_up(config: LlmConfig, steps: int) -> list[Finding]:
-    """Whether the learning rate reaches its peak in so many steps."""
-    wanted = config.optim.warmup_steps
-    if wanted < 1 or wanted < steps:
-        return []
-    text = (
-        f"{wanted:g} of {steps} steps: the learning rate ends at {steps / wanted:.0%} of its peak"
-    )
-    return [Finding("optim.warmup_steps", "warning", text, "lower it, or set a share such as 0.1")]
 
 
 def _left_out(source: str) -> list[Finding]:
@@ -134,7 +122,7 @@ def deep(config: LlmConfig, env: Mapping[str, str]) -> list[Finding]:
     bad = [Finding("bad row", "warning", line) for line in by_reason(skipped)]
     notes = [Finding("model", "ok", line) for line in reported]
     lines = [Finding("rows", "ok", line) for line in data.report.lines(whole=False)]
-    return [*notes, *bad, *lines, *_planned_steps(config, data.report.train.sequences)]
+    return [*notes, *bad, *lines, *warm_up(config, data.report.train.sequences)]
 
 
 def prepared(
@@ -169,12 +157,3 @@ def _check_adapter(own: "PreTrainedConfig", config: LlmConfig) -> None:
     check_targets(model, config.adapter)
     if config.model.add_tokens or config.model.add_special_tokens:
         check_trained(model, config.adapter)
-
-
-def _planned_steps(config: LlmConfig, sequences: int) -> list[Finding]:
-    """Check the warm-up against the steps that the rows give, if max_steps is not set."""
-    if config.train.max_steps is not None:
-        return []
-    ranks = config.parallel.nodes * config.ranks_per_node(1)
-    batch = config.train.global_batch_size or config.train.per_device_batch_size * ranks
-    return warm_up(config, math.ceil(sequences / batch * config.train.epochs))

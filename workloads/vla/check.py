@@ -8,6 +8,7 @@ from workloads.device import GIB
 from workloads.engine.hub.publish import may_push
 from workloads.engine.keep_best import keep_best
 from workloads.engine.pretrained.files import local_model
+from workloads.engine.warm_up import warm_up
 from workloads.environment import cache_folder
 from workloads.errors import UserError
 from workloads.findings import Finding
@@ -30,6 +31,7 @@ def shallow(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     return [
         *found,
         *keep_best(config, config.evaluation.every_steps),
+        *warm_up(config),
         *local_model(config),
         *may_push(config),
         *_memory(config, env),
@@ -79,6 +81,8 @@ def deep(config: VlaConfig, env: Mapping[str, str]) -> list[Finding]:
     except UserError as error:
         return [Finding("data", "error", str(error))]
     findings = [Finding("data", "ok", line) for line in sources.lines]
+    samples = sum(part.weight * len(part.places) for part in sources.train)
+    findings += warm_up(config, round(samples))
     for part in sources.train:
         findings += [
             Finding("data", remark.level, remark.text, remark.fix)

@@ -130,3 +130,13 @@ def check_numbers(where: str, entry: Any, what: str, size: int | None) -> None:
         odd = [n for n in found if not isinstance(n, int | float) or not math.isfinite(n)]
         if odd:
             raise UserError(f"{where}.{key}: expected finite numbers, found {odd[0]!r}; {fix}")
+
+
+def without_evaluation(config: VlaConfig, is_held_out: bool) -> list[str]:
+    """The line that tells that nothing can be evaluated although the profile says when."""
+    if is_held_out or not (config.evaluation.every_steps or config.evaluation.before):
+        return []
+    return [
+        "no episode is held out, so that nothing is evaluated: evaluation.every_steps and "
+        "evaluation.before have no effect; raise data.eval_share, or add episodes"
+    ]

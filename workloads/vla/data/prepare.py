@@ -19,13 +19,7 @@ from workloads.data.windows import WindowOptions, starts
 from workloads.errors import UserError
 from workloads.json_files import read_json
 from workloads.vla.config import Source, VlaConfig, VlaData
-from workloads.vla.data.fit import (
-    check_alike,
-    check_head,
-    check_numbers,
-    check_states,
-    check_tokens,
-)
+from workloads.vla.data import fit
 from workloads.vla.processing import ImageProcessor
 from workloads.vla.statistics import Statistics
 
@@ -109,10 +103,7 @@ class Sources:
 
 
 def open_sources(
-    config: VlaConfig,
-    cache: Path | None,
-    progress: Callable[[], None],
-    kept: Path | None = None,
+    config: VlaConfig, cache: Path | None, progress: Callable[[], None], kept: Path | None = None
 ) -> Sources:
     """Open every dataset, split it by episode and describe its actions and states.
 
@@ -141,17 +132,18 @@ def open_sources(
         for parts, episodes in ((train, first), (held_out, second)):
             progress()
             parts.append(_part(source, dataset, cameras, episodes, config))
-    check_alike(config, train)
-    check_states(config, train)
-    check_head(config, train)
+    fit.check_alike(config, train)
+    fit.check_states(config, train)
+    fit.check_head(config, train)
     statistics = _statistics(config, train, kept)
     if not config.regresses:
-        check_tokens(train, statistics)
+        fit.check_tokens(train, statistics)
     damaged = sum(len(dataset.damage) for _, dataset in opened)
     lines = [line for both in zip(train, held_out, strict=True) for line in _lines(*both)]
     lines += _shares(train) if len(train) > 1 else []
     notes = [note for part in train for note in _notes(part)]
     held = tuple(part for part in held_out if len(part.places))
+    lines += fit.without_evaluation(config, bool(held))
     return Sources(
         tuple(train), held, statistics, _fingerprint(train), damaged, tuple(lines), tuple(notes)
     )
@@ -229,11 +221,11 @@ def _cameras(dataset: Dataset, wanted: Sequence[str]) -> tuple[str, ...]:
     there, problem = dataset.cameras, missing_camera(dataset)
     if problem is not None:
         raise UserError(problem)
-    missing = [camera for camera in wanted if camera not in there]
-    if missing:
+    odd = [name for name in wanted if name not in there or wanted.count(name) > 1]
+    if odd:
         raise UserError(
-            f"data.cameras: expected cameras of {dataset.path}, found {missing[0]!r}; it has "
-            f"{', '.join(there)}"
+            f"data.cameras: expected cameras of {dataset.path}, each once, found {odd[0]!r}"
+            f"{' twice' if odd[0] in there else ''}; it has {', '.join(there)}"
         )
     return tuple(wanted) or (_MAIN_CAMERA if _MAIN_CAMERA in there else there[0],)
 
@@ -361,10 +353,10 @@ def _statistics(config: VlaConfig, parts: Sequence[Part], kept: Path | None) -> 
     episode = parts[0].dataset[parts[0].episodes[0]]
     takes_state = config.state_setting is not None
     for name in names:
-        check_numbers(f"{file}: {name}.action", table[name], "action", episode.actions.shape[1])
+        fit.check_numbers(f"{file}: {name}.action", table[name], "action", episode.actions.shape[1])
         size = episode.states.shape[1] if takes_state else None
         if takes_state or "proprio" in table[name]:
-            check_numbers(f"{file}: {name}.proprio", table[name], "proprio", size)
+            fit.check_numbers(f"{file}: {name}.proprio", table[name], "proprio", size)
     return {name: table[name] for name in names}
 
 

@@ -20,6 +20,7 @@ from workloads.config.merge import resolve
 from workloads.config.sections import Model
 from workloads.engine.pretrained.base import Base
 from workloads.errors import UserError
+from workloads.vla import check
 from workloads.vla.config import VlaConfig
 from workloads.vla.data.prepare import Sources, open_sources
 from workloads.vla.family import Samples, family_of
@@ -334,6 +335,7 @@ def test_settings_that_do_not_fit_are_named(
     ("settings", "sentence"),
     [
         (("action_head.size=8",), "action_head.size: expected 7"),
+        (("data.cameras=[gripper,static,gripper]",), "each once, found 'gripper' twice; it has"),
         (("data.shift={wrist: 4}",), "data.shift: expected cameras that are used, static, gripper"),
         (("data.window=40",), "found none: data.window is 40, and the longest episode has 12"),
     ],
@@ -343,6 +345,26 @@ def test_data_that_does_not_fit_is_named(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         open_sources(configured(data, *settings), None, lambda: None)
+
+
+def test_evaluation_without_held_out_episodes_is_told(data: Path) -> None:
+    """`configured` holds none out."""
+    for setting in ("evaluation.every_steps=2", "evaluation.before=true"):
+        sources = open_sources(configured(data, setting), None, lambda: None)
+        assert any("nothing is evaluated" in line for line in sources.lines)
+    quiet = open_sources(configured(data, "evaluation.every_steps=null"), None, lambda: None)
+    assert not any("nothing is evaluated" in line for line in quiet.lines)
+
+
+def test_a_warm_up_longer_than_the_run_is_told(data: Path) -> None:
+    """From max_steps at once, from the windows where every image is read."""
+    wanted = "{} of {} steps: the learning rate ends at"
+    short = configured(data, "optim.warmup_steps=50", "train.max_steps=2")
+    assert any(wanted.format(50, 2) in item.line() for item in check.shallow(short, {}))
+    own = configured(data, "optim.warmup_steps=50", "train.epochs=1")
+    assert not any("learning rate" in item.line() for item in check.shallow(own, {}))
+    found = check.deep(own, {"TATARA_CACHE": str(data.parent / "cache")})
+    assert any(wanted.format(50, 7) in item.line() for item in found)
 
 
 def test_episodes_shorter_than_the_window_are_counted(data: Path) -> None:

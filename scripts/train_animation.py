@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COLUMNS, ROWS = 92, 32
 WIDTH, HEIGHT = 1400, 520
 EVERY = 3.5  # seconds between two images; shown ten times as fast
+MOST = 16  # images: of a longer run on a busy machine every second one, or fewer
 SHOWN, LAST = 350, 4000  # milliseconds of an image, and of the last one
 COLOURS = 48  # of all images together: a palette for each would change a colour between two
 OUTPUTS = ROOT / "outputs"
@@ -95,6 +96,8 @@ async def pairs(training: Training, run: Run) -> list[tuple[str, str]]:
 
 def images(found: Sequence[tuple[str, str]]) -> list[Image.Image]:
     """The pairs as a browser shows them."""
+    apart = -(-len(found) // MOST)
+    found = [*found[:-1:apart], found[-1]]
     browser = Browser(WIDTH, HEIGHT)
     shown = []
     try:

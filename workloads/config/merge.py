@@ -18,7 +18,14 @@ from pydantic import ValidationError
 from workloads.catalogue import WORKLOADS
 from workloads.config import deepspeed
 from workloads.config.sections import Profile, Section
-from workloads.config.yaml_source import load_mapping, mark_of, parse_scalar, text_of, value_of
+from workloads.config.yaml_source import (
+    load_mapping,
+    mark_of,
+    parse_scalar,
+    text_of,
+    value_of,
+    wide_marks,
+)
 from workloads.errors import UserError, did_you_mean
 from workloads.json_files import read_json
 
@@ -224,7 +231,10 @@ def _take_mapping(
     layers: _Layers, node: yaml.Node, file: str, schema: type[Section], path: tuple[str, ...]
 ) -> None:
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{mark_of(node, file)}: {'.'.join(path)} expects a mapping of settings")
+        # A mark has the whole text, as that is composed from one.
+        wide = wide_marks(str(node.start_mark and node.start_mark.buffer))
+        place = mark_of(node, file)
+        raise UserError(f"{place}: {'.'.join(path)} expects a mapping of settings{wide}")
     for key, value in node.value:
         mark = mark_of(key, file)
         name = str(key.value)

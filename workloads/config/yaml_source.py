@@ -33,6 +33,11 @@ _FLOAT = re.compile(
 _DEPTH = 32  # levels; no schema has more than four
 _VALUES = 10_000
 _LONGEST = 1 << 20  # characters of a text; the longest of our profiles has some thousand
+_WIDE = {
+    re.compile("[ -]*[A-Za-z_.]+ *："): "has a wide colon: write a colon and a blank",
+    re.compile(" *\u3000"): "begins with a wide blank: write blanks",
+    re.compile(" *\t"): "begins with a tab: write blanks",
+}
 _TAGS = {
     "scalar": {f"{_STANDARD}{kind}" for kind in ("str", "int", "float", "bool", "null")},
     "sequence": {f"{_STANDARD}seq"},
@@ -68,11 +73,26 @@ def load_mapping(path: Path, name: str) -> yaml.MappingNode:
     except FileNotFoundError:
         raise UserError(f"{name}: no such file; check the path of the profile") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: cannot be read as text: {error}") from None
+        fix = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise UserError(f"{name}: cannot be read as text: {error}{fix}") from None
     node = _composed(text, name)
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{name}:1:1: expected a mapping of settings, found something else")
+        raise UserError(
+            f"{name}:1:1: expected a mapping of settings, found something else{wide_marks(text)}"
+        )
     return node
+
+
+def wide_marks(text: str) -> str:
+    """The end of a message: a mark that YAML does not take for its own; '' where none is found.
+
+    Input methods for East Asian text write them, and editors tabs.
+    """
+    for number, line in enumerate(text.splitlines(), start=1):
+        for pattern, found in _WIDE.items():
+            if pattern.match(line):
+                return f"; line {number} {found}"
+    return ""
 
 
 def _composed(text: str, name: str) -> yaml.Node | None:
@@ -83,7 +103,7 @@ def _composed(text: str, name: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise UserError(f"{place}: not valid YAML: {error.problem}") from None
+        raise UserError(f"{place}: not valid YAML: {error.problem}{wide_marks(text)}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if node is not None:

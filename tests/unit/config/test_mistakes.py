@@ -99,8 +99,32 @@ def test_files_that_cannot_be_read(profiles: ProfileFolder) -> None:
         with pytest.raises(UserError, match=expected):
             resolve(path, {})
     profiles.path.write_bytes(b"workload: \xff\n")
-    with pytest.raises(UserError, match="cannot be read as text"):
+    with pytest.raises(UserError, match="cannot be read as text: .*; save it as UTF-8"):
         resolve(profiles.path, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("workload：llm\nmodel: {name: a}\n", "; line 1 has a wide colon: write a colon"),
+        ("workload：llm\n", "; line 1 has a wide colon"),
+        (
+            "# 設定：\nworkload: llm\nmodel:\n　name: a\n",
+            "; line 4 begins with a wide blank: write",
+        ),
+        ("workload: llm\nmodel:\n\tname: a\n", "; line 3 begins with a tab: write blanks"),
+    ],
+)
+def test_marks_of_an_input_method_are_named(text: str, told: str, profiles: ProfileFolder) -> None:
+    assert told in profiles.refused_file(text)
+
+
+def test_wide_marks_in_texts_are_no_mistake(profiles: ProfileFolder) -> None:
+    text = (
+        "workload: llm\nmodel: {name: a}\ndata: {source: a, prompt: '質問：　{q}', answer: '{a}'}\n"
+    )
+    profiles.path.write_text(text, encoding="utf-8")
+    assert resolve(profiles.path, {})[0].data.prompt == "質問：　{q}"
 
 
 # What YAML 1.1 would have read otherwise

@@ -297,10 +297,18 @@ class GrpoConfig(Profile):
             )
         if self.stage == "grpo":
             self._possible_reference()
+            self._possible_sampling()
             self._possible_evaluation()
         elif self.tools.used:
             raise ValueError("tools: the supervised stage calls none; leave them out")
         return self
+
+    def _possible_sampling(self) -> None:
+        is_vllm = self.generation.engine != "transformers"
+        if is_vllm and self.grpo.sampling.cache_implementation is not None:
+            raise ValueError(
+                "grpo.sampling.cache_implementation: vLLM has a cache of its own; leave it out"
+            )
 
     def _possible_evaluation(self) -> None:
         if self.tools.used and self.evaluation.rows:

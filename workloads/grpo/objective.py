@@ -49,6 +49,21 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 _OWN = frozenset(("objective", "max_prompt_length", "max_pixels", "min_pixels"))
 
 
+# Names in generation_kwargs, of transformers and vLLM, that settings of ours decide.
+_DECIDED_BY: Mapping[str, str] = MappingProxyType(
+    {
+        "temperature": "grpo.temperature",
+        **{name: f"grpo.sampling.{name}" for name in ("top_p", "top_k", "min_p")},
+        "repetition_penalty": "grpo.sampling.repetition_penalty",
+        "cache_implementation": "grpo.sampling.cache_implementation",
+        **dict.fromkeys(
+            ("max_new_tokens", "max_length", "max_tokens"), "grpo.max_completion_length"
+        ),
+        **dict.fromkeys(("num_return_sequences", "n", "best_of"), "grpo.num_generations"),
+    }
+)
+
+
 class Sampling(Section):
     """Sampling of completions, besides grpo.temperature."""
 
@@ -71,6 +86,13 @@ class Sampling(Section):
     cache_implementation: Text | None = Field(
         None, description="Kind of cache of transformers' generation, e.g. static."
     )
+
+    @model_validator(mode="after")
+    def _decided_once(self) -> "Sampling":
+        for name in self.generation_kwargs:
+            if name in _DECIDED_BY:
+                raise ValueError(f"generation_kwargs.{name}: set {_DECIDED_BY[name]} instead")
+        return self
 
 
 class Entropy(Section):

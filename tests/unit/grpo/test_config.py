@@ -94,6 +94,36 @@ def test_objectives_are_named_choices_and_give_way_to_values() -> None:
         ({"data": {"source": "scenes", "scenes": {"least": 5, "most": 4}}}, "more than most"),
         ({"grpo": {"num_generations": 1}}, "greater than or equal to 2"),
         ({"generation": {"sleep_level": 3}}, "less than or equal to 2"),
+        ({"rewards": [{"name": "format", "weight": 0}]}, "every weight is 0"),
+        ({"generation": {"vllm_structured_outputs_regex": "[0-9]+"}}, "only vLLM holds"),
+        (
+            {
+                "generation": {
+                    "engine": "vllm_colocate",
+                    "use_transformers_continuous_batching": True,
+                }
+            },
+            "does not use transformers",
+        ),
+        (
+            {
+                "generation": {"engine": "vllm_colocate"},
+                "grpo": {"sampling": {"cache_implementation": "static"}},
+            },
+            "vLLM has a cache of its own",
+        ),
+        (
+            {"grpo": {"entropy": {"entropy_coef_min": 0.5, "entropy_coef_max": 0.1}}},
+            "entropy_coef_min is 0.5, more than",
+        ),
+        (
+            {"grpo": {"sampling": {"generation_kwargs": {"temperature": 0.5}}}},
+            "generation_kwargs.temperature: set grpo.temperature instead",
+        ),
+        (
+            {"grpo": {"sampling": {"generation_kwargs": {"n": 2}}}},
+            "generation_kwargs.n: set grpo.num_generations instead",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], said: str) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import groupby
 from typing import Any
@@ -38,7 +39,10 @@ def check(config: GrpoConfig, sees_images: bool, is_main: bool = True) -> None:
     UserError where the engine cannot.
     """
     engine = config.generation
-    if config.stage != "grpo" or engine.engine == "transformers":
+    if config.stage != "grpo":
+        return
+    if engine.engine == "transformers":
+        check_sampling(config.grpo)
         return
     if find_spec("vllm") is None:
         raise UserError(
@@ -61,6 +65,30 @@ def check(config: GrpoConfig, sees_images: bool, is_main: bool = True) -> None:
             "which drops values that the tower computes only when it is loaded: completions would "
             "be wrong from then on; set generation.sleep_level=1"
         )
+
+
+def check_sampling(grpo: Grpo) -> None:
+    """Check the further arguments of transformers' sampling, which ignores those it does not know.
+
+    vLLM refuses them itself, when the engine is made. Raises UserError.
+    """
+    from transformers import GenerationConfig
+
+    own, kind = grpo.sampling.generation_kwargs, grpo.sampling.cache_implementation
+    where = "grpo.sampling.generation_kwargs"
+    known = vars(GenerationConfig())
+    for name in own:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{where}: transformers knows no argument {name!r}{hint}")
+    if "stop_strings" in own:
+        raise UserError(f"{where}.stop_strings: only vLLM ends completions at texts; leave it out")
+    try:
+        asked = GenerationConfig(**{"do_sample": True, **own}, cache_implementation=kind)
+        asked.validate(strict=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"grpo.sampling: {error}; correct it") from error
 
 
 def check_rows(config: GrpoConfig, rows: int, world_size: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from trl.generation.vllm_client import VLLMClient
 
 from workloads.config.merge import resolve
-from workloads.errors import Retry, TataraError
+from workloads.errors import Retry, TataraError, UserError
 from workloads.grpo import trl_hooks
 from workloads.grpo.config import GrpoConfig
 from workloads.grpo.data.prepare import _limits
@@ -177,3 +177,23 @@ def test_prompts_are_put_as_the_engine_takes_them(
     trainer.session = SimpleNamespace(progress=lambda: put.append("progress"))  # type: ignore[assignment]
     trainer._generate_single_turn([[1, IMAGE, IMAGE, 2], [3]], [[], ["a"]])
     assert put == [(ids, images), "progress"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("generation_kwargs={temprature: 2}", "knows no argument 'temprature'; did you mean"),
+        ("generation_kwargs={stop_strings: [a]}", "stop_strings: only vLLM ends completions"),
+        ("cache_implementation=foo", "Invalid `cache_implementation` \\(foo\\)"),
+    ],
+)
+def test_arguments_of_sampling_that_transformers_would_ignore(words: str, said: str) -> None:
+    """G-F11: or stumble over at the first rollout."""
+    config = profile("generation.engine=transformers", f"grpo.sampling.{words}")
+    with pytest.raises(UserError, match=said):
+        generation.check(config, sees_images=True)
+
+
+def test_arguments_of_sampling_that_transformers_knows() -> None:
+    words = "grpo.sampling.generation_kwargs={typical_p: 0.9, num_beams: 2}"
+    generation.check_sampling(profile(words).grpo)

@@ -21,14 +21,14 @@ python=.venv/bin/python
 host() { "$python" -m workloads.host "$@"; }
 
 # .env, the caller's environment before it: TATARA_OUTPUTS, TATARA_CACHE, BASE_IMAGE, RECIPE, NODE_RANK.
-settings=$(host settings) || exit 2
+settings=$(host settings) || exit
 eval "$settings"
 
 # Sets RUNTIME to docker where an engine answers that can be used, else to local; TATARA_RUNTIME
 # forces one.
 choose_runtime() {
   local answer
-  answer=$(host runtime) || exit 2
+  answer=$(host runtime) || exit
   RUNTIME=${answer%%$'\t'*}
   say "runtime: $RUNTIME (${answer#*$'\t'})" >&2
   # shellcheck source=/dev/null

@@ -10,8 +10,9 @@ is_set_up() { host is-set-up 2>/dev/null && [[ -d $TATARA_OUTPUTS ]]; }
 
 # in_service PROFILE COMMAND…: a command in the image of a profile, with the GPUs that it sees.
 in_service() {
-  local names
-  read -ra names <<<"$(services "$1")"
+  local found names
+  found=$(services "$1") # on a line of its own: where it fails, or is interrupted, so does this
+  read -ra names <<<"$found"
   compose --progress quiet --profile '*' run --rm -T --no-deps "${names[0]}" "${@:2}"
 }
 
@@ -20,8 +21,9 @@ running() { host running ${1:+"$1"} | cut -f 1; }
 
 # begin PROFILE LIKE ARGUMENT…: have the services of LIKE train a profile; sets JOB to this host's node.
 begin() {
-  local file=profiles/$1.yaml names
-  read -ra names <<<"$(services "$2")"
+  local file=profiles/$1.yaml found names
+  found=$(services "$2")
+  read -ra names <<<"$found"
   [[ -f $file ]] || file=profiles/recipes/$1.yaml
   if [[ -n $NODE_RANK ]]; then
     export COMPOSE_FILE=${COMPOSE_FILE:-compose.yaml}:compose.multihost.yaml

@@ -30,8 +30,8 @@ if [[ $RUNTIME == docker ]]; then
   say "4/4 images: ${profiles[*]}"
   names=()
   for profile in "${profiles[@]}"; do
-    read -ra found <<<"$(services "$profile")"
-    names+=("${found[0]}")
+    found=$(services "$profile")
+    names+=("${found%% *}")
   done
   # Builds look for the base image here before they ask a registry: later ones work offline.
   docker image inspect "$BASE_IMAGE" >/dev/null 2>&1 || docker pull "$BASE_IMAGE"

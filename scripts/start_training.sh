@@ -49,8 +49,11 @@ like=${like:-$profile}
 services "$like" >/dev/null
 [[ -z $(running "$like") ]] ||
   fail "a training of $profile is running; stop it first: scripts/stop_training.sh $like"
-env UID="$(caller_uid)" GID="$(caller_gid)" TATARA_RUNTIME="$RUNTIME" scripts/test_environment.sh "$profile" --brief ${words[@]+"${words[@]}"} ||
+env UID="$(caller_uid)" GID="$(caller_gid)" TATARA_RUNTIME="$RUNTIME" scripts/test_environment.sh "$profile" --brief ${words[@]+"${words[@]}"} || {
+  ended=$?
+  ((ended < 128)) || exit "$ended" # stopped
   fail "this machine cannot train $profile as it is; scripts/test_environment.sh $profile says more"
+}
 is_set_up || scripts/setup_environment.sh "$like"
 if [[ -n $RECIPE && -f profiles/$profile.yaml ]]; then
   path=$(in_service "$like" python -m workloads.plan.recipes "profiles/$profile.yaml")

@@ -1,5 +1,6 @@
 """start_training.sh and stop_training.sh without Docker: a real training, found and stopped."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -90,6 +91,14 @@ def test_started_watched_stopped_and_gone_on_with(checkout: Checkout) -> None:
     assert again.returncode == 2
     assert "a training of demo is running; stop it first" in again.stderr
 
+    # A copy made meanwhile has the note of a process that is not its own.
+    copy = Checkout.__new__(Checkout)
+    copy.root = checkout.root.with_name("copy of it")
+    shutil.copytree(checkout.root, copy.root, symlinks=True)
+    said = copy.script("stop_training.sh").stdout
+    assert said == "no training of this checkout is running\n"
+    assert not events(checkout.run, "stopped")
+
     stopped = checkout.script("stop_training.sh")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     newest = sealed(checkout.run.checkpoints)[-1]
@@ -153,6 +162,16 @@ def test_a_killed_supervisor_is_started_again_while_the_start_waits(checkout: Ch
     (checkout.root / ".cache" / "stopping").write_text(f"0 {second}")
     os.kill(second, signal.SIGKILL)
     assert started.wait(PATIENCE) == 137
+
+
+def test_one_start_at_a_time(checkout: Checkout) -> None:
+    """Two that look at the same moment see nothing running; each would recreate the other's."""
+    (checkout.root / ".cache").mkdir()
+    with (checkout.root / ".cache" / "starting.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        refused = checkout.script("start_training.sh", "demo", *LONG)
+    assert refused.returncode == 2
+    assert "another start of this checkout is under way" in refused.stderr
 
 
 def test_a_mistake_ends_the_start_with_its_exit_code(checkout: Checkout) -> None:

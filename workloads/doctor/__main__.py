@@ -3,12 +3,17 @@
 import argparse
 import sys
 
-from workloads.doctor.command import add_arguments, main
 from workloads.errors import TataraError
+from workloads.signals import interruptible
 
 
 def run() -> int:
     """Parse this process's arguments and look; the exit code."""
+    from workloads.doctor.command import (
+        add_arguments,
+        main,
+    )  # here a Ctrl-C is no traceback any more
+
     parser = argparse.ArgumentParser(prog="tatara doctor", description=__doc__, allow_abbrev=False)
     add_arguments(parser)
     args, words = parser.parse_known_args()
@@ -20,4 +25,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(interruptible(run))

@@ -1,7 +1,9 @@
 """O-A1, O-A10, O-A11: a checkout's project, and what Compose is told of the caller's shell."""
 
 import os
+import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,6 +18,7 @@ from workloads.host.checkout import (
     set_up,
     shell_settings,
 )
+from workloads.host.command import main
 
 pytestmark = pytest.mark.unit
 ENV = {"PATH": os.environ["PATH"]}
@@ -64,6 +67,19 @@ def test_a_copied_dotenv_is_made_this_checkouts_own(tmp_path: Path) -> None:
     set_up(there, ENV)
     assert belongs(there) == "" and read(there / ".env")["SEED"] == "7"
     assert read(there / ".env")["TATARA_TAG"] != read(here / ".env")["TATARA_TAG"]
+
+
+def test_scripts_start_nothing_in_a_copy_of_a_whole_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Compose by hand cannot know: the copy has the file that the secret `checkout` names, too."""
+    set_up(made(tmp_path / "first"), ENV)
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    monkeypatch.chdir(tmp_path / "second")
+    monkeypatch.setattr(os, "execvpe", Mock(side_effect=AssertionError("Compose was called")))
+    for words in (["compose", "--profile", "demo", "up"], ["down"], ["is-set-up"]):
+        assert main(words) == 2
+        assert "first, copied here; run scripts/setup_environment.sh" in capsys.readouterr().err
 
 
 def test_what_a_shell_sets_is_handed_over_as_a_file_of_the_caller(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.support import crane_cases, lerobot_cases, rlds_cases
 from tests.support.lerobot_cases import TOP, TOP_VIDEO, v2, walk
+from tests.support.robot_data import crane_episode, rewrite
 from workloads.cli import main
 from workloads.data import tf_example, tfrecord
 from workloads.data.robot import Dataset, open_dataset
@@ -346,3 +347,16 @@ def test_options_that_change_nothing_are_told(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "logs", color_order="bgr")
     assert "color_order is set to bgr, meta.json says rgb: that counts" in said(dataset)
     assert "color_order" not in said(open_dataset(tmp_path / "logs", color_order="rgb"))
+
+
+def test_what_recordings_say_in_several_ways_is_told(tmp_path: Path) -> None:
+    files = [crane_episode(tmp_path / f"episode_{number}", 6, seed=number) for number in range(3)]
+    assert open_dataset(tmp_path).notes == [] and open_dataset(tmp_path).unused == {}
+    rewrite(files[1], {t: {"dataset_name": "other_arm"} for t in range(6)})
+    rewrite(files[2], {t: {"observation/timestep": np.array([t + 3 * (t > 2)])} for t in range(6)})
+    np.savez(files[0].with_suffix(".npz"), states=np.zeros((5, 8)), actions=np.zeros((5, 8)))
+    dataset = open_dataset(tmp_path)
+    assert "several datasets, crane_x7, other_arm: crane_x7 stands for all" in said(dataset)
+    text = "1 episodes have timesteps that do not count up one by one, the first episode_2, where"
+    assert f"{text} 6 comes after 2: their records" in said(dataset)
+    assert dataset.unused == {"*.npz": "1 episodes whose TFRecord beside it is read"}

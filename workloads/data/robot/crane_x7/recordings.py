@@ -90,12 +90,7 @@ class Recordings(Dataset):
             "meta.json" if any(meta.fps for meta in self._meta) else "the format",
             [episode for episode in times if episode is not None],
         )
-        other = {meta.color_order for meta in self._meta} - {None, options.color_order}
-        if options.color_order is not None and other:
-            self.note(
-                f"color_order is set to {options.color_order}, meta.json says "
-                f"{' and '.join(sorted(map(str, other)))}: that counts"
-            )
+        self._note_contradictions()
         self._describe()
         self._weigh_damage()
         self.report([])
@@ -130,6 +125,40 @@ class Recordings(Dataset):
             depth_cameras=tuple(recording.depths),
         )
         return episode.take(slice(0, 0)) if self._odd(recording) else episode
+
+    def _note_contradictions(self) -> None:
+        """Note what files say of themselves in several ways, or against the options."""
+        order = self.options.color_order
+        others = {meta.color_order for meta in self._meta} - {None, order}
+        if order is not None and others:
+            self.note(
+                f"color_order is set to {order}, meta.json says "
+                f"{' and '.join(sorted(map(str, others)))}: that counts"
+            )
+        names = _names(self._recordings)
+        if len(names) > 1:
+            self.note(
+                f"the episodes name several datasets, {', '.join(sorted(names))}: {self.name} "
+                "stands for all"
+            )
+        jumps = [
+            (name, at)
+            for name, recording in zip(self._names, self._recordings, strict=True)
+            if isinstance(recording, tfrecords.TFRecordRecording)
+            for at in _jumps(recording)[:1]
+        ]
+        if jumps:
+            name, (before, after) = jumps[0]
+            self.note(
+                f"{len(jumps)} episodes have timesteps that do not count up one by one, the first "
+                f"{name}, where {after} comes after {before}: their records are taken as steps "
+                "that follow each other"
+            )
+        both = sum(
+            file.suffix in TFRECORD and file.with_suffix(NPZ[0]).is_file() for file in self.files
+        )
+        if both:
+            self.unused["*.npz"] = f"{both} episodes whose TFRecord beside it is read"
 
     def _stated_fps(self) -> float:
         """The rate that the episodes' meta.json state, else the recorders' usual one."""
@@ -228,10 +257,23 @@ def _load(root: Path, files: Sequence[Path], options: Options) -> list[Recording
 
 
 def _name(recordings: list[Recording]) -> str:
-    names = {r.dataset_name for r in recordings if isinstance(r, tfrecords.TFRecordRecording)} - {
-        ""
-    }
+    names = _names(recordings)
     return names.pop() if len(names) == 1 else tfrecords.DATASET_NAME
+
+
+def _names(recordings: list[Recording]) -> set[str]:
+    """The names of datasets in the files."""
+    named = [r for r in recordings if isinstance(r, tfrecords.TFRecordRecording)]
+    return {recording.dataset_name for recording in named} - {""}
+
+
+def _jumps(recording: tfrecords.TFRecordRecording) -> list[tuple[int, int]]:
+    """Timesteps of records that follow each other in the file, but not in their numbers."""
+    steps, records = recording.timesteps, recording.records
+    if steps is None:
+        return []
+    places = np.flatnonzero(np.diff(steps) != np.diff(records))
+    return [(int(steps[at]), int(steps[at + 1])) for at in places]
 
 
 def _episode_name(root: Path, file: Path) -> str:

@@ -182,7 +182,7 @@ class VlaData(Source):
         description="Fixed bounds of the arm's actions (policy heads); none: q01 to q99 of the "
         "statistics.",
     )
-    shift: dict[str, Annotated[Whole, Field(ge=0)]] | None = Field(
+    shift: dict[str, Annotated[Whole, Field(ge=0, lt=IMAGE_SIDE)]] | None = Field(
         None, description="Pixels, at most, that images of a camera are shifted by (policy heads)."
     )
     frames_in_memory: Whole = Field(

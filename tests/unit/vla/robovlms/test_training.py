@@ -321,6 +321,7 @@ def test_windows_of_training_are_what_an_episode_gives(
         (("adapter.method=qlora",), "policy heads train with full or lora"),
         (("action_head.kind=tokens",), "data.window: of policy heads"),
         (("data.frames_in_memory=2",), "at least the window's 3 steps"),
+        (("data.shift={static: 400}",), "data.shift"),
         (("data.normalise={low: 1, high: 0.65}",), "expected low below high, found 1 and 0.65"),
     ],
 )

@@ -342,6 +342,10 @@ def test_a_checkpoint_becomes_a_policy(tmp_path: Path, capsys: pytest.CaptureFix
     sent = acting.scale(None).actions(arm, opens)  # type: ignore[attr-defined]
     assert np.allclose(sent, [[-0.65, 0.0, 0.65, 0.325, 0.0, 0.0, 1.0]])
     assert main(command) == 2 and "a name that is free" in capsys.readouterr().err
+    of_mixture = {"type": "OpenVLADataset", "data_root_dir": "oxe", "data_mix": "bridge"}
+    (folder / "oxe.json").write_text(json.dumps(config | {"train_dataset": of_mixture}))
+    command[2], command[-1] = str(folder / "oxe.json"), str(tmp_path / "other.yaml")
+    assert main(command) == 2 and "found the mixture bridge, whose" in capsys.readouterr().err
 
 
 @torch.no_grad()

@@ -95,18 +95,21 @@ def write_policy(config: Path, weights: Path, base: Path, folder: Path, say: Say
     config, tokenizer and image processor. Raises as `load_pretrained`, before anything is written,
     and where the config's actions are not normalised by bounds.
     """
-    found = inherited(config).config
+    found = inherited(config)
+    settings, _ = translate(found)
+    if "normalise" not in settings.get("data", {}):
+        mixture = settings.get("data", {}).get("mixture")
+        there = f"the mixture {mixture}, whose datasets' q01 to q99 count" if mixture else "none"
+        raise UserError(
+            f"{config}: expected norm_action with norm_min and norm_max, found {there}; only such "
+            "actions are turned back without the datasets' statistics, which no checkpoint holds"
+        )
     if not (base / "config.json").is_file():
         raise UserError(f"{base}: expected the backbone's config.json, found none; complete it")
     policy = from_checkpoint(config, weights, base=base / "config.json", say=say)
     spec = policy.spec
-    if spec.bounds is None:
-        raise UserError(
-            f"{config}: expected norm_action with norm_min and norm_max, found none; only such "
-            "actions are turned back without the dataset's statistics"
-        )
     kinds = {"dtype": "float32", "family": MODEL_TYPE, "kind": "model"}
-    cameras = ["static", "gripper"] if found.get("use_hand_rgb") else ["static"]
+    cameras = ["static", "gripper"] if found.config.get("use_hand_rgb") else ["static"]
     facts = {**kinds, "step": None, "notes": [], "cameras": cameras, "crop_area": 1.0}
     state = policy.state_dict()
     with whole_folder(folder, int(1.05 * size_of(state))) as partial:

@@ -90,10 +90,12 @@ def deep(config: GrpoConfig, env: Mapping[str, str]) -> list[Finding]:
     from workloads.engine.pretrained.base import find_base
     from workloads.grpo.data.prepare import count, read_source, try_on
     from workloads.grpo.data.remarks import describe_images, describe_solutions
+    from workloads.grpo.model import check_options
 
     reported: list[str] = []
     try:
         base = find_base(config.model, reported.append, weights=False)
+        check_options(base.config, config)
         found = read_source(config.data, cache_folder(env))
         counted = count(config, base.folder, found.rows)
         useless = try_on(config, found.rows[0])

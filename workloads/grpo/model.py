@@ -44,6 +44,26 @@ def sees_images(own: PreTrainedConfig) -> bool:
     return known and "vision_config" in type(own).sub_configs
 
 
+def check_options(own: PreTrainedConfig, config: GrpoConfig) -> None:
+    """Raise UserError for settings that TRL (1.16) takes with other kinds of models only."""
+    if config.stage != "grpo":
+        return
+    is_mixture = hasattr(own.get_text_config(), "output_router_logits")
+    if config.grpo.router_aux_loss_coef and not is_mixture:
+        raise UserError(
+            f"grpo.router_aux_loss_coef: expected a mixture of experts, found {own.model_type}; "
+            "leave it out"
+        )
+    is_wrapped = config.adapter.method != "full" or sees_images(own)
+    configs = (own, own.get_text_config())
+    is_tied = any(getattr(one, "tie_word_embeddings", False) for one in configs)
+    if config.grpo.cast_lm_head_to_fp32 and is_tied and is_wrapped:
+        raise UserError(
+            "grpo.cast_lm_head_to_fp32: where the embeddings are the last layer too, TRL takes "
+            "neither an adapter nor a vision tower with it; leave it out"
+        )
+
+
 def tokenizer_of(processing: Processing) -> PreTrainedTokenizerBase:
     """The tokenizer itself, or the one inside a processor."""
     return processing.tokenizer if isinstance(processing, ProcessorMixin) else processing

@@ -26,6 +26,7 @@ from workloads.grpo.export import keep_skeleton
 from workloads.grpo.finish import finish
 from workloads.grpo.model import (
     Processing,
+    check_options,
     learner,
     load_model,
     load_processing,
@@ -51,6 +52,7 @@ def train(config: GrpoConfig, session: Session) -> None:
     base = resolve(config, session.report)
     config = config.model_copy(update={"model": base.model})
     config.check_groups(distributed.world_size())
+    check_options(base.config, config)
     engine.check(config, sees_images(base.config), session.is_main)
     processing = load_processing(base, config.grpo, config.tools.used)
     load_tools(config.tools, bool(config.rewards.functions)).check(processing)

@@ -20,7 +20,7 @@ from workloads.grpo.data.images import ImageFile
 from workloads.grpo.data.prepare import count, prepare
 from workloads.grpo.data.rows import Example
 from workloads.grpo.data.tokens import RowTokens
-from workloads.grpo.model import load_processing
+from workloads.grpo.model import check_options, load_processing
 from workloads.grpo.objective import Grpo
 from workloads.grpo.prompts import Wording
 
@@ -89,6 +89,28 @@ def test_a_deep_check_compares_with_the_processor(
         finding for finding in check.deep(config_of(llava, rows), {}) if finding.level == "error"
     ]
     assert "are not understood, choose another model" in found.found
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("grpo.router_aux_loss_coef=0.1",), "expected a mixture of experts, found llava"),
+        (("grpo.cast_lm_head_to_fp32=true",), "TRL takes neither an adapter nor a vision tower"),
+    ],
+)
+def test_options_that_trl_takes_with_other_models(
+    llava: Path, rows: Path, words: tuple[str, ...], said: str
+) -> None:
+    """G-F11: named before the model is loaded."""
+    from transformers import AutoConfig
+
+    own = AutoConfig.from_pretrained(llava)
+    own.tie_word_embeddings = True
+    with pytest.raises(UserError, match=said):
+        check_options(own, config_of(llava, rows, *words))
+    check_options(own, config_of(llava, rows, *words, "stage=sft"))
+    own.tie_word_embeddings = own.get_text_config().tie_word_embeddings = False
+    check_options(own, config_of(llava, rows, *words[:-1]))
 
 
 def test_the_sample_has_the_extremes() -> None:

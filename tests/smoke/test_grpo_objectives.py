@@ -242,7 +242,10 @@ tracking: {{tensorboard: false}}
 """
 
 
-@pytest.mark.parametrize("words", [(), ("model.freeze_vision=true",), ("stage=sft",)], ids=str)
+FROZEN = ("model.freeze_vision=true", "adapter.method=lora", "train.gradient_checkpointing=true")
+
+
+@pytest.mark.parametrize("words", [(), FROZEN, ("stage=sft",)], ids=str)
 def test_two_images_in_a_prompt_and_a_row_of_text(tmp_path: Path, words: tuple[str]) -> None:
     """G-F7: mixed rows in one batch, for GRPO and the supervised stage."""
     for number in range(3):

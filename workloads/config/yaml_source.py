@@ -184,15 +184,33 @@ def _look_through_mapping(node: yaml.MappingNode, name: str, sizes: dict[int, in
         if key.value in seen:
             raise UserError(f"{mark}: {key.value!r} is set twice, first at {seen[key.value]}")
         seen[key.value] = mark
+        if key.tag == f"{_STANDARD}merge":
+            _check_merged(value, name)
         size += _look_through(value, name, sizes)
     return size
 
 
+def _check_merged(node: yaml.Node, name: str) -> None:
+    """What stands behind <<: a mapping, or a list of them."""
+    for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        if not isinstance(part, yaml.MappingNode):
+            raise UserError(
+                f"{mark_of(part, name)}: expected a mapping to merge with <<, found something else"
+            )
+
+
+def _check_text(text: str, place: Mark | str) -> None:
+    """No file has a name with NUL, and half a character can be written into no file."""
+    if re.search("[\0\ud800-\udfff]", text):
+        raise UserError(f"{place}: expected text of whole characters in UTF-8, found {text!a}")
+
+
 def _check_scalar(node: yaml.ScalarNode, mark: Mark) -> None:
     """Python refuses numbers of thousands of digits, and words under the tag of a number."""
+    _check_text(node.value, mark)
     try:
         value_of(node)
-    except (ValueError, KeyError, yaml.YAMLError):
+    except (ValueError, KeyError, IndexError, yaml.YAMLError):
         kind = node.tag.removeprefix(_STANDARD)
         shown = node.value if len(node.value) < 40 else f"{node.value[:37]}..."
         raise UserError(f"{mark}: expected a value of type {kind}, found {shown!r}") from None
@@ -223,6 +241,7 @@ def parse_scalar(text: str, source: str) -> Any:
     try:
         _check_size(text, source)
     except yaml.YAMLError:
+        _check_text(text, source)
         return text
     node = _composed(text, source)
     return None if node is None else value_of(node)

@@ -1,5 +1,6 @@
 """Profiles that would hang a reader or end in a traceback are refused with their place (O-A7)."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,11 @@ HOSTILE = {
     "a timestamp tag": ("a: !!timestamp 2001-01-01", r":1:4: the tag .*timestamp"),
     "a number tag on a word": ('a: !!int "x"', r":1:4: expected a value of type int, found 'x'"),
     "a switch tag on a word": ("a: !!bool maybe", r":1:4: expected a value of type bool"),
+    "a number tag on nothing": ("a: !!int ''", r":1:4: expected a value of type int, found ''"),
+    "a merge of lists": ("a: {<<: [1]}", r":1:10: expected a mapping to merge with <<"),
+    "a merge of a number": ("a: {<<: 3}", r":1:9: expected a mapping to merge with <<"),
+    "NUL by its escape": ('a: "b\\0"', r":1:4: expected text of whole characters in UTF-8"),
+    "half a character": ('a: "\\ud800"', r":1:4: expected text .* found '\\ud800'"),
     "many keys": (
         "\n".join(f"k{n}: 1" for n in range(50_000)),
         r":5001:1: expected at most 10,000 names and values",
@@ -68,6 +74,11 @@ def test_hostile_values_of_the_command_line_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="^command line train.seed:1:"):
         parse_scalar(text, "command line train.seed")
     assert time.process_time() - begun < 2
+
+
+def test_a_path_that_is_no_utf8_is_refused() -> None:
+    with pytest.raises(UserError, match="^command line data.source: expected text of whole"):
+        parse_scalar(os.fsdecode(b"a\xff"), "command line data.source")
 
 
 def test_aliases_of_a_reasonable_size_are_read(tmp_path: Path) -> None:

@@ -64,6 +64,9 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         from workloads.plan.drawing import draw
 
         draw(breakdown, Path(args.png))
+    notes = _unused_gpus(args, breakdown)
+    if target.card and not target.card.has_bf16 and config.train.precision == "bf16":
+        notes.append(f"no bf16 on a {target.card.name}; set train.precision=fp16")
     if args.json:
         facts: dict[str, Any] = {"total": breakdown.total, "parts": breakdown.parts}
         facts |= {
@@ -72,11 +75,12 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
             "reserved": breakdown.reserved,
         }
         facts |= {"unknown": breakdown.unknown, "fits": suffices, "advice": fixes}
+        facts["notes"] = [*breakdown.notes, *notes]
         print_json({**facts, "time": times.facts if times else None, "exact": exact})
     else:
         table(breakdown, size)
-        if target.card and not target.card.has_bf16 and config.train.precision == "bf16":
-            print(f"note: no bf16 on a {target.card.name}; set train.precision=fp16")
+        for note in notes:
+            print(f"note: {note}")
         for line in exact["lines"] if exact else []:
             print(line)
         if size:
@@ -116,6 +120,16 @@ class _Target:
         self.gpus = args.gpus or self.gpus
         if args.gpu_memory:
             self.memory = int(args.gpu_memory * GIB)
+
+
+def _unused_gpus(args: argparse.Namespace, breakdown: "Breakdown") -> list[str]:
+    """A note where the profile's own number of GPUs wins over --gpus."""
+    if not args.gpus or breakdown.shape is None or breakdown.ranks_per_node == args.gpus:
+        return []
+    return [
+        f"planned for {breakdown.ranks_per_node} GPUs of each node, as the profile sets, not for "
+        f"{args.gpus}; add parallel.ranks_per_node={args.gpus}"
+    ]
 
 
 class _Times:
@@ -222,6 +236,9 @@ def _suggest(
     from workloads.plan.row_lengths import RowLengths
     from workloads.plan.suggest import fastest_by_method, suggestion_lines, suggestions
 
+    if args.exact or args.png:
+        other = "--exact" if args.exact else "--png"
+        raise UserError(f"{other}: it is of one plan, and --suggest weighs many; leave one out")
     if breakdown.shape is None:
         raise UserError(breakdown.unknown or "memory cannot be predicted")
     if target.card is None or target.memory is None:
@@ -233,11 +250,19 @@ def _suggest(
         longest = config.row_length(config.seen_shape(breakdown.shape))
         lengths = RowLengths(args.row_tokens, longest)
     found = suggestions(config, breakdown.shape, target.card, target.memory, gpus, own, lengths)
-    for line in suggestion_lines(fastest_by_method(found), target.memory):
-        print(line)
+    kept = fastest_by_method(found)
+    notes = _unused_gpus(args, breakdown)
     if config.packs is False and lengths is None:
-        print(
+        notes.append(
             "how long the rows are is not known here, so packing was not weighed; "
             "give --row-tokens N, or plan again after a run"
         )
+    hour = args.price * breakdown.world_size if args.price else None
+    if args.json:
+        print_json({"suggestions": [each.facts for each in kept], "notes": notes})
+    else:
+        for line in suggestion_lines(kept, target.memory, hour):
+            print(line)
+        for note in notes:
+            print(f"note: {note}")
     return EXIT_DONE if found else EXIT_FAILED

@@ -5,111 +5,15 @@ possible peaks: its MLP, while all of the layer is kept, and its attention, when
 freed. `bench/plan_memory.py` compares the counts with allocated bytes.
 """
 
-from dataclasses import dataclass
-
 from workloads.plan.shapes import Linear, ModelShape, TowerShape
+from workloads.plan.work import Work
 
 # Tensors in transfer to host memory under offloading (`max_fwd_stash_size` of TRL 1.16).
 _ON_THEIR_WAY = 5
 _FUSED_PROJECTIONS = ("query_key_value", "qkv_proj")
 _OUTPUTS = ("o_proj", "dense")
-
-
-@dataclass(frozen=True)
-class Work:
-    """One rank's micro-batch, in the numbers that the formulas need.
-
-    `rows` of `length` tokens, each read as so many `sequences`; the loss needs the logits of
-    `scored` tokens of each. Bytes of one number: `compute` in matrix products, `stored` for a
-    trained weight, `handed` for one as the forward pass gets it (FSDP2 and ZeRO hand out the
-    compute type), `residual` in the stream between the layers, `frozen` for a frozen weight that is
-    not quantised. `adapted` are LoRA's matrices, empty where all weights are trained. keeps_logits:
-    the caller holds the model's output through the backward pass. compiled: by torch.compile;
-    offloaded: activations wait in host memory.
-    expands: fused attention reads keys and values of every query head, as it has to on cards
-    without flash attention. dequantised: bytes of a number of a quantised matrix as it is
-    multiplied.
-    """
-
-    shape: ModelShape
-    rows: int
-    length: int
-    scored: int
-    compute: int
-    stored: int
-    residual: int
-    full: bool
-    adapted: tuple[Linear, ...] = ()
-    rank: int = 0
-    frozen: int = 2
-    handed: int = 4
-    dropout: bool = False
-    adapter_bytes: int = 4
-    checkpointing: bool = False
-    quantised: bool = False
-    fused_head: bool = True
-    eager: bool = False
-    fp16: bool = False
-    autocast: bool = True
-    keeps_logits: bool = False
-    compiled: bool = False
-    offloaded: bool = False
-    expands: bool = False
-    dequantised: int = 2
-    sequences: int = 1
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.length
-
-    @property
-    def scored_tokens(self) -> int:
-        return self.rows * self.scored
-
-    @property
-    def query(self) -> int:
-        """Width of all query heads together."""
-        return self.shape.heads * self.shape.head_dim
-
-    @property
-    def key(self) -> int:
-        """Width of all key heads together; of the values too."""
-        return self.shape.kv_heads * self.shape.head_dim
-
-    @property
-    def scores(self) -> int:
-        """Numbers of one layer's attention scores, which eager attention holds."""
-        return self.shape.heads * self.seen_pairs if self.eager else 0
-
-    @property
-    def seen_pairs(self) -> int:
-        """Pairs of tokens that attention compares."""
-        return self.rows * self.length**2 // self.sequences
-
-    @property
-    def adapter_input(self) -> int:
-        """Bytes of a number in an adapter's input; autocast gives it the compute type."""
-        return self.compute if self.autocast else self.adapter_bytes
-
-    @property
-    def shares_inputs(self) -> bool:
-        """Whether adapters read the layer's own input, without a copy.
-
-        Over a quantised base peft leaves casting to autocast.
-        """
-        is_cast = self.adapter_bytes != self.compute and not (self.quantised and self.autocast)
-        return not self.dropout and not is_cast and self.between == self.compute
-
-    @property
-    def casts(self) -> bool:
-        """Whether autocast copies every matrix and its input into the compute type."""
-        return self.full and self.stored > self.compute and self.residual > self.compute
-
-    @property
-    def between(self) -> int:
-        """Bytes of a number between the matrices of a layer: a quantised one gives its product in
-        the type of its input."""
-        return self.residual if self.quantised else self.compute
+# Families that rotate a part of queries and keys, and concatenate it with the rest.
+_CONCATENATING = ("gpt_neox", "phi3", "stablelm", "stablelm_epoch")
 
 
 def widens(shape: ModelShape, quantised: bool) -> bool:
@@ -124,35 +28,42 @@ def layer(work: Work) -> int:
 
 
 def _norms(work: Work) -> int:
-    """A norm computes in fp32: it keeps its input (4 h; in an fp32 stream that is the stream
-    itself, which nothing else keeps) and, where its weight is trained, the normalised value in the
-    stream's type; a LayerNorm recomputes the latter. One or two numbers of statistics a token.
-    Compiled, it is one kernel: its input as it came, and the value is made again.
+    """A norm computes in fp32: it keeps its input (4 h; in an fp32 stream, and for a LayerNorm
+    without autocast, that is the stream itself, which nothing else keeps) and, where its weight is
+    trained, the normalised value in the stream's type; a LayerNorm recomputes the latter. One or
+    two numbers of statistics a token. Compiled, it is one kernel: its input as it came, and the
+    value is made again.
     """
     shape = work.shape
     if work.compiled:
         return shape.norms * (work.residual * shape.hidden + 8)
     value = 0 if shape.layer_norm or not work.full else work.residual * shape.hidden
-    inputs = 1 if shape.parallel and work.residual == 4 else shape.norms
-    return inputs * 4 * shape.hidden + shape.norms * (value + 8)
+    inputs = 1 if shape.parallel and work.norms_read_stream else shape.norms
+    size = work.residual if work.norms_read_stream else 4
+    return inputs * size * shape.hidden + shape.norms * (value + 8)
 
 
 def _attention(work: Work) -> int:
     """Rotated queries and keys, values, the output, and the log-sum of each head in fp32.
 
-    The output is also what the output projection reads, but where queries, keys and values come
-    from one projection, which lays it out another way. Eager attention keeps keys and values for
-    every query head; its scores are counted apart.
+    The output is also what the output projection reads, but under flash attention it has the
+    queries' layout, which concatenating their rotated part has changed. Eager attention keeps keys
+    and values for every query head; its scores are counted apart.
     """
     shape, size = work.shape, work.compute
-    # A slice of a joint projection keeps the whole of it.
+    # A slice of a joint projection keeps the whole of it; the products of eager attention copy it,
+    # where there are several rows.
     joint = any(linear.name in _FUSED_PROJECTIONS for linear in shape.linears)
+    joint = joint and not (work.eager and work.rows > 1)
     value = work.query + 2 * work.key if joint else work.key
-    kept = size * (2 * work.query + work.key + value + (work.query if joint else 0))
+    kept = size * (2 * work.query + work.key + value)
+    if shape.family in _CONCATENATING and not (work.eager or work.expands):
+        kept += size * work.query
     kept += 4 * shape.heads + _head_norms(work)
-    if work.eager or work.expands:
+    # A view is enough for one head that all share, but not for the products of eager attention.
+    if work.eager or (work.expands and work.shape.kv_heads > 1):
         kept += 2 * size * (work.query - work.key)
-    if work.eager and not _reads_output(work):
+    if (work.eager and not _reads_output(work)) or _counts_as_held(work):
         kept -= size * work.query
     return kept
 
@@ -184,8 +95,8 @@ def _capped_scores(work: Work) -> int:
 
 
 def mask(work: Work) -> int:
-    """Bytes of eager attention's mask, which checkpointing keeps to the end."""
-    return work.seen_pairs * work.compute if work.eager and work.checkpointing else 0
+    """Bytes of eager attention's mask, in the stream's type, kept to the end by checkpointing."""
+    return work.seen_pairs * work.residual if work.eager and work.checkpointing else 0
 
 
 def _mlp(work: Work) -> int:
@@ -231,6 +142,8 @@ def _adapter_inputs(work: Work) -> int:
     }
     wide = any(adapter.inputs == middle for adapter in adapters)
     products = len(adapters) * work.rank
+    if _counts_as_held(work):
+        return work.compute * products
     return work.compute * (len(before_norm) * hidden + wide * middle + products)
 
 
@@ -249,6 +162,19 @@ def layer_backward(work: Work) -> int:
     With checkpointing the layer has been computed again; its input stream is counted in `stack`.
     """
     return max(_down_projection(work), _mlp_backward(work), _attention_backward(work))
+
+
+def waiting(work: Work) -> list[Linear]:
+    """The matrices of a layer whose gradients come after that moment."""
+    if max(_down_projection(work), _mlp_backward(work)) >= _attention_backward(work):
+        return list(work.shape.decoder)
+    return _reading_attention(work)
+
+
+def _reading_attention(work: Work) -> list[Linear]:
+    """The matrices before a layer's attention."""
+    return [linear for linear in work.shape.decoder
+            if linear.where == "attention" and linear.name not in _OUTPUTS]  # fmt: skip
 
 
 def _down_projection(work: Work) -> int:
@@ -275,14 +201,20 @@ def _mlp_backward(work: Work) -> int:
     Over a quantised base a matrix is dequantised a moment earlier, beside the first gradient.
     """
     shape, size = work.shape, work.compute
-    gradients = (3 if shape.gated else 2) - work.full
-    middle = gradients * work.between * shape.intermediate * work.tokens
+    one = work.between * shape.intermediate * work.tokens
+    middle = (3 if shape.gated else 2) * one - (one if _keeps_product(work) else 0)
     if work.quantised:
         matrix = work.dequantised * shape.hidden * shape.intermediate
         middle = max(middle, matrix + work.dequantised * shape.intermediate * work.tokens)
     weight = (size + work.stored) * shape.hidden * shape.intermediate if work.full else 0
     stream = work.tokens * work.residual * shape.hidden
     return _recomputed(work) - _down_input(work) + middle + stream + weight
+
+
+def _keeps_product(work: Work) -> bool:
+    """Whether the MLP's product is kept for the gradient of the matrix that reads it."""
+    reads = any(linear.inputs == work.shape.intermediate for linear in _in_layers(work))
+    return work.full or (work.shares_inputs and reads and not _counts_as_held(work))
 
 
 def _down_input(work: Work) -> int:
@@ -300,14 +232,15 @@ def _attention_backward(work: Work) -> int:
 
     Eager attention: 16 bytes a score. The softmax in fp32, its gradient, the product of both that
     CUDA's kernel makes first, and the gradient of the scores, which in fp16 has 2 bytes, because
-    that softmax is fused with its cast. Then queries, keys and the values' gradient for every
-    query head. A flash kernel sums the queries' gradient in fp32, and makes those of keys and
-    values for every query head.
+    that softmax is fused with its cast; an fp32 mask makes the scores fp32 before. Then queries,
+    keys and the values' gradient for every query head. A flash kernel sums the queries' gradient in
+    fp32, and makes those of keys and values for every query head.
     """
     size, query = work.compute, work.query
     inputs = _before_attention(work) + work.residual * work.shape.hidden
     if work.eager:
-        scores = work.scores * (14 if work.fp16 else 16) + _capped_scores(work)
+        is_fused = work.fp16 and work.residual == 2
+        scores = work.scores * (14 if is_fused else 16) + _capped_scores(work)
         return work.tokens * (inputs + _head_norms(work) + 3 * size * query) + scores
     kept = _attention(work) - 4 * work.shape.heads
     gradients = size * query + 4 * query + size * query + 2 * size * query
@@ -317,12 +250,12 @@ def _attention_backward(work: Work) -> int:
 def _before_attention(work: Work) -> int:
     """Bytes a token that the first norm and the projections behind it keep."""
     shape = work.shape
-    norm = 0 if work.residual == 4 else 4 * shape.hidden
-    names = {linear.name for linear in shape.decoder}.difference(_OUTPUTS)
-    readers = [linear for linear in _in_layers(work)
-               if linear.where == "attention" and linear.name in names]  # fmt: skip
+    norm = 0 if work.norms_read_stream else 4 * shape.hidden
+    before = _reading_attention(work)
     if work.full:
-        return norm + (work.residual + work.compute) * shape.hidden
+        copies = len(before) if work.casts else 1
+        return norm + (work.residual + copies * work.compute) * shape.hidden
+    readers = [linear for linear in _in_layers(work) if linear in before]
     if work.shares_inputs:
         return norm + (work.compute * shape.hidden if readers else 0)
     return norm + sum(_adapter_input(work, linear) for linear in readers) // shape.layers
@@ -330,7 +263,8 @@ def _before_attention(work: Work) -> int:
 
 def _recomputed(work: Work) -> int:
     """Bytes of one layer, without the stream before it where checkpointing keeps that anyway."""
-    stream = 4 * work.shape.hidden if work.residual == 4 and work.checkpointing else 0
+    keeps = work.norms_read_stream and work.checkpointing
+    stream = work.residual * work.shape.hidden if keeps else 0
     return work.tokens * (layer(work) - stream) + _kept_scores(work)
 
 
@@ -362,13 +296,14 @@ def _untracked(work: Work) -> int:
     gradient: the norm's input, and its attention where only MLPs have adapters. Checkpointing makes
     the embeddings need one.
     """
-    if work.full or work.checkpointing or work.offloaded or not _in_layers(work):
+    if work.checkpointing or work.offloaded or work.trains_embedding or not _in_layers(work):
         return 0
     parts = {linear.where for linear in work.adapted}
     if parts & {"vision", "projector"}:
         return 0
     if "attention" in parts:
-        return work.tokens * 4 * work.shape.hidden
+        size = work.residual if work.norms_read_stream else 4
+        return work.tokens * size * work.shape.hidden
     return work.tokens * (_norms(work) + _attention(work)) + _kept_scores(work)
 
 
@@ -384,6 +319,20 @@ def kept_layer(work: Work) -> int:
     if work.checkpointing:
         return work.tokens * work.residual * work.shape.hidden
     return work.tokens * layer(work) + _kept_scores(work)
+
+
+def held_inputs(work: Work) -> int:
+    """Bytes of the inputs that matrices in int8 keep until a step ends."""
+    if not work.holds_inputs:
+        return 0
+    shape = work.shape
+    wide = min(shape.norms, 2) * shape.hidden + shape.intermediate
+    return shape.layers * work.tokens * (work.between * wide + work.compute * work.query)
+
+
+def _counts_as_held(work: Work) -> bool:
+    """Whether a layer's inputs are those of `held_inputs`; computed again, they are others."""
+    return work.holds_inputs and not work.checkpointing
 
 
 def images(work: Work) -> int:

@@ -12,8 +12,14 @@ from workloads.errors import UserError, did_you_mean
 Precision = Literal["bf16", "fp16", "fp32"]
 _TABLE = Path(__file__).with_name("cards.json")
 # Parts of a name that do not affect a card's speed: maker, brand, form factor.
-_IGNORED = re.compile(r"nvidia|geforce|tesla|generation|sxm\d?|hbm\d?e?|gb")
+_IGNORED = re.compile(r"nvidia|geforce|tesla|generation|tensor|core|gpu|sxm\d?|hbm\d?e?")
 _SIZE = re.compile(r"(\d+)gb")
+# Spellings without the space that a name has: 80 GB, 80G, 80GiB; RTX4090; 4070Ti, 4090D.
+_SPELT = (
+    (re.compile(r"(?<![a-z0-9])(\d+)[ -]?g(i?b)?\b"), r"\1gb"),
+    (re.compile(r"\brtx(?=[a\d])"), "rtx "),
+    (re.compile(r"(?<=\d{4})(ti|super|d)\b"), r" \1"),
+)
 # Sizes in names are rounded up, and ECC takes its part: an L40S of 48 GB shows 45.
 _ROUNDED = 0.1
 
@@ -67,8 +73,10 @@ def find_card(name: str) -> Card | None:
 
 
 def _words(name: str) -> list[str]:
-    lowered = re.sub(r"(\d+)[ -]gb", r"\1gb", name.lower())
-    words = [word for word in re.split(r"[^a-z0-9]+", lowered) if word]
+    spelt = name.lower()
+    for pattern, meant in _SPELT:
+        spelt = pattern.sub(meant, spelt)
+    words = [word for word in re.split(r"[^a-z0-9]+", spelt) if word]
     return [word for word in words if not _IGNORED.fullmatch(word)]
 
 
@@ -85,11 +93,14 @@ def _size_of(card: Card, name: str) -> int | None:
     """Bytes of a card under a name: the smallest where the name has no size; None where the card
     has none of the name's size."""
     words = _words(name)
-    sizes = [int(found[1]) << 30 for word in words if (found := _SIZE.fullmatch(word))]
+    sizes = {int(found[1]) << 30 for word in words if (found := _SIZE.fullmatch(word))}
     if not sizes or " ".join(words) in card.names:
         return card.memory[0]
-    nearest = min(card.memory, key=lambda memory: abs(memory - sizes[0]))
-    return nearest if abs(nearest - sizes[0]) <= _ROUNDED * sizes[0] else None
+    if len(sizes) > 1:
+        return None
+    (size,) = sizes
+    nearest = min(card.memory, key=lambda memory: abs(memory - size))
+    return nearest if abs(nearest - size) <= _ROUNDED * size else None
 
 
 def card_for_plan(name: str) -> tuple[Card, int]:

@@ -7,6 +7,8 @@ from workloads.config.sections import Profile
 from workloads.plan.speed import Speed
 
 _MINUTE, _CENT = 60, 0.01
+# Seconds of a unit, its name, and the seconds from which the next one is shorter.
+_UNITS = ((1, "s", 90), (60, "min", 5400), (3600, "h", math.inf))
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ def _dollars(amount: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """Seconds in words: never zero."""
+    """Seconds in words: never zero, and two digits at least."""
     if seconds < 1:
         return "under 1 s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    size, unit = next((size, unit) for size, unit, below in _UNITS if seconds < below)
+    count = seconds / size
+    return f"{count:.1f} {unit}" if count < 9.95 or unit == "h" else f"{count:.0f} {unit}"

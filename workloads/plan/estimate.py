@@ -184,6 +184,18 @@ def _notes(job: PlannedJob) -> list[str]:
     if not work.full and not work.adapted:
         known = ", ".join(dict.fromkeys(linear.name for linear in work.shape.linears))
         notes.append(f"adapter.targets names no matrix of this model; it has {known}")
+    if job.config.adapter.use_dora and not work.full:
+        notes.append(
+            "adapter.use_dora is counted as plain LoRA, and needs more: two products of every "
+            "adapted matrix, and a copy of the largest one or several"
+        )
+    uncounted = [
+        name
+        for name in job.config.adapter.modules_to_save
+        if not work.full and not work.shape.trained_whole((name,))
+    ]
+    if uncounted:
+        notes.append(f"adapter.modules_to_save: {', '.join(uncounted)} not counted")
     if job.config.train.compile:
         notes.append(
             "torch.compile counted as fused norms and activations: what was published is within 8%"

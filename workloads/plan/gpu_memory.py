@@ -8,8 +8,8 @@ from dataclasses import astuple, dataclass, replace
 from workloads.config.sections import Profile, ZeroField
 from workloads.device import GIB
 from workloads.plan import activations, head
-from workloads.plan.activations import Work
 from workloads.plan.shapes import Linear, ModelShape
+from workloads.plan.work import Work
 
 # The 8-bit optimizer keeps one byte a number and an fp32 scale for each block of 256; the states of
 # an embedding stay in fp32.
@@ -91,7 +91,19 @@ class PlannedJob:
         work, extra = self.work, self.config.extra_parameters(self.work.shape)
         if work.full:
             return work.shape.parameters - self.frozen + extra
-        return sum(linear.adapter_parameters(work.rank) for linear in work.adapted) + extra
+        adapters = sum(linear.adapter_parameters(work.rank) for linear in work.adapted)
+        return adapters + self.saved + extra
+
+    @property
+    def saved(self) -> int:
+        """Numbers of the modules that are trained whole beside an adapter."""
+        return sum(linear.parameters for linear in self.work.saved)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of all that is trained beside a frozen base, all ranks together."""
+        own = self.work.adapter_bytes * (self.trained - self.saved)
+        return own + self.work.compute * self.saved
 
 
 def job_of(config: Profile, shape: ModelShape, gpus: int | None) -> PlannedJob:
@@ -130,8 +142,10 @@ def _work(config: Profile, shape: ModelShape, strategy: str) -> Work:
         residual=residual,
         full=full,
         adapted=() if full else shape.adapted(adapter.targets),
+        saved=() if full else shape.trained_whole(adapter.modules_to_save),
         rank=adapter.r,
         quantised=adapter.method == "qlora",
+        holds_inputs=adapter.method == "qlora" and adapter.quantisation == "int8",
         dequantised=compute,
         frozen=compute,
         handed=compute if strategy == "fsdp2" else stored,
@@ -153,8 +167,7 @@ def states(job: PlannedJob) -> GpuMemory:
     found = replace(found, weights=found.weights + _reference(job))
     if job.strategy == "ddp" and job.world > 1:
         # Gradients are reduced in buckets that are copies of them.
-        # Adapters are fp32 over any base.
-        bucket = job.trained * (job.work.stored if job.work.full else 4)
+        bucket = job.trained * job.work.stored if job.work.full else job.adapter_bytes
         return replace(found, communication=bucket)
     if job.offloads:
         numbers = _zero_number(job, "reduce_bucket_size", _ZERO_BUCKET)
@@ -175,7 +188,7 @@ def _reference(job: PlannedJob) -> int:
     if not job.config.has_reference:
         return 0
     if not job.work.full:
-        return job.trained * job.work.adapter_bytes // job.shards
+        return job.adapter_bytes // job.shards
     return (job.trained + job.frozen) * job.work.compute // job.shards
 
 
@@ -187,25 +200,24 @@ def _full_states(job: PlannedJob) -> GpuMemory:
     if job.offloads:
         return found
     gradients = count * work.stored // job.shards
-    moments = int(_moments(job, count, work.stored)) // job.shards
+    moments = int(_moments(job, work.stored * count)) // job.shards
     return replace(found, gradients=gradients, optimizer_states=moments)
 
 
-def _moments(job: PlannedJob, count: int, stored: int) -> float:
+def _moments(job: PlannedJob, trained: int) -> float:
+    """Bytes of AdamW's moments of weights of so many bytes."""
     if job.config.optim.optimizer == "adamw":
-        return 2.0 * stored * count
-    shape = job.work.shape
+        return 2.0 * trained
     # transformers has bitsandbytes keep the moments of an embedding in fp32.
-    table = shape.vocab * shape.hidden if job.work.full else 0
-    return 2 * (STATE_8BIT * (count - table) + 4 * table)
+    table = _table(job) if job.work.trains_embedding else 0
+    return 2 * (STATE_8BIT * (job.trained - table) + 4 * table)
 
 
 def _adapter_job_states(job: PlannedJob) -> GpuMemory:
-    work, count = job.work, job.trained
-    shape, own = work.shape, work.adapter_bytes
-    moments = 0 if job.offloads else _moments(job, count, own)
-    # Twice an adapter's bytes: the weights and their gradients, both in the adapter's type.
-    adapter = int(2 * own * count + moments) // job.shards
+    work, shape = job.work, job.work.shape
+    moments = 0 if job.offloads else _moments(job, job.adapter_bytes)
+    # The weights and their gradients have the same type.
+    adapter = int(2 * job.adapter_bytes + moments) // job.shards
     if job.config.adapter.method == "lora":
         weights = shape.parameters * work.frozen // job.shards
         return GpuMemory(weights=weights, adapter_states=adapter)
@@ -230,8 +242,9 @@ def moments(job: PlannedJob) -> list[Moment]:
     """The moments at which memory can be at its highest, in the order of a step."""
     work, after = job.work, states(job)
     # Gradients of adapters are counted with their states.
-    adapter = 0 if work.full else work.adapter_bytes * job.trained // job.shards
-    stay = replace(after, gradients=0, activations=activations.images(work))
+    adapter = 0 if work.full else job.adapter_bytes // job.shards
+    through = activations.images(work) + activations.held_inputs(work)
+    stay = replace(after, gradients=0, activations=through)
     if not job.accumulates:
         stay = replace(stay, adapter_states=after.adapter_states - adapter)
     else:
@@ -242,6 +255,9 @@ def moments(job: PlannedJob) -> list[Moment]:
     going_back = activations.layer_backward(work)
     # Without checkpointing the last layer's part of the stack is its own activations.
     rest = 0 if work.checkpointing else activations.kept_layer(work)
+    done = _done_in_last(job)
+    # Checkpointing keeps the stream before the first layer, too.
+    stream = activations.kept_layer(work) if work.checkpointing and not work.offloaded else 0
     # Gradients appear from the last layer to the first: by then all but the first layer's.
     grown = before if job.accumulates else after.gradients - _first_gradients(job)
     held = logits if work.keeps_logits else 0
@@ -267,17 +283,18 @@ def moments(job: PlannedJob) -> list[Moment]:
             logits=head.logits_backward(work),
         ),
         "backward pass of the last layer": GpuMemory(
-            weights=copies.backward,
+            weights=copies.backward - done.weights,
             activations=activations.stack(work) - rest + going_back,
-            gradients=before + _head_gradient(job),
+            gradients=before + _head_gradient(job) + done.gradients,
+            adapter_states=done.adapter_states,
             logits=held,
             communication=in_flight,
         ),
         "backward pass of the first layer": GpuMemory(
-            weights=copies.end,
-            activations=activations.mask(work) + going_back,
+            weights=copies.first,
+            activations=activations.mask(work) + stream + going_back,
             gradients=max(grown, 0),
-            adapter_states=adapter,
+            adapter_states=max(adapter - _late_gradients(job), 0),
             logits=held,
             communication=in_flight,
         ),
@@ -292,11 +309,12 @@ def moments(job: PlannedJob) -> list[Moment]:
 @dataclass(frozen=True)
 class Copies:
     """Bytes of weights in the compute type, made for a step: up to the logits, in the backward pass
-    of the last layer, and at its end; again: while FSDP2 gathers embedding and head once more, as
-    one buffer and as the tables that it is copied into."""
+    of the last layer and of the first one, and at its end; again: while FSDP2 gathers embedding and
+    head once more, as one buffer and as the tables that it is copied into."""
 
     forward: int
     backward: int
+    first: int
     end: int
     again: int = 0
 
@@ -311,23 +329,24 @@ def working_copies(job: PlannedJob) -> Copies:
             layer = int(_quantised_bits(job.config, shape.decoder)) // shape.layers
         few = size * shape.embedding + 2 * layer
         if not job.config.keeps_gathered:
-            return Copies(few, few, few, again=2 * size * shape.embedding)
+            return Copies(few, few, few, few, again=2 * size * shape.embedding)
         all_of_it = max(few, size * shape.parameters)
-        return Copies(all_of_it, all_of_it, few)
+        return Copies(all_of_it, all_of_it, few, few)
     if job.strategy == "zero3":
         numbers = _zero_number(job, "stage3_max_live_parameters", _ZERO_LIVE)
         live = size * min(shape.parameters, numbers)
-        return Copies(live, live, live)
+        return Copies(live, live, live, live)
     if not work.full and work.autocast and work.adapter_bytes > size:
         # Copies of adapters; without checkpointing layers hold them in the backward pass, too.
-        cast = size * job.trained
-        return Copies(cast, 0 if work.checkpointing else cast, 0)
+        cast = size * (job.trained - job.saved)
+        return Copies(cast, 0 if work.checkpointing else cast, 0, 0)
     if not (work.full and work.casts):
-        return Copies(0, 0, 0)
+        return Copies(0, 0, 0, 0)
     head = 0 if work.fused_head or not work.scored else shape.vocab * shape.hidden
     cast = size * (shape.linear_parameters - shape.frozen + head)
     # Autocast forgets its copies when the forward pass ends; recomputed layers make their own.
-    return Copies(cast, layer + size * head if work.checkpointing else cast, layer)
+    last = layer + size * head if work.checkpointing else cast
+    return Copies(cast, last, size * _waiting(work), layer)
 
 
 def _end(job: PlannedJob, before: int, gradients: int) -> GpuMemory:
@@ -375,10 +394,41 @@ def _accumulated(job: PlannedJob, gradients: int) -> int:
 
 
 def _head_gradient(job: PlannedJob) -> int:
-    if not job.work.full or not job.work.scored or job.offloads:
+    work = job.work
+    if not work.trains_head or not work.scored or job.offloads:
         return 0
-    size = job.work.compute if job.strategy == "fsdp2" else job.work.stored
-    return _table(job) * size
+    is_stored = work.full and job.strategy != "fsdp2"
+    return _table(job) * (work.stored if is_stored else work.compute)
+
+
+def _done_in_last(job: PlannedJob) -> GpuMemory:
+    """Gradients that the last layer has at its highest moment, and the autocast copies of weights
+    that are gone by then."""
+    work = job.work
+    if job.accumulates or job.strategy not in ("single", "ddp"):
+        return GpuMemory()
+    if work.full:
+        numbers = work.shape.layer_parameters - _waiting(work)
+        copies = work.compute * numbers if work.casts else 0
+        return GpuMemory(weights=copies, gradients=work.stored * numbers)
+    waiting = activations.waiting(work)
+    done = [linear for linear in work.adapted if linear.where in ("attention", "mlp")
+            and linear not in waiting]  # fmt: skip
+    numbers = sum(linear.adapter_parameters(work.rank) for linear in done) // work.shape.layers
+    return GpuMemory(adapter_states=work.adapter_bytes * numbers)
+
+
+def _late_gradients(job: PlannedJob) -> int:
+    """Gradients beside a frozen base that come last: those of the first layer's adapters, and of an
+    embedding that is trained whole."""
+    work = job.work
+    if work.full:
+        return 0
+    late = set(activations.waiting(work)).intersection(work.adapted)
+    adapters = sum(linear.adapter_parameters(work.rank) for linear in late) // work.shape.layers
+    has_table = work.trains_embedding and not work.shape.tied
+    table = work.compute * _table(job) if has_table else 0
+    return (work.adapter_bytes * adapters + table) // job.shards
 
 
 def _first_gradients(job: PlannedJob) -> int:
@@ -386,18 +436,24 @@ def _first_gradients(job: PlannedJob) -> int:
     shape = job.work.shape
     if not job.work.full:
         return 0
-    late = shape.layer_parameters + (0 if shape.tied else _table(job))
+    late = _waiting(job.work) + (0 if shape.tied else _table(job))
     return late * job.work.stored // job.shards
+
+
+def _waiting(work: Work) -> int:
+    """Numbers of the first layer's matrices that have no gradient at its highest moment."""
+    return sum(linear.parameters for linear in activations.waiting(work)) // work.shape.layers
 
 
 def _tied_gradients(job: PlannedJob) -> int:
     """A tied table's two gradients beside their sum; FSDP2 holds whole tables until it ends."""
     work = job.work
-    if not work.full or not work.scored or job.offloads:
+    if not work.trains_embedding or not work.scored or job.offloads:
         return 0
-    if job.strategy == "fsdp2":
+    if job.strategy == "fsdp2" and work.full:
         return work.compute * _table(job) * (3 if work.shape.tied else 2)
-    return 2 * work.stored * _table(job) if work.shape.tied else 0
+    size = work.stored if work.full else work.compute
+    return 2 * size * _table(job) if work.shape.tied else 0
 
 
 def _in_flight(job: PlannedJob) -> int:

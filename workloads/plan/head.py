@@ -1,6 +1,6 @@
 """Bytes of a head and of its loss: logits, tiles of them, and what both read."""
 
-from workloads.plan.activations import Work
+from workloads.plan.work import Work
 
 # The fused head of TRL projects tiles of this many tokens by this many words at a time.
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768
@@ -9,8 +9,9 @@ _TILE_TOKENS, _TILE_WORDS = 4096, 32768
 def inputs(work: Work) -> int:
     """The last norm, and the head's input where its weight is trained or the head is fused."""
     hidden = work.shape.hidden
-    norm = (4 + (work.residual if work.full else 0)) * hidden
-    reads = work.full or work.fused_head
+    norm = work.residual if work.norms_read_stream else 4
+    norm = (norm + (work.residual if work.full else 0)) * hidden
+    reads = work.trains_head or work.fused_head
     return work.tokens * norm + (work.scored_tokens * work.compute * hidden if reads else 0)
 
 
@@ -52,14 +53,16 @@ def logits_backward(work: Work) -> int:
     forward pass; when they are gone, the logits' gradient and the weight's, in two types.
     Fused: a tile, the input's gradient in fp32 and as it goes on, the weight's in fp32.
     """
-    table = work.shape.vocab * work.shape.hidden if work.full and work.scored else 0
+    table = work.shape.vocab * work.shape.hidden if work.trains_head and work.scored else 0
+    # One that is trained beside an adapter has the compute type.
+    handed = work.handed if work.full else work.compute
     if work.fused_head:
-        cast = work.handed if work.handed < 4 else 0
+        cast = handed if handed < 4 else 0
         inputs = work.scored_tokens * work.shape.hidden * (4 + work.residual)
         return _tile(work) + inputs + table * (4 + cast)
     logits = work.scored_tokens * work.shape.vocab
     # By the time that the weight's gradient is cast, autocast's copy of the weight is gone.
-    copy = work.handed if work.handed != work.compute else 0
+    copy = handed if handed != work.compute else 0
     gradient = table * max(work.compute, copy if work.casts else work.compute + copy)
     kept = _capped_logits(work) + _cast_head(work)
     kept += output_logits(work) if work.keeps_logits else 0

@@ -128,11 +128,27 @@ def reserved_bytes(events: Iterable[tuple[int, int]], expandable: bool = True) -
     events: (number of a storage, bytes) where it is made, (number, 0) where it is dropped.
     expandable: with `expandable_segments:True`, as our services run.
     """
+    return _replayed(events, expandable)[0].reserved
+
+
+def unsplit_bytes(events: Iterable[tuple[int, int]]) -> int:
+    """Bytes that torch calls allocated after all events, beyond those that were asked for.
+
+    They are rests of large blocks of fixed segments, too small to be split off. events: as above.
+    """
+    _, held = _replayed(events, expandable=False)
+    return sum(block.size - size for block, size in held.values())
+
+
+def _replayed(
+    events: Iterable[tuple[int, int]], expandable: bool
+) -> tuple[_Allocator, dict[int, tuple[_Block, int]]]:
+    """The allocator after all events, and the blocks that are held with the bytes asked for."""
     allocator = _Allocator(expandable)
-    held: dict[int, _Block] = {}
+    held: dict[int, tuple[_Block, int]] = {}
     for number, size in events:
         if size:
-            held[number] = allocator.take(size)
+            held[number] = allocator.take(size), size
         elif number in held:
-            allocator.give(held.pop(number))
-    return allocator.reserved
+            allocator.give(held.pop(number)[0])
+    return allocator, held

@@ -101,6 +101,22 @@ class ModelShape:
         last = {name.rsplit(".", 1)[-1] for name in wanted}
         return tuple(linear for linear in (*self.linears, head) if linear.name in last)
 
+    def trained_whole(self, names: Iterable[str]) -> tuple[Linear, ...]:
+        """What `adapter.modules_to_save` names: matrices, the embedding, the head; tied ones are
+        one, the head. Norms and other small ones are left out."""
+        last = {name.rsplit(".", 1)[-1] for name in names}
+        found = [linear for linear in self.linears if linear.name in last]
+        head = not last.isdisjoint(HEADS if not self.tied else HEADS + EMBEDDINGS)
+        if head:
+            found.append(Linear("lm_head", self.hidden, self.vocab, 1, "head"))
+        if not self.tied and not last.isdisjoint(EMBEDDINGS):
+            found.append(Linear("embed_tokens", self.vocab, self.hidden, 1, "embedding"))
+        return tuple(found)
+
+
+# Names of embeddings and heads, in the families below.
+EMBEDDINGS, HEADS = ("embed_tokens", "embed_in"), ("lm_head", "embed_out")
+
 
 @dataclass(frozen=True)
 class _Block:
@@ -119,7 +135,18 @@ class _Block:
 
 
 def _head_dim(fields: Fields) -> int:
-    return int(fields.get("head_dim") or need(fields, "hidden_size") // _heads(fields))
+    if fields.get("head_dim"):
+        return need(fields, "head_dim")
+    return _divided(fields, "hidden_size", _heads(fields), "num_attention_heads")
+
+
+def _divided(fields: Fields, name: str, parts: int, by: str) -> int:
+    if need(fields, name) % parts:
+        raise UserError(
+            f"expected {name} to be a multiple of {by} ({parts}) in config.json, "
+            f"found {fields[name]}"
+        )
+    return need(fields, name) // parts
 
 
 def _heads(fields: Fields) -> int:
@@ -127,7 +154,11 @@ def _heads(fields: Fields) -> int:
 
 
 def _kv_heads(fields: Fields) -> int:
-    return int(fields.get("num_key_value_heads") or _heads(fields))
+    if not fields.get("num_key_value_heads"):
+        return _heads(fields)
+    key = need(fields, "num_key_value_heads")
+    _divided(fields, "num_attention_heads", key, "num_key_value_heads")
+    return key
 
 
 def _llama(fields: Fields) -> _Block:
@@ -353,4 +384,13 @@ def _norm_parameters(text: Fields, block: _Block) -> int:
     return need(text, "num_hidden_layers") * (block.norms * norm + block.head_norms) + norm
 
 
-__all__ = ["FAMILIES", "Fields", "Linear", "ModelShape", "TowerShape", "from_fields"]
+__all__ = [
+    "EMBEDDINGS",
+    "FAMILIES",
+    "HEADS",
+    "Fields",
+    "Linear",
+    "ModelShape",
+    "TowerShape",
+    "from_fields",
+]

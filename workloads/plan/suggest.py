@@ -43,6 +43,17 @@ class Suggestion:
     def method(self) -> str:
         return self.config.adapter.method
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For JSON: bytes of a GPU, seconds for a million tokens."""
+        return {
+            "settings": list(self.settings),
+            "method": self.method,
+            "total": self.total,
+            "spare": self.spare,
+            "seconds_a_million_tokens": self.seconds,
+        }
+
 
 def suggestions(
     config: Profile,
@@ -135,17 +146,23 @@ def automatic(
     return replace(best, reason=reason)
 
 
-def suggestion_lines(found: Sequence[Suggestion], memory: int) -> list[str]:
-    """For people: settings to type with memory and time, the fastest marked."""
+def suggestion_lines(
+    found: Sequence[Suggestion], memory: int, hour: float | None = None
+) -> list[str]:
+    """For people: settings to type with memory and time, the fastest marked.
+
+    hour: dollars for an hour of all GPUs.
+    """
     if not found:
         return [f"nothing fits in a GPU of {gib(memory)} with {SAFE:.0%} to spare"]
     lines = []
     for suggestion in found:
         words = " ".join(suggestion.settings) or "(as the profile is)"
         mark = "fastest" if suggestion is found[0] else suggestion.method
+        price = f" and ${hour * suggestion.seconds / 3600:.2g}" if hour else ""
         lines.append(
             f"{mark:8} {gib(suggestion.total):>9} of {gib(memory)}, {suggestion.spare:.0%} to "
-            f"spare, {span(suggestion.seconds)} a million tokens: {words}"
+            f"spare, {span(suggestion.seconds)}{price} a million tokens: {words}"
         )
     return lines
 
@@ -155,7 +172,8 @@ def _combinations(
 ) -> Iterator[dict[str, Any]]:
     """Changes of a profile: method, strategy, optimizer, attention, packing, checkpointing,
     micro-batch; the compute type where the card lacks it."""
-    world = gpus * config.parallel.nodes
+    world = config.ranks_per_node(gpus) * config.parallel.nodes
+    compute = card.compute_type(config.train.precision)
     targets = {} if shape.adapted(config.adapter.targets) else {"adapter.targets": ("all-linear",)}
     for method in _METHODS:
         choices: dict[str, tuple[Any, ...]] = {
@@ -164,7 +182,9 @@ def _combinations(
             else (config.optim.optimizer,),
             "model.attention": _attentions(config),
             "data.packing": _packings(config, lengths),
-            "train.precision": (card.compute_type(config.train.precision),),
+            "train.precision": (compute,),
+            "train.master_weights": ("fp32",) if method == "full" and compute == "fp16"
+            else (config.train.master_weights,),
             "train.gradient_checkpointing": (False, True),
             "train.per_device_batch_size": _MICRO_BATCHES,
         }  # fmt: skip

@@ -11,7 +11,7 @@ from workloads.config.merge import resolve
 from workloads.config.sections import Model
 from workloads.errors import UserError
 from workloads.plan.cards import card_for_plan, find_card, peak_flops
-from workloads.plan.duration import duration_of, lines
+from workloads.plan.duration import duration_of, lines, span
 from workloads.plan.known_shapes import shape_of
 from workloads.plan.speed import Speed, Utilisation, expected_utilisation, published, speed_of
 
@@ -51,6 +51,17 @@ NAMES = {
     "NVIDIA H200 NVL": "h200 nvl",
     "NVIDIA A100 80GB PCIe": "a100",
     "rtx-3090 24 GB": "rtx 3090",
+    "RTX4090": "rtx 4090",
+    "4090 24G": "rtx 4090",
+    "RTX 4070Ti Super": "rtx 4070 ti super",
+    "NVIDIA GeForce RTX 5060 Ti": "rtx 5060 ti",
+    "RTX 3060 12GB": "rtx 3060",
+    "NVIDIA GeForce RTX 2080 Ti": "rtx 2080 ti",
+    "H100 (80 GB SXM5)": "h100",
+    "A100 80GiB": "a100",
+    "NVIDIA A100 Tensor Core GPU": "a100",
+    "nvidia-tesla-t4": "t4",
+    "nvidia-h200-141gb": "h200",
 }
 
 
@@ -70,6 +81,16 @@ def test_a_card_is_known_by_its_whole_name(name: str, card: str) -> None:
         "NVIDIA GeForce GTX 1080",
         "NVIDIA A2",
         "NVIDIA A100-SXM4-80GB MIG 3g.40gb",
+        "A100 80GB 3g.40gb",
+        "GRID T4-16Q",
+        "NVIDIA GeForce RTX 2080 with Max-Q Design",
+        "NVIDIA GeForce RTX 5090 D",
+        "RTX 3060 8GB",
+        "AMD Instinct MI300X",
+        "Apple M3 Max",
+        "NVIDIA Jetson AGX Orin",
+        "8x A100",
+        "80gb",
         "NVIDIA RTX PRO 6000 Blackwell Server Edition",
         "NVIDIA T4G",
         "Quadro RTX 8000",
@@ -92,7 +113,7 @@ def test_an_older_card_has_no_peak_in_bf16() -> None:
 
 def test_a_card_to_plan_for_has_the_size_that_its_name_says() -> None:
     assert card_for_plan("a100")[1] == 40 * GIB
-    assert card_for_plan("a100-80gb")[1] == 80 * GIB
+    assert card_for_plan("a100-80gb")[1] == card_for_plan("A100 80G")[1] == 80 * GIB
     # Names have the size without what ECC takes; a GH200's is that of its host memory.
     assert card_for_plan("l40s-48gb")[1] == 46068 << 20
     assert card_for_plan("NVIDIA GH200 480GB")[1] == 97871 << 20
@@ -172,6 +193,15 @@ def test_what_takes_no_time_is_not_told_as_zero(tmp_path: Path) -> None:
     assert "one GPU" in text and " 0 s" not in text and "$0.00" not in text
     unknown = duration_of(profile(tmp_path), 8, 1, Speed(1e7, "somewhere"), None)
     assert "under 1 s" in lines(unknown, None, 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "under 1 s"), (3.52, "3.5 s"), (9.96, "10 s"), (89, "89 s"), (96, "1.6 min"),
+     (597.5, "10 min"), (5399, "90 min"), (5400, "1.5 h"), (90000, "25.0 h")],
+)  # fmt: skip
+def test_a_span_has_two_digits(seconds: float, text: str) -> None:
+    assert span(seconds) == text
 
 
 def test_eager_attention_takes_longer_the_longer_its_rows(tmp_path: Path) -> None:

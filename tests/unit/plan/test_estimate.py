@@ -101,6 +101,36 @@ def test_qlora(tmp_path: Path) -> None:
     assert int8.states.quantised_base == linear + 4 * rows
 
 
+def test_int8_holds_the_inputs_of_its_matrices_through_checkpointing(tmp_path: Path) -> None:
+    """A layer's: both norms' results, the attention's and the MLP's, in bf16."""
+    words = ("adapter.method=qlora", "train.gradient_checkpointing=true", "adapter.dropout=0")
+    nf4, int8 = of(tmp_path, *words), of(tmp_path, *words, "adapter.quantisation=int8")
+    held = 16 * 1024 * 2 * (2 * 2048 + 2048 + 8192)
+    for mine, other in zip(int8.moments, nf4.moments, strict=True):
+        assert mine.memory.activations - other.memory.activations == held
+    # Without it adapters read the same inputs, so that three of four are there anyway.
+    both = [total(of(tmp_path, words[0], words[2], word))
+            for word in ("adapter.quantisation=nf4", "adapter.quantisation=int8")]  # fmt: skip
+    assert both[1] > both[0]
+
+
+def test_modules_trained_whole_beside_an_adapter(tmp_path: Path) -> None:
+    """A copy in bf16, its gradient and two moments: 8 bytes a number; tied tables are one."""
+    lora = of(tmp_path, "adapter.method=lora").states.adapter_states
+    for names in ("[embed_tokens]", "[lm_head]", "[lm_head,embed_tokens]"):
+        found = of(tmp_path, "adapter.method=lora", f"adapter.modules_to_save={names}")
+        assert found.states.adapter_states - lora == 8 * TABLE
+    untied, table = "elyza/Llama-3-ELYZA-JP-8B", 128_256 * 4096
+    words = ("adapter.method=qlora", "adapter.modules_to_save=[embed_tokens,lm_head]")
+    plain = of(tmp_path, words[0], model=untied).states.adapter_states
+    found = of(tmp_path, *words, model=untied)
+    assert found.states.adapter_states - plain == 16 * table
+    # The head's gradient is summed in fp32 beside a bf16 copy.
+    assert highest(found, "logits") > 6 * table
+    unknown = of(tmp_path, words[0], "adapter.modules_to_save=[norm]")
+    assert "adapter.modules_to_save: norm not counted" in unknown.notes
+
+
 def test_activations_of_a_layer(tmp_path: Path) -> None:
     """bf16 stream (FSDP2): two norms of 4 h + 2 h, their results 2 x 2 h, q k v and output, four
     intermediate values; and 24 bytes of statistics besides 4 for each head."""

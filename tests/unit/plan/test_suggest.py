@@ -1,5 +1,6 @@
 """What fits a card, fastest first, as settings that can be typed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,41 @@ def test_the_global_batch_of_the_profile_stays(tmp_path: Path) -> None:
         config = suggestion.config
         steps = config.accumulation_steps(1)
         assert steps * config.train.per_device_batch_size == 4
+
+
+def test_the_ranks_of_a_profile_win_over_its_gpus(tmp_path: Path) -> None:
+    """A step of llm-4090 has 4 rows on each of 2 x 2 ranks, however many GPUs a node has."""
+    from workloads.config.merge import resolve
+
+    config, _ = resolve(ROOT / "profiles/llm-4090.yaml", {}, [])
+    shape, _ = shape_of(config.model, OFFLINE)
+    for gpus in (1, 2, 4):
+        for suggestion in suggestions(config, shape, card(), 24 * GIB, gpus):
+            made = suggestion.config
+            assert made.accumulation_steps(4) * made.train.per_device_batch_size == 4
+
+
+def test_fp16_that_a_card_needs_comes_with_the_masters_that_it_needs(tmp_path: Path) -> None:
+    config = profile(tmp_path, "train.master_weights=compute")
+    shape, _ = shape_of(config.model, OFFLINE)
+    old = find_card("t4")
+    assert old is not None
+    for suggestion in suggestions(config, shape, old, 15 * GIB, 1):
+        assert "train.precision=fp16" in suggestion.settings
+        assert suggestion.method != "full" or "train.master_weights=fp32" in suggestion.settings
+
+
+def test_suggestions_as_json_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(ROOT / "profiles/llm-4090.yaml"), "--suggest", "--gpu", "rtx-4090"]
+    assert main([*words, "--gpus", "4", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["suggestions"][0]["method"] == "lora"
+    assert "add parallel.ranks_per_node=4" in printed["notes"][0]
+    assert main([*words, "--gpus", "2", "--price", "0.4"]) == 0
+    out = capsys.readouterr().out
+    assert " and $0.0" in out and "ranks_per_node" not in out
+    assert main([*words, "--png", "memory.png"]) == 2
+    assert "--png: it is of one plan" in capsys.readouterr().err
 
 
 def test_lines_mark_the_fastest(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def as_on_a_card() -> Iterator[None]:
 def _replacements() -> list[tuple[Any, str, Any]]:
     found: list[tuple[Any, str, Any]] = [
         (nn.Module, "_apply", _apply),
+        (Tensor, "__deepcopy__", _deep_copy),
         (functional, "scaled_dot_product_attention", _attention),
         (functional, "dropout", _dropout),
         (functional, "layer_norm", _in_fp32(functional.layer_norm)),
@@ -77,6 +78,16 @@ def _apply(self: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = 
     return self
 
 
+def _deep_copy(self: Tensor, memo: dict[int, Any]) -> Tensor:
+    """A copy with one storage; views of torch's own copy of a fake tensor have another one."""
+    if id(self) not in memo:
+        copied: Tensor = torch.empty_like(self.detach())
+        is_parameter = isinstance(self, nn.Parameter)
+        memo[id(self)] = nn.Parameter(copied, self.requires_grad) if is_parameter else copied
+    found: Tensor = memo[id(self)]
+    return found
+
+
 class _Kernel(torch.autograd.Function):
     """Fused attention over (rows, heads, length, head size): no scores, a log-sum for each head.
 
@@ -87,8 +98,10 @@ class _Kernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, is_flash: bool) -> Tensor:
         rows, heads, length, _ = query.shape
-        # Laid out by token, as the projection after it reads it.
-        output = query.new_empty(rows, length, heads, value.shape[-1]).transpose(1, 2)
+        # Flash keeps the queries' layout; the other lays it out by token, as it is read later.
+        output = torch.empty_like(query)
+        if not is_flash:
+            output = query.new_empty(rows, length, heads, value.shape[-1]).transpose(1, 2)
         padded = length if is_flash else -(-length // 32) * 32
         sums = query.new_empty(rows, heads, padded, dtype=torch.float32)
         ctx.save_for_backward(query, key, value, output, sums)

@@ -23,6 +23,26 @@ class _Multiplied(torch.autograd.Function):
         return gradient @ ctx.layer.dequantised(gradient.dtype), None
 
 
+class _MultipliedInInt8(torch.autograd.Function):
+    """The input is quantised for the product, the weight dequantised for the input's gradient.
+
+    bitsandbytes (0.50) keeps the input as an attribute of the node, which lives as long as the
+    loss: checkpointing, which drops saved tensors, does not see it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, layer: "QuantisedLinear") -> Tensor:
+        ctx.layer, ctx.inputs = layer, inputs
+        _rounded = torch.empty_like(inputs, dtype=torch.int8)
+        outputs = inputs.shape[:-1] + (layer.out_features,)
+        _sums = inputs.new_empty(outputs, dtype=torch.int32)
+        return inputs.new_empty(outputs, dtype=torch.float16).to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.layer.dequantised(gradient.dtype), None
+
+
 class QuantisedLinear(nn.Linear):
     """A layer that peft treats as linear, with half a byte or one byte a weight, and scales."""
 
@@ -33,7 +53,7 @@ class QuantisedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.compute, count = compute, linear.in_features * linear.out_features
-        is_nf4 = adapter.quantisation == "nf4"
+        self.is_nf4 = is_nf4 = adapter.quantisation == "nf4"
         packed = torch.empty(-(-count // 2) if is_nf4 else count, dtype=torch.uint8)
         self.weight = nn.Parameter(packed, requires_grad=False)
         blocks = -(-count // _NF4_BLOCK) if is_nf4 else linear.out_features
@@ -50,7 +70,10 @@ class QuantisedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """From (..., inputs) to (..., outputs), in the type of the input."""
-        product: Tensor = _Multiplied.apply(input.to(self.compute), self)
+        if self.is_nf4:
+            product: Tensor = _Multiplied.apply(input.to(self.compute), self)
+        else:
+            product = _MultipliedInInt8.apply(input, self)
         if self.bias is not None:
             product = product + self.bias.to(product.dtype)
         return product.to(input.dtype)

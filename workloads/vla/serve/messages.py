@@ -222,9 +222,10 @@ def _state(value: Any, name: str) -> np.ndarray:
     elif isinstance(value, list) and all(_is_number(item) for item in value):
         array = np.asarray(value, dtype=np.float64)
     else:
+        odd = [item for item in value if not _is_number(item)] if isinstance(value, list) else []
+        found = f"{str(odd[0])[:40]} in it" if odd else type(value).__name__
         raise UserError(
-            f"{name}: expected a list of numbers or an array in json-numpy, found "
-            f"{type(value).__name__}"
+            f"{name}: expected a list of numbers or an array in json-numpy, found {found}"
         )
     return array.astype(np.float64)
 
@@ -249,6 +250,12 @@ def _text(fields: Fields, name: str) -> str | None:
         return None
     if not isinstance(value, str) or len(value) > MOST_WORDS:
         raise UserError(f"{name}: expected a text of at most {MOST_WORDS} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{name}: expected whole characters, found half of one (a lone surrogate)"
+        ) from None
     return value
 
 

@@ -165,9 +165,10 @@ class Handler(BaseHTTPRequestHandler):
     @contextmanager
     def _body(self) -> Iterator[bytes]:
         """The request's body, counted in the server's memory limit."""
-        length = self.headers.get("Content-Length")
-        if length is None or not re.fullmatch("[0-9]{1,12}", length):
-            text = "expected a Content-Length; chunked bodies are not taken"
+        lengths = {*self.headers.get_all("Content-Length", ())}
+        length = lengths.pop() if len(lengths) == 1 else ""
+        if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,12}", length):
+            text = "expected one Content-Length; chunked bodies are not taken"
             raise Refused(HTTPStatus.LENGTH_REQUIRED, text)
         if int(length) > MOST_BYTES:
             raise Refused(

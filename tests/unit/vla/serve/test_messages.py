@@ -191,6 +191,8 @@ DEEP = b'{"image":' + b"[" * 200_000
         (JSON, b'{"instruction": "%s"}' % (b"a" * 2001), "at most 2000 characters"),
         (JSON, b'{"state": {"a": 1}}', "state: expected a list of numbers"),
         (JSON, b'{"proprio": [1, "2"]}', "proprio: expected a list of numbers"),
+        (JSON, b'{"state": [1, true]}', "found True in it"),
+        (JSON, rb'{"instruction": "go \ud83d"}', "instruction: expected whole characters"),
         (JSON, b'{"state": [1%s]}' % (b"0" * 400), "state: expected a list of numbers"),
         (JSON, b'{"state": [1%s]}' % (b"0" * 5000), "expected JSON"),
         (JSON, b'{"unnorm_key": ["a"]}', "unnorm_key: expected a text"),

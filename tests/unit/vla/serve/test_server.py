@@ -349,6 +349,14 @@ def test_an_address_that_is_none_gets_an_answer(served: Served, capsys: Any) -> 
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("head", [b"Content-Length: 3", b"Transfer-Encoding: chunked"])
+def test_a_body_whose_end_is_said_twice_is_refused(served: Served, head: bytes) -> None:
+    """What stands between client and server may see another end, and so another next request."""
+    with socket.create_connection(("127.0.0.1", served.server.server_port)) as odd:
+        odd.sendall(b"POST /act HTTP/1.1\r\nContent-Length: 2\r\n" + head + b"\r\n\r\n{}")
+        assert odd.recv(1 << 16).startswith(b"HTTP/1.1 411 ")
+
+
 def test_no_policy_is_served_without_statistics(tmp_path: Path) -> None:
     folder = policy_folder(tmp_path / "model")
     (folder / "dataset_statistics.json").write_text("{}")

@@ -1,5 +1,6 @@
 """Alerts on a run: one function for each kind."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -181,6 +182,14 @@ def _files(snapshot: Snapshot) -> Iterator[Alert]:
     if snapshot.damaged:
         lines = counted(snapshot.damaged, "line")
         yield Alert(f"{lines} of the run's .jsonl files cannot be read")
+    run = snapshot.run
+    kept = [
+        path.name
+        for path in (run.metrics, run.events, run.evaluations)
+        if path.exists() and not os.access(path, os.R_OK)
+    ]
+    if kept:
+        yield Alert(f"{', '.join(kept)}: not yours to read, so what is shown lacks them", bad=True)
     if not snapshot.has_settings:
         yield Alert("config.json cannot be read: the run's settings are missing here")
     if snapshot.newer_format is not None:

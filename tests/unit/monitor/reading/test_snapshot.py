@@ -218,12 +218,18 @@ def test_a_disk_that_a_checkpoint_would_fill_is_warned_of(
     assert "nearly full: 10.0 GiB free; a checkpoint takes 9.0 GiB" in warned(written)
 
 
-def test_damaged_and_missing_files_are_borne(written: Written) -> None:
+def test_damaged_and_missing_files_are_borne(
+    written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written.begun().losses([1.0])
     with written.run.metrics.open("a") as file:
         file.write('garbage\n{"step": "x", "loss": 1}\n{"step": 2, "loss": {"a": 1}}\n')
     (written.run.path / "manifest.json").write_text("[")
     assert "1 line of the run's .jsonl files cannot be read" in warned(written)
+    assert "not yours to read" not in warned(written)
+    # Whoever runs this as root may read everything.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "events.jsonl")
+    assert "events.jsonl: not yours to read" in warned(written)
     shutil.rmtree(written.run.path)
     assert look(written).step == 0
 

@@ -62,7 +62,7 @@ def main(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     for row in rows:
         if row.outcome == "refused":
             print(f"refused: {row.name} = {row.shown}: {row.text}")
-        elif row.outcome == "kept" and ("overwritten" in row.text or "left out" in row.text):
+        elif row.outcome == "kept" and re.search("overwritten|^left out|\\(left out", row.text):
             print(f"kept: {row.name} = {row.shown}: {row.text}")
     print(
         f"{args.config}: {counts['mapped']} fields mapped, {counts['kept']} kept for reference, "

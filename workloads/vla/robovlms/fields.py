@@ -408,6 +408,9 @@ RULES: Mapping[str, Rule] = {
     "trainer.max_steps": Maps("train.max_steps", _max_steps),
     "trainer.val_check_interval": Keeps("evaluation.every_steps says when"),
     "trainer.check_val_every_n_epoch": Keeps("evaluation.every_steps says when"),
+    "trainer.limit_train_batches": Refuses(
+        "epochs are not cut short; set train.max_steps", (None, 1.0)
+    ),
     "trainer.limit_val_batches": Keeps("evaluation.samples says how many"),
     "trainer.num_sanity_val_steps": _MORE_OF_LIGHTNING,
     "trainer.enable_checkpointing": _MORE_OF_LIGHTNING,

@@ -157,6 +157,7 @@ def test_silent_overwrites_are_reported(tmp_path: Path) -> None:
             "no tokens are added",
         ),
         ({"scheduler": "half-cosine"}, "scheduler", "half-cosine ends at min_lr_scale"),
+        ({"trainer__limit_train_batches": 1}, "trainer.limit_train_batches", "train.max_steps"),
         ({"train_dataset__few_shot": True}, "train_dataset.few_shot", "all annotated spans"),
         ({"use_hand_rgb": "no"}, "use_hand_rgb", "true or false"),
     ],
@@ -285,6 +286,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "0 refused" in printed and "never clipped" in printed
+    assert "kept: gradient_clip_val = 0: nothing was clipped" in printed
     assert yaml.safe_load(profile.read_text())["data"]["window"] == 16
     trained, _ = resolve(profile, {})
     assert (trained.window, trained.chunk, trained.action_head.kind) == (16, 10, "lstm")

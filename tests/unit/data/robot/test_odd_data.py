@@ -1,5 +1,6 @@
 """Datasets that recorders and people leave: each oddity is said, or refused with a sentence."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -94,6 +95,21 @@ def in_mode(mode: str) -> Callable[[Any, int], dict[str, Any]]:
 def test_images_that_are_not_plain_colour(tmp_path: Path, mode: str, words: str) -> None:
     v2(tmp_path, (6, 6), each=lambda episode: {"cell": in_mode(mode)} if episode else {})
     assert f"camera top has {words}" in said(open_dataset(tmp_path))
+
+
+def test_images_with_an_orientation_are_named(tmp_path: Path) -> None:
+    """They stay as they are stored, which LeRobot's own loader does otherwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+
+    def cell(camera: Any, t: int) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 48), (8 * t, 90, 200)).save(buffer, "PNG", exif=exif)
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    v2(tmp_path, (6, 6), each=lambda episode: {"cell": cell} if episode else {})
+    words = "camera top has images with an EXIF orientation, which is not applied"
+    assert words in said(open_dataset(tmp_path))
 
 
 def test_videos_that_are_grey(tmp_path: Path) -> None:

@@ -132,6 +132,19 @@ def test_int8_with_fsdp2_is_refused_with_the_reason(
     assert resolve(DEMO, {}, full)[0].adapter.method == "full"
 
 
+def test_whole_modules_beside_an_adapter_are_not_trained_in_fp16(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's loss scaler refuses fp16 gradients, and these modules have the base's type."""
+    monkeypatch.chdir(DEMO.parents[1])
+    words = ["adapter.method=lora", "adapter.modules_to_save=[lm_head]", "train.precision=fp16"]
+    for verb in ("check", "train"):
+        assert main([verb, "profiles/demo.yaml", *words]) == 2
+        assert "adapter.modules_to_save are trained in the base's" in capsys.readouterr().err
+    resolve(DEMO, {}, words[:2])
+    resolve(DEMO, {}, [words[0], words[2]])
+
+
 @pytest.mark.parametrize("profile", ["demo", "profiles/demo.yaml"])
 def test_settings_of_the_profile_itself_are_not_repeated(
     profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

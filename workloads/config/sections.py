@@ -362,6 +362,17 @@ class Profile(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _scales_its_gradients(self) -> "Profile":
+        adapter = self.adapter
+        if adapter.method != "full" and adapter.modules_to_save and self.train.precision == "fp16":
+            raise ValueError(
+                "adapter.modules_to_save are trained in the base's type, and fp16 gradients cannot "
+                "be unscaled in place, so that the first step fails; set train.precision=bf16 or "
+                "fp32, or leave them out"
+            )
+        return self
+
     def row_length(self, shape: "ModelShape") -> int:
         """Tokens of the longest row, which a plan counts every row as."""
         return _USUAL_LENGTH

@@ -225,6 +225,17 @@ def test_demonstrations_at_other_places(tmp_path: Path) -> None:
     assert [episode.name for episode in open_dataset(tmp_path)] == ["set/traj_0", "set/traj_1"]
 
 
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    with h5py.File(robomimic(tmp_path / "set.hdf5"), "a") as root:
+        root["data/demo_2/soft"] = h5py.SoftLink("/nowhere")
+        root["data/lost"] = h5py.ExternalLink("other.hdf5", "/data/demo_0")
+    dataset = open_dataset(tmp_path)
+    assert dataset.lengths.tolist() == [6, 6, 6] and "data/lost" not in dataset.unused
+    (damage,) = dataset.damage
+    assert damage.cause == "missing_file: data/lost links to what is not there"
+    assert damage.lost == 6
+
+
 @pytest.mark.parametrize(
     ("actions", "words"),
     [(np.float64(3), "actions holds one value"), (np.array([b"up"] * 6), "could not convert")],

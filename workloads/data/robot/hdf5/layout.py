@@ -40,7 +40,7 @@ class Camera:
 def demonstrations(file: Any) -> list[str]:
     """The groups of an open file that are demonstrations, in the order of their numbers."""
     if DEMONSTRATIONS in file and hasattr(file[DEMONSTRATIONS], "keys"):
-        names = [name for name, item in file[DEMONSTRATIONS].items() if hasattr(item, "keys")]
+        names = _groups(file[DEMONSTRATIONS])
         found = [path for name in names for path in _numbered(file, f"{DEMONSTRATIONS}/{name}")]
         return sorted(found, key=_by_numbers)
     return sorted(_numbered(file, "/"), key=_by_numbers)
@@ -48,16 +48,28 @@ def demonstrations(file: Any) -> list[str]:
 
 def _numbered(file: Any, path: str) -> list[str]:
     """The groups in a group that are numbered as demonstrations are; itself where none is."""
-    inner = [name for name, item in file[path].items() if hasattr(item, "keys")]
-    numbered = [name for name in inner if _NUMBERED.fullmatch(name)]
+    numbered = [name for name in _groups(file[path]) if _NUMBERED.fullmatch(name)]
     return [f"{path.rstrip('/')}/{name}".lstrip("/") for name in numbered] or [path]
+
+
+def _groups(group: Any) -> list[str]:
+    """The names of the groups in a group; a link may lead nowhere."""
+    return [name for name in group if hasattr(group.get(name), "keys")]
 
 
 def no_demonstrations(file: Any) -> list[str]:
     """What stands among the demonstrations of an open file and is none."""
     there = file.get(DEMONSTRATIONS)
-    items = there.items() if hasattr(there, "keys") else ()
-    return [f"{DEMONSTRATIONS}/{name}" for name, item in items if not hasattr(item, "keys")]
+    if not hasattr(there, "keys"):
+        return []
+    others = {*there} - {*_groups(there)} - {*lost_links(file)}
+    return [f"{DEMONSTRATIONS}/{name}" for name in there if name in others]
+
+
+def lost_links(file: Any) -> list[str]:
+    """The names among the demonstrations of an open file that link to what is not there."""
+    there = file.get(DEMONSTRATIONS)
+    return [name for name in there if there.get(name) is None] if hasattr(there, "keys") else []
 
 
 def _by_numbers(name: str) -> list[Any]:

@@ -100,6 +100,9 @@ class Hdf5(Dataset):
                     named = ", ".join(f"mask/{name}" for name in opened["mask"])
                     self.note(f"{named} list demonstrations of splits: those of all are used")
                 self.unused |= dict.fromkeys(layout.no_demonstrations(opened), "no demonstration")
+                for name in layout.lost_links(opened):
+                    cause = f"missing_file: data/{name} links to what is not there"
+                    lost.append(Damage(str(file), len(groups), None, cause))
                 for number, group in enumerate(groups):
                     try:
                         self.found.append(self._demonstration(file, opened, group))

@@ -157,7 +157,7 @@ class LeRobot(Dataset):
                 f"first is episode {mixed[0][0].index}: {mixed[0][1]}"
             )
         spoken = [
-            (entry, [text for text in rows.texts if text.strip()])
+            (entry, list(dict.fromkeys(text for text in rows.texts if text.strip())))
             for entry, rows in pairs
             if rows.which is None
         ]

@@ -13,13 +13,16 @@ restart together. Node 0 listens on the port after MASTER_PORT. One attempt:
       | -> result: how this node's part ended        |
       | <- verdict: how the job ended, or again      |   the worst of all; again: the next attempt
 
-A member that is lost, or sends what is no message, may reconnect within `peer_timeout`. A stranger,
-who does not know the secret, has no effect.
+A member that is lost, or sends what is no message, may reconnect within `peer_timeout`, and is then
+part of the next attempt: an attempt keeps to the connections that were told to start. What came over a
+connection before it was lost counts, so whoever waits asks first whether it is lost, and looks into
+the inbox after that. A stranger, who does not know the secret, has no effect.
 
 Where it does not go as above:
 
     a node does not come         node 0: verdict 75 to those that came, naming the missing ones
     a node has other settings    node 0: verdict 2 to all, before anything is started
+    a node cannot begin          its result, outside of an attempt too: the verdict is that
     a node is silent             node 0: result 75 in its name; again, while restarts are left
     node 0 is silent             members stop their ranks, then look for it again from the top
     a stop while nodes meet      the job ends as one that was stopped; no attempt begins

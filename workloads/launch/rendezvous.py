@@ -13,10 +13,10 @@ restart together. Node 0 listens on the port after MASTER_PORT. One attempt:
       | -> result: how this node's part ended        |
       | <- verdict: how the job ended, or again      |   the worst of all; again: the next attempt
 
-A member that is lost, or sends what is no message, may reconnect within `peer_timeout`, and is then
-part of the next attempt: an attempt keeps to the connections that were told to start. What came over a
-connection before it was lost counts, so whoever waits asks first whether it is lost, and looks into
-the inbox after that. A stranger, who does not know the secret, has no effect.
+A member that is lost, or sends what is no message, may reconnect within `peer_timeout`. It is then
+part of the next attempt: an attempt keeps to the connections that were told to start. What came
+over a connection before it was lost counts: whoever waits asks first whether it is lost, and looks
+into the inbox after that. A stranger, who does not know the secret, has no effect.
 
 Where it does not go as above:
 

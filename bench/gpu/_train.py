@@ -4,6 +4,7 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,9 @@ def train(
     report.runs.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=report.runs))
     data = prepared(packed, rows or rows_of(case, steps), folder)
-    place = "cpu" if from_disk else report.device
+    # What is read finds its own device: a quantised base is made on the GPU.
+    place: AbstractContextManager[Any]
+    place = nullcontext() if from_disk else torch.device(report.device)
     try:
         return _in_a_session(config, base, data, folder, place, look)
     finally:
@@ -164,17 +167,18 @@ def _in_a_session(
     base: Path,
     data: Prepared,
     folder: Path,
-    place: str,
+    place: AbstractContextManager[Any],
     look: Callable[[Any], None],
 ) -> Trained:
     """What nothing holds after it has returned: model, trainer, optimizer.
 
-    place: the device that the model is made on.
+    place: the context that the model is made in.
     """
     tokenizer = AutoTokenizer.from_pretrained(base)
     with rank_session(folder) as session:
-        with torch.device(place):
+        with place:
             model = load_model(find_base(config.model, print), config, print)
+        free()  # what drawing it needed
         trainer = build_trainer(config, session, model, tokenizer, data)
         clock, count = Clock(), Count(Collate(tokenizer.pad_token_id))
         trainer.data_collator = count

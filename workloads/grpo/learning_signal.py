@@ -66,7 +66,8 @@ class LearningSignal:
         numbers = {
             name: float(value) for name, value in row.items() if isinstance(value, int | float)
         }
-        if "reward" not in numbers:
+        # Every row counts as train.log_every steps, which the first one alone is not.
+        if "reward" not in numbers or step % self._config.train.log_every:
             return
         self._rows.append(numbers)
         now = {sign.name: sign for check in CHECKS if (sign := check(self._rows, self._config))}

@@ -1,5 +1,6 @@
 """Signs that a run cannot learn; case G-F2."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +79,16 @@ def test_rows_that_are_means_over_steps_count_as_these() -> None:
     often = {"train": {"log_every": 2}}
     assert names(rows(1, frac_reward_zero_std=1.0), **often) == []
     assert names(rows(2, frac_reward_zero_std=1.0), **often) == ["no spread"]
+
+
+def test_the_row_of_the_first_step_alone_does_not_count_as_several() -> None:
+    told: list[str] = []
+    session: Any = SimpleNamespace(report=told.append, event=lambda *_, **__: None)
+    signal = signs.LearningSignal(config(train={"log_every": 2}), session)
+    for step in (1, 2, 4):
+        signal.take(step, {"reward": 0.0, "frac_reward_zero_std": 1.0})
+        assert len(told) == (step == 4)
+    assert told[0].startswith("step 4: this run may not learn: in the last 4 steps no group")
 
 
 def test_rewards_that_weigh_less_than_nothing_were_not_all_earned() -> None:

@@ -28,10 +28,10 @@ STANDS_FOR = {
     "flash": "flash_attention_2",
     "libcuda.so.1": "CUDA driver",
 }
-# What declares options of a command names libraries and asks for none; so do the schema's checks,
-# and what acts on fake tensors needs no card.
+# What declares options of a command names libraries and asks for none; so do the schema's checks
+# and the planner's, and what acts on fake tensors needs no card.
 OPTIONS = ("add_arguments", "add_engine")
-WITHOUT_GPU = re.compile(r"workloads/(\w+/)?config(\.py|/)|workloads/engine/fake_step/")
+WITHOUT_GPU = re.compile(r"workloads/((\w+/)?config(\.py|/)|engine/fake_step/|plan/)")
 ROW = re.compile(r"^\| `(workloads/\S+)` `(\w+)` \| ([^|]+) \| `(tests/[^`:]+)::(\w+)` \|$", re.M)
 # These run the function in a process of its own, which is not followed.
 APART = ("test_a_rank_alone_on_a_gpu_agrees_with_itself",)

@@ -41,3 +41,5 @@ was_asked_to_stop() { grep -qsw -- "$1" .cache/stopping .cache/stopped; }
 # The caller, also behind sudo: files that a run writes belong to them.
 caller_uid() { printf '%s' "${SUDO_UID:-$(id -u)}"; }
 caller_gid() { printf '%s' "${SUDO_GID:-$(id -g)}"; }
+# own PATH…: give what root has made to whoever called sudo.
+own() { [[ $(id -u) != 0 ]] || chown "$(caller_uid):$(caller_gid)" "$@"; }

@@ -23,7 +23,7 @@ if [[ $RUNTIME == docker ]]; then check_docker; fi
 host check-folders "${folders[@]}"
 say "2/4 folders: ${folders[*]}"
 mkdir -p "${folders[@]}" "$TATARA_CACHE/home"
-if [[ $(id -u) == 0 ]]; then chown "$(caller_uid):$(caller_gid)" "${folders[@]}" "$TATARA_CACHE/home"; fi
+own "${folders[@]}" "$TATARA_CACHE/home"
 say "3/4 .env, for you alone to read"
 host set-up
 if [[ $RUNTIME == docker ]]; then

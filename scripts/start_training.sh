@@ -44,6 +44,7 @@ choose_runtime
 host check-folders .cache
 mkdir -p .cache
 exec 9>.cache/starting.lock
+own .cache .cache/starting.lock
 flock --nonblock 9 || fail "another start of this checkout is under way; wait until its training has begun"
 like=${like:-$profile}
 services "$like" >/dev/null

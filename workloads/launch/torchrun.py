@@ -40,7 +40,7 @@ def _explains(failure: "ProcessFailure") -> tuple[bool, bool, float]:
     """Sort key: the cause before its consequences.
 
     What torchrun saw at one look has one time, in whole seconds. A rank that a signal ended is the
-    cause then: its peers lost it, or NCCL's watchdog aborted them. torchrun's own signals come later.
+    cause then: its peers lost it, or NCCL aborted them. torchrun's own signals come later.
     """
     code = failure.exitcode
     return code >= 0, code == -signal.SIGABRT, failure.timestamp
